@@ -1,0 +1,134 @@
+"""One process or several: ranks, devices, and the few collectives the drivers need.
+
+`torchrun` sets the environment; without it there is one rank. Between ranks travel tensors and JSON,
+never pickles. Rank 0 decides what all do; the others are told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. ``device`` is where its model lives."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def start(no_cuda: bool) -> World:
+    """Join the process group torchrun describes: nccl on GPUs, gloo on the CPU."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    use_cuda = torch.cuda.is_available() and not no_cuda
+    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    if size > 1:
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    return World(rank, size, device)
+
+
+def stop(world: World) -> None:
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def device_names(world: World) -> list[str]:
+    if world.device.type == "cuda":
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [f"cpu ({torch.get_num_threads()} threads)"]
+
+
+def barrier(world: World) -> None:
+    if world.size > 1:
+        dist.barrier()
+
+
+def broadcast_json(world: World, value: Any = None) -> Any:
+    """Rank 0's JSON value on every rank; the others' argument is not looked at."""
+    if world.size == 1:
+        return value
+    text = json.dumps(value).encode() if world.is_first else b""
+    length = torch.tensor([len(text)], device=world.device)
+    dist.broadcast(length, 0)
+    buffer = torch.zeros(int(length), dtype=torch.uint8, device=world.device)
+    if world.is_first:
+        buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+    dist.broadcast(buffer, 0)
+    return json.loads(bytes(buffer.cpu().numpy()))
+
+
+def gather_rows(world: World, rows_RX: np.ndarray) -> list[np.ndarray]:
+    """Every rank's array (first dimensions may differ), in rank order, on every rank."""
+    if world.size == 1:
+        return [rows_RX]
+    count = torch.tensor([len(rows_RX)], device=world.device)
+    counts = [torch.zeros_like(count) for _ in range(world.size)]
+    dist.all_gather(counts, count)
+    lengths = [int(c) for c in counts]
+    padded = torch.zeros((max(lengths), *rows_RX.shape[1:]), dtype=torch.from_numpy(rows_RX[:0]).dtype)
+    padded[: len(rows_RX)] = torch.from_numpy(np.ascontiguousarray(rows_RX))
+    padded = padded.to(world.device)
+    gathered = [torch.empty_like(padded) for _ in range(world.size)]
+    dist.all_gather(gathered, padded)
+    return [part[:length].cpu().numpy() for part, length in zip(gathered, lengths, strict=True)]
+
+
+def mean_over_ranks(world: World, value: float) -> float:
+    if world.size == 1:
+        return value
+    total = torch.tensor([value], dtype=torch.float64, device=world.device)
+    dist.all_reduce(total)
+    return float(total) / world.size
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """All ranks' rows, concatenated; the gradient of a row goes back to the rank it came from."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_RX: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:
+        ctx.counts, ctx.rank = list(counts), rank
+        padded = rows_RX.new_zeros((max(counts), *rows_RX.shape[1:]))
+        padded[: len(rows_RX)] = rows_RX
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        start = sum(ctx.counts[: ctx.rank])
+        return total[start : start + ctx.counts[ctx.rank]], None, None
+
+
+def gather_with_gradient(rows_RX: torch.Tensor) -> torch.Tensor:
+    """Concatenation of all ranks' rows, through which gradients flow; the identity on one rank.
+
+    With the loss of a rank averaged over its own rows and gradients averaged over ranks
+    (DistributedDataParallel), the result is the gradient of one process with the whole batch.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows_RX
+    count = torch.tensor([len(rows_RX)], device=rows_RX.device)
+    counts = [torch.zeros_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    return _GatherWithGradient.apply(rows_RX, [int(c) for c in counts], dist.get_rank())

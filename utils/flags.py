@@ -1,0 +1,223 @@
+"""Every flag, declared once, and the parser that all programs share.
+
+A program's flags are one frozen dataclass put together from the groups below, so that
+``--learning_rate`` means the same and has the same default wherever it appears. The names are
+ANCE's; ``tests/test_flags.py`` holds them against the list of all flags of ANCE and its fork.
+Importing this module must stay cheap: ``--help`` and a mistyped flag answer before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from dataclasses import MISSING, dataclass
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast
+
+from transformers.hf_argparser import HfArgumentParser
+
+from utils.errors import UserError
+
+# Flags of programs that are not part of this project yet, or that cannot mean anything here.
+# A command line that uses one fails with the line that says what to write instead.
+REFUSED = {
+    **dict.fromkeys(
+        ("question_dir", "wiki_dir", "answer_dir", "passage_path", "test_qa_path", "trivia_test_qa_path", "num_epoch"),
+        "belongs to ANCE's OpenQA (DPR) programs, which are not here yet; leave it out",
+    ),
+}
+
+
+def flag(default: Any = MISSING, help: str = "", **extra: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%"), **extra})
+
+
+def tristate(help: str) -> Any:
+    """A boolean that also knows "not given": ``--x`` and ``--x true`` are True, ``--x false`` is False."""
+    return flag(None, help, nargs="?", const=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramFlags:
+    dry_run: bool = flag(False, "parse, resolve and check what can be checked, print the flags as JSON, and exit")
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {}  # where a program's default differs from the group's
+    IGNORED: ClassVar[dict[str, str]] = {}  # accepted for old command lines without effect, and why; any group has one
+
+
+Flags = TypeVar("Flags", bound=ProgramFlags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedFlags:
+    seed: int = flag(42, "seed of every random choice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFlags:
+    """How long a text may be. ANCE's msmarco_data and all its drivers."""
+
+    max_seq_length: int = flag(128, "tokens kept of a passage")
+    max_query_length: int = flag(64, "tokens kept of a query")
+    max_doc_character: int = flag(10000, "characters kept of a document before tokenizing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessedFlags(TextFlags):
+    data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data")
+    cache_dir: str = flag("", "ignored: the token cache is memory-mapped from --data_dir")
+
+    IGNORED: ClassVar[dict[str, str]] = {
+        "cache_dir": "the token cache is memory-mapped from --data_dir",
+        "max_doc_character": "data.msmarco_data has cut the documents already",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTypeFlags:
+    model_type: str = flag(help="rdot_nll (RoBERTa and ANCE's head) or static", aliases=["--train_model_type"])
+    config_name: str = flag("", "config file or directory, where it is not the model's own")
+    tokenizer_name: str = flag("", "tokenizer directory, where it is not the model's own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags(ModelTypeFlags):
+    model_name_or_path: str = flag(
+        "", "directory (or hub name) to start from; leave it out to start from random weights of --config_name"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeFlags:
+    per_gpu_eval_batch_size: int = flag(
+        128, "texts of --max_seq_length tokens that an encoding batch may hold; shorter texts make larger batches"
+    )
+    no_cuda: bool = flag(False, "stay on the CPU even where there is a GPU")
+    fp16: bool = flag(False, "autocast to float16 (training: with loss scaling)")
+    bf16: bool = flag(False, "autocast to bfloat16")
+    fp16_opt_level: str = flag("O1", "apex's word: O0 is float32, O1 is autocast; O2 and O3 are refused")
+    local_rank: int = flag(-1, "ignored: torchrun sets it in the environment")
+    server_ip: str = flag("", "ignored: start with python -m debugpy instead")
+    server_port: str = flag("", "ignored: start with python -m debugpy instead")
+
+    IGNORED: ClassVar[dict[str, str]] = {
+        "server_ip": "for remote debugging start with python -m debugpy",
+        "server_port": "for remote debugging start with python -m debugpy",
+        "local_rank": "torchrun says it in the environment: torchrun --nproc_per_node N -m drivers.PROGRAM",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFlags(SeedFlags, ComputeFlags):
+    output_dir: str = flag(help="where checkpoints and logs are written")
+    task_name: str = flag("msmarco", "ignored: --data_dir decides the task")
+    do_lower_case: bool = flag(False, "ignored: the tokenizer's own files decide")
+    log_dir: str = flag("", "TensorBoard directory; default OUTPUT_DIR/tensorboard")
+    optimizer: Literal["lamb", "adamW", "apex_fused_lamb"] = flag("lamb", "optimiser")
+    learning_rate: float = flag(5e-5, "peak learning rate")
+    weight_decay: float = flag(0.0, "weight decay")
+    adam_epsilon: float = flag(1e-8, "epsilon of Adam and LAMB")
+    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm; 0 leaves them")
+    max_steps: int = flag(1_000_000, "optimiser steps to train")
+    warmup_steps: int = flag(0, "steps of linear learning-rate warmup")
+    per_gpu_train_batch_size: int = flag(8, "triples (run_ann) or queries (run_warmup) per process and micro-batch")
+    gradient_accumulation_steps: int = flag(1, "micro-batches per optimiser step")
+    logging_steps: int = flag(500, "steps between log lines")
+    save_steps: int = flag(500, "steps between checkpoints")
+    load_optimizer_scheduler: bool = flag(False, "go on with the optimiser and schedule stored beside the checkpoint")
+    overwrite_output_dir: bool = flag(False, "start in a directory that already holds checkpoints, adding to them")
+    loss: Literal["pairwise", "in_batch"] = flag(
+        "pairwise", "pairwise: ANCE's NLL of one positive and one negative; in_batch: softmax over the whole batch"
+    )
+
+    IGNORED: ClassVar[dict[str, str]] = {
+        "task_name": "--data_dir decides the task",
+        "do_lower_case": "the tokenizer's own files decide",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshFlags:
+    """Which checkpoint a refresh is made from; trainer and generator must be given the same."""
+
+    refresh_mode: Literal["async", "lockstep"] = flag(
+        "async", "async: the newest wins (ANCE); lockstep: refresh N is made from step N*steps_per_refresh"
+    )
+    steps_per_refresh: int = flag(0, "lockstep: trainer steps between two refreshes")
+    refresh_lag: Literal[0, 1] = flag(0, "lockstep: 0 the trainer waits for each refresh, 1 both work at once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFlags:
+    search_backend: Literal["auto", "faiss", "torch"] = flag("auto", "auto: faiss where installed, else torch")
+    faiss_index: str = flag("Flat", "faiss index_factory string; Flat is exact")
+    nprobe: int = flag(0, "cells visited by an IVF index; 0 keeps the index's own")
+
+
+class Parser(HfArgumentParser):
+    """HfArgumentParser that refuses abbreviations and answers a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def parse_flags(flags_class: type[Flags], program: str, argv: list[str] | None = None) -> Flags:
+    """Parse a command line into ``flags_class``; one warning line for each flag given without effect.
+
+    Exits with code 2 and one line where a flag is unknown, refused, missing or not of its type.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    doc = (flags_class.__doc__ or "").strip()
+    parser = Parser(cast(Any, flags_class), prog=program, description=doc, allow_abbrev=False)
+    parser.set_defaults(**flags_class.DEFAULTS)
+    own = {f.name for f in dataclasses.fields(flags_class)}
+    given = [word.split("=", 1)[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")]
+    for name in given:
+        if name in REFUSED and name not in own:
+            parser.error(f"--{name} {REFUSED[name]}")
+    flags, unknown = parser.parse_args_into_dataclasses(
+        args=argv, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=1)
+        parser.error(f"unknown flag {unknown[0]}" + (f"; did you mean {close[0]}?" if close else "; --help lists them"))
+    check_launcher(parser, flags)
+    warn_of_ignored(flags_class, program, given)
+    return flags
+
+
+def check_launcher(parser: Parser, flags: Any) -> None:
+    """A --local_rank without torchrun's environment would train as many separate models as there are processes."""
+    if getattr(flags, "local_rank", -1) >= 0 and "WORLD_SIZE" not in os.environ:
+        parser.error(
+            f"--local_rank {flags.local_rank} without a launcher's environment; start several processes with "
+            f"torchrun --nproc_per_node N -m drivers.{parser.prog}, one with python -m drivers.{parser.prog}"
+        )
+
+
+def warn_of_ignored(flags_class: type[Any], program: str, given: list[str]) -> None:
+    reasons: dict[str, str] = {}
+    for group in reversed(flags_class.__mro__):
+        reasons.update(getattr(group, "IGNORED", {}))
+    for name in dict.fromkeys(given):
+        if name in reasons:
+            sys.stderr.write(f"{program}: warning: --{name} has no effect here: {reasons[name]}\n")
+
+
+def flags_json(flags: Any, **resolved: Any) -> str:
+    """One JSON object: the flags as resolved, and what was derived from them."""
+    return json.dumps({**dataclasses.asdict(flags), **resolved}, default=str)
+
+
+def check_positive(flags: Any, *names: str) -> None:
+    """Raise UserError for the first of the named flags that is not above zero."""
+    for name in names:
+        if getattr(flags, name) <= 0:
+            raise UserError(f"--{name} is {getattr(flags, name)}, expected a number above 0")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"--{name} is {value!r}, expected one of {', '.join(choices)}")

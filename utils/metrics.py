@@ -1,0 +1,81 @@
+"""Retrieval metrics over *all* queries of the qrels; a query that got no answer counts as zero.
+
+The measures are pytrec_eval's. It breaks ties by document name, which depends on how passages are
+called; here the order of the given list is the ranking, and scores descend with the position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+
+METRICS = ("ndcg@10", "mrr@10", "map@10", "recall@20", "recall@100", "recall@1000", "hole_rate@10")
+QUERIES_PER_BLOCK = 512  # pytrec_eval wants dicts; blocks keep them small
+
+
+def per_query_metrics(
+    qrels: Mapping[int, Mapping[int, int]], queries_Q: np.ndarray, passages_QK: np.ndarray
+) -> dict[int, dict[str, float]]:
+    """Metrics of each query that was answered and judged.
+
+    ``qrels[query][passage]`` is a relevance (1 and above is relevant), ``passages_QK`` int64 holds the
+    ranking of ``queries_Q[i]`` in row i, best first, -1 after the end of a short list. A query of
+    ``queries_Q`` without judgements is left out.
+    """
+    import pytrec_eval
+
+    rows: dict[int, dict[str, float]] = {}
+    judged = [i for i, query in enumerate(queries_Q.tolist()) if query in qrels]
+    for start in range(0, len(judged), QUERIES_PER_BLOCK):
+        block = judged[start : start + QUERIES_PER_BLOCK]
+        run, judgements = {}, {}
+        for i in block:
+            query = int(queries_Q[i])
+            ranking = [p for p in passages_QK[i].tolist() if p >= 0]
+            run[str(query)] = {str(p): float(-rank) for rank, p in enumerate(ranking)}
+            judgements[str(query)] = {str(p): int(r) for p, r in qrels[query].items()}
+            rows[query] = {"hole_rate@10": hole_rate(ranking[:10], qrels[query])}
+        evaluator = pytrec_eval.RelevanceEvaluator(judgements, {"ndcg_cut.10", "map_cut.10", "recip_rank", "recall"})
+        for name, values in evaluator.evaluate(run).items():
+            rows[int(name)].update(renamed(values))
+    return rows
+
+
+def renamed(values: Mapping[str, float]) -> dict[str, float]:
+    """trec_eval's names to ours; a reciprocal rank below 1/10 is outside the ten."""
+    reciprocal = values["recip_rank"]
+    return {
+        "ndcg@10": values["ndcg_cut_10"],
+        "mrr@10": reciprocal if reciprocal > 1 / 10.5 else 0.0,
+        "map@10": values["map_cut_10"],
+        **{f"recall@{k}": values[f"recall_{k}"] for k in (20, 100, 1000)},
+    }
+
+
+def hole_rate(top: list[int], judged: Mapping[int, int]) -> float:
+    """Share of the returned passages nobody has judged (ANCE's evaluation notebook)."""
+    return sum(p not in judged for p in top) / len(top) if top else 0.0
+
+
+def evaluate(
+    qrels: Mapping[int, Mapping[int, int]], queries_Q: np.ndarray, passages_QK: np.ndarray
+) -> dict[str, float]:
+    """Mean of each of METRICS over all queries of ``qrels``; see `per_query_metrics` for the arguments.
+
+    Raises UserError where the qrels are empty.
+    """
+    if not qrels:
+        raise UserError("the qrels name no query, expected at least one; check the split's qrels file")
+    rows = per_query_metrics(qrels, queries_Q, passages_QK)
+    return {name: sum(row.get(name, 0.0) for row in rows.values()) / len(qrels) for name in METRICS}
+
+
+def metrics_record(
+    metrics: Mapping[str, float], queries: int, model: str, step: int | None, seconds: float
+) -> dict[str, Any]:
+    """The contents of every metrics.json."""
+    return {"metrics": dict(metrics), "queries": queries, "model": model, "step": step, "seconds": round(seconds, 3)}

@@ -1,0 +1,79 @@
+"""TREC run files: ``qid Q0 pid rank score tag``, and MS MARCO's top1000 files, in original ids."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.exchange import staging_path
+
+
+def write_run(
+    path: Path,
+    query_ids_Q: Sequence[str],
+    passage_ids: Sequence[str],
+    passages_QK: np.ndarray,
+    scores_QK: np.ndarray,
+    tag: str,
+) -> None:
+    """Write the lists whole or not at all. ``passages_QK`` indexes ``passage_ids``, -1 after a list's end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with staging_path(path.parent, path.name) as staged:
+        with staged.open("w", encoding="utf-8") as file:
+            for query_id, passages_K, scores_K in zip(query_ids_Q, passages_QK, scores_QK, strict=True):
+                for rank, (passage, score) in enumerate(zip(passages_K.tolist(), scores_K.tolist(), strict=True), 1):
+                    if passage < 0:
+                        break
+                    file.write(f"{query_id} Q0 {passage_ids[passage]} {rank} {score:.9g} {tag}\n")
+        staged.replace(path)
+
+
+def read_candidates(path: Path, query_ids_Q: Sequence[str], passage_ids: Sequence[str]) -> np.ndarray:
+    """Lists to rerank, as passages_QK int64 in file order, -1 after a list's end.
+
+    Reads a TREC run (blanks) or MS MARCO's top1000 (tabs: qid, pid, query, passage), plain or gzipped.
+    Lines of other queries are passed over, and so is a passage that its list holds already. UserError
+    names the line that is of neither form or not UTF-8 or whose passage is not in the collection, a
+    damaged gzip file, and a file in which no wanted query occurs.
+    """
+    query_row = {query_id: row for row, query_id in enumerate(query_ids_Q)}
+    passage_row = {passage_id: row for row, passage_id in enumerate(passage_ids)}
+    lists: list[dict[int, None]] = [{} for _ in query_ids_Q]
+    for number, words in split_lines(path):
+        if len(words) not in (4, 6):
+            raise UserError(f"{path}:{number}: {len(words)} columns, expected a TREC run's 6 or top1000's 4")
+        passage_id = words[2] if len(words) == 6 else words[1]
+        query = query_row.get(words[0])
+        if query is None:
+            continue
+        passage = passage_row.get(passage_id)
+        if passage is None:
+            raise UserError(f"{path}:{number}: passage {passage_id} is not in the collection; give its own run file")
+        lists[query][passage] = None
+    if not any(lists):
+        raise UserError(f"{path} names none of the {len(query_row)} queries; give a run over this split")
+    passages_QK = np.full((len(lists), max(map(len, lists))), -1, np.int64)
+    for row, passages in enumerate(lists):
+        passages_QK[row, : len(passages)] = list(passages)
+    return passages_QK
+
+
+def split_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and words of each line: parted by tabs where it has any, else by blanks."""
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                text = line.decode("utf-8").rstrip("\r\n")
+                yield number, text.split("\t") if "\t" in text else text.split()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}:{number}: not UTF-8, expected text; convert it, or fetch the file again") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} is not a whole gzip file ({error}, after line {number}); fetch or compress it again"
+        ) from None
