@@ -1,0 +1,177 @@
+"""A smaller collection out of a raw one, in the same format, that keeps the positives of the queries it keeps.
+
+    python -m data.create_subset --data_dir RAW --out_data_dir RAW10 --data_type 1 --fraction 0.1 --seed 42
+
+Kept are a fraction of the judged train queries with every passage judged for them, the dev queries, dev qrels and
+their passages whole, and a fraction of all other passages. Whether an id is kept depends on the seed and the id alone,
+not on the order of a file, and what a fraction keeps, a larger one keeps too. The passages are streamed: what is held
+is the qrels, and eight bytes per passage to find a repeated id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from data.judgements import Judgements, check_known, read_judgements
+from data.raw_files import RAW_NAMES, SPLITS, RawCollection, Split, estimate_lines, find_collection, read_records
+from data.staging import check_can_write, publish, staged_directory
+from utils.errors import UserError, run_program
+from utils.exchange import write_json
+from utils.flags import ProgramFlags, SeedFlags, flag, flags_json, parse_flags
+from utils.run_log import Progress, say
+
+RECORD = "subset.json"
+NOT_CARRIED_OVER = ("triples.train.small.tsv", "top1000.dev")
+HASH_BYTES = 8
+PROGRESS_EVERY = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetFlags(SeedFlags, ProgramFlags):
+    """Take a seeded fraction of a raw MS MARCO collection, with every positive of the queries kept."""
+
+    data_dir: str = flag(help="directory of the raw files, plain or gzipped, under MS MARCO's names")
+    out_data_dir: str = flag(help="directory for the subset, under the same names, not gzipped")
+    fraction: float = flag(help="share of the train queries and of the unjudged passages to keep, above 0, at most 1")
+    data_type: int = flag(0, "0: documents, 1: passages")
+    allow_missing: bool = flag(False, "go on where over one in a hundred qrels names an unknown query or passage")
+
+
+def is_kept(kind: str, text_id: str, seed: int, fraction: float) -> bool:
+    """Whether a seeded hash of the id, uniform in [0, 1), is below ``fraction``."""
+    key = f"{kind} {seed}".encode()
+    digest = hashlib.blake2b(text_id.encode(), digest_size=HASH_BYTES, key=key).digest()
+    return int.from_bytes(digest) < fraction * 2 ** (8 * HASH_BYTES)
+
+
+@dataclass(frozen=True)
+class SplitSubset:
+    """What of one split goes into the subset, and how many records of its files that is."""
+
+    kept: Judgements
+    counts: dict[str, dict[str, int]]
+
+
+def kept_and_dropped(kept: int, total: int) -> dict[str, int]:
+    return {"kept": kept, "dropped": total - kept}
+
+
+def open_new(path: Path) -> TextIO:
+    return path.open("w", encoding="utf-8", newline="\n", buffering=1 << 20)
+
+
+def write_split(raw: RawCollection, split: Split, staged: Path, flags: SubsetFlags) -> SplitSubset:
+    """Write the queries and qrels of a split: dev whole, of train the chosen queries that are judged.
+
+    UserError where over 1% of the qrels name an unknown query, or no query is left.
+    """
+    judgements, _ = read_judgements(raw.qrels[split])
+    judged = {query_id for query_id, _ in judgements}
+    unseen, written, total = set(judged), set(), 0
+    names = RAW_NAMES[raw.data_type]
+    with open_new(staged / names.queries[split]) as file:
+        for query_id, text in read_records(raw.queries[split], 2):
+            total += 1
+            unseen.discard(query_id)
+            if split == "dev" or (query_id in judged and is_kept("query", query_id, flags.seed, flags.fraction)):
+                written.add(query_id)
+                file.write(f"{query_id}\t{text}\n")
+    check_all_known(raw.qrels[split], judgements, "query", [q for q, _ in judgements if q in unseen], flags)
+    kept = {pair: relevance for pair, relevance in judgements.items() if split == "dev" or pair[0] in written}
+    with open_new(staged / names.qrels[split]) as file:
+        file.writelines(f"{query}\t0\t{passage}\t{relevance}\n" for (query, passage), relevance in kept.items())
+    if not kept:
+        raise UserError(
+            f"{raw.queries[split]}: no judged query is among the {flags.fraction:g} kept of {len(judged)}; "
+            "raise --fraction, or take another --seed"
+        )
+    counts = {
+        names.queries[split]: kept_and_dropped(len(written), total),
+        names.qrels[split]: kept_and_dropped(len(kept), len(judgements)),
+    }
+    return SplitSubset(kept, counts)
+
+
+def write_passages(raw: RawCollection, staged: Path, judged: set[str], flags: SubsetFlags) -> tuple[dict, set[str]]:
+    """Copy the passages in ``judged`` and a fraction of the others; the counts, and those of ``judged`` not found."""
+    names = RAW_NAMES[raw.data_type]
+    missing, total, kept = set(judged), 0, 0
+    progress = Progress(estimate_lines(raw.passages), "passages")
+    with open_new(staged / names.passages) as file:
+        for total, record in enumerate(read_records(raw.passages, names.columns, check_repeats=False), 1):
+            if record[0] in judged:
+                missing.discard(record[0])
+            if record[0] in judged or is_kept("passage", record[0], flags.seed, flags.fraction):
+                kept += 1
+                file.write("\t".join(record) + "\n")
+            if total % PROGRESS_EVERY == 0:
+                progress.advance(PROGRESS_EVERY)
+    progress.close()
+    return {names.passages: kept_and_dropped(kept, total)}, missing
+
+
+def check_all_known(path: Path, judgements: Judgements, kind: str, unknown: list[str], flags: SubsetFlags) -> None:
+    """UserError where over 1% of the judgements name an unknown query or passage; say so where fewer do."""
+    if told := check_known(path, len(judgements), {kind: unknown}, flags.allow_missing):
+        say(told)
+
+
+def create_subset(raw: RawCollection, out_dir: Path, flags: SubsetFlags) -> dict[str, Any]:
+    """Write the subset whole or not at all; the account of it that goes into subset.json."""
+    with staged_directory(out_dir) as staged:
+        splits = {split: write_split(raw, split, staged, flags) for split in SPLITS}
+        judged = {passage_id for subset in splits.values() for _, passage_id in subset.kept}
+        files, missing = write_passages(raw, staged, judged, flags)
+        for split, subset in splits.items():
+            unknown = [passage_id for _, passage_id in subset.kept if passage_id in missing]
+            check_all_known(raw.qrels[split], subset.kept, "passage", unknown, flags)
+            files |= subset.counts
+        left = [
+            name for name in NOT_CARRIED_OVER if any((raw.passages.parent / n).exists() for n in (name, f"{name}.gz"))
+        ]
+        record = {
+            "fraction": flags.fraction,
+            "seed": flags.seed,
+            "data_type": flags.data_type,
+            "files": files,
+            "judged_passages": {"kept": len(judged) - len(missing), "not in the collection": len(missing)},
+            "not_carried_over": left,
+        }
+        write_json(staged / RECORD, record)
+        publish(staged, out_dir, [*files, RECORD])
+    return record
+
+
+def check_out_dir(raw: RawCollection, out_dir: Path) -> None:
+    """UserError where the subset would overwrite a collection, its own source above all, or cannot be written."""
+    names = RAW_NAMES[raw.data_type]
+    taken = [name for name in (RECORD, names.passages, f"{names.passages}.gz") if (out_dir / name).exists()]
+    if taken:
+        raise UserError(f"{out_dir} already holds {taken[0]}; remove it or choose another directory")
+    check_can_write(out_dir)
+
+
+def main() -> None:
+    """Parse, preflight, copy, and say what was kept."""
+    flags = parse_flags(SubsetFlags, "create_subset")
+    if not 0 < flags.fraction <= 1:
+        raise UserError(f"--fraction is {flags.fraction}, expected a number above 0 and at most 1")
+    raw, out_dir = find_collection(Path(flags.data_dir), flags.data_type), Path(flags.out_data_dir)
+    check_out_dir(raw, out_dir)
+    if flags.dry_run:
+        sys.stdout.write(flags_json(flags, files=[str(path) for path in raw.files()]) + "\n")
+        return
+    record = create_subset(raw, out_dir, flags)
+    for name, counts in record["files"].items():
+        say(f"{name}: kept {counts['kept']:,}, dropped {counts['dropped']:,}")
+    for name in record["not_carried_over"]:
+        say(f"{name}: not carried over, since it names passages that were dropped")
+    say(f"wrote {out_dir}, fraction {flags.fraction:g}, seed {flags.seed}")
+
+
+if __name__ == "__main__":
+    run_program("create_subset", main)

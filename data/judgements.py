@@ -1,0 +1,124 @@
+"""A split's queries and qrels on their way from the collection's own ids to offsets, and what is dropped on the way.
+
+Judged queries and the qrels are what preprocessing holds in memory: megabytes, where the passages are gigabytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.preprocessed import Qrels, qrel_name, query_name, sorted_qrels
+from data.raw_files import RawCollection, Split, read_qrels, read_queries
+from utils.errors import UserError
+from utils.run_log import say
+
+MOST_UNKNOWN = 0.01  # of the qrels' lines; more means that the files do not belong together
+
+Judgements = dict[tuple[str, str], int]  # (query_id, passage_id) -> relevance
+
+
+def read_judgements(path: Path) -> tuple[Judgements, int]:
+    """The judgements of a qrels file, and how many lines repeat another."""
+    judgements: Judgements = {}
+    lines = 0
+    for query_id, passage_id, relevance in read_qrels(path):
+        judgements[query_id, passage_id] = relevance
+        lines += 1
+    return judgements, lines - len(judgements)
+
+
+def read_judged_queries(path: Path, judgements: Judgements) -> tuple[dict[str, str], int]:
+    """{query_id: text} of the queries that are judged, in file order, and how many are not."""
+    judged = {query_id for query_id, _ in judgements}
+    queries: dict[str, str] = {}
+    dropped = 0
+    for query_id, text in read_queries(path):
+        if query_id in judged:
+            queries[query_id] = text
+        else:
+            dropped += 1
+    return queries, dropped
+
+
+def check_known(path: Path, judged: int, unknown: dict[str, list[str]], allow_missing: bool) -> str:
+    """A sentence on the qrels that name what is not there, "" where none does. UserError where over 1% do.
+
+    ``unknown`` has, by kind (query, passage), the id that each such qrel names; ``judged`` is the number of all qrels.
+    """
+    count = sum(map(len, unknown.values()))
+    if count == 0:
+        return ""
+    examples = ", ".join(f"{len(ids)} an unknown {kind} (as {ids[0]!r})" for kind, ids in unknown.items() if ids)
+    found = f"{path}: {count} of {judged} qrels ({count / judged:.2%}) name what is not there: {examples}"
+    if count > MOST_UNKNOWN * judged and not allow_missing:
+        raise UserError(f"{found}; expected at most 1%: take files of one collection, or pass --allow_missing")
+    return f"{found}; going on"
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """One split as text: its judgements and judged queries, {query_id: text} in file order."""
+
+    split: Split
+    judgements: Judgements
+    queries: dict[str, str]
+    unknown: list[str]  # for each judgement of a query that is not in the queries file, its id
+    dropped: dict[str, int]
+
+    def passage_ids(self) -> set[str]:
+        """The passages judged for the queries that are there."""
+        return {passage_id for query_id, passage_id in self.judgements if query_id in self.queries}
+
+
+@dataclass(frozen=True)
+class ResolvedSplit:
+    """One split as it is written: a query's offset is its place in ``queries``."""
+
+    split: Split
+    queries: dict[str, str]
+    qrels: Qrels
+    dropped: dict[str, int]
+
+
+def read_split(raw: RawCollection, split: Split, allow_missing: bool) -> SplitData:
+    """The judged queries of a split. UserError where its qrels do not fit its queries."""
+    judgements, repeated = read_judgements(raw.qrels[split])
+    queries, unjudged = read_judged_queries(raw.queries[split], judgements)
+    unknown = [query_id for query_id, _ in judgements if query_id not in queries]
+    check_known(raw.qrels[split], len(judgements), {"query": unknown}, allow_missing)
+    dropped = {
+        f"{qrel_name(split)} repeated": repeated,
+        f"{qrel_name(split)} of an unknown query": len(unknown),
+        f"{query_name(split)} without a qrel": unjudged,
+    }
+    return SplitData(split, judgements, queries, unknown, dropped)
+
+
+def resolve(path: Path, data: SplitData, offset_of: dict[str, int], allow_missing: bool) -> ResolvedSplit:
+    """The qrels of ``path``, read as ``data``, by offset, without the queries none of whose passages are known.
+
+    ``offset_of`` holds -1 for a passage that is not in the collection. UserError where too many are not, or all.
+    """
+    known = [(q, p, relevance) for (q, p), relevance in data.judgements.items() if q in data.queries]
+    missing = [passage_id for _, passage_id, _ in known if offset_of[passage_id] < 0]
+    unknown = {"query": data.unknown, "passage": missing}
+    if told := check_known(path, len(data.judgements), unknown, allow_missing):
+        say(told)
+    rows = [(query_id, offset_of[p], relevance) for query_id, p, relevance in known if offset_of[p] >= 0]
+    if not rows:
+        raise UserError(
+            f"{path}: none of its {len(data.judgements)} qrels is about this collection; take its own qrels"
+        )
+    answered = {query_id for query_id, _, _ in rows}
+    queries = {query_id: text for query_id, text in data.queries.items() if query_id in answered}
+    row_of = {query_id: row for row, query_id in enumerate(queries)}
+    qrels = sorted_qrels(np.array([(row_of[query_id], *rest) for query_id, *rest in rows], dtype=np.int64))
+    dropped = {
+        **data.dropped,
+        f"{qrel_name(data.split)} of an unknown passage": len(missing),
+        f"{query_name(data.split)} without a known passage": len(data.queries) - len(queries),
+    }
+    return ResolvedSplit(data.split, queries, qrels, dropped)

@@ -1,0 +1,181 @@
+"""The preprocessed directory as the drivers see it: token caches, qrels by offset, the manifest that vouches for them.
+
+``manifest.json`` is written last, so a directory that has one is complete. It says how long texts may be,
+which tokenizer made them, how many there are and what was dropped on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.raw_files import SPLITS, Split
+from data.token_cache import TokenCache, open_token_cache
+from data.tokenizing import tokenizer_files, tokenizer_fingerprint
+from utils.errors import UserError
+from utils.exchange import read_json
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PASSAGES = "passages"
+REQUIRED_KEYS = ("max_seq_length", "max_query_length", "pad_token_id", "tokenizer", "counts", "collection_fingerprint")
+
+
+def query_name(split: Split) -> str:
+    return f"{split}-query"
+
+
+def qrel_name(split: Split) -> str:
+    return f"{split}-qrel"
+
+
+@dataclass(frozen=True)
+class Qrels:
+    """R judgements by query and passage offset, all int64 [R], sorted by (query, passage)."""
+
+    query_R: np.ndarray
+    passage_R: np.ndarray
+    relevance_R: np.ndarray
+
+    def queries_with_positive(self) -> np.ndarray:
+        """The query offsets with a relevance of at least 1, sorted, each once."""
+        return np.unique(self.query_R[self.relevance_R >= 1])
+
+    def positives(self) -> tuple[np.ndarray, np.ndarray]:
+        """(query_P, passage_P) of a relevance of at least 1, sorted."""
+        positive_R = self.relevance_R >= 1
+        return self.query_R[positive_R], self.passage_R[positive_R]
+
+    def as_dict(self) -> dict[int, dict[int, int]]:
+        """{query: {passage: relevance}}"""
+        judged: dict[int, dict[int, int]] = {}
+        rows = zip(self.query_R.tolist(), self.passage_R.tolist(), self.relevance_R.tolist(), strict=True)
+        for query, passage, relevance in rows:
+            judged.setdefault(query, {})[passage] = relevance
+        return judged
+
+
+def sorted_qrels(rows_R3: np.ndarray) -> Qrels:
+    """Qrels from (query, passage, relevance) in any order."""
+    rows_R3 = rows_R3[np.lexsort((rows_R3[:, 1], rows_R3[:, 0]))]
+    return Qrels(*np.ascontiguousarray(rows_R3.T))
+
+
+def read_qrel_offsets(path: Path) -> Qrels:
+    """Read ``query_offset \\t passage_offset \\t relevance``. UserError where it is missing or holds anything else."""
+    try:
+        empty = path.stat().st_size == 0
+        rows_R3 = np.empty((0, 3), np.int64) if empty else np.loadtxt(path, np.int64, delimiter="\t", ndmin=2)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, expected the qrels by offset; run data.msmarco_data again") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}), expected three integers a line; preprocess again") from None
+    if rows_R3.shape[1] != 3:
+        raise UserError(f"{path} has {rows_R3.shape[1]} columns, expected 3 (query, passage, relevance)")
+    return sorted_qrels(rows_R3)
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """A complete preprocessed directory."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    passages: TokenCache
+
+    def queries(self, split: Split) -> TokenCache:
+        """UserError where the cache is damaged or not of the manifest's size."""
+        return self._open(query_name(split))
+
+    def qrels(self, split: Split) -> Qrels:
+        """UserError where the file is damaged, or names rows that are not there."""
+        name = qrel_name(split)
+        qrels = read_qrel_offsets(self.directory / f"{name}.tsv")
+        counts = self.manifest["counts"]
+        check_count(self.directory, name, len(qrels.query_R), counts)
+        for kind, offsets_R, key in (
+            ("query", qrels.query_R, query_name(split)),
+            ("passage", qrels.passage_R, PASSAGES),
+        ):
+            if offsets_R.size and not (offsets_R.min() >= 0 and offsets_R.max() < counts[key]):
+                raise UserError(
+                    f"{self.directory / name}.tsv: {kind} offsets {offsets_R.min()} to {offsets_R.max()}, "
+                    f"expected below {counts[key]}; run data.msmarco_data again"
+                )
+        return qrels
+
+    def _open(self, name: str) -> TokenCache:
+        cache = open_token_cache(self.directory, name)
+        check_count(self.directory, name, len(cache), self.manifest["counts"])
+        return cache
+
+    @property
+    def pad_token_id(self) -> int:
+        return int(self.manifest["pad_token_id"])
+
+
+def check_count(directory: Path, name: str, count: int, counts: dict[str, int]) -> None:
+    """UserError where the manifest's count of ``name`` is another."""
+    if counts.get(name) != count:
+        raise UserError(
+            f"{directory}: {name} has {count} rows, {MANIFEST} says {counts.get(name)}; "
+            "run data.msmarco_data again, into an empty directory"
+        )
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """UserError where there is none, or one that this version does not read."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{directory} has no {MANIFEST}, expected a preprocessed directory: if it is the raw one, "
+            "or preprocessing was stopped, run data.msmarco_data"
+        )
+    manifest = read_json(path)
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version}, expected {FORMAT_VERSION}; run data.msmarco_data again")
+    missing = [key for key in REQUIRED_KEYS if key not in manifest]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}: it is damaged; run data.msmarco_data again")
+    return manifest
+
+
+def open_preprocessed(directory: str | Path, max_seq_length: int, max_query_length: int) -> Preprocessed:
+    """Open a directory written by data.msmarco_data.
+
+    Raises UserError where it is not one, is damaged, or was cut at fewer tokens than asked for.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    for what, key, asked in (
+        ("passages", "max_seq_length", max_seq_length),
+        ("queries", "max_query_length", max_query_length),
+    ):
+        if asked > manifest[key]:
+            raise UserError(
+                f"{directory}: {what} were cut at {manifest[key]} tokens, --{key} is {asked}: "
+                f"pass --{key} {manifest[key]} or less, or preprocess again"
+            )
+    preprocessed = Preprocessed(directory, manifest, open_token_cache(directory, PASSAGES))
+    check_count(directory, PASSAGES, len(preprocessed.passages), manifest["counts"])
+    for split in SPLITS:
+        preprocessed.queries(split)
+    return preprocessed
+
+
+def check_tokenizer(preprocessed: Preprocessed, tokenizer_directory: str | Path) -> None:
+    """UserError where the tokenizer is not the one that the cache was made with."""
+    recorded = preprocessed.manifest["tokenizer"]
+    files = tokenizer_files(tokenizer_directory)
+    if files and files == recorded["files"]:
+        return
+    found = tokenizer_fingerprint(tokenizer_directory)
+    if found != recorded["fingerprint"]:
+        raise UserError(
+            f"the tokenizer of {tokenizer_directory} is {found[:12]}, {preprocessed.directory} was made with "
+            f"{recorded['fingerprint'][:12]}: take the model that fits, or preprocess again with this tokenizer"
+        )

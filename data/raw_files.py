@@ -1,0 +1,284 @@
+"""MS MARCO's raw files as they come: TSV or gzipped TSV, read line by line, with every fault named by file and line.
+
+Lines are read as bytes and decoded one at a time, so that the line of a bad byte is known and so that the
+line separators of Unicode, which occur inside MS MARCO's texts, stay inside them. Nothing is held but the
+line at hand and eight bytes per id, by which a repeated id is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+
+from utils.errors import UserError
+
+Split = Literal["train", "dev"]
+SPLITS: tuple[Split, ...] = ("train", "dev")
+DOCUMENTS, PASSAGES = 0, 1  # --data_type, as ANCE numbers them
+DOCUMENT_SEPARATOR = "<sep>"  # between url, title and body, as in ANCE's data/msmarco_data.py
+GZIP_MAGIC = b"\x1f\x8b"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+IDS_PER_CHECK = 65_536
+READ_BYTES = 1 << 20
+SAMPLE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class RawNames:
+    """What MS MARCO calls the files of one collection. ``columns`` is the number of columns of ``passages``."""
+
+    passages: str
+    columns: int
+    queries: dict[Split, str]
+    qrels: dict[Split, str]
+
+
+RAW_NAMES = {
+    DOCUMENTS: RawNames(
+        "msmarco-docs.tsv",
+        4,
+        {"train": "msmarco-doctrain-queries.tsv", "dev": "msmarco-docdev-queries.tsv"},
+        {"train": "msmarco-doctrain-qrels.tsv", "dev": "msmarco-docdev-qrels.tsv"},
+    ),
+    PASSAGES: RawNames(
+        "collection.tsv",
+        2,
+        {"train": "queries.train.tsv", "dev": "queries.dev.small.tsv"},
+        {"train": "qrels.train.tsv", "dev": "qrels.dev.small.tsv"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RawCollection:
+    """The files of a raw directory, found under their plain or gzipped names."""
+
+    data_type: int
+    passages: Path
+    queries: dict[Split, Path]
+    qrels: dict[Split, Path]
+
+    def files(self) -> list[Path]:
+        return [self.passages, *self.queries.values(), *self.qrels.values()]
+
+
+def find_raw(directory: Path, *names: str) -> Path:
+    """The first of ``names``, or of ``names`` with ``.gz``, that is in ``directory``.
+
+    Raises UserError naming the directory and all that was looked for.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory, expected the one that holds {names[0]}")
+    for name in names:
+        if path := _plain_or_gzipped(directory, name):
+            return path
+    wanted = " or ".join(f"{name}[.gz]" for name in names)
+    raise UserError(f"{directory} has no {wanted}: fetch it, or point --data_dir at the directory that has it")
+
+
+def _plain_or_gzipped(directory: Path, name: str) -> Path | None:
+    paths = (directory / name, directory / f"{name}.gz")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def find_collection(directory: Path, data_type: int) -> RawCollection:
+    """All raw files of a collection. UserError where one is missing or empty, or ``data_type`` is the wrong one."""
+    if data_type not in RAW_NAMES:
+        raise UserError(f"--data_type is {data_type}, expected {PASSAGES} (passages) or {DOCUMENTS} (documents)")
+    names, other = RAW_NAMES[data_type], RAW_NAMES[1 - data_type]
+    if _plain_or_gzipped(directory, names.passages) is None and _plain_or_gzipped(directory, other.passages):
+        raise UserError(
+            f"{directory} has {other.passages} and no {names.passages}; did you mean --data_type {1 - data_type}?"
+        )
+    collection = RawCollection(
+        data_type,
+        find_raw(directory, names.passages),
+        {split: find_raw(directory, names.queries[split]) for split in SPLITS},
+        {split: find_raw(directory, names.qrels[split]) for split in SPLITS},
+    )
+    for path in collection.files():
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty, expected one record per line; fetch it again")
+    return collection
+
+
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[IO[bytes]]:
+    """Open a plain or gzipped file (told by its first bytes, or its name) to iterate over its lines as bytes.
+
+    Raises UserError where the file is missing, a directory, or gzip finds damage or a missing end,
+    also later, while the lines are read.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            raw = stack.enter_context(path.open("rb", buffering=READ_BYTES))
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise UserError(f"{path}: {error.strerror}, expected a text file, plain or gzipped") from None
+        try:
+            yield gzip.GzipFile(fileobj=raw) if _is_gzip(path) else raw  # type: ignore[misc]
+        except EOFError:
+            raise UserError(f"{path} is truncated: its gzip stream has no end; fetch it again") from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path} is damaged ({error}), expected a gzip file; fetch it again") from None
+
+
+def estimate_lines(path: Path) -> int:
+    """About how many lines a file has, from its first megabytes: a total for progress lines. Exact for a short file."""
+    with open_text(path) as lines:
+        sample = lines.read(SAMPLE_BYTES)
+        if len(sample) < SAMPLE_BYTES:
+            return sample.count(b"\n")
+    consumed = len(zlib.compress(sample, level=6)) if _is_gzip(path) else len(sample)
+    return round(sample.count(b"\n") * path.stat().st_size / consumed)
+
+
+def _is_gzip(path: Path) -> bool:
+    """By its first bytes; a file called .gz that has others is opened as gzip too, and found damaged."""
+    with path.open("rb") as file:
+        first = file.read(2)
+    return first == GZIP_MAGIC or (path.suffix == ".gz" and first != b"")
+
+
+class RepeatedIds:
+    """Finds repeated ids at eight bytes each (70 MB for MS MARCO's 8.8 million passages).
+
+    64-bit hashes are kept in sorted arrays, each more than twice as long as the next, so that a batch is looked up in
+    a few of them. Two different ids out of 8.8 million share a hash with probability 2e-6.
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[np.ndarray] = []
+
+    def first_repeat(self, ids: list[str]) -> int | None:
+        """Add ``ids``; the index of the first that was seen before, in this call or an earlier one."""
+        hashes_B = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
+        order_B = np.argsort(hashes_B, kind="stable")
+        run = hashes_B[order_B]
+        seen_B = np.zeros(len(ids), dtype=bool)
+        seen_B[1:] = run[1:] == run[:-1]
+        for older in self.runs:
+            at_B = np.searchsorted(older, run)
+            seen_B |= older[np.minimum(at_B, len(older) - 1)] == run
+        if seen_B.any():
+            return int(order_B[seen_B].min())
+        while self.runs and len(self.runs[-1]) <= 2 * len(run):
+            run = np.sort(np.concatenate([self.runs.pop(), run]), kind="stable")
+        if len(run):
+            self.runs.append(run)
+        return None
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a file without their ends (``\\n`` or ``\\r\\n``); the first is without a byte order mark.
+
+    Raises UserError for an empty file, invalid UTF-8, and a last line without an end (a file cut off in the middle).
+    """
+    number, line = 0, b""
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            try:
+                yield line.decode().removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}, line {number}: byte {error.start + 1} is not valid UTF-8 ({error.reason}); "
+                    "fetch the file again, or convert it to UTF-8"
+                ) from None
+    if number == 0:
+        raise UserError(f"{path} is empty, expected one record per line; fetch it again")
+    if not line.endswith(b"\n"):
+        raise UserError(
+            f"{path}, line {number}: the last line has no line end, so the file looks cut off; "
+            "fetch it again, or end it with a newline if it is whole"
+        )
+
+
+def read_records(path: Path, columns: int, check_repeats: bool = True) -> Iterator[list[str]]:
+    """The records of a TSV file whose first column is a unique id and whose others are text, not all blank.
+
+    Raises UserError with file and line for another number of columns, an empty or repeated id, and an empty text;
+    the repeated id is found at the latest 65,536 lines after it was yielded. Without ``check_repeats`` ids may repeat,
+    and nothing is held.
+    """
+    repeated, checked = RepeatedIds(), 0
+    ids: list[str] = []
+
+    def check_ids() -> None:
+        index = repeated.first_repeat(ids)
+        if index is not None:
+            raise UserError(
+                f"{path}, line {checked + index + 1}: the id {ids[index]!r} was on an earlier line, "
+                "expected every id once; remove one of the two lines"
+            )
+
+    for number, line in enumerate(read_lines(path), 1):
+        record = line.split("\t")
+        if len(record) != columns:
+            hint = "" if len(record) < columns else " (an id or text must not hold a tab)"
+            raise UserError(
+                f"{path}, line {number}: {len(record)} tab-separated columns, expected {columns}{hint}; mend the line"
+            )
+        if not record[0].strip():
+            raise UserError(f"{path}, line {number}: the id is empty, expected one; mend the line")
+        if not any(map(str.strip, record[1:])):
+            raise UserError(f"{path}, line {number}: the text of {record[0]!r} is empty; remove the line, or mend it")
+        if check_repeats:
+            ids.append(record[0])
+        yield record
+        if len(ids) == IDS_PER_CHECK:
+            check_ids()
+            ids, checked = [], number
+    check_ids()
+
+
+def read_passages(path: Path, data_type: int, max_doc_character: int) -> Iterator[tuple[str, str]]:
+    """(passage_id, text) of a collection, the text cut at ``max_doc_character`` characters.
+
+    A document (``data_type`` 0) is its url, title and body joined by ``<sep>``, as in ANCE's data/msmarco_data.py
+    (FirstP). Raises UserError as `read_records` does.
+    """
+    for record in read_records(path, RAW_NAMES[data_type].columns):
+        text = record[1].rstrip() if len(record) == 2 else DOCUMENT_SEPARATOR.join(map(str.rstrip, record[1:]))
+        yield record[0], text[:max_doc_character]
+
+
+def read_queries(path: Path) -> Iterator[tuple[str, str]]:
+    """(query_id, text) of a queries file. Raises UserError as `read_records` does."""
+    for query_id, text in read_records(path, 2):
+        yield query_id, text.rstrip()
+
+
+def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
+    """(query_id, passage_id, relevance) of every line ``query 0 passage relevance``, separated by tabs or blanks.
+
+    A line that repeats an earlier judgement is yielded again; one that contradicts it is a UserError, as are another
+    number of columns, an empty id and a relevance that is no integer.
+    """
+    judged: dict[int, int] = {}
+    for number, line in enumerate(read_lines(path), 1):
+        record = line.split("\t") if "\t" in line else line.split()
+        if len(record) != 4:
+            raise UserError(
+                f"{path}, line {number}: {len(record)} columns, expected 4 (query 0 passage relevance); mend the line"
+            )
+        query_id, _, passage_id, word = record
+        if not query_id.strip() or not passage_id.strip():
+            raise UserError(f"{path}, line {number}: an id is empty, expected query 0 passage relevance; mend the line")
+        try:
+            relevance = int(word)
+        except ValueError:
+            raise UserError(f"{path}, line {number}: the relevance is {word!r}, expected an integer; mend it") from None
+        if judged.setdefault(hash((query_id, passage_id)), relevance) != relevance:
+            raise UserError(
+                f"{path}, line {number}: query {query_id!r} and passage {passage_id!r} were judged differently on an "
+                "earlier line, expected one relevance; remove one of the two lines"
+            )
+        yield query_id, passage_id, relevance

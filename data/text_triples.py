@@ -1,0 +1,86 @@
+"""triples.train.small.tsv: lines of query, positive and negative text, tokenized as training goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.raw_files import read_lines
+from data.tokenizing import load_tokenizer
+from data.training_data import Batch, Triples, make_batch
+from utils.errors import UserError
+
+TextTriple = tuple[str, str, str]
+
+
+def read_text_triples(path: Path) -> Iterator[TextTriple]:
+    """The file's triples, once; UserError names a line without three columns, or with a blank one."""
+    for number, line in enumerate(read_lines(path), start=1):
+        columns = line.split("\t")
+        if len(columns) != 3:
+            raise UserError(f"{path}, line {number}: {len(columns)} columns, expected query, positive, negative text")
+        if not all(map(str.strip, columns)):
+            raise UserError(f"{path}, line {number}: a text is blank, expected query, positive, negative text")
+        yield columns[0], columns[1], columns[2]
+
+
+def batches_of_text_triples(path: Path, batch_triples: int) -> Iterator[list[TextTriple]]:
+    """Batches in file order, endlessly; the file is shuffled already (MS MARCO's is)."""
+    batch: list[TextTriple] = []
+    while True:
+        for triple in read_text_triples(path):
+            batch.append(triple)
+            if len(batch) == batch_triples:
+                yield batch
+                batch = []
+
+
+def open_text_tokenizer(
+    directory: str | Path, pad_id: int
+) -> Callable[[list[str], int], tuple[np.ndarray, np.ndarray]]:
+    """texts, max_length -> (ids_BL, lengths_B), int64, padded with ``pad_id`` to the longest.
+
+    UserError where there is no tokenizer.
+    """
+    tokenizer: Any = load_tokenizer(directory)
+
+    def tokenize(texts: list[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+        lengths_B = np.array([len(row) for row in rows], np.int64)
+        ids_BL = np.full((len(rows), lengths_B.max()), pad_id, np.int64)
+        ids_BL[np.arange(ids_BL.shape[1]) < lengths_B[:, None]] = np.concatenate(rows)
+        return ids_BL, lengths_B
+
+    return tokenize
+
+
+def make_text_batch(
+    batch: list[TextTriple],
+    rank: int,
+    ranks: int,
+    tokenize: Callable[[list[str], int], tuple[np.ndarray, np.ndarray]],
+    max_query_length: int,
+    max_seq_length: int,
+    in_batch: bool,
+) -> Batch:
+    """The rank's part of a batch. Equal texts are one query or passage; the batch's own pairs are its positives."""
+    queries = sorted({query for query, _, _ in batch})
+    passages = sorted({text for _, positive, negative in batch for text in (positive, negative)})
+    query_at, passage_at = ({text: i for i, text in enumerate(texts)} for texts in (queries, passages))
+    triples = Triples(
+        np.array([query_at[query] for query, _, _ in batch]),
+        np.array([passage_at[positive] for _, positive, _ in batch]),
+        np.array([passage_at[negative] for _, _, negative in batch]),
+    )
+    pairs = np.unique(np.stack([triples.query_T, triples.positive_T], 1), axis=0)
+    return make_batch(
+        triples,
+        rank,
+        ranks,
+        lambda rows: tokenize([queries[row] for row in rows], max_query_length),
+        lambda rows: tokenize([passages[row] for row in rows], max_seq_length),
+        (pairs[:, 0], pairs[:, 1]) if in_batch else None,
+    )

@@ -1,0 +1,159 @@
+"""The tokenizer: loading it, telling one from another, and running texts through it at its own speed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from utils.errors import UserError, one_line
+from utils.exchange import sha256_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Any of these makes a directory a tokenizer's; those that are there are recorded in the manifest.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_OPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+# What differs between two files of one tokenizer and changes no token id of a text.
+WITHOUT_EFFECT = ("padding", "truncation", "decoder", "version")
+BATCH_TEXTS = 5_000
+BATCH_CHARACTERS = 2_000_000  # bounds the memory of a batch of long documents, about 100 bytes a token
+PROBE = "a b c d e f g h i j k l"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a directory (or hub name). UserError where there is none."""
+    path = Path(directory)
+    if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{directory} holds no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} there")
+    if not path.is_dir() and (path.is_absolute() or str(directory).startswith(".")):
+        raise UserError(f"{directory} is not a directory, expected the one that holds the tokenizer")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
+        raise UserError(
+            f"{directory}: no tokenizer could be loaded ({one_line(error)[:200]}); "
+            "give a directory with tokenizer.json and tokenizer_config.json"
+        ) from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; save it with a tokenizer.json"
+        )
+    return tokenizer
+
+
+def fingerprint_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of all that decides which ids a text becomes.
+
+    The tokenizer is hashed as loaded, not its file: transformers writes another tokenizer.json than it has read (merges
+    as pairs, prefixes as "" for null, flags of added tokens), and a checkpoint holds such a rewritten copy.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for key in WITHOUT_EFFECT:
+        state.pop(key, None)
+    state["added_tokens"] = sorted([token["id"], token["content"]] for token in state["added_tokens"])
+    return hashlib.sha256(json.dumps(_canonical(state), sort_keys=True).encode()).hexdigest()
+
+
+def _canonical(state: Any) -> Any:
+    """Without nulls and empty strings, which mean the same, and ``trim_offsets``, which concerns no id."""
+    if isinstance(state, dict):
+        return {k: _canonical(v) for k, v in state.items() if v not in (None, "") and k != "trim_offsets"}
+    if isinstance(state, list):
+        return [_canonical(value) for value in state]
+    return state
+
+
+def tokenizer_fingerprint(directory: str | Path) -> str:
+    """`fingerprint_of` the tokenizer in ``directory``. UserError where there is none."""
+    return fingerprint_of(load_tokenizer(directory))
+
+
+def tokenizer_files(directory: str | Path) -> dict[str, str]:
+    """{name: sha256} of the tokenizer's files; empty for a hub name."""
+    paths = (Path(directory) / name for name in (*TOKENIZER_FILES, *TOKENIZER_OPTIONS))
+    return {path.name: sha256_of(path) for path in paths if path.is_file()}
+
+
+def overlapped(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """``map(function, items)`` in order, computed in ``threads`` threads while the caller works on earlier results.
+
+    At most ``2 * threads`` results are pending, so memory does not grow where the caller is the slower one.
+    """
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) == 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def text_batches(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:
+    """(id, text) pairs in batches of at most 5,000, fewer where the texts are long."""
+    ids: list[str] = []
+    batch: list[str] = []
+    characters = 0
+    for text_id, text in texts:
+        ids.append(text_id)
+        batch.append(text)
+        characters += len(text)
+        if len(ids) == BATCH_TEXTS or characters >= BATCH_CHARACTERS:
+            yield ids, batch
+            ids, batch, characters = [], [], 0
+    if ids:
+        yield ids, batch
+
+
+def tokenized(
+    texts: Iterable[tuple[str, str]], tokenizer: Any, max_length: int
+) -> Iterator[tuple[list[str], list[list[int]]]]:
+    """(ids, token ids of each) in batches, cut at ``max_length`` tokens including the special ones.
+
+    The library works on all cores by itself, without Python's lock. Two batches are in work at once, so that the cores
+    have one while the other is turned into Python's lists, and while the caller reads and writes.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(max_length)
+
+    def encode(batch: tuple[list[str], list[str]]) -> tuple[list[str], list[list[int]]]:
+        ids, batch_texts = batch
+        return ids, [encoding.ids for encoding in backend.encode_batch_fast(batch_texts)]
+
+    return overlapped(encode, text_batches(texts), threads=2)
+
+
+def check_tokenizer_cuts(tokenizer: Any, *max_lengths: int) -> None:
+    """UserError unless a text cut at each length is its first tokens and its last one, with room for a token of text.
+
+    The token cache relies on it to cut a text again at a smaller length.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    special, whole = backend.num_special_tokens_to_add(False), backend.encode(PROBE).ids
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no padding token; name one in its tokenizer_config.json (pad_token)")
+    if min(max_lengths) <= special:
+        raise UserError(
+            f"texts cut at {min(max_lengths)} tokens hold nothing but the {special} special ones; "
+            "raise --max_seq_length or --max_query_length"
+        )
+    backend.enable_truncation(special + 1)
+    if backend.encode(PROBE).ids != [*whole[:special], whole[-1]]:
+        raise UserError(
+            "the tokenizer puts no end mark after a text, expected one (as [SEP] or </s>); "
+            "add it to the post-processor of its tokenizer.json"
+        )
