@@ -1,0 +1,119 @@
+"""Encoders: a text's token ids in, one vector out. Here they are chosen, loaded and saved.
+
+Every encoder is a module called with ``(input_ids_BL, attention_mask_BL)`` that returns ``embeddings_BD``,
+with ``query_emb`` and ``body_emb`` as ANCE names them, ``dims``, ``config``, and ``save_pretrained(directory)``.
+Another model type takes three lines: its word in MODEL_TYPES and CONFIG_TYPE_OF, and a branch in `load_encoder`
+and `new_encoder`. The modules are imported when asked for: the static one does without transformers' models.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from utils.errors import UserError, one_line
+
+MODEL_TYPES = ("rdot_nll", "static")
+CONFIG_TYPE_OF = {"rdot_nll": "roberta", "static": "static"}  # config.json's model_type
+
+
+class Encoder(Protocol):
+    """What the drivers, the trainer and the embedder rely on."""
+
+    dims: int
+
+    def __call__(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor: ...
+
+    def save_pretrained(self, directory: Path) -> None: ...
+
+
+def check_model_type(model_type: str) -> None:
+    if model_type not in MODEL_TYPES:
+        raise UserError(f"--model_type is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}")
+
+
+def read_config(directory: str, model_type: str, config_name: str = "") -> dict[str, Any]:
+    """The config.json that a model in ``directory`` will use; UserError where it is of another type."""
+    place = Path(config_name or directory)
+    path = place / "config.json" if place.is_dir() else place
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} is missing, expected a model's config.json; give a checkpoint directory") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}); the checkpoint is damaged") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no JSON object, expected a model's config; the checkpoint is damaged")
+    found, expected = config.get("model_type"), CONFIG_TYPE_OF[model_type]
+    if found != expected:
+        raise UserError(f"{path} is of a {found!r} model, --model_type {model_type} needs {expected!r}; give the other")
+    return config
+
+
+def load_encoder(
+    model_type: str,
+    name_or_path: str,
+    config_name: str = "",
+    new_head: bool = False,
+    changes: dict[str, Any] | None = None,
+) -> Any:
+    """The encoder stored in a directory (ours, ANCE's, Pyserini's) or, for rdot_nll, under a hub name.
+
+    ``changes`` (pooling, score_scale) replace what its config says.
+    ``new_head`` lets a plain RoBERTa in, whose head then starts from random weights (torch's global seed).
+    UserError where files are missing, of another model type, or without the head.
+    """
+    check_model_type(model_type)
+    if model_type == "static":
+        from model.static import StaticEncoder
+
+        config = {**read_config(name_or_path, model_type, config_name), **(changes or {})}
+        return StaticEncoder.from_pretrained(Path(name_or_path), config)
+    if Path(name_or_path).is_dir() or config_name:
+        read_config(name_or_path, model_type, config_name)
+    from model.roberta_dot import load_roberta_dot
+
+    return load_roberta_dot(name_or_path, config_name, new_head, changes or {})
+
+
+def new_encoder(model_type: str, config_name: str, changes: dict[str, Any]) -> Any:
+    """An encoder with random weights (torch's global seed) of the shape that a config file describes.
+
+    ``changes`` (vocab_size, pad_token_id, pooling, score_scale) replace what the file says.
+    UserError where it describes no such encoder.
+    """
+    check_model_type(model_type)
+    config = {**read_config(config_name, model_type), **changes}
+    try:
+        if model_type == "static":
+            from model.static import StaticEncoder
+
+            return StaticEncoder(config)
+        from model.roberta_dot import new_roberta_dot
+
+        return new_roberta_dot(config)
+    except Exception as error:  # transformers raises many types for sizes that are missing or do not fit
+        raise UserError(
+            f"{config_name} describes no {model_type} model ({type(error).__name__}: {one_line(error)[:300]})"
+        ) from None
+
+
+def check_fits(encoder: Any, vocab_size: int, pad_token_id: int, max_tokens: int) -> None:
+    """UserError where the token cache holds what the encoder has no place for."""
+    config = encoder.config if isinstance(encoder.config, dict) else encoder.config.to_dict()
+    if vocab_size > config["vocab_size"]:
+        raise UserError(
+            f"the tokenizer has {vocab_size} tokens, the model {config['vocab_size']}; preprocess with its tokenizer"
+        )
+    if "max_position_embeddings" in config:
+        if config["pad_token_id"] != pad_token_id:
+            raise UserError(
+                f"the tokenizer pads with {pad_token_id}, the model's config says {config['pad_token_id']}; "
+                "preprocess with the model's own tokenizer"
+            )
+        positions = config["max_position_embeddings"] - pad_token_id - 1
+        if max_tokens > positions:
+            raise UserError(f"texts have up to {max_tokens} tokens, the model {positions} positions; pass fewer")

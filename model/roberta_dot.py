@@ -1,0 +1,82 @@
+"""RoBERTa with ANCE's head: LayerNorm(Linear(first token)), scored by the inner product.
+
+ANCE's model type rdot_nll (model/models.py, RobertaDot_NLL_LN there), with its parameter names:
+``roberta.*``, ``embeddingHead.*``, ``norm.*``. So its checkpoints and Pyserini's load here, and ours there.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import RobertaConfig
+from transformers.models.roberta.modeling_roberta import RobertaModel, RobertaPreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from utils.errors import UserError, one_line
+
+LARGEST_EMBEDDING = 768  # ANCE's; a narrower model keeps its own width
+HEAD = ("embeddingHead.", "norm.")
+POOLINGS = ("first", "mean")
+
+if not sys.stderr.isatty():
+    disable_progress_bar()  # transformers' own, while it reads and writes weights: an .out has no carriage returns
+
+
+class RobertaDot(RobertaPreTrainedModel):
+    """The config may say ``embedding_size``, ``pooling`` (first, mean) and ``score_scale``; ANCE's: 768, first, 1."""
+
+    # Old checkpoints carry RoBERTa's classifier and pooler, which the dual encoder never uses.
+    _keys_to_ignore_on_load_unexpected = [r"classifier\.", r"pooler\.", r"position_ids", r"lm_head\."]  # noqa: RUF012
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__(config)
+        self.dims = int(getattr(config, "embedding_size", min(config.hidden_size, LARGEST_EMBEDDING)))
+        self.pooling = getattr(config, "pooling", "first")
+        if self.pooling not in POOLINGS:
+            raise UserError(f"the model's config says pooling {self.pooling!r}, expected {' or '.join(POOLINGS)}")
+        self.score_scale = float(getattr(config, "score_scale", 1.0))
+        self.roberta = RobertaModel(config, add_pooling_layer=False)
+        self.embeddingHead = nn.Linear(config.hidden_size, self.dims)
+        self.norm = nn.LayerNorm(self.dims)
+        self.post_init()
+
+    def forward(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
+        hidden_BLH = self.roberta(input_ids=input_ids_BL, attention_mask=attention_mask_BL).last_hidden_state
+        if self.pooling == "mean":
+            weights_BL1 = attention_mask_BL[..., None].to(hidden_BLH)
+            pooled_BH = (hidden_BLH * weights_BL1).sum(1) / weights_BL1.sum(1)
+        else:
+            pooled_BH = hidden_BLH[:, 0]
+        # The scale is folded into the embeddings, so that training and search see the same scores.
+        return self.norm(self.embeddingHead(pooled_BH)) * self.score_scale**0.5
+
+    query_emb = body_emb = forward
+
+
+def load_roberta_dot(name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> RobertaDot:
+    """See `model.encoder.load_encoder`."""
+    try:
+        config = RobertaConfig.from_pretrained(config_name or name_or_path)
+        config.update(changes)
+        loaded: Any = RobertaDot.from_pretrained(
+            name_or_path, config=config, output_loading_info=True, dtype=torch.float32
+        )
+    except Exception as error:  # transformers raises many types for files that are missing or damaged
+        raise UserError(f"{name_or_path} does not load as a RoBERTa checkpoint: {one_line(error)[:300]}") from None
+    encoder, info = loaded
+    missing = sorted(info["missing_keys"])
+    body = [key for key in missing if not key.startswith(HEAD)]
+    if body:
+        raise UserError(f"{name_or_path} lacks {len(body)} of RoBERTa's weights, {body[0]} first: another model's?")
+    if info["mismatched_keys"]:
+        raise UserError(f"{name_or_path}: {sorted(info['mismatched_keys'])[0]} has another shape than its config says")
+    if missing and not new_head:
+        raise UserError(f"{name_or_path} has no {missing[0]}: a checkpoint without ANCE's head; train with run_warmup")
+    return encoder
+
+
+def new_roberta_dot(config: dict[str, Any]) -> RobertaDot:
+    return RobertaDot(RobertaConfig(**{k: v for k, v in config.items() if k != "model_type"}))

@@ -1,0 +1,224 @@
+"""The training step and the state that a checkpoint holds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.embedding import attention_mask
+from model.lamb import Lamb
+from model.losses import in_batch_nll, pairwise_nll
+from model.precision import autocast
+from utils.distributed import World, gather_with_gradient
+from utils.errors import UserError, one_line
+from utils.exchange import TRAINER_STATE
+
+INSTALL_APEX = (
+    "--optimizer apex_fused_lamb needs NVIDIA apex, which is not installed: build it from github.com/NVIDIA/apex "
+    "with --cpp_ext and --cuda_ext (PyPI's package called apex is another program), or use --optimizer lamb"
+)
+
+
+class TrainingStep(nn.Module):
+    """Batch in, loss out: one pass over the queries' tokens and one over the passages'."""
+
+    def __init__(self, encoder: Any, loss: str) -> None:
+        super().__init__()
+        self.encoder, self.loss = encoder, loss
+
+    def forward(
+        self,
+        query_ids_BL: torch.Tensor,
+        query_lengths_B: torch.Tensor,
+        passage_ids_ML: torch.Tensor,
+        passage_lengths_M: torch.Tensor,
+        query_index_T: torch.Tensor,
+        positive_index_T: torch.Tensor,
+        negative_index_T: torch.Tensor,
+        allowed_TG: torch.Tensor | None = None,
+        target_T: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The names are those of data.training_data.Batch."""
+        queries_BD = self.encoder(query_ids_BL, attention_mask(query_ids_BL, query_lengths_B))
+        passages_MD = self.encoder(passage_ids_ML, attention_mask(passage_ids_ML, passage_lengths_M))
+        queries_TD = queries_BD[query_index_T]
+        if self.loss == "pairwise":
+            return pairwise_nll(queries_TD, passages_MD[positive_index_T], passages_MD[negative_index_T])
+        assert allowed_TG is not None and target_T is not None, "the batch was not made for the in-batch loss"
+        return in_batch_nll(queries_TD, gather_with_gradient(passages_MD), allowed_TG, target_T)
+
+
+def tensors_of(batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
+    """A dataclass of numpy arrays as the keyword arguments of `TrainingStep`."""
+    arrays = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return {
+        name: torch.from_numpy(array).to(device, non_blocking=True)
+        for name, array in arrays.items()
+        if array is not None
+    }
+
+
+def parameter_groups(encoder: nn.Module) -> list[dict[str, Any]]:
+    """ANCE's layer-wise groups: the embeddings, each transformer layer, and the rest."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in encoder.named_parameters():
+        if "embeddings." in name:
+            group = "embeddings"
+        elif ".encoder.layer." in name:
+            group = "layer " + name.split(".encoder.layer.")[1].split(".")[0]
+        else:
+            group = "head"
+        groups.setdefault(group, []).append(parameter)
+    return [{"params": parameters} for parameters in groups.values()]
+
+
+def make_optimizer(
+    name: str, encoder: nn.Module, learning_rate: float, epsilon: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """lamb (ANCE's default), adamW, or NVIDIA's fused LAMB; UserError where apex is not installed."""
+    groups = parameter_groups(encoder)
+    if name == "lamb":
+        return Lamb(groups, lr=learning_rate, eps=epsilon, weight_decay=weight_decay)
+    if name == "adamW":
+        return torch.optim.AdamW(groups, lr=learning_rate, eps=epsilon, weight_decay=weight_decay)
+    try:
+        from apex.optimizers import FusedLAMB
+    except ImportError:
+        raise UserError(INSTALL_APEX) from None
+    # use_nvlamb: the trust ratio also where weight decay is 0, as ours and ANCE's. Clipping is the trainer's.
+    return FusedLAMB(
+        groups,
+        lr=learning_rate,
+        eps=epsilon,
+        weight_decay=weight_decay,
+        bias_correction=False,
+        use_nvlamb=True,
+        max_grad_norm=1e9,
+    )
+
+
+def linear_schedule(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Up from 0 in ``warmup_steps``, then linearly down to 0 at ``total_steps``."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / max(1, warmup_steps)
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@dataclass
+class TrainingState:
+    """All that training changes. ``module`` is the step, wrapped for several ranks where there are several."""
+
+    encoder: Any
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler
+    world: World
+    dtype: torch.dtype | None
+    max_grad_norm: float
+    step: int = 0
+
+    def restart_schedule(self, learning_rate: float, warmup_steps: int, total_steps: int) -> None:
+        """A new warmup and decay from here (ANCE without --single_warmup, when new negatives arrive)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = learning_rate
+        self.scheduler = linear_schedule(self.optimizer, warmup_steps, total_steps)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def make_state(
+    encoder: Any,
+    loss: str,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
+    world: World,
+    dtype: torch.dtype | None,
+    max_grad_norm: float,
+) -> TrainingState:
+    module: nn.Module = TrainingStep(encoder, loss)
+    if world.size > 1:
+        module = DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
+    return TrainingState(encoder, module, optimizer, scheduler, scaler, world, dtype, max_grad_norm)
+
+
+def train_step(state: TrainingState, micro_batches: list[Any]) -> float:
+    """One optimiser step over the micro-batches; returns the loss, averaged over them.
+
+    UserError where the loss or the gradient is not finite: going on would only destroy the model.
+    """
+    state.module.train()
+    total = 0.0
+    for number, batch in enumerate(micro_batches, start=1):
+        last = number == len(micro_batches)
+        # Ranks exchange gradients once per step, with the last micro-batch.
+        quiet = isinstance(state.module, DistributedDataParallel) and not last
+        with state.module.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
+            with autocast(state.world.device, state.dtype):
+                loss = state.module(**tensors_of(batch, state.world.device)) / len(micro_batches)
+            state.scaler.scale(loss).backward()
+        total += float(loss.detach())
+    if not math.isfinite(total):
+        raise UserError(f"the loss is {total} at step {state.step + 1}; lower --learning_rate, or use --bf16")
+    state.scaler.unscale_(state.optimizer)
+    largest = state.max_grad_norm if state.max_grad_norm > 0 else math.inf
+    norm = torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), largest)
+    # Ranks share the gradient, not the loss: here all of them stop. In fp16 the scaler skips such a step.
+    if not state.scaler.is_enabled() and not torch.isfinite(norm):
+        raise UserError(f"the gradient is not finite at step {state.step + 1}; lower --learning_rate")
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.scheduler.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    return total
+
+
+def save_state(state: TrainingState, staging: Path, tokenizer: list[Path], trainer_state: dict[str, Any]) -> None:
+    """Write everything a checkpoint holds into ``staging``: weights, the tokenizer's files, optimiser, schedule."""
+    state.encoder.save_pretrained(staging)
+    for path in tokenizer:
+        shutil.copyfile(path, staging / path.name)
+    torch.save(state.optimizer.state_dict(), staging / "optimizer.pt")
+    torch.save(
+        {"scheduler": state.scheduler.state_dict(), "scaler": state.scaler.state_dict()}, staging / "scheduler.pt"
+    )
+    (staging / TRAINER_STATE).write_text(json.dumps({"step": state.step, **trainer_state}, indent=1))
+
+
+def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
+    """ANCE's --load_optimizer_scheduler; UserError where the checkpoint has neither or they do not fit."""
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if not (checkpoint / name).is_file():
+            raise UserError(f"{checkpoint / name} is missing, --load_optimizer_scheduler needs it; leave the flag out")
+    device = state.world.device
+    try:
+        state.optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True))
+        stored = torch.load(checkpoint / "scheduler.pt", map_location=device, weights_only=True)
+        state.scheduler.load_state_dict(stored.get("scheduler", stored))
+        if "scaler" in stored:
+            state.scaler.load_state_dict(stored["scaler"])
+    except Exception as error:  # torch raises many types for a file that is damaged or of something else
+        raise UserError(
+            f"{checkpoint}: its optimiser does not fit this model and --optimizer, or is damaged "
+            f"({one_line(error)[:200]}); leave --load_optimizer_scheduler out"
+        ) from None
