@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# One arm as a Slurm job: commands/subset_10_train-a40_random.sh on 4 A40 or L40S, 2 for each program.
+# Submit from the repository's root, where results/ takes the log; add what your cluster asks for:
+#
+#     sbatch --partition=NAME drivers/10/sbatch_train_index-a40_subset_10_random.sh [flags]
+#
+#SBATCH --job-name=subset_10_random
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=32
+#SBATCH --gpus-per-node=4
+#SBATCH --constraint=a40|l40s
+#SBATCH --mem=300G
+#SBATCH --time=7-00:00:00
+#SBATCH --open-mode=append
+#SBATCH --output=results/%x-%j.out
+set -euo pipefail
+root=$(dirname "${BASH_SOURCE[0]}")/../..
+[[ -f $root/commands/env.sh ]] || root=${SLURM_SUBMIT_DIR:-.} # Slurm runs a copy of this file
+exec bash "$root/commands/subset_10_train-a40_random.sh" "$@"

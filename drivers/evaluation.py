@@ -1,0 +1,80 @@
+"""Evaluating an encoder: full ranking of a split's queries, and reranking of given candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.preprocessed import Preprocessed, Split
+from drivers import retrieval
+from drivers.retrieval import PassageShare
+from utils.distributed import World
+from utils.errors import UserError
+from utils.metrics import evaluate
+from utils.search import SearchOptions
+from utils.trec import read_candidates
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Lists of one split's judged queries and their metrics; the rerank fields are None where nothing was reranked."""
+
+    query_Q: np.ndarray
+    passages_QK: np.ndarray
+    scores_QK: np.ndarray
+    metrics: dict[str, float]
+    reranked: tuple[np.ndarray, np.ndarray] | None = None
+    rerank_metrics: dict[str, float] | None = None
+
+
+def rerank_lists(path: Path, collection: Preprocessed, split: Split) -> np.ndarray:
+    """Candidates of the split's queries with a positive: passages_QK int64, -1 after a list's end."""
+    query_ids = collection.queries(split).original_ids()
+    judged_Q = collection.qrels(split).queries_with_positive()
+    return read_candidates(path, [query_ids[q] for q in judged_Q], collection.passages.original_ids())
+
+
+def encode_split(
+    flags: Any, world: World, encoder: Any, collection: Preprocessed, dtype: torch.dtype | None, split: Split
+) -> tuple[np.ndarray, PassageShare]:
+    """Embeddings of the split's judged queries, and of this rank's passages."""
+    settings = retrieval.encoding_settings(flags, collection, dtype)
+    query_Q = collection.qrels(split).queries_with_positive()
+    queries_QD = retrieval.encode_queries(world, encoder, collection.queries(split), query_Q, settings)
+    return queries_QD, retrieval.encode_passages(world, encoder, collection.passages, settings, None)
+
+
+def load_split(
+    world: World, directory: Path, collection: Preprocessed, split: Split
+) -> tuple[np.ndarray, PassageShare]:
+    """The same from embeddings on disk; UserError where they are of other queries or passages."""
+    rows_Q, queries_QD = retrieval.load_queries(directory, f"{split}-query")
+    if not np.array_equal(rows_Q, collection.qrels(split).queries_with_positive()):
+        raise UserError(f"{directory} does not embed all {split} queries of --data_dir; run with --inference again")
+    return queries_QD, retrieval.load_passages(world, directory, len(collection.passages))
+
+
+def rank_split(
+    world: World,
+    collection: Preprocessed,
+    split: Split,
+    vectors: tuple[np.ndarray, PassageShare],
+    k: int,
+    options: SearchOptions,
+    candidates_QK: np.ndarray | None,
+) -> Ranking:
+    """Rank the whole collection for every judged query of the split; rerank ``candidates_QK`` where given."""
+    queries_QD, share = vectors
+    qrels = collection.qrels(split)
+    query_Q, judgements = qrels.queries_with_positive(), qrels.as_dict()
+    scores_QK, passages_QK = retrieval.retrieve(world, queries_QD, share, len(collection.passages), k, options)
+    metrics = evaluate(judgements, query_Q, passages_QK)
+    if candidates_QK is None:
+        return Ranking(query_Q, passages_QK, scores_QK, metrics)
+    candidate_scores_QK = retrieval.score_candidates(world, queries_QD, share, candidates_QK)
+    reranked = retrieval.rerank(candidate_scores_QK, candidates_QK)
+    return Ranking(query_Q, passages_QK, scores_QK, metrics, reranked, evaluate(judgements, query_Q, reranked[1]))

@@ -1,0 +1,99 @@
+"""The flags of the programs that load a model, each put together from the groups of utils/flags.py.
+
+They stand apart from the work so that ``--help`` and a mistyped flag answer before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from utils.flags import (
+    ComputeFlags,
+    ModelFlags,
+    ModelTypeFlags,
+    PreprocessedFlags,
+    ProgramFlags,
+    RefreshFlags,
+    SearchFlags,
+    SeedFlags,
+    TrainingFlags,
+    flag,
+    tristate,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateFlags(
+    ProgramFlags, PreprocessedFlags, ModelTypeFlags, ComputeFlags, SeedFlags, SearchFlags, RefreshFlags
+):
+    """Encode the collection with the trainer's newest checkpoint, search it, publish negatives; repeat."""
+
+    training_dir: str = flag(help="the trainer's --output_dir: checkpoints are taken from here")
+    init_model_dir: str = flag(help="the model of refresh 0, before the trainer has published anything")
+    output_dir: str = flag(help="the trainer's --ann_dir: negatives are published here")
+    ann_dir: str = flag("", "ignored: negatives go to --output_dir")
+    last_checkpoint_dir: str = flag("", "a checkpoint to count as used already (ANCE's way to go on)")
+    end_output_num: int = flag(-1, "stop after refresh number N; 0 makes the initial data only; -1 goes on")
+    limit_total_number: int = flag(100_000, "stop after this many refreshes (the fork's flag)")
+    ann_chunk_factor: int = flag(5, "a refresh serves one of this many parts of the train queries")
+    topk_training: int = flag(500, "candidates retrieved per train query")
+    negative_sample: int = flag(5, "negatives per query (top_bottom: twice that)")
+    negative_strategy: str | None = flag(None, "top, top_bottom, bottom or random")
+    ann_measure_topk_mrr: bool | None = tristate("ANCE's word: true is top, false is random")
+    bottom_neg: bool | None = tristate("the fork's word: true is top_bottom")
+    bottom_only: bool | None = tristate("the fork's word: with --bottom_neg true, bottom")
+    only_keep_latest_embedding_file: bool = flag(False, "remove a refresh's embeddings when the next is published")
+    inference: bool = flag(False, "stop after writing the embeddings of the newest checkpoint")
+    load_gen: bool = flag(False, "make one refresh from the embeddings on disk, without a model")
+
+    IGNORED: ClassVar[dict[str, str]] = {"ann_dir": "negatives go to --output_dir"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, RefreshFlags):
+    """Train on the newest ANN negatives, switching to newer ones as they appear; publish checkpoints."""
+
+    ann_dir: str = flag(help="the generator's --output_dir: negatives are taken from here")
+    triplet: bool = flag(False, "ignored: training is always on triples")
+    single_warmup: bool = flag(False, "one learning-rate schedule for the whole run, not a new one per refresh")
+    group_size: int = flag(0, "negatives of a query that follow each other in training; 0: all of them, as ANCE")
+
+    IGNORED: ClassVar[dict[str, str]] = {"triplet": "training is always on triples"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, SearchFlags):
+    """Train the first checkpoint, on BM25 negatives or on a triples file."""
+
+    do_train: bool = flag(False, "train")
+    do_eval: bool = flag(False, "evaluate --model_name_or_path, or the last checkpoint trained")
+    evaluate_during_training: bool = flag(False, "evaluate every logging_steps * logging_steps_per_eval steps")
+    eval_type: Literal["full"] = flag("full", "ANCE's word: rerank and rank the whole collection")
+    eval_all_checkpoints: bool = flag(False, "with --do_eval: every checkpoint in --output_dir")
+    logging_steps_per_eval: int = flag(10, "log lines per evaluation")
+    scheduler: Literal["linear"] = flag("linear", "learning-rate schedule")
+    num_train_epochs: float = flag(3.0, "passes over the training data, where --max_steps is not given")
+    expected_train_size: int = flag(100_000, "triples in the file, to compute the steps of an epoch from")
+    overwrite_cache: bool = flag(False, "ignored: there is no cache of features")
+    bm25_dir: str = flag("", "output of drivers.run_bm25: train on its negatives, rerank its dev candidates")
+    triples: str = flag("", "triples.train.small.tsv (query, positive, negative as text), plain or gzipped")
+    rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run; default BM25_DIR/dev.trec")
+    group_size: int = flag(1, "negatives of a query that follow each other; 0: all of them")
+
+    pooling: Literal["first", "mean"] | None = flag(None, "rdot_nll: first token (ANCE's) or mean; default the model's")
+    score_scale: float | None = flag(None, "factor on every score; default the model's own, 1 (ANCE's) for a new one")
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"max_steps": -1}
+    IGNORED: ClassVar[dict[str, str]] = {"overwrite_cache": "there is no cache of features"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, SearchFlags):
+    """Rank the whole collection, and optionally rerank given candidates; write metrics and TREC runs."""
+
+    output_dir: str = flag(help="where metrics.json and the run files are written")
+    split: Literal["dev", "train"] = flag("dev", "whose queries")
+    embedding_dir: str = flag("", "embeddings of run_ann_data_gen --inference to rank with, in place of a model")
+    rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run")
+    topk: int = flag(1000, "passages returned per query")

@@ -1,0 +1,212 @@
+"""BM25 over a raw collection: the dev run and its metrics, and negatives for the warmup.
+
+    python -m drivers.run_bm25 --raw_data_dir RAW --data_dir PREPROCESSED --output_dir DIR
+
+Writes DIR/dev.trec (the collection's own ids), DIR/metrics.json, and then the negatives of the train queries,
+``ann_training_data_0`` and ``ann_ndcg_0``, whose ranks and scores are BM25's. Where ``ann_ndcg_0`` is, all are.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:
+    sys.stderr.write("run_bm25: error: start from the repository root: python -m drivers.run_bm25\n")
+    sys.exit(2)
+
+import numpy as np
+
+from data.negatives import STRATEGIES, Candidates, describe_selection, select_negatives
+from data.preprocessed import Preprocessed, open_preprocessed
+from data.raw_files import RawCollection, Split, find_collection, read_passages, read_queries
+from data.staging import check_can_write, publish, staged_directory
+from data.training_data import NegativeLists, write_negative_lists
+from utils.bm25 import build_index, search, words_of
+from utils.cores import core_count
+from utils.errors import UserError, run_program
+from utils.exchange import publish_negatives, record_path
+from utils.flags import ProgramFlags, SeedFlags, check_choice, check_positive, flag, flags_json, parse_flags
+from utils.metrics import evaluate, metrics_record
+from utils.run_log import Progress, git_state, header, say
+from utils.trec import write_run
+
+if TYPE_CHECKING:
+    from bm25s import BM25
+
+MODEL = "bm25"  # what metrics.json, the run's tag and ann_ndcg_0 call the model
+RUN_FILE, METRICS_FILE, SCRATCH = "dev.trec", "metrics.json", "index"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bm25Flags(ProgramFlags, SeedFlags):
+    """Search a collection with BM25: a TREC run and metrics for dev, negatives for train."""
+
+    raw_data_dir: str = flag(help="raw collection in MS MARCO's format, the one --data_dir was made from")
+    data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data")
+    output_dir: str = flag(help="directory for dev.trec, metrics.json, ann_training_data_0 and ann_ndcg_0")
+    k1: float = flag(0.9, "BM25's k1, how slowly a repeated word stops counting; Anserini's value for MS MARCO")
+    b: float = flag(0.4, "BM25's b, how much its length is held against a passage, 0 to 1; Anserini's value")
+    topk_dev: int = flag(1000, "passages in the run of a dev query; fewer where the collection is smaller")
+    topk_training: int = flag(200, "candidates retrieved for a train query")
+    negative_sample: int = flag(20, "negatives chosen from them (top_bottom: from each end)")
+    negative_strategy: str = flag("random", f"one of {', '.join(STRATEGIES)}")
+    workers: int = flag(0, "processes that search a large collection; 0 is one for each core")
+
+
+def check_flags(flags: Bm25Flags) -> None:
+    check_positive(flags, "topk_dev", "topk_training", "negative_sample")
+    check_choice("negative_strategy", flags.negative_strategy, STRATEGIES)
+    if flags.k1 < 0 or not 0 <= flags.b <= 1:
+        raise UserError(f"--k1 is {flags.k1} and --b is {flags.b}, expected k1 of 0 or more and b between 0 and 1")
+
+
+def open_inputs(flags: Bm25Flags) -> tuple[RawCollection, Preprocessed]:
+    """Both directories, checked as far as is cheap, and the output directory with them."""
+    preprocessed = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
+    raw = find_collection(Path(flags.raw_data_dir), preprocessed.manifest["data_type"])
+    if flags.topk_training > len(preprocessed.passages):
+        raise UserError(
+            f"--topk_training is {flags.topk_training}, the collection has {len(preprocessed.passages)} passages; "
+            "ask for that many or fewer"
+        )
+    if flags.negative_sample > flags.topk_training:
+        raise UserError(f"--negative_sample {flags.negative_sample} exceeds --topk_training {flags.topk_training}")
+    if len(preprocessed.qrels("train").queries_with_positive()) == 0:
+        raise UserError(f"{flags.data_dir} has no train query with a positive; check the raw train qrels")
+    record = record_path(Path(flags.output_dir), 0)
+    if record.exists():
+        raise UserError(f"{record} exists, {flags.output_dir} is complete; remove it or choose another directory")
+    check_can_write(Path(flags.output_dir))
+    return raw, preprocessed
+
+
+def passage_texts(raw: RawCollection, preprocessed: Preprocessed) -> Iterator[str]:
+    """The passages in collection order. UserError at the first that is another in ``preprocessed``."""
+    passages = read_passages(raw.passages, raw.data_type, preprocessed.manifest["max_doc_character"])
+    progress = Progress(len(preprocessed.passages), "passages read")
+    both = zip_longest(passages, preprocessed.passages.original_ids())
+    for offset, (passage, expected_id) in enumerate(both):
+        found_id, text = passage or (None, "")
+        if found_id != expected_id:
+            found, expected = (repr(an_id) if an_id is not None else "the end" for an_id in (found_id, expected_id))
+            raise UserError(
+                f"passage {offset}: {raw.passages} has {found}, {preprocessed.directory} has {expected}: they are "
+                "different collections; give the raw directory it was made from, or preprocess this one"
+            )
+        progress.advance()
+        yield text
+    progress.close()
+
+
+def query_texts(raw: RawCollection, preprocessed: Preprocessed, split: Split) -> list[str]:
+    """The texts of the preprocessed queries, by offset. UserError where the raw file lacks one."""
+    ids = preprocessed.queries(split).original_ids()
+    wanted = set(ids)
+    texts = {query_id: text for query_id, text in read_queries(raw.queries[split]) if query_id in wanted}
+    missing = next((query_id for query_id in ids if query_id not in texts), None)
+    if missing is not None:
+        raise UserError(
+            f"{raw.queries[split]} has no query {missing}, {preprocessed.directory} has: they are different "
+            "collections; give the raw directory it was made from, or preprocess this one"
+        )
+    return [texts[query_id] for query_id in ids]
+
+
+def run_dev(
+    flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, index: BM25, staged: Path
+) -> dict[str, float]:
+    """Search the dev queries and write their run into ``staged``; the metrics over all judged queries."""
+    words = words_of(query_texts(raw, preprocessed, "dev"))
+    depth = min(flags.topk_dev, len(preprocessed.passages))
+    scores_QK, rows_QK = search(
+        index, words, depth, flags.workers or core_count(), staged / SCRATCH, "dev queries searched"
+    )
+    ids = preprocessed.queries("dev").original_ids(), preprocessed.passages.original_ids()
+    write_run(staged / RUN_FILE, *ids, rows_QK, scores_QK, MODEL)
+    return evaluate(preprocessed.qrels("dev").as_dict(), np.arange(len(rows_QK)), rows_QK)
+
+
+def train_negatives(
+    flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, index: BM25, staged: Path
+) -> NegativeLists:
+    """Negatives for every train query with a positive; the others are not searched."""
+    qrels = preprocessed.qrels("train")
+    query_Q = qrels.queries_with_positive()
+    texts = query_texts(raw, preprocessed, "train")
+    say(f"train: {len(texts):,} queries, {len(query_Q):,} with a positive, {len(texts) - len(query_Q):,} left out")
+    words = words_of(texts[query] for query in query_Q.tolist())
+    scores_QK, rows_QK = search(
+        index, words, flags.topk_training, flags.workers or core_count(), staged / SCRATCH, "train queries searched"
+    )
+    candidates = Candidates(query_Q, rows_QK, scores_QK)
+    return select_negatives(
+        candidates, qrels.positives(), flags.negative_strategy, flags.negative_sample, flags.seed, refresh=0
+    )
+
+
+def commit_record(
+    flags: Bm25Flags, run_id: str, preprocessed: Preprocessed, metrics: dict[str, float]
+) -> dict[str, Any]:
+    """The contents of ``ann_ndcg_0``: ANCE's keys, and what made the negatives."""
+    return {
+        "ndcg": metrics["ndcg@10"],
+        "mrr": metrics["mrr@10"],
+        "checkpoint": MODEL,
+        "step": 0,
+        "strategy": flags.negative_strategy,
+        "negative_sample": flags.negative_sample,
+        "topk_training": flags.topk_training,
+        "k1": flags.k1,
+        "b": flags.b,
+        "seed": flags.seed,
+        "metrics": metrics,
+        "run_id": run_id,
+        "collection_fingerprint": preprocessed.manifest["collection_fingerprint"],
+        "git": git_state(),
+    }
+
+
+def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed) -> None:
+    started, run_id, out = time.monotonic(), secrets.token_hex(6), Path(flags.output_dir)
+    for line in header("run_bm25", run_id, flags_json(flags), ["cpu"]):
+        say(line)
+    with staged_directory(out) as staged:
+        index = build_index(passage_texts(raw, preprocessed), flags.k1, flags.b)
+        metrics = run_dev(flags, raw, preprocessed, index, staged)
+        say("dev " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        lists = train_negatives(flags, raw, preprocessed, index, staged)
+        say(describe_selection(lists, flags.negative_strategy, flags.topk_training, flags.negative_sample, 0, 0))
+        dev_queries = len(preprocessed.qrels("dev").as_dict())
+        record = metrics_record(metrics, dev_queries, MODEL, None, time.monotonic() - started)
+        (staged / METRICS_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        publish(staged, out, [RUN_FILE, METRICS_FILE])
+        positives = preprocessed.qrels("train").positives()
+        publish_negatives(
+            out,
+            0,
+            lambda path: write_negative_lists(path, lists, positives),
+            commit_record(flags, run_id, preprocessed, metrics),
+        )
+    say(f"{out}: BM25 of {len(preprocessed.passages):,} passages in {time.monotonic() - started:.1f} s")
+
+
+def main() -> None:
+    flags = parse_flags(Bm25Flags, "run_bm25")
+    check_flags(flags)
+    raw, preprocessed = open_inputs(flags)
+    if flags.dry_run:
+        sys.stdout.write(flags_json(flags) + "\n")
+        return
+    run(flags, raw, preprocessed)
+
+
+if __name__ == "__main__":
+    run_program("run_bm25", main)

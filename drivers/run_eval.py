@@ -1,0 +1,112 @@
+"""Evaluate a checkpoint: rank the whole collection, rerank given candidates, write metrics and TREC runs.
+
+    python -m drivers.run_eval --data_dir D --model_type rdot_nll --model_name_or_path T/checkpoint-10000 --output_dir E
+
+What ANCE's evaluation notebook does, as a program: writes E/dev.trec, with --rerank_file E/dev.rerank.trec, and
+E/metrics.json. With --embedding_dir it ranks by embeddings on disk instead of a model.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.stderr.write(
+        "run_eval: error: start from the repository root: python -m drivers.run_eval "
+        "(several processes: torchrun --nproc_per_node N -m drivers.run_eval)\n"
+    )
+    sys.exit(2)
+
+from drivers.flags import EvalFlags
+from utils.errors import UserError, run_program
+from utils.flags import check_positive, flags_json, parse_flags
+
+
+def main() -> None:
+    flags = parse_flags(EvalFlags, "run_eval")
+    from drivers.shared import check_compute_flags, check_model_directory, open_collection
+    from utils.exchange import check_writable
+    from utils.search import choose_backend
+
+    dtype = check_compute_flags(flags)
+    check_positive(flags, "topk")
+    if bool(flags.model_name_or_path) == bool(flags.embedding_dir):
+        raise UserError(
+            "give --model_name_or_path (a checkpoint) or --embedding_dir (embeddings on disk), one of the two"
+        )
+    if flags.model_name_or_path:
+        check_model_directory(flags, flags.model_name_or_path)
+    if flags.rerank_file and not Path(flags.rerank_file).is_file():
+        raise UserError(f"{flags.rerank_file} is missing, expected candidates to rerank (top1000.dev or a TREC run)")
+    backend = choose_backend(flags.search_backend, flags.faiss_index)
+    collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
+    if flags.dry_run:
+        sys.stdout.write(flags_json(flags) + "\n")
+        return
+    check_writable(Path(flags.output_dir))
+    run(flags, collection, dtype, backend)
+
+
+def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
+    """Load, rank, write."""
+    from drivers.evaluation import encode_split, load_split, rank_split, rerank_lists
+    from drivers.shared import open_encoder, start_program
+    from utils import distributed
+    from utils.search import SearchOptions, check_index
+
+    started = time.monotonic()
+    world, _ = start_program("run_eval", flags_json(flags), flags.no_cuda)
+    candidates_QK = None
+    if flags.rerank_file:
+        candidates_QK = rerank_lists(Path(flags.rerank_file), collection, flags.split)
+    if flags.embedding_dir:
+        vectors = load_split(world, Path(flags.embedding_dir), collection, flags.split)
+        check_index(flags.faiss_index, vectors[0].shape[1], flags.nprobe)
+    else:
+        encoder = open_encoder(flags, flags.model_name_or_path, collection).to(world.device)
+        check_index(flags.faiss_index, encoder.dims, flags.nprobe)
+        vectors = encode_split(flags, world, encoder, collection, dtype, flags.split)
+    options = SearchOptions(backend, flags.faiss_index, flags.nprobe, world.device)
+    ranking = rank_split(world, collection, flags.split, vectors, flags.topk, options, candidates_QK)
+    if world.is_first:
+        write_results(flags, collection, ranking, time.monotonic() - started)
+    distributed.stop(world)
+
+
+def write_results(flags: EvalFlags, collection: Any, ranking: Any, seconds: float) -> None:
+    """The run files first; metrics.json last, so that its presence says that all is there."""
+    from drivers.retrieval import EMBEDDINGS
+    from utils.exchange import TRAINER_STATE, read_json, write_json
+    from utils.metrics import metrics_record
+    from utils.run_log import say
+    from utils.trec import write_run
+
+    output_dir, model = Path(flags.output_dir), Path(flags.model_name_or_path or flags.embedding_dir)
+    all_ids, passage_ids = collection.queries(flags.split).original_ids(), collection.passages.original_ids()
+    query_ids = [all_ids[query] for query in ranking.query_Q]
+    write_run(
+        output_dir / f"{flags.split}.trec", query_ids, passage_ids, ranking.passages_QK, ranking.scores_QK, "ance"
+    )
+    state = model / (EMBEDDINGS if flags.embedding_dir else TRAINER_STATE)
+    step = read_json(state)["step"] if state.is_file() else None
+    record = metrics_record(ranking.metrics, len(query_ids), str(model), step, seconds)
+    say(f"full ranking {flags.split}: {in_words(ranking.metrics)}")
+    if ranking.reranked is not None:
+        scores_QK, passages_QK = ranking.reranked
+        run_path = output_dir / f"{flags.split}.rerank.trec"
+        write_run(run_path, query_ids, passage_ids, passages_QK, scores_QK, "ance-rerank")
+        record["rerank_metrics"] = ranking.rerank_metrics
+        say(f"reranking {flags.split}: {in_words(ranking.rerank_metrics)}")
+    write_json(output_dir / "metrics.json", record)
+    say(f"finished {output_dir / 'metrics.json'}")
+
+
+def in_words(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+if __name__ == "__main__":
+    run_program("run_eval", main)

@@ -1,0 +1,235 @@
+"""The warmup: which data the first checkpoint is trained, and how it is evaluated meanwhile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.preprocessed import Preprocessed
+from data.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer
+from data.training_data import Batch, NegativeLists, batches_of_triples, check_offsets, make_batch, read_negative_lists
+from drivers.evaluation import encode_split, rank_split, rerank_lists
+from drivers.flags import WarmupFlags
+from drivers.shared import (
+    Trainer,
+    check_model_directory,
+    check_training_flags,
+    gather_from,
+    make_trainer,
+    open_collection,
+    open_encoder,
+    prepare_output_dir,
+    provenance,
+    seed_everything,
+    start_program,
+)
+from model.encoder import new_encoder, read_config
+from utils import distributed, exchange
+from utils.distributed import World
+from utils.errors import UserError
+from utils.flags import check_positive
+from utils.run_log import say
+from utils.search import SearchOptions, check_index, choose_backend
+
+
+@dataclass(frozen=True)
+class Job:
+    """What preflight resolved. Negatives come from ``lists`` or, where it is None, from ``triples``."""
+
+    flags: WarmupFlags
+    collection: Preprocessed
+    dtype: torch.dtype | None
+    tokenizer: str
+    lists: NegativeLists | None
+    triples: Path | None
+    rerank_file: Path | None
+    backend: str
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.flags.output_dir)
+
+
+def preflight(flags: WarmupFlags) -> Job:
+    """Find what would fail later, in the first minute. UserError for anything that would."""
+    if not (flags.do_train or flags.do_eval):
+        raise UserError("neither --do_train nor --do_eval is given; there is nothing to do")
+    dtype = check_training_flags(flags)
+    check_positive(flags, "logging_steps_per_eval")
+    backend = choose_backend(flags.search_backend, flags.faiss_index)
+    model = flags.model_name_or_path
+    if flags.pooling and flags.model_type != "rdot_nll":
+        raise UserError(f"--pooling is for rdot_nll, --model_type {flags.model_type} has its own; leave it out")
+    if flags.score_scale is not None and flags.score_scale <= 0:
+        raise UserError(f"--score_scale is {flags.score_scale}, expected a number above 0")
+    if model:
+        check_model_directory(flags, model)
+    elif not (flags.config_name and flags.tokenizer_name):
+        raise UserError("no --model_name_or_path; to start from random weights give --config_name and --tokenizer_name")
+    else:
+        read_config(flags.config_name, flags.model_type)
+    tokenizer = flags.tokenizer_name or model
+    collection = open_collection(flags, tokenizer)
+    lists, triples = training_source(flags, collection) if flags.do_train else (None, None)
+    rerank_file = Path(flags.rerank_file) if flags.rerank_file else None
+    if rerank_file is None and flags.bm25_dir:
+        rerank_file = Path(flags.bm25_dir) / "dev.trec"
+    wants_eval = flags.do_eval or flags.evaluate_during_training
+    if wants_eval and rerank_file is not None and not rerank_file.is_file():
+        raise UserError(
+            f"{rerank_file} is missing, expected candidates to rerank; run drivers.run_bm25 or leave it out"
+        )
+    return Job(flags, collection, dtype, tokenizer, lists, triples, rerank_file, backend)
+
+
+def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[NegativeLists | None, Path | None]:
+    """BM25 negatives, or the path of a triples file; exactly one must be given."""
+    if bool(flags.bm25_dir) == bool(flags.triples):
+        found = "both are" if flags.triples else "neither is"
+        raise UserError(f"train on --bm25_dir or on --triples: {found} given, expected one of them")
+    if flags.triples:
+        path = Path(flags.triples)
+        if not path.is_file() or path.stat().st_size == 0:
+            raise UserError(f"{path} is missing or empty, expected lines of query, positive and negative text")
+        return None, path
+    refresh = exchange.read_refresh(Path(flags.bm25_dir), 0)
+    lists = read_negative_lists(refresh.path)
+    check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
+    return lists, None
+
+
+def run(job: Job, resolved_flags: str) -> None:
+    flags = job.flags
+    world, run_id = start_program("run_warmup", resolved_flags, flags.no_cuda)
+    if flags.do_train:
+        train(job, world, run_id)
+    if flags.do_eval:
+        evaluate_stored(job, world)
+    distributed.stop(world)
+
+
+def train(job: Job, world: World, run_id: str) -> None:
+    """Train to the last step, publishing checkpoints."""
+    flags = job.flags
+    if world.is_first:
+        prepare_output_dir(job.output_dir, flags.overwrite_output_dir)
+    distributed.barrier(world)
+    seed_everything(flags.seed, 0)  # the same random weights on every rank
+    encoder = first_encoder(job)
+    seed_everything(flags.seed, world.rank)
+    total_steps = steps_to_train(job, world)
+    record = {**provenance(run_id, flags, job.collection), "max_steps": total_steps}
+    trainer = make_trainer(flags, world, encoder, job.dtype, total_steps, record)
+    source = str(job.triples) if job.triples else f"BM25 negatives of {flags.bm25_dir}"
+    if world.is_first:
+        say(f"warmup: {total_steps} steps, loss {flags.loss}, {source}")
+    run_steps(job, trainer)
+    if world.is_first:
+        exchange.mark_done(job.output_dir, step=trainer.state.step)
+        say(f"finished step={trainer.state.step}")
+
+
+def first_encoder(job: Job) -> Any:
+    """--model_name_or_path, with a new head where it has none; without it, random weights of --config_name."""
+    flags, manifest = job.flags, job.collection.manifest
+    given = {"pooling": flags.pooling, "score_scale": flags.score_scale}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if flags.model_name_or_path:
+        return open_encoder(flags, flags.model_name_or_path, job.collection, new_head=True, changes=changes)
+    changes |= {"vocab_size": manifest["vocab_size"], "pad_token_id": manifest["pad_token_id"]}
+    return new_encoder(flags.model_type, flags.config_name, changes)
+
+
+def steps_to_train(job: Job, world: World) -> int:
+    """--max_steps, or --num_train_epochs over what is known or said of the data's size."""
+    flags = job.flags
+    if flags.max_steps > 0:
+        return flags.max_steps
+    size = job.lists.triples if job.lists is not None else flags.expected_train_size
+    per_step = flags.per_gpu_train_batch_size * world.size * flags.gradient_accumulation_steps
+    return max(1, math.ceil(size / per_step * flags.num_train_epochs))
+
+
+def run_steps(job: Job, trainer: Trainer) -> None:
+    flags, state = job.flags, trainer.state
+    batches = batches_from_text(job, state.world) if job.triples else batches_from_lists(job, state.world)
+    while state.step < trainer.total_steps:
+        micro_batches = list(islice(batches, flags.gradient_accumulation_steps))
+        trainer.step(micro_batches)
+        if flags.evaluate_during_training and state.step % (flags.logging_steps * flags.logging_steps_per_eval) == 0:
+            rerank_mrr, full_mrr = evaluate_mrr(job, state.world, state.encoder)
+            if trainer.log is not None:
+                say(f"Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")
+                trainer.log.record(state.step, reranking_mrr=rerank_mrr, full_ranking_mrr=full_mrr)
+        if state.step % flags.save_steps == 0 or state.step == trainer.total_steps:
+            trainer.publish(job.output_dir)
+
+
+def batches_from_lists(job: Job, world: World) -> Iterator[Batch]:
+    flags, collection = job.flags, job.collection
+    assert job.lists is not None
+    pad_id = collection.manifest["pad_token_id"]
+    queries = gather_from(collection.queries("train"), flags.max_query_length, pad_id)
+    passages = gather_from(collection.passages, flags.max_seq_length, pad_id)
+    positives = collection.qrels("train").positives() if flags.loss == "in_batch" else None
+    batch_triples = flags.per_gpu_train_batch_size * world.size
+    for triples in batches_of_triples(job.lists, flags.group_size, batch_triples, flags.seed, 0):
+        yield make_batch(triples, world.rank, world.size, queries, passages, positives)
+
+
+def batches_from_text(job: Job, world: World) -> Iterator[Batch]:
+    flags = job.flags
+    assert job.triples is not None
+    tokenizer = open_text_tokenizer(job.tokenizer, job.collection.manifest["pad_token_id"])
+    batch_triples = flags.per_gpu_train_batch_size * world.size
+    for texts in batches_of_text_triples(job.triples, batch_triples):
+        yield make_text_batch(
+            texts,
+            world.rank,
+            world.size,
+            tokenizer,
+            flags.max_query_length,
+            flags.max_seq_length,
+            in_batch=flags.loss == "in_batch",
+        )
+
+
+# Evaluating
+
+
+def evaluate_mrr(job: Job, world: World, encoder: Any) -> tuple[float, float]:
+    """MRR@10 over the dev split: reranking the given candidates (nan without any), and the whole collection."""
+    candidates_QK = None
+    if job.rerank_file is not None:
+        candidates_QK = rerank_lists(job.rerank_file, job.collection, "dev")
+    flags = job.flags
+    check_index(flags.faiss_index, encoder.dims, flags.nprobe)
+    options = SearchOptions(job.backend, flags.faiss_index, flags.nprobe, world.device)
+    vectors = encode_split(flags, world, encoder, job.collection, job.dtype, "dev")
+    found = rank_split(world, job.collection, "dev", vectors, 10, options, candidates_QK)
+    rerank_mrr = found.rerank_metrics["mrr@10"] if found.rerank_metrics else math.nan
+    return rerank_mrr, found.metrics["mrr@10"]
+
+
+def evaluate_stored(job: Job, world: World) -> None:
+    """--do_eval: the last checkpoint trained, or all of them, or the model given."""
+    flags = job.flags
+    steps = exchange.numbered(job.output_dir, exchange.CHECKPOINT_PATTERN)
+    wanted = [exchange.checkpoint_path(job.output_dir, step) for step in steps]
+    if not flags.eval_all_checkpoints:
+        wanted = wanted[-1:]
+    if not flags.do_train and not flags.eval_all_checkpoints and flags.model_name_or_path:
+        wanted = [Path(flags.model_name_or_path)]
+    if not wanted:
+        raise UserError(f"{job.output_dir} holds no checkpoint, expected one to evaluate; add --do_train")
+    for path in wanted:
+        encoder = open_encoder(flags, str(path), job.collection).to(world.device)
+        rerank_mrr, full_mrr = evaluate_mrr(job, world, encoder)
+        if world.is_first:
+            say(f"{path.name} Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")
