@@ -1,0 +1,243 @@
+"""What a finished run left in its directory, read once and checked: the numbers a report is made of.
+
+The layout is the quickstart's: ``preprocessed/``, ``bm25/``, ``warmup/`` and ``arms/STRATEGY/``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from results.read_log import TrainingPoint, read_log
+from utils.errors import UserError
+from utils.exchange import DONE, read_done, read_failed, read_json, read_records
+
+METRICS = ("ndcg@10", "mrr@10", "map@10", "recall@100")
+STRATEGIES = ("top", "top_bottom", "random", "bottom")  # the order arms are shown in; others follow by name
+COUNTS = {"passages": "passages", "train_queries": "train-query", "dev_queries": "dev-query"}  # ours: manifest's
+TRAINER_DIRECTORY, GENERATOR_DIRECTORY = "checkpoints", "ann_data"
+
+
+@dataclass(frozen=True)
+class DevPoint:
+    """Dev metrics of one checkpoint, as a refresh measured them. ``step`` 0 is the warmup checkpoint."""
+
+    refresh: int
+    step: int
+    ndcg: float
+    mrr: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One metrics.json. ``metrics`` has the keys of METRICS, ``step`` is None where it is no checkpoint's."""
+
+    metrics: dict[str, float]
+    model: str
+    step: int | None
+    queries: int | None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A finished arm. ``seconds`` is the trainer's wall time."""
+
+    name: str
+    evaluation: Evaluation
+    steps: int
+    refreshes: int
+    seconds: float
+    strategy: str
+    seed: int | None
+    dev: tuple[DevPoint, ...]  # by step
+    training: tuple[TrainingPoint, ...]  # by step
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    directory: Path
+    collection: dict[str, int]
+    bm25: Evaluation
+    warmup: Evaluation
+    arms: tuple[Arm, ...]
+    unfinished: dict[str, str]  # arm: what is missing
+    warnings: tuple[str, ...]
+
+
+class Unfinished(Exception):
+    """An arm that cannot be reported yet; the message says why and what to do."""
+
+
+def number(value: Any, path: Path, key: str) -> float:
+    """``value`` where it is a finite number, else UserError naming the file and the key."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{path}: {key} is {value!r}, expected a number: write it again with the program that made it")
+    return float(value)
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object; UserError with ``remedy`` where the file is missing."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {remedy}")
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object: {remedy}")
+    return value
+
+
+def read_evaluation(path: Path, remedy: str) -> Evaluation:
+    value = read_object(path, remedy)
+    metrics = value.get("metrics")
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path}: no metrics in it, expected {', '.join(METRICS)}: {remedy}")
+    step, queries = value.get("step"), value.get("queries")
+    return Evaluation(
+        metrics={name: number(metrics.get(name), path, name) for name in METRICS},
+        model=str(value.get("model", "")),
+        step=None if step is None else int(number(step, path, "step")),
+        queries=None if queries is None else int(number(queries, path, "queries")),
+    )
+
+
+def read_collection(directory: Path) -> dict[str, int]:
+    """How many passages, train queries and dev queries the run's collection has."""
+    path = directory / "manifest.json"
+    counts = read_object(path, "run data.msmarco_data (commands/quickstart.sh does), then the report").get("counts")
+    if not isinstance(counts, dict):
+        raise UserError(f"{path}: no counts in it, expected {', '.join(COUNTS.values())}: run data.msmarco_data again")
+    return {ours: int(number(counts.get(key), path, f"counts {key}")) for ours, key in COUNTS.items()}
+
+
+def dev_points(directory: Path, records: list[dict[str, Any]]) -> tuple[DevPoint, ...]:
+    """One point for each refresh, by step.
+
+    A checkpoint outside the arm's own trainer directory is the warmup's, whatever step it counts: the arm's step 0.
+    """
+    points = []
+    for record in records:
+        path = directory / f"the record of refresh {record['refresh']}"
+        checkpoint = record.get("checkpoint")
+        ours = checkpoint is None or Path(str(checkpoint)).parent.name == TRAINER_DIRECTORY
+        mrr = record.get("mrr")
+        points.append(
+            DevPoint(
+                refresh=int(record["refresh"]),
+                step=int(number(record.get("step", 0), path, "step")) if ours else 0,
+                ndcg=number(record.get("ndcg"), path, "ndcg"),
+                mrr=None if mrr is None else number(mrr, path, "mrr"),
+            )
+        )
+    return tuple(sorted(points, key=lambda point: (point.step, point.refresh)))
+
+
+def training_points(arm: Path) -> tuple[TrainingPoint, ...]:
+    """The logged losses by step. Where a resumed job trained a step again, the later line counts.
+
+    metrics.jsonl comes first: a restarted job adds to it, while its `.out` may have been begun anew.
+    """
+    for path in (arm / TRAINER_DIRECTORY / "metrics.jsonl", arm / "trainer.out"):
+        if path.is_file():
+            by_step = {point.step: point for point in read_log(path).training}
+            if by_step:
+                return tuple(by_step[step] for step in sorted(by_step))
+    return ()
+
+
+def read_arm(directory: Path) -> Arm:
+    """Raises Unfinished where the arm has not ended or was not evaluated, UserError where a file is damaged."""
+    training_dir, ann_dir = directory / TRAINER_DIRECTORY, directory / GENERATOR_DIRECTORY
+    done = read_done(training_dir)
+    if done is None:
+        failed = read_failed(training_dir) or read_failed(ann_dir)
+        if failed:
+            raise Unfinished(f"the {failed.get('role', 'job')} failed ({failed.get('reason', 'no reason given')})")
+        raise Unfinished(f"no {DONE} in {TRAINER_DIRECTORY}/: the trainer has not ended; start it again to go on")
+    path = directory / "eval" / "metrics.json"
+    if not path.is_file():
+        raise Unfinished("no eval/metrics.json: run drivers.run_eval on its last checkpoint")
+    evaluation = read_evaluation(path, "run drivers.run_eval on the arm's last checkpoint")
+    steps = int(number(done.get("step"), training_dir / DONE, "step"))
+    if evaluation.step not in (None, steps):
+        raise Unfinished(
+            f"eval/metrics.json is of step {evaluation.step}, the trainer ended at {steps}: evaluate again"
+        )
+    records = read_records(ann_dir)
+    newest = records[-1] if records else {}
+    return Arm(
+        name=directory.name,
+        evaluation=evaluation,
+        steps=steps,
+        refreshes=int(number(done.get("refreshes"), training_dir / DONE, "refreshes")),
+        seconds=number(done.get("seconds"), training_dir / DONE, "seconds"),
+        strategy=str(newest.get("strategy", "")),
+        seed=newest.get("seed"),
+        dev=dev_points(ann_dir, records),
+        training=training_points(directory),
+    )
+
+
+def arm_order(directory: Path) -> tuple[int, str]:
+    known = STRATEGIES.index(directory.name) if directory.name in STRATEGIES else len(STRATEGIES)
+    return known, directory.name
+
+
+def read_arms(directory: Path) -> tuple[tuple[Arm, ...], dict[str, str]]:
+    """The finished arms in the order of STRATEGIES, and why each other one is left out.
+
+    UserError where no arm is finished.
+    """
+    entries = list(directory.iterdir()) if directory.is_dir() else []
+    found = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
+    if not found:
+        raise UserError(f"{directory}: no arm in it, expected {'/, '.join(STRATEGIES)}/: run commands/quickstart.sh")
+    arms, unfinished = [], {}
+    for path in sorted(found, key=arm_order):
+        try:
+            arms.append(read_arm(path))
+        except Unfinished as reason:
+            unfinished[path.name] = str(reason)
+    if not arms:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in unfinished.items())
+        raise UserError(f"{directory}: no finished arm, expected at least one ({reasons})")
+    return tuple(arms), unfinished
+
+
+def what_differs(bm25: Evaluation, warmup: Evaluation, arms: tuple[Arm, ...]) -> tuple[str, ...]:
+    """Differences that make a comparison of these numbers unfair, one sentence each."""
+    warnings = [
+        f"The arm {arm.name} was run with --negative_strategy {arm.strategy}: its name misleads."
+        for arm in arms
+        if arm.name in STRATEGIES and arm.strategy and arm.strategy != arm.name
+    ]
+    for what, values in (
+        ("trained for different numbers of steps", {arm.name: arm.steps for arm in arms}),
+        ("took up different numbers of refreshes", {arm.name: arm.refreshes for arm in arms}),
+        ("had different seeds", {arm.name: arm.seed for arm in arms}),
+    ):
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{name} {value}" for name, value in values.items())
+            warnings.append(f"The arms {what} ({listed}): they do not differ in the strategy alone.")
+    evaluations = {"bm25": bm25, "warmup": warmup, **{arm.name: arm.evaluation for arm in arms}}
+    queries = {name: evaluation.queries for name, evaluation in evaluations.items() if evaluation.queries is not None}
+    if len(set(queries.values())) > 1:
+        listed = ", ".join(f"{name} {value}" for name, value in queries.items())
+        warnings.append(f"The evaluations are over different numbers of dev queries ({listed}): evaluate again.")
+    return tuple(warnings)
+
+
+def read_run(directory: Path, name: str) -> Run:
+    """Everything a report needs from one run directory.
+
+    UserError where it is no run directory, a part before the arms is missing, or no arm is finished.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory, expected a run directory: run commands/quickstart.sh")
+    quickstart = "run commands/quickstart.sh with this --run_dir, then the report"
+    collection = read_collection(directory / "preprocessed")
+    bm25 = read_evaluation(directory / "bm25" / "metrics.json", quickstart)
+    warmup = read_evaluation(directory / "warmup" / "eval" / "metrics.json", quickstart)
+    arms, unfinished = read_arms(directory / "arms")
+    return Run(name, directory, collection, bm25, warmup, arms, unfinished, what_differs(bm25, warmup, arms))
