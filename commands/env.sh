@@ -1,0 +1,154 @@
+# shellcheck shell=bash
+# Sourced by every script: finds the repository and goes there, takes the settings, and knows how to start a program.
+#
+# A setting comes from the environment, else from commands/site.env (untracked, bash assignments), else from the
+# default below: environment > site.env > default. A relative path given in the environment is taken from the
+# directory the script was started in; one in site.env or in a default, from the repository.
+# The programs themselves run in the repository's root: give them absolute paths.
+set -euo pipefail
+
+die() { # WORDS: one line on stderr, exit code 2 (bad flags or input)
+  printf '%s: error: %s\n' "${0##*/}" "$*" >&2
+  exit 2
+}
+
+CALLER_DIR=$PWD
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[[ -f $REPO/drivers/run_ann.py ]] ||
+  die "$REPO holds no drivers/run_ann.py: start the script in a checkout of the repository (with sbatch: submit from its root)"
+cd "$REPO"
+
+declare -A ENVIRONMENT=()
+while IFS='=' read -r -d '' name value; do
+  [[ -z $name ]] || ENVIRONMENT[$name]=$value
+done < <(env -0)
+unset name value
+
+if [[ -f commands/site.env ]]; then
+  # shellcheck source=/dev/null
+  source commands/site.env
+fi
+
+setting() { # NAME DEFAULT
+  if [[ -n ${ENVIRONMENT[$1]:-} ]]; then
+    printf -v "$1" '%s' "${ENVIRONMENT[$1]}"
+  elif [[ -z ${!1:-} ]]; then
+    printf -v "$1" '%s' "$2"
+  fi
+}
+
+absolute() { # PATH BASE
+  case $1 in
+    /*) printf '%s' "$1" ;;
+    *) printf '%s/%s' "$2" "$1" ;;
+  esac
+}
+
+path_setting() { # NAME DEFAULT
+  setting "$1" "$2"
+  if [[ -n ${ENVIRONMENT[$1]:-} ]]; then
+    printf -v "$1" '%s' "$(absolute "${!1}" "$CALLER_DIR")"
+  elif [[ -n ${!1} ]]; then
+    printf -v "$1" '%s' "$(absolute "${!1}" "$REPO")"
+  fi
+}
+
+count_gpus() {
+  if [[ ${CUDA_VISIBLE_DEVICES-unset} != unset ]]; then
+    local -a visible
+    IFS=, read -r -a visible <<<"$CUDA_VISIBLE_DEVICES"
+    [[ ${visible[0]:-} != -1 ]] || visible=()
+    echo "${#visible[@]}"
+  elif [[ ${SLURM_GPUS_ON_NODE:-} =~ ^[0-9]+$ ]]; then
+    echo "$SLURM_GPUS_ON_NODE"
+  elif command -v nvidia-smi >/dev/null; then
+    nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true
+  else
+    echo 0
+  fi
+}
+
+default_python() {
+  if [[ -x $REPO/.venv/bin/python ]]; then
+    echo "$REPO/.venv/bin/python"
+  else
+    command -v python3 || true
+  fi
+}
+
+newest_checkpoint() { # DIR: its checkpoint-S of the highest step, or nothing
+  local directory
+  for directory in "$1"/checkpoint-*; do
+    if [[ $directory =~ /checkpoint-[0-9]+$ && -d $directory ]]; then
+      printf '%s\n' "$directory"
+    fi
+  done | sort -V | tail -n 1
+}
+
+need_space() { # DIR MEGABYTES WHAT: die where the disk of DIR (or of the nearest parent there is) has less
+  local directory=$1 free_mb
+  while [[ ! -d $directory ]]; do directory=$(dirname "$directory"); done
+  free_mb=$(df -Pk "$directory" | awk 'NR == 2 { print int($4 / 1024) }')
+  ((free_mb >= $2)) ||
+    die "$3 needs $2 MB, but the disk of $directory has $free_mb MB free: free some, or use a directory on another disk"
+}
+
+use_venv() { # REQUIREMENTS_FILE: PYTHON becomes that of .venv, set up where it is not yet; a PYTHON that was given stays
+  [[ -z $PYTHON_GIVEN ]] || return 0
+  bash commands/setup_venv.sh "$1"
+  PYTHON=$REPO/.venv/bin/python
+}
+
+# The machine.
+setting PYTHON '' # the interpreter of every program; where none is given, .venv's if there is one, else python3
+[[ $PYTHON != */* ]] || path_setting PYTHON ''
+PYTHON_GIVEN=$PYTHON
+[[ -n $PYTHON ]] || PYTHON=$(default_python)
+setting GPUS "$(count_gpus)"       # GPUs of this node; 0 stays on the CPU
+setting CPUS "${SLURM_CPUS_PER_TASK:-$(nproc)}"
+
+# Where things are. results/runs/ is not tracked.
+path_setting RUNS_DIR results/runs
+path_setting RAW_DATA_DIR "$RUNS_DIR/msmarco/raw"              # MS MARCO's files, from data_download.sh
+path_setting DATA_DIR "$RUNS_DIR/msmarco/preprocessed"         # what data.msmarco_data makes of them
+path_setting SUBSET_RAW_DIR "$RUNS_DIR/msmarco_10/raw"         # the 10% subset of RAW_DATA_DIR
+path_setting SUBSET_DATA_DIR "$RUNS_DIR/msmarco_10/preprocessed"
+path_setting WARMUP_DIR "$RUNS_DIR/msmarco/warmup"             # run_train_warmup.sh's checkpoints
+path_setting WARMUP_CHECKPOINT "$(newest_checkpoint "$WARMUP_DIR")"
+
+# What is trained. ANCE (FirstP) on MS MARCO passages; DATA_TYPE 0 is documents.
+setting MODEL_TYPE rdot_nll
+setting MODEL roberta-base # a hub name or a directory: where the warmup starts, and its tokenizer
+setting DATA_TYPE 1
+setting MAX_SEQ_LENGTH 512
+setting MAX_QUERY_LENGTH 64
+
+export PYTHONUNBUFFERED=1
+
+has_word() { # WORD WORDS...: whether WORD is one of WORDS
+  local word=$1 other
+  shift
+  for other in "$@"; do
+    [[ $other != "$word" ]] || return 0
+  done
+  return 1
+}
+
+command_for() { # PROCESSES MODULE FLAGS...: sets COMMAND, the program on one process, or on one for each of several GPUs
+  local processes=$1 threads
+  shift
+  [[ -n $PYTHON ]] || die "no python3 found: install Python 3.11 or newer, then run commands/setup_venv.sh"
+  if ((processes <= 1)) || has_word --dry_run "$@"; then
+    COMMAND=(env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS}" "$PYTHON" -m "$@")
+  else
+    threads=$((CPUS / processes > 0 ? CPUS / processes : 1))
+    # torchrun by its module, so that it is the one of $PYTHON; by itself it would set OMP_NUM_THREADS to 1.
+    COMMAND=(env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}" "$PYTHON" -m torch.distributed.run
+      --standalone --nproc_per_node "$processes" -m "$@")
+  fi
+}
+
+launch() { # PROCESSES MODULE FLAGS...: runs the program and waits for it
+  command_for "$@"
+  "${COMMAND[@]}"
+}

@@ -1,0 +1,165 @@
+# shellcheck shell=bash
+# Sourced after env.sh by the scripts that run programs in the background: starts them with their output in a file,
+# waits for them, and stops them, their workers included, when one fails or the script is told to stop.
+
+STOP_SECONDS=${STOP_SECONDS:-120}               # from TERM to KILL: time to save the state
+PEER_STOP_SECONDS=${PEER_STOP_SECONDS:-3600}    # how long the generator may outlive a trainer that is done
+PROGRESS_SECONDS=${PROGRESS_SECONDS:-10}
+PEER_GONE=4                                     # exit code of a program whose peer has failed or left
+
+STARTED=0  # process id of the program started last
+RUNNING=() # process ids of those not yet waited for
+
+start() { # LOG COMMAND...: in the background, its output added to LOG, or to the script's own where LOG is "-"
+  local log=$1
+  shift
+  # With job control a program leads a process group of its own, by which its workers are reached too.
+  set -m
+  if [[ $log == - ]]; then
+    "$@" </dev/null &
+  else
+    mkdir -p "$(dirname "$log")"
+    "$@" >>"$log" 2>&1 </dev/null &
+  fi
+  set +m
+  STARTED=$!
+  RUNNING+=("$STARTED")
+}
+
+is_alive() { # PID
+  kill -0 "$1" 2>/dev/null
+}
+
+exit_code_of() { # PID of a program that has ended, or that may be waited for: sets CODE
+  local pid
+  local -a others=()
+  CODE=0
+  wait "$1" || CODE=$?
+  for pid in "${RUNNING[@]}"; do
+    [[ $pid == "$1" ]] || others+=("$pid")
+  done
+  RUNNING=("${others[@]+"${others[@]}"}")
+}
+
+stop() { # PID...: TERM to their process groups, KILL to what is left after STOP_SECONDS
+  local pid deadline=$((SECONDS + STOP_SECONDS))
+  for pid in "$@"; do
+    kill -TERM -- "-$pid" 2>/dev/null || true
+  done
+  for pid in "$@"; do
+    while kill -0 -- "-$pid" 2>/dev/null; do
+      if ((SECONDS >= deadline)); then
+        kill -KILL -- "-$pid" 2>/dev/null || true
+        break
+      fi
+      sleep 0.1
+    done
+  done
+}
+
+stop_all() { # sets STATE_SAVED to 1 where a program answered with exit code 75
+  local -a pids=("${RUNNING[@]+"${RUNNING[@]}"}")
+  local pid
+  STATE_SAVED=0
+  ((${#pids[@]} > 0)) || return 0
+  stop "${pids[@]}"
+  for pid in "${pids[@]}"; do
+    exit_code_of "$pid" 2>/dev/null
+    ((CODE != 75)) || STATE_SAVED=1
+  done
+}
+
+on_signal() { # NAME EXIT_CODE
+  trap '' INT TERM
+  printf '%s: stopped by SIG%s\n' "${0##*/}" "$1" >&2
+  stop_all
+  ((STATE_SAVED == 0)) || exit 75
+  exit "$2"
+}
+trap 'on_signal INT 130' INT
+trap 'on_signal TERM 143' TERM
+trap stop_all EXIT
+
+show_failure() { # WHAT EXIT_CODE LOG: in one piece, so that the lines of two programs do not mix
+  printf '%s: %s failed with exit code %s; the end of %s:\n%s\n' \
+    "${0##*/}" "$1" "$2" "$3" "$(tail -n 30 "$3" | sed 's/^/    /')" >&2
+}
+
+run_here() { # COMMAND...: waits for the program; returns its exit code. A signal stops it at once, as it does the others
+  start - "$@"
+  exit_code_of "$STARTED"
+  return "$CODE"
+}
+
+run_logged() { # WHAT LOG COMMAND...: the same with its output in LOG, the end of which is shown where it fails
+  local what=$1 log=$2
+  shift 2
+  start "$log" "$@"
+  exit_code_of "$STARTED"
+  if ((CODE != 0)); then
+    echo failed
+    show_failure "$what" "$CODE" "$log"
+  fi
+  return "$CODE"
+}
+
+progress_line() { # TRAINER_LOG: where the trainer is, from the newest of its JSON lines; nothing where there is none
+  local line
+  line=$(grep -a '^{"learning_rate"' "$1" 2>/dev/null | tail -n 1) || return 0
+  if [[ $line =~ \"loss\":\ *([0-9.eE+-]+).*\"step\":\ *([0-9]+) ]]; then
+    printf 'step %d, loss %.4f' "${BASH_REMATCH[2]}" "${BASH_REMATCH[1]}"
+  fi
+}
+
+# Runs trainer and generator together until both have ended. Returns 0 where both succeeded; else stops the other
+# one, shows the end of the log of the one that failed first, and returns its exit code.
+run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays); output in DIR/{trainer,generator}.out
+  local name=$1 directory=$2
+  local -n trainer_words=$3 generator_words=$4
+  local -A pid=() code=()
+  local role failed='' reason='' deadline='' next_line=$((SECONDS + PROGRESS_SECONDS)) said='' line
+
+  start "$directory/trainer.out" "${trainer_words[@]}"
+  pid[trainer]=$STARTED
+  start "$directory/generator.out" "${generator_words[@]}"
+  pid[generator]=$STARTED
+
+  while ((${#code[@]} < 2)); do
+    sleep 0.2
+    for role in trainer generator; do
+      if [[ -n ${code[$role]:-} ]] || is_alive "${pid[$role]}"; then
+        continue
+      fi
+      exit_code_of "${pid[$role]}" 2>/dev/null
+      code[$role]=$CODE
+      # A program that says "the peer is gone" is not the one that failed.
+      if ((CODE != 0)) && [[ -z $failed || ${code[$failed]} == "$PEER_GONE" ]]; then
+        failed=$role
+        deadline=$SECONDS
+        ((CODE != PEER_GONE)) || deadline=$((SECONDS + 10))
+      elif [[ $role == trainer && -z $failed ]]; then
+        deadline=$((SECONDS + PEER_STOP_SECONDS))
+      fi
+    done
+    if ((${#code[@]} == 1)) && [[ -n $deadline ]] && ((SECONDS >= deadline)); then
+      role=trainer
+      [[ -z ${code[trainer]:-} ]] || role=generator
+      if [[ -z $failed ]]; then
+        failed=$role
+        reason=" (still running $PEER_STOP_SECONDS s after the trainer was done)"
+      fi
+      stop "${pid[$role]}"
+      exit_code_of "${pid[$role]}" 2>/dev/null
+      code[$role]=$CODE
+    fi
+    if ((SECONDS >= next_line)); then
+      next_line=$((SECONDS + PROGRESS_SECONDS))
+      line=$(progress_line "$directory/trainer.out")
+      [[ -z $line || $line == "$said" ]] || printf '    %s: %s\n' "$name" "$line"
+      said=$line
+    fi
+  done
+  [[ -n $failed ]] || return 0
+  show_failure "$name: the $failed$reason" "${code[$failed]}" "$directory/$failed.out"
+  return "$((code[$failed] > 0 ? code[$failed] : 1))"
+}

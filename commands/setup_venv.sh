@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Makes .venv in the repository's root hold the packages of a requirements file; does nothing where it does already.
+#
+#     bash commands/setup_venv.sh [requirements.txt]
+#
+# Complete is what has a stamp with the sha256 of the requirements; an interrupted or outdated one is made anew.
+# Runs at the same time wait for each other.
+set -euo pipefail
+here=$(dirname "${BASH_SOURCE[0]}")
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands # Slurm runs a copy of this file
+# shellcheck source=env.sh
+source "$here/env.sh"
+
+MIN_MINOR=11 # of Python 3
+setting VENV_SPACE_MB 2500
+VENV=$REPO/.venv
+
+find_python() { # sets BASE_PYTHON
+  local name found='' version
+  for name in python3 python3.14 python3.13 python3.12 python3.11; do
+    command -v "$name" >/dev/null || continue
+    version=$("$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    if [[ $version =~ ^3\.([0-9]+)$ ]] && ((BASH_REMATCH[1] >= MIN_MINOR)); then
+      BASE_PYTHON=$(command -v "$name")
+      return
+    fi
+    found=${found:-"$name is Python $version"}
+  done
+  [[ -z $found ]] || die "$found, expected 3.$MIN_MINOR or newer: install python3.$MIN_MINOR and its venv module"
+  die "no python3 in PATH, expected Python 3.$MIN_MINOR or newer: install it (Debian: apt install python3 python3-venv)"
+}
+
+fingerprint() { # FILE: sha256 of it and of the requirements files it includes by "-r"
+  local file=$1 included
+  while read -r included; do
+    cat "$included"
+  done < <(sed -n 's/^-r *//p' "$file") | cat - "$file" | sha256sum | cut -d' ' -f1
+}
+
+is_complete() { # FILE
+  [[ -x $VENV/bin/python && $(cat "$VENV/.stamp-$1" 2>/dev/null) == "$(fingerprint "$1")" ]] &&
+    "$VENV/bin/python" -c '' 2>/dev/null
+}
+
+take_lock() { # the lock is inside .venv, which git ignores; it lasts until this script ends
+  if [[ -e $VENV && ! -e $VENV/.lock ]] && [[ -n $(ls -A "$VENV") ]]; then
+    die "$VENV was not made by this script: remove it, or use it as it is with PYTHON=$VENV/bin/python"
+  fi
+  { mkdir -p "$VENV" && : >>"$VENV/.lock"; } 2>/dev/null || die "cannot write in $REPO: use a checkout of your own"
+  exec 9>>"$VENV/.lock"
+  flock --nonblock 9 || {
+    echo "waiting for another set-up of $VENV"
+    flock 9
+  }
+}
+
+build() { # FILE
+  local name last_line
+  if [[ $1 != requirements.txt ]] && is_complete requirements.txt; then
+    need_space "$REPO" 300 "adding $1 to .venv"
+  else
+    find_python
+    "$BASE_PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
+      die "$BASE_PYTHON has no venv module: install it (Debian: apt install python3-venv)"
+    find "$VENV" -mindepth 1 -maxdepth 1 ! -name .lock -exec rm -rf {} +
+    need_space "$REPO" "$VENV_SPACE_MB" .venv
+    "$BASE_PYTHON" -m venv "$VENV" >"$VENV/pip.log" 2>&1 ||
+      die "$BASE_PYTHON -m venv failed: $(tail -n 1 "$VENV/pip.log")"
+  fi
+  rm -f "$VENV"/.stamp-*
+  echo "installing $1 into $VENV (once; some minutes; log: $VENV/pip.log)"
+  if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input -r "$1" >>"$VENV/pip.log" 2>&1; then
+    last_line=$(grep -i error "$VENV/pip.log" | tail -n 1 || true)
+    die "pip failed: ${last_line:-no message}; see $VENV/pip.log, and run this again"
+  fi
+  for name in requirements.txt "$1"; do # requirements-dev.txt includes requirements.txt
+    fingerprint "$name" >"$VENV/.stamp-$name"
+  done
+}
+
+requirements=${1:-requirements.txt}
+[[ -f $requirements ]] || die "$requirements: no such file in $REPO"
+if ! is_complete "$requirements"; then
+  take_lock
+  is_complete "$requirements" || build "$requirements"
+fi

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs the test suite in .venv, which it sets up first; arguments go to pytest.
+#
+#     bash commands/test.sh [-k WORDS] [tests/test_X.py] ...
+#
+# PYTHON=/path/to/python uses that interpreter as it is and sets up nothing.
+set -euo pipefail
+here=$(dirname "${BASH_SOURCE[0]}")
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands # Slurm runs a copy of this file
+# shellcheck source=env.sh
+source "$here/env.sh"
+use_venv requirements-dev.txt
+
+# The tests' arrays are tiny and many tests start processes of their own: more threads would only fight for the cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export HF_HUB_OFFLINE=1
+exec "$PYTHON" -m pytest "$@"
