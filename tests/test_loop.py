@@ -1,0 +1,258 @@
+"""The whole loop as its users run it: processes that meet in a directory, with a tiny RoBERTa and a static encoder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.preprocessed import open_preprocessed
+from data.training_data import NegativeLists, is_positive, read_negative_lists
+from utils import exchange
+
+REPO = Path(__file__).resolve().parent.parent
+LENGTHS = ("--max_seq_length", "32", "--max_query_length", "16")
+STEPS, WINDOW = 30, 10
+LOCKSTEP = ("--refresh_mode", "lockstep", "--steps_per_refresh", str(WINDOW), "--refresh_lag", "1")
+TIMEOUT_SECONDS = 200
+
+pytestmark = pytest.mark.slow
+
+
+def command(program: str, *flags: str | Path, processes: int = 1) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [*launcher, "-m", program, *map(str, flags)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(program: str, *flags: str | Path, processes: int = 1, code: int = 0) -> str:
+    """Run a program to its end; its output. The exit code must be ``code``."""
+    done = subprocess.run(
+        command(program, *flags, processes=processes),
+        cwd=REPO,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+    )
+    assert done.returncode == code, done.stdout[-4000:]
+    return done.stdout
+
+
+def train_and_generate(
+    arm: Path,
+    data_dir: Path,
+    warmup: Path,
+    model_type: str,
+    strategy: str = "top",
+    clock: Sequence[str] = LOCKSTEP,
+    processes: int = 1,
+) -> tuple[str, str]:
+    """Trainer and generator at once, as one arm; their outputs."""
+    arm.mkdir(parents=True)
+    common = ("--data_dir", data_dir, "--model_type", model_type, *LENGTHS, *clock)
+    generator_flags = (
+        "--training_dir",
+        arm / "checkpoints",
+        "--init_model_dir",
+        warmup,
+        "--output_dir",
+        arm / "ann_data",
+    )
+    selection = ("--topk_training", "50", "--negative_sample", "5", "--ann_chunk_factor", "2")
+    trainer_flags = ("--ann_dir", arm / "ann_data", "--output_dir", arm / "checkpoints", "--model_name_or_path", warmup)
+    steps = ("--max_steps", str(STEPS), "--save_steps", "10", "--logging_steps", "5")
+    learning = ("--learning_rate", "1e-3", "--optimizer", "lamb", "--single_warmup", "--group_size", "1")
+    batch = ("--per_gpu_train_batch_size", str(16 // processes))
+    programs = {
+        "generator": command(
+            "drivers.run_ann_data_gen", *common, *generator_flags, *selection, "--negative_strategy", strategy,
+            processes=processes,
+        ),
+        "trainer": command(
+            "drivers.run_ann", *common, *trainer_flags, *steps, *learning, *batch, processes=processes
+        ),
+    }  # fmt: skip
+    logs = {name: arm / f"{name}.out" for name in programs}
+    running = {
+        name: subprocess.Popen(
+            words, cwd=REPO, env=environment(), stdout=logs[name].open("w"), stderr=subprocess.STDOUT
+        )
+        for name, words in programs.items()
+    }
+    try:
+        codes = {name: process.wait(TIMEOUT_SECONDS) for name, process in running.items()}
+    finally:
+        for process in running.values():
+            process.kill()
+    texts = {name: log.read_text() for name, log in logs.items()}
+    assert codes == {"generator": 0, "trainer": 0}, "\n".join(text[-3000:] for text in texts.values())
+    return texts["trainer"], texts["generator"]
+
+
+@pytest.fixture(scope="module")
+def bm25(shared_collection: Path, tiny_preprocessed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("bm25")
+    flags = ("--raw_data_dir", shared_collection, "--data_dir", tiny_preprocessed, "--output_dir", directory)
+    run("drivers.run_bm25", *flags, "--topk_training", "50", "--negative_sample", "5")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tiny_roberta(tiny_preprocessed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain RoBERTa of two layers with random weights, as a hub would give it: without ANCE's head."""
+    import torch
+    from transformers import RobertaConfig, RobertaModel
+
+    manifest = json.loads((tiny_preprocessed / "manifest.json").read_text())
+    torch.manual_seed(3)
+    config = RobertaConfig(
+        vocab_size=manifest["vocab_size"],
+        pad_token_id=manifest["pad_token_id"],
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    directory = tmp_path_factory.mktemp("roberta")
+    RobertaModel(config).save_pretrained(directory)
+    return directory
+
+
+def warm_up(directory: Path, data_dir: Path, bm25_dir: Path, tokenizer: Path, *model: str | Path) -> Path:
+    steps = ("--max_steps", "40", "--save_steps", "40", "--logging_steps", "20", "--logging_steps_per_eval", "1")
+    learning = ("--learning_rate", "3e-3", "--optimizer", "adamW", "--per_gpu_train_batch_size", "16")
+    output = run(
+        "drivers.run_warmup", "--do_train", "--evaluate_during_training", "--data_dir", data_dir,
+        "--bm25_dir", bm25_dir, "--tokenizer_name", tokenizer, "--output_dir", directory,
+        *LENGTHS, *steps, *learning, *model,
+    )  # fmt: skip
+    assert output.count("Reranking/Full ranking mrr: ") == 2
+    return exchange.checkpoint_path(directory, 40)
+
+
+@pytest.fixture(scope="module")
+def static_warmup(
+    tiny_preprocessed: Path, bm25: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    directory = tmp_path_factory.mktemp("static")
+    config = directory / "config.json"
+    config.write_text(json.dumps({"model_type": "static", "embedding_size": 32}))
+    model = ("--train_model_type", "static", "--config_name", config, "--score_scale", "0.2", "--loss", "in_batch")
+    return warm_up(directory / "warmup", tiny_preprocessed, bm25, tiny_tokenizer, *model)
+
+
+def published_lists(ann_dir: Path, data_dir: Path) -> dict[int, NegativeLists]:
+    """All refreshes, checked against the qrels: no known positive is a negative, nothing is repeated."""
+    positives = open_preprocessed(data_dir, 32, 16).qrels("train").positives()
+    found = {}
+    for record in exchange.read_records(ann_dir):
+        refresh = exchange.read_refresh(ann_dir, record["refresh"])
+        lists = read_negative_lists(refresh.path)
+        assert refresh.step == refresh.number * WINDOW
+        assert not is_positive(lists.query_Q[:, None], lists.negative_QN, positives).any()
+        assert all(len(set(row)) == len(row) for row in lists.negative_QN.tolist())
+        assert is_positive(lists.query_Q, lists.positive_Q, positives).all()
+        found[refresh.number] = lists
+    return found
+
+
+def test_roberta_end_to_end_with_equal_negatives_from_one_process_and_two(
+    tiny_preprocessed: Path, bm25: Path, tiny_tokenizer: Path, tiny_roberta: Path, tmp_path: Path
+) -> None:
+    model = ("--train_model_type", "rdot_nll", "--model_name_or_path", tiny_roberta)
+    warmup = warm_up(tmp_path / "warmup", tiny_preprocessed, bm25, tiny_tokenizer, *model)
+    found = {}
+    for processes in (1, 2):
+        arm = tmp_path / f"arm{processes}"
+        trainer, generator = train_and_generate(arm, tiny_preprocessed, warmup, "rdot_nll", processes=processes)
+        assert trainer.rstrip().splitlines()[-1].startswith(f"finished step={STEPS} ")
+        assert "\r" not in trainer + generator
+        done = exchange.read_done(arm / "checkpoints")
+        assert done is not None and done["step"] == STEPS and done["refreshes"] == 2
+        found[processes] = published_lists(arm / "ann_data", tiny_preprocessed)
+    assert sorted(found[1]) == sorted(found[2]) == [0, 1, 2]
+    for number, one in found[1].items():
+        two = found[2][number]
+        for name in ("query_Q", "positive_Q", "negative_QN", "rank_QN"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=f"{name} of refresh {number}")
+        np.testing.assert_allclose(one.score_QN, two.score_QN, rtol=1e-4)
+
+
+def test_strategies_give_pairwise_different_negatives_and_a_run_can_be_repeated(
+    tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path
+) -> None:
+    arms = {}
+    for name, strategy in (("top", "top"), ("again", "top"), ("bottom", "bottom"), ("random", "random")):
+        train_and_generate(tmp_path / name, tiny_preprocessed, static_warmup, "static", strategy=strategy)
+        arms[name] = published_lists(tmp_path / name / "ann_data", tiny_preprocessed)
+    final = {name: exchange.checkpoint_path(tmp_path / name / "checkpoints", STEPS) for name in arms}
+    weights = {name: exchange.sha256_of(path / "model.safetensors") for name, path in final.items()}
+    assert weights["top"] == weights["again"], "lockstep with one seed must repeat exactly"
+    assert len({weights[name] for name in ("top", "bottom", "random")}) == 3
+    for number in arms["top"]:
+        np.testing.assert_array_equal(arms["top"][number].negative_QN, arms["again"][number].negative_QN)
+        for other in ("bottom", "random"):
+            assert not np.array_equal(arms["top"][number].negative_QN, arms[other][number].negative_QN)
+        assert (arms["bottom"][number].rank_QN.min(1) > arms["top"][number].rank_QN.max(1)).all()
+
+
+def test_async_takes_newer_negatives_and_the_generator_ends_with_the_trainer(
+    tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path
+) -> None:
+    clock = ("--refresh_mode", "async")
+    trainer, generator = train_and_generate(tmp_path / "arm", tiny_preprocessed, static_warmup, "static", clock=clock)
+    assert "dev_ndcg" in trainer
+    assert generator.rstrip().splitlines()[-1].startswith("finished refreshes=")
+
+
+def test_embeddings_on_disk_give_the_same_negatives_and_the_same_evaluation(
+    tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path
+) -> None:
+    common = (
+        "--data_dir", tiny_preprocessed, "--training_dir", tmp_path / "none", "--init_model_dir", static_warmup,
+        "--model_type", "static", *LENGTHS, "--topk_training", "50", "--negative_sample", "5",
+    )  # fmt: skip
+    direct, stored = tmp_path / "direct", tmp_path / "stored"
+    run("drivers.run_ann_data_gen", *common, "--output_dir", direct, "--end_output_num", "0")
+    run("drivers.run_ann_data_gen", *common, "--output_dir", stored, "--inference")
+    assert exchange.next_refresh_number(stored) == 0
+    run("drivers.run_ann_data_gen", *common, "--output_dir", stored, "--load_gen", "true", processes=2)
+    data = exchange.negatives_path(direct, 0).read_bytes()
+    assert data == exchange.negatives_path(stored, 0).read_bytes()
+    eval_flags = ("--data_dir", tiny_preprocessed, "--model_type", "static", *LENGTHS)
+    run("drivers.run_eval", *eval_flags, "--model_name_or_path", static_warmup, "--output_dir", tmp_path / "a")
+    embeddings = stored / "embeddings" / "step-0"
+    run("drivers.run_eval", *eval_flags, "--embedding_dir", embeddings, "--output_dir", tmp_path / "b")
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in "ab"]
+    assert metrics[0] == metrics[1]
+    record = exchange.read_records(direct)[0]
+    assert record["ndcg"] == pytest.approx(metrics[0]["ndcg@10"])
+
+
+@pytest.mark.parametrize("index", ["IVF8,Flat"])
+def test_an_approximate_index_that_visits_every_cell_is_exact(
+    tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path, index: str
+) -> None:
+    eval_flags = (
+        "--data_dir", tiny_preprocessed, "--model_type", "static", *LENGTHS, "--model_name_or_path", static_warmup,
+    )  # fmt: skip
+    run("drivers.run_eval", *eval_flags, "--output_dir", tmp_path / "exact", "--search_backend", "torch")
+    run("drivers.run_eval", *eval_flags, "--output_dir", tmp_path / "ivf", "--faiss_index", index, "--nprobe", "8")
+    exact, ivf = (json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in ("exact", "ivf"))
+    assert exact == pytest.approx(ivf, abs=1e-6)

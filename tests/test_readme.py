@@ -1,0 +1,92 @@
+"""What the README says exists and parses: its commands, its paths, its flags."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from data.negatives import STRATEGIES
+from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, WarmupFlags
+from tests.shell import REPO, run_script
+from utils.flags import parse_flags
+
+README = (REPO / "README.md").read_text()
+FLAGS_OF = {
+    "drivers.run_ann": AnnFlags,
+    "drivers.run_ann_data_gen": GenerateFlags,
+    "drivers.run_eval": EvalFlags,
+    "drivers.run_warmup": WarmupFlags,
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", README, re.M | re.S)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+COMMANDS = commands()
+
+
+def test_there_are_commands() -> None:
+    assert "bash commands/quickstart.sh --strategy all" in COMMANDS
+    assert "bash commands/test.sh" in COMMANDS
+    assert len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_names_what_exists_and_its_flags_parse(command: str) -> None:
+    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+    if words[:2] == ["python", "-m"]:
+        assert parse_flags(FLAGS_OF[words[2]], words[2].rsplit(".", 1)[1], words[3:])
+        return
+    assert words[0] in ("bash", "sbatch"), command
+    script = REPO / words[1]
+    assert script.is_file()
+    if words[0] == "sbatch":
+        assert "#SBATCH" in script.read_text()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "quickstart.sh" in c or "data_download.sh" in c])
+def test_commands_with_a_dry_run_run(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command)
+    files = {"RAW_DATA_DIR": tmp_path, "MSMARCO_URL": f"file://{tmp_path}"}
+    result = run_script(REPO / words[1], *words[2:], "--dry_run", **files)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+def test_every_path_in_the_text_exists() -> None:
+    made_later = ("results/runs/", "tensorboard/", "commands/site.env")
+    for path in re.findall(r"`((?:drivers|data|model|utils|commands|results|tests|requirements)[\w./-]*)`", README):
+        is_a_path = "/" in path or path.endswith(".txt")
+        if not is_a_path or path.startswith(made_later):
+            continue
+        assert (REPO / path).exists(), f"README names {path}"
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (REPO / target).exists(), f"README links to {target}"
+    headings = {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", README, re.M)}
+    for anchor in re.findall(r"\]\(#([^)]+)\)", README):
+        assert anchor in headings
+
+
+def test_every_flag_in_the_text_is_a_flag_of_some_program() -> None:
+    known = {name for flags in FLAGS_OF.values() for name in flags.__dataclass_fields__}
+    of_scripts = {"strategy", "run_dir", "nproc_per_node"}
+    for name in set(re.findall(r"--([a-z][a-z0-9_]+)", README)) - of_scripts:
+        assert name in known, f"README names --{name}"
+
+
+def test_the_strategies_are_those_of_the_table() -> None:
+    assert tuple(re.findall(r"^\| `(\w+)` \|", README, re.M)) == STRATEGIES
+
+
+def test_the_requirements_differ_in_faiss_alone() -> None:
+    cpu, gpu = ((REPO / name).read_text().splitlines() for name in ("requirements.txt", "requirements-gpu.txt"))
+    assert [line for line in cpu if "faiss" not in line] == [line for line in gpu if "faiss" not in line]
+    for name in ("requirements.txt", "requirements-gpu.txt", "requirements-dev.txt"):
+        for line in (REPO / name).read_text().splitlines():
+            assert "==" in line or line.startswith("-r "), f"{name}: {line} is not pinned"
+    assert not any(re.match(r"apex\b", line) for line in cpu + gpu)  # PyPI's apex is another program

@@ -1,0 +1,365 @@
+"""The shell scripts: their form, how they find things, what the set-up of .venv says; the drivers parse them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.shell import REPO, copy_scripts, path_without, run_script, single_error_line, write_script
+from utils.flags import parse_flags
+
+SCRIPTS = sorted([*REPO.glob("commands/*.sh"), *REPO.glob("drivers/**/*.sh"), REPO / ".ci" / "run"])
+NAMES = [str(path.relative_to(REPO)) for path in SCRIPTS]
+SUBMITTED = [path for path in SCRIPTS if path.parent.name != "commands" and path.name != "run"]
+ARM_SCRIPTS = {
+    "commands/subset_10_train-a40.sh": "top",
+    "commands/subset_10_train-a40_bottom_neg.sh": "top_bottom",
+    "commands/subset_10_train-a40_bottom_neg_only.sh": "bottom",
+    "commands/subset_10_train-a40_random.sh": "random",
+    "drivers/10/sbatch_train_index-a40_subset_10.sh": "top",
+    "drivers/10/sbatch_train_index-a40_subset_10_bottom_neg.sh": "top_bottom",
+    "drivers/10/sbatch_train_index-a40_subset_10_bottom_neg_only.sh": "bottom",
+    "drivers/10/sbatch_train_index-a40_subset_10_random.sh": "random",
+}
+
+
+# Form
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+def test_script_is_bash_and_strict(script: Path) -> None:
+    text = script.read_text()
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    if text.startswith("#!"):
+        assert text.startswith("#!/usr/bin/env bash\n")
+        assert "\nset -euo pipefail\n" in text
+    assert not re.search(r"[^\x00-\x7f]", text), "a script in another locale must read the same"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck() -> None:
+    result = subprocess.run(["shellcheck", *NAMES], cwd=REPO, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_repository_names_no_site() -> None:
+    site = re.compile(r"(?<![\w.])/(home|Users|work|scratch|gpfs)/\w")
+    folders = (".ci", "benchmarks", "commands", "data", "docs", "drivers", "model", "results", "utils")
+    files = [path for folder in folders for path in (REPO / folder).rglob("*") if path.suffix != ".pyc"]
+    files += [path for path in REPO.iterdir() if path.suffix]
+    for path in files:
+        if path.is_file() and "runs" not in path.relative_to(REPO).parts:
+            assert not site.search(path.read_text(errors="replace")), path
+
+
+def test_slurm_directives() -> None:
+    assert len(SUBMITTED) == 5
+    for script in SUBMITTED:
+        directives = re.findall(r"^#SBATCH --(\S+)$", script.read_text(), re.M)
+        options = dict(directive.split("=", 1) for directive in directives)
+        assert options["gpus-per-node"] == "4"
+        assert options["constraint"] == "a40|l40s"
+        assert options["cpus-per-task"] == "32"
+        assert options["mem"] == "300G"
+        assert options["time"] == "7-00:00:00"
+        assert options["open-mode"] == "append"
+        assert not {"partition", "account"} & set(options)
+        # A missing log directory fails a job without a word.
+        assert (REPO / options["output"]).parent.is_dir()
+
+
+# Finding the repository and the settings
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    return copy_scripts(tmp_path)
+
+
+def settings(repo: Path, names: str, cwd: Path | str = "/", **changes: str | Path) -> list[str]:
+    """What env.sh makes of the settings in ``names``."""
+    show = f'source "{repo}/commands/env.sh"; for name in {names}; do echo "${{!name}}"; done'
+    write_script(repo / "show.sh", show)
+    result = run_script(repo / "show.sh", cwd=cwd, **changes)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_environment_wins_over_site_env_over_default(repo: Path, tmp_path: Path) -> None:
+    names = "DATA_DIR MODEL MAX_SEQ_LENGTH"
+    assert settings(repo, names) == [f"{repo}/results/runs/msmarco/preprocessed", "roberta-base", "512"]
+    (repo / "commands" / "site.env").write_text("DATA_DIR=shared/data\nMODEL=site-model\n")
+    assert settings(repo, names) == [f"{repo}/shared/data", "site-model", "512"]
+    found = settings(repo, names, cwd=tmp_path, DATA_DIR="mine", MAX_SEQ_LENGTH="64")
+    assert found == [f"{tmp_path}/mine", "site-model", "64"]
+
+
+def test_site_env_may_change_the_path(repo: Path) -> None:
+    (repo / "commands" / "site.env").write_text("export PATH=/opt/site:$PATH\n")
+    assert settings(repo, "PATH")[0].startswith("/opt/site:")
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": ""}, "0"),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, "0"),
+        ({"CUDA_VISIBLE_DEVICES": "4,6"}, "2"),
+        ({"SLURM_GPUS_ON_NODE": "4"}, "4"),
+        ({"SLURM_GPUS_ON_NODE": "4", "GPUS": "1"}, "1"),
+    ],
+)
+def test_gpus_are_counted(repo: Path, changes: dict[str, str], gpus: str) -> None:
+    assert settings(repo, "GPUS", **changes) == [gpus]
+
+
+def test_newest_checkpoint_is_the_default(repo: Path, tmp_path: Path) -> None:
+    for name in ("checkpoint-900", "checkpoint-10000", "checkpoint-20000.tmp"):
+        (tmp_path / "warm-up" / name).mkdir(parents=True)
+    found = settings(repo, "WARMUP_CHECKPOINT", WARMUP_DIR=tmp_path / "warm-up")
+    assert found == [str(tmp_path / "warm-up" / "checkpoint-10000")]
+
+
+def test_script_copied_by_slurm_finds_the_repository(repo: Path, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    for script in [*SUBMITTED, REPO / "commands" / "run_train.sh"]:
+        shutil.copy(script, spool / "slurm_script")
+        result = run_script(spool / "slurm_script", "--dry_run", SLURM_SUBMIT_DIR=repo, PYTHON="/bin/true")
+        if "warmup" in script.name:
+            assert result.returncode == 0, result.stderr
+        else:
+            assert "run commands/run_train_warmup.sh" in single_error_line(result)
+
+
+def test_several_gpus_start_torchrun(repo: Path) -> None:
+    text = f'source "{repo}/commands/env.sh"; launch 1 a --x; launch 4 a --x; launch 4 a --dry_run'
+    python = write_script(repo / "python", 'echo "$OMP_NUM_THREADS $*"\n')
+    result = run_script(write_script(repo / "show.sh", text), PYTHON=python, CPUS="8")
+    assert result.stdout.splitlines() == [
+        "8 -m a --x",
+        "2 -m torch.distributed.run --standalone --nproc_per_node 4 -m a --x",
+        "8 -m a --dry_run",
+    ]
+
+
+# The set-up of .venv
+
+
+def test_setup_without_python(repo: Path, tmp_path: Path) -> None:
+    result = run_script(repo / "commands" / "quickstart.sh", PATH=path_without(tmp_path, "python"))
+    assert "no python3 in PATH, expected Python 3.11 or newer" in single_error_line(result)
+
+
+def test_setup_with_an_old_python(repo: Path, tmp_path: Path) -> None:
+    folder = path_without(tmp_path, "python")
+    write_script(folder / "python3", "echo 3.9\n")
+    result = run_script(repo / "commands" / "test.sh", PATH=folder)
+    assert "python3 is Python 3.9, expected 3.11 or newer" in single_error_line(result)
+
+
+def test_setup_without_the_venv_module(repo: Path, tmp_path: Path) -> None:
+    folder = path_without(tmp_path, "python")
+    write_script(folder / "python3", "case $* in *version*) echo 3.12 ;; *) exit 1 ;; esac\n")
+    result = run_script(repo / "commands" / "setup_venv.sh", PATH=folder)
+    assert "python3 has no venv module" in single_error_line(result)
+
+
+def test_setup_without_space(repo: Path, tmp_path: Path) -> None:
+    folder = path_without(tmp_path, "df")
+    write_script(folder / "df", 'printf "Filesystem 1024-blocks Used Available\\nx 9 9 2048\\n"\n')
+    result = run_script(repo / "commands" / "setup_venv.sh", PATH=folder)
+    assert ".venv needs 2500 MB, but the disk of" in single_error_line(result)
+    assert "has 2 MB free" in result.stderr
+
+
+@pytest.mark.slow
+def test_setup_says_why_pip_failed(repo: Path) -> None:
+    (repo / "requirements.txt").write_text("no/such directory/package.whl\n")
+    result = run_script(repo / "commands" / "setup_venv.sh", VENV_SPACE_MB="1", PIP_NO_INDEX="1")
+    assert re.search(r"pip failed: .*package\.whl.*pip\.log", single_error_line(result))
+    assert not list((repo / ".venv").glob(".stamp-*"))
+
+
+def test_setup_leaves_a_venv_of_the_user_alone(repo: Path) -> None:
+    (repo / ".venv").mkdir()
+    (repo / ".venv" / "mine").touch()
+    result = run_script(repo / "commands" / "setup_venv.sh", VENV_SPACE_MB="1")
+    assert "was not made by this script" in single_error_line(result)
+    assert (repo / ".venv" / "mine").exists()
+
+
+@pytest.mark.slow
+def test_setup_is_made_once_and_again_when_it_was_interrupted_or_is_outdated(repo: Path) -> None:
+    setup = repo / "commands" / "setup_venv.sh"
+    commands = [["bash", str(setup)] for _ in range(2)]
+    environment = {**os.environ, "VENV_SPACE_MB": "1", "PIP_NO_INDEX": "1"}
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("installing" in output for output in outputs) == 1
+
+    def installs(requirements: str) -> bool:
+        result = run_script(setup, requirements, VENV_SPACE_MB="1", PIP_NO_INDEX="1")
+        assert result.returncode == 0, result.stderr
+        return "installing" in result.stdout
+
+    assert not installs("requirements.txt")
+    assert installs("requirements-dev.txt")
+    assert not installs("requirements.txt")
+    (repo / "requirements.txt").write_text("# changed\n")
+    assert installs("requirements-dev.txt")
+    for stamp in (repo / ".venv").glob(".stamp-*"):
+        stamp.unlink()
+    (repo / ".venv" / "half-installed").touch()
+    assert installs("requirements.txt")
+    assert not (repo / ".venv" / "half-installed").exists()
+
+
+# Every script's command line, parsed by its programs
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings that point the scripts to six passages, two queries, a tokenizer and a checkpoint."""
+    from data import msmarco_data, wordpiece
+    from model.static import StaticEncoder
+
+    root = tmp_path_factory.mktemp("tiny data")
+    raw, tokenizer, checkpoint = root / "raw", root / "tokenizer", root / "warmup" / "checkpoint-10"
+    raw.mkdir()
+    checkpoint.mkdir(parents=True)
+    (raw / "collection.tsv").write_text("".join(f"{n}\tpassage number {n} on subject {n % 3}\n" for n in range(40)))
+    for split, query in (("train", 100), ("dev.small", 101)):
+        (raw / f"queries.{split}.tsv").write_text(f"{query}\twhich subject\n")
+        (raw / f"qrels.{split}.tsv").write_text(f"{query}\t0\t3\t1\n")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+            patch.setenv(name, "1")  # so that what the program sets is undone
+        patch.setattr(sys, "argv", ["x", "--data_dir", f"{raw}", "--out_dir", f"{tokenizer}", "--vocab_size", "200"])
+        wordpiece.main()
+        config = {"model_type": "static", "embedding_size": 8}
+        (tokenizer / "config.json").write_text(json.dumps(config))
+        words = "--data_type 1 --model_type static --max_seq_length 128 --max_query_length 64"
+        places = ["--data_dir", f"{raw}", "--out_data_dir", f"{root / 'out'}", "--model_name_or_path", f"{tokenizer}"]
+        patch.setattr(sys, "argv", ["x", *places, *words.split()])
+        msmarco_data.main()
+    vocab_size = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"])
+    StaticEncoder({**config, "vocab_size": vocab_size}).save_pretrained(checkpoint)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / file, checkpoint / file)
+    folders = {
+        "RAW_DATA_DIR": raw,
+        "DATA_DIR": root / "out",
+        "SUBSET_DATA_DIR": root / "out",
+        "RUNS_DIR": root / "runs",
+    }
+    return {
+        **{name: str(folder) for name, folder in folders.items()},
+        "PYTHON": sys.executable,
+        "WARMUP_CHECKPOINT": str(checkpoint),
+        "MODEL": str(checkpoint),
+        "MODEL_TYPE": "static",
+        "MAX_SEQ_LENGTH": "128",
+        "TOPK_TRAINING": "30",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+class Programs:
+    """Runs a script with a Python that only notes what it is to run, then each program's --dry_run in this process."""
+
+    def __init__(
+        self, settings: dict[str, str], patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]
+    ) -> None:
+        self.settings, self.patch, self.capture = settings, patch, capture
+
+    def __call__(self, script: str, *flags: str, **changes: str) -> list[dict[str, Any]]:
+        """The resolved flags that the script's programs print, in the order they were started."""
+        result = run_script(REPO / script, "--dry_run", *flags, **{**self.settings, **changes})
+        assert result.returncode == 0, result.stderr
+        return [self.resolved(*shlex.split(line)) for line in result.stdout.splitlines()]
+
+    def resolved(self, _: str, module_name: str, *words: str) -> dict[str, Any]:
+        self.patch.setattr(sys, "argv", [module_name, *words])
+        self.capture.readouterr()
+        importlib.import_module(module_name).main()
+        return json.loads(self.capture.readouterr().out.splitlines()[-1])
+
+
+@pytest.fixture
+def dry_run(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Programs:
+    noting = write_script(tmp_path / "noting python", "printf '%q ' \"$@\" && echo\n")
+    return Programs({**tiny, "PYTHON": str(noting)}, monkeypatch, capsys)
+
+
+def check_arm(programs: list[dict[str, Any]], strategy: str) -> None:
+    first, trainer, generator = programs
+    assert first["end_output_num"] == 0
+    assert trainer["learning_rate"] == 1e-6 and trainer["optimizer"] == "lamb"
+    assert trainer["per_gpu_train_batch_size"] * trainer["gradient_accumulation_steps"] == 64
+    assert generator["end_output_num"] == -1 and generator["negative_strategy"] == strategy
+    assert trainer["ann_dir"] == generator["output_dir"] == first["output_dir"]
+    assert trainer["output_dir"] == generator["training_dir"]
+    assert trainer["model_name_or_path"] == generator["init_model_dir"]
+
+
+@pytest.mark.parametrize(("script", "strategy"), ARM_SCRIPTS.items(), ids=list(ARM_SCRIPTS))
+def test_arm_scripts_reach_both_programs(script: str, strategy: str, dry_run: Programs) -> None:
+    check_arm(dry_run(script), strategy)
+
+
+def test_flags_reach_the_programs_they_are_for(dry_run: Programs) -> None:
+    flags = ["--seed", "7", "--trainer", "--learning_rate", "5e-6", "--generator", "--nprobe", "3"]
+    _, trainer, generator = dry_run("commands/subset_10_train-a40.sh", *flags)
+    assert trainer["seed"] == generator["seed"] == 7
+    assert trainer["learning_rate"] == 5e-6
+    assert generator["nprobe"] == 3
+
+
+def test_train_scripts_reach_their_programs(dry_run: Programs) -> None:
+    first, trainer = dry_run("commands/run_train.sh", STRATEGY="random")
+    (generator,) = dry_run("commands/run_ann_data_gen.sh", STRATEGY="random")
+    check_arm([first, trainer, generator], "random")
+    (inference,) = dry_run("commands/run_inference.sh")
+    assert inference["inference"] is True
+
+
+@pytest.mark.parametrize("script", ["commands/run_train_warmup.sh", "drivers/sbatch_warmup.sh"])
+def test_warmup_scripts_reach_their_program(script: str, dry_run: Programs, tmp_path: Path) -> None:
+    triples = tmp_path / "triples.tsv"
+    triples.write_text("which subject\tpassage number 3\tpassage number 4\n")
+    (warmup,) = dry_run(script, "--max_steps", "7", TRIPLES=str(triples))
+    assert warmup["learning_rate"] == 2e-4 and warmup["max_steps"] == 7
+
+
+@pytest.mark.slow
+def test_script_runs_its_programs(tiny: dict[str, str]) -> None:
+    result = run_script(REPO / "drivers/10/sbatch_train_index-a40_subset_10.sh", "--dry_run", **tiny)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
+    check_arm([json.loads(line) for line in lines], "top")
+
+
+def test_quickstart_command_lines_parse() -> None:
+    result = run_script(REPO / "commands" / "quickstart.sh", "--dry_run", "--strategy", "all", PYTHON=sys.executable)
+    assert result.returncode == 0, result.stderr
+    programs = [shlex.split(line) for line in result.stdout.splitlines()]
+    assert len(programs) == 7 + 4 * 4
+    for module_name, *words in programs:
+        module = importlib.import_module(module_name)
+        flags_name = re.findall(r"parse_flags\((\w+),", Path(str(module.__file__)).read_text())[0]
+        parse_flags(getattr(module, flags_name), module_name, words)
