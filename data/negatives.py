@@ -136,7 +136,7 @@ def select_negatives(
 
     ``positives`` is (query_P, passage_P) int64, sorted by query then passage; every query must have one.
     Lines come in a seeded random order, as ANCE's do. A query with fewer eligible candidates than asked
-    has a shorter list; nothing is repeated.
+    has a shorter list, possibly an empty one; nothing is repeated.
     """
     width = candidates.passage_QK.shape[1]
     keys_Q1 = random_keys(seed, refresh, FOR_LINE_ORDER, candidates.query_Q, 1)
@@ -160,10 +160,12 @@ def select_negatives(
 def describe_selection(lists: NegativeLists, strategy: str, width: int, count: int, refresh: int, step: int) -> str:
     """The decision in one line: ``negatives: bottom, 20 of 200 per query, refresh 3 from step 2000``."""
     asked = 2 * count if strategy == "top_bottom" else count
-    short = int(((lists.negative_QN >= 0).sum(1) < asked).sum())
+    found_Q = (lists.negative_QN >= 0).sum(1)
+    short, none = int((found_Q < asked).sum()), int((found_Q == 0).sum())
     text = f"negatives: {strategy}, {asked} of {width} per query, refresh {refresh} from step {step}, "
     text += f"{len(lists.query_Q):,} queries"
-    return text + (f", {short:,} of them with fewer than {asked}" if short else "")
+    text += f", {short:,} of them with fewer than {asked}" if short else ""
+    return text + (f", {none:,} with none and left out" if none else "")
 
 
 def chunk_of_queries(query_Q: np.ndarray, chunk_factor: int, refresh: int, seed: int) -> np.ndarray:

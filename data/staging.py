@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.exchange import sync
+from utils.publishing import sync
 
 UNFINISHED = ".unfinished"
 LOCK = "lock"

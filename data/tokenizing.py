@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils.errors import UserError, one_line
-from utils.exchange import sha256_of
+from utils.publishing import sha256_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

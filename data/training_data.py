@@ -7,7 +7,7 @@ ANCE's three columns. Then two that ANCE's reader ignores: the negatives' raw ra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,18 @@ class NegativeLists:
     @property
     def triples(self) -> int:
         return int((self.negative_QN >= 0).sum())
+
+    def with_negatives(self) -> NegativeLists:
+        """Without the queries that have no negative at all: ANCE's reader fails on an empty third column.
+
+        UserError where no query is left.
+        """
+        kept_Q = (self.negative_QN >= 0).any(1)
+        if not kept_Q.any():
+            raise UserError(
+                f"none of the {len(self.query_Q)} queries has a candidate that is not a positive; raise --topk_training"
+            )
+        return NegativeLists(*(getattr(self, field.name)[kept_Q] for field in fields(self)))
 
 
 def pair_keys(query: np.ndarray, passage: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from drivers.shared import (
     provenance,
     start_program,
 )
-from utils import distributed, exchange
+from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import check_positive
@@ -107,7 +107,7 @@ def generate(job: Job, resolved_flags: str) -> None:
     flags = job.flags
     world, run_id = start_program("run_ann_data_gen", resolved_flags, flags.no_cuda)
     if world.is_first:
-        exchange.check_writable(job.ann_dir)
+        publishing.check_writable(job.ann_dir)
         exchange.clear_failed(job.ann_dir)
         say(f"negatives: {job.strategy} ({job.strategy_from})")
         say_coverage(job.collection)
@@ -155,7 +155,7 @@ def look_for_work(job: Job) -> dict[str, Any] | None:
         return {"done": f"refresh {flags.end_output_num} exists"}
     done = exchange.read_done(job.training_dir) is not None
     if flags.load_gen:
-        step = exchange.read_json(retrieval.newest_embeddings(embeddings_dir(job)) / retrieval.EMBEDDINGS)["step"]
+        step = publishing.read_json(retrieval.newest_embeddings(embeddings_dir(job)) / retrieval.EMBEDDINGS)["step"]
         return as_work(refresh, exchange.Checkpoint(Path(flags.init_model_dir), step, {}))
     checkpoint = lockstep_checkpoint(job, refresh) if flags.refresh_mode == "lockstep" else async_checkpoint(job)
     if checkpoint is not None and not checkpoint.manifest.get("final"):
@@ -306,6 +306,7 @@ def publish(
     positives = job.collection.qrels("train").positives()
     lists = select_negatives(candidates, positives, job.strategy, flags.negative_sample, flags.seed, work.refresh)
     say(describe_selection(lists, job.strategy, flags.topk_training, flags.negative_sample, work.refresh, work.step))
+    lists = lists.with_negatives()
     record = {
         "ndcg": metrics["ndcg@10"],
         "checkpoint": work.checkpoint,

@@ -17,7 +17,7 @@ from model.embedding import encode, share_of
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.exchange import read_json, write_json
+from utils.publishing import read_json, write_json
 from utils.run_log import Progress, say
 from utils.search import SearchOptions, merge_top_k, search
 

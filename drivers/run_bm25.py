@@ -184,6 +184,7 @@ def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed) -> Non
         say("dev " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         lists = train_negatives(flags, raw, preprocessed, index, staged)
         say(describe_selection(lists, flags.negative_strategy, flags.topk_training, flags.negative_sample, 0, 0))
+        lists = lists.with_negatives()
         dev_queries = len(preprocessed.qrels("dev").as_dict())
         record = metrics_record(metrics, dev_queries, MODEL, None, time.monotonic() - started)
         (staged / METRICS_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

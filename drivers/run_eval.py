@@ -28,7 +28,7 @@ from utils.flags import check_positive, flags_json, parse_flags
 def main() -> None:
     flags = parse_flags(EvalFlags, "run_eval")
     from drivers.shared import check_compute_flags, check_model_directory, open_collection
-    from utils.exchange import check_writable
+    from utils.publishing import check_writable
     from utils.search import choose_backend
 
     dtype = check_compute_flags(flags)
@@ -79,8 +79,9 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
 def write_results(flags: EvalFlags, collection: Any, ranking: Any, seconds: float) -> None:
     """The run files first; metrics.json last, so that its presence says that all is there."""
     from drivers.retrieval import EMBEDDINGS
-    from utils.exchange import TRAINER_STATE, read_json, write_json
+    from utils.exchange import TRAINER_STATE
     from utils.metrics import metrics_record
+    from utils.publishing import read_json, write_json
     from utils.run_log import say
     from utils.trec import write_run
 

@@ -27,7 +27,7 @@ from model.training import (
     save_state,
     train_step,
 )
-from utils import distributed, exchange
+from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import PeerGone, UserError
 from utils.flags import RefreshFlags, TrainingFlags, check_positive
@@ -157,7 +157,7 @@ def provenance(run_id: str, flags: Any, collection: Preprocessed) -> dict[str, A
 
 def prepare_output_dir(directory: Path, overwrite: bool) -> None:
     """Refuse a directory that holds another run; with ``overwrite``, remove that run's own files."""
-    exchange.check_writable(directory)
+    publishing.check_writable(directory)
     steps = exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)
     if not steps and exchange.read_done(directory) is None:
         exchange.clear_failed(directory)

@@ -20,8 +20,8 @@ from results.plots import arm_names, figures, save
 from results.read_log import words_to_flag
 from results.run_directory import METRICS, Evaluation, Run, read_run
 from utils.errors import UserError, run_program
-from utils.exchange import staging_path, sync, write_json
 from utils.flags import ProgramFlags, flag, flags_json, parse_flags
+from utils.publishing import staging_path, sync, write_json
 from utils.run_log import say
 
 HEADINGS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "map@10": "MAP@10", "recall@100": "recall@100"}

@@ -12,7 +12,8 @@ from typing import Any
 
 from results.read_log import TrainingPoint, read_log
 from utils.errors import UserError
-from utils.exchange import DONE, read_done, read_failed, read_json, read_records
+from utils.exchange import DONE, read_done, read_failed, read_records
+from utils.publishing import read_json
 
 METRICS = ("ndcg@10", "mrr@10", "map@10", "recall@100")
 STRATEGIES = ("top", "top_bottom", "random", "bottom")  # the order arms are shown in; others follow by name

@@ -152,7 +152,6 @@ def add_line(directory: Path, name: str, line: str) -> None:
 @pytest.mark.parametrize(
     "name, line, message",
     [
-        ("collection.tsv", "p3\tagain\n", "collection.tsv, line 301: the id 'p3' was on an earlier line"),
         ("collection.tsv", "p9000\t\n", "collection.tsv, line 301: the text of 'p9000' is empty"),
         ("collection.tsv", "p9000\thalf", "collection.tsv, line 301: the last line has no line end"),
         ("queries.train.tsv", "q1\tagain\n", "queries.train.tsv, line 61: the id 'q1'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ import pytest
 
 from data.preprocessed import open_preprocessed
 from data.training_data import NegativeLists, is_positive, read_negative_lists
-from utils import exchange
+from model.static import StaticEncoder
+from utils import exchange, publishing
 
 REPO = Path(__file__).resolve().parent.parent
 LENGTHS = ("--max_seq_length", "32", "--max_query_length", "16")
@@ -202,7 +204,7 @@ def test_strategies_give_pairwise_different_negatives_and_a_run_can_be_repeated(
         train_and_generate(tmp_path / name, tiny_preprocessed, static_warmup, "static", strategy=strategy)
         arms[name] = published_lists(tmp_path / name / "ann_data", tiny_preprocessed)
     final = {name: exchange.checkpoint_path(tmp_path / name / "checkpoints", STEPS) for name in arms}
-    weights = {name: exchange.sha256_of(path / "model.safetensors") for name, path in final.items()}
+    weights = {name: publishing.sha256_of(path / "model.safetensors") for name, path in final.items()}
     assert weights["top"] == weights["again"], "lockstep with one seed must repeat exactly"
     assert len({weights[name] for name in ("top", "bottom", "random")}) == 3
     for number in arms["top"]:
@@ -249,6 +251,7 @@ def test_embeddings_on_disk_give_the_same_negatives_and_the_same_evaluation(
 def test_an_approximate_index_that_visits_every_cell_is_exact(
     tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path, index: str
 ) -> None:
+    pytest.importorskip("faiss")
     eval_flags = (
         "--data_dir", tiny_preprocessed, "--model_type", "static", *LENGTHS, "--model_name_or_path", static_warmup,
     )  # fmt: skip
@@ -256,3 +259,36 @@ def test_an_approximate_index_that_visits_every_cell_is_exact(
     run("drivers.run_eval", *eval_flags, "--output_dir", tmp_path / "ivf", "--faiss_index", index, "--nprobe", "8")
     exact, ivf = (json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in ("exact", "ivf"))
     assert exact == pytest.approx(ivf, abs=1e-6)
+
+
+def test_a_collection_of_three_passages(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """Fewer candidates than anybody asks for: every program runs, or says in one line what to ask for."""
+    raw, data_dir = tmp_path / "raw", tmp_path / "data"
+    raw.mkdir()
+    (raw / "collection.tsv").write_text("a\tred apple pie\nb\tgreen pear tart\nc\tblue plum cake\n")
+    for split, query in (("train", "q1\tapple\n"), ("dev.small", "q2\tplum\n")):
+        (raw / f"queries.{split}.tsv").write_text(query)
+    (raw / "qrels.train.tsv").write_text("q1 0 a 1\n")
+    (raw / "qrels.dev.small.tsv").write_text("q2 0 c 1\n")
+    model = ("--model_type", "static", "--model_name_or_path", tiny_tokenizer, "--max_seq_length", "32")
+    raw_flags = ("--data_dir", raw, "--out_data_dir", data_dir, "--data_type", "1", "--max_query_length", "16")
+    run("data.msmarco_data", *raw_flags, *model)
+    bm25_flags = ("--raw_data_dir", raw, "--data_dir", data_dir, "--output_dir", tmp_path / "bm25")
+    refused = run("drivers.run_bm25", *bm25_flags, code=2)
+    assert "--topk_training is 200, the collection has 3 passages" in refused and len(refused.splitlines()) == 1
+    # Only the positive has the query's word: BM25 finds no negative, and says so.
+    run("drivers.run_bm25", *bm25_flags, "--topk_training", "3", "--negative_sample", "2", code=2)
+    encoder = tmp_path / "model"
+    encoder.mkdir()
+    vocab_size = json.loads((data_dir / "manifest.json").read_text())["vocab_size"]
+    StaticEncoder({"vocab_size": vocab_size, "embedding_size": 8}).save_pretrained(encoder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_tokenizer / name, encoder / name)
+    generate = (
+        "--data_dir", data_dir, "--training_dir", tmp_path / "none", "--init_model_dir", encoder, "--model_type",
+        "static", *LENGTHS, "--output_dir", tmp_path / "ann", "--end_output_num", "0", "--negative_strategy", "bottom",
+    )  # fmt: skip
+    run("drivers.run_ann_data_gen", *generate, "--topk_training", "3", "--negative_sample", "3", processes=2)
+    lists = read_negative_lists(exchange.negatives_path(tmp_path / "ann", 0))
+    assert sorted(lists.negative_QN[0].tolist()) == [1, 2]
+    assert lists.positive_Q.tolist() == [0]

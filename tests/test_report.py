@@ -21,7 +21,8 @@ from results.read_log import TrainingPoint
 from results.report import align, gain, main, markdown, publish, report_of, table, write_report
 from results.run_directory import Run, read_run
 from utils.errors import UserError
-from utils.exchange import mark_done, mark_failed, record_path, write_json
+from utils.exchange import mark_done, mark_failed, record_path
+from utils.publishing import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WARMUP_STEP = 800

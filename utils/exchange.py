@@ -10,24 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import math
 import os
 import re
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.errors import PeerGone, UserError, describe_os_error
+from utils.errors import PeerGone, UserError
+from utils.publishing import check_space, read_json, sha256_of, staging_path, sync, write_json
 from utils.run_log import say
 
 MANIFEST = "MANIFEST.json"
-STAGING = ".staging"
 DONE = "DONE.json"
 FAILED = "FAILED.json"
 METRICS = "metrics.jsonl"
@@ -38,7 +35,6 @@ RECORD_PATTERN = re.compile(f"ann_ndcg_{NUMBER}")
 KEEP_CHECKPOINTS = 3
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS, SAY_EVERY_SECONDS = 0.1, 10.0, 60.0
 VISIBLE_WITHIN_SECONDS = 120.0
-PROBE_BYTES = 2**20
 
 Found = TypeVar("Found")
 
@@ -81,71 +77,6 @@ class Refresh:
 # Writing
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a directory, so that what is renamed next cannot outrun its bytes."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def staging_path(directory: Path, name: str) -> Iterator[Path]:
-    """A path of our own under ``directory/.staging``; what is still there at the end is removed.
-
-    An OSError that does not say where it happened (``write`` does not) leaves with ``directory`` as its file name.
-    """
-    staging = directory / STAGING
-    own = make_own_directory(staging, f"{name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        yield own / name
-    except OSError as error:
-        error.filename = error.filename or str(directory)
-        raise
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            staging.rmdir()
-
-
-def make_own_directory(staging: Path, name: str) -> Path:
-    """``staging/name``, made again where another process has just removed the empty ``staging``."""
-    while True:
-        staging.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            (staging / name).mkdir()
-            return staging / name
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Publish a small JSON file whole, replacing an older one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with staging_path(path.parent, path.name) as staged:
-        staged.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        sync(staged)
-        staged.replace(path)
-    sync(path.parent)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """UserError where the file is not there or holds no JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing, expected a JSON file there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}): it is damaged; write it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object: it is damaged")
-    return value
-
-
 @contextlib.contextmanager
 def publish_checkpoint(training_dir: Path, step: int, record: dict[str, Any]) -> Iterator[Path]:
     """Yield a staging directory; when the block ends, it becomes ``checkpoint-<step>`` at once.
@@ -175,14 +106,6 @@ def publish_checkpoint(training_dir: Path, step: int, record: dict[str, Any]) ->
         sync(staged)
         staged.rename(final)
     sync(training_dir)
-
-
-def check_space(directory: Path) -> None:
-    """OSError where a small file no longer fits: torch and safetensors hide the disk's own error."""
-    probe = directory / "probe"
-    probe.write_bytes(bytes(PROBE_BYTES))
-    sync(probe)
-    probe.unlink()
 
 
 def publish_negatives(ann_dir: Path, refresh: int, write: Callable[[Path], None], record: dict[str, Any]) -> Refresh:
@@ -403,21 +326,6 @@ def read_records(ann_dir: Path) -> list[dict[str, Any]]:
         except UserError as error:
             say_once(f"passed over the record of refresh {number}: {error}")
     return records
-
-
-def check_writable(directory: Path) -> None:
-    """Try what publishing does: stage, sync, rename, link, remove. UserError where the directory cannot do it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with staging_path(directory, "probe") as staged, staging_path(directory, "probe-link") as link:
-            staged.write_bytes(b"probe")
-            sync(staged)
-            os.link(staged, link)
-            renamed = staged.with_name(staged.name + ".renamed")
-            staged.rename(renamed)
-            renamed.unlink()
-    except OSError as error:
-        raise UserError(f"cannot publish in {directory}: {describe_os_error(error)}") from None
 
 
 def check_peer(peer_dir: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.exchange import staging_path
+from utils.publishing import staging_path
 
 
 def write_run(
@@ -21,7 +21,11 @@ def write_run(
     scores_QK: np.ndarray,
     tag: str,
 ) -> None:
-    """Write the lists whole or not at all. ``passages_QK`` indexes ``passage_ids``, -1 after a list's end."""
+    """Write the lists whole or not at all. ``passages_QK`` indexes ``passage_ids``, -1 after a list's end.
+
+    Columns are separated by blanks as everywhere, by tabs where an id itself holds a blank.
+    """
+    separator = "\t" if any(" " in an_id for ids in (query_ids_Q, passage_ids) for an_id in ids) else " "
     path.parent.mkdir(parents=True, exist_ok=True)
     with staging_path(path.parent, path.name) as staged:
         with staged.open("w", encoding="utf-8") as file:
@@ -29,7 +33,8 @@ def write_run(
                 for rank, (passage, score) in enumerate(zip(passages_K.tolist(), scores_K.tolist(), strict=True), 1):
                     if passage < 0:
                         break
-                    file.write(f"{query_id} Q0 {passage_ids[passage]} {rank} {score:.9g} {tag}\n")
+                    columns = (query_id, "Q0", passage_ids[passage], str(rank), f"{score:.9g}", tag)
+                    file.write(separator.join(columns) + "\n")
         staged.replace(path)
 
 

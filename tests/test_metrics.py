@@ -1,0 +1,173 @@
+"""utils.metrics against loops written from the definitions, and against pytrec_eval on text ids."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import pytrec_eval
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils import metrics as metrics_module
+from utils.errors import UserError
+from utils.metrics import METRICS, evaluate, metrics_record, per_query_metrics
+
+Qrels = dict[int, dict[int, int]]
+Rankings = dict[int, list[int]]
+
+
+def ndcg_at_10(ranking: list[int], judged: dict[int, int]) -> float:
+    """Linear gain over log2(rank + 1), as trec_eval has it."""
+    gained = sum(judged.get(passage, 0) / math.log2(rank + 1) for rank, passage in enumerate(ranking[:10], 1))
+    ideal = sorted(judged.values(), reverse=True)[:10]
+    best = sum(relevance / math.log2(rank + 1) for rank, relevance in enumerate(ideal, 1))
+    return gained / best if best else 0.0
+
+
+def mrr_at_10(ranking: list[int], judged: dict[int, int]) -> float:
+    """ms_marco_eval.py: the reciprocal of the first relevant rank among the first ten, else 0."""
+    for place in range(min(10, len(ranking))):
+        if judged.get(ranking[place], 0) >= 1:
+            return 1 / (place + 1)
+    return 0.0
+
+
+def map_at_10(ranking: list[int], judged: dict[int, int]) -> float:
+    """Precision at each relevant passage of the first ten, over all that are relevant."""
+    relevant = {passage for passage, relevance in judged.items() if relevance >= 1}
+    hits, total = 0, 0.0
+    for rank, passage in enumerate(ranking[:10], 1):
+        if passage in relevant:
+            hits += 1
+            total += hits / rank
+    return total / len(relevant) if relevant else 0.0
+
+
+def recall(ranking: list[int], judged: dict[int, int], cut: int) -> float:
+    relevant = {passage for passage, relevance in judged.items() if relevance >= 1}
+    return len(relevant & set(ranking[:cut])) / len(relevant) if relevant else 0.0
+
+
+def hole_rate(ranking: list[int], judged: dict[int, int]) -> float:
+    top = ranking[:10]
+    return len([passage for passage in top if passage not in judged]) / len(top) if top else 0.0
+
+
+def by_hand(qrels: Qrels, rankings: Rankings) -> dict[str, float]:
+    totals = dict.fromkeys(METRICS, 0.0)
+    for query, judged in qrels.items():
+        ranking = rankings.get(query, [])
+        totals["ndcg@10"] += ndcg_at_10(ranking, judged)
+        totals["mrr@10"] += mrr_at_10(ranking, judged)
+        totals["map@10"] += map_at_10(ranking, judged)
+        for cut in (20, 100, 1000):
+            totals[f"recall@{cut}"] += recall(ranking, judged, cut)
+        totals["hole_rate@10"] += hole_rate(ranking, judged)
+    return {name: total / len(qrels) for name, total in totals.items()}
+
+
+def as_arrays(rankings: Rankings) -> tuple[np.ndarray, np.ndarray]:
+    width = max((len(ranking) for ranking in rankings.values()), default=0)
+    passages_QK = np.full((len(rankings), width), -1, np.int64)
+    for row, ranking in enumerate(rankings.values()):
+        passages_QK[row, : len(ranking)] = ranking
+    return np.array(list(rankings), np.int64), passages_QK
+
+
+PASSAGES = st.integers(0, 40)
+QUERIES = st.integers(0, 8)
+QRELS = st.dictionaries(QUERIES, st.dictionaries(PASSAGES, st.integers(0, 3), max_size=12), min_size=1)
+RANKINGS = st.dictionaries(QUERIES, st.lists(PASSAGES, unique=True, max_size=40))
+
+
+@settings(max_examples=150, deadline=None)
+@given(qrels=QRELS, rankings=RANKINGS, queries_per_block=st.integers(1, 4))
+def test_against_the_definitions(qrels: Qrels, rankings: Rankings, queries_per_block: int) -> None:
+    """Graded judgements, unanswered queries, queries without qrels, empty and short lists, small blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics_module, "QUERIES_PER_BLOCK", queries_per_block)
+        found = evaluate(qrels, *as_arrays(rankings))
+    assert tuple(found) == METRICS
+    assert found == pytest.approx(by_hand(qrels, rankings), abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(qrels=QRELS, rankings=RANKINGS)
+def test_against_pytrec_eval_on_text_ids(qrels: Qrels, rankings: Rankings) -> None:
+    """Ids as in a TREC run, scores descending with the rank; what it leaves out counts as zero."""
+    judgements = {f"q{query}": {f"D{p}": r for p, r in judged.items()} for query, judged in qrels.items()}
+    run = {
+        f"q{query}": {f"D{p}": 100.0 - 0.5 * place for place, p in enumerate(ranking)}
+        for query, ranking in rankings.items()
+    }
+    measures = {"ndcg_cut.10", "map_cut.10", "recall.20,100,1000"}
+    rows = pytrec_eval.RelevanceEvaluator(judgements, measures).evaluate(run)
+    found = evaluate(qrels, *as_arrays(rankings))
+    names = {"ndcg_cut_10": "ndcg@10", "map_cut_10": "map@10"}
+    for theirs in ("ndcg_cut_10", "map_cut_10", "recall_20", "recall_100", "recall_1000"):
+        mean = sum(row[theirs] for row in rows.values()) / len(qrels)
+        assert found[names.get(theirs, theirs.replace("_", "@"))] == pytest.approx(mean, abs=1e-9)
+
+
+def test_worked_example() -> None:
+    """Two queries, worked on paper."""
+    qrels = {3: {10: 2, 11: 1}, 7: {20: 1}}
+    found = evaluate(qrels, np.array([3, 7]), np.array([[99, 11, 10], [20, -1, -1]]))
+    ndcg = (1 / math.log2(3) + 2 / math.log2(4)) / (2 / math.log2(2) + 1 / math.log2(3))
+    expected = {
+        "ndcg@10": (ndcg + 1) / 2,
+        "mrr@10": (1 / 2 + 1) / 2,
+        "map@10": ((1 / 2 + 2 / 3) / 2 + 1) / 2,
+        "recall@20": 1.0,
+        "recall@100": 1.0,
+        "recall@1000": 1.0,
+        "hole_rate@10": (1 / 3 + 0) / 2,
+    }
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(1, 1.0), (2, 0.5), (9, 1 / 9), (10, 0.1), (11, 0.0), (20, 0.0)])
+def test_mrr_looks_at_ten(rank: int, expected: float) -> None:
+    ranking = np.arange(100, 120)
+    ranking[rank - 1] = 5
+    assert evaluate({0: {5: 1}}, np.array([0]), ranking[None])["mrr@10"] == pytest.approx(expected)
+
+
+def test_recall_at_a_thousand_and_long_ties_of_names() -> None:
+    """Ranks decide, not names: pytrec_eval alone would order equal scores by the passage's name."""
+    ranking = np.arange(1500)[::-1].copy()
+    judged = dict.fromkeys((1499, 1480, 1479, 1400, 1399, 500, 499, 0), 1)
+    found = evaluate({0: judged}, np.array([0]), ranking[None])
+    assert [found[f"recall@{cut}"] for cut in (20, 100, 1000)] == [2 / 8, 4 / 8, 6 / 8]
+
+
+def test_an_unanswered_query_counts_as_zero() -> None:
+    qrels = {1: {5: 1}, 2: {6: 1}}
+    whole = evaluate({1: qrels[1]}, np.array([1]), np.array([[5]]))
+    for queries_Q, passages_QK in (
+        (np.array([1]), np.array([[5]])),
+        (np.array([1, 2]), np.array([[5], [-1]])),
+        (np.array([1, 2]), np.array([[5], [5]])),
+    ):
+        found = evaluate(qrels, queries_Q, passages_QK)
+        for name in METRICS[:-1]:
+            assert found[name] == whole[name] / 2
+    assert evaluate(qrels, np.zeros(0, np.int64), np.zeros((0, 10), np.int64)) == dict.fromkeys(METRICS, 0.0)
+
+
+def test_a_query_without_qrels_is_left_out() -> None:
+    queries_Q, passages_QK = np.array([1, 99]), np.array([[5, 6], [5, 6]])
+    assert evaluate({1: {6: 1}}, queries_Q, passages_QK) == evaluate({1: {6: 1}}, queries_Q[:1], passages_QK[:1])
+    assert list(per_query_metrics({1: {6: 1}}, queries_Q, passages_QK)) == [1]
+
+
+def test_no_qrels_at_all() -> None:
+    with pytest.raises(UserError, match="qrels name no query"):
+        evaluate({}, np.array([1]), np.array([[5]]))
+
+
+def test_the_record_of_metrics_json() -> None:
+    record = metrics_record({"ndcg@10": 0.5}, 20, "bm25", None, 1.23456)
+    assert record == {"metrics": {"ndcg@10": 0.5}, "queries": 20, "model": "bm25", "step": None, "seconds": 1.235}

@@ -1,0 +1,230 @@
+"""utils.search against a brute-force loop over every query and passage, exact ties included."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from utils import search as search_module
+from utils.errors import UserError
+from utils.search import SearchOptions, check_index, choose_backend, in_passage_order, merge_top_k, search
+
+BACKENDS = ["torch", "faiss"]
+if torch.cuda.is_available():
+    BACKENDS.append("cuda")
+
+
+def options_of(backend: str, **values: Any) -> SearchOptions:
+    if backend == "cuda":
+        return SearchOptions("torch", device=torch.device("cuda"), **values)
+    return SearchOptions(backend, **values)
+
+
+def brute_force(queries_QD: np.ndarray, passages_ND: np.ndarray, k: int) -> tuple[list[list[float]], list[list[int]]]:
+    """Every product in Python numbers; by score descending, then passage ascending."""
+    scores, rows = [], []
+    for query in queries_QD.tolist():
+        products = [sum(a * b for a, b in zip(query, passage, strict=True)) for passage in passages_ND.tolist()]
+        order = sorted(range(len(products)), key=lambda row: (-products[row], row))[:k]
+        rows.append(order)
+        scores.append([products[row] for row in order])
+    return scores, rows
+
+
+def assert_exact(queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions) -> None:
+    scores_QK, rows_QK = search(queries_QD, passages_ND, k, options)
+    expected_scores, expected_rows = brute_force(queries_QD, passages_ND, k)
+    assert rows_QK.tolist() == expected_rows
+    assert scores_QK.tolist() == expected_scores
+    assert (scores_QK.dtype, rows_QK.dtype) == (np.float32, np.int64)
+
+
+@st.composite
+def integer_problem(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
+    """Vectors of the integers -2..2: float32 has every product exactly, and most scores are tied."""
+    dims, queries, passages = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 25))
+    numbers = st.integers(-2, 2).map(float)
+    queries_QD = draw(hnp.arrays(np.float32, (queries, dims), elements=numbers))
+    passages_ND = draw(hnp.arrays(np.float32, (passages, dims), elements=numbers))
+    return queries_QD, passages_ND, draw(st.integers(1, 30))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=60, deadline=None)
+@given(problem=integer_problem())
+def test_exact_with_ties(backend: str, problem: tuple[np.ndarray, np.ndarray, int]) -> None:
+    assert_exact(*problem, options_of(backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=40, deadline=None)
+@given(problem=integer_problem(), block_rows=st.integers(1, 9), queries_per_block=st.integers(1, 3))
+def test_blocks_do_not_show(
+    backend: str, problem: tuple[np.ndarray, np.ndarray, int], block_rows: int, queries_per_block: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module, "QUERIES_PER_BLOCK", queries_per_block)
+        patch.setattr(search_module, "BLOCK_BYTES", 4 * queries_per_block * block_rows)
+        patch.setattr(search_module.add_in_blocks, "__defaults__", (block_rows,))
+        assert_exact(*problem, options_of(backend))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=integer_problem(), data=st.data())
+def test_merging_shares_is_one_search(problem: tuple[np.ndarray, np.ndarray, int], data: st.DataObject) -> None:
+    """Shares of any size, some smaller than k and padded with -1, one with nothing in it."""
+    queries_QD, passages_ND, k = problem
+    k = min(k, len(passages_ND))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(passages_ND)), max_size=4)))
+    scores_parts, rows_parts = [], []
+    for start, stop in zip([0, *cuts], [*cuts, len(passages_ND)], strict=True):
+        scores_QK, rows_QK = search(queries_QD, passages_ND[start:stop], k, SearchOptions("torch"))
+        missing = ((0, 0), (0, k - rows_QK.shape[1]))
+        scores_parts.append(np.pad(scores_QK, missing, constant_values=-np.inf))
+        rows_parts.append(np.pad(rows_QK + start, missing, constant_values=-1))
+    merged_scores, merged_rows = merge_top_k(scores_parts, rows_parts, k)
+    expected_scores, expected_rows = brute_force(queries_QD, passages_ND, k)
+    assert merged_rows.tolist() == expected_rows
+    assert merged_scores.tolist() == expected_scores
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_asked_than_there_are_passages(backend: str) -> None:
+    rng = np.random.default_rng(1)
+    assert_exact(
+        rng.integers(-3, 4, (3, 5)).astype(np.float32),
+        rng.integers(-3, 4, (4, 5)).astype(np.float32),
+        9,
+        options_of(backend),
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_passage(backend: str) -> None:
+    scores_QK, rows_QK = search(np.ones((2, 3), np.float32), np.full((1, 3), 2, np.float32), 5, options_of(backend))
+    assert rows_QK.tolist() == [[0], [0]]
+    assert scores_QK.tolist() == [[6.0], [6.0]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_passages_and_no_queries(backend: str) -> None:
+    passages_ND = np.ones((4, 3), np.float32)
+    for queries, passages, shape in ((2, 0, (2, 0)), (0, 4, (0, 3)), (0, 0, (0, 0))):
+        scores_QK, rows_QK = search(passages_ND[:queries], passages_ND[:passages], 3, options_of(backend))
+        assert scores_QK.shape == rows_QK.shape == shape
+        assert (scores_QK.dtype, rows_QK.dtype) == (np.float32, np.int64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("k", [1, 7, 300])
+def test_identical_embeddings_come_in_passage_order(backend: str, k: int) -> None:
+    queries_QD, passages_ND = np.ones((3, 8), np.float32), np.ones((300, 8), np.float32)
+    _, rows_QK = search(queries_QD, passages_ND, k, options_of(backend))
+    assert rows_QK.tolist() == [list(range(k))] * 3
+
+
+def test_backends_agree_on_real_vectors_and_mapped_files(tmp_path: Any) -> None:
+    """Real numbers, read-only memory map, float64 queries: the same passages, scores to float32's precision."""
+    rng = np.random.default_rng(2)
+    np.save(tmp_path / "passages.npy", rng.standard_normal((500, 16)).astype(np.float32))
+    passages_ND = np.load(tmp_path / "passages.npy", mmap_mode="r")
+    queries_QD = rng.standard_normal((20, 16))
+    products_QN = queries_QD @ np.asarray(passages_ND, np.float64).T
+    expected_QK = np.argsort(-products_QN, axis=1)[:, :50]
+    for backend in BACKENDS:
+        scores_QK, rows_QK = search(queries_QD, passages_ND, 50, options_of(backend))
+        assert np.array_equal(rows_QK, expected_QK), backend
+        assert np.allclose(scores_QK, np.take_along_axis(products_QN, expected_QK, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_diverged_model_is_named(backend: str, bad: float) -> None:
+    good_ND = np.ones((4, 3), np.float32)
+    bad_ND = good_ND.copy()
+    bad_ND[2, 1] = bad
+    for queries_QD, passages_ND in ((good_ND, bad_ND), (bad_ND, good_ND)):
+        with pytest.raises(UserError, match="diverged"):
+            search(queries_QD, passages_ND, 2, options_of(backend))
+
+
+def test_an_ivf_index_that_visits_all_cells_is_exact() -> None:
+    rng = np.random.default_rng(3)
+    passages_ND, queries_QD = (rng.integers(-4, 5, (n, 6)).astype(np.float32) for n in (400, 10))
+    scores_QK, rows_QK = search(queries_QD, passages_ND, 20, SearchOptions("faiss", "IVF8,Flat", nprobe=8))
+    expected_scores, _ = brute_force(queries_QD, passages_ND, 20)
+    assert scores_QK.tolist() == expected_scores
+    for scores_K, rows_K, query_D in zip(scores_QK, rows_QK, queries_QD, strict=True):
+        assert len(set(rows_K.tolist())) == 20
+        assert (passages_ND[rows_K] @ query_D).tolist() == scores_K.tolist()
+        assert list(zip(-scores_K, rows_K, strict=True)) == sorted(zip(-scores_K, rows_K, strict=True))
+
+
+def test_fewer_cells_find_less_and_never_other_scores() -> None:
+    """An approximate index may miss; what it returns is scored exactly, and what it lacks is -1 with -inf."""
+    rng = np.random.default_rng(4)
+    passages_ND, queries_QD = (rng.standard_normal((n, 4)).astype(np.float32) for n in (400, 10))
+    scores_QK, rows_QK = search(queries_QD, passages_ND, 300, SearchOptions("faiss", "IVF8,Flat", nprobe=1))
+    assert (rows_QK < 0).any()
+    assert np.array_equal(rows_QK < 0, np.isneginf(scores_QK))
+    for scores_K, rows_K, query_D in zip(scores_QK, rows_QK, queries_QD, strict=True):
+        found = rows_K >= 0
+        assert not (np.diff(found.astype(int)) > 0).any(), "missing entries stand last"
+        assert np.allclose(passages_ND[rows_K[found]] @ query_D, scores_K[found], atol=1e-5)
+
+
+def test_order_of_missing_entries_and_of_signed_zeros() -> None:
+    scores_QK, rows_QK = in_passage_order(
+        np.array([[-np.inf, 0.0, -0.0, 1.0, -np.inf]], np.float32), np.array([[-1, 9, 2, 5, 7]])
+    )
+    assert rows_QK.tolist() == [[5, 2, 9, 7, -1]]
+    assert scores_QK.tolist() == [[1.0, 0.0, 0.0, -np.inf, -np.inf]]
+
+
+@pytest.mark.parametrize("index", ["bogus", "", "IVF", "IVF4,PQ3"])
+def test_an_index_string_that_faiss_cannot_read(index: str) -> None:
+    with pytest.raises(UserError, match=f"--faiss_index {index}") as caught:
+        check_index(index, 8)
+    assert "\n" not in str(caught.value) and ".cpp" not in str(caught.value)
+
+
+def test_nprobe_needs_cells() -> None:
+    check_index("IVF4,Flat", 8, 3)
+    check_index("Flat", 8)
+    with pytest.raises(UserError, match="--nprobe 3"):
+        check_index("HNSW8", 8, 3)
+    with pytest.raises(UserError, match=r"--nprobe 3 .* --faiss_index is Flat"):
+        check_index("Flat", 8, 3)
+
+
+@pytest.mark.parametrize("index", ["IVF50,Flat", "PQ4", "PCA9,Flat", "IVF0,Flat", "IDMap,Flat"])
+def test_an_index_that_cannot_be_made_of_these_passages(index: str) -> None:
+    passages_ND = np.random.default_rng(5).standard_normal((20, 8)).astype(np.float32)
+    with pytest.raises(UserError, match=f"--faiss_index {index} over 20 passages") as caught:
+        search(passages_ND[:2], passages_ND, 3, SearchOptions("faiss", index))
+    assert "\n" not in str(caught.value) and ".cpp" not in str(caught.value)
+
+
+def test_choosing_with_faiss() -> None:
+    assert choose_backend("auto", "Flat") == "faiss"
+    assert choose_backend("faiss", "IVF4,Flat") == "faiss"
+    assert choose_backend("torch", "Flat") == "torch"
+    with pytest.raises(UserError, match="needs faiss, but --search_backend is torch"):
+        choose_backend("torch", "IVF4,Flat")
+
+
+def test_choosing_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "faiss" else find_spec(name))
+    assert choose_backend("auto", "Flat") == "torch"
+    assert choose_backend("torch", "Flat") == "torch"
+    for wanted, index in (("faiss", "Flat"), ("auto", "IVF4,Flat"), ("torch", "IVF4,Flat")):
+        with pytest.raises(UserError, match="faiss is not installed"):
+            choose_backend(wanted, index)

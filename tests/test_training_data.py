@@ -1,0 +1,373 @@
+"""The ann_training_data format and the batches made from it, against plain loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.training_data import (
+    NegativeLists,
+    Triples,
+    batches_of_triples,
+    check_offsets,
+    in_batch_mask,
+    is_positive,
+    make_batch,
+    read_negative_lists,
+    triple_order,
+    write_negative_lists,
+)
+from utils.errors import UserError
+
+NO_POSITIVES = (np.empty(0, np.int64), np.empty(0, np.int64))
+Pairs = tuple[np.ndarray, np.ndarray]
+
+
+def as_lists(rows: list[tuple[int, int, list[tuple[int, int, float]]]], width: int) -> NegativeLists:
+    """From (query, positive, [(negative, rank, score)]) to padded arrays."""
+    negative_QN, rank_QN = np.full((len(rows), width), -1), np.zeros((len(rows), width), np.int64)
+    score_QN = np.zeros((len(rows), width), np.float32)
+    for i, (_, _, entries) in enumerate(rows):
+        for j, (negative, rank, score) in enumerate(entries):
+            negative_QN[i, j], rank_QN[i, j], score_QN[i, j] = negative, rank, score
+    return NegativeLists(np.array([r[0] for r in rows]), np.array([r[1] for r in rows]), negative_QN, rank_QN, score_QN)
+
+
+def made_up_lists(lengths: list[int], passages: int = 1000, seed: int = 0) -> NegativeLists:
+    """One query per length, with different negatives; query offsets are 3, 13, 23, …"""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i, length in enumerate(lengths):
+        drawn = rng.choice(passages, length + 1, replace=False).tolist()
+        rows.append((10 * i + 3, drawn[0], [(p, r + 1, 1.0 / (r + 1)) for r, p in enumerate(drawn[1:])]))
+    return as_lists(rows, max(lengths, default=0))
+
+
+def sorted_pairs(pairs: set[tuple[int, int]]) -> Pairs:
+    ordered = sorted(pairs)
+    return np.array([q for q, _ in ordered], np.int64), np.array([p for _, p in ordered], np.int64)
+
+
+def all_triples(lists: NegativeLists) -> list[tuple[int, int, int]]:
+    rows = zip(lists.query_Q.tolist(), lists.positive_Q.tolist(), lists.negative_QN.tolist(), strict=True)
+    return [(query, positive, negative) for query, positive, row in rows for negative in row if negative >= 0]
+
+
+def listed(triples: Triples) -> list[tuple[int, int, int]]:
+    return list(zip(triples.query_T.tolist(), triples.positive_T.tolist(), triples.negative_T.tolist(), strict=True))
+
+
+# The file
+
+
+entries = st.lists(
+    st.tuples(
+        st.integers(0, 2**31 - 1), st.integers(1, 1000), st.floats(width=32, allow_nan=False, allow_infinity=False)
+    ),
+    max_size=6,
+    unique_by=lambda entry: entry[0],
+)
+file_rows = st.lists(
+    st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1), entries),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda row: row[0],
+)
+
+
+def read_as_ance(path: Path) -> list[tuple[int, int, list[int]]]:
+    """The three columns as ANCE reads them (GetTripletTrainingDataProcessingFn in its data/msmarco_data.py)."""
+    rows = []
+    with path.open() as file:
+        for line in file:
+            line_arr = line.split("\t")
+            qid, pos_pid = int(line_arr[0]), int(line_arr[1])
+            neg_pids = [int(neg_pid) for neg_pid in line_arr[2].split(",")]
+            rows.append((qid, pos_pid, neg_pids))
+    return rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=file_rows)
+def test_lists_written_are_read_back(tmp_path_factory: pytest.TempPathFactory, rows: list) -> None:
+    path = tmp_path_factory.mktemp("lists") / "ann_training_data_0"
+    lists = as_lists(rows, max(len(row[2]) for row in rows))
+    write_negative_lists(path, lists, NO_POSITIVES)
+    found = read_negative_lists(path)
+    for name in ("query_Q", "positive_Q", "negative_QN", "rank_QN", "score_QN"):
+        assert np.array_equal(getattr(found, name), getattr(lists, name)), name
+        assert getattr(found, name).dtype == getattr(lists, name).dtype
+    assert found.triples == sum(len(row[2]) for row in rows)
+    if all(row[2] for row in rows):
+        assert read_as_ance(path) == [(query, positive, [e[0] for e in row]) for query, positive, row in rows]
+
+
+def test_ance_s_own_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "ann_training_data_3"
+    path.write_text("5\t17\t4,9,2\n8\t1\t30\n")
+    lists = read_negative_lists(path)
+    assert lists.query_Q.tolist() == [5, 8] and lists.positive_Q.tolist() == [17, 1]
+    assert lists.negative_QN.tolist() == [[4, 9, 2], [30, -1, -1]]
+    assert not lists.rank_QN.any() and not lists.score_QN.any()
+    assert lists.triples == 4
+
+
+def test_a_positive_among_the_negatives_is_never_written(tmp_path: Path) -> None:
+    lists = made_up_lists([3, 2])
+    other_query = sorted_pairs({(int(lists.query_Q[0]), int(lists.negative_QN[1, 1]))})
+    write_negative_lists(tmp_path / "fine", lists, other_query)
+    its_own = sorted_pairs({(int(lists.query_Q[1]), int(lists.negative_QN[1, 1]))})
+    with pytest.raises(AssertionError, match="a positive as a negative"):
+        write_negative_lists(tmp_path / "wrong", lists, its_own)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_repeated_negative_is_never_written(tmp_path: Path) -> None:
+    lists = as_lists([(1, 2, [(7, 1, 3.0), (8, 2, 2.0), (7, 3, 1.0)])], 5)
+    with pytest.raises(AssertionError, match="repeated"):
+        write_negative_lists(tmp_path / "wrong", lists, NO_POSITIVES)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"3",
+        b"3\t4",
+        b"x\t4\t5",
+        b"3\t4\t5,",
+        b"3\t4\t5 6",
+        b"3\t4\t5\t1",
+        b"3\t4\t5\t1\t2.0\t9",
+        b"3\t4\t5,6\t1\t2.0,1.0",
+        b"3\t4\t5,6\t1,2\t2.0",
+        b"3\t4\t5\t1\tgood",
+        b"3\t4\t-5",
+        b"-3\t4\t5",
+        b"3\t-4\t5",
+        b"3\t4\t99999999999999999999",
+        b"3\t4\t4294967296",
+        b"3\t4\t5\xff",
+        b"3\t4\t\xc2\xb2",
+    ],
+)
+def test_malformed_lines_are_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "ann_training_data_0"
+    path.write_bytes(b"1\t2\t3\n" + line + b"\n5\t6\t7\n")
+    with pytest.raises(UserError, match=r"ann_training_data_0:2: not query, positive, negatives"):
+        read_negative_lists(path)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ann_training_data_0"
+    path.touch()
+    with pytest.raises(UserError, match="is empty"):
+        read_negative_lists(path)
+
+
+def test_offsets_outside_the_collection_are_refused(tmp_path: Path) -> None:
+    lists = as_lists([(4, 9, [(2, 1, 1.0), (11, 2, 0.5)]), (7, 3, [])], 2)
+    check_offsets(lists, 8, 12, tmp_path)
+    for queries, passages in ((7, 12), (8, 11)):
+        with pytest.raises(UserError, match="names query 7 and passage 11, the collection has"):
+            check_offsets(lists, queries, passages, tmp_path)
+    with pytest.raises(UserError):
+        check_offsets(as_lists([(4, 9, [])], 0), 8, 9, tmp_path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    known=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=20),
+    queries=st.lists(st.integers(0, 7), min_size=1, max_size=5),
+    passages=st.lists(st.integers(-1, 7), max_size=5),
+)
+def test_is_positive_looks_up_pairs(known: set[tuple[int, int]], queries: list[int], passages: list[int]) -> None:
+    found = is_positive(np.array(queries)[:, None], np.array([passages] * len(queries), np.int64), sorted_pairs(known))
+    assert found.tolist() == [[(query, passage) in known for passage in passages] for query in queries]
+
+
+# The order of training
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 7), min_size=1, max_size=9),
+    group_size=st.integers(0, 8),
+    seed=st.integers(0, 1000),
+)
+def test_an_epoch_holds_every_triple_once_in_groups(lengths: list[int], group_size: int, seed: int) -> None:
+    lists = made_up_lists(lengths)
+    row_T, column_T = triple_order(lists.negative_QN, group_size, np.random.default_rng(seed))
+    order = list(zip(row_T.tolist(), column_T.tolist(), strict=True))
+    assert sorted(order) == [(row, column) for row, length in enumerate(lengths) for column in range(length)]
+    rounds: list[list[int]] = []  # the row of each group in the order they come, round after round
+    given_of = dict.fromkeys(range(len(lengths)), 0)
+    at = 0
+    while at < len(order):
+        row, before = order[at][0], given_of[order[at][0]]
+        size = lengths[row] - before if group_size == 0 else min(group_size, lengths[row] - before)
+        assert [r for r, _ in order[at : at + size]] == [row] * size
+        number = 0 if group_size == 0 else before // group_size
+        assert number in (len(rounds) - 1, len(rounds)), "a round begins only after the one before has ended"
+        if number == len(rounds):
+            rounds.append([])
+        rounds[-1].append(row)
+        given_of[row], at = before + size, at + size
+    for number, rows in enumerate(rounds):
+        begins = number * group_size
+        assert sorted(rows) == [row for row, length in enumerate(lengths) if length > begins]
+
+
+def test_the_order_is_uniform_over_queries_and_negatives() -> None:
+    negative_QN = np.arange(12).reshape(3, 4)
+    rng = np.random.default_rng(5)
+    first = np.zeros((3, 4))
+    for _ in range(3000):
+        row_T, column_T = triple_order(negative_QN, 1, rng)
+        first[row_T[0], column_T[0]] += 1
+    assert ((first - 250) ** 2 / 250).sum() < 31.3  # chi-square, 11 degrees of freedom, 0.1 %
+
+
+def flat(batches: list[Triples]) -> list[tuple[int, int, int]]:
+    return [triple for batch in batches for triple in listed(batch)]
+
+
+@pytest.mark.parametrize("group_size", [0, 1, 3])
+@pytest.mark.parametrize("batch_triples", [1, 4, 7, 40])
+def test_batches_are_endless_epochs_without_a_seam(group_size: int, batch_triples: int) -> None:
+    lists = made_up_lists([3, 0, 5, 1, 2])  # 11 triples
+    count = 44 // batch_triples + 1
+    batches = list(islice(batches_of_triples(lists, group_size, batch_triples, 1, 0), count))
+    assert all(len(batch.query_T) == batch_triples for batch in batches)
+    stream = flat(batches)
+    epochs = [stream[first : first + 11] for first in range(0, len(stream) - 10, 11)]
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(all_triples(lists))
+    assert len(epochs) < 2 or epochs[0] != epochs[1]
+
+
+def test_batches_repeat_for_one_seed_and_stream_alone() -> None:
+    lists = made_up_lists([6] * 6)
+
+    def first(seed: int, stream: int) -> list[tuple[int, int, int]]:
+        return flat(list(islice(batches_of_triples(lists, 1, 4, seed, stream), 20)))
+
+    assert first(1, 2) == first(1, 2)
+    assert first(1, 2) != first(1, 3) and first(1, 2) != first(2, 2) and first(2, 1) != first(1, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(any),
+    group_size=st.integers(0, 3),
+    batch_triples=st.integers(1, 12),
+    start=st.integers(0, 30),
+)
+def test_starting_late_is_skipping_batches(lengths: list[int], group_size: int, batch_triples: int, start: int) -> None:
+    lists = made_up_lists(lengths)
+    skipped = list(islice(batches_of_triples(lists, group_size, batch_triples, 3, 1), start, start + 4))
+    resumed = list(islice(batches_of_triples(lists, group_size, batch_triples, 3, 1, start=start), 4))
+    assert flat(resumed) == flat(skipped)
+
+
+def test_lists_without_any_negative_are_refused() -> None:
+    with pytest.raises(UserError, match="no negative at all"):
+        next(batches_of_triples(made_up_lists([0, 0]), 1, 4, 1, 0))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_the_ranks_parts_make_up_the_batch(ranks: int) -> None:
+    whole = next(batches_of_triples(made_up_lists([4, 4, 4]), 1, 12, 1, 0))
+    parts = [whole.part(rank, ranks) for rank in range(ranks)]
+    assert [len(part.query_T) for part in parts] == [12 // ranks] * ranks
+    assert flat(parts) == listed(whole)
+
+
+# The batch as the model takes it
+
+
+def gather_of(texts: dict[int, list[int]]) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def gather(rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = [texts[row] for row in rows_B.tolist()]
+        lengths = [len(text) for text in found]
+        return np.array([text + [0] * (max(lengths) - len(text)) for text in found]), np.array(lengths)
+
+    return gather
+
+
+def made_up_texts(rows: set[int], seed: int) -> dict[int, list[int]]:
+    rng = np.random.default_rng(seed)
+    return {row: [row + 1, *rng.integers(1, 100, rng.integers(1, 9)).tolist()] for row in sorted(rows)}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("group_size", [0, 1])
+def test_a_batch_s_rows_are_the_triples_tokens(rank: int, group_size: int) -> None:
+    lists = made_up_lists([5, 3, 4, 6], passages=12)  # few passages, so that some recur
+    triples = next(batches_of_triples(lists, group_size, 16, 1, 0))
+    queries, passages = (made_up_texts(rows, 1) for rows in (set(lists.query_Q.tolist()), set(range(12))))
+    batch = make_batch(triples, rank, 2, gather_of(queries), gather_of(passages))
+    mine = listed(triples)[8 * rank : 8 * rank + 8]
+
+    def text(ids_BL: np.ndarray, lengths_B: np.ndarray, row: int) -> list[int]:
+        assert not ids_BL[row, lengths_B[row] :].any()
+        return ids_BL[row, : lengths_B[row]].tolist()
+
+    found = [
+        (
+            text(batch.query_ids_BL, batch.query_lengths_B, batch.query_index_T[t]),
+            text(batch.passage_ids_ML, batch.passage_lengths_M, batch.positive_index_T[t]),
+            text(batch.passage_ids_ML, batch.passage_lengths_M, batch.negative_index_T[t]),
+        )
+        for t in range(8)
+    ]
+    assert found == [(queries[q], passages[p], passages[n]) for q, p, n in mine]
+    assert len(batch.query_ids_BL) == len({q for q, _, _ in mine})
+    different = {p for _, p, n in mine} | {n for _, p, n in mine}
+    assert len(batch.passage_ids_ML) == len(different)
+    assert batch.tokens == sum(len(queries[q]) for q in {q for q, _, _ in mine}) + sum(
+        len(passages[p]) for p in different
+    )
+    assert batch.allowed_TG is None and batch.target_T is None
+
+
+small = st.integers(0, 5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    ranks=st.integers(1, 3),
+    per_rank=st.integers(1, 4),
+    data=st.data(),
+    more_positives=st.sets(st.tuples(small, small), max_size=8),
+)
+def test_the_in_batch_mask_is_that_of_a_plain_loop(
+    ranks: int, per_rank: int, data: st.DataObject, more_positives: set[tuple[int, int]]
+) -> None:
+    size = ranks * per_rank
+    drawn = data.draw(st.lists(st.tuples(small, small, small), min_size=size, max_size=size))
+    triples = Triples(*np.array(drawn).T)
+    known = {(q, p) for q, p, _ in drawn} | more_positives
+    shares = [drawn[rank * per_rank : (rank + 1) * per_rank] for rank in range(ranks)]
+    columns = [passage for share in shares for passage in sorted({x for _, p, n in share for x in (p, n)})]
+    for rank, share in enumerate(shares):
+        allowed_TG, target_T = in_batch_mask(triples, rank, ranks, sorted_pairs(known))
+        assert allowed_TG.shape == (per_rank, len(columns)) and allowed_TG.dtype == bool
+        for t, (query, positive, _) in enumerate(share):
+            assert columns[target_T[t]] == positive
+            scored = [columns[g] for g in np.flatnonzero(allowed_TG[t])]
+            negatives = {passage for passage in columns if (query, passage) not in known}
+            assert sorted(scored) == sorted(negatives | {positive}), "each passage once, no other positive"
+        mine = {row: [row + 1] for row in range(6)}
+        batch = make_batch(triples, rank, ranks, gather_of(mine), gather_of(mine), sorted_pairs(known))
+        assert batch.allowed_TG is not None and np.array_equal(batch.allowed_TG, allowed_TG)
+        assert batch.target_T is not None and np.array_equal(batch.target_T, target_T)
+        own_first = sum(len({x for _, p, n in other for x in (p, n)}) for other in shares[:rank])
+        own = columns[own_first : own_first + len(batch.passage_ids_ML)]
+        assert [ids[0] - 1 for ids in batch.passage_ids_ML.tolist()] == own, "columns are in the order of the rows"
