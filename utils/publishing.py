@@ -58,7 +58,11 @@ def staging_path(directory: Path, name: str) -> Iterator[Path]:
 def make_own_directory(staging: Path, name: str) -> Path:
     """``staging/name``, made again where another process has just removed the empty ``staging``."""
     while True:
-        staging.mkdir(parents=True, exist_ok=True)
+        try:
+            staging.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # it was there, and gone before mkdir could see that it is a directory
+            if staging.exists() and not staging.is_dir():
+                raise
         with contextlib.suppress(FileNotFoundError):
             (staging / name).mkdir()
             return staging / name
