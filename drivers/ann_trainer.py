@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from data.preprocessed import Preprocessed
-from data.training_data import Batch, NegativeLists, batches_of_triples, check_offsets, make_batch, read_negative_lists
+from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
 from drivers.flags import AnnFlags
 from drivers.shared import (
     Trainer,
     agree,
+    batches_from_lists,
     check_model_directory,
     check_refresh_flags,
     check_training_flags,
-    gather_from,
     make_trainer,
     open_collection,
     open_encoder,
@@ -181,7 +181,7 @@ def take_up(job: Job, trainer: Trainer, refresh: Refresh) -> InUse:
     goes_on = flags.load_optimizer_scheduler and state.step == 0
     if not flags.single_warmup and not goes_on:
         state.restart_schedule(flags.learning_rate, flags.warmup_steps, steps_of(job, state.world, lists, state.step))
-    return InUse(refresh, lists, batches(job, trainer, refresh, lists))
+    return InUse(refresh, lists, batches_from_lists(flags, job.collection, state.world, lists, refresh.number))
 
 
 def steps_of(job: Job, world: World, lists: NegativeLists, step: int) -> int:
@@ -191,18 +191,6 @@ def steps_of(job: Job, world: World, lists: NegativeLists, step: int) -> int:
         return flags.steps_per_refresh
     per_step = flags.per_gpu_train_batch_size * world.size * flags.gradient_accumulation_steps
     return min(max(1, lists.triples // per_step), flags.max_steps - step)
-
-
-def batches(job: Job, trainer: Trainer, refresh: Refresh, lists: NegativeLists) -> Iterator[Batch]:
-    """This rank's batches, endlessly; each of the global batch's equal parts goes to one rank."""
-    flags, collection, world = job.flags, job.collection, trainer.state.world
-    pad_id = collection.manifest["pad_token_id"]
-    queries = gather_from(collection.queries("train"), flags.max_query_length, pad_id)
-    passages = gather_from(collection.passages, flags.max_seq_length, pad_id)
-    positives = collection.qrels("train").positives() if flags.loss == "in_batch" else None
-    batch_triples = flags.per_gpu_train_batch_size * world.size
-    for triples in batches_of_triples(lists, flags.group_size, batch_triples, flags.seed, refresh.number):
-        yield make_batch(triples, world.rank, world.size, queries, passages, positives)
 
 
 def check_agreement(job: Job, ours: dict[str, Any], refresh: Refresh) -> None:

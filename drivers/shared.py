@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import torch
 from data.preprocessed import Preprocessed, check_tokenizer, open_preprocessed
 from data.token_cache import TokenCache
 from data.tokenizing import load_tokenizer, tokenizer_files
+from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
 from model.encoder import check_fits, check_model_type, load_encoder, read_config
 from model.precision import autocast_dtype
 from model.training import (
@@ -113,6 +114,22 @@ def gather_from(
     if rows is None:
         return lambda wanted: cache.gather(wanted, max_length, pad_id)
     return lambda wanted: cache.gather(rows[wanted], max_length, pad_id)
+
+
+def batches_from_lists(
+    flags: Any, collection: Preprocessed, world: World, lists: NegativeLists, stream: int
+) -> Iterator[Batch]:
+    """This rank's training batches, endlessly; each of the global batch's equal parts goes to one rank.
+
+    ``stream`` (the refresh number) and --seed decide their order.
+    """
+    pad_id = collection.manifest["pad_token_id"]
+    queries = gather_from(collection.queries("train"), flags.max_query_length, pad_id)
+    passages = gather_from(collection.passages, flags.max_seq_length, pad_id)
+    positives = collection.qrels("train").positives() if flags.loss == "in_batch" else None
+    batch_triples = flags.per_gpu_train_batch_size * world.size
+    for triples in batches_of_triples(lists, flags.group_size, batch_triples, flags.seed, stream):
+        yield make_batch(triples, world.rank, world.size, queries, passages, positives)
 
 
 # Agreeing

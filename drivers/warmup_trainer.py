@@ -13,14 +13,14 @@ import torch
 
 from data.preprocessed import Preprocessed
 from data.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer
-from data.training_data import Batch, NegativeLists, batches_of_triples, check_offsets, make_batch, read_negative_lists
+from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
 from drivers.evaluation import encode_split, rank_split, rerank_lists
 from drivers.flags import WarmupFlags
 from drivers.shared import (
     Trainer,
+    batches_from_lists,
     check_model_directory,
     check_training_flags,
-    gather_from,
     make_trainer,
     open_collection,
     open_encoder,
@@ -158,7 +158,10 @@ def steps_to_train(job: Job, world: World) -> int:
 
 def run_steps(job: Job, trainer: Trainer) -> None:
     flags, state = job.flags, trainer.state
-    batches = batches_from_text(job, state.world) if job.triples else batches_from_lists(job, state.world)
+    if job.lists is not None:
+        batches = batches_from_lists(flags, job.collection, state.world, job.lists, stream=0)
+    else:
+        batches = batches_from_text(job, state.world)
     while state.step < trainer.total_steps:
         micro_batches = list(islice(batches, flags.gradient_accumulation_steps))
         trainer.step(micro_batches)
@@ -169,18 +172,6 @@ def run_steps(job: Job, trainer: Trainer) -> None:
                 trainer.log.record(state.step, reranking_mrr=rerank_mrr, full_ranking_mrr=full_mrr)
         if state.step % flags.save_steps == 0 or state.step == trainer.total_steps:
             trainer.publish(job.output_dir)
-
-
-def batches_from_lists(job: Job, world: World) -> Iterator[Batch]:
-    flags, collection = job.flags, job.collection
-    assert job.lists is not None
-    pad_id = collection.manifest["pad_token_id"]
-    queries = gather_from(collection.queries("train"), flags.max_query_length, pad_id)
-    passages = gather_from(collection.passages, flags.max_seq_length, pad_id)
-    positives = collection.qrels("train").positives() if flags.loss == "in_batch" else None
-    batch_triples = flags.per_gpu_train_batch_size * world.size
-    for triples in batches_of_triples(job.lists, flags.group_size, batch_triples, flags.seed, 0):
-        yield make_batch(triples, world.rank, world.size, queries, passages, positives)
 
 
 def batches_from_text(job: Job, world: World) -> Iterator[Batch]:
