@@ -18,6 +18,11 @@ setting TOPK_TRAINING 200 # candidates of a query
 setting NEGATIVE_SAMPLE 20
 setting ANN_CHUNK_FACTOR 5 # a refresh searches one in so many train queries
 setting EVAL_BATCH 128     # see --per_gpu_eval_batch_size
+setting SEED 42            # of every program
+setting REFRESH_MODE ''    # async or lockstep; default: async (ANCE's), lockstep where arms are compared (use_subset_10)
+setting STEPS_PER_REFRESH 10000 # steps between two checkpoints and so, in lockstep, between two refreshes
+setting REFRESH_LAG 1      # in lockstep: 0 the trainer waits for each refresh, 1 both work at once
+setting POLL_SECONDS 5     # between two looks for the first negatives
 
 PRECISION=()
 ((GPUS == 0)) || PRECISION=(--fp16)
@@ -45,7 +50,8 @@ split_flags() { # FLAGS...
   ((DRY_RUN == 0)) || FLAGS=(--dry_run "${FLAGS[@]+"${FLAGS[@]}"}")
 }
 
-use_subset_10() { # the 10% subset stands in for the whole collection
+use_subset_10() { # the 10% subset stands in for the whole collection, and its arms are on one schedule
+  setting REFRESH_MODE lockstep
   SUBSET_OF=$RAW_DATA_DIR
   RAW_DATA_DIR=$SUBSET_RAW_DIR
   DATA_DIR=$SUBSET_DATA_DIR
@@ -80,29 +86,41 @@ need_data() {
   ((DRY_RUN == 1)) || prepare_data
 }
 
-need_warmup() {
+need_warmup() { # one that is finished, or the checkpoint that was given
+  [[ -z $WARMUP_CHECKPOINT_GIVEN ]] || return 0
   [[ -n $WARMUP_CHECKPOINT ]] ||
     die "no checkpoint-* in $WARMUP_DIR: run commands/run_train_warmup.sh, or set WARMUP_CHECKPOINT to a checkpoint"
+  [[ -f $WARMUP_DIR/DONE.json ]] ||
+    die "no DONE.json in $WARMUP_DIR: let its warmup finish, or set WARMUP_CHECKPOINT=$WARMUP_CHECKPOINT to take this one"
 }
 
 arm_dir() { # STRATEGY
   printf '%s' "$RUNS_DIR/$RUN_NAME/arms/$1"
 }
 
+schedule() { # sets SCHEDULE, the flags that trainer and generator must have in common
+  SCHEDULE=(--refresh_mode "${REFRESH_MODE:-async}" --steps_per_refresh "$STEPS_PER_REFRESH" --refresh_lag "$REFRESH_LAG"
+    --seed "$SEED")
+}
+
+# A refresh's embeddings of MS MARCO are 27 GB; only the newest stay.
 generator_command() { # GPUS STRATEGY FLAGS...: sets COMMAND
   local gpus=$1 arm
   arm=$(arm_dir "$2")
+  schedule
   command_for "$gpus" drivers.run_ann_data_gen --data_dir "$DATA_DIR" --training_dir "$arm/checkpoints" \
     --init_model_dir "$WARMUP_CHECKPOINT" --model_type "$MODEL_TYPE" --output_dir "$arm/ann_data" \
     --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" --per_gpu_eval_batch_size "$EVAL_BATCH" \
     --negative_strategy "$2" --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" \
-    --ann_chunk_factor "$ANN_CHUNK_FACTOR" "${PRECISION[@]+"${PRECISION[@]}"}" "${@:3}" \
+    --ann_chunk_factor "$ANN_CHUNK_FACTOR" --only_keep_latest_embedding_file "${SCHEDULE[@]}" \
+    "${PRECISION[@]+"${PRECISION[@]}"}" "${@:3}" \
     "${FLAGS[@]+"${FLAGS[@]}"}" "${GENERATOR_FLAGS[@]+"${GENERATOR_FLAGS[@]}"}"
 }
 
 trainer_command() { # GPUS STRATEGY: sets COMMAND
   local gpus=$1 processes=$(($1 > 1 ? $1 : 1)) arm
   arm=$(arm_dir "$2")
+  schedule
   ((GLOBAL_BATCH % (processes * ACCUMULATION) == 0)) ||
     die "GLOBAL_BATCH is $GLOBAL_BATCH, expected a multiple of $processes GPUs x $ACCUMULATION micro-batches"
   command_for "$gpus" drivers.run_ann --data_dir "$DATA_DIR" --ann_dir "$arm/ann_data" --output_dir "$arm/checkpoints" \
@@ -110,8 +128,8 @@ trainer_command() { # GPUS STRATEGY: sets COMMAND
     --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" \
     --optimizer lamb --learning_rate 1e-6 --warmup_steps 5000 --single_warmup --max_steps 1000000 \
     --per_gpu_train_batch_size "$((GLOBAL_BATCH / (processes * ACCUMULATION)))" \
-    --gradient_accumulation_steps "$ACCUMULATION" --logging_steps 100 --save_steps 10000 \
-    "${PRECISION[@]+"${PRECISION[@]}"}" "${FLAGS[@]+"${FLAGS[@]}"}" "${TRAINER_FLAGS[@]+"${TRAINER_FLAGS[@]}"}"
+    --gradient_accumulation_steps "$ACCUMULATION" --logging_steps 100 --save_steps "$STEPS_PER_REFRESH" \
+    "${SCHEDULE[@]}" "${PRECISION[@]+"${PRECISION[@]}"}" "${FLAGS[@]+"${FLAGS[@]}"}" "${TRAINER_FLAGS[@]+"${TRAINER_FLAGS[@]}"}"
 }
 
 # The first negatives, from the warmup checkpoint, unless they are there.
@@ -121,6 +139,29 @@ initial_data() { # STRATEGY
   [[ ! -f $arm/ann_data/ann_ndcg_0 || $DRY_RUN == 1 ]] || return 0
   generator_command "$GPUS" "$1" --end_output_num 0
   run_here "${COMMAND[@]}"
+}
+
+# Until run_train.sh has made the first negatives; exit code 4 once it fails. A FAILED.json that was there before is an
+# earlier run's.
+wait_for_initial_data() { # STRATEGY
+  local arm file now
+  local -A before=()
+  arm=$(arm_dir "$1")
+  [[ ! -f $arm/ann_data/ann_ndcg_0 && $DRY_RUN == 0 ]] || return 0
+  echo "waiting for $arm/ann_data/ann_ndcg_0, which run_train.sh makes"
+  for file in "$arm"/{ann_data,checkpoints}/FAILED.json; do
+    before[$file]=$(cat "$file" 2>/dev/null || true)
+  done
+  until [[ -f $arm/ann_data/ann_ndcg_0 ]]; do
+    sleep "$POLL_SECONDS"
+    for file in "${!before[@]}"; do
+      now=$(cat "$file" 2>/dev/null || true)
+      if [[ -n $now && $now != "${before[$file]}" ]]; then
+        printf '%s: error: run_train.sh has failed (%s): mend it and start both again\n' "${0##*/}" "$file" >&2
+        exit "$PEER_GONE"
+      fi
+    done
+  done
 }
 
 # One half of the GPUs (and cores) for the trainer, the other for the generator; a single GPU is shared.

@@ -114,7 +114,10 @@ path_setting DATA_DIR "$RUNS_DIR/msmarco/preprocessed"         # what data.msmar
 path_setting SUBSET_RAW_DIR "$RUNS_DIR/msmarco_10/raw"         # the 10% subset of RAW_DATA_DIR
 path_setting SUBSET_DATA_DIR "$RUNS_DIR/msmarco_10/preprocessed"
 path_setting WARMUP_DIR "$RUNS_DIR/msmarco/warmup"             # run_train_warmup.sh's checkpoints
-path_setting WARMUP_CHECKPOINT "$(newest_checkpoint "$WARMUP_DIR")"
+path_setting WARMUP_CHECKPOINT ''                              # where an arm starts; default: the newest in WARMUP_DIR
+# shellcheck disable=SC2034 # need_warmup in arm.sh asks
+WARMUP_CHECKPOINT_GIVEN=$WARMUP_CHECKPOINT
+[[ -n $WARMUP_CHECKPOINT ]] || WARMUP_CHECKPOINT=$(newest_checkpoint "$WARMUP_DIR")
 
 # What is trained. ANCE (FirstP) on MS MARCO passages; DATA_TYPE 0 is documents.
 setting MODEL_TYPE rdot_nll
@@ -142,9 +145,8 @@ command_for() { # PROCESSES MODULE FLAGS...: sets COMMAND, the program on one pr
     COMMAND=(env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS}" "$PYTHON" -m "$@")
   else
     threads=$((CPUS / processes > 0 ? CPUS / processes : 1))
-    # torchrun by its module, so that it is the one of $PYTHON; by itself it would set OMP_NUM_THREADS to 1.
-    COMMAND=(env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}" "$PYTHON" -m torch.distributed.run
-      --standalone --nproc_per_node "$processes" -m "$@")
+    # torchrun, which utils.launch is in front of, would by itself set OMP_NUM_THREADS to 1.
+    COMMAND=(env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}" "$PYTHON" -m utils.launch --processes "$processes" "$@")
   fi
 }
 

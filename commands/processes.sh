@@ -112,13 +112,15 @@ progress_line() { # TRAINER_LOG: where the trainer is, from the newest of its JS
 }
 
 # Runs trainer and generator together until both have ended. Returns 0 where both succeeded; else stops the other
-# one, shows the end of the log of the one that failed first, and returns its exit code.
-run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays); output in DIR/{trainer,generator}.out
+# one, shows the end of the log of the one that failed first, and returns its exit code. They meet in DIR/checkpoints
+# and DIR/ann_data; their output is added to DIR/trainer.out and DIR/generator.out.
+run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
   local name=$1 directory=$2
   local -n trainer_words=$3 generator_words=$4
   local -A pid=() code=()
   local role failed='' reason='' deadline='' next_line=$((SECONDS + PROGRESS_SECONDS)) said='' line
 
+  rm -f "$directory"/{ann_data,checkpoints}/FAILED.json # an earlier run's must not be taken for this one's
   start "$directory/trainer.out" "${trainer_words[@]}"
   pid[trainer]=$STARTED
   start "$directory/generator.out" "${generator_words[@]}"

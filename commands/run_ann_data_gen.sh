@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # ANCE's second job: new negatives for each checkpoint of run_train.sh, until that one is done. Flags: see arm.sh.
+# Either may be started first: this one waits until run_train.sh has made the first negatives (ann_ndcg_0), and ends
+# with exit code 4 if that fails.
 #
 #     STRATEGY=top bash commands/run_ann_data_gen.sh
 set -euo pipefail
@@ -10,5 +12,6 @@ source "$here/arm.sh"
 
 split_flags "$@"
 need_warmup
+wait_for_initial_data "$STRATEGY"
 generator_command "$GPUS" "$STRATEGY"
 exec "${COMMAND[@]}"

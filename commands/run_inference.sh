@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Embeds queries and passages with one checkpoint and stops: npy files in RUNS_DIR/msmarco/arms/STRATEGY/ann_data.
+# Embeds queries and passages with WARMUP_CHECKPOINT and stops: npy files in RUNS_DIR/msmarco/inference.
 #
 #     WARMUP_CHECKPOINT=/path/to/checkpoint bash commands/run_inference.sh [--output_dir DIR]
 set -euo pipefail
@@ -11,5 +11,7 @@ source "$here/arm.sh"
 split_flags "$@"
 need_warmup
 need_data
-generator_command "$GPUS" "$STRATEGY" --end_output_num 0 --inference
+inference=$RUNS_DIR/$RUN_NAME/inference
+# A training directory in which no trainer leaves a checkpoint to be taken in its place.
+generator_command "$GPUS" "$STRATEGY" --inference --training_dir "$inference/checkpoints" --output_dir "$inference"
 exec "${COMMAND[@]}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ANCE's first job: preprocesses the collection, generates the first negatives, and trains on the newest there are.
-# Start run_ann_data_gen.sh beside it with the same STRATEGY and settings. Flags: see arm.sh.
+# Start run_ann_data_gen.sh beside it, at once or later, with the same STRATEGY and settings. Flags: see arm.sh.
 #
 #     STRATEGY=top bash commands/run_train.sh [--learning_rate 5e-6 ...]
 set -euo pipefail

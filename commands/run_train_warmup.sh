@@ -19,7 +19,7 @@ negatives=(--bm25_dir "$BM25_DIR")
 if [[ -f $TRIPLES ]]; then
   negatives=(--triples "$TRIPLES")
   [[ ! -f $RERANK_FILE ]] || negatives+=(--rerank_file "$RERANK_FILE")
-elif [[ ! -f $BM25_DIR/metrics.json && $DRY_RUN == 0 ]]; then
+elif [[ ! -f $BM25_DIR/ann_ndcg_0 && $DRY_RUN == 0 ]]; then # written last
   command_for 1 drivers.run_bm25 --raw_data_dir "$RAW_DATA_DIR" --data_dir "$DATA_DIR" --output_dir "$BM25_DIR"
   run_here "${COMMAND[@]}"
 fi
@@ -28,6 +28,6 @@ command_for "$GPUS" drivers.run_warmup --data_dir "$DATA_DIR" "${negatives[@]}" 
   --do_train --evaluate_during_training --max_seq_length 128 --max_query_length "$MAX_QUERY_LENGTH" \
   --optimizer lamb --learning_rate 2e-4 --warmup_steps 1000 --per_gpu_train_batch_size 32 \
   --gradient_accumulation_steps 1 --num_train_epochs 2.0 --expected_train_size 35000000 \
-  --per_gpu_eval_batch_size 256 --logging_steps 1000 --logging_steps_per_eval 20 --save_steps 30000 \
+  --per_gpu_eval_batch_size 256 --logging_steps 1000 --logging_steps_per_eval 20 --save_steps 30000 --seed "$SEED" \
   "${PRECISION[@]+"${PRECISION[@]}"}" "${FLAGS[@]+"${FLAGS[@]}"}" "${TRAINER_FLAGS[@]+"${TRAINER_FLAGS[@]}"}"
 exec "${COMMAND[@]}"

@@ -1,8 +1,5 @@
 #!/usr/bin/env bash
 # Makes .venv in the repository's root hold the packages of a requirements file; does nothing where it does already.
-#
-#     bash commands/setup_venv.sh [requirements.txt]
-#
 # Complete is what has a stamp with the sha256 of the requirements; an interrupted or outdated one is made anew.
 # Runs at the same time wait for each other.
 set -euo pipefail
@@ -11,8 +8,20 @@ here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=env.sh
 source "$here/env.sh"
 
+usage() {
+  cat <<'TEXT'
+usage: bash commands/setup_venv.sh [requirements.txt|requirements-gpu.txt|requirements-dev.txt]
+
+Installs a requirements file (default: requirements.txt) into .venv of the repository, once.
+
+pip takes its settings from the environment and from its own configuration. Which build of torch it takes depends on
+the indexes it is given: with an index of CPU builds in PIP_EXTRA_INDEX_URL that one, otherwise on Linux the CUDA build.
+VENV_SPACE_MB is how much must be free on the disk: by default 2500, which is right for a CPU build of torch, and 8000 for
+requirements-gpu.txt. A CUDA build needs about 8000 with any requirements file.
+TEXT
+}
+
 MIN_MINOR=11 # of Python 3
-setting VENV_SPACE_MB 2500
 VENV=$REPO/.venv
 
 find_python() { # sets BASE_PYTHON
@@ -78,7 +87,17 @@ build() { # FILE
   done
 }
 
+case ${1:-} in
+  -h | --help)
+    usage
+    exit 0
+    ;;
+esac
 requirements=${1:-requirements.txt}
+case $requirements in
+  requirements-gpu.txt) setting VENV_SPACE_MB 8000 ;;
+  *) setting VENV_SPACE_MB 2500 ;;
+esac
 [[ -f $requirements ]] || die "$requirements: no such file in $REPO"
 if ! is_complete "$requirements"; then
   take_lock

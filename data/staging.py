@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.publishing import sync
+from utils.publishing import held_lock, sync
 
 UNFINISHED = ".unfinished"
 LOCK = "lock"
@@ -41,8 +39,9 @@ def staged_directory(directory: Path) -> Iterator[Path]:
         with contextlib.ExitStack() as stack:
             staged = directory / UNFINISHED
             staged.mkdir(parents=True, exist_ok=True)
+            busy = f"another process is writing {directory}; wait for it, or choose another directory"
+            stack.enter_context(held_lock(staged / LOCK, busy))
             stack.callback(shutil.rmtree, staged, ignore_errors=True)
-            _lock(stack, staged / LOCK)
             _remove_contents(staged)
             stack.callback(_remove_contents, staged)  # while the lock is held: it may take a while
             yield staged
@@ -61,22 +60,6 @@ def _remove_contents(staged: Path) -> None:
             shutil.rmtree(path)
         elif path.name != LOCK:
             path.unlink()
-
-
-def _lock(stack: contextlib.ExitStack, path: Path) -> None:
-    """Hold ``path`` until ``stack`` is unwound, or raise UserError. Without effect where the disk knows no locks."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    stack.callback(os.close, descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            return
-        stack.pop_all()  # what is there belongs to the other process
-        os.close(descriptor)
-        raise UserError(
-            f"another process is writing {path.parent.parent}; wait for it, or choose another directory"
-        ) from None
 
 
 def publish(staged: Path, directory: Path, names: Iterable[str]) -> None:

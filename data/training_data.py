@@ -218,10 +218,6 @@ class Batch:
     allowed_TG: np.ndarray | None = None
     target_T: np.ndarray | None = None
 
-    @property
-    def tokens(self) -> int:
-        return int(self.query_lengths_B.sum() + self.passage_lengths_M.sum())
-
 
 Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows_B -> (ids_BL, lengths_B)
 

@@ -20,8 +20,10 @@ from drivers import retrieval
 from drivers.flags import GenerateFlags
 from drivers.shared import (
     agree,
+    check_agreement,
     check_compute_flags,
     check_model_directory,
+    check_output_dirs,
     check_refresh_flags,
     open_collection,
     open_encoder,
@@ -34,8 +36,9 @@ from utils.errors import UserError
 from utils.flags import check_positive
 from utils.metrics import evaluate
 from utils.run_log import RunLog, say
-from utils.search import SearchOptions, check_index, choose_backend
+from utils.search import SearchOptions, choose_backend
 
+EMBEDDINGS = "embeddings"  # in --output_dir
 DEV_CANDIDATES = 100  # enough for recall@100 and everything at 10
 
 
@@ -89,10 +92,14 @@ def preflight(flags: GenerateFlags) -> Job:
     check_refresh_flags(flags)
     if flags.inference and flags.load_gen:
         raise UserError("--inference writes embeddings and --load_gen reads them; give one of the two")
-    backend = choose_backend(flags.search_backend, flags.faiss_index)
+    backend = choose_backend(flags.search_backend, flags.faiss_index, torch.cuda.is_available() and not flags.no_cuda)
     check_model_directory(flags, flags.init_model_dir)
+    check_output_dirs(flags.output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.init_model_dir)
     passages = len(collection.passages)
+    retrieval.check_index_fits_model(flags, passages, flags.init_model_dir)
+    if flags.load_gen:
+        retrieval.read_embeddings_record(retrieval.newest_embeddings(Path(flags.output_dir) / EMBEDDINGS), collection)
     if flags.topk_training > passages:
         raise UserError(f"--topk_training is {flags.topk_training}, the collection has {passages} passages; pass less")
     if flags.negative_sample > flags.topk_training:
@@ -108,18 +115,18 @@ def generate(job: Job, resolved_flags: str) -> None:
     world, run_id = start_program("run_ann_data_gen", resolved_flags, flags.no_cuda)
     if world.is_first:
         publishing.check_writable(job.ann_dir)
-        exchange.clear_failed(job.ann_dir)
         say(f"negatives: {job.strategy} ({job.strategy_from})")
         say_coverage(job.collection)
-    guard = exchange.failure_published(job.ann_dir, "generator") if world.is_first else nullcontext()
-    with guard:
+    with exchange.role_held(job.ann_dir, "generator") if world.is_first else nullcontext():
+        peer = exchange.watch_peer(job.training_dir)
+        ours = provenance(run_id, flags, job.collection)
         log = RunLog(job.ann_dir, job.ann_dir / "tensorboard") if world.is_first else None
         made = 0
         while True:
-            work = next_work(job, world)
+            work = next_work(job, world, peer, ours)
             if work is None:
                 break
-            one_refresh(job, world, work, run_id, log)
+            one_refresh(job, world, work, ours, log)
             made += 1
             if flags.inference or flags.load_gen or made >= flags.limit_total_number:
                 break
@@ -137,64 +144,70 @@ def say_coverage(collection: Preprocessed) -> None:
         say(f"{split}: {held:,} queries, {judged:,} with a positive in the collection, {held - judged:,} left out")
 
 
-def next_work(job: Job, world: World) -> Work | None:
+def next_work(job: Job, world: World, peer: exchange.Peer, ours: dict[str, Any]) -> Work | None:
     """The next refresh, waited for; None once the trainer is done."""
 
     def look() -> dict[str, Any] | None:
-        return agree(world, partial(look_for_work, job), job.training_dir)
+        return agree(world, partial(look_for_work, job, ours), peer)
 
     answer = exchange.wait_for(look, f"a new checkpoint in {job.training_dir}", quiet=not world.is_first)
     return None if "done" in answer else Work(**answer["work"])
 
 
-def look_for_work(job: Job) -> dict[str, Any] | None:
-    """Rank 0's decision: the work, the end, or None for "not yet"."""
+def look_for_work(job: Job, ours: dict[str, Any]) -> dict[str, Any] | None:
+    """Rank 0's decision: the work, the end, or None for "not yet". Disagreement where the trainer's flags differ."""
     flags, ann_dir = job.flags, job.ann_dir
     refresh = exchange.next_refresh_number(ann_dir)
+    if flags.inference:
+        return as_work(refresh, exchange.newest_checkpoint(job.training_dir) or initial_model(job))
     if 0 <= flags.end_output_num < refresh:
         return {"done": f"refresh {flags.end_output_num} exists"}
-    done = exchange.read_done(job.training_dir) is not None
     if flags.load_gen:
-        step = publishing.read_json(retrieval.newest_embeddings(embeddings_dir(job)) / retrieval.EMBEDDINGS)["step"]
-        return as_work(refresh, exchange.Checkpoint(Path(flags.init_model_dir), step, {}))
+        stored = retrieval.read_embeddings_record(retrieval.newest_embeddings(embeddings_dir(job)), job.collection)
+        return {"work": vars(Work(refresh, stored["checkpoint"], stored["step"], stored["model_sha256"]))}
+    done = exchange.read_done(job.training_dir) is not None
     checkpoint = lockstep_checkpoint(job, refresh) if flags.refresh_mode == "lockstep" else async_checkpoint(job)
     if checkpoint is not None and not checkpoint.manifest.get("final"):
+        if checkpoint.path != Path(flags.init_model_dir):
+            check_agreement(ours, checkpoint.manifest, checkpoint.path.name)
         return as_work(refresh, checkpoint)
     return {"done": "the trainer is done"} if done else None
 
 
 def as_work(refresh: int, checkpoint: exchange.Checkpoint) -> dict[str, Any]:
-    model = checkpoint.manifest.get("files", {}).get("model.safetensors", {}).get("sha256", "")
-    work = Work(refresh, str(checkpoint.path), checkpoint.step, model)
+    work = Work(refresh, str(checkpoint.path), checkpoint.step, exchange.model_sha256(checkpoint.path))
     return {"work": vars(work)}
+
+
+def initial_model(job: Job) -> exchange.Checkpoint:
+    """--init_model_dir, which counts as step 0 of this run."""
+    return exchange.read_checkpoint(Path(job.flags.init_model_dir), 0, of_this_run=False)
 
 
 def lockstep_checkpoint(job: Job, refresh: int) -> exchange.Checkpoint | None:
     """Refresh N is always made from step N * steps_per_refresh."""
     if refresh == 0:
-        return exchange.read_checkpoint(Path(job.flags.init_model_dir), 0, of_this_run=False)
+        return initial_model(job)
     return exchange.newest_checkpoint(job.training_dir, refresh * job.flags.steps_per_refresh)
 
 
 def async_checkpoint(job: Job) -> exchange.Checkpoint | None:
-    """The newest checkpoint that no refresh was made from yet."""
-    flags = job.flags
-    records = exchange.read_records(job.ann_dir)
-    used = [record["step"] for record in records if record["checkpoint"] != flags.init_model_dir]
+    """The newest checkpoint that no refresh was made from yet; the initial model where there is nothing at all."""
+    used = [record["step"] for record in exchange.read_records(job.ann_dir)]
+    named = exchange.CHECKPOINT_PATTERN.fullmatch(Path(job.flags.last_checkpoint_dir).name)
+    used += [int(named[1])] if named else []
     newest = exchange.newest_checkpoint(job.training_dir, above=max(used, default=-1))
-    if newest is None:
-        return None if records else exchange.read_checkpoint(Path(flags.init_model_dir), 0, of_this_run=False)
-    return None if newest.path == Path(flags.last_checkpoint_dir or "-") else newest
+    return initial_model(job) if newest is None and not used else newest
 
 
-def one_refresh(job: Job, world: World, work: Work, run_id: str, log: RunLog | None) -> None:
+def one_refresh(job: Job, world: World, work: Work, ours: dict[str, Any], log: RunLog | None) -> None:
     """Encode, search, evaluate, select, publish."""
     started = time.monotonic()
     flags = job.flags
     if world.is_first:
         say(f"refresh {work.refresh}: from {work.checkpoint} (step {work.step})")
     encoding_started = time.monotonic()
-    vectors = load_vectors(job, world, work) if flags.load_gen else encode_all(job, world, work)
+    vectors = load_vectors(job, world, work) if flags.load_gen else encode_all(job, world, work, ours)
     if flags.inference:
         return
     searching_started = time.monotonic()
@@ -210,7 +223,7 @@ def one_refresh(job: Job, world: World, work: Work, run_id: str, log: RunLog | N
             "encode_seconds": searching_started - encoding_started,
             "search_seconds": selecting_started - searching_started,
         }
-        publish(job, work, candidates, metrics, timings, run_id)
+        publish(job, work, candidates, metrics, timings, ours)
         seconds = time.monotonic() - started
         assert log is not None
         # 'ndcg@10' -> 'dev_ndcg_10': TensorBoard has no @ in its names
@@ -226,7 +239,7 @@ def in_words(timings: dict[str, float]) -> list[str]:
 
 
 def embeddings_dir(job: Job) -> Path:
-    return job.ann_dir / "embeddings"
+    return job.ann_dir / EMBEDDINGS
 
 
 def train_rows(job: Job, refresh: int) -> np.ndarray:
@@ -238,11 +251,12 @@ def train_rows(job: Job, refresh: int) -> np.ndarray:
     return chunk_of_queries(with_positive, chunk_factor, refresh, flags.seed)
 
 
-def encode_all(job: Job, world: World, work: Work) -> Vectors:
+def encode_all(job: Job, world: World, work: Work, ours: dict[str, Any]) -> Vectors:
     """Encode dev queries, the chunk of train queries, and the passages; keep them on disk."""
     flags, collection = job.flags, job.collection
+    exchange.wait_until_visible(Path(work.checkpoint) / "config.json")
     encoder = open_encoder(flags, work.checkpoint, collection).to(world.device)
-    check_index(flags.faiss_index, encoder.dims, flags.nprobe)
+    retrieval.check_index_fits(flags, len(collection.passages), encoder.dims)
     settings = retrieval.encoding_settings(flags, collection, job.dtype)
     directory = embeddings_dir(job) / f"step-{work.step}"
     if world.is_first:
@@ -257,7 +271,7 @@ def encode_all(job: Job, world: World, work: Work) -> Vectors:
     if world.is_first:
         retrieval.save_queries(directory, "dev-query", dev_rows_Q, dev_QD)
         retrieval.save_queries(directory, "train-query", rows_Q, train_QD)
-        record = {"step": work.step, "checkpoint": work.checkpoint, "model_sha256": work.model_sha256}
+        record = {**ours, "step": work.step, "checkpoint": work.checkpoint, "model_sha256": work.model_sha256}
         retrieval.commit_embeddings(directory, len(collection.passages), encoder.dims, record)
     distributed.barrier(world)
     return Vectors(dev_QD, rows_Q, train_QD, share)
@@ -266,6 +280,8 @@ def encode_all(job: Job, world: World, work: Work) -> Vectors:
 def load_vectors(job: Job, world: World, work: Work) -> Vectors:
     """The embeddings on disk, with this refresh's chunk of the train queries."""
     directory = embeddings_dir(job) / f"step-{work.step}"
+    dims = retrieval.read_embeddings_record(directory, job.collection)["dims"]
+    retrieval.check_index_fits(job.flags, len(job.collection.passages), dims)
     dev_rows_Q, dev_QD = retrieval.load_queries(directory, "dev-query")
     stored_rows_Q, stored_QD = retrieval.load_queries(directory, "train-query")
     expected = job.collection.qrels("dev").queries_with_positive()
@@ -299,7 +315,7 @@ def publish(
     candidates: Candidates,
     metrics: dict[str, float],
     timings: dict[str, float],
-    run_id: str,
+    ours: dict[str, Any],
 ) -> None:
     """Select by the strategy and publish ``ann_training_data_N`` with its record."""
     flags = job.flags
@@ -320,7 +336,7 @@ def publish(
         "queries": len(lists.query_Q),
         "triples": lists.triples,
         **{name: round(seconds, 3) for name, seconds in timings.items()},
-        **provenance(run_id, flags, job.collection),
+        **ours,
     }
 
     def write(path: Path) -> None:

@@ -51,7 +51,8 @@ def encode_split(
 def load_split(
     world: World, directory: Path, collection: Preprocessed, split: Split
 ) -> tuple[np.ndarray, PassageShare]:
-    """The same from embeddings on disk; UserError where they are of other queries or passages."""
+    """The same from embeddings on disk; UserError where they are damaged, or of other queries or passages."""
+    retrieval.read_embeddings_record(directory, collection)
     rows_Q, queries_QD = retrieval.load_queries(directory, f"{split}-query")
     if not np.array_equal(rows_Q, collection.qrels(split).queries_with_positive()):
         raise UserError(f"{directory} does not embed all {split} queries of --data_dir; run with --inference again")

@@ -27,7 +27,10 @@ from utils.flags import check_positive, flags_json, parse_flags
 
 def main() -> None:
     flags = parse_flags(EvalFlags, "run_eval")
-    from drivers.shared import check_compute_flags, check_model_directory, open_collection
+    import torch
+
+    from drivers.retrieval import check_index_fits, check_index_fits_model, read_embeddings_record
+    from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
     from utils.publishing import check_writable
     from utils.search import choose_backend
 
@@ -41,8 +44,15 @@ def main() -> None:
         check_model_directory(flags, flags.model_name_or_path)
     if flags.rerank_file and not Path(flags.rerank_file).is_file():
         raise UserError(f"{flags.rerank_file} is missing, expected candidates to rerank (top1000.dev or a TREC run)")
-    backend = choose_backend(flags.search_backend, flags.faiss_index)
+    use_cuda = torch.cuda.is_available() and not flags.no_cuda
+    backend = choose_backend(flags.search_backend, flags.faiss_index, use_cuda)
+    check_output_dirs(flags.output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
+    if flags.embedding_dir:
+        stored = read_embeddings_record(Path(flags.embedding_dir), collection)
+        check_index_fits(flags, stored["passages"], stored["dims"])
+    else:
+        check_index_fits_model(flags, len(collection.passages), flags.model_name_or_path)
     if flags.dry_run:
         sys.stdout.write(flags_json(flags) + "\n")
         return
@@ -53,9 +63,10 @@ def main() -> None:
 def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
     """Load, rank, write."""
     from drivers.evaluation import encode_split, load_split, rank_split, rerank_lists
+    from drivers.retrieval import check_index_fits
     from drivers.shared import open_encoder, start_program
     from utils import distributed
-    from utils.search import SearchOptions, check_index
+    from utils.search import SearchOptions
 
     started = time.monotonic()
     world, _ = start_program("run_eval", flags_json(flags), flags.no_cuda)
@@ -64,10 +75,9 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
         candidates_QK = rerank_lists(Path(flags.rerank_file), collection, flags.split)
     if flags.embedding_dir:
         vectors = load_split(world, Path(flags.embedding_dir), collection, flags.split)
-        check_index(flags.faiss_index, vectors[0].shape[1], flags.nprobe)
     else:
         encoder = open_encoder(flags, flags.model_name_or_path, collection).to(world.device)
-        check_index(flags.faiss_index, encoder.dims, flags.nprobe)
+        check_index_fits(flags, len(collection.passages), encoder.dims)
         vectors = encode_split(flags, world, encoder, collection, dtype, flags.split)
     options = SearchOptions(backend, flags.faiss_index, flags.nprobe, world.device)
     ranking = rank_split(world, collection, flags.split, vectors, flags.topk, options, candidates_QK)
@@ -92,7 +102,7 @@ def write_results(flags: EvalFlags, collection: Any, ranking: Any, seconds: floa
         output_dir / f"{flags.split}.trec", query_ids, passage_ids, ranking.passages_QK, ranking.scores_QK, "ance"
     )
     state = model / (EMBEDDINGS if flags.embedding_dir else TRAINER_STATE)
-    step = read_json(state)["step"] if state.is_file() else None
+    step = read_json(state).get("step") if state.is_file() else None
     record = metrics_record(ranking.metrics, len(query_ids), str(model), step, seconds)
     say(f"full ranking {flags.split}: {in_words(ranking.metrics)}")
     if ranking.reranked is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from data.preprocessed import Preprocessed, check_tokenizer, open_preprocessed
+from data.staging import check_can_write
 from data.token_cache import TokenCache
 from data.tokenizing import load_tokenizer, tokenizer_files
 from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
@@ -30,7 +31,8 @@ from model.training import (
 )
 from utils import distributed, exchange, publishing
 from utils.distributed import World
-from utils.errors import PeerGone, UserError
+from utils.errors import Disagreement, PeerGone, UserError
+from utils.exchange import Peer
 from utils.flags import RefreshFlags, TrainingFlags, check_positive
 from utils.run_log import RunLog, git_state, header, progress_line, say
 
@@ -52,9 +54,13 @@ def start_program(program: str, flags_as_json: str, no_cuda: bool) -> tuple[Worl
 
 
 def open_collection(flags: Any, tokenizer_dir: str) -> Preprocessed:
-    """The preprocessed directory, checked against the tokenizer that the model comes with."""
+    """The preprocessed directory, checked against the tokenizer that the model comes with.
+
+    A tokenizer of the hub is looked at unless this is a --dry_run, which fetches nothing.
+    """
     collection = open_preprocessed(flags.data_dir, flags.max_seq_length, flags.max_query_length)
-    if tokenizer_dir and Path(tokenizer_dir).is_dir():
+    is_path = Path(tokenizer_dir).is_dir() or tokenizer_dir.startswith((".", "/", "~"))
+    if tokenizer_dir and (is_path or not flags.dry_run):
         check_tokenizer(collection, tokenizer_dir)
     return collection
 
@@ -62,6 +68,8 @@ def open_collection(flags: Any, tokenizer_dir: str) -> Preprocessed:
 def check_compute_flags(flags: Any) -> torch.dtype | None:
     """Refuse what cannot be computed; the type to autocast to."""
     check_positive(flags, "per_gpu_eval_batch_size", "max_seq_length", "max_query_length")
+    if getattr(flags, "seed", 0) < 0:
+        raise UserError(f"--seed is {flags.seed}, expected 0 or more")
     check_model_type(flags.model_type)
     return autocast_dtype(flags.fp16, flags.bf16, flags.fp16_opt_level)
 
@@ -95,8 +103,14 @@ def open_encoder(
     """The model in ``model_dir``, checked to have a place for every token of the collection."""
     encoder = load_encoder(flags.model_type, model_dir, flags.config_name, new_head, changes)
     longest = max(flags.max_seq_length, flags.max_query_length)
-    check_fits(encoder, collection.manifest["vocab_size"], collection.manifest["pad_token_id"], longest)
+    check_fits(encoder, collection.manifest["vocab_size"], collection.pad_token_id, longest)
     return encoder
+
+
+def check_output_dirs(*directories: str) -> None:
+    """UserError where one of them could not be written in; makes nothing."""
+    for directory in directories:
+        check_can_write(Path(directory))
 
 
 def check_model_directory(flags: Any, model_dir: str) -> None:
@@ -123,7 +137,7 @@ def batches_from_lists(
 
     ``stream`` (the refresh number) and --seed decide their order.
     """
-    pad_id = collection.manifest["pad_token_id"]
+    pad_id = collection.pad_token_id
     queries = gather_from(collection.queries("train"), flags.max_query_length, pad_id)
     passages = gather_from(collection.passages, flags.max_seq_length, pad_id)
     positives = collection.qrels("train").positives() if flags.loss == "in_batch" else None
@@ -135,8 +149,11 @@ def batches_from_lists(
 # Agreeing
 
 
-def agree(world: World, look: Callable[[], Any], peer_dir: Path | None = None) -> Any:
-    """Rank 0 looks, all ranks get its answer; PeerGone on all of them where the peer has failed.
+ERRORS = {kind.exit_code: kind for kind in (UserError, Disagreement, PeerGone)}
+
+
+def agree(world: World, look: Callable[[], Any], peer: Peer | None = None) -> Any:
+    """Rank 0 looks, all ranks get its answer or its error; PeerGone on all of them where the peer has failed.
 
     The others never wait long in a collective: each look is one short exchange, waiting is done between them.
     """
@@ -144,15 +161,36 @@ def agree(world: World, look: Callable[[], Any], peer_dir: Path | None = None) -
     if world.is_first:
         try:
             answer["found"] = look()
-            if answer["found"] is None and peer_dir is not None:
-                exchange.check_peer(peer_dir)
+            if answer["found"] is None and peer is not None:
+                exchange.check_peer(peer)
         except UserError as error:
-            answer["error"] = str(error)
-            answer["peer_gone"] = isinstance(error, PeerGone)
+            answer = {"error": str(error), "code": error.exit_code}
     answer = distributed.broadcast_json(world, answer)
     if "error" in answer:
-        raise PeerGone(answer["error"]) if answer["peer_gone"] else UserError(answer["error"])
+        raise ERRORS[answer["code"]](answer["error"])
     return answer["found"]
+
+
+# What two jobs of one run must have in common; a record made before a name existed does not have it.
+COMMON = (
+    "collection_fingerprint",
+    "tokenizer_fingerprint",
+    "model_type",
+    "max_seq_length",
+    "max_query_length",
+    "refresh_mode",
+    "steps_per_refresh",
+)
+
+
+def check_agreement(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
+    """Disagreement (exit 3) names what differs between this job and the one that made ``what``, with both values."""
+    for name in COMMON:
+        if name in ours and theirs.get(name) is not None and theirs[name] != ours[name]:
+            raise Disagreement(
+                f"{name}: {what} was made with {theirs[name]}, this job has {ours[name]}; "
+                "start both with the same flags, in directories of their own"
+            )
 
 
 # Training
@@ -160,7 +198,7 @@ def agree(world: World, look: Callable[[], Any], peer_dir: Path | None = None) -
 
 def provenance(run_id: str, flags: Any, collection: Preprocessed) -> dict[str, Any]:
     """What every published version says of where it comes from."""
-    return {
+    record = {
         "run_id": run_id,
         "model_type": flags.model_type,
         "seed": flags.seed,
@@ -170,6 +208,9 @@ def provenance(run_id: str, flags: Any, collection: Preprocessed) -> dict[str, A
         "max_query_length": flags.max_query_length,
         "git": git_state(),
     }
+    if hasattr(flags, "refresh_mode"):
+        record |= {"refresh_mode": flags.refresh_mode, "steps_per_refresh": flags.steps_per_refresh}
+    return record
 
 
 def prepare_output_dir(directory: Path, overwrite: bool) -> None:
@@ -177,7 +218,6 @@ def prepare_output_dir(directory: Path, overwrite: bool) -> None:
     publishing.check_writable(directory)
     steps = exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)
     if not steps and exchange.read_done(directory) is None:
-        exchange.clear_failed(directory)
         return
     if not overwrite:
         raise UserError(
@@ -199,15 +239,17 @@ class Trainer:
     log: RunLog | None
     clock: Callable[[], float] = time.monotonic
     losses: list[float] = field(default_factory=list)
-    started: float = 0.0
+    started: float | None = None  # when the first step began: waiting for the first negatives is not training
 
     def step(self, micro_batches: list[Any]) -> None:
         """One optimiser step; at logging steps write the line."""
+        if self.started is None:
+            self.started = self.clock()
         self.losses.append(train_step(self.state, micro_batches))
         step = self.state.step
         if step % self.flags.logging_steps and step != self.total_steps:
             return
-        mean = distributed.mean_over_ranks(self.state.world, sum(self.losses) / len(self.losses))
+        mean = sum(self.losses) / len(self.losses)
         self.losses.clear()
         if self.log is not None:
             seconds = self.clock() - self.started
@@ -255,9 +297,7 @@ def make_trainer(
         output_dir = Path(flags.output_dir)
         log = RunLog(output_dir, Path(flags.log_dir) if flags.log_dir else output_dir / "tensorboard")
     tokenizer = local_tokenizer(world, flags.tokenizer_name or flags.model_name_or_path, Path(flags.output_dir))
-    trainer = Trainer(flags, state, total_steps, tokenizer, record, log)
-    trainer.started = trainer.clock()
-    return trainer
+    return Trainer(flags, state, total_steps, tokenizer, record, log)
 
 
 def seed_everything(seed: int, rank: int) -> None:

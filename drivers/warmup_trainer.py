@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.preprocessed import Preprocessed
@@ -16,10 +18,12 @@ from data.text_triples import batches_of_text_triples, make_text_batch, open_tex
 from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
 from drivers.evaluation import encode_split, rank_split, rerank_lists
 from drivers.flags import WarmupFlags
+from drivers.retrieval import check_index_fits, check_index_fits_model
 from drivers.shared import (
     Trainer,
     batches_from_lists,
     check_model_directory,
+    check_output_dirs,
     check_training_flags,
     make_trainer,
     open_collection,
@@ -35,7 +39,7 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import check_positive
 from utils.run_log import say
-from utils.search import SearchOptions, check_index, choose_backend
+from utils.search import SearchOptions, choose_backend
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Job:
     tokenizer: str
     lists: NegativeLists | None
     triples: Path | None
-    rerank_file: Path | None
+    candidates_QK: np.ndarray | None
     backend: str
 
     @property
@@ -62,7 +66,7 @@ def preflight(flags: WarmupFlags) -> Job:
         raise UserError("neither --do_train nor --do_eval is given; there is nothing to do")
     dtype = check_training_flags(flags)
     check_positive(flags, "logging_steps_per_eval")
-    backend = choose_backend(flags.search_backend, flags.faiss_index)
+    backend = choose_backend(flags.search_backend, flags.faiss_index, torch.cuda.is_available() and not flags.no_cuda)
     model = flags.model_name_or_path
     if flags.pooling and flags.model_type != "rdot_nll":
         raise UserError(f"--pooling is for rdot_nll, --model_type {flags.model_type} has its own; leave it out")
@@ -77,15 +81,19 @@ def preflight(flags: WarmupFlags) -> Job:
     tokenizer = flags.tokenizer_name or model
     collection = open_collection(flags, tokenizer)
     lists, triples = training_source(flags, collection) if flags.do_train else (None, None)
-    rerank_file = Path(flags.rerank_file) if flags.rerank_file else None
-    if rerank_file is None and flags.bm25_dir:
-        rerank_file = Path(flags.bm25_dir) / "dev.trec"
-    wants_eval = flags.do_eval or flags.evaluate_during_training
-    if wants_eval and rerank_file is not None and not rerank_file.is_file():
-        raise UserError(
-            f"{rerank_file} is missing, expected candidates to rerank; run drivers.run_bm25 or leave it out"
-        )
-    return Job(flags, collection, dtype, tokenizer, lists, triples, rerank_file, backend)
+    check_index_fits_model(flags, len(collection.passages), model)
+    check_output_dirs(flags.output_dir)
+    return Job(flags, collection, dtype, tokenizer, lists, triples, candidates_to_rerank(flags, collection), backend)
+
+
+def candidates_to_rerank(flags: WarmupFlags, collection: Preprocessed) -> np.ndarray | None:
+    """--rerank_file, or BM25's dev run; read before training, so that a bad line is found before it."""
+    if not (flags.do_eval or flags.evaluate_during_training) or not (flags.rerank_file or flags.bm25_dir):
+        return None
+    path = Path(flags.rerank_file or Path(flags.bm25_dir) / "dev.trec")
+    if not path.is_file():
+        raise UserError(f"{path} is missing, expected candidates to rerank; run drivers.run_bm25 or leave it out")
+    return rerank_lists(path, collection, "dev")
 
 
 def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[NegativeLists | None, Path | None]:
@@ -129,10 +137,11 @@ def train(job: Job, world: World, run_id: str) -> None:
     source = str(job.triples) if job.triples else f"BM25 negatives of {flags.bm25_dir}"
     if world.is_first:
         say(f"warmup: {total_steps} steps, loss {flags.loss}, {source}")
-    run_steps(job, trainer)
-    if world.is_first:
-        exchange.mark_done(job.output_dir, step=trainer.state.step)
-        say(f"finished step={trainer.state.step}")
+    with exchange.role_held(job.output_dir, "warmup") if world.is_first else nullcontext():
+        run_steps(job, trainer)
+        if world.is_first:
+            exchange.mark_done(job.output_dir, step=trainer.state.step)
+            say(f"finished step={trainer.state.step}")
 
 
 def first_encoder(job: Job) -> Any:
@@ -142,7 +151,7 @@ def first_encoder(job: Job) -> Any:
     changes = {name: value for name, value in given.items() if value is not None}
     if flags.model_name_or_path:
         return open_encoder(flags, flags.model_name_or_path, job.collection, new_head=True, changes=changes)
-    changes |= {"vocab_size": manifest["vocab_size"], "pad_token_id": manifest["pad_token_id"]}
+    changes |= {"vocab_size": manifest["vocab_size"], "pad_token_id": job.collection.pad_token_id}
     return new_encoder(flags.model_type, flags.config_name, changes)
 
 
@@ -177,7 +186,7 @@ def run_steps(job: Job, trainer: Trainer) -> None:
 def batches_from_text(job: Job, world: World) -> Iterator[Batch]:
     flags = job.flags
     assert job.triples is not None
-    tokenizer = open_text_tokenizer(job.tokenizer, job.collection.manifest["pad_token_id"])
+    tokenizer = open_text_tokenizer(job.tokenizer, job.collection.pad_token_id)
     batch_triples = flags.per_gpu_train_batch_size * world.size
     for texts in batches_of_text_triples(job.triples, batch_triples):
         yield make_text_batch(
@@ -196,14 +205,11 @@ def batches_from_text(job: Job, world: World) -> Iterator[Batch]:
 
 def evaluate_mrr(job: Job, world: World, encoder: Any) -> tuple[float, float]:
     """MRR@10 over the dev split: reranking the given candidates (nan without any), and the whole collection."""
-    candidates_QK = None
-    if job.rerank_file is not None:
-        candidates_QK = rerank_lists(job.rerank_file, job.collection, "dev")
     flags = job.flags
-    check_index(flags.faiss_index, encoder.dims, flags.nprobe)
+    check_index_fits(flags, len(job.collection.passages), encoder.dims)
     options = SearchOptions(job.backend, flags.faiss_index, flags.nprobe, world.device)
     vectors = encode_split(flags, world, encoder, job.collection, job.dtype, "dev")
-    found = rank_split(world, job.collection, "dev", vectors, 10, options, candidates_QK)
+    found = rank_split(world, job.collection, "dev", vectors, 10, options, job.candidates_QK)
     rerank_mrr = found.rerank_metrics["mrr@10"] if found.rerank_metrics else math.nan
     return rerank_mrr, found.metrics["mrr@10"]
 

@@ -10,24 +10,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import Any
 
 from utils.errors import UserError, one_line
 
 MODEL_TYPES = ("rdot_nll", "static")
 CONFIG_TYPE_OF = {"rdot_nll": "roberta", "static": "static"}  # config.json's model_type
-
-
-class Encoder(Protocol):
-    """What the drivers, the trainer and the embedder rely on."""
-
-    dims: int
-
-    def __call__(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor: ...
-
-    def save_pretrained(self, directory: Path) -> None: ...
 
 
 def check_model_type(model_type: str) -> None:
@@ -51,6 +39,22 @@ def read_config(directory: str, model_type: str, config_name: str = "") -> dict[
     if found != expected:
         raise UserError(f"{path} is of a {found!r} model, --model_type {model_type} needs {expected!r}; give the other")
     return config
+
+
+def dims_of_config(config: dict[str, Any]) -> int:
+    """The width of the embeddings of a model of this config, without making it. UserError where it says none."""
+    try:
+        if "embedding_size" in config or config.get("model_type") == "static":
+            dims = int(config["embedding_size"])
+        else:
+            dims = min(int(config.get("hidden_size", 768)), 768)  # RoBERTa's default width, ANCE's largest
+    except (KeyError, TypeError, ValueError):
+        dims = 0
+    if dims <= 0:
+        raise UserError(
+            "the model's config.json has no usable embedding_size or hidden_size; the checkpoint is damaged"
+        )
+    return dims
 
 
 def load_encoder(

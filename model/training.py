@@ -19,7 +19,7 @@ from model.embedding import attention_mask
 from model.lamb import Lamb
 from model.losses import in_batch_nll, pairwise_nll
 from model.precision import autocast
-from utils.distributed import World, gather_with_gradient
+from utils.distributed import World, gather_with_gradient, mean_over_ranks
 from utils.errors import UserError, one_line
 from utils.exchange import TRAINER_STATE
 
@@ -162,7 +162,7 @@ def make_state(
 
 
 def train_step(state: TrainingState, micro_batches: list[Any]) -> float:
-    """One optimiser step over the micro-batches; returns the loss, averaged over them.
+    """One optimiser step over the micro-batches; returns the loss, averaged over them and over the ranks.
 
     UserError where the loss or the gradient is not finite: going on would only destroy the model.
     """
@@ -177,12 +177,13 @@ def train_step(state: TrainingState, micro_batches: list[Any]) -> float:
                 loss = state.module(**tensors_of(batch, state.world.device)) / len(micro_batches)
             state.scaler.scale(loss).backward()
         total += float(loss.detach())
+    total = mean_over_ranks(state.world, total)  # what one rank cannot go on with, all of them stop at
     if not math.isfinite(total):
         raise UserError(f"the loss is {total} at step {state.step + 1}; lower --learning_rate, or use --bf16")
     state.scaler.unscale_(state.optimizer)
     largest = state.max_grad_norm if state.max_grad_norm > 0 else math.inf
     norm = torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), largest)
-    # Ranks share the gradient, not the loss: here all of them stop. In fp16 the scaler skips such a step.
+    # In fp16 the scaler skips such a step.
     if not state.scaler.is_enabled() and not torch.isfinite(norm):
         raise UserError(f"the gradient is not finite at step {state.step + 1}; lower --learning_rate")
     state.scaler.step(state.optimizer)

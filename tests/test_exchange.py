@@ -28,7 +28,6 @@ from utils.exchange import (
     RECORD_PATTERN,
     check_peer,
     checkpoint_path,
-    failure_published,
     mark_done,
     mark_failed,
     negatives_path,
@@ -46,7 +45,9 @@ from utils.exchange import (
     record_path,
     remove_old_checkpoints,
     remove_run,
+    role_held,
     wait_for,
+    watch_peer,
 )
 from utils.publishing import STAGING, check_writable, read_json, staging_path, write_json
 
@@ -532,24 +533,77 @@ def test_waiting_has_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_peer_is_gone(tmp_path: Path) -> None:
-    check_peer(tmp_path)
-    with pytest.raises(ZeroDivisionError), failure_published(tmp_path, "generator"):
+    check_peer(watch_peer(tmp_path))
+    peer = watch_peer(tmp_path)
+    with pytest.raises(ZeroDivisionError), role_held(tmp_path, "generator"):
         _ = 1 / 0
     with pytest.raises(PeerGone, match=r"the generator has failed \(ZeroDivisionError: division by zero\)") as caught:
-        check_peer(tmp_path)
+        check_peer(peer)
     assert caught.value.exit_code == 4
-    exchange.clear_failed(tmp_path)
-    exchange.clear_failed(tmp_path)
-    check_peer(tmp_path)
+    check_peer(watch_peer(tmp_path))  # a failure that lay there before is an earlier run's
+    with role_held(tmp_path, "generator"):  # one that starts again takes its own back
+        check_peer(peer)
     (tmp_path / "FAILED.json").write_text("{}")
     with pytest.raises(PeerGone):
-        check_peer(tmp_path)
+        check_peer(peer)
 
 
-def test_failing_where_nothing_can_be_written_keeps_the_first_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ZeroDivisionError), failure_published(tmp_path / "file" / "t", "trainer"):
+def test_the_same_failure_twice_is_seen_twice(tmp_path: Path) -> None:
+    mark_failed(tmp_path, "trainer", "reason")
+    peer = watch_peer(tmp_path)
+    check_peer(peer)
+    mark_failed(tmp_path, "trainer", "reason")
+    with pytest.raises(PeerGone):
+        check_peer(peer)
+
+
+@pytest.mark.parametrize("end", [SystemExit(143), KeyboardInterrupt()])
+def test_a_job_that_is_stopped_tells_its_peer(tmp_path: Path, end: BaseException) -> None:
+    with pytest.raises(type(end)), role_held(tmp_path, "trainer"):
+        raise end
+    failed = exchange.read_failed(tmp_path)
+    assert failed is not None and failed["role"] == "trainer"
+
+
+def test_a_job_whose_peer_has_failed_does_not_tell_it_back(tmp_path: Path) -> None:
+    with pytest.raises(PeerGone), role_held(tmp_path, "trainer"):
+        raise PeerGone("the generator has failed")
+    assert exchange.read_failed(tmp_path) is None
+
+
+def test_a_role_is_held_by_one(tmp_path: Path) -> None:
+    other = "from pathlib import Path; from utils.exchange import role_held; import sys\n"
+    other += "with role_held(Path(sys.argv[1]), 'generator'): pass"
+    command = [sys.executable, "-c", other, str(tmp_path)]
+    with role_held(tmp_path, "generator"):
+        with role_held(tmp_path, "trainer"):
+            pass
+        refused = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert "another generator works in" in refused.stderr
+    assert subprocess.run(command, cwd=REPOSITORY, timeout=60).returncode == 0
+
+
+def test_failing_where_nothing_can_be_written_keeps_the_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(exchange, "write_json", full)
+    with pytest.raises(ZeroDivisionError), role_held(tmp_path, "trainer"):
         _ = 1 / 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_the_weights_have_one_name_for_all_readers(tmp_path: Path, name: str) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / name).write_bytes(b"weights")
+    with publish_checkpoint(tmp_path, 3, {}) as staging:
+        (staging / name).write_bytes(b"weights")
+    expected = hashlib.sha256(b"weights").hexdigest()
+    assert exchange.model_sha256(foreign) == exchange.model_sha256(tmp_path / "checkpoint-3") == expected
+    assert exchange.model_sha256(tmp_path) == ""
 
 
 def test_done_and_failed(tmp_path: Path) -> None:
@@ -557,7 +611,8 @@ def test_done_and_failed(tmp_path: Path) -> None:
     mark_done(tmp_path, step=7, seconds=1.5)
     assert read_done(tmp_path) == {"step": 7, "seconds": 1.5}
     mark_failed(tmp_path, "trainer", "reason")
-    assert exchange.read_failed(tmp_path) == {"role": "trainer", "reason": "reason"}
+    failed = exchange.read_failed(tmp_path)
+    assert failed is not None and (failed["role"], failed["reason"]) == ("trainer", "reason")
     assert names(tmp_path) == ["DONE.json", "FAILED.json"]
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -292,3 +293,69 @@ def test_a_collection_of_three_passages(tmp_path: Path, tiny_tokenizer: Path) ->
     lists = read_negative_lists(exchange.negatives_path(tmp_path / "ann", 0))
     assert sorted(lists.negative_QN[0].tolist()) == [1, 2]
     assert lists.positive_Q.tolist() == [0]
+
+
+def trainer_flags(arm: Path, data_dir: Path, warmup: Path, *more: str | Path) -> list[str | Path]:
+    return [
+        "--data_dir", data_dir, "--model_type", "static", *LENGTHS, "--ann_dir", arm / "ann_data", "--output_dir",
+        arm / "checkpoints", "--model_name_or_path", warmup, "--max_steps", "20", "--save_steps", "10",
+        "--logging_steps", "5", "--learning_rate", "1e-3", "--per_gpu_train_batch_size", "16", *more,
+    ]  # fmt: skip
+
+
+def test_jobs_that_disagree_stop_before_they_train(
+    tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path
+) -> None:
+    arm = tmp_path / "arm"
+    train_and_generate(arm, tiny_preprocessed, static_warmup, "static")
+    flags = trainer_flags(arm, tiny_preprocessed, static_warmup, *LOCKSTEP)
+    refused = run("drivers.run_ann", *flags, code=2)
+    assert "holds a run already" in refused
+    # Negatives of an earlier run: made from checkpoints that this one has not trained.
+    other_rate = ("--overwrite_output_dir", "--learning_rate", "1e-2", "--max_steps", "30")
+    stale = run("drivers.run_ann", *flags, *other_rate, code=3)
+    assert "refresh 1 in" in stale and "was not made from this run's model of step 10" in stale
+    shorter = ("--overwrite_output_dir", "--steps_per_refresh", "5")
+    lockstep = run("drivers.run_ann", *flags, *shorter, code=3)
+    assert "steps_per_refresh: refresh 0 was made with 10, this job has 5" in lockstep
+    asynchronous = run("drivers.run_ann", *flags, "--overwrite_output_dir", "--refresh_mode", "async", code=3)
+    assert "refresh_mode: " in asynchronous
+
+
+def test_a_trainer_stops_when_the_generator_fails(tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path) -> None:
+    arm = tmp_path / "arm"
+    flags = trainer_flags(arm, tiny_preprocessed, static_warmup)
+    with (tmp_path / "trainer.out").open("w") as log:
+        trainer = subprocess.Popen(
+            command("drivers.run_ann", *flags), cwd=REPO, env=environment(), stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        lock = arm / "checkpoints" / ".trainer.lock"
+        exchange.wait_for(lambda: lock.exists() or None, str(lock), limit_seconds=60)
+        time.sleep(2)  # it is now waiting for its first negatives
+        with pytest.raises(ZeroDivisionError):
+            (arm / "ann_data").mkdir()
+            with exchange.role_held(arm / "ann_data", "generator"):
+                _ = 1 / 0
+        assert trainer.wait(60) == 4
+    finally:
+        trainer.kill()
+    lines = (tmp_path / "trainer.out").read_text().splitlines()
+    assert lines[-1].startswith("run_ann: error: the generator has failed (ZeroDivisionError")
+
+
+def test_the_rate_never_reaches_zero_before_the_end(
+    tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path
+) -> None:
+    """Without --single_warmup each refresh warms up anew; whatever the refreshes do, the last steps still learn."""
+    generate = (
+        "--data_dir", tiny_preprocessed, "--training_dir", tmp_path / "none", "--init_model_dir", static_warmup,
+        "--model_type", "static", *LENGTHS, "--topk_training", "50", "--negative_sample", "1",
+    )  # fmt: skip
+    arm = tmp_path / "arm"
+    run("drivers.run_ann_data_gen", *generate, "--output_dir", arm / "ann_data", "--end_output_num", "0")
+    flags = trainer_flags(arm, tiny_preprocessed, static_warmup, "--warmup_steps", "5", "--max_steps", "40")
+    output = run("drivers.run_ann", *flags)  # 12 triples: many epochs over the same negatives
+    rates = [json.loads(line)["learning_rate"] for line in output.splitlines() if line.startswith("{")]
+    expected = [1e-3 * min(step / 5, (40 - step) / 35) for step in range(5, 45, 5)]
+    assert rates == pytest.approx(expected)

@@ -139,6 +139,19 @@ def test_pair_blames_the_one_that_failed_not_the_one_that_lost_its_peer(quicksta
     assert "the trainer failed with exit code 3" in result.stderr
 
 
+def test_failures_of_an_earlier_run_are_removed_before_the_pair_starts(quickstart: Quickstart, tmp_path: Path) -> None:
+    left = [tmp_path / "arm" / name / "FAILED.json" for name in ("ann_data", "checkpoints")]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    pair = f'source "{quickstart.repo}/commands/processes.sh"; check=(test ! -e "$2"); run_pair x "$1" check check'
+    script = write_script(quickstart.repo / "pair.sh", f"set -euo pipefail; {pair}\n")
+    for path in left:
+        result = run_script(script, tmp_path / "arm", path)
+        assert result.returncode == 0, result.stderr
+    assert not any(path.exists() for path in left)
+
+
 def test_generator_may_take_its_time_to_stop_but_not_for_ever(quickstart: Quickstart) -> None:
     slow = "while [[ ! -f ${out%/*}/checkpoints/DONE.json ]]; do sleep 0.1; done; sleep 1"
     assert quickstart.run(FAKE_run_ann_data_gen=slow, PEER_STOP_SECONDS="30").returncode == 0

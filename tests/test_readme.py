@@ -10,6 +10,9 @@ import pytest
 
 from data.negatives import STRATEGIES
 from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, WarmupFlags
+from drivers.run_bm25 import Bm25Flags
+from results.read_log import ReadLogFlags, words_to_flag
+from results.report import ReportFlags
 from tests.shell import REPO, run_script
 from utils.flags import parse_flags
 
@@ -19,6 +22,9 @@ FLAGS_OF = {
     "drivers.run_ann_data_gen": GenerateFlags,
     "drivers.run_eval": EvalFlags,
     "drivers.run_warmup": WarmupFlags,
+    "drivers.run_bm25": Bm25Flags,
+    "results.read_log": ReadLogFlags,
+    "results.report": ReportFlags,
 }
 
 
@@ -40,7 +46,9 @@ def test_there_are_commands() -> None:
 def test_every_command_names_what_exists_and_its_flags_parse(command: str) -> None:
     words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
     if words[:2] == ["python", "-m"]:
-        assert parse_flags(FLAGS_OF[words[2]], words[2].rsplit(".", 1)[1], words[3:])
+        positional = {"results.read_log": "files", "results.report": "run_dir"}.get(words[2])
+        argv = words_to_flag(words[3:], positional) if positional else words[3:]
+        assert parse_flags(FLAGS_OF[words[2]], words[2].rsplit(".", 1)[1], argv)
         return
     assert words[0] in ("bash", "sbatch"), command
     script = REPO / words[1]

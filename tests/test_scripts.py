@@ -10,12 +10,21 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.shell import REPO, copy_scripts, path_without, run_script, single_error_line, write_script
+from tests.shell import (
+    REPO,
+    copy_scripts,
+    path_without,
+    run_script,
+    script_environment,
+    single_error_line,
+    write_script,
+)
 from utils.flags import parse_flags
 
 SCRIPTS = sorted([*REPO.glob("commands/*.sh"), *REPO.glob("drivers/**/*.sh"), REPO / ".ci" / "run"])
@@ -143,13 +152,13 @@ def test_script_copied_by_slurm_finds_the_repository(repo: Path, tmp_path: Path)
             assert "run commands/run_train_warmup.sh" in single_error_line(result)
 
 
-def test_several_gpus_start_torchrun(repo: Path) -> None:
+def test_several_gpus_start_several_processes(repo: Path) -> None:
     text = f'source "{repo}/commands/env.sh"; launch 1 a --x; launch 4 a --x; launch 4 a --dry_run'
     python = write_script(repo / "python", 'echo "$OMP_NUM_THREADS $*"\n')
     result = run_script(write_script(repo / "show.sh", text), PYTHON=python, CPUS="8")
     assert result.stdout.splitlines() == [
         "8 -m a --x",
-        "2 -m torch.distributed.run --standalone --nproc_per_node 4 -m a --x",
+        "2 -m utils.launch --processes 4 a --x",
         "8 -m a --dry_run",
     ]
 
@@ -182,6 +191,17 @@ def test_setup_without_space(repo: Path, tmp_path: Path) -> None:
     result = run_script(repo / "commands" / "setup_venv.sh", PATH=folder)
     assert ".venv needs 2500 MB, but the disk of" in single_error_line(result)
     assert "has 2 MB free" in result.stderr
+    (repo / "requirements-gpu.txt").write_text("# none\n")
+    result = run_script(repo / "commands" / "setup_venv.sh", "requirements-gpu.txt", PATH=folder)
+    assert ".venv needs 8000 MB, but" in single_error_line(result)
+    result = run_script(repo / "commands" / "setup_venv.sh", "requirements-gpu.txt", PATH=folder, VENV_SPACE_MB="3")
+    assert ".venv needs 3 MB, but" in single_error_line(result)
+
+
+def test_setup_explains_itself(repo: Path) -> None:
+    result = run_script(repo / "commands" / "setup_venv.sh", "--help")
+    assert result.returncode == 0 and "A CUDA build needs about 8000" in result.stdout
+    assert not (repo / ".venv").exists()
 
 
 @pytest.mark.slow
@@ -315,11 +335,27 @@ def check_arm(programs: list[dict[str, Any]], strategy: str) -> None:
     assert trainer["ann_dir"] == generator["output_dir"] == first["output_dir"]
     assert trainer["output_dir"] == generator["training_dir"]
     assert trainer["model_name_or_path"] == generator["init_model_dir"]
+    assert trainer["save_steps"] == trainer["steps_per_refresh"]
+    for name in ("refresh_mode", "steps_per_refresh", "refresh_lag", "seed"):
+        assert first[name] == trainer[name] == generator[name]
+    assert first["only_keep_latest_embedding_file"] and generator["only_keep_latest_embedding_file"]
 
 
 @pytest.mark.parametrize(("script", "strategy"), ARM_SCRIPTS.items(), ids=list(ARM_SCRIPTS))
 def test_arm_scripts_reach_both_programs(script: str, strategy: str, dry_run: Programs) -> None:
-    check_arm(dry_run(script), strategy)
+    programs = dry_run(script)
+    check_arm(programs, strategy)
+    # Arms that are compared see one schedule.
+    expected = {"refresh_mode": "lockstep", "steps_per_refresh": 10000, "refresh_lag": 1, "seed": 42}
+    assert expected.items() <= programs[1].items()
+
+
+def test_schedule_and_seed_are_settings(dry_run: Programs) -> None:
+    changes = {"REFRESH_MODE": "async", "STEPS_PER_REFRESH": "500", "REFRESH_LAG": "0", "SEED": "7"}
+    programs = dry_run("commands/subset_10_train-a40.sh", **changes)
+    check_arm(programs, "top")
+    expected = {"refresh_mode": "async", "steps_per_refresh": 500, "save_steps": 500, "refresh_lag": 0, "seed": 7}
+    assert expected.items() <= programs[1].items()
 
 
 def test_flags_reach_the_programs_they_are_for(dry_run: Programs) -> None:
@@ -334,8 +370,88 @@ def test_train_scripts_reach_their_programs(dry_run: Programs) -> None:
     first, trainer = dry_run("commands/run_train.sh", STRATEGY="random")
     (generator,) = dry_run("commands/run_ann_data_gen.sh", STRATEGY="random")
     check_arm([first, trainer, generator], "random")
+    assert trainer["refresh_mode"] == "async"
+
+
+def test_inference_embeds_the_checkpoint_that_was_given(dry_run: Programs) -> None:
+    runs = Path(dry_run.settings["RUNS_DIR"]) / "msmarco"
     (inference,) = dry_run("commands/run_inference.sh")
-    assert inference["inference"] is True
+    assert inference["inference"] is True and inference["end_output_num"] == -1
+    assert inference["init_model_dir"] == dry_run.settings["WARMUP_CHECKPOINT"]
+    assert inference["output_dir"] == str(runs / "inference")
+    assert inference["training_dir"] == str(runs / "inference" / "checkpoints")
+
+
+def test_arm_needs_a_finished_warmup_or_a_given_checkpoint(tiny: dict[str, str], tmp_path: Path) -> None:
+    checkpoint = Path(tiny["WARMUP_CHECKPOINT"])
+    unfinished = {**tiny, "WARMUP_CHECKPOINT": "", "WARMUP_DIR": str(checkpoint.parent), "PYTHON": "/bin/true"}
+    script = REPO / "commands" / "run_train.sh"
+    error = single_error_line(run_script(script, "--dry_run", **unfinished))
+    assert f"no DONE.json in {checkpoint.parent}" in error and f"WARMUP_CHECKPOINT={checkpoint}" in error
+    assert run_script(script, "--dry_run", **{**unfinished, "WARMUP_CHECKPOINT": str(checkpoint)}).returncode == 0
+    finished = shutil.copytree(checkpoint.parent, tmp_path / "warmup")
+    (finished / "DONE.json").write_text("{}")
+    assert run_script(script, "--dry_run", **{**unfinished, "WARMUP_DIR": str(finished)}).returncode == 0
+
+
+class WaitingGenerator:
+    """run_ann_data_gen.sh, started before run_train.sh has made anything; its program only says that it runs."""
+
+    def __init__(self, settings: dict[str, str], directory: Path) -> None:
+        self.arm = directory / "msmarco" / "arms" / "top"
+        for name in ("ann_data", "checkpoints"):
+            (self.arm / name).mkdir(parents=True)
+        (self.arm / "checkpoints" / "FAILED.json").write_text('{"reason": "an earlier run"}')
+        python = write_script(directory / "python", 'echo "generating $*"\n')
+        changes = {**settings, "RUNS_DIR": directory, "PYTHON": python, "POLL_SECONDS": "0.2"}
+        self.process = subprocess.Popen(
+            ["bash", str(REPO / "commands" / "run_ann_data_gen.sh")],
+            env=script_environment(**changes),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline().startswith(f"waiting for {self.arm}/ann_data/ann_ndcg_0, which run_train")
+        time.sleep(0.5)
+        assert self.process.poll() is None
+
+    def end(self) -> tuple[int, str, str]:
+        output, errors = self.process.communicate(timeout=20)
+        return self.process.returncode, output, errors
+
+
+def test_generator_waits_for_the_first_negatives(tiny: dict[str, str], tmp_path: Path) -> None:
+    waiting = WaitingGenerator(tiny, tmp_path)
+    (waiting.arm / "checkpoints" / "FAILED.json").unlink()  # as a job that starts again does
+    time.sleep(0.5)
+    assert waiting.process.poll() is None
+    (waiting.arm / "ann_data" / "ann_ndcg_0").write_text("{}")
+    code, output, _ = waiting.end()
+    assert code == 0 and output.startswith("generating -m drivers.run_ann_data_gen ")
+
+
+@pytest.mark.parametrize("place", ["ann_data", "checkpoints"])
+def test_generator_ends_when_the_job_it_waits_for_fails(tiny: dict[str, str], tmp_path: Path, place: str) -> None:
+    waiting = WaitingGenerator(tiny, tmp_path)
+    (waiting.arm / place / "FAILED.json").write_text('{"reason": "this run"}')
+    code, output, errors = waiting.end()
+    assert code == 4 and not output
+    assert len(errors.splitlines()) == 1 and "run_train.sh has failed" in errors
+
+
+@pytest.mark.parametrize(("left", "programs"), [("metrics.json", 2), ("ann_ndcg_0", 1)])
+def test_warmup_makes_bm25_negatives_unless_they_are_complete(
+    tiny: dict[str, str], tmp_path: Path, left: str, programs: int
+) -> None:
+    (tmp_path / "bm25").mkdir()
+    (tmp_path / "bm25" / left).write_text("{}")
+    python = write_script(tmp_path / "python", 'echo "$*"\n')
+    changes = {**tiny, "PYTHON": str(python), "BM25_DIR": str(tmp_path / "bm25"), "SEED": "7"}
+    result = run_script(REPO / "commands" / "run_train_warmup.sh", **changes)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == programs and lines[-1].startswith("-m drivers.run_warmup ") and "--seed 7" in lines[-1]
 
 
 @pytest.mark.parametrize("script", ["commands/run_train_warmup.sh", "drivers/sbatch_warmup.sh"])

@@ -14,7 +14,15 @@ from hypothesis.extra import numpy as hnp
 
 from utils import search as search_module
 from utils.errors import UserError
-from utils.search import SearchOptions, check_index, choose_backend, in_passage_order, merge_top_k, search
+from utils.search import (
+    SearchOptions,
+    check_index,
+    choose_backend,
+    describe_search,
+    in_passage_order,
+    merge_top_k,
+    search,
+)
 
 BACKENDS = ["torch", "faiss"]
 if torch.cuda.is_available():
@@ -71,7 +79,10 @@ def test_blocks_do_not_show(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_module, "QUERIES_PER_BLOCK", queries_per_block)
-        patch.setattr(search_module, "BLOCK_BYTES", 4 * queries_per_block * block_rows)
+        patch.setattr(search_module, "SMALLEST_BLOCK", 1)
+        patch.setattr(search_module, "QUERIES_PER_FAISS_CALL", queries_per_block)
+        block_bytes = search_module.BYTES_PER_SCORE * queries_per_block * block_rows
+        patch.setattr(search_module, "BLOCK_BYTES", {"cpu": block_bytes, "cuda": block_bytes})
         patch.setattr(search_module.add_in_blocks, "__defaults__", (block_rows,))
         assert_exact(*problem, options_of(backend))
 
@@ -128,6 +139,73 @@ def test_identical_embeddings_come_in_passage_order(backend: str, k: int) -> Non
     queries_QD, passages_ND = np.ones((3, 8), np.float32), np.ones((300, 8), np.float32)
     _, rows_QK = search(queries_QD, passages_ND, k, options_of(backend))
     assert rows_QK.tolist() == [list(range(k))] * 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("direction", [1, -1])
+def test_lists_that_every_passage_enters_or_none(backend: str, direction: int) -> None:
+    """Scores that rise with every passage of several blocks, three passages of each score; and that fall."""
+    steps_N = (np.arange(9000) // 3 * direction).astype(np.float32)
+    _, rows_QK = search(np.ones((2, 1), np.float32), steps_N[:, None], 50, options_of(backend))
+    assert rows_QK.tolist() == [sorted(range(9000), key=lambda row: (-steps_N[row], row))[:50]] * 2
+
+
+@given(
+    first=st.tuples(st.floats(width=32, allow_nan=False), st.integers(0, 2**32 - 1)),
+    second=st.tuples(st.floats(width=32, allow_nan=False), st.integers(0, 2**32 - 1)),
+)
+def test_keys_order_as_score_then_row(first: tuple[float, int], second: tuple[float, int]) -> None:
+    scores_2 = torch.tensor([first[0], second[0]], dtype=torch.float32)
+    rows_2 = torch.tensor([first[1], second[1]])
+    keys_2 = search_module.to_keys(scores_2, rows_2)
+    assert (keys_2[0] > keys_2[1]).item() == ((first[0], -first[1]) > (second[0], -second[1]))
+    found_scores, found_rows = search_module.from_keys(keys_2)
+    assert torch.equal(found_scores, scores_2) and torch.equal(found_rows, rows_2)
+
+
+def test_torch_goes_through_the_collection_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+    to_device = search_module.to_device
+
+    def counted(array: np.ndarray, device: torch.device) -> torch.Tensor:
+        moved.append(len(array))
+        return to_device(array, device)
+
+    monkeypatch.setattr(search_module, "to_device", counted)
+    rng = np.random.default_rng(6)
+    queries_QD, passages_ND = (rng.standard_normal((n, 4)).astype(np.float32) for n in (3000, 5000))
+    search(queries_QD, passages_ND, 10, SearchOptions("torch"))
+    assert sum(moved) == 3000 + 5000
+
+
+def test_torch_copies_only_what_it_must(tmp_path: Any) -> None:
+    mapped_ND = np.lib.format.open_memmap(tmp_path / "new.npy", mode="w+", dtype=np.float32, shape=(4, 3))
+    found = search_module.to_device(mapped_ND[1:3], torch.device("cpu"))
+    assert np.shares_memory(found.numpy(), mapped_ND)
+    for array in (np.load(tmp_path / "new.npy", mmap_mode="r"), np.zeros((4, 3)), mapped_ND[:, ::2]):
+        assert not np.shares_memory(search_module.to_device(array, torch.device("cpu")).numpy(), array)
+
+
+@pytest.mark.parametrize(
+    "options", [SearchOptions("torch"), SearchOptions("faiss"), SearchOptions("faiss", "IVF4,Flat", nprobe=4)]
+)
+def test_progress_adds_up(options: SearchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "QUERIES_PER_FAISS_CALL", 100)
+    told: list[int] = []
+    rng = np.random.default_rng(7)
+    queries_QD, passages_ND = (rng.standard_normal((n, 4)).astype(np.float32) for n in (250, 5000))
+    search(queries_QD, passages_ND, 10, options, told.append)
+    assert sum(told) == 250 * 5000 and len(told) > 1
+
+
+def test_more_than_a_gpu_index_can_return_is_searched_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    import faiss
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", None, raising=False)
+    monkeypatch.setattr(search_module, "torch_top_k", lambda queries_QD, passages_ND, k, device, advance: (device, k))
+    options = SearchOptions("faiss", device=torch.device("cuda", 0))
+    found: Any = search(np.ones((1, 2), np.float32), np.ones((3000, 2), np.float32), 2048, options)
+    assert found == (torch.device("cuda", 0), 2048)
 
 
 def test_backends_agree_on_real_vectors_and_mapped_files(tmp_path: Any) -> None:
@@ -210,6 +288,31 @@ def test_an_index_that_cannot_be_made_of_these_passages(index: str) -> None:
     with pytest.raises(UserError, match=f"--faiss_index {index} over 20 passages") as caught:
         search(passages_ND[:2], passages_ND, 3, SearchOptions("faiss", index))
     assert "\n" not in str(caught.value) and ".cpp" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", ["IVF50,Flat", "PCA4,IVF50,PQ2", "IDMap,IVF50,Flat"])
+def test_more_cells_than_passages_are_found_before_encoding(index: str) -> None:
+    check_index(index, 8, passages=50)
+    check_index(index, 8)
+    with pytest.raises(UserError, match="has 50 cells, one process holds 49 passages"):
+        check_index(index, 8, passages=49)
+    check_index("HNSW8", 8, passages=1)
+
+
+def test_choosing_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A faiss without GPU support would leave the GPU idle: an exact search is torch's then."""
+    import faiss
+
+    monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
+    gpu = torch.device("cuda", 1)
+    assert choose_backend("auto", "Flat", use_cuda=True) == "torch"
+    assert choose_backend("auto", "IVF4,Flat", use_cuda=True) == "faiss"
+    assert choose_backend("faiss", "Flat", use_cuda=True) == "faiss"
+    assert describe_search(SearchOptions("faiss", "IVF4,Flat", 2, gpu)) == "faiss, IVF4,Flat, nprobe 2, on cpu"
+    monkeypatch.setattr(faiss, "StandardGpuResources", None, raising=False)
+    assert choose_backend("auto", "Flat", use_cuda=True) == "faiss"
+    assert describe_search(SearchOptions("faiss", device=gpu)) == "faiss, exact, on cuda:1"
+    assert describe_search(SearchOptions("torch", device=gpu)) == "torch, exact, on cuda:1"
 
 
 def test_choosing_with_faiss() -> None:

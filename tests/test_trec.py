@@ -110,6 +110,7 @@ def test_a_run_with_tabs_or_blanks(tmp_path: Path, separator: str) -> None:
         (b"q9\tD10\twho\n", ":1: 3 columns"),
         (b"q9 Q0 D10 1 2.5 t\n\n", ":2: 0 columns"),
         (b"q9 Q0 D11 1 2.5 t\n", ":1: passage D11 is not in the collection"),
+        (b"q9 Q0 D3 1 2.5 t\nother Q0 D9 1 2 t\nq9 Q0 D12 2 2 t\nq9 Q0 D11 3 1 t\n", ":3: passage D12 is not"),
         (b"q9 Q0 D10 1 2.5 t\nother \xff\n", ":2: not UTF-8"),
         (b"other Q0 D10 1 2.5 t\n", " names none of the 3 queries"),
         (b"", " names none of the 3 queries"),

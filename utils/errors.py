@@ -1,14 +1,21 @@
 """The ways a program ends, and the one place that turns an exception into an exit code.
 
-0 done · 2 bad flags or input · 3 the jobs disagree · 4 the peer is gone · 75 stopped on request, state saved.
+0 done · 2 bad flags or input · 3 the jobs disagree · 4 the peer is gone · 75 stopped on request, state saved ·
+130, 143 stopped by SIGINT, SIGTERM.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+# Names the file in which the processes that utils.launch started leave the exit code of the first that failed.
+EXIT_CODE_FILE = "ANCE_EXIT_CODE_FILE"
 
 
 class UserError(Exception):
@@ -56,21 +63,64 @@ def complain(program: str, message: str) -> None:
     sys.stderr.flush()
 
 
-def exit_code_of(program: str, main: Callable[[], None]) -> int:
-    """Run ``main`` and return the exit code; a user's error is reported in one line on stderr."""
+def is_first_to_fail(code: int) -> bool:
+    """Leave ``code`` in EXIT_CODE_FILE unless another process of the program was quicker; alone, always True."""
+    path = os.environ.get(EXIT_CODE_FILE)
+    if path is None:
+        return True
     try:
-        main()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    with os.fdopen(descriptor, "w") as file, contextlib.suppress(OSError):
+        file.write(str(code))
+    return True
+
+
+def ended(program: str, code: int, message: str) -> int:
+    """Say why in one line, of several processes only in the first that fails; returns ``code``."""
+    if is_first_to_fail(code):
+        complain(program, message)
+    return code
+
+
+def leave(signal_number: int, _frame: Any) -> NoReturn:
+    """Handler of SIGTERM: unwinds the stack, so that what is half-written is removed. A second one changes nothing."""
+    signal.signal(signal_number, signal.SIG_IGN)
+    raise SystemExit(128 + signal_number)
+
+
+@contextlib.contextmanager
+def left_on_sigterm() -> Iterator[None]:
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def exit_code_of(program: str, main: Callable[[], None]) -> int:
+    """Run ``main`` and return the exit code; a user's error is reported in one line on stderr.
+
+    SIGTERM becomes SystemExit(143). That is not left in EXIT_CODE_FILE: torchrun stops by it those that did not fail.
+    """
+    try:
+        with left_on_sigterm():
+            main()
     except UserError as error:
-        complain(program, f"error: {one_line(error)}")
-        return error.exit_code
+        return ended(program, error.exit_code, f"error: {one_line(error)}")
     except OSError as error:
         if error.errno is None:
             raise
-        complain(program, f"error: {one_line(describe_os_error(error))}")
-        return 2
+        return ended(program, 2, f"error: {one_line(describe_os_error(error))}")
     except KeyboardInterrupt:
-        complain(program, "interrupted")
-        return 130
+        return ended(program, 130, "interrupted")
     return 0
 
 

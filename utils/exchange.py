@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import PeerGone, UserError
-from utils.publishing import check_space, read_json, sha256_of, staging_path, sync, write_json
+from utils.publishing import check_space, held_lock, read_json, sha256_of, staging_path, sync, write_json
 from utils.run_log import say
 
 MANIFEST = "MANIFEST.json"
@@ -33,6 +34,7 @@ NUMBER = "(0|[1-9][0-9]*)"  # as we write it: no leading zeros, no digits of oth
 CHECKPOINT_PATTERN = re.compile(f"checkpoint-{NUMBER}")
 RECORD_PATTERN = re.compile(f"ann_ndcg_{NUMBER}")
 KEEP_CHECKPOINTS = 3
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS, SAY_EVERY_SECONDS = 0.1, 10.0, 60.0
 VISIBLE_WITHIN_SECONDS = 120.0
 
@@ -123,6 +125,8 @@ def publish_negatives(ann_dir: Path, refresh: int, write: Callable[[Path], None]
         complete = {**record, "refresh": refresh, "bytes": staged.stat().st_size, "sha256": sha256_of(staged)}
         staged_record.write_text(json.dumps(complete), encoding="utf-8")
         sync(staged_record)
+        if os.path.lexists(commit):
+            raise UserError(f"{commit} appeared meanwhile: a second generator is running; stop one of the two")
         staged.replace(data)
         sync(ann_dir)
         os.link(staged_record, commit)
@@ -136,7 +140,7 @@ def mark_done(training_dir: Path, **values: Any) -> None:
 
 
 def mark_failed(directory: Path, role: str, reason: str) -> None:
-    write_json(directory / FAILED, {"role": role, "reason": reason})
+    write_json(directory / FAILED, {"role": role, "reason": reason, "token": secrets.token_hex(8)})
 
 
 def read_done(training_dir: Path) -> dict[str, Any] | None:
@@ -155,14 +159,23 @@ def clear_failed(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def failure_published(directory: Path, role: str) -> Iterator[None]:
-    """Tell the peer, through FAILED.json, that this job ended with an error."""
-    try:
-        yield
-    except Exception as error:
-        with contextlib.suppress(OSError, UserError):
-            mark_failed(directory, role, f"{type(error).__name__}: {error}")
-        raise
+def role_held(directory: Path, role: str) -> Iterator[None]:
+    """Be the one ``role`` of ``directory`` for the block, and tell the peer if it ends with an error.
+
+    UserError where a process of this host (on NFS 4: of any) already has the role. A peer that has failed is the
+    cause already told; it is not told again.
+    """
+    busy = f"another {role} works in {directory}; wait for it, or give this one a directory of its own"
+    with held_lock(directory / f".{role}.lock", busy):
+        clear_failed(directory)
+        try:
+            yield
+        except PeerGone:
+            raise
+        except BaseException as error:
+            with contextlib.suppress(OSError, UserError):
+                mark_failed(directory, role, f"{type(error).__name__}: {error}")
+            raise
 
 
 def remove_old_checkpoints(training_dir: Path, ann_dir: Path, keep_unused: bool) -> None:
@@ -230,6 +243,16 @@ def check_files(directory: Path, manifest: dict[str, Any]) -> None:
     for path, _, expected_sha256 in listed:
         if sha256_of(path) != expected_sha256:
             raise UserError(f"{path}: sha256 differs from its manifest: it is damaged")
+
+
+def model_sha256(checkpoint: Path) -> str:
+    """sha256 of the weights: from the manifest where there is one, else of the file; empty where there is no file."""
+    manifest = checkpoint / MANIFEST
+    for name in WEIGHT_FILES:
+        if (checkpoint / name).is_file():
+            listed = read_json(manifest)["files"].get(name) if manifest.is_file() else None
+            return listed["sha256"] if listed else sha256_of(checkpoint / name)
+    return ""
 
 
 def read_checkpoint(path: Path, step: int, of_this_run: bool = True) -> Checkpoint:
@@ -328,11 +351,23 @@ def read_records(ann_dir: Path) -> list[dict[str, Any]]:
     return records
 
 
-def check_peer(peer_dir: Path) -> None:
-    """PeerGone once the peer has published FAILED.json."""
-    failed = read_failed(peer_dir)
-    if failed is not None:
-        role, reason = failed.get("role", "peer"), failed.get("reason", "no reason given")
+@dataclass(frozen=True)
+class Peer:
+    """The other job's directory, and the failure that lay in it when we looked first: an earlier run's."""
+
+    directory: Path
+    old_failure: dict[str, Any] | None
+
+
+def watch_peer(directory: Path) -> Peer:
+    return Peer(directory, read_failed(directory))
+
+
+def check_peer(peer: Peer) -> None:
+    """PeerGone once the peer has published a FAILED.json that was not there at the start."""
+    failed = read_failed(peer.directory)
+    if failed is not None and failed != peer.old_failure:
+        role, reason = failed.get("role", "other job"), failed.get("reason", "no reason given")
         raise PeerGone(f"the {role} has failed ({reason}): mend it and start both again")
 
 

@@ -127,7 +127,7 @@ class TrainingFlags(SeedFlags, ComputeFlags):
     logging_steps: int = flag(500, "steps between log lines")
     save_steps: int = flag(500, "steps between checkpoints")
     load_optimizer_scheduler: bool = flag(False, "go on with the optimiser and schedule stored beside the checkpoint")
-    overwrite_output_dir: bool = flag(False, "start in a directory that already holds checkpoints, adding to them")
+    overwrite_output_dir: bool = flag(False, "remove the run that --output_dir holds, and start anew")
     loss: Literal["pairwise", "in_batch"] = flag(
         "pairwise", "pairwise: ANCE's NLL of one positive and one negative; in_batch: softmax over the whole batch"
     )
@@ -151,7 +151,10 @@ class RefreshFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFlags:
-    search_backend: Literal["auto", "faiss", "torch"] = flag("auto", "auto: faiss where installed, else torch")
+    search_backend: Literal["auto", "faiss", "torch"] = flag(
+        "auto",
+        "auto: faiss where installed (torch for an exact search on a GPU that this faiss cannot use), else torch",
+    )
     faiss_index: str = flag("Flat", "faiss index_factory string; Flat is exact")
     nprobe: int = flag(0, "cells visited by an IVF index; 0 keeps the index's own")
 

@@ -7,6 +7,8 @@ before it is renamed or linked to its final name.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -112,3 +114,21 @@ def check_writable(directory: Path) -> None:
             renamed.unlink()
     except OSError as error:
         raise UserError(f"cannot publish in {directory}: {describe_os_error(error)}") from None
+
+
+@contextlib.contextmanager
+def held_lock(path: Path, refusal: str) -> Iterator[None]:
+    """Hold an flock on ``path`` for the block; UserError with ``refusal`` where another process has it.
+
+    Without effect where the file system knows no locks.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise UserError(refusal) from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-VERSIONS_SHOWN = ("torch", "transformers", "numpy", "faiss-cpu", "bm25s")
+VERSIONS_SHOWN = ("torch", "transformers", "tokenizers", "numpy", "faiss-cpu", "faiss-gpu", "bm25s")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -1,15 +1,15 @@
 """Maximum inner product search: exact by faiss or by torch, approximate by any faiss index.
 
-Ties break by passage order, whatever the backend. faiss does not promise that, and neither does
-``torch.topk``: a list whose last place is tied with a passage left out is searched again by
-`torch_top_k`, which sees the ties.
+Ties break by passage order, whatever the backend. `torch_top_k` makes one number of a score and its passage,
+so that none are tied. faiss does not promise an order: a list of its whose last place is tied with a passage
+left out is searched again by `torch_top_k`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,18 @@ import torch
 
 from utils.errors import UserError
 
-BLOCK_BYTES = 256 * 2**20  # of scores held at once
+BLOCK_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}  # torch's working memory beside queries and results, at most
+BYTES_PER_SCORE = 64  # where every score of a block passes for a candidate; 4 where none does
 QUERIES_PER_BLOCK = 1024
+SMALLEST_BLOCK = 1024  # passages
+QUERIES_PER_FAISS_CALL = 16384  # faiss's own blocks are of 4,096; between calls progress is told
+LARGEST_GPU_K = 2048  # what a GPU index of faiss can return
+
+Advance = Callable[[int], None]  # told the query-passage pairs done since the last time
+
+
+def ignore(pairs: int) -> None:
+    """An `Advance` for those who show no progress."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +41,48 @@ class SearchOptions:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
 
-def choose_backend(wanted: str, faiss_index: str) -> str:
-    """``auto`` takes faiss where it is installed. UserError where what is asked for is not there."""
+def choose_backend(wanted: str, faiss_index: str, use_cuda: bool = False) -> str:
+    """``auto`` takes faiss where it is installed, but torch for an exact search on a GPU that this faiss cannot use.
+
+    UserError where what is asked for is not there.
+    """
     has_faiss = importlib.util.find_spec("faiss") is not None
     if not has_faiss and (wanted == "faiss" or faiss_index != "Flat"):
         raise UserError("faiss is not installed, expected it for this search; pip install -r requirements.txt")
     if wanted == "torch" and faiss_index != "Flat":
         raise UserError(f"--faiss_index {faiss_index} needs faiss, but --search_backend is torch; leave one out")
-    if wanted == "auto":
-        return "faiss" if has_faiss else "torch"
-    return wanted
+    if wanted != "auto":
+        return wanted
+    return "faiss" if has_faiss and (faiss_index != "Flat" or not use_cuda or faiss_has_gpu_support()) else "torch"
 
 
-def check_index(faiss_index: str, dims: int, nprobe: int = 0) -> None:
-    """UserError where faiss cannot build the index_factory string, or the index has no cells to probe."""
-    if faiss_index != "Flat":
-        with faiss_refusal(f"{faiss_index} with --nprobe {nprobe}" if nprobe else faiss_index):
-            make_index(faiss_index, dims, nprobe)
-    elif nprobe:
-        raise UserError(f"--nprobe {nprobe} is for IVF indexes, but --faiss_index is Flat; leave it out")
+def describe_search(options: SearchOptions) -> str:
+    """What searches where, for the log."""
+    if options.backend == "torch":
+        return f"torch, exact, on {options.device}"
+    kind = "exact" if options.faiss_index == "Flat" else options.faiss_index
+    probing = f", nprobe {options.nprobe}" if options.nprobe else ""
+    return f"faiss, {kind}{probing}, on {options.device if is_on_gpu(options) else 'cpu'}"
+
+
+def check_index(faiss_index: str, dims: int, nprobe: int = 0, passages: int | None = None) -> None:
+    """UserError where faiss cannot build the index_factory string, or the index has no cells to probe.
+
+    With ``passages``, the size of one rank's share, also where there are not enough to train the cells on.
+    """
+    if faiss_index == "Flat":
+        if nprobe:
+            raise UserError(f"--nprobe {nprobe} is for IVF indexes, but --faiss_index is Flat; leave it out")
+        return
+    import faiss
+
+    with faiss_refusal(f"{faiss_index} with --nprobe {nprobe}" if nprobe else faiss_index):
+        cells = faiss.try_extract_index_ivf(make_index(faiss_index, dims, nprobe))
+    if cells is not None and passages is not None and cells.nlist > passages:
+        raise UserError(
+            f"--faiss_index {faiss_index} has {cells.nlist} cells, one process holds {passages} passages "
+            "to train them on; choose fewer cells, or Flat"
+        )
 
 
 def make_index(faiss_index: str, dims: int, nprobe: int):  # type: ignore[no-untyped-def]  # faiss has no types
@@ -72,7 +105,11 @@ def faiss_refusal(faiss_index: str) -> Iterator[None]:
 
 
 def search(
-    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions
+    queries_QD: np.ndarray,
+    passages_ND: np.ndarray,
+    k: int,
+    options: SearchOptions,
+    advance: Advance = ignore,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k passages of largest inner product of each query, best first.
 
@@ -86,10 +123,10 @@ def search(
     if k == 0 or not len(queries_QD):
         return np.zeros((len(queries_QD), k), np.float32), np.zeros((len(queries_QD), k), np.int64)
     if options.backend == "torch":
-        return torch_top_k(queries_QD, passages_ND, k, options.device)
+        return torch_top_k(queries_QD, passages_ND, k, options.device, advance)
     if options.faiss_index == "Flat":
-        return faiss_top_k(queries_QD, passages_ND, k, options)
-    return faiss_index_top_k(queries_QD, passages_ND, k, options)
+        return faiss_top_k(queries_QD, passages_ND, k, options, advance)
+    return faiss_index_top_k(queries_QD, passages_ND, k, options, advance)
 
 
 def check_finite(embeddings_XD: np.ndarray, block: int = 65536) -> None:
@@ -98,95 +135,165 @@ def check_finite(embeddings_XD: np.ndarray, block: int = 65536) -> None:
             raise UserError("embeddings hold NaN or infinity: the model has diverged; go on from an earlier checkpoint")
 
 
+# By torch
+
+
 def torch_top_k(
-    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, device: torch.device
+    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, device: torch.device, advance: Advance = ignore
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact top-k by matrix product, in blocks of passages; `search` says what comes back."""
-    width = max(k, BLOCK_BYTES // (4 * QUERIES_PER_BLOCK))
-    scores_out, rows_out = [], []
-    for start in range(0, len(queries_QD), QUERIES_PER_BLOCK):
-        block_QD = to_device(queries_QD[start : start + QUERIES_PER_BLOCK], device)
-        scores_QK = torch.empty((len(block_QD), 0), device=device)
-        rows_QK = torch.empty((len(block_QD), 0), dtype=torch.int64, device=device)
-        for first in range(0, len(passages_ND), width):
-            passages_MD = to_device(passages_ND[first : first + width], device)
-            found_scores, found_rows = top_k_of_block(block_QD @ passages_MD.T, k)
-            scores_QK = torch.cat([scores_QK, found_scores], 1)
-            rows_QK = torch.cat([rows_QK, found_rows + first], 1)
-            # Earlier passages stand first and the sort is stable: ties keep passage order.
-            scores_QK, order = torch.sort(scores_QK, dim=1, descending=True, stable=True)
-            scores_QK, rows_QK = scores_QK[:, :k], torch.gather(rows_QK, 1, order)[:, :k]
-        scores_out.append(scores_QK.cpu().numpy())
-        rows_out.append(rows_QK.cpu().numpy())
-    return np.concatenate(scores_out), np.concatenate(rows_out)
+    """Exact top-k by matrix product; `search` says what comes back. A share has less than 2**32 passages.
+
+    The collection is gone through once, in blocks that grow as fewer of their scores reach a list's last place.
+    """
+    widest = max(k, BLOCK_BYTES[device.type] // (BYTES_PER_SCORE * QUERIES_PER_BLOCK))
+    blocks = [
+        to_device(queries_QD[start : start + QUERIES_PER_BLOCK], device)
+        for start in range(0, len(queries_QD), QUERIES_PER_BLOCK)
+    ]
+    best = [torch.empty((len(block_QD), 0), dtype=torch.int64, device=device) for block_QD in blocks]
+    first = 0
+    while first < len(passages_ND):
+        width = min(widest, max(k, first // 2, SMALLEST_BLOCK))
+        passages_MD = to_device(passages_ND[first : first + width], device)
+        for number, block_QD in enumerate(blocks):
+            best[number] = best_keys(best[number], block_QD @ passages_MD.T, first, k)
+            advance(len(block_QD) * len(passages_MD))
+        first += len(passages_MD)
+    scores_parts, rows_parts = [], []
+    for keys_QK in best:
+        scores_QK, rows_QK = from_keys(torch.sort(keys_QK, dim=1, descending=True).values)
+        scores_parts.append(scores_QK.cpu().numpy())
+        rows_parts.append(rows_QK.cpu().numpy())
+    return np.concatenate(scores_parts), np.concatenate(rows_parts)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)
+    """float32; on the CPU the array's own memory where it is writable (torch accepts no other)."""
+    return torch.from_numpy(np.require(array, np.float32, ["C", "W"])).to(device)
 
 
-def top_k_of_block(scores_QM: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Top-k of each row by (score descending, column ascending)."""
-    k = min(k, scores_QM.shape[1])
-    scores_QK, columns_QK = torch.topk(scores_QM, k, dim=1)
-    columns_QK, order = torch.sort(columns_QK, dim=1)
-    scores_QK, order = torch.sort(torch.gather(scores_QK, 1, order), dim=1, descending=True, stable=True)
-    columns_QK = torch.gather(columns_QK, 1, order)
-    reached_Q = (scores_QM >= scores_QK[:, -1:]).sum(1)
-    for row in torch.nonzero(reached_Q > k).flatten().tolist():
-        # More passages reach the last score than there are places: the earliest of them stay.
-        sorted_scores, sorted_columns = torch.sort(scores_QM[row], descending=True, stable=True)
-        scores_QK[row], columns_QK[row] = sorted_scores[:k], sorted_columns[:k]
-    return scores_QK, columns_QK
+def best_keys(keys_QK: torch.Tensor, scores_QM: torch.Tensor, first: int, k: int) -> torch.Tensor:
+    """The k largest keys, in any order, of those so far and of a block's, whose first row is ``first``."""
+    if keys_QK.shape[1] < k:
+        rows_M = torch.arange(first, first + scores_QM.shape[1], device=scores_QM.device)
+        pool_QP = torch.cat([keys_QK, to_keys(scores_QM, rows_M)], 1)
+        return torch.topk(pool_QP, min(k, pool_QP.shape[1]), dim=1, sorted=False).values
+    last_Q1, _ = from_keys(keys_QK.min(1, keepdim=True).values)
+    # A later passage of the same score stands behind the list's last: only larger scores can enter.
+    query_H, column_H = torch.nonzero(scores_QM > last_Q1, as_tuple=True)
+    hits_Q = torch.bincount(query_H, minlength=len(keys_QK))
+    most = int(hits_Q.max())
+    if not most:
+        return keys_QK
+    place_H = torch.arange(len(query_H), device=query_H.device) - (torch.cumsum(hits_Q, 0) - hits_Q)[query_H]
+    pool_QP = keys_QK.new_full((len(keys_QK), k + most), torch.iinfo(torch.int64).min)
+    pool_QP[:, :k] = keys_QK
+    pool_QP[query_H, k + place_H] = to_keys(scores_QM[query_H, column_H], column_H + first)
+    return torch.topk(pool_QP, k, dim=1, sorted=False).values
+
+
+def to_keys(scores_X: torch.Tensor, rows_X: torch.Tensor) -> torch.Tensor:
+    """One int64 for a score and its row, larger for a higher score, and for an earlier row of the same score.
+
+    The upper half is the float32's bits with the lower 31 of a negative number turned over, which
+    orders them as integers; the lower half counts rows backwards. No two keys are equal, so no tie is left
+    to the backend. -0.0 becomes 0.0, its equal.
+    """
+    bits_X = ordered_bits((scores_X + 0.0).view(torch.int32))
+    return (bits_X.to(torch.int64) << 32) | (0xFFFFFFFF - rows_X)
+
+
+def from_keys(keys_X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and rows, back from `to_keys`."""
+    bits_X = ordered_bits((keys_X >> 32).to(torch.int32))
+    return bits_X.view(torch.float32), 0xFFFFFFFF - (keys_X & 0xFFFFFFFF)
+
+
+def ordered_bits(bits_X: torch.Tensor) -> torch.Tensor:
+    """Between a float32's bits and integers of the same order; its own inverse."""
+    return bits_X ^ ((bits_X >> 31) & 0x7FFFFFFF)
+
+
+# By faiss
 
 
 def faiss_top_k(
-    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions
+    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions, advance: Advance = ignore
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact top-k by faiss; one place more is searched, to see whether the last place is tied."""
     import faiss
 
-    index = faiss.IndexFlatIP(passages_ND.shape[1])
-    index = on_gpus(index, options)
-    add_in_blocks(index, passages_ND)
     wanted = min(k + 1, len(passages_ND))
-    scores_QW, rows_QW = index.search(np.ascontiguousarray(queries_QD, dtype=np.float32), wanted)
+    if is_on_gpu(options) and wanted > LARGEST_GPU_K:
+        return torch_top_k(queries_QD, passages_ND, k, options.device, advance)
+    index = faiss.IndexFlatIP(passages_ND.shape[1])
+    if is_on_gpu(options):
+        index = on_gpu(index, options)
+    add_in_blocks(index, passages_ND)
+    scores_QW, rows_QW = search_in_blocks(index, queries_QD, wanted, advance)
     tied_Q = scores_QW[:, k - 1] == scores_QW[:, k] if wanted > k else np.zeros(len(scores_QW), bool)
-    scores_QK, rows_QK = in_passage_order(scores_QW[:, :k], rows_QW[:, :k].astype(np.int64))
+    scores_QK, rows_QK = in_passage_order(scores_QW[:, :k], rows_QW[:, :k])
     if tied_Q.any():
         scores_QK[tied_Q], rows_QK[tied_Q] = torch_top_k(queries_QD[tied_Q], passages_ND, k, options.device)
     return scores_QK, rows_QK
 
 
 def faiss_index_top_k(
-    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions
+    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions, advance: Advance = ignore
 ) -> tuple[np.ndarray, np.ndarray]:
     """Top-k by a faiss index built by ``options.faiss_index``, trained on the passages themselves.
 
     UserError where faiss refuses, such as more cells than passages to train them on.
     """
     with faiss_refusal(f"{options.faiss_index} over {len(passages_ND)} passages"):
-        index = on_gpus(make_index(options.faiss_index, passages_ND.shape[1], options.nprobe), options)
+        index = make_index(options.faiss_index, passages_ND.shape[1], options.nprobe)
+        if is_on_gpu(options) and k <= LARGEST_GPU_K:
+            index = on_gpu(index, options)
         if not index.is_trained:
             index.train(np.ascontiguousarray(passages_ND, dtype=np.float32))
         add_in_blocks(index, passages_ND)
-        scores_QK, rows_QK = index.search(np.ascontiguousarray(queries_QD, dtype=np.float32), k)
+        scores_QK, rows_QK = search_in_blocks(index, queries_QD, k, advance)
     scores_QK[rows_QK < 0] = -np.inf
-    return in_passage_order(scores_QK, rows_QK.astype(np.int64))
+    return in_passage_order(scores_QK, rows_QK)
 
 
-def on_gpus(index, options: SearchOptions):  # type: ignore[no-untyped-def]  # faiss has no types
-    """The index on all GPUs, where this faiss has GPU support and a GPU is in use."""
+def faiss_has_gpu_support() -> bool:
     import faiss
 
-    if options.device.type != "cuda" or not hasattr(faiss, "StandardGpuResources"):
-        return index
+    return hasattr(faiss, "StandardGpuResources")
+
+
+def is_on_gpu(options: SearchOptions) -> bool:
+    """Whether faiss searches on a GPU: one is in use, and this faiss can."""
+    return options.device.type == "cuda" and faiss_has_gpu_support()
+
+
+def on_gpu(index, options: SearchOptions):  # type: ignore[no-untyped-def]  # faiss has no types
+    """The index on this process's GPU."""
+    import faiss
+
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), options.device.index or 0, index)
 
 
 def add_in_blocks(index, passages_ND: np.ndarray, block: int = 65536) -> None:  # type: ignore[no-untyped-def]
     for start in range(0, len(passages_ND), block):
         index.add(np.ascontiguousarray(passages_ND[start : start + block], dtype=np.float32))
+
+
+def search_in_blocks(  # type: ignore[no-untyped-def]
+    index, queries_QD: np.ndarray, k: int, advance: Advance
+) -> tuple[np.ndarray, np.ndarray]:
+    """faiss's own answer: scores_QK float32 and rows_QK int64."""
+    scores_QK, rows_QK = np.empty((len(queries_QD), k), np.float32), np.empty((len(queries_QD), k), np.int64)
+    for start in range(0, len(queries_QD), QUERIES_PER_FAISS_CALL):
+        block_QD = np.ascontiguousarray(queries_QD[start : start + QUERIES_PER_FAISS_CALL], dtype=np.float32)
+        stop = start + len(block_QD)
+        index.search(block_QD, k, D=scores_QK[start:stop], I=rows_QK[start:stop])
+        advance(len(block_QD) * index.ntotal)
+    return scores_QK, rows_QK
+
+
+# Lists
 
 
 def in_passage_order(scores_QK: np.ndarray, rows_QK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -47,24 +47,31 @@ def read_candidates(path: Path, query_ids_Q: Sequence[str], passage_ids: Sequenc
     damaged gzip file, and a file in which no wanted query occurs.
     """
     query_row = {query_id: row for row, query_id in enumerate(query_ids_Q)}
-    passage_row = {passage_id: row for row, passage_id in enumerate(passage_ids)}
+    number_of: dict[str, int] = {}  # the file's passages, by their first appearance
+    first_lines: list[int] = []
     lists: list[dict[int, None]] = [{} for _ in query_ids_Q]
-    for number, words in split_lines(path):
+    for line, words in split_lines(path):
         if len(words) not in (4, 6):
-            raise UserError(f"{path}:{number}: {len(words)} columns, expected a TREC run's 6 or top1000's 4")
-        passage_id = words[2] if len(words) == 6 else words[1]
+            raise UserError(f"{path}:{line}: {len(words)} columns, expected a TREC run's 6 or top1000's 4")
         query = query_row.get(words[0])
         if query is None:
             continue
-        passage = passage_row.get(passage_id)
-        if passage is None:
-            raise UserError(f"{path}:{number}: passage {passage_id} is not in the collection; give its own run file")
-        lists[query][passage] = None
+        number = number_of.setdefault(words[2] if len(words) == 6 else words[1], len(number_of))
+        if number == len(first_lines):
+            first_lines.append(line)
+        lists[query][number] = None
     if not any(lists):
         raise UserError(f"{path} names none of the {len(query_row)} queries; give a run over this split")
+    row_of = np.full(len(number_of), -1, np.int64)
+    for row, passage_id in enumerate(passage_ids):
+        if passage_id in number_of:
+            row_of[number_of[passage_id]] = row
+    for (passage_id, number), line in zip(number_of.items(), first_lines, strict=True):
+        if row_of[number] < 0:
+            raise UserError(f"{path}:{line}: passage {passage_id} is not in the collection; give its own run file")
     passages_QK = np.full((len(lists), max(map(len, lists))), -1, np.int64)
-    for row, passages in enumerate(lists):
-        passages_QK[row, : len(passages)] = list(passages)
+    for row, numbers in enumerate(lists):
+        passages_QK[row, : len(numbers)] = row_of[list(numbers)]
     return passages_QK
 
 
