@@ -12,6 +12,12 @@ die() { # WORDS: one line on stderr, exit code 2 (bad flags or input)
   exit 2
 }
 
+# A script without a help of its own answers --help with the comment at its top.
+if [[ " $* " == *" --help "* || " $* " == *" -h "* ]] && ! grep -q '^usage()' "$0"; then
+  sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0" | grep -v '^SBATCH'
+  exit 0
+fi
+
 CALLER_DIR=$PWD
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [[ -f $REPO/drivers/run_ann.py ]] ||
@@ -94,7 +100,10 @@ need_space() { # DIR MEGABYTES WHAT: die where the disk of DIR (or of the neares
 }
 
 use_venv() { # REQUIREMENTS_FILE: PYTHON becomes that of .venv, set up where it is not yet; a PYTHON that was given stays
-  [[ -z $PYTHON_GIVEN ]] || return 0
+  if [[ -n $PYTHON_GIVEN ]]; then
+    command -v "$PYTHON" >/dev/null || die "PYTHON is $PYTHON, which cannot be run: give a Python 3.11 or newer, or leave it out"
+    return
+  fi
   bash commands/setup_venv.sh "$1"
   PYTHON=$REPO/.venv/bin/python
 }

@@ -77,6 +77,17 @@ setting SEED 42
 setting DEV_QUERIES 1000
 setting RUN_SPACE_MB 1000
 
+# A mistyped number must not cost a finished stage.
+for name in VOCAB_SIZE EMBEDDING_SIZE PASSAGE_TOKENS QUERY_TOKENS WARMUP_STEPS WARMUP_BATCH MAX_STEPS BATCH \
+  STEPS_PER_REFRESH ANN_CHUNK_FACTOR TOPK_TRAINING NEGATIVE_SAMPLE SEED DEV_QUERIES RUN_SPACE_MB; do
+  [[ ${!name} =~ ^[0-9]+$ ]] || die "$name is '${!name}', expected a whole number"
+done
+for name in SCORE_SCALE WARMUP_LEARNING_RATE LEARNING_RATE; do
+  [[ ${!name} =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]] || die "$name is '${!name}', expected a number"
+done
+((MAX_STEPS > 0 && STEPS_PER_REFRESH > 0 && MAX_STEPS % STEPS_PER_REFRESH == 0)) ||
+  die "MAX_STEPS is $MAX_STEPS, expected a multiple of STEPS_PER_REFRESH, $STEPS_PER_REFRESH"
+
 # The same numbers on every machine: no GPU, no hub, one thread for each half of the pair.
 export CUDA_VISIBLE_DEVICES='' HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 PAIR_THREADS=1
@@ -124,7 +135,8 @@ begin_stage() { # NAME ARTEFACT "OUTPUTS" WORDS... (ARTEFACT and OUTPUTS relativ
     return
   fi
   COMPLETE=0
-  rm -f "$STAGES/$name"
+  [[ ! -f $STAGES/$name ]] || printf '(settings or inputs have changed: redone) '
+  rm -f "$STAGES/$name" "$RUN"/report.{json,md} # the report was of the run as it was
   for output in $3; do
     rm -rf "${RUN:?}/$output"
   done

@@ -15,6 +15,7 @@ from data.training_data import NegativeLists, is_positive
 from utils.errors import UserError
 
 STRATEGIES = ("top", "top_bottom", "bottom", "random")
+NO_FLAG = "no strategy flag given"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def resolve_strategy(
         raise UserError(f"--negative_strategy is {negative_strategy!r}, expected one of {', '.join(STRATEGIES)}")
     if not given:
         if negative_strategy is None:
-            return "top", "no strategy flag given; ANCE's own default is random, its fork's is top"
+            return "top", f"{NO_FLAG}; ANCE's own default is random, its fork's is top"
         return negative_strategy, "--negative_strategy"
     said = " ".join(f"--{name} {str(value).lower()}" for name, value in given.items())
     if bottom_only and not bottom_neg:

@@ -19,6 +19,7 @@ from data.training_data import write_negative_lists
 from drivers import retrieval
 from drivers.flags import GenerateFlags
 from drivers.shared import (
+    COMMON,
     agree,
     check_agreement,
     check_compute_flags,
@@ -93,6 +94,8 @@ def preflight(flags: GenerateFlags) -> Job:
     if flags.inference and flags.load_gen:
         raise UserError("--inference writes embeddings and --load_gen reads them; give one of the two")
     backend = choose_backend(flags.search_backend, flags.faiss_index, torch.cuda.is_available() and not flags.no_cuda)
+    if not Path(flags.init_model_dir).is_dir():
+        raise UserError(f"--init_model_dir {flags.init_model_dir} is not a directory, expected the warmup checkpoint")
     check_model_directory(flags, flags.init_model_dir)
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.init_model_dir)
@@ -119,7 +122,8 @@ def generate(job: Job, resolved_flags: str) -> None:
         say_coverage(job.collection)
     with exchange.role_held(job.ann_dir, "generator") if world.is_first else nullcontext():
         peer = exchange.watch_peer(job.training_dir)
-        ours = provenance(run_id, flags, job.collection)
+        ours = provenance(run_id, flags, job.collection) | selection_flags(job)
+        agree(world, partial(check_series, job, ours))
         log = RunLog(job.ann_dir, job.ann_dir / "tensorboard") if world.is_first else None
         made = 0
         while True:
@@ -135,6 +139,24 @@ def generate(job: Job, resolved_flags: str) -> None:
         if world.is_first:
             say(f"finished refreshes={made}")
     distributed.stop(world)
+
+
+def selection_flags(job: Job) -> dict[str, Any]:
+    """What makes one series of negatives, beside the model and the data."""
+    flags = job.flags
+    return {
+        "strategy": job.strategy,
+        "topk_training": flags.topk_training,
+        "negative_sample": flags.negative_sample,
+        "ann_chunk_factor": flags.ann_chunk_factor,
+    }
+
+
+def check_series(job: Job, ours: dict[str, Any]) -> None:
+    """Disagreement where --output_dir already holds refreshes of another strategy, seed or schedule."""
+    for record in exchange.read_records(job.ann_dir)[-1:]:
+        what = f"refresh {record['refresh']} in {job.ann_dir}"
+        check_agreement(ours, record, what, (*COMMON, *selection_flags(job), "seed"))
 
 
 def say_coverage(collection: Preprocessed) -> None:
@@ -217,6 +239,8 @@ def one_refresh(job: Job, world: World, work: Work, ours: dict[str, Any], log: R
         collection = job.collection
         dev_queries_Q = collection.qrels("dev").queries_with_positive()
         metrics = evaluate(collection.qrels("dev").as_dict(), dev_queries_Q, dev_passages_QK)
+        depth = dev_passages_QK.shape[1]  # a cut-off below it cannot be measured
+        metrics = {name: value for name, value in metrics.items() if int(name.split("@")[1]) <= max(depth, 10)}
         say(f" --- ANN NDCG@10:{metrics['ndcg@10']}")
         say(f" --- ANN MRR:{metrics['mrr@10']}")
         timings = {
@@ -330,9 +354,6 @@ def publish(
         "metrics": metrics,
         "step": work.step,
         "model_sha256": work.model_sha256,
-        "strategy": job.strategy,
-        "topk_training": flags.topk_training,
-        "negative_sample": flags.negative_sample,
         "queries": len(lists.query_Q),
         "triples": lists.triples,
         **{name: round(seconds, 3) for name, seconds in timings.items()},

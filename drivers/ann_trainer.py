@@ -21,6 +21,7 @@ from drivers.shared import (
     agree,
     batches_from_lists,
     check_agreement,
+    check_holds_no_run,
     check_model_directory,
     check_output_dirs,
     check_refresh_flags,
@@ -83,6 +84,7 @@ def preflight(flags: AnnFlags) -> Job:
         )
     check_model_directory(flags, flags.model_name_or_path)
     check_output_dirs(flags.output_dir)
+    check_holds_no_run(Path(flags.output_dir), flags.overwrite_output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
     return Job(flags, collection, dtype)
 

@@ -25,10 +25,13 @@ from utils.flags import flags_json, parse_flags
 
 def main() -> None:
     flags = parse_flags(GenerateFlags, "run_ann_data_gen")
+    from data.negatives import NO_FLAG
     from drivers.ann_generator import generate, preflight
 
     job = preflight(flags)
     resolved = flags_json(flags, resolved_strategy=job.strategy, strategy_from=job.strategy_from)
+    if job.strategy_from.startswith(NO_FLAG):
+        sys.stderr.write(f"run_ann_data_gen: warning: negatives are {job.strategy}: {job.strategy_from}\n")
     if flags.dry_run:
         sys.stdout.write(resolved + "\n")
         return

@@ -183,9 +183,9 @@ COMMON = (
 )
 
 
-def check_agreement(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
+def check_agreement(ours: dict[str, Any], theirs: dict[str, Any], what: str, names: tuple[str, ...] = COMMON) -> None:
     """Disagreement (exit 3) names what differs between this job and the one that made ``what``, with both values."""
-    for name in COMMON:
+    for name in names:
         if name in ours and theirs.get(name) is not None and theirs[name] != ours[name]:
             raise Disagreement(
                 f"{name}: {what} was made with {theirs[name]}, this job has {ours[name]}; "
@@ -216,15 +216,18 @@ def provenance(run_id: str, flags: Any, collection: Preprocessed) -> dict[str, A
 def prepare_output_dir(directory: Path, overwrite: bool) -> None:
     """Refuse a directory that holds another run; with ``overwrite``, remove that run's own files."""
     publishing.check_writable(directory)
+    check_holds_no_run(directory, overwrite)
+    if overwrite:
+        exchange.remove_run(directory)
+
+
+def check_holds_no_run(directory: Path, overwrite: bool) -> None:
     steps = exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)
-    if not steps and exchange.read_done(directory) is None:
-        return
-    if not overwrite:
+    if (steps or exchange.read_done(directory) is not None) and not overwrite:
         raise UserError(
             f"{directory} holds a run already ({len(steps)} checkpoints, the last of step {max(steps, default=0)}); "
             "choose another --output_dir, or --overwrite_output_dir to remove it"
         )
-    exchange.remove_run(directory)
 
 
 @dataclass

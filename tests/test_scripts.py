@@ -359,11 +359,11 @@ def test_schedule_and_seed_are_settings(dry_run: Programs) -> None:
 
 
 def test_flags_reach_the_programs_they_are_for(dry_run: Programs) -> None:
-    flags = ["--seed", "7", "--trainer", "--learning_rate", "5e-6", "--generator", "--nprobe", "3"]
+    flags = ["--seed", "7", "--trainer", "--learning_rate", "5e-6", "--generator", "--ann_chunk_factor", "3"]
     _, trainer, generator = dry_run("commands/subset_10_train-a40.sh", *flags)
     assert trainer["seed"] == generator["seed"] == 7
     assert trainer["learning_rate"] == 5e-6
-    assert generator["nprobe"] == 3
+    assert generator["ann_chunk_factor"] == 3
 
 
 def test_train_scripts_reach_their_programs(dry_run: Programs) -> None:

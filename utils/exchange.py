@@ -35,7 +35,8 @@ CHECKPOINT_PATTERN = re.compile(f"checkpoint-{NUMBER}")
 RECORD_PATTERN = re.compile(f"ann_ndcg_{NUMBER}")
 KEEP_CHECKPOINTS = 3
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS, SAY_EVERY_SECONDS = 0.1, 10.0, 60.0
+FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 10.0
+FIRST_WORD_SECONDS, SAY_EVERY_SECONDS = 5.0, 60.0
 VISIBLE_WITHIN_SECONDS = 120.0
 
 Found = TypeVar("Found")
@@ -379,11 +380,12 @@ def wait_for(
     limit_seconds: float = math.inf,
     quiet: bool = False,
 ) -> Found:
-    """Call ``look`` until it answers, saying each minute what is waited for.
+    """Call ``look`` until it answers, saying soon and then each minute what is waited for.
 
     Polls quickly at first, then every ten seconds. UserError after ``limit_seconds``.
     """
-    started = said = clock()
+    started = clock()
+    next_word = started + FIRST_WORD_SECONDS
     pause_seconds = FIRST_POLL_SECONDS
     while True:
         found = look()
@@ -394,8 +396,8 @@ def wait_for(
             raise UserError(
                 f"{what} did not appear within {limit_seconds:.0f} s; is the directory shared with this host?"
             )
-        if now - said >= SAY_EVERY_SECONDS and not quiet:
-            said = now
+        if now >= next_word and not quiet:
+            next_word = now + SAY_EVERY_SECONDS
             say(f"waiting for {what} since {now - started:.0f} s")
         sleep(pause_seconds)
         pause_seconds = min(pause_seconds * 1.3, LONGEST_POLL_SECONDS)

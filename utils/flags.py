@@ -16,7 +16,13 @@ import sys
 from dataclasses import MISSING, dataclass
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast
 
-from transformers.hf_argparser import HfArgumentParser
+try:
+    from transformers.hf_argparser import HfArgumentParser
+except ModuleNotFoundError as missing:
+    sys.stderr.write(
+        f"error: {sys.executable} has no {missing.name}: run bash commands/setup_venv.sh, then use .venv/bin/python\n"
+    )
+    sys.exit(2)
 
 from utils.errors import UserError
 
