@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -460,3 +461,19 @@ def test_started_by_its_path(driver: str, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert f"start from the repository root: python -m drivers.{driver}" in done.stderr
     assert driver == "run_bm25" or f"torchrun --nproc_per_node N -m drivers.{driver})" in done.stderr
+
+
+def test_no_strategy_flag_is_said_aloud(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """ANCE's users got random without a flag: a warning names what they get here, also in a dry run."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_tokenizer, model)
+    (model / "config.json").write_text(json.dumps({"model_type": "static", "embedding_size": 8}))
+    flags = ["--data_dir", tiny_preprocessed, "--training_dir", tmp_path / "t", "--init_model_dir", model]
+    flags += ["--output_dir", tmp_path / "a", "--model_type", "static", "--max_seq_length", "32"]
+    flags += ["--max_query_length", "16", "--topk_training", "50", "--dry_run"]
+    for more, warned in (((), True), (("--negative_strategy", "top"), False)):
+        command = [sys.executable, "-m", "drivers.run_ann_data_gen", *map(str, flags), *more]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["resolved_strategy"] == "top"
+        assert ("warning: negatives are top: no strategy flag given" in done.stderr) is warned

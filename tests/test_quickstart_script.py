@@ -92,6 +92,14 @@ def test_changed_setting_redoes_what_depends_on_it(quickstart: Quickstart) -> No
     assert quickstart.redone(EMBEDDING_SIZE="64", MAX_STEPS="300") == STAGES[4:]
 
 
+@pytest.mark.parametrize("name, value", [("MAX_STEPS", "abc"), ("MAX_STEPS", "150"), ("LEARNING_RATE", "1e")])
+def test_mistyped_setting_costs_no_finished_stage(quickstart: Quickstart, name: str, value: str) -> None:
+    quickstart.redone()
+    result = quickstart.run(**{name: value})
+    assert f"{name} is " in single_error_line(result)
+    assert quickstart.redone() == []
+
+
 def test_changed_requirements_redo_all(quickstart: Quickstart) -> None:
     quickstart.redone()
     (quickstart.repo / "requirements.txt").write_text("# other packages\n")

@@ -344,6 +344,7 @@ def test_the_generator_on_a_full_disk(tiny_preprocessed: Path, tiny_tokenizer: P
         sys.executable, "-m", "drivers.run_ann_data_gen", "--data_dir", tiny_preprocessed, "--training_dir",
         tmp_path / "none", "--init_model_dir", model, "--model_type", "static", "--max_seq_length", "32",
         "--max_query_length", "16", "--output_dir", disk, "--end_output_num", "0", "--topk_training", "50",
+        "--negative_strategy", "top",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with small_disk(disk, 400) as limit:
