@@ -52,7 +52,9 @@ is_complete() { # FILE
 }
 
 take_lock() { # the lock is inside .venv, which git ignores; it lasts until this script ends
-  if [[ -e $VENV && ! -e $VENV/.lock ]] && [[ -n $(ls -A "$VENV") ]]; then
+  local contents # one look: another set-up makes .lock before anything else, but may do so between two looks
+  contents=$(ls -A "$VENV" 2>/dev/null || true)
+  if [[ -n $contents && $'\n'$contents$'\n' != *$'\n.lock\n'* ]]; then
     die "$VENV was not made by this script: remove it, or use it as it is with PYTHON=$VENV/bin/python"
   fi
   { mkdir -p "$VENV" && : >>"$VENV/.lock"; } 2>/dev/null || die "cannot write in $REPO: use a checkout of your own"
