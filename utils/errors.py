@@ -1,6 +1,6 @@
 """The ways a program ends, and the one place that turns an exception into an exit code.
 
-0 done · 2 bad flags or input · 3 the jobs disagree · 4 the peer is gone · 75 stopped on request, state saved ·
+0 done · 2 bad flags or input · 3 the jobs disagree · 4 the peer is gone ·
 130, 143 stopped by SIGINT, SIGTERM.
 """
 
@@ -34,12 +34,6 @@ class PeerGone(UserError):
     """The job this one waits for has failed or left."""
 
     exit_code = 4
-
-
-class Stopped(UserError):
-    """Stopped on request with the state saved; the scheduler may requeue the job."""
-
-    exit_code = 75
 
 
 def one_line(text: object) -> str:
