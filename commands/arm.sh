@@ -3,15 +3,23 @@
 # (microsoft/ANCE, README and commands/). Flags given to a script come after these and win:
 #
 #     SCRIPT [flags of every program] [--trainer flags of run_ann] [--generator flags of run_ann_data_gen]
+#       [--warmup_trainer flags of run_warmup] [--evaluation flags of run_eval]
 #
-# With --dry_run every program checks its flags and inputs, prints them, and ends.
+# Each script takes the flags of its own programs and leaves the others. Of the flags of every program the evaluation
+# has the two lengths alone. With --dry_run every program checks its flags and inputs, prints them, and ends.
 
 # shellcheck source=env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 # shellcheck source=processes.sh
 source "$(dirname "${BASH_SOURCE[0]}")/processes.sh"
+# shellcheck source=jobs.sh
+source "$(dirname "${BASH_SOURCE[0]}")/jobs.sh"
 
-setting STRATEGY top      # top, top_bottom, bottom, random
+STRATEGIES=(top top_bottom bottom random)
+setting STRATEGY top      # one of these, or in a job array of four: all
+setting SUBSET_10 0       # 1: on the 10% subset of the collection; the warmup is on the whole of it
+setting TRAIN_GPUS ''     # of the GPUs that trainer and generator share, those of the trainer; default: half of them
+setting GEN_GPUS ''       # and those of the generator
 setting GLOBAL_BATCH 64   # triples of an optimiser step, on any number of GPUs: ANCE's 4 GPUs x 8 x 2 micro-batches
 setting ACCUMULATION 2    # micro-batches of an optimiser step
 setting TOPK_TRAINING 200 # candidates of a query
@@ -28,26 +36,52 @@ PRECISION=()
 ((GPUS == 0)) || PRECISION=(--fp16)
 
 DRY_RUN=0
-FLAGS=()           # of every program
-TRAINER_FLAGS=()   # of run_ann alone
-GENERATOR_FLAGS=() # of run_ann_data_gen alone
+FLAGS=()            # of every program
+TRAINER_FLAGS=()    # of run_ann alone
+GENERATOR_FLAGS=()  # of run_ann_data_gen alone
+WARMUP_FLAGS=()     # of run_warmup alone
+EVALUATION_FLAGS=() # of run_eval alone
 
 split_flags() { # FLAGS...
-  local word to=both
+  local word to=every
   for word in "$@"; do
     case $word in
-      --trainer | --generator) to=${word#--} ;;
+      --trainer | --generator | --warmup_trainer | --evaluation) to=${word#--} ;;
       --dry_run) DRY_RUN=1 ;;
       *)
         case $to in
-          both) FLAGS+=("$word") ;;
+          every) FLAGS+=("$word") ;;
           trainer) TRAINER_FLAGS+=("$word") ;;
           generator) GENERATOR_FLAGS+=("$word") ;;
+          warmup_trainer) WARMUP_FLAGS+=("$word") ;;
+          evaluation) EVALUATION_FLAGS+=("$word") ;;
         esac
         ;;
     esac
   done
+  add_lengths "${FLAGS[@]+"${FLAGS[@]}"}"
   ((DRY_RUN == 0)) || FLAGS=(--dry_run "${FLAGS[@]+"${FLAGS[@]}"}")
+}
+
+add_lengths() { # FLAGS...: those that a model is evaluated with as it is trained
+  local -a lengths=()
+  while (($# > 0)); do
+    case $1 in
+      --max_seq_length=* | --max_query_length=*) lengths+=("$1") ;;
+      --max_seq_length | --max_query_length) lengths+=("$1" "${2:-}") ;;
+    esac
+    shift
+  done
+  EVALUATION_FLAGS=("${lengths[@]+"${lengths[@]}"}" "${EVALUATION_FLAGS[@]+"${EVALUATION_FLAGS[@]}"}")
+}
+
+choose_arm() { # sets STRATEGY, in an array by the task, and the collection
+  if [[ $STRATEGY == all ]]; then
+    [[ ${SLURM_ARRAY_TASK_ID:-} =~ ^[0-3]$ ]] || die "STRATEGY is all, expected one of ${STRATEGIES[*]} outside a job array of four"
+    STRATEGY=${STRATEGIES[SLURM_ARRAY_TASK_ID]}
+  fi
+  has_word "$STRATEGY" "${STRATEGIES[@]}" || die "STRATEGY is '$STRATEGY', expected one of ${STRATEGIES[*]}"
+  ((SUBSET_10 == 0)) || use_subset_10
 }
 
 use_subset_10() { # the 10% subset stands in for the whole collection, and its arms are on one schedule
@@ -59,6 +93,15 @@ use_subset_10() { # the 10% subset stands in for the whole collection, and its a
 }
 SUBSET_OF=''
 RUN_NAME=msmarco
+
+run_dir() { # the directory of the run: what results.report reads
+  printf '%s' "${RUN_DIR:-$RUNS_DIR/$RUN_NAME}"
+}
+
+# The warmup's negatives, of the whole collection: a run on the subset has a BM25 of its own.
+if ((SUBSET_10 == 0)); then path_setting BM25_DIR "$(run_dir)/bm25"; else path_setting BM25_DIR "$RUNS_DIR/msmarco/bm25"; fi
+path_setting TRIPLES "$RAW_DATA_DIR/triples.train.small.tsv"
+path_setting RERANK_FILE "$RAW_DATA_DIR/top1000.dev"
 
 # Makes DATA_DIR, and the subset it is made from, unless they are complete. The manifests are written last.
 prepare_data() {
@@ -95,7 +138,40 @@ need_warmup() { # one that is finished, or the checkpoint that was given
 }
 
 arm_dir() { # STRATEGY
-  printf '%s' "$RUNS_DIR/$RUN_NAME/arms/$1"
+  printf '%s' "$(run_dir)/arms/$1"
+}
+
+# BM25's run, metrics and negatives, unless they are complete: ann_ndcg_0 is written last.
+bm25() { # DIR
+  [[ ! -f $1/ann_ndcg_0 && $DRY_RUN == 0 ]] || return 0
+  command_for 1 drivers.run_bm25 --raw_data_dir "$RAW_DATA_DIR" --data_dir "$DATA_DIR" --output_dir "$1" \
+    --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" --seed "$SEED"
+  run_here "${COMMAND[@]}"
+}
+
+# On MS MARCO's triples where they have been downloaded, else on BM25 negatives.
+warmup_command() { # sets COMMAND
+  local -a negatives=(--bm25_dir "$BM25_DIR")
+  if [[ -f $TRIPLES ]]; then
+    negatives=(--triples "$TRIPLES")
+    [[ ! -f $RERANK_FILE ]] || negatives+=(--rerank_file "$RERANK_FILE")
+  fi
+  command_for "$GPUS" drivers.run_warmup --data_dir "$DATA_DIR" "${negatives[@]}" --output_dir "$WARMUP_DIR" \
+    --train_model_type "$MODEL_TYPE" --model_name_or_path "$MODEL" \
+    --do_train --evaluate_during_training --max_seq_length 128 --max_query_length "$MAX_QUERY_LENGTH" \
+    --optimizer lamb --learning_rate 2e-4 --warmup_steps 1000 --per_gpu_train_batch_size 32 \
+    --gradient_accumulation_steps 1 --num_train_epochs 2.0 --expected_train_size 35000000 \
+    --per_gpu_eval_batch_size 256 --logging_steps 1000 --logging_steps_per_eval 20 --save_steps 30000 --seed "$SEED" \
+    "${PRECISION[@]+"${PRECISION[@]}"}" "${FLAGS[@]+"${FLAGS[@]}"}" "${WARMUP_FLAGS[@]+"${WARMUP_FLAGS[@]}"}"
+}
+
+evaluation_command() { # CHECKPOINT DIR: sets COMMAND
+  local -a dry=()
+  ((DRY_RUN == 0)) || dry=(--dry_run)
+  command_for "$GPUS" drivers.run_eval --data_dir "$DATA_DIR" --model_type "$MODEL_TYPE" --model_name_or_path "$1" \
+    --output_dir "$2" --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" \
+    --per_gpu_eval_batch_size "$EVAL_BATCH" "${PRECISION[@]+"${PRECISION[@]}"}" \
+    "${EVALUATION_FLAGS[@]+"${EVALUATION_FLAGS[@]}"}" "${dry[@]+"${dry[@]}"}"
 }
 
 schedule() { # sets SCHEDULE, the flags that trainer and generator must have in common
@@ -138,7 +214,7 @@ initial_data() { # STRATEGY
   arm=$(arm_dir "$1")
   [[ ! -f $arm/ann_data/ann_ndcg_0 || $DRY_RUN == 1 ]] || return 0
   generator_command "$GPUS" "$1" --end_output_num 0
-  run_here "${COMMAND[@]}"
+  run_step generator "${COMMAND[@]}"
 }
 
 # Until run_train.sh has made the first negatives; exit code 4 once it fails. A FAILED.json that was there before is an
@@ -153,6 +229,7 @@ wait_for_initial_data() { # STRATEGY
     before[$file]=$(cat "$file" 2>/dev/null || true)
   done
   until [[ -f $arm/ann_data/ann_ndcg_0 ]]; do
+    stop_between_steps
     sleep "$POLL_SECONDS"
     for file in "${!before[@]}"; do
       now=$(cat "$file" 2>/dev/null || true)
@@ -164,12 +241,19 @@ wait_for_initial_data() { # STRATEGY
   done
 }
 
-# One half of the GPUs (and cores) for the trainer, the other for the generator; a single GPU is shared.
+# The first GPUs for the trainer, the last for the generator: TRAIN_GPUS and GEN_GPUS, or half of them; a single GPU is
+# shared.
 split_gpus() { # sets TRAINER_GPUS, GENERATOR_GPUS, and their TRAINER_DEVICES, GENERATOR_DEVICES
   local -a devices
-  local half=$(((GPUS + 1) / 2))
-  TRAINER_GPUS=$half
-  GENERATOR_GPUS=$((GPUS > 1 ? GPUS - half : GPUS))
+  TRAINER_GPUS=$(((GPUS + 1) / 2))
+  if ((GPUS > 1)) && [[ -n $TRAIN_GPUS$GEN_GPUS ]]; then
+    TRAINER_GPUS=${TRAIN_GPUS:-$((GPUS - GEN_GPUS))}
+    GENERATOR_GPUS=${GEN_GPUS:-$((GPUS - TRAIN_GPUS))}
+    ((TRAINER_GPUS > 0 && GENERATOR_GPUS > 0 && TRAINER_GPUS + GENERATOR_GPUS <= GPUS)) ||
+      die "TRAIN_GPUS is '$TRAIN_GPUS' and GEN_GPUS '$GEN_GPUS', expected $GPUS GPUs to hold one of each at least"
+  else
+    GENERATOR_GPUS=$((GPUS > 1 ? GPUS - TRAINER_GPUS : GPUS))
+  fi
   if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
     IFS=, read -r -a devices <<<"$CUDA_VISIBLE_DEVICES"
   else
@@ -181,26 +265,29 @@ split_gpus() { # sets TRAINER_GPUS, GENERATOR_GPUS, and their TRAINER_DEVICES, G
 
 # An arm from the warmup checkpoint to the last step, trainer and generator at once on this node.
 run_arm() { # STRATEGY FLAGS...
-  local strategy=$1 arm
+  local strategy=$1 arm ended=0
   # shellcheck disable=SC2034 # run_pair takes them by name
   local -a trainer generator
   shift
   split_flags "$@"
   need_warmup
-  need_data
   arm=$(arm_dir "$strategy")
+  ((DRY_RUN == 1)) || begin_job "$arm" trainer generator
+  need_data
   initial_data "$strategy"
   split_gpus
   ((DRY_RUN == 1)) || CPUS=$((CPUS > 1 ? CPUS / 2 : 1))
   trainer_command "$TRAINER_GPUS" "$strategy"
-  trainer=(env "CUDA_VISIBLE_DEVICES=$TRAINER_DEVICES" "${COMMAND[@]}")
+  trainer=(env "CUDA_VISIBLE_DEVICES=$TRAINER_DEVICES" "ANCE_STOP_FILE=${STOP_FILES[trainer]:-}" "${COMMAND[@]}")
   generator_command "$GENERATOR_GPUS" "$strategy"
-  generator=(env "CUDA_VISIBLE_DEVICES=$GENERATOR_DEVICES" "${COMMAND[@]}")
+  generator=(env "CUDA_VISIBLE_DEVICES=$GENERATOR_DEVICES" "ANCE_STOP_FILE=${STOP_FILES[generator]:-}" "${COMMAND[@]}")
   if ((DRY_RUN == 1)); then
     run_here "${trainer[@]}"
     run_here "${generator[@]}"
     return
   fi
   echo "arm $strategy: trainer on GPUs [$TRAINER_DEVICES], generator on [$GENERATOR_DEVICES]; logs: $arm/{trainer,generator}.out"
-  run_pair "$strategy" "$arm" trainer generator
+  run_pair "$strategy" "$arm" trainer generator || ended=$?
+  ((ended != STATE_SAVED_CODE)) || end_job "$ENDED_FIRST" "$ended"
+  return "$ended"
 }

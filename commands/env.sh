@@ -114,6 +114,7 @@ setting PYTHON '' # the interpreter of every program; where none is given, .venv
 PYTHON_GIVEN=$PYTHON
 [[ -n $PYTHON ]] || PYTHON=$(default_python)
 setting GPUS "$(count_gpus)"       # GPUs of this node; 0 stays on the CPU
+[[ $GPUS != 0 ]] || export CUDA_VISIBLE_DEVICES=''
 setting CPUS "${SLURM_CPUS_PER_TASK:-$(nproc)}"
 
 # Where things are. results/runs/ is not tracked.
@@ -122,7 +123,8 @@ path_setting RAW_DATA_DIR "$RUNS_DIR/msmarco/raw"              # MS MARCO's file
 path_setting DATA_DIR "$RUNS_DIR/msmarco/preprocessed"         # what data.msmarco_data makes of them
 path_setting SUBSET_RAW_DIR "$RUNS_DIR/msmarco_10/raw"         # the 10% subset of RAW_DATA_DIR
 path_setting SUBSET_DATA_DIR "$RUNS_DIR/msmarco_10/preprocessed"
-path_setting WARMUP_DIR "$RUNS_DIR/msmarco/warmup"             # run_train_warmup.sh's checkpoints
+path_setting RUN_DIR ''                                        # a run's arms, warmup and report; see run_dir in arm.sh
+path_setting WARMUP_DIR "${RUN_DIR:-$RUNS_DIR/msmarco}/warmup" # run_train_warmup.sh's checkpoints
 path_setting WARMUP_CHECKPOINT ''                              # where an arm starts; default: the newest in WARMUP_DIR
 # shellcheck disable=SC2034 # need_warmup in arm.sh asks
 WARMUP_CHECKPOINT_GIVEN=$WARMUP_CHECKPOINT

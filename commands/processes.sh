@@ -6,9 +6,12 @@ STOP_SECONDS=${STOP_SECONDS:-120}               # from TERM to KILL: time to sav
 PEER_STOP_SECONDS=${PEER_STOP_SECONDS:-3600}    # how long the generator may outlive a trainer that is done
 PROGRESS_SECONDS=${PROGRESS_SECONDS:-10}
 PEER_GONE=4                                     # exit code of a program whose peer has failed or left
+STATE_SAVED_CODE=75                             # and of one that was asked to stop, and has saved its state
 
 STARTED=0  # process id of the program started last
 RUNNING=() # process ids of those not yet waited for
+STOPPING=0    # 1 once every program has been asked to stop
+INTERRUPTED=0 # a signal's handler sets it to 1: what "wait" then says is of the signal
 
 start() { # LOG COMMAND...: in the background, its output added to LOG, or to the script's own where LOG is "-"
   local log=$1
@@ -33,8 +36,11 @@ is_alive() { # PID
 exit_code_of() { # PID of a program that has ended, or that may be waited for: sets CODE
   local pid
   local -a others=()
-  CODE=0
-  wait "$1" || CODE=$?
+  while :; do
+    INTERRUPTED=0 CODE=0
+    wait "$1" || CODE=$?
+    ((INTERRUPTED == 1)) || break
+  done
   for pid in "${RUNNING[@]}"; do
     [[ $pid == "$1" ]] || others+=("$pid")
   done
@@ -65,7 +71,7 @@ stop_all() { # sets STATE_SAVED to 1 where a program answered with exit code 75
   stop "${pids[@]}"
   for pid in "${pids[@]}"; do
     exit_code_of "$pid" 2>/dev/null
-    ((CODE != 75)) || STATE_SAVED=1
+    ((CODE != STATE_SAVED_CODE)) || STATE_SAVED=1
   done
 }
 
@@ -73,7 +79,7 @@ on_signal() { # NAME EXIT_CODE
   trap '' INT TERM
   printf '%s: stopped by SIG%s\n' "${0##*/}" "$1" >&2
   stop_all
-  ((STATE_SAVED == 0)) || exit 75
+  ((STATE_SAVED == 0)) || exit "$STATE_SAVED_CODE"
   exit "$2"
 }
 trap 'on_signal INT 130' INT
@@ -112,8 +118,9 @@ progress_line() { # TRAINER_LOG: where the trainer is, from the newest of its JS
 }
 
 # Runs trainer and generator together until both have ended. Returns 0 where both succeeded; else stops the other
-# one, shows the end of the log of the one that failed first, and returns its exit code. They meet in DIR/checkpoints
-# and DIR/ann_data; their output is added to DIR/trainer.out and DIR/generator.out.
+# one, shows the end of the log of the one that failed first, and returns its exit code; ENDED_FIRST is its name. One
+# that saved its state and stopped has not failed, but ends the pair too. They meet in DIR/checkpoints and DIR/ann_data;
+# their output is added to DIR/trainer.out and DIR/generator.out.
 run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
   local name=$1 directory=$2
   local -n trainer_words=$3 generator_words=$4
@@ -139,6 +146,7 @@ run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
         failed=$role
         deadline=$SECONDS
         ((CODE != PEER_GONE)) || deadline=$((SECONDS + 10))
+        ((CODE != STATE_SAVED_CODE)) || deadline=$((SECONDS + STOPPING * STOP_SECONDS)) # both have been asked, or one
       elif [[ $role == trainer && -z $failed ]]; then
         deadline=$((SECONDS + PEER_STOP_SECONDS))
       fi
@@ -161,7 +169,14 @@ run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
       said=$line
     fi
   done
+  # shellcheck disable=SC2034 # for the caller
+  ENDED_FIRST=$failed
   [[ -n $failed ]] || return 0
+  if ((code[$failed] == STATE_SAVED_CODE)); then
+    [[ ${code[trainer]} != 0 ]] || return 0 # nothing is left for the generator to do
+    echo "$name: the $failed has stopped; its state is saved"
+    return "$STATE_SAVED_CODE"
+  fi
   show_failure "$name: the $failed$reason" "${code[$failed]}" "$directory/$failed.out"
   return "$((code[$failed] > 0 ? code[$failed] : 1))"
 }

@@ -117,13 +117,15 @@ stamp_of() { # WORDS...: the hash of the stage's words and of the stamps of the 
 }
 
 NUMBER=0
+GOES_ON=0 # 1 around the stages whose programs go on from what a killed one has published
 STAGE_COUNT=$((7 + 2 * ${#strategies[@]}))
 
 is_complete() { # NAME ARTEFACT
   [[ -s $RUN/$2 && $(head -n 1 "$STAGES/$1" 2>/dev/null) == "$STAMP" ]]
 }
 
-# Sets COMPLETE. Where it is 0, what an interrupted or outdated run of the stage left has been removed.
+# Sets COMPLETE. Where it is 0, what an outdated run of the stage left has been removed, and what an interrupted one left
+# too, unless the stage's programs go on from there (GOES_ON).
 begin_stage() { # NAME ARTEFACT "OUTPUTS" WORDS... (ARTEFACT and OUTPUTS relative to RUN)
   local name=$1 artefact=$2 output
   NUMBER=$((NUMBER + 1))
@@ -135,12 +137,18 @@ begin_stage() { # NAME ARTEFACT "OUTPUTS" WORDS... (ARTEFACT and OUTPUTS relativ
     return
   fi
   COMPLETE=0
+  STAGE_START=$SECONDS
+  rm -f "$RUN"/report.{json,md} # the report was of the run as it was
+  if ((GOES_ON == 1)) && [[ $(cat "$STAGES/$name.begun" 2>/dev/null) == "$STAMP" ]]; then
+    printf '(going on) '
+    return
+  fi
   [[ ! -f $STAGES/$name ]] || printf '(settings or inputs have changed: redone) '
-  rm -f "$STAGES/$name" "$RUN"/report.{json,md} # the report was of the run as it was
+  rm -f "$STAGES/$name"
   for output in $3; do
     rm -rf "${RUN:?}/$output"
   done
-  STAGE_START=$SECONDS
+  printf '%s\n' "$STAMP" >"$STAGES/$name.begun"
 }
 
 end_stage() { # NAME ARTEFACT LOG
@@ -194,12 +202,14 @@ JSON
 warmup() {
   UPSTREAM="bm25 config"
   # One thread: the batches are so small that a second one would mostly wait.
+  GOES_ON=1
   OMP_NUM_THREADS=1 stage warmup "warmup/checkpoint-$WARMUP_STEPS/config.json" "warmup arms" warmup/warmup.out \
     drivers.run_warmup --data_dir "$RUN/preprocessed" --bm25_dir "$RUN/bm25" --output_dir "$RUN/warmup" --do_train \
     --train_model_type static --config_name "$RUN/model.json" --score_scale "$SCORE_SCALE" --tokenizer_name "$RUN/tokenizer" \
     "${lengths[@]}" --loss in_batch --optimizer adamW --learning_rate "$WARMUP_LEARNING_RATE" --warmup_steps 100 \
     --max_steps "$WARMUP_STEPS" --save_steps "$WARMUP_STEPS" --logging_steps 100 \
     --per_gpu_train_batch_size "$WARMUP_BATCH" --seed "$SEED"
+  GOES_ON=0
 
   UPSTREAM=warmup
   stage warmup_eval warmup/eval/metrics.json warmup/eval warmup/eval.out \
@@ -233,7 +243,9 @@ arm() { # STRATEGY
     printf '%q ' "${GENERATOR[@]}" && echo
   else
     UPSTREAM=warmup
+    GOES_ON=1
     begin_stage "$1" "$ARM/checkpoints/DONE.json" "$ARM" "${TRAINER[@]}" "${GENERATOR[@]}"
+    GOES_ON=0
     if ((COMPLETE == 0)); then
       echo
       OMP_NUM_THREADS=$PAIR_THREADS command_for 1 "${GENERATOR[@]}" --end_output_num 0

@@ -11,7 +11,9 @@ here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/arm.sh"
 
 split_flags "$@"
+choose_arm
 need_warmup
+begin_job "$(arm_dir "$STRATEGY")" generator
 wait_for_initial_data "$STRATEGY"
 generator_command "$GPUS" "$STRATEGY"
-exec "${COMMAND[@]}"
+run_step generator "${COMMAND[@]}"

@@ -10,8 +10,9 @@ source "$here/arm.sh"
 
 split_flags "$@"
 need_warmup
+inference=$(run_dir)/inference
+begin_job "$inference" generator
 need_data
-inference=$RUNS_DIR/$RUN_NAME/inference
 # A training directory in which no trainer leaves a checkpoint to be taken in its place.
 generator_command "$GPUS" "$STRATEGY" --inference --training_dir "$inference/checkpoints" --output_dir "$inference"
-exec "${COMMAND[@]}"
+run_step generator "${COMMAND[@]}"

@@ -10,8 +10,10 @@ here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/arm.sh"
 
 split_flags "$@"
+choose_arm
 need_warmup
+begin_job "$(arm_dir "$STRATEGY")" trainer generator
 need_data
 initial_data "$STRATEGY"
 trainer_command "$GPUS" "$STRATEGY"
-exec "${COMMAND[@]}"
+run_step trainer "${COMMAND[@]}"

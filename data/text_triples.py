@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,15 @@ def read_text_triples(path: Path) -> Iterator[TextTriple]:
         yield columns[0], columns[1], columns[2]
 
 
-def batches_of_text_triples(path: Path, batch_triples: int) -> Iterator[list[TextTriple]]:
-    """Batches in file order, endlessly; the file is shuffled already (MS MARCO's is)."""
+def batches_of_text_triples(path: Path, batch_triples: int, start: int = 0) -> Iterator[list[TextTriple]]:
+    """Batches in file order, endlessly; the file is shuffled already (MS MARCO's is).
+
+    ``start`` skips that many batches, to go on where an interrupted run was.
+    """
+    yield from islice(endless_batches(path, batch_triples), start, None)
+
+
+def endless_batches(path: Path, batch_triples: int) -> Iterator[list[TextTriple]]:
     batch: list[TextTriple] = []
     while True:
         for triple in read_text_triples(path):

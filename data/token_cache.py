@@ -130,9 +130,10 @@ class TokenCache:
     def __len__(self) -> int:
         return len(self.offsets_N1) - 1
 
-    def lengths(self, max_length: int) -> np.ndarray:
-        """int32 [N]: the tokens of each text, at most ``max_length``."""
-        return np.minimum(np.diff(self.offsets_N1), max_length).astype(np.int32)
+    def lengths(self, max_length: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """int32 [N]: the tokens of each text, at most ``max_length``; or of the texts [start, stop) alone."""
+        stop = len(self) if stop is None else stop
+        return np.minimum(np.diff(self.offsets_N1[start : stop + 1]), max_length).astype(np.int32)
 
     def gather(self, rows_B: npt.ArrayLike, max_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
         """The texts ``rows_B`` as (ids_BL, lengths_B), both int64, padded to the longest of them with ``pad_id``.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import math
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,27 +13,41 @@ import torch
 
 from data.negatives import resolve_strategy
 from data.preprocessed import Preprocessed
-from drivers import retrieval
-from drivers.flags import GenerateFlags
-from drivers.refresh import EMBEDDINGS, Job, Work, embeddings_dir, one_refresh
-from drivers.shared import (
+from drivers import retrieval, stored_embeddings
+from drivers.agreement import (
     COMMON,
+    SAME_FLAGS,
+    Session,
     agree,
     check_agreement,
+    check_common,
+    join_run,
+    provenance,
+    science_of,
+    session,
+)
+from drivers.flags import GenerateFlags
+from drivers.preflight import Preflight, check_generator
+from drivers.refresh import EMBEDDINGS, Job, Work, embeddings_dir, one_refresh
+from drivers.shared import (
     check_compute_flags,
     check_model_directory,
     check_output_dirs,
     check_refresh_flags,
     open_collection,
-    provenance,
     start_program,
 )
-from utils import distributed, exchange, publishing
-from utils.distributed import World
+from drivers.space import UNKNOWN_REFRESHES
+from utils import distributed, exchange
 from utils.errors import UserError
 from utils.flags import check_positive
+from utils.peers import Peer, watch_peer
 from utils.run_log import RunLog, say
 from utils.search import choose_backend
+from utils.stopping import StopRequested
+from utils.waiting import wait_for
+
+LOOK_EVERY_SECONDS = 2.0  # at the trainer, while encoding
 
 
 def preflight(flags: GenerateFlags) -> Job:
@@ -53,7 +69,9 @@ def preflight(flags: GenerateFlags) -> Job:
     passages = len(collection.passages)
     retrieval.check_index_fits_model(flags, passages, flags.init_model_dir)
     if flags.load_gen:
-        retrieval.read_embeddings_record(retrieval.newest_embeddings(Path(flags.output_dir) / EMBEDDINGS), collection)
+        stored_embeddings.read_embeddings_record(
+            stored_embeddings.newest_embeddings(Path(flags.output_dir) / EMBEDDINGS), collection
+        )
     if flags.topk_training > passages:
         raise UserError(f"--topk_training is {flags.topk_training}, the collection has {passages} passages; pass less")
     if flags.negative_sample > flags.topk_training:
@@ -66,48 +84,75 @@ def preflight(flags: GenerateFlags) -> Job:
 def generate(job: Job, resolved_flags: str) -> None:
     """Make refreshes until the trainer is done, or as many as the flags say."""
     flags = job.flags
-    world, run_id = start_program("run_ann_data_gen", resolved_flags, flags.no_cuda)
+    world, run_id = start_program("run_ann_data_gen", resolved_flags, flags)
+    check_generator(Preflight(world), job, refreshes_planned(job))
     if world.is_first:
-        publishing.check_writable(job.ann_dir)
         say(f"negatives: {job.strategy} ({job.strategy_from})")
         say_coverage(job.collection)
-    with exchange.role_held(job.ann_dir, "generator") if world.is_first else nullcontext():
-        peer = exchange.watch_peer(job.training_dir)
-        ours = provenance(run_id, flags, job.collection) | selection_flags(job)
-        agree(world, partial(check_series, job, ours))
+    with session(world, job.ann_dir, "generator", flags, run_id) as here:
+        science = science_of(
+            flags,
+            job.collection,
+            strategy=job.strategy,
+            initial_model_sha256=exchange.model_sha256(Path(flags.init_model_dir)),
+        )
+        run_id = join_run(
+            here, job.ann_dir, run_id, science, "give each series of negatives an --output_dir of its own"
+        )
+        peer = watch_peer(
+            job.training_dir,
+            "trainer",
+            flags.lease_seconds,
+            partial(check_common, science, f"the run in {job.training_dir}"),
+        )
         log = RunLog(job.ann_dir, job.ann_dir / "tensorboard") if world.is_first else None
-        made = 0
-        while True:
-            work = next_work(job, world, peer, ours)
-            if work is None:
-                break
-            one_refresh(job, world, work, ours, log)
-            made += 1
-            if flags.inference or flags.load_gen or made >= flags.limit_total_number:
-                break
-            if 0 <= flags.end_output_num <= work.refresh:
-                break
+        try:
+            made = make_refreshes(job, here, peer, provenance(run_id, science), log)
+        except StopRequested:
+            raise here.stopped("between two refreshes, or in one whose finished embeddings are kept") from None
         if world.is_first:
             say(f"finished refreshes={made}")
     distributed.stop(world)
 
 
-def selection_flags(job: Job) -> dict[str, Any]:
-    """What makes one series of negatives, beside the model and the data."""
-    flags = job.flags
-    return {
-        "strategy": job.strategy,
-        "topk_training": flags.topk_training,
-        "negative_sample": flags.negative_sample,
-        "ann_chunk_factor": flags.ann_chunk_factor,
-    }
+def make_refreshes(job: Job, here: Session, peer: Peer, ours: dict[str, Any], log: RunLog | None) -> int:
+    """One refresh after the other; returns how many were published."""
+    flags, made = job.flags, 0
+    leave = leaving(job, here, peer)
+    while (work := next_work(job, here, peer, ours)) is not None:
+        if not one_refresh(job, here, work, ours, log, leave):
+            # A stop, or the trainer gone; where it is done `next_work` says so; else the refresh is begun again.
+            agree(here, partial(exchange.read_done, job.training_dir), peer)
+            continue
+        made += 1
+        if flags.inference or flags.load_gen or made >= flags.limit_total_number:
+            break
+        if 0 <= flags.end_output_num <= work.refresh:
+            break
+    return made
 
 
-def check_series(job: Job, ours: dict[str, Any]) -> None:
-    """Disagreement where --output_dir already holds refreshes of another strategy, seed or schedule."""
-    for record in exchange.read_records(job.ann_dir)[-1:]:
-        what = f"refresh {record['refresh']} in {job.ann_dir}"
-        check_agreement(ours, record, what, (*COMMON, *selection_flags(job), "seed"))
+def leaving(job: Job, here: Session, peer: Peer, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
+    """Asked between two batches: whether this refresh is to be left unfinished. Every rank looks for itself.
+
+    A stop, a lost lease, and now and then the trainer: nobody will train on this where it is gone or done.
+    """
+    looked = clock()
+
+    def leave() -> bool:
+        nonlocal looked
+        if here.stop.requested() or (here.lease is not None and here.lease.lost):
+            return True
+        if job.flags.inference or job.flags.load_gen or clock() - looked < LOOK_EVERY_SECONDS:
+            return False
+        looked = clock()
+        try:
+            peer.check()
+        except UserError:
+            return True
+        return job.flags.end_output_num < 0 and exchange.read_done(job.training_dir) is not None
+
+    return leave
 
 
 def say_coverage(collection: Preprocessed) -> None:
@@ -117,13 +162,18 @@ def say_coverage(collection: Preprocessed) -> None:
         say(f"{split}: {held:,} queries, {judged:,} with a positive in the collection, {held - judged:,} left out")
 
 
-def next_work(job: Job, world: World, peer: exchange.Peer, ours: dict[str, Any]) -> Work | None:
+def next_work(job: Job, here: Session, peer: Peer, ours: dict[str, Any]) -> Work | None:
     """The next refresh, waited for; None once the trainer is done."""
+    here.tell(doing=f"waiting for a new checkpoint in {job.training_dir}")
 
     def look() -> dict[str, Any] | None:
-        return agree(world, partial(look_for_work, job, ours), peer)
+        found = agree(here, partial(look_for_work, job, ours), peer)
+        return None if found is None else dict(found)
 
-    answer = exchange.wait_for(look, f"a new checkpoint in {job.training_dir}", quiet=not world.is_first)
+    what = f"a new checkpoint in {job.training_dir}"
+    answer = wait_for(look, what, quiet=not here.world.is_first, hurry=here.stop.requested)
+    if "done" in answer and here.world.is_first:
+        say(f"no more refreshes: {answer['done']}")
     return None if "done" in answer else Work(**answer["work"])
 
 
@@ -136,15 +186,40 @@ def look_for_work(job: Job, ours: dict[str, Any]) -> dict[str, Any] | None:
     if 0 <= flags.end_output_num < refresh:
         return {"done": f"refresh {flags.end_output_num} exists"}
     if flags.load_gen:
-        stored = retrieval.read_embeddings_record(retrieval.newest_embeddings(embeddings_dir(job)), job.collection)
+        stored = stored_embeddings.read_embeddings_record(
+            stored_embeddings.newest_embeddings(embeddings_dir(job)), job.collection
+        )
         return {"work": vars(Work(refresh, stored["checkpoint"], stored["step"], stored["model_sha256"]))}
-    done = exchange.read_done(job.training_dir) is not None
+    if exchange.read_done(job.training_dir) is not None:
+        return {"done": "the trainer is done"}
+    if flags.refresh_mode == "lockstep" and refresh > last_refresh_needed(job):
+        return {"done": f"refresh {refresh} would serve no step of the trainer"}
     checkpoint = lockstep_checkpoint(job, refresh) if flags.refresh_mode == "lockstep" else async_checkpoint(job)
     if checkpoint is not None and not checkpoint.manifest.get("final"):
         if checkpoint.path != Path(flags.init_model_dir):
-            check_agreement(ours, checkpoint.manifest, checkpoint.path.name)
+            check_agreement(ours, checkpoint.manifest, checkpoint.path.name, SAME_FLAGS, COMMON)
         return as_work(refresh, checkpoint)
-    return {"done": "the trainer is done"} if done else None
+    return None
+
+
+def last_refresh_needed(job: Job) -> float:
+    """In lockstep, of the trainer's whole run; infinite as long as no trainer has said how long that is."""
+    run = exchange.read_run(job.training_dir)
+    max_steps = (run or {}).get("science", {}).get("max_steps")
+    if max_steps is None:
+        return math.inf
+    return float(max(0, (int(max_steps) - 1) // job.flags.steps_per_refresh - job.flags.refresh_lag))
+
+
+def refreshes_planned(job: Job) -> int:
+    """How many are still to be made, as far as it is known."""
+    flags = job.flags
+    if flags.inference or flags.load_gen:
+        return 1
+    last = last_refresh_needed(job) if flags.refresh_mode == "lockstep" else math.inf
+    last = min(last, flags.end_output_num) if flags.end_output_num >= 0 else last
+    left = max(0, last + 1 - exchange.next_refresh_number(job.ann_dir))
+    return int(min(left if math.isfinite(left) else UNKNOWN_REFRESHES, flags.limit_total_number))
 
 
 def as_work(refresh: int, checkpoint: exchange.Checkpoint) -> dict[str, Any]:

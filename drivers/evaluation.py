@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.preprocessed import Preprocessed, Split
-from drivers import retrieval
+from data.preprocessed import Preprocessed, Split, query_name
+from drivers import retrieval, stored_embeddings
 from drivers.retrieval import PassageShare
 from utils.distributed import World
 from utils.errors import UserError
@@ -45,18 +45,20 @@ def encode_split(
     settings = retrieval.encoding_settings(flags, collection, dtype)
     query_Q = collection.qrels(split).queries_with_positive()
     queries_QD = retrieval.encode_queries(world, encoder, collection.queries(split), query_Q, settings)
-    return queries_QD, retrieval.encode_passages(world, encoder, collection.passages, settings, None)
+    return queries_QD, retrieval.encode_passages(world, encoder, collection.passages, settings)
 
 
 def load_split(
     world: World, directory: Path, collection: Preprocessed, split: Split
 ) -> tuple[np.ndarray, PassageShare]:
     """The same from embeddings on disk; UserError where they are damaged, or of other queries or passages."""
-    retrieval.read_embeddings_record(directory, collection)
-    rows_Q, queries_QD = retrieval.load_queries(directory, f"{split}-query")
+    stored_embeddings.read_embeddings_record(directory, collection)
+    name = query_name(split)
+    rows_Q = stored_embeddings.read_query_rows(directory, name)
     if not np.array_equal(rows_Q, collection.qrels(split).queries_with_positive()):
         raise UserError(f"{directory} does not embed all {split} queries of --data_dir; run with --inference again")
-    return queries_QD, retrieval.load_passages(world, directory, len(collection.passages))
+    stored_embeddings.check_all_shards(world.rank, world.size, directory)
+    return stored_embeddings.read_queries(directory, name), retrieval.stored_share(world, directory)
 
 
 def rank_split(
@@ -72,7 +74,9 @@ def rank_split(
     queries_QD, share = vectors
     qrels = collection.qrels(split)
     query_Q, judgements = qrels.queries_with_positive(), qrels.as_dict()
-    scores_QK, passages_QK = retrieval.retrieve(world, queries_QD, share, len(collection.passages), k, options)
+    found = retrieval.retrieve(world, queries_QD, share, len(collection.passages), k, options)
+    assert found is not None, "nobody was told to leave"
+    scores_QK, passages_QK = found
     metrics = evaluate(judgements, query_Q, passages_QK)
     if candidates_QK is None:
         return Ranking(query_Q, passages_QK, scores_QK, metrics)

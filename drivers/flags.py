@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from utils.flags import (
     ComputeFlags,
+    ExchangeFlags,
     ModelFlags,
     ModelTypeFlags,
     PreprocessedFlags,
@@ -43,6 +44,9 @@ class GenerateFlags(
     ann_measure_topk_mrr: bool | None = tristate("ANCE's word: true is top, false is random")
     bottom_neg: bool | None = tristate("the fork's word: true is top_bottom")
     bottom_only: bool | None = tristate("the fork's word: with --bottom_neg true, bottom")
+    embedding_dtype: Literal["fp32", "fp16"] = flag(
+        "fp32", "embeddings on disk; fp16 takes half the space: they are rounded, then searched in fp32 as rounded"
+    )
     only_keep_latest_embedding_file: bool = flag(False, "remove a refresh's embeddings when the next is published")
     inference: bool = flag(False, "stop after writing the embeddings of the newest checkpoint")
     load_gen: bool = flag(False, "make one refresh from the embeddings on disk, without a model")
@@ -58,12 +62,16 @@ class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Refre
     triplet: bool = flag(False, "ignored: training is always on triples")
     single_warmup: bool = flag(False, "one learning-rate schedule for the whole run, not a new one per refresh")
     group_size: int = flag(0, "negatives of a query that follow each other in training; 0: all of them, as ANCE")
+    max_staleness_steps: int = flag(
+        0, "warn at half, and stop (exit code 4) once the negatives are of a model that many steps old; 0: no limit"
+    )
+    replay: str = flag("", "journal.jsonl of an earlier run: take up the same negatives at the same steps")
 
     IGNORED: ClassVar[dict[str, str]] = {"triplet": "training is always on triples"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, SearchFlags):
+class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, SearchFlags, ExchangeFlags):
     """Train the first checkpoint, on BM25 negatives or on a triples file."""
 
     do_train: bool = flag(False, "train")

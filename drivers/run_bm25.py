@@ -32,8 +32,9 @@ from data.training_data import NegativeLists, write_negative_lists
 from utils.bm25 import build_index, search, words_of
 from utils.cores import core_count
 from utils.errors import UserError, run_program
-from utils.exchange import publish_negatives, record_path
+from utils.exchange import publish_negatives, record_path, working
 from utils.flags import ProgramFlags, SeedFlags, check_choice, check_positive, flag, flags_json, parse_flags
+from utils.lease import Life
 from utils.metrics import evaluate, metrics_record
 from utils.run_log import Progress, git_state, header, say
 from utils.trec import write_run
@@ -190,12 +191,13 @@ def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed) -> Non
         (staged / METRICS_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         publish(staged, out, [RUN_FILE, METRICS_FILE])
         positives = preprocessed.qrels("train").positives()
-        publish_negatives(
-            out,
-            0,
-            lambda path: write_negative_lists(path, lists, positives),
-            commit_record(flags, run_id, preprocessed, metrics),
-        )
+        with working(out, "bm25", Life(10.0, 180.0), run_id) as lease:
+            publish_negatives(
+                lease,
+                0,
+                lambda path: write_negative_lists(path, lists, positives),
+                commit_record(flags, run_id, preprocessed, metrics),
+            )
     say(f"{out}: BM25 of {len(preprocessed.passages):,} passages in {time.monotonic() - started:.1f} s")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ def main() -> None:
     flags = parse_flags(EvalFlags, "run_eval")
     import torch
 
-    from drivers.retrieval import check_index_fits, check_index_fits_model, read_embeddings_record
+    from drivers.retrieval import check_index_fits, check_index_fits_model
     from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
-    from utils.publishing import check_writable
+    from drivers.stored_embeddings import read_embeddings_record
     from utils.search import choose_backend
 
     dtype = check_compute_flags(flags)
@@ -56,28 +57,35 @@ def main() -> None:
     if flags.dry_run:
         sys.stdout.write(flags_json(flags) + "\n")
         return
-    check_writable(Path(flags.output_dir))
     run(flags, collection, dtype, backend)
 
 
 def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
     """Load, rank, write."""
     from drivers.evaluation import encode_split, load_split, rank_split, rerank_lists
-    from drivers.retrieval import check_index_fits
+    from drivers.preflight import Preflight, check_evaluation
+    from drivers.retrieval import check_index_fits, encoding_settings
     from drivers.shared import open_encoder, start_program
+    from drivers.trial import check_encoding
     from utils import distributed
     from utils.search import SearchOptions
 
     started = time.monotonic()
-    world, _ = start_program("run_eval", flags_json(flags), flags.no_cuda)
+    world, _ = start_program("run_eval", flags_json(flags), flags)
+    checks = Preflight(world)
+    check_evaluation(checks, collection, flags, flags.tokenizer_name or flags.model_name_or_path)
     candidates_QK = None
     if flags.rerank_file:
         candidates_QK = rerank_lists(Path(flags.rerank_file), collection, flags.split)
     if flags.embedding_dir:
+        checks.end()
         vectors = load_split(world, Path(flags.embedding_dir), collection, flags.split)
     else:
         encoder = open_encoder(flags, flags.model_name_or_path, collection).to(world.device)
         check_index_fits(flags, len(collection.passages), encoder.dims)
+        settings = encoding_settings(flags, collection, dtype)
+        checks.each(partial(check_encoding, encoder, collection, flags.split, settings, world.device))
+        checks.end()
         vectors = encode_split(flags, world, encoder, collection, dtype, flags.split)
     options = SearchOptions(backend, flags.faiss_index, flags.nprobe, world.device)
     ranking = rank_split(world, collection, flags.split, vectors, flags.topk, options, candidates_QK)
@@ -88,7 +96,7 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
 
 def write_results(flags: EvalFlags, collection: Any, ranking: Any, seconds: float) -> None:
     """The run files first; metrics.json last, so that its presence says that all is there."""
-    from drivers.retrieval import EMBEDDINGS
+    from drivers.stored_embeddings import EMBEDDINGS
     from utils.exchange import TRAINER_STATE
     from utils.metrics import metrics_record
     from utils.publishing import read_json, write_json

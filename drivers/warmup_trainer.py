@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,35 @@ import numpy as np
 import torch
 
 from data.preprocessed import Preprocessed
+from data.raw_files import Split
 from data.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer
 from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
+from drivers.agreement import (
+    check_holds_no_other_run,
+    enter_run,
+    provenance,
+    science_of,
+    session,
+)
 from drivers.evaluation import encode_split, rank_split, rerank_lists
 from drivers.flags import WarmupFlags
+from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
 from drivers.retrieval import check_index_fits, check_index_fits_model
 from drivers.shared import (
-    Trainer,
     batches_from_lists,
+    check_exchange_flags,
     check_model_directory,
     check_output_dirs,
     check_training_flags,
-    make_trainer,
     open_collection,
     open_encoder,
-    prepare_output_dir,
-    provenance,
     seed_everything,
     start_program,
 )
+from drivers.space import publishing_steps
+from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
 from model.encoder import new_encoder, read_config
-from utils import distributed, exchange
+from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import check_positive
@@ -65,6 +73,7 @@ def preflight(flags: WarmupFlags) -> Job:
     if not (flags.do_train or flags.do_eval):
         raise UserError("neither --do_train nor --do_eval is given; there is nothing to do")
     dtype = check_training_flags(flags)
+    check_exchange_flags(flags)
     check_positive(flags, "logging_steps_per_eval")
     backend = choose_backend(flags.search_backend, flags.faiss_index, torch.cuda.is_available() and not flags.no_cuda)
     model = flags.model_name_or_path
@@ -83,6 +92,8 @@ def preflight(flags: WarmupFlags) -> Job:
     lists, triples = training_source(flags, collection) if flags.do_train else (None, None)
     check_index_fits_model(flags, len(collection.passages), model)
     check_output_dirs(flags.output_dir)
+    if flags.do_train:
+        check_holds_no_other_run(Path(flags.output_dir), flags)
     return Job(flags, collection, dtype, tokenizer, lists, triples, candidates_to_rerank(flags, collection), backend)
 
 
@@ -114,34 +125,58 @@ def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[Negat
 
 def run(job: Job, resolved_flags: str) -> None:
     flags = job.flags
-    world, run_id = start_program("run_warmup", resolved_flags, flags.no_cuda)
+    world, run_id = start_program("run_warmup", resolved_flags, flags)
+    checks = Preflight(world)
+    splits: list[Split] = ["train"] if flags.do_train else []
+    splits += ["dev"] if flags.do_eval or flags.evaluate_during_training else []
+    checks.first(*check_collection(job.collection, job.tokenizer, splits), partial(check_publishing, job.output_dir))
     if flags.do_train:
-        train(job, world, run_id)
+        train(job, world, run_id, checks)
+    else:
+        checks.end()
     if flags.do_eval:
         evaluate_stored(job, world)
     distributed.stop(world)
 
 
-def train(job: Job, world: World, run_id: str) -> None:
-    """Train to the last step, publishing checkpoints."""
+def train(job: Job, world: World, run_id: str, checks: Preflight) -> None:
+    """Train to the last step, from the start or from where an earlier job stopped, publishing checkpoints."""
     flags = job.flags
-    if world.is_first:
-        prepare_output_dir(job.output_dir, flags.overwrite_output_dir)
-    distributed.barrier(world)
-    seed_everything(flags.seed, 0)  # the same random weights on every rank
-    encoder = first_encoder(job)
-    seed_everything(flags.seed, world.rank)
-    total_steps = steps_to_train(job, world)
-    record = {**provenance(run_id, flags, job.collection), "max_steps": total_steps}
-    trainer = make_trainer(flags, world, encoder, job.dtype, total_steps, record)
-    source = str(job.triples) if job.triples else f"BM25 negatives of {flags.bm25_dir}"
-    if world.is_first:
-        say(f"warmup: {total_steps} steps, loss {flags.loss}, {source}")
-    with exchange.role_held(job.output_dir, "warmup") if world.is_first else nullcontext():
-        run_steps(job, trainer)
+    with session(world, job.output_dir, "warmup", flags, run_id) as here:
+        total_steps = steps_to_train(job, world)
+        science = science_of(flags, job.collection, processes=world.size, **source_of(job)) | {"max_steps": total_steps}
+        run_id = enter_run(here, job.output_dir, flags, run_id, science)
+        start = start_point(here, job.output_dir)
+        seed_everything(flags.seed, 0)  # the same random weights on every rank
+        encoder = open_encoder(flags, str(start.path), job.collection, goes_on=True) if start else first_encoder(job)
+        seed_everything(flags.seed, world.rank)
+        record = {**provenance(run_id, science), "max_steps": total_steps}
+        trainer = make_trainer(flags, here, encoder, job.dtype, total_steps, record, start)
+        # All of a warmup's checkpoints stay.
+        check_trainer(checks, job.collection, trainer, job.dtype, publishing_steps(total_steps, flags.save_steps))
         if world.is_first:
-            exchange.mark_done(job.output_dir, step=trainer.state.step)
-            say(f"finished step={trainer.state.step}")
+            source = str(job.triples) if job.triples else f"BM25 negatives of {flags.bm25_dir}"
+            say(f"warmup: {total_steps} steps, loss {flags.loss}, {source}")
+        run_steps(job, trainer)
+        if here.lease is not None:
+            if exchange.read_done(job.output_dir) is None:
+                exchange.mark_done(here.lease, step=trainer.state.step, seconds=round(trainer.seconds, 3))
+            say(f"finished step={trainer.state.step} seconds={trainer.seconds:.1f}")
+
+
+def source_of(job: Job) -> dict[str, Any]:
+    """What the warmup starts from and trains on, by what it is and not where it lies."""
+    flags = job.flags
+    if job.triples is not None:  # 27 GB at MS MARCO: its size has to do
+        source: dict[str, Any] = {"triples_bytes": job.triples.stat().st_size}
+    else:
+        source = {"negatives_sha256": publishing.sha256_of(exchange.negatives_path(Path(flags.bm25_dir), 0))}
+    config = Path(flags.config_name)
+    return {
+        **source,
+        "initial_model_sha256": exchange.model_sha256(Path(flags.model_name_or_path)),
+        "config_sha256": publishing.sha256_of(config) if config.is_file() else flags.config_name,
+    }
 
 
 def first_encoder(job: Job) -> Any:
@@ -166,29 +201,42 @@ def steps_to_train(job: Job, world: World) -> int:
 
 
 def run_steps(job: Job, trainer: Trainer) -> None:
-    flags, state = job.flags, trainer.state
+    """The loop. A stop is taken between two steps with the state saved."""
+    flags, state, here = job.flags, trainer.state, trainer.session
+    done = state.step * flags.gradient_accumulation_steps
     if job.lists is not None:
-        batches = batches_from_lists(flags, job.collection, state.world, job.lists, stream=0)
+        batches = batches_from_lists(flags, job.collection, state.world, job.lists, stream=0, start=done)
     else:
-        batches = batches_from_text(job, state.world)
-    while state.step < trainer.total_steps:
-        micro_batches = list(islice(batches, flags.gradient_accumulation_steps))
-        trainer.step(micro_batches)
-        if flags.evaluate_during_training and state.step % (flags.logging_steps * flags.logging_steps_per_eval) == 0:
-            rerank_mrr, full_mrr = evaluate_mrr(job, state.world, state.encoder)
-            if trainer.log is not None:
-                say(f"Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")
-                trainer.log.record(state.step, reranking_mrr=rerank_mrr, full_ranking_mrr=full_mrr)
-        if state.step % flags.save_steps == 0 or state.step == trainer.total_steps:
-            trainer.publish(job.output_dir)
+        batches = batches_from_text(job, state.world, start=done)
+    try:
+        while state.step < trainer.total_steps:
+            here.check_stop()
+            trainer.step(list(islice(batches, flags.gradient_accumulation_steps)))
+            evaluate_meanwhile(job, trainer)
+            if state.step % flags.save_steps == 0 or state.step == trainer.total_steps:
+                trainer.publish()
+    except STOPPING as reason:
+        trainer.save_and_stop(reason, {})
 
 
-def batches_from_text(job: Job, world: World) -> Iterator[Batch]:
+def evaluate_meanwhile(job: Job, trainer: Trainer) -> None:
+    """--evaluate_during_training: at every logging_steps * logging_steps_per_eval steps."""
+    flags, state = job.flags, trainer.state
+    if not flags.evaluate_during_training or state.step % (flags.logging_steps * flags.logging_steps_per_eval):
+        return
+    rerank_mrr, full_mrr = evaluate_mrr(job, state.world, state.encoder)
+    if trainer.log is not None:
+        say(f"Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")
+        trainer.log.record(state.step, reranking_mrr=rerank_mrr, full_ranking_mrr=full_mrr)
+
+
+def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
+    """This rank's batches of the triples file, endlessly; ``start`` of them have been trained on already."""
     flags = job.flags
     assert job.triples is not None
     tokenizer = open_text_tokenizer(job.tokenizer, job.collection.pad_token_id)
     batch_triples = flags.per_gpu_train_batch_size * world.size
-    for texts in batches_of_text_triples(job.triples, batch_triples):
+    for texts in batches_of_text_triples(job.triples, batch_triples, start):
         yield make_text_batch(
             texts,
             world.rank,

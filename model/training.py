@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,10 +20,11 @@ from model.embedding import attention_mask
 from model.lamb import Lamb
 from model.losses import in_batch_nll, pairwise_nll
 from model.precision import autocast
-from utils.distributed import World, gather_with_gradient, mean_over_ranks
+from utils.distributed import World, gather_rows, gather_with_gradient, mean_over_ranks
 from utils.errors import UserError, one_line
 from utils.exchange import TRAINER_STATE
 
+RNG_STATES = "rng_states.safetensors"
 INSTALL_APEX = (
     "--optimizer apex_fused_lamb needs NVIDIA apex, which is not installed: build it from github.com/NVIDIA/apex "
     "with --cpp_ext and --cuda_ext (PyPI's package called apex is another program), or use --optimizer lamb"
@@ -194,8 +196,26 @@ def train_step(state: TrainingState, micro_batches: list[Any]) -> float:
     return total
 
 
-def save_state(state: TrainingState, staging: Path, tokenizer: list[Path], trainer_state: dict[str, Any]) -> None:
-    """Write everything a checkpoint holds into ``staging``: weights, the tokenizer's files, optimiser, schedule."""
+def rng_states(world: World) -> dict[str, torch.Tensor]:
+    """The state of every rank's random generators, on all ranks: ``cpu.RANK`` and ``cuda.RANK``, uint8."""
+    states = {"cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(world.device)
+    found = {}
+    for kind, state in states.items():
+        for rank, row in enumerate(gather_rows(world, state.numpy()[None])):
+            found[f"{kind}.{rank}"] = torch.from_numpy(row[0].copy())
+    return found
+
+
+def save_state(
+    state: TrainingState,
+    staging: Path,
+    tokenizer: list[Path],
+    trainer_state: dict[str, Any],
+    rng: dict[str, torch.Tensor],
+) -> None:
+    """Write everything a checkpoint holds into ``staging``: weights, the tokenizer's files, and all `load_state` needs."""
     state.encoder.save_pretrained(staging)
     for path in tokenizer:
         shutil.copyfile(path, staging / path.name)
@@ -203,6 +223,7 @@ def save_state(state: TrainingState, staging: Path, tokenizer: list[Path], train
     torch.save(
         {"scheduler": state.scheduler.state_dict(), "scaler": state.scaler.state_dict()}, staging / "scheduler.pt"
     )
+    save_file(rng, staging / RNG_STATES)
     (staging / TRAINER_STATE).write_text(json.dumps({"step": state.step, **trainer_state}, indent=1))
 
 
@@ -223,3 +244,19 @@ def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
             f"{checkpoint}: its optimiser does not fit this model and --optimizer, or is damaged "
             f"({one_line(error)[:200]}); leave --load_optimizer_scheduler out"
         ) from None
+
+
+def load_state(state: TrainingState, checkpoint: Path, step: int) -> None:
+    """Optimiser, schedule, scaler and this rank's random state as `save_state` left them at ``step``.
+
+    The weights are the encoder's already. The schedule must have been made anew with the values it had then.
+    """
+    load_optimizer_scheduler(state, checkpoint)
+    rng = load_file(checkpoint / RNG_STATES)
+    rank = state.world.rank
+    if f"cpu.{rank}" not in rng:
+        raise UserError(f"{checkpoint / RNG_STATES} has no state of rank {rank}; start as many processes as before")
+    torch.set_rng_state(rng[f"cpu.{rank}"])
+    if state.world.device.type == "cuda" and f"cuda.{rank}" in rng:
+        torch.cuda.set_rng_state(rng[f"cuda.{rank}"], state.world.device)
+    state.step = step

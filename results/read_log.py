@@ -261,6 +261,9 @@ def as_tsv(logs: Iterable[LogSeries]) -> str:
     return "\n".join(rows)
 
 
+BARE_FLAGS = ("--dry_run", "--dry-run", "--watch", "--help", "-h")
+
+
 def words_to_flag(argv: list[str], name: str) -> list[str]:
     """``A B --x 1`` becomes ``--x 1 --name A B``: a dataclass has no positional arguments.
 
@@ -271,7 +274,7 @@ def words_to_flag(argv: list[str], name: str) -> list[str]:
     for word in argv:
         if word.startswith("-") and word != "-":
             rest.append(word)
-            taken_by = "" if "=" in word or word in ("--dry_run", "--dry-run", "--help", "-h") else word
+            taken_by = "" if "=" in word or word in BARE_FLAGS else word
         elif taken_by == f"--{name}" or not taken_by:
             words.append(word)
         else:

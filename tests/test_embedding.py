@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RobertaConfig
 
-from model.embedding import LARGEST_BLOCK, attention_mask, block_size, encode, plan_batches, share_of
+from model.embedding import (
+    LARGEST_BLOCK,
+    Texts,
+    attention_mask,
+    block_size,
+    encode_blocks,
+    plan_batches,
+    plan_blocks,
+    share_of,
+)
 from model.roberta_dot import RobertaDot
 from model.static import StaticEncoder
 from utils.errors import UserError
@@ -20,6 +30,12 @@ from utils.errors import UserError
 CPU = torch.device("cpu")
 PAD = 1
 Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def plan(lengths_N: np.ndarray, start: int, stop: int, budget_tokens: int) -> Iterator[np.ndarray]:
+    """All batches of the rows [start, stop)."""
+    for first, last in plan_blocks(len(lengths_N), start, stop):
+        yield from plan_batches(lengths_N[first:last], first, budget_tokens)
 
 
 def made_up_lengths(count: int, longest: int, seed: int) -> np.ndarray:
@@ -34,7 +50,7 @@ def test_the_plan_covers_every_row_once_within_the_budget(
     count: int, longest: int, budget_tokens: int, seed: int
 ) -> None:
     lengths_N = made_up_lengths(count, longest, seed)
-    batches = list(plan_batches(lengths_N, 0, count, budget_tokens))
+    batches = list(plan(lengths_N, 0, count, budget_tokens))
     assert sorted(row for batch in batches for row in batch.tolist()) == list(range(count))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths_N[batch].max() <= budget_tokens
@@ -46,19 +62,23 @@ def test_the_plan_covers_every_row_once_within_the_budget(
 
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100, 1000, 5003])
-def test_all_numbers_of_ranks_have_the_same_batches(count: int) -> None:
+def test_whole_blocks_have_the_same_batches_alone(count: int) -> None:
     lengths_N = made_up_lengths(count, 40, count)
-    plans = []
-    for ranks in range(1, 6):
-        shares = [share_of(count, rank, ranks) for rank in range(ranks)]
-        assert shares[0][0] == 0 and shares[-1][1] == count
-        assert all(first[1] == second[0] for first, second in pairwise(shares)), "contiguous, in rank order"
-        batches = (batch for start, stop in shares for batch in plan_batches(lengths_N, start, stop, 300))
-        plans.append([batch.tolist() for batch in batches])
-        if count >= 1000:
-            sizes = [stop - start for start, stop in shares]
-            assert max(sizes) - min(sizes) <= 2 * block_size(count)
-    assert all(plan == plans[0] for plan in plans)
+    whole = [batch.tolist() for batch in plan(lengths_N, 0, count, 300)]
+    for blocks in (1, 2, 7):
+        size = blocks * block_size(count)
+        parts = (plan(lengths_N, first, min(first + size, count), 300) for first in range(0, count, size))
+        assert [batch.tolist() for part in parts for batch in part] == whole
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 64, 217])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_shares_are_contiguous_and_equal_but_for_one(count: int, ranks: int) -> None:
+    shares = [share_of(count, rank, ranks) for rank in range(ranks)]
+    assert shares[0][0] == 0 and shares[-1][1] == count
+    assert all(first[1] == second[0] for first, second in pairwise(shares))
+    sizes = [stop - start for start, stop in shares]
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_blocks_are_neither_too_small_nor_too_large() -> None:
@@ -69,7 +89,7 @@ def test_blocks_are_neither_too_small_nor_too_large() -> None:
 
 def test_sorting_saves_most_of_the_padding() -> None:
     lengths_N = made_up_lengths(20_000, 128, 1)
-    sorted_batches = plan_batches(lengths_N, 0, 20_000, 128 * 32)
+    sorted_batches = plan(lengths_N, 0, 20_000, 128 * 32)
     in_file_order = np.split(np.arange(20_000), 20_000 // 32)
     padded, unsorted = (
         sum(len(batch) * int(lengths_N[batch].max()) for batch in batches)
@@ -84,7 +104,7 @@ def test_the_mask_is_one_for_tokens() -> None:
     assert mask_BL.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
 
 
-def made_up_texts(count: int) -> tuple[list[list[int]], np.ndarray, Gather]:
+def made_up_texts(count: int) -> tuple[list[list[int]], Texts]:
     rng = np.random.default_rng(2)
     texts = [[0, *rng.integers(3, 60, rng.integers(0, 20)).tolist(), 2] for _ in range(count)]
 
@@ -95,7 +115,14 @@ def made_up_texts(count: int) -> tuple[list[list[int]], np.ndarray, Gather]:
             ids_BL[i, : lengths_B[i]] = texts[row]
         return ids_BL, lengths_B
 
-    return texts, np.array([len(text) for text in texts], np.int32), gather
+    lengths_N = np.array([len(text) for text in texts], np.int32)
+    return texts, Texts(count, lambda start, stop: lengths_N[start:stop], gather)
+
+
+def encode(
+    encoder: RobertaDot | StaticEncoder, texts: Texts, rows: tuple[int, int], budget_tokens: int, *more: Any
+) -> np.ndarray:
+    return np.concatenate(list(encode_blocks(encoder, texts, rows, budget_tokens, CPU, *(more or (None,)))))
 
 
 def make_encoder(kind: str) -> RobertaDot | StaticEncoder:
@@ -118,12 +145,11 @@ def make_encoder(kind: str) -> RobertaDot | StaticEncoder:
 @pytest.mark.parametrize("kind", ["static", "first", "mean"])
 @pytest.mark.parametrize("budget_tokens", [1, 100])
 def test_batches_give_what_single_texts_give_in_the_collection_s_order(kind: str, budget_tokens: int) -> None:
-    texts, lengths_N, gather = made_up_texts(70)
+    texts, known = made_up_texts(70)
     encoder = make_encoder(kind)
     encoder.train()  # encode must switch dropout off
-    found_MD = np.full((70, 8), np.nan, np.float32)
     counts: list[int] = []
-    encode(encoder, lengths_N, gather, (0, 70), found_MD, budget_tokens, CPU, None, counts.append)
+    found_MD = encode(encoder, known, (0, 70), budget_tokens, None, counts.append)
     assert sum(counts) == 70
     with torch.no_grad():
         for text, found_D in zip(texts, found_MD, strict=True):
@@ -131,35 +157,43 @@ def test_batches_give_what_single_texts_give_in_the_collection_s_order(kind: str
             np.testing.assert_allclose(found_D, alone_D.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 5])
-def test_ranks_together_compute_the_same_numbers(ranks: int) -> None:
-    _, lengths_N, gather = made_up_texts(150)
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_parts_of_whole_blocks_compute_the_same_numbers(blocks: int) -> None:
+    _, texts = made_up_texts(150)
     encoder = make_encoder("first")
-    whole_MD = np.empty((150, 8), np.float32)
-    encode(encoder, lengths_N, gather, (0, 150), whole_MD, 200, CPU, None)
-    parts = []
-    for rank in range(ranks):
-        start, stop = share_of(150, rank, ranks)
-        parts.append(np.empty((stop - start, 8), np.float32))
-        encode(encoder, lengths_N, gather, (start, stop), parts[-1], 200, CPU, None)
-    assert np.array_equal(np.concatenate(parts), whole_MD)
+    size = blocks * block_size(150)
+    parts = [encode(encoder, texts, (first, min(first + size, 150)), 200) for first in range(0, 150, size)]
+    assert np.array_equal(np.concatenate(parts), encode(encoder, texts, (0, 150), 200))
+
+
+def test_a_block_at_a_time_is_encoded_and_it_can_be_left() -> None:
+    """Nothing is computed ahead of who takes the blocks."""
+    _, texts = made_up_texts(150)
+    counts: list[int] = []
+    blocks = encode_blocks(make_encoder("static"), texts, (32, 150), 200, CPU, None, counts.append)
+    assert next(blocks).shape == (32, 8) and sum(counts) == 32
+
+    def leave(count: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        next(encode_blocks(make_encoder("static"), texts, (0, 150), 200, CPU, None, leave))
 
 
 def test_bfloat16_is_close_and_stored_as_float32() -> None:
-    _, lengths_N, gather = made_up_texts(40)
+    _, texts = made_up_texts(40)
     encoder = make_encoder("first")
-    exact_MD, rounded_MD = np.empty((2, 40, 8), np.float32)
-    encode(encoder, lengths_N, gather, (0, 40), exact_MD, 100, CPU, None)
-    encode(encoder, lengths_N, gather, (0, 40), rounded_MD, 100, CPU, torch.bfloat16)
+    exact_MD, rounded_MD = (encode(encoder, texts, (0, 40), 100, dtype) for dtype in (None, torch.bfloat16))
+    assert rounded_MD.dtype == np.float32
     assert not np.array_equal(exact_MD, rounded_MD)
     assert abs(exact_MD - rounded_MD).max() < 0.1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_embeddings_that_are_not_finite_are_refused(value: float) -> None:
-    _, lengths_N, gather = made_up_texts(40)
+    _, texts = made_up_texts(40)
     encoder = make_encoder("static")
     with torch.no_grad():
         encoder.norm.bias[3] = value
     with pytest.raises(UserError, match="not finite"):
-        encode(encoder, lengths_N, gather, (0, 40), np.empty((40, 8), np.float32), 100, CPU, None)
+        encode(encoder, texts, (0, 40), 100)

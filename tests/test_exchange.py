@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import stat
-import subprocess
-import sys
 import tempfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.exchanging import LIFE, MEMORY, flip_byte, lease_of, names, put_checkpoint, put_negatives, staged, take
 from utils import exchange, publishing
-from utils.errors import PeerGone, UserError, exit_code_of
+from utils.errors import Fenced, PeerGone, Stopped, UserError, exit_code_of
 from utils.exchange import (
     CHECKPOINT_PATTERN,
     MANIFEST,
     RECORD_PATTERN,
-    check_peer,
     checkpoint_path,
     mark_done,
     mark_failed,
@@ -45,41 +38,18 @@ from utils.exchange import (
     record_path,
     remove_old_checkpoints,
     remove_run,
-    role_held,
-    wait_for,
-    watch_peer,
+    set_damaged_aside,
+    working,
 )
-from utils.publishing import STAGING, check_writable, read_json, staging_path, write_json
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from utils.publishing import read_sealed, staging_path, write_json
+from utils.waiting import say_once
 
 
 @pytest.fixture(autouse=True)
-def said_anew() -> None:
-    """What was said in an earlier test is said again."""
-    exchange.say_once.cache_clear()
-
-
-def put_checkpoint(directory: Path, step: int, weights: bytes = b"weights", **record: Any) -> Path:
-    with publish_checkpoint(directory, step, record) as staging:
-        (staging / "model.safetensors").write_bytes(weights)
-        (staging / "config.json").write_text("{}")
-    return checkpoint_path(directory, step)
-
-
-def put_negatives(directory: Path, refresh: int, text: str = "1\t2\t3\n", **record: Any) -> exchange.Refresh:
-    record = {"ndcg": 0.5, "step": 100 * refresh, "checkpoint": f"checkpoint-{100 * refresh}", **record}
-    return publish_negatives(directory, refresh, lambda path: path.write_text(text) and None, record)
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
-
-
-def flip_byte(path: Path, place: int = 0) -> None:
-    damaged = bytearray(path.read_bytes())
-    damaged[place] ^= 0x10
-    path.write_bytes(damaged)
+def anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was said in an earlier test is said again, and no cache hides a record for long."""
+    say_once.cache_clear()
+    monkeypatch.setattr(exchange, "VISIBLE_WITHIN_SECONDS", 0.0)
 
 
 # Checkpoints
@@ -89,7 +59,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     path = put_checkpoint(tmp_path, 200, b"abc", run_id="r", final=False)
     assert names(tmp_path) == ["checkpoint-200"]
     assert names(path) == [MANIFEST, "config.json", "model.safetensors"]
-    manifest = json.loads((path / MANIFEST).read_text())
+    manifest = read_sealed(path / MANIFEST)
     assert manifest["files"]["model.safetensors"] == {"bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
     assert (manifest["step"], manifest["run_id"]) == (200, "r")
     found = newest_checkpoint(tmp_path)
@@ -101,16 +71,16 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
 
 
 def test_nothing_is_there_before_the_block_ends(tmp_path: Path) -> None:
-    with publish_checkpoint(tmp_path, 5, {}) as staging:
+    with publish_checkpoint(lease_of(tmp_path), 5, {}) as staging:
         (staging / "a").write_text("a")
-        assert names(tmp_path) == [STAGING]
+        assert names(tmp_path) == []
         assert newest_checkpoint(tmp_path) is None
-    assert names(tmp_path) == ["checkpoint-5"]
+    assert names(tmp_path) == ["checkpoint-5"] and staged(tmp_path) == []
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), UserError("y")])
 def test_an_exception_publishes_nothing(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), publish_checkpoint(tmp_path, 5, {}) as staging:
+    with pytest.raises(type(error)), publish_checkpoint(lease_of(tmp_path), 5, {}) as staging:
         (staging / "sub").mkdir()
         (staging / "sub" / "a").write_text("a")
         raise error
@@ -121,7 +91,7 @@ def test_an_exception_publishes_nothing(tmp_path: Path, error: BaseException) ->
         raise error
 
     with pytest.raises(type(error)):
-        publish_negatives(tmp_path, 0, write, {"ndcg": 0.0})
+        publish_negatives(lease_of(tmp_path, "generator"), 0, write, {"ndcg": 0.0})
     assert names(tmp_path) == []
 
 
@@ -165,24 +135,54 @@ def test_damage_anywhere_in_the_newest_gives_the_older(tmp_path: Path, capsys: p
     assert "None bytes" in capsys.readouterr().out
 
 
+def damaged(content: bytes, place: int, bit: int, cut: bool) -> bytes:
+    """One bit of it flipped, or its tail cut; ``place`` counts from the end."""
+    place = len(content) - 1 - place % len(content)
+    return content[:place] if cut else content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+
+
+DAMAGE = {"place": st.integers(0, 10**6), "bit": st.integers(0, 7), "cut": st.booleans()}
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from((MANIFEST, "model.safetensors", "config.json")), **DAMAGE)
+def test_any_damage_to_a_checkpoint_gives_the_older(name: str, place: int, bit: int, cut: bool) -> None:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
+        older, newest = put_checkpoint(Path(directory), 100), put_checkpoint(Path(directory), 200)
+        file = newest / name
+        file.write_bytes(damaged(file.read_bytes(), place, bit, cut))
+        found = newest_checkpoint(Path(directory))
+        assert found is not None and found.path == older
+
+
+@settings(max_examples=150, deadline=None)
+@given(is_record=st.booleans(), **DAMAGE)
+def test_any_damage_to_negatives_gives_the_older(is_record: bool, place: int, bit: int, cut: bool) -> None:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
+        ann = Path(directory)
+        put_negatives(ann, 0)
+        put_negatives(ann, 1)
+        file = record_path(ann, 1) if is_record else negatives_path(ann, 1)
+        file.write_bytes(damaged(file.read_bytes(), place, bit, cut))
+        found = newest_refresh(ann)
+        assert found is not None and found.number == 0
+        assert next_refresh_number(ann) == 2
+        assert [record["refresh"] for record in read_records(ann)] == ([0] if is_record else [0, 1])
+
+
 @settings(max_examples=60, deadline=None)
-@given(place=st.integers(0, 10**6), bit=st.integers(0, 7), cut=st.booleans())
-def test_a_damaged_manifest_never_ends_in_a_traceback(place: int, bit: int, cut: bool) -> None:
-    """Any flipped bit or truncation of MANIFEST.json: the checkpoint is valid as it was, or the older is used."""
-    with tempfile.TemporaryDirectory() as name:
+@given(**DAMAGE)
+def test_any_damage_to_a_mark_passes_it_over(place: int, bit: int, cut: bool) -> None:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         directory = Path(name)
-        older, newest = put_checkpoint(directory, 100), put_checkpoint(directory, 200)
-        manifest = newest / MANIFEST
-        text = bytearray(manifest.read_bytes())
-        place %= len(text)
-        if cut:
-            manifest.write_bytes(text[:place])
-        else:
-            text[place] ^= 1 << bit
-            manifest.write_bytes(text)
-        found = newest_checkpoint(directory)
-        assert found is not None
-        assert (found.path, found.step) in ((older, 100), (newest, 200))
+        lease = lease_of(directory)
+        mark_done(lease, step=7)
+        mark_failed(lease, "reason")
+        exchange.mark_run(lease, run_id="r", science={"seed": 1})
+        for file in (exchange.DONE, exchange.FAILED, exchange.RUN):
+            (directory / file).write_bytes(damaged((directory / file).read_bytes(), place, bit, cut))
+        found = (read_done(directory), exchange.read_failed(directory), exchange.read_run(directory))
+        assert found == (None, None, None)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"step": 200, "files": {"a": 1}}', '{"files": {}, "step": 201}', "\xff"])
@@ -219,7 +219,7 @@ def test_a_final_checkpoint_of_another_run_is_a_start(tmp_path: Path) -> None:
 def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        with publish_checkpoint(tmp_path, 5, {}) as staging:
+        with publish_checkpoint(lease_of(tmp_path), 5, {}) as staging:
             for name, mode in (("private", 0o600), ("open", 0o666)):
                 descriptor = os.open(staging / name, os.O_CREAT | os.O_WRONLY, mode)
                 os.close(descriptor)
@@ -227,7 +227,7 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
         write_json(tmp_path / "x.json", {})
     finally:
         os.umask(before)
-    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    files = [p for p in tmp_path.rglob("*") if p.is_file() and not p.parent.name.startswith(".")]
     assert len(files) == 6
     assert {stat.S_IMODE(p.stat().st_mode) for p in files} == {0o666 & ~umask}
     assert stat.S_IMODE(checkpoint_path(tmp_path, 5).stat().st_mode) == 0o777 & ~umask
@@ -272,13 +272,16 @@ def test_a_committed_number_is_refused(tmp_path: Path, as_directory: bool) -> No
 
 
 def test_the_data_is_there_before_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease_of(tmp_path, "generator")
+    links: list[tuple[str, list[str]]] = []
+
     def link(source: Path, target: Path) -> None:
-        assert names(tmp_path) == [STAGING, "ann_training_data_3"]
-        assert negatives_path(tmp_path, 3).read_text() == "1\t2\t3\n"
+        links.append((target.name, names(tmp_path)))
         source.rename(target)
 
     monkeypatch.setattr(exchange.os, "link", link)
     put_negatives(tmp_path, 3)
+    assert links == [("ann_training_data_3", []), ("ann_ndcg_3", ["ann_training_data_3"])]
     assert names(tmp_path) == ["ann_ndcg_3", "ann_training_data_3"]
 
 
@@ -326,8 +329,10 @@ def test_what_is_published_has_reached_the_disk(tmp_path: Path, monkeypatch: pyt
 
     def watched(path: Path) -> None:
         sync(path)
-        synced.append((path.name, [name for name in names(tmp_path) if name != STAGING]))
+        synced.append((path.name, names(tmp_path)))
 
+    for role in ("trainer", "generator"):
+        lease_of(tmp_path, role)
     for module in (exchange, publishing):
         monkeypatch.setattr(module, "sync", watched)
     put_checkpoint(tmp_path, 5)
@@ -369,26 +374,6 @@ def test_our_own_names_match_and_our_staging_does_not(tmp_path: Path) -> None:
         assert numbered(staged.parent.parent, CHECKPOINT_PATTERN) == []
 
 
-def test_staging_of_many_writers_in_one_directory(tmp_path: Path) -> None:
-    """Each removes .staging where it finds it empty; none may lose its own place by that."""
-    failures: list[BaseException] = []
-
-    def write(number: int) -> None:
-        try:
-            for turn in range(60):
-                write_json(tmp_path / f"{number}.json", {"turn": turn})
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    assert names(tmp_path) == ["0.json", "1.json", "2.json", "3.json"]
-
-
 # Keeping and removing
 
 
@@ -402,9 +387,9 @@ def test_retention(tmp_path: Path) -> None:
     for step in range(100, 1000, 100):
         put_checkpoint(training, step)
     put_records(ann, [(0, 0.1), (200, 0.9), (300, 0.4), (400, 0.5)])
-    remove_old_checkpoints(training, ann, keep_unused=False)
+    remove_old_checkpoints(lease_of(training), ann, keep_unused=False)
     assert numbered(training, CHECKPOINT_PATTERN) == [200, 400, 700, 800, 900], "best, newest used, last three"
-    remove_old_checkpoints(training, ann, keep_unused=False)
+    remove_old_checkpoints(lease_of(training), ann, keep_unused=False)
     assert numbered(training, CHECKPOINT_PATTERN) == [200, 400, 700, 800, 900]
     assert names(training) == [f"checkpoint-{step}" for step in (200, 400, 700, 800, 900)]
     assert numbered(ann, RECORD_PATTERN) == [0, 1, 2, 3]
@@ -414,10 +399,10 @@ def test_retention_in_lockstep_keeps_what_is_next(tmp_path: Path) -> None:
     training, ann = tmp_path / "t", tmp_path / "a"
     for step in range(100, 1000, 100):
         put_checkpoint(training, step)
-    remove_old_checkpoints(training, ann, keep_unused=True)
+    remove_old_checkpoints(lease_of(training), ann, keep_unused=True)
     assert numbered(training, CHECKPOINT_PATTERN) == list(range(100, 1000, 100)), "no refresh yet: all may be next"
     put_records(ann, [(0, 0.9), (300, 0.4)])
-    remove_old_checkpoints(training, ann, keep_unused=True)
+    remove_old_checkpoints(lease_of(training), ann, keep_unused=True)
     assert numbered(training, CHECKPOINT_PATTERN) == [300, 400, 500, 600, 700, 800, 900]
 
 
@@ -428,13 +413,13 @@ def test_retention_in_lockstep_keeps_what_is_next(tmp_path: Path) -> None:
     keep_unused=st.booleans(),
 )
 def test_retention_keeps_what_it_must(steps: list[int], rows: list[tuple[int, float]], keep_unused: bool) -> None:
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         training, ann = Path(name) / "t", Path(name) / "a"
         training.mkdir()
         for step in steps:
             checkpoint_path(training, step).mkdir()
         put_records(ann, rows)
-        remove_old_checkpoints(training, ann, keep_unused)
+        remove_old_checkpoints(lease_of(training), ann, keep_unused)
         kept = set(numbered(training, CHECKPOINT_PATTERN))
     must = set(sorted(steps)[-3:])
     if rows:
@@ -451,14 +436,14 @@ def test_one_damaged_record_does_not_end_the_trainer(tmp_path: Path) -> None:
         put_checkpoint(training, step)
     put_records(ann, [(100, 0.9), (200, 0.4), (300, 0.1)])
     record_path(ann, 2).write_text("{")
-    remove_old_checkpoints(training, ann, keep_unused=False)
+    remove_old_checkpoints(lease_of(training), ann, keep_unused=False)
     assert numbered(training, CHECKPOINT_PATTERN) == [100, 200, 400, 500, 600]
 
 
 def test_a_removed_checkpoint_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while its files go, as rmtree would be: what is left has no checkpoint's name."""
     for step in (1, 2, 3, 4):
-        with publish_checkpoint(tmp_path, step, {}) as staging:
+        with publish_checkpoint(lease_of(tmp_path), step, {}) as staging:
             (staging / "scheduler.pt").write_text("ANCE's readiness mark")
 
     def killed(path: Path, ignore_errors: bool) -> None:
@@ -466,131 +451,75 @@ def test_a_removed_checkpoint_is_never_half_there(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(publishing.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        remove_old_checkpoints(tmp_path, tmp_path / "a", keep_unused=False)
+        remove_old_checkpoints(lease_of(tmp_path), tmp_path / "a", keep_unused=False)
     assert numbered(tmp_path, CHECKPOINT_PATTERN) == [2, 3, 4]
 
 
 def test_removing_a_run(tmp_path: Path) -> None:
     put_checkpoint(tmp_path, 100)
     put_checkpoint(tmp_path, 200)
-    mark_done(tmp_path, step=200)
+    mark_done(lease_of(tmp_path), step=200)
     (tmp_path / "metrics.jsonl").write_text("")
     (tmp_path / "notes.txt").write_text("the user's own")
-    remove_run(tmp_path)
+    remove_run(lease_of(tmp_path))
     assert names(tmp_path) == ["notes.txt"]
 
 
 def test_removing_a_run_leaves_another_programs_checkpoint_and_all_else(tmp_path: Path) -> None:
     put_checkpoint(tmp_path, 100)
     checkpoint_path(tmp_path, 200).mkdir()
-    mark_done(tmp_path, step=200)
+    mark_done(lease_of(tmp_path), step=200)
     before = names(tmp_path)
     with pytest.raises(UserError, match="checkpoint-200 was not written by this program"):
-        remove_run(tmp_path)
+        remove_run(lease_of(tmp_path))
     assert names(tmp_path) == before
 
 
-# Waiting and ending
+def test_damaged_checkpoints_are_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (1, 2, 3, 4):
+        put_checkpoint(tmp_path, step)
+    for turn in (1, 2):
+        set_damaged_aside(lease_of(tmp_path), above=2)
+        assert numbered(tmp_path, CHECKPOINT_PATTERN) == [1, 2]
+        assert names(tmp_path / ".damaged") == ["checkpoint-3.1", "checkpoint-4.1"]
+        assert len(capsys.readouterr().out.splitlines()) == (2 if turn == 1 else 0)
+    take(tmp_path).beat("ended")
+    put_checkpoint(tmp_path, 3, b"trained again")
+    set_damaged_aside(lease_of(tmp_path), above=2)
+    assert names(tmp_path / ".damaged") == ["checkpoint-3.1", "checkpoint-3.3", "checkpoint-4.1"]
+    assert (tmp_path / ".damaged" / "checkpoint-3.3" / "model.safetensors").read_bytes() == b"trained again"
+    assert staged(tmp_path) == []
 
 
-class FakeTime:
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.pauses: list[float] = []
-
-    def clock(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        self.now += seconds
+# Ending
 
 
-def test_waiting(capsys: pytest.CaptureFixture[str]) -> None:
-    """Quick polls at first, one every ten seconds later, a line soon and then each minute, and the answer as it is."""
-    time = FakeTime()
-    found = wait_for(lambda: "it" if time.now > 1400 else None, "a thing", time.sleep, time.clock)
-    assert found == "it"
-    assert time.pauses[0] == 0.1 and time.pauses == sorted(time.pauses) and time.pauses[-1] == 10.0
-    assert sum(time.pauses) < 412
-    said = capsys.readouterr().out.splitlines()
-    assert [bool(re.fullmatch(r"waiting for a thing since \d+ s", line)) for line in said] == [True] * len(said)
-    assert len(said) == 7 and said[0] in ("waiting for a thing since 5 s", "waiting for a thing since 6 s")
-
-
-def test_waiting_takes_what_is_there_at_once_and_zero_is_an_answer() -> None:
-    time = FakeTime()
-    assert wait_for(lambda: 0, "a number", time.sleep, time.clock) == 0
-    assert time.pauses == []
-
-
-def test_waiting_has_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
-    time = FakeTime()
-    with pytest.raises(UserError, match="a thing did not appear within 120 s"):
-        wait_for(lambda: None, "a thing", time.sleep, time.clock, limit_seconds=120, quiet=True)
-    assert 120 < time.now - 1000 < 131
-    assert capsys.readouterr().out == ""
-
-
-def test_the_peer_is_gone(tmp_path: Path) -> None:
-    check_peer(watch_peer(tmp_path))
-    peer = watch_peer(tmp_path)
-    with pytest.raises(ZeroDivisionError), role_held(tmp_path, "generator"):
-        _ = 1 / 0
-    with pytest.raises(PeerGone, match=r"the generator has failed \(ZeroDivisionError: division by zero\)") as caught:
-        check_peer(peer)
-    assert caught.value.exit_code == 4
-    check_peer(watch_peer(tmp_path))  # a failure that lay there before is an earlier run's
-    with role_held(tmp_path, "generator"):  # one that starts again takes its own back
-        check_peer(peer)
-    (tmp_path / "FAILED.json").write_text("{}")
-    with pytest.raises(PeerGone):
-        check_peer(peer)
-
-
-def test_the_same_failure_twice_is_seen_twice(tmp_path: Path) -> None:
-    mark_failed(tmp_path, "trainer", "reason")
-    peer = watch_peer(tmp_path)
-    check_peer(peer)
-    mark_failed(tmp_path, "trainer", "reason")
-    with pytest.raises(PeerGone):
-        check_peer(peer)
+@pytest.mark.parametrize("error", [Stopped("at step 3"), Fenced("another"), PeerGone("the generator has failed")])
+def test_a_job_that_will_go_on_or_whose_peer_failed_leaves_no_failure(tmp_path: Path, error: Exception) -> None:
+    mark_failed(lease_of(tmp_path), "an earlier job's")
+    lease_of(tmp_path).beat("failed")
+    with pytest.raises(type(error)), working(tmp_path, "trainer", LIFE, "run"):
+        assert exchange.read_failed(tmp_path) is None, "who starts again takes its own back"
+        raise error
+    assert exchange.read_failed(tmp_path) is None
 
 
 @pytest.mark.parametrize("end", [SystemExit(143), KeyboardInterrupt()])
 def test_a_job_that_is_stopped_tells_its_peer(tmp_path: Path, end: BaseException) -> None:
-    with pytest.raises(type(end)), role_held(tmp_path, "trainer"):
+    with pytest.raises(type(end)), working(tmp_path, "trainer", LIFE, "run"):
         raise end
     failed = exchange.read_failed(tmp_path)
     assert failed is not None and failed["role"] == "trainer"
 
 
-def test_a_job_whose_peer_has_failed_does_not_tell_it_back(tmp_path: Path) -> None:
-    with pytest.raises(PeerGone), role_held(tmp_path, "trainer"):
-        raise PeerGone("the generator has failed")
-    assert exchange.read_failed(tmp_path) is None
-
-
-def test_a_role_is_held_by_one(tmp_path: Path) -> None:
-    other = "from pathlib import Path; from utils.exchange import role_held; import sys\n"
-    other += "with role_held(Path(sys.argv[1]), 'generator'): pass"
-    command = [sys.executable, "-c", other, str(tmp_path)]
-    with role_held(tmp_path, "generator"):
-        with role_held(tmp_path, "trainer"):
-            pass
-        refused = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-    assert "another generator works in" in refused.stderr
-    assert subprocess.run(command, cwd=REPOSITORY, timeout=60).returncode == 0
-
-
 def test_failing_where_nothing_can_be_written_keeps_the_first_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, value: object) -> None:
+    def full(path: Path, text: str, owned: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(exchange, "write_json", full)
-    with pytest.raises(ZeroDivisionError), role_held(tmp_path, "trainer"):
+    monkeypatch.setattr(exchange, "write_text", full)
+    with pytest.raises(ZeroDivisionError), working(tmp_path, "trainer", LIFE, "run"):
         _ = 1 / 0
 
 
@@ -599,7 +528,7 @@ def test_the_weights_have_one_name_for_all_readers(tmp_path: Path, name: str) ->
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / name).write_bytes(b"weights")
-    with publish_checkpoint(tmp_path, 3, {}) as staging:
+    with publish_checkpoint(lease_of(tmp_path), 3, {}) as staging:
         (staging / name).write_bytes(b"weights")
     expected = hashlib.sha256(b"weights").hexdigest()
     assert exchange.model_sha256(foreign) == exchange.model_sha256(tmp_path / "checkpoint-3") == expected
@@ -608,101 +537,16 @@ def test_the_weights_have_one_name_for_all_readers(tmp_path: Path, name: str) ->
 
 def test_done_and_failed(tmp_path: Path) -> None:
     assert read_done(tmp_path) is None
-    mark_done(tmp_path, step=7, seconds=1.5)
+    mark_done(lease_of(tmp_path), step=7, seconds=1.5)
     assert read_done(tmp_path) == {"step": 7, "seconds": 1.5}
-    mark_failed(tmp_path, "trainer", "reason")
+    mark_failed(lease_of(tmp_path), "reason")
     failed = exchange.read_failed(tmp_path)
     assert failed is not None and (failed["role"], failed["reason"]) == ("trainer", "reason")
     assert names(tmp_path) == ["DONE.json", "FAILED.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe"])
-def test_a_damaged_json_file(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "x.json"
-    with pytest.raises(UserError, match=r"x\.json is missing"):
-        read_json(path)
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.json .*it is damaged"):
-        read_json(path)
-
-
-# Places that cannot be written
-
-
-def test_a_writable_place(tmp_path: Path) -> None:
-    check_writable(tmp_path / "new" / "deep")
-    assert names(tmp_path / "new" / "deep") == []
-
-
-def unwritable_places(tmp_path: Path) -> Iterator[Path]:
-    (tmp_path / "file").write_text("")
-    yield tmp_path / "file"
-    yield tmp_path / "file" / "below"
-    yield Path("/proc/ance")
-    if os.geteuid() != 0:
-        (tmp_path / "closed").mkdir(mode=0o500)
-        yield tmp_path / "closed"
-
-
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    for place in unwritable_places(tmp_path):
-        with pytest.raises(UserError, match=re.escape(f"cannot publish in {place}: ")) as caught:
-            check_writable(place)
-        assert "\n" not in str(caught.value)
-        assert "file" not in place.parts or "a file is where a directory should be" in str(caught.value)
-
-
-def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def link(source: Path, target: Path) -> None:
-        raise OSError(95, "Operation not supported", str(source))
-
-    monkeypatch.setattr(exchange.os, "link", link)
-    with pytest.raises(UserError, match=r"cannot publish in .*Operation not supported"):
-        check_writable(tmp_path / "x")
-    assert names(tmp_path / "x") == []
-
-
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-import {modules}
-from utils.errors import run_program
-from utils.exchange import publish_checkpoint, publish_negatives
-from utils.publishing import write_json
-
-directory = Path(sys.argv[1])
-
-def main():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-    {body}
-
-run_program("program", main)
-"""
-BODIES = {
-    "negatives": 'publish_negatives(directory, 0, lambda p: p.write_bytes(bytes(50000)) and None, {"ndcg": 0.0})',
-    "json": 'write_json(directory / "x.json", {"x": "x" * 50000})',
-    "file": "with publish_checkpoint(directory, 1, {}) as s: (s / 'a').write_bytes(bytes(50000))",
-    "safetensors": "with publish_checkpoint(directory, 1, {}) as s: "
-    "safetensors.numpy.save_file({'a': numpy.zeros(50000)}, s / 'a')",
-    "torch": "with publish_checkpoint(directory, 1, {}) as s: torch.save({'a': torch.zeros(50000)}, s / 'a')",
-}
-
-
-@pytest.mark.parametrize("what", BODIES)
-def test_a_full_disk(tmp_path: Path, what: str) -> None:
-    """The limit on a file's size stands for the disk's: one line, exit code 2, nothing published."""
-    modules = {"safetensors": "numpy, safetensors.numpy", "torch": "torch"}.get(what, "json")
-    program = FULL_DISK.format(modules=modules, body=BODIES[what])
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert f"no space left writing {tmp_path}" in done.stderr
-    assert names(tmp_path) == []
-
-
 def test_an_error_that_is_not_the_disks_stays_as_it_is(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="out of memory"), publish_checkpoint(tmp_path, 1, {}):
+    with pytest.raises(RuntimeError, match="out of memory"), publish_checkpoint(lease_of(tmp_path), 1, {}):
         raise RuntimeError("out of memory")
     assert exit_code_of("program", lambda: None) == 0
 
@@ -715,7 +559,7 @@ class Publications(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.temporary = tempfile.TemporaryDirectory()
+        self.temporary = tempfile.TemporaryDirectory(dir=MEMORY)
         self.training, self.ann = Path(self.temporary.name) / "t", Path(self.temporary.name) / "a"
         self.published: dict[int, bytes] = {}
         self.damaged: set[int] = set()
@@ -730,7 +574,8 @@ class Publications(RuleBasedStateMachine):
         number = next_refresh_number(self.ann)
         assert number not in self.published
         record = {"ndcg": ndcg, "step": max(self.checkpoints, default=0)}
-        publish_negatives(self.ann, number, lambda path: path.write_bytes(content) and None, record)
+        lease = lease_of(self.ann, "generator")
+        publish_negatives(lease, number, lambda path: path.write_bytes(content) and None, record)
         self.published[number] = content
 
     @rule(content=st.binary(max_size=20))
@@ -755,7 +600,7 @@ class Publications(RuleBasedStateMachine):
     def checkpoint(self, content: bytes, fails: bool) -> None:
         step = max([*self.checkpoints, *self.removed], default=0) + 1
         try:
-            with publish_checkpoint(self.training, step, {}) as staging:
+            with publish_checkpoint(lease_of(self.training), step, {}) as staging:
                 (staging / "weights").write_bytes(content)
                 if fails:
                     raise ValueError
@@ -765,7 +610,7 @@ class Publications(RuleBasedStateMachine):
 
     @rule(keep_unused=st.booleans())
     def retain(self, keep_unused: bool) -> None:
-        remove_old_checkpoints(self.training, self.ann, keep_unused)
+        remove_old_checkpoints(lease_of(self.training), self.ann, keep_unused)
         self.removed |= self.checkpoints.keys() - set(numbered(self.training, CHECKPOINT_PATTERN))
 
     @invariant()
@@ -784,7 +629,7 @@ class Publications(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_left_over(self) -> None:
-        assert not (self.training / STAGING).exists() and not (self.ann / STAGING).exists()
+        assert staged(self.training) == staged(self.ann) == []
 
 
 Publications.TestCase.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)

@@ -16,6 +16,11 @@ import pytest
 from model.static import StaticEncoder
 from tests.shell import REPO
 from utils.errors import EXIT_CODE_FILE, PeerGone, UserError, exit_code_of
+from utils.launch import STOP_SIGNALS, signals_as_stop_file
+from utils.lease import read_beat
+from utils.publishing import sealed
+from utils.stopping import STOP_FILE
+from utils.waiting import wait_for
 
 TIMEOUT_SECONDS = 120
 
@@ -195,7 +200,7 @@ def test_failure_of_the_workers_has_their_code_and_one_message(
     for number in range(TIMEOUT_SECONDS):  # one that lies there when the trainer first looks is an earlier run's
         (tmp_path / "ann").mkdir(exist_ok=True)
         staged = tmp_path / "FAILED.json"
-        staged.write_text(json.dumps({"role": "generator", "reason": "out of memory", "token": number}))
+        staged.write_text(sealed({"role": "generator", "reason": "out of memory", "token": number}))
         staged.rename(tmp_path / "ann" / "FAILED.json")
         time.sleep(1)
         if trainer.process.poll() is not None:
@@ -218,15 +223,49 @@ def processes_of(directory: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
-def test_signal_reaches_the_workers(
-    tmp_path: Path, tiny_preprocessed: Path, encoder: Path, number: signal.Signals, code: int
+def test_signal_becomes_a_stop_that_the_workers_take_together(
+    tmp_path: Path, tiny_preprocessed: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stop_file = tmp_path / "stop-of-the-job"
+    monkeypatch.setenv(STOP_FILE, str(stop_file))
     trainer = start_trainer(tmp_path, tiny_preprocessed, encoder)
     assert len(processes_of(tmp_path)) == 3
-    trainer.process.send_signal(number)
-    assert trainer.wait() == code
+    trainer.process.send_signal(signal.SIGTERM)
+    assert trainer.wait() == 75, trainer.err.read_text()
     assert not processes_of(tmp_path)
-    # The worker's `finally` has run: it told the peer.
-    assert (tmp_path / "checkpoints" / "FAILED.json").exists()
+    (line,) = trainer.errors()
+    assert line.startswith(f"run_ann: stopped by {stop_file} at step 0, with nothing to save; start again")
+    assert not stop_file.exists() and stop_file.with_name("stop-of-the-job.taken").exists()
+    assert not (tmp_path / "checkpoints" / "FAILED.json").exists(), "its peer waits for it to go on"
+    beat = read_beat(tmp_path / "checkpoints", "trainer")
+    assert beat is not None and beat["state"] == "stopped"
     assert "Traceback" not in trainer.err.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_the_stop_file_is_made_by_a_signal_and_by_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setenv(STOP_FILE, "")  # so that what is set meanwhile is taken back
+    monkeypatch.delenv(STOP_FILE)
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    with signals_as_stop_file(tmp_path):
+        assert os.environ[STOP_FILE] == str(tmp_path / "stop")
+        time.sleep(0.5)
+        assert not (tmp_path / "stop").exists()
+        os.kill(os.getpid(), number)
+        wait_for(lambda: (tmp_path / "stop").exists() or None, "the stop file", limit_seconds=20)
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(10)
+    assert {each: signal.getsignal(each) for each in STOP_SIGNALS} == before
+
+
+def test_the_stop_file_of_a_job_script_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tmp_path / "given"
+    monkeypatch.setenv(STOP_FILE, str(given))
+    with signals_as_stop_file(tmp_path / "own"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: given.exists() or None, "the stop file", limit_seconds=20)
+    assert given.exists() and os.environ[STOP_FILE] == str(given)

@@ -112,11 +112,22 @@ def test_missing_artefact_is_made_again_with_all_that_builds_on_it(quickstart: Q
     assert quickstart.redone() == STAGES[3:]
 
 
-def test_failing_stage_shows_its_log_and_is_redone_without_leftovers(quickstart: Quickstart) -> None:
-    result = quickstart.run(FAKE_run_warmup='mkdir -p "$out/half"; echo "the reason" >&2; exit 3')
+@pytest.mark.parametrize(("program", "goes_on"), [("run_bm25", False), ("run_warmup", True)])
+def test_failing_stage_shows_its_log_and_is_redone_or_goes_on(
+    quickstart: Quickstart, program: str, goes_on: bool
+) -> None:
+    """What a warmup or an arm has published is gone on with; of the other stages nothing is left over."""
+    name = program.removeprefix("run_")
+    result = quickstart.run(**{f"FAKE_{program}": 'mkdir -p "$out/half"; echo "the reason" >&2; exit 3'})
     assert result.returncode == 3
-    assert "warmup failed with exit code 3" in result.stderr and "the reason" in result.stderr
-    assert quickstart.redone() == STAGES[4:]
+    assert f"{name} failed with exit code 3" in result.stderr and "the reason" in result.stderr
+    assert quickstart.redone() == STAGES[STAGES.index(name) :]
+    assert (quickstart.run_dir / name / "half").exists() == goes_on
+
+
+def test_other_settings_do_not_go_on_with_what_a_failed_stage_left(quickstart: Quickstart) -> None:
+    quickstart.run(FAKE_run_warmup='mkdir -p "$out/half"; exit 3')
+    quickstart.redone(WARMUP_STEPS="100")
     assert not (quickstart.run_dir / "warmup" / "half").exists()
 
 

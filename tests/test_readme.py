@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, WarmupFlags
 from drivers.run_bm25 import Bm25Flags
 from results.read_log import ReadLogFlags, words_to_flag
 from results.report import ReportFlags
+from results.status import StatusFlags
 from tests.shell import REPO, run_script
 from utils.flags import parse_flags
 
@@ -25,6 +27,7 @@ FLAGS_OF = {
     "drivers.run_bm25": Bm25Flags,
     "results.read_log": ReadLogFlags,
     "results.report": ReportFlags,
+    "results.status": StatusFlags,
 }
 
 
@@ -44,9 +47,11 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_names_what_exists_and_its_flags_parse(command: str) -> None:
-    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_0-9]+=\S+", word)]
     if words[:2] == ["python", "-m"]:
-        positional = {"results.read_log": "files", "results.report": "run_dir"}.get(words[2])
+        positional = {"results.read_log": "files", "results.report": "run_dir", "results.status": "run_dir"}.get(
+            words[2]
+        )
         argv = words_to_flag(words[3:], positional) if positional else words[3:]
         assert parse_flags(FLAGS_OF[words[2]], words[2].rsplit(".", 1)[1], argv)
         return
@@ -66,6 +71,18 @@ def test_commands_with_a_dry_run_run(command: str, tmp_path: Path) -> None:
     assert result.stdout.strip()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "submit_ance.sh" in c])
+def test_commands_that_submit_print_what_they_would(command: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    words = [f"{tmp_path}" if "checkpoint-" in word else word for word in shlex.split(command)]
+    settings = {"PYTHON": sys.executable, "RUNS_DIR": tmp_path / "runs", "HF_HUB_OFFLINE": "1"}
+    result = run_script(REPO / words[1], "--dry_run", *words[2:], **settings)
+    assert result.returncode == 0, result.stderr
+    submitted = [line for line in result.stdout.splitlines() if line.startswith("sbatch ")]
+    assert len(submitted) == (2 if "--colocated" in words else 4) + ("--warmup" not in words)
+
+
 def test_every_path_in_the_text_exists() -> None:
     made_later = ("results/runs/", "tensorboard/", "commands/site.env")
     for path in re.findall(r"`((?:drivers|data|model|utils|commands|results|tests|requirements)[\w./-]*)`", README):
@@ -82,8 +99,10 @@ def test_every_path_in_the_text_exists() -> None:
 
 def test_every_flag_in_the_text_is_a_flag_of_some_program() -> None:
     known = {name for flags in FLAGS_OF.values() for name in flags.__dataclass_fields__}
-    of_scripts = {"strategy", "run_dir", "nproc_per_node"}
-    for name in set(re.findall(r"--([a-z][a-z0-9_]+)", README)) - of_scripts:
+    usage = run_script(REPO / "commands" / "submit_ance.sh", "--help").stdout
+    of_scripts = {"nproc_per_node", *re.findall(r"--([a-z][a-z0-9_]+)", usage)}
+    of_sbatch = {option for option in ("partition", "time", "signal") if f"--{option}" in README}
+    for name in set(re.findall(r"--([a-z][a-z0-9_]+)", README)) - of_scripts - of_sbatch:
         assert name in known, f"README names --{name}"
 
 

@@ -20,9 +20,10 @@ from results.plots import arm_styles, dev_curve, moving_average, published_fits,
 from results.read_log import TrainingPoint
 from results.report import align, gain, main, markdown, publish, report_of, table, write_report
 from results.run_directory import Run, read_run
+from tests.exchanging import lease_of
 from utils.errors import UserError
 from utils.exchange import mark_done, mark_failed, record_path
-from utils.publishing import write_json
+from utils.publishing import sealed, write_json, write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WARMUP_STEP = 800
@@ -75,7 +76,7 @@ def write_arm(run: Path, name: str, shape: Shape) -> None:
             "strategy": shape.strategy or name,
             "seed": 42,
         }
-        write_json(record_path(arm / "ann_data", refresh), record)
+        write_text(record_path(arm / "ann_data", refresh), sealed({**record, "refresh": refresh}))
     noise = np.random.default_rng(len(name))
     lines = [
         {"learning_rate": 3e-4, "loss": shape.loss * (1 + math.exp(-s / 90)) + noise.normal(0, 0.03), "step": s}
@@ -84,7 +85,7 @@ def write_arm(run: Path, name: str, shape: Shape) -> None:
     (arm / "trainer.out").write_text("".join(json.dumps(line) + "\n" for line in lines))
     final = arm / "checkpoints" / f"checkpoint-{shape.steps}"
     write_evaluation(arm / "eval" / "metrics.json", shape.final, str(final), shape.steps)
-    mark_done(arm / "checkpoints", step=shape.steps, seconds=16.25, refreshes=shape.refreshes)
+    mark_done(lease_of(arm / "checkpoints"), step=shape.steps, seconds=16.25, refreshes=shape.refreshes)
 
 
 ARMS = {
@@ -208,7 +209,7 @@ def test_unfinished_arms_are_named_and_left_out(tmp_path: Path) -> None:
     (run / "arms/top_bottom/checkpoints/DONE.json").unlink()
     (run / "arms/random/eval/metrics.json").unlink()
     (run / "arms/bottom/checkpoints/DONE.json").unlink()
-    mark_failed(run / "arms/bottom/ann_data", "generator", "RuntimeError: no memory")
+    mark_failed(lease_of(run / "arms/bottom/ann_data", "generator"), "RuntimeError: no memory")
     result = read(run)
     assert [arm.name for arm in result.arms] == ["top"]
     assert list(report_of(result)["arms"]) == ["top"]
@@ -264,8 +265,9 @@ def test_missing_pieces_end_in_one_line(tmp_path: Path, remove: str, message: st
         ("bm25/metrics.json", "{}", "no metrics in it"),
         ("preprocessed/manifest.json", '{"counts": {}}', "counts passages is None"),
         ("preprocessed/manifest.json", "{}", "no counts in it"),
-        ("arms/top/checkpoints/DONE.json", '{"step": 500}', "refreshes is None"),
-        ("arms/top/ann_data/ann_ndcg_1", '{"ndcg": NaN, "step": 1}', "ndcg is nan"),
+        ("arms/top/checkpoints/DONE.json", sealed({"step": 500}), "refreshes is None"),
+        ("arms/top/checkpoints/DONE.json", '{"step": 500}', "no DONE.json in checkpoints/"),
+        ("arms/top/ann_data/ann_ndcg_1", sealed({"ndcg": math.nan, "step": 1, "refresh": 1}), "ndcg is nan"),
     ],
 )
 def test_damaged_pieces_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -1,18 +1,16 @@
-"""drivers.retrieval: searching over ranks' shares, embeddings on disk and their faults, and a disk that is full."""
+"""drivers.retrieval: searching over ranks' shares, leaving it, and a disk that is full."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,16 +19,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.preprocessed import Preprocessed, open_preprocessed
 from drivers import retrieval
-from drivers.retrieval import PassageShare
-from drivers.run_eval import main as run_eval
-from model.embedding import share_of
+from drivers.retrieval import UNWATCHED, PassageShare, Watch
 from model.encoder import dims_of_config, new_encoder
 from model.static import StaticEncoder
 from utils.distributed import World
 from utils.errors import UserError
-from utils.search import SearchOptions
+from utils.search import SearchOptions, in_memory
 
 REPO = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -38,42 +33,16 @@ ALONE = World(0, 1, CPU)
 DIMS = 8
 
 
-@pytest.fixture
-def collection(tiny_preprocessed: Path) -> Preprocessed:
-    return open_preprocessed(tiny_preprocessed, 32, 16)
-
-
-def made_from(collection: Preprocessed, step: int = 30) -> dict[str, Any]:
-    """What a generator records beside embeddings."""
-    manifest = collection.manifest
-    return {
-        "step": step,
-        "checkpoint": f"/runs/checkpoint-{step}",
-        "model_sha256": "5e" * 32,
-        "collection_fingerprint": manifest["collection_fingerprint"],
-        "tokenizer_fingerprint": manifest["tokenizer"]["fingerprint"],
-    }
-
-
-@pytest.fixture
-def stored(collection: Preprocessed, tmp_path: Path) -> Path:
-    """Embeddings of the tiny collection in three shards, row r of passages being all r; of two dev queries."""
-    directory = tmp_path / "embeddings" / "step-30"
-    count = len(collection.passages)
-    for rank in range(3):
-        start, stop = share_of(count, rank, 3)
-        with retrieval.new_array(directory / f"passages-{start:010d}.npy", (stop - start, DIMS), np.float32) as file:
-            file[:] = np.arange(start, stop)[:, None]
-    retrieval.save_queries(directory, "dev-query", np.array([4, 9]), np.full((2, DIMS), 0.5, np.float32))
-    retrieval.commit_embeddings(directory, count, DIMS, made_from(collection))
-    return directory
-
-
 # Searching
 
 
 def retrieve_on_ranks(
-    queries_QD: np.ndarray, passages_ND: np.ndarray, cuts: list[int], k: int, patch: pytest.MonkeyPatch
+    queries_QD: np.ndarray,
+    passages_ND: np.ndarray,
+    cuts: list[int],
+    k: int,
+    patch: pytest.MonkeyPatch,
+    watches: list[Watch] | None = None,
 ) -> list[Any]:
     """`retrieve` on as many threads as there are shares, which meet in `gather_rows` as ranks do; their results."""
     ranks = len(cuts) - 1
@@ -82,18 +51,23 @@ def retrieve_on_ranks(
     meeting = threading.Barrier(ranks, timeout=30)
 
     def gather_rows(world: World, rows_RX: np.ndarray) -> list[np.ndarray]:
-        held[world.rank] = rows_RX
+        held[world.rank] = rows_RX.copy()
         meeting.wait()
         gathered = list(held)
         meeting.wait()
         return gathered
 
+    def any_rank(world: World, flag: bool) -> bool:
+        return bool(np.concatenate(gather_rows(world, np.array([flag]))).any())
+
     def work(rank: int) -> None:
-        share = PassageShare(passages_ND[cuts[rank] : cuts[rank + 1]], cuts[rank])
+        share = PassageShare(in_memory(passages_ND[cuts[rank] : cuts[rank + 1]]), cuts[rank])
         world = World(rank, ranks, CPU)
-        results[rank] = retrieval.retrieve(world, queries_QD, share, len(passages_ND), k, SearchOptions("torch"))
+        watch = watches[rank] if watches else UNWATCHED
+        results[rank] = retrieval.retrieve(world, queries_QD, share, len(passages_ND), k, SearchOptions("torch"), watch)
 
     patch.setattr(retrieval.distributed, "gather_rows", gather_rows)
+    patch.setattr(retrieval.distributed, "any_rank", any_rank)
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(ranks)]
     for thread in threads:
         thread.start()
@@ -109,7 +83,8 @@ def test_shares_merged_in_blocks_are_one_search(
 ) -> None:
     rng = np.random.default_rng(1)
     queries_QD, passages_ND = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (queries, 40))
-    monkeypatch.setattr(retrieval, "QUERIES_PER_EXCHANGE", 3)
+    exchanged_bytes = 3 * 10 * (len(cuts) - 1) * (4 + 8)  # three queries' lists of ten at a time
+    monkeypatch.setattr(retrieval, "EXCHANGE_BYTES", exchanged_bytes)
     searches: list[int] = []
     search = retrieval.search
 
@@ -129,6 +104,29 @@ def test_shares_merged_in_blocks_are_one_search(
     assert said == f"search: torch, exact, on cpu; {queries} queries, 40 passages, top 10\n"
 
 
+def test_all_ranks_leave_a_search_that_one_is_told_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.ones((40, 3), np.float32)
+    watches = [Watch(), Watch(leave=lambda: True), Watch()]
+    assert retrieve_on_ranks(vectors, vectors, [0, 10, 30, 40], 5, monkeypatch, watches) == [None] * 3
+
+
+def test_the_watch_is_told_in_words() -> None:
+    told: list[str] = []
+    with (
+        pytest.raises(retrieval.Left),
+        Watch(lambda: len(told) == 3, told.append).over(
+            ALONE, 4000, "encoding passages", "passages encoded"
+        ) as advance,
+    ):
+        for _ in range(9):
+            advance(1000)
+    for text, expected in zip(told[-2:], ("2,000/4,000 (50%)", "3,000/4,000 (75%)"), strict=True):
+        assert re.fullmatch(rf"encoding passages {re.escape(expected)}, [\d.,]+/s, ETA [\d:]+", text)
+    with Watch(doing=told.append).over(ALONE, 0, "searching pairs", "pairs") as advance:
+        advance(0)
+    assert told[-1] == "searching pairs 0, 0.0/s"
+
+
 def test_progress_is_told_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
 
@@ -142,9 +140,26 @@ def test_progress_is_told_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(retrieval, "Progress", Recorder)
     vectors = np.ones((3000, 2), np.float32)
-    retrieval.retrieve(ALONE, vectors[:2000], PassageShare(vectors, 0), 3000, 5, SearchOptions("torch"))
+    share = PassageShare(in_memory(vectors), 0)
+    retrieval.retrieve(ALONE, vectors[:2000], share, 3000, 5, SearchOptions("torch"))
     assert told[0] == (2000 * 3000, "query-passage pairs searched") and told[-1] == "closed"
     assert sum(told[1:-1]) == 2000 * 3000
+
+
+@pytest.mark.parametrize("cuts", [[0, 40], [0, 25, 40], [0, 0, 3, 40]])
+def test_candidates_are_scored_by_who_holds_them(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    queries_QD, passages_ND = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (6, 40))
+    passages_QK = np.array([rng.choice(40, 8, replace=False) for _ in queries_QD])
+    passages_QK[2, 5:] = -1
+    monkeypatch.setattr("utils.search.PASSAGES_BYTES", 7 * 3 * 4)  # blocks of seven passages
+    parts = []
+    monkeypatch.setattr(retrieval.distributed, "gather_rows", lambda world, scores_QK: [scores_QK])
+    for start, stop in pairwise(cuts):
+        share = PassageShare(in_memory(passages_ND[start:stop]), start)
+        parts.append(retrieval.score_candidates(ALONE, queries_QD, share, passages_QK))
+    expected_QK = np.take_along_axis(queries_QD @ passages_ND.T, passages_QK, 1)
+    np.testing.assert_array_equal(np.max(parts, 0), np.where(passages_QK < 0, -np.inf, expected_QK))
 
 
 # The index, before anything is encoded
@@ -190,147 +205,7 @@ def test_cells_are_compared_with_the_smallest_share(tmp_path: Path, monkeypatch:
     retrieval.check_index_fits_model(flags, 64, "somebody/hub-model")
 
 
-# Embeddings on disk
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_shards_of_other_ranks_come_back(stored: Path, collection: Preprocessed, ranks: int) -> None:
-    for rank in range(ranks):
-        start, stop = share_of(len(collection.passages), rank, ranks)
-        share = retrieval.load_passages(World(rank, ranks, CPU), stored, len(collection.passages))
-        assert share.start == start
-        np.testing.assert_array_equal(share.embeddings_MD, np.arange(start, stop)[:, None].repeat(DIMS, 1))
-    rows_Q, queries_QD = retrieval.load_queries(stored, "dev-query")
-    assert rows_Q.tolist() == [4, 9] and queries_QD.tolist() == [[0.5] * DIMS] * 2
-
-
-def test_the_record_says_what_the_embeddings_were_made_of(stored: Path, collection: Preprocessed) -> None:
-    record = retrieval.read_embeddings_record(stored, collection)
-    assert record == {**made_from(collection), "passages": len(collection.passages), "dims": DIMS}
-    newer = Path(shutil.copytree(stored, stored.parent / "step-200"))
-    (newer / "embeddings.json").write_text(json.dumps({**record, "step": 200}))
-    assert retrieval.newest_embeddings(stored.parent) == newer
-
-
-@pytest.mark.parametrize("key", ["collection_fingerprint", "tokenizer_fingerprint", "passages"])
-def test_embeddings_of_another_collection_are_refused(stored: Path, collection: Preprocessed, key: str) -> None:
-    path = stored / "embeddings.json"
-    record = json.loads(path.read_text())
-    for other in ({**record, key: 7}, {name: value for name, value in record.items() if name != key}):
-        path.write_text(json.dumps(other))
-        with pytest.raises(UserError, match=key):
-            retrieval.read_embeddings_record(stored, collection)
-
-
-def read_all(directory: Path, collection: Preprocessed) -> None:
-    retrieval.newest_embeddings(directory.parent)
-    retrieval.read_embeddings_record(directory, collection)
-    retrieval.load_queries(directory, "dev-query")
-    retrieval.load_passages(ALONE, directory, len(collection.passages))
-
-
-def overwritten(content: bytes, at: int, new: bytes) -> bytes:
-    return content[:at] + new + content[at + len(new) :]
-
-
-DAMAGES = {
-    "empty": lambda content: b"",
-    "cut": lambda content: content[: len(content) * 2 // 3],
-    "one byte short": lambda content: content[:-3],
-    "zeroed head": lambda content: overwritten(content, 0, bytes(20)),
-    "header open": lambda content: overwritten(content, 11, b"(((("),
-}
-
-
-@pytest.mark.parametrize("name", ["embeddings.json", "dev-query.npy", "dev-query.rows.npy", "passages-*.npy"])
-@pytest.mark.parametrize("damage", [*DAMAGES, "gone"])
-def test_damaged_files_are_named(stored: Path, collection: Preprocessed, name: str, damage: str) -> None:
-    read_all(stored, collection)
-    path = sorted(stored.glob(name))[-1]
-    content = path.read_bytes()
-    path.unlink()
-    if damage != "gone":
-        path.write_bytes(DAMAGES[damage](content))
-    with pytest.raises(UserError) as caught:
-        read_all(stored, collection)
-    assert str(path if damage != "gone" else stored.parent) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "array"),
-    [
-        ("dev-query.npy", np.zeros((2, DIMS + 1), np.float32)),
-        ("dev-query.npy", np.zeros((3, DIMS), np.float32)),
-        ("dev-query.npy", np.zeros((2, DIMS), np.float64)),
-        ("dev-query.rows.npy", np.zeros((2, 1), np.int64)),
-        ("passages-0000000000.npy", np.zeros((100, 3), np.float32)),
-    ],
-)
-def test_arrays_of_another_shape_are_refused(
-    stored: Path, collection: Preprocessed, name: str, array: np.ndarray
-) -> None:
-    np.save(stored / name, array)
-    with pytest.raises(UserError, match=r"holds .* expected .* run --inference again"):
-        read_all(stored, collection)
-
-
-def test_a_rank_without_passages_makes_no_file(collection: Preprocessed, tmp_path: Path) -> None:
-    """Its file would have the name of the rank that starts where it stops."""
-    encoder = StaticEncoder({"vocab_size": collection.manifest["vocab_size"], "embedding_size": DIMS})
-    settings = retrieval.EncodingSettings(32, 16, collection.pad_token_id, 1024, None)
-    cache = replace(collection.passages, offsets_N1=collection.passages.offsets_N1[:4])
-    shares = [retrieval.encode_passages(World(rank, 2, CPU), encoder, cache, settings, tmp_path) for rank in (1, 0)]
-    assert [len(share.embeddings_MD) for share in shares] == [3, 0]
-    np.testing.assert_array_equal(np.load(tmp_path / "passages-0000000000.npy"), shares[0].embeddings_MD)
-
-
 # A disk that is full
-
-
-def refuse(number: int) -> Any:
-    def posix_fallocate(*_: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    return posix_fallocate
-
-
-def test_an_array_that_cannot_be_filled_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.npy"
-    with pytest.raises(ZeroDivisionError), retrieval.new_array(path, (2,), np.float32):
-        _ = 1 / 0
-    assert not path.exists()
-    monkeypatch.setattr(os, "posix_fallocate", refuse(errno.ENOSPC))
-    with pytest.raises(OSError, match="No space") as caught, retrieval.new_array(path, (2,), np.float32):
-        pytest.fail("there is no space")
-    assert caught.value.filename == str(path) and not path.exists()
-
-
-@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_file_system_that_cannot_promise_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    path = tmp_path / "a.npy"
-    monkeypatch.setattr(os, "posix_fallocate", refuse(number))
-    with retrieval.new_array(path, (2,), np.float32) as file:
-        file[:] = 7
-    assert np.load(path).tolist() == [7, 7]
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(OSError, match="No space"), retrieval.new_array(path, (1000,), np.float32):
-        pytest.fail("there is no space")
-    assert not path.exists()
-
-
-@contextlib.contextmanager
-def small_disk(directory: Path, kibibytes: int) -> Iterator[Any]:
-    """A file system of that size at ``directory``, or, for who may not mount one, a limit to be set on a process."""
-    directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(directory)]
-    if os.getuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0:
-        try:
-            yield None
-        finally:
-            subprocess.run(["umount", str(directory)], check=True)
-    else:
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (kibibytes * 1024, kibibytes * 1024))
 
 
 def test_the_generator_on_a_full_disk(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -347,41 +222,19 @@ def test_the_generator_on_a_full_disk(tiny_preprocessed: Path, tiny_tokenizer: P
         "--negative_strategy", "top",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with small_disk(disk, 400) as limit:
-        done = subprocess.run(
-            list(map(str, command)),
-            cwd=REPO,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            preexec_fn=limit,
-        )
-        left = [path.name for path in disk.rglob("*.npy")]
+    largest = 50_000  # bytes: more than the queries' shards take, less than the passages'
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=REPO,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
+    )
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert len(done.stderr.splitlines()) == 1 and "no space left writing" in done.stderr
-    assert "passages-0000000000.npy" in done.stderr and not left
-
-
-# The evaluation's preflight
-
-
-def evaluate(monkeypatch: pytest.MonkeyPatch, data_dir: Path, *flags: str | Path) -> None:
-    words = ["--data_dir", data_dir, "--model_type", "static", "--max_seq_length", "32", "--max_query_length", "16"]
-    monkeypatch.setattr(sys, "argv", ["run_eval", *map(str, words), *map(str, flags)])
-    run_eval()
-
-
-def test_the_evaluation_finds_faults_in_a_dry_run(
-    tiny_preprocessed: Path, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    common = (tiny_preprocessed, "--dry_run", "--embedding_dir", stored)
-    evaluate(monkeypatch, *common, "--output_dir", tmp_path / "out")
-    with pytest.raises(UserError, match="has 400 cells, one process holds 300 passages"):
-        evaluate(monkeypatch, *common, "--output_dir", tmp_path / "out", "--faiss_index", "IVF400,Flat")
-    with pytest.raises(UserError, match="is a file, expected a directory"):
-        evaluate(monkeypatch, *common, "--output_dir", stored / "embeddings.json" / "out")
-    assert not (tmp_path / "out").exists()
-    (stored / "embeddings.json").write_text("{")
-    with pytest.raises(UserError, match=r"embeddings\.json is not JSON"):
-        evaluate(monkeypatch, *common, "--output_dir", tmp_path / "out")
+    assert "passages-0000000000.npy" in done.stderr
+    (directory,) = (disk / "embeddings").iterdir()
+    left = sorted(path.name for path in directory.iterdir())
+    assert left == [f"{name}-query-0000000000.{kind}" for name in ("dev", "train") for kind in ("json", "npy")]

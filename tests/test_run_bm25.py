@@ -18,6 +18,7 @@ from data import msmarco_data, wordpiece
 from data.preprocessed import open_preprocessed
 from data.training_data import read_negative_lists
 from drivers import run_bm25
+from tests.exchanging import names
 from utils import bm25
 from utils.errors import UserError
 from utils.exchange import read_refresh
@@ -153,7 +154,7 @@ def test_a_collection_without_words_is_named() -> None:
 def test_the_program_writes_run_metrics_and_negatives(tmp_path: Path, directories: dict[str, str]) -> None:
     out = tmp_path / "out"
     call(run_bm25.main, output_dir=out, topk_training=6, negative_sample=2, negative_strategy="top", **directories)
-    assert sorted(p.name for p in out.iterdir()) == ["ann_ndcg_0", "ann_training_data_0", "dev.trec", "metrics.json"]
+    assert names(out) == ["ann_ndcg_0", "ann_training_data_0", "dev.trec", "metrics.json"]
 
     texts, ids = [words(text) for text in PASSAGES.values()], list(PASSAGES)
     run: dict[str, list[str]] = {}

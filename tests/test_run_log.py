@@ -205,3 +205,22 @@ def test_header() -> None:
 def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_log, "VERSIONS_SHOWN", ("numpy", "no-such-package"))
     assert list(installed_versions()) == ["python", "numpy"]
+
+
+@pytest.mark.parametrize("kept_lines", [0, 1, 2])
+def test_going_on_writes_again_what_came_after_in_a_file_of_its_own(tmp_path: Path, kept_lines: int) -> None:
+    """A job that has lost its role may wake up and write a line: not into the log of the one that goes on."""
+    lost = RunLog(tmp_path, None, clock=lambda: 0.0)
+    sizes = [0]
+    for step in (1, 2):
+        lost.record(step, loss=0.5)
+        sizes.append(lost.bytes)
+    log = RunLog(tmp_path, None, clock=lambda: 0.0, goes_on_at=(kept_lines, sizes[kept_lines]))
+    lost.record(3, loss=99.0)
+    log.record(kept_lines + 1, loss=0.25)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    expected = [(step, 0.5) for step in range(1, kept_lines + 1)] + [(kept_lines + 1, 0.25)]
+    assert [(line["step"], line["loss"]) for line in lines] == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    for each in (lost, log):
+        each.close()

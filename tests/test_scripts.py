@@ -73,16 +73,17 @@ def test_repository_names_no_site() -> None:
 
 
 def test_slurm_directives() -> None:
-    assert len(SUBMITTED) == 5
+    assert len(SUBMITTED) == 10
     for script in SUBMITTED:
         directives = re.findall(r"^#SBATCH --(\S+)$", script.read_text(), re.M)
-        options = dict(directive.split("=", 1) for directive in directives)
+        options = {name: value for name, _, value in (directive.partition("=") for directive in directives)}
         assert options["gpus-per-node"] == "4"
         assert options["constraint"] == "a40|l40s"
         assert options["cpus-per-task"] == "32"
         assert options["mem"] == "300G"
         assert options["time"] == "7-00:00:00"
-        assert options["open-mode"] == "append"
+        assert options["open-mode"] == "append" and "requeue" in options
+        assert options["signal"] == "B:USR2@300"
         assert not {"partition", "account"} & set(options)
         # A missing log directory fails a job without a word.
         assert (REPO / options["output"]).parent.is_dir()
@@ -131,6 +132,11 @@ def test_site_env_may_change_the_path(repo: Path) -> None:
 )
 def test_gpus_are_counted(repo: Path, changes: dict[str, str], gpus: str) -> None:
     assert settings(repo, "GPUS", **changes) == [gpus]
+
+
+def test_without_gpus_the_programs_see_none(repo: Path) -> None:
+    assert settings(repo, "CUDA_VISIBLE_DEVICES", CUDA_VISIBLE_DEVICES="0,1", GPUS="0") == [""]
+    assert settings(repo, "CUDA_VISIBLE_DEVICES", CUDA_VISIBLE_DEVICES="0,1") == ["0,1"]
 
 
 def test_newest_checkpoint_is_the_default(repo: Path, tmp_path: Path) -> None:
@@ -460,6 +466,29 @@ def test_warmup_scripts_reach_their_program(script: str, dry_run: Programs, tmp_
     triples.write_text("which subject\tpassage number 3\tpassage number 4\n")
     (warmup,) = dry_run(script, "--max_steps", "7", TRIPLES=str(triples))
     assert warmup["learning_rate"] == 2e-4 and warmup["max_steps"] == 7
+
+
+def test_settings_choose_the_run_directory_and_the_split_of_the_gpus(dry_run: Programs, tmp_path: Path) -> None:
+    changes = {
+        "RUN_DIR": str(tmp_path),
+        "GPUS": "6",
+        "TRAIN_GPUS": "4",
+        "STRATEGY": "bottom",
+        "REFRESH_MODE": "lockstep",
+    }
+    programs = dry_run("commands/run_arm.sh", **changes)
+    assert programs[1]["output_dir"] == f"{tmp_path}/arms/bottom/checkpoints"
+    assert programs[1]["per_gpu_train_batch_size"] == 64 // (4 * 2)
+    assert programs[2]["negative_strategy"] == "bottom"
+    refused = run_script(REPO / "commands/run_arm.sh", "--dry_run", **{**dry_run.settings, **changes, "GEN_GPUS": "3"})
+    assert "TRAIN_GPUS is '4' and GEN_GPUS '3', expected 6 GPUs to hold" in single_error_line(refused)
+
+
+def test_evaluation_has_the_lengths_and_the_flags_of_its_own(dry_run: Programs) -> None:
+    flags = ["--max_query_length", "48", "--seed", "7", "--trainer", "--max_steps", "9", "--evaluation", "--topk", "50"]
+    (evaluation,) = dry_run("commands/run_evaluation.sh", *flags)
+    assert evaluation["max_query_length"] == 48 and evaluation["topk"] == 50
+    assert evaluation["output_dir"].endswith("/msmarco/arms/top/eval")
 
 
 @pytest.mark.slow

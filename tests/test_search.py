@@ -15,18 +15,25 @@ from hypothesis.extra import numpy as hnp
 from utils import search as search_module
 from utils.errors import UserError
 from utils.search import (
+    Passages,
     SearchOptions,
     check_index,
     choose_backend,
     describe_search,
+    in_memory,
     in_passage_order,
     merge_top_k,
-    search,
 )
 
 BACKENDS = ["torch", "faiss"]
 if torch.cuda.is_available():
     BACKENDS.append("cuda")
+
+
+def search(
+    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions, *more: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    return search_module.search(queries_QD, in_memory(passages_ND), k, options, *more)
 
 
 def options_of(backend: str, **values: Any) -> SearchOptions:
@@ -73,9 +80,18 @@ def test_exact_with_ties(backend: str, problem: tuple[np.ndarray, np.ndarray, in
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=40, deadline=None)
-@given(problem=integer_problem(), block_rows=st.integers(1, 9), queries_per_block=st.integers(1, 3))
+@given(
+    problem=integer_problem(),
+    block_rows=st.integers(1, 9),
+    index_rows=st.integers(1, 9),
+    queries_per_block=st.integers(1, 3),
+)
 def test_blocks_do_not_show(
-    backend: str, problem: tuple[np.ndarray, np.ndarray, int], block_rows: int, queries_per_block: int
+    backend: str,
+    problem: tuple[np.ndarray, np.ndarray, int],
+    block_rows: int,
+    index_rows: int,
+    queries_per_block: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_module, "QUERIES_PER_BLOCK", queries_per_block)
@@ -83,7 +99,8 @@ def test_blocks_do_not_show(
         patch.setattr(search_module, "QUERIES_PER_FAISS_CALL", queries_per_block)
         block_bytes = search_module.BYTES_PER_SCORE * queries_per_block * block_rows
         patch.setattr(search_module, "BLOCK_BYTES", {"cpu": block_bytes, "cuda": block_bytes})
-        patch.setattr(search_module.add_in_blocks, "__defaults__", (block_rows,))
+        patch.setattr(search_module, "PASSAGES_BYTES", 4 * problem[1].shape[1] * block_rows)
+        patch.setattr(search_module, "INDEX_BYTES", 4 * problem[1].shape[1] * index_rows)
         assert_exact(*problem, options_of(backend))
 
 
@@ -176,6 +193,51 @@ def test_torch_goes_through_the_collection_once(monkeypatch: pytest.MonkeyPatch)
     queries_QD, passages_ND = (rng.standard_normal((n, 4)).astype(np.float32) for n in (3000, 5000))
     search(queries_QD, passages_ND, 10, SearchOptions("torch"))
     assert sum(moved) == 3000 + 5000
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sizes", [[500], [1] * 500, [3, 250, 1, 246], [200, 300]])
+def test_blocks_in_one_buffer_are_one_search(backend: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of any size that overwrite each other, as a reader of files gives them; some of fewer than k passages."""
+    monkeypatch.setattr(search_module, "INDEX_BYTES", 4 * 6 * 150)
+    rng = np.random.default_rng(8)
+    queries_QD, passages_ND = (rng.integers(-3, 4, (n, 6)).astype(np.float32) for n in (15, 500))
+
+    def blocks() -> Any:
+        buffer_MD = np.empty((max(sizes), 6), np.float32)
+        for first, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
+            buffer_MD[:size] = passages_ND[first : first + size]
+            yield buffer_MD[:size]
+
+    scores_QK, rows_QK = search_module.search(queries_QD, Passages(500, 6, blocks), 40, options_of(backend))
+    expected_scores, expected_rows = brute_force(queries_QD, passages_ND, 40)
+    assert rows_QK.tolist() == expected_rows
+    assert scores_QK.tolist() == expected_scores
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [(SearchOptions("torch"), 10), (SearchOptions("faiss"), 11), (SearchOptions("faiss", "HNSW8"), 11)],
+)
+def test_a_search_can_be_left(options: SearchOptions, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After as little as one block of ten; in faiss's second pass, over tied lists, as well."""
+    for name in ("PASSAGES_BYTES", "INDEX_BYTES"):
+        monkeypatch.setattr(search_module, name, 4 * 2 * 10)
+    told: list[int] = []
+
+    def leave(pairs: int) -> None:
+        told.append(pairs)
+        if len(told) == stop_at:
+            raise ZeroDivisionError
+
+    vectors_ND = np.ones((100, 2), np.float32)  # all tied: faiss's lists are searched again
+    for stop_at in (1, last):
+        told.clear()
+        with pytest.raises(ZeroDivisionError):
+            search(vectors_ND, vectors_ND, 5, options, leave)
+        if options.faiss_index == "Flat":
+            assert sum(told) <= 100 * 100
+        assert len(told) == stop_at
 
 
 def test_torch_copies_only_what_it_must(tmp_path: Any) -> None:

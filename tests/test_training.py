@@ -29,9 +29,11 @@ from model.training import (
     TrainingStep,
     linear_schedule,
     load_optimizer_scheduler,
+    load_state,
     make_optimizer,
     make_state,
     parameter_groups,
+    rng_states,
     save_state,
     tensors_of,
     train_step,
@@ -368,10 +370,13 @@ def test_a_stored_run_goes_on_identically(
     whole = full_state(ENCODERS[kind](), optimizer_name, dtype)
     for batch in batches[:3]:
         train_step(whole, [batch])
-    save_state(whole, tmp_path, [], {"refresh": 7})
+    save_state(whole, tmp_path, [], {"refresh": 7}, rng_states(ALONE))
+    expected = torch.rand(5)  # the next numbers that dropout would have drawn
     assert json.loads((tmp_path / "trainer_state.json").read_text()) == {"step": 3, "refresh": 7}
     resumed = full_state(load_encoder(kind, str(tmp_path)), optimizer_name, dtype)
-    load_optimizer_scheduler(resumed, tmp_path)
+    torch.manual_seed(99)
+    load_state(resumed, tmp_path, 3)
+    assert resumed.step == whole.step == 3 and torch.equal(torch.rand(5), expected)
     assert resumed.learning_rate == whole.learning_rate
     assert resumed.scaler.get_scale() == whole.scaler.get_scale()
     for batch in batches[3:]:
@@ -382,7 +387,7 @@ def test_a_stored_run_goes_on_identically(
 
 def test_the_tokenizer_travels_with_the_checkpoint(tmp_path: Path, tiny_tokenizer: Path) -> None:
     files = [tiny_tokenizer / "tokenizer.json", tiny_tokenizer / "tokenizer_config.json"]
-    save_state(full_state(static_encoder(), "lamb"), tmp_path, files, {})
+    save_state(full_state(static_encoder(), "lamb"), tmp_path, files, {}, rng_states(ALONE))
     for path in files:
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
@@ -390,7 +395,7 @@ def test_the_tokenizer_travels_with_the_checkpoint(tmp_path: Path, tiny_tokenize
 def stored_run(directory: Path, encoder: nn.Module, optimizer_name: str) -> TrainingState:
     state = full_state(encoder, optimizer_name)
     train_step(state, made_up_batches("pairwise", 4, 1))
-    save_state(state, directory, [], {})
+    save_state(state, directory, [], {}, rng_states(ALONE))
     return state
 
 
@@ -429,6 +434,13 @@ def test_a_damaged_optimiser_is_refused(tmp_path: Path, name: str, damage: str) 
     with pytest.raises(UserError, match=r"--load_optimizer_scheduler") as caught:
         load_optimizer_scheduler(full_state(static_encoder(), "lamb"), tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_state_of_fewer_processes_is_refused(tmp_path: Path) -> None:
+    state = stored_run(tmp_path, static_encoder(), "lamb")
+    state.world = World(1, 2, ALONE.device)
+    with pytest.raises(UserError, match="has no state of rank 1; start as many processes as before"):
+        load_state(state, tmp_path, 1)
 
 
 def test_another_model_s_or_optimiser_s_state_is_refused(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ never pickles. Rank 0 decides what all do; the others are told.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +19,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+from utils.errors import RankGone, one_line
+
+
+@dataclass
+class Waits:
+    """What collectives have cost: each waits for the slowest rank, and none for longer than ``limit_seconds``."""
+
+    limit_seconds: float
+    longest_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"longest collective wait {self.longest_seconds:.1f} s (limit {self.limit_seconds:.0f} s)"
 
 
 @dataclass(frozen=True)
@@ -27,14 +40,18 @@ class World:
     rank: int
     size: int
     device: torch.device
+    waits: Waits = field(default_factory=lambda: Waits(0.0))
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
 
-def start(no_cuda: bool) -> World:
-    """Join the process group torchrun describes: nccl on GPUs, gloo on the CPU."""
+def start(no_cuda: bool, timeout_seconds: float) -> World:
+    """Join the process group torchrun describes: nccl on GPUs, gloo on the CPU.
+
+    A collective that another rank does not join within ``timeout_seconds`` ends this one: see `collective`.
+    """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     use_cuda = torch.cuda.is_available() and not no_cuda
@@ -42,8 +59,32 @@ def start(no_cuda: bool) -> World:
     if use_cuda:
         torch.cuda.set_device(device)
     if size > 1:
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    return World(rank, size, device)
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+    return World(rank, size, device, Waits(timeout_seconds))
+
+
+@contextlib.contextmanager
+def collective(world: World) -> Iterator[None]:
+    """Measures the wait for the other ranks; RankGone where one of them did not come."""
+    started = time.monotonic()
+    try:
+        yield
+    except RuntimeError as error:
+        raise rank_gone(world, error) from None
+    finally:
+        world.waits.longest_seconds = max(world.waits.longest_seconds, time.monotonic() - started)
+
+
+def is_of_a_collective(error: RuntimeError) -> bool:
+    """Whether a RuntimeError of a training step comes from exchanging gradients: gloo's has no type of its own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def rank_gone(world: World, error: Exception) -> RankGone:
+    return RankGone(
+        f"rank {world.rank} of {world.size}: another rank of this job is gone, or has not answered for "
+        f"{world.waits.limit_seconds:.0f} s ({one_line(error)[:200]}); see its messages, and start again to go on"
+    )
 
 
 def stop(world: World) -> None:
@@ -59,7 +100,8 @@ def device_names(world: World) -> list[str]:
 
 def barrier(world: World) -> None:
     if world.size > 1:
-        dist.barrier()
+        with collective(world):
+            dist.barrier()
 
 
 def broadcast_json(world: World, value: Any = None) -> Any:
@@ -68,12 +110,13 @@ def broadcast_json(world: World, value: Any = None) -> Any:
         return value
     text = json.dumps(value).encode() if world.is_first else b""
     length = torch.tensor([len(text)], device=world.device)
-    dist.broadcast(length, 0)
-    buffer = torch.zeros(int(length), dtype=torch.uint8, device=world.device)
-    if world.is_first:
-        buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-    dist.broadcast(buffer, 0)
-    return json.loads(bytes(buffer.cpu().numpy()))
+    with collective(world):
+        dist.broadcast(length, 0)
+        buffer = torch.zeros(int(length), dtype=torch.uint8, device=world.device)
+        if world.is_first:
+            buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        dist.broadcast(buffer, 0)
+        return json.loads(bytes(buffer.cpu().numpy()))
 
 
 def gather_rows(world: World, rows_RX: np.ndarray) -> list[np.ndarray]:
@@ -82,22 +125,41 @@ def gather_rows(world: World, rows_RX: np.ndarray) -> list[np.ndarray]:
         return [rows_RX]
     count = torch.tensor([len(rows_RX)], device=world.device)
     counts = [torch.zeros_like(count) for _ in range(world.size)]
-    dist.all_gather(counts, count)
-    lengths = [int(c) for c in counts]
+    with collective(world):
+        dist.all_gather(counts, count)
+        lengths = [int(c) for c in counts]
     padded = torch.zeros((max(lengths), *rows_RX.shape[1:]), dtype=torch.from_numpy(rows_RX[:0]).dtype)
     padded[: len(rows_RX)] = torch.from_numpy(np.ascontiguousarray(rows_RX))
     padded = padded.to(world.device)
     gathered = [torch.empty_like(padded) for _ in range(world.size)]
-    dist.all_gather(gathered, padded)
+    with collective(world):
+        dist.all_gather(gathered, padded)
     return [part[:length].cpu().numpy() for part, length in zip(gathered, lengths, strict=True)]
+
+
+def any_rank(world: World, flag: bool) -> bool:
+    """Whether it holds on any rank: the same answer on all of them."""
+    if world.size == 1:
+        return flag
+    answer = torch.tensor([int(flag)], device=world.device)
+    with collective(world):
+        dist.all_reduce(answer, dist.ReduceOp.MAX)
+        return bool(answer.item())
 
 
 def mean_over_ranks(world: World, value: float) -> float:
     if world.size == 1:
         return value
+    return sum_over_ranks(world, value) / world.size
+
+
+def sum_over_ranks(world: World, value: float) -> float:
+    if world.size == 1:
+        return value
     total = torch.tensor([value], dtype=torch.float64, device=world.device)
-    dist.all_reduce(total)
-    return float(total) / world.size
+    with collective(world):
+        dist.all_reduce(total)
+        return float(total)
 
 
 class _GatherWithGradient(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """The ways a program ends, and the one place that turns an exception into an exit code.
 
-0 done · 2 bad flags or input · 3 the jobs disagree · 4 the peer is gone ·
-130, 143 stopped by SIGINT, SIGTERM.
+0 done · 2 bad flags or input · 3 the jobs disagree · 4 the peer is gone · 75 stopped on request with the state saved,
+or fenced: another job has this one's role now · 130, 143 stopped by SIGINT, SIGTERM before there was a state to save.
 """
 
 from __future__ import annotations
@@ -34,6 +34,22 @@ class PeerGone(UserError):
     """The job this one waits for has failed or left."""
 
     exit_code = 4
+
+
+class RankGone(UserError):
+    """Another process of this job is gone, or did not answer in time: nothing can be saved together any more."""
+
+    exit_code = 4
+
+
+class Stopped(UserError):
+    """Stopped on request, the state is saved: start again with the same flags to go on."""
+
+    exit_code = 75
+
+
+class Fenced(Stopped):
+    """Another job has taken this one's role over, after a silence: nothing more may be published."""
 
 
 def one_line(text: object) -> str:
@@ -81,7 +97,10 @@ def ended(program: str, code: int, message: str) -> int:
 
 
 def leave(signal_number: int, _frame: Any) -> NoReturn:
-    """Handler of SIGTERM: unwinds the stack, so that what is half-written is removed. A second one changes nothing."""
+    """Handler of SIGTERM until the work begins: unwinds the stack, so that what is half-written is removed.
+
+    A second one changes nothing. While there is a state to save, utils/stopping.py listens in its place.
+    """
     signal.signal(signal_number, signal.SIG_IGN)
     raise SystemExit(128 + signal_number)
 
@@ -107,6 +126,8 @@ def exit_code_of(program: str, main: Callable[[], None]) -> int:
     try:
         with left_on_sigterm():
             main()
+    except Stopped as stop:
+        return ended(program, stop.exit_code, one_line(stop))
     except UserError as error:
         return ended(program, error.exit_code, f"error: {one_line(error)}")
     except OSError as error:

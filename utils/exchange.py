@@ -2,44 +2,43 @@
 
 The trainer's directory holds ``checkpoint-S/`` (S the step), the generator's holds
 ``ann_training_data_N`` and its commit record ``ann_ndcg_N`` (N the refresh). Everything is staged
-under ``.staging/`` in the same directory, synced, and appears under its name whole or not at all;
-a published name's bytes never change. Readers take the newest version whose sizes and sha256 verify.
+under the writer's lease (utils/lease.py), synced, and appears under its name whole or not at all; a published
+name's bytes never change. Readers take the newest version whose sizes and sha256 verify.
+docs/exchange.md states what holds at any instant, and why.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
-import math
 import os
 import re
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from utils.errors import PeerGone, UserError
-from utils.publishing import check_space, held_lock, read_json, sha256_of, staging_path, sync, write_json
+from utils import publishing
+from utils.errors import PeerGone, Stopped, UserError
+from utils.lease import Lease, Life, role_held
+from utils.publishing import check_space, read_sealed, sealed, sha256_of, staging_path, sync, write_text
 from utils.run_log import say
+from utils.waiting import VISIBLE_WITHIN_SECONDS, say_once, wait_for, wait_until_visible
 
 MANIFEST = "MANIFEST.json"
+RUN = "RUN.json"
 DONE = "DONE.json"
 FAILED = "FAILED.json"
 METRICS = "metrics.jsonl"
+JOURNAL = "journal.jsonl"
 TRAINER_STATE = "trainer_state.json"
+DAMAGED = ".damaged"
 NUMBER = "(0|[1-9][0-9]*)"  # as we write it: no leading zeros, no digits of other scripts
 CHECKPOINT_PATTERN = re.compile(f"checkpoint-{NUMBER}")
 RECORD_PATTERN = re.compile(f"ann_ndcg_{NUMBER}")
 KEEP_CHECKPOINTS = 3
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 10.0
-FIRST_WORD_SECONDS, SAY_EVERY_SECONDS = 5.0, 60.0
-VISIBLE_WITHIN_SECONDS = 120.0
-
-Found = TypeVar("Found")
+OUR_RECORD_KEYS = {"refresh", "sha256", "step"}  # in a record of ours, beside ANCE's
 
 
 def checkpoint_path(training_dir: Path, step: int) -> Path:
@@ -81,17 +80,18 @@ class Refresh:
 
 
 @contextlib.contextmanager
-def publish_checkpoint(training_dir: Path, step: int, record: dict[str, Any]) -> Iterator[Path]:
+def publish_checkpoint(lease: Lease, step: int, record: dict[str, Any]) -> Iterator[Path]:
     """Yield a staging directory; when the block ends, it becomes ``checkpoint-<step>`` at once.
 
     ``record`` goes into MANIFEST.json beside sizes and sha256 of every file. An exception in the
-    block publishes nothing. UserError where the name is taken.
+    block publishes nothing. UserError where the name is taken; Fenced where another job has the lease.
     """
-    final = checkpoint_path(training_dir, step)
+    lease.check()
+    final = checkpoint_path(lease.directory, step)
     # rename() onto an *empty* directory succeeds, so the name is checked by hand.
-    if os.path.lexists(final):
+    if publishing.exists(final):
         raise UserError(f"{final} exists already, expected a new name: choose another --output_dir")
-    with staging_path(training_dir, final.name) as staged:
+    with staging_path(lease.directory, final.name, lease.staging) as staged:
         staged.mkdir()
         try:
             yield staged
@@ -104,87 +104,140 @@ def publish_checkpoint(training_dir: Path, step: int, record: dict[str, Any]) ->
             sync(file)
         listing = {str(p.relative_to(staged)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
         manifest = staged / MANIFEST
-        manifest.write_text(json.dumps({**record, "step": step, "files": listing}, indent=1), encoding="utf-8")
+        manifest.write_text(sealed({**record, "step": step, "files": listing}), encoding="utf-8")
         sync(manifest)
         sync(staged)
+        lease.check()
         staged.rename(final)
-    sync(training_dir)
+        sync(lease.directory)
 
 
-def publish_negatives(ann_dir: Path, refresh: int, write: Callable[[Path], None], record: dict[str, Any]) -> Refresh:
+def publish_negatives(lease: Lease, refresh: int, write: Callable[[Path], None], record: dict[str, Any]) -> Refresh:
     """Publish ``ann_training_data_N``, then ``ann_ndcg_N`` that commits it.
 
-    ``write(path)`` makes the data file. Data without a record was never published: what an
-    interrupted job left under the name is replaced. UserError where the record exists.
+    ``write(path)`` makes the data file. UserError where the record exists; Fenced where another job has the lease.
     """
-    data, commit = negatives_path(ann_dir, refresh), record_path(ann_dir, refresh)
-    if os.path.lexists(commit):
-        raise UserError(f"{commit} exists already, expected a new refresh number: is a second generator running?")
-    with staging_path(ann_dir, "data") as staged, staging_path(ann_dir, "record") as staged_record:
+    lease.check()
+    data, commit = negatives_path(lease.directory, refresh), record_path(lease.directory, refresh)
+    taken = UserError(f"{commit} exists already, expected a new refresh number: is a second generator running?")
+    if publishing.exists(commit):
+        raise taken
+    with staging_path(lease.directory, "data", lease.staging) as staged:
         write(staged)
         sync(staged)
         complete = {**record, "refresh": refresh, "bytes": staged.stat().st_size, "sha256": sha256_of(staged)}
-        staged_record.write_text(json.dumps(complete), encoding="utf-8")
+        staged_record = staged.with_name("record")
+        staged_record.write_text(sealed(complete), encoding="utf-8")
         sync(staged_record)
-        if os.path.lexists(commit):
-            raise UserError(f"{commit} appeared meanwhile: a second generator is running; stop one of the two")
-        staged.replace(data)
-        sync(ann_dir)
-        os.link(staged_record, commit)
-    sync(ann_dir)
+        lease.check()
+        link_data(staged, data, commit)
+        sync(lease.directory)
+        try:
+            os.link(staged_record, commit)
+        except FileExistsError:
+            if not publishing.is_same_file(staged_record, commit):
+                raise taken from None
+        sync(lease.directory)
     return Refresh(refresh, data, complete)
 
 
-def mark_done(training_dir: Path, **values: Any) -> None:
+def link_data(staged: Path, data: Path, commit: Path) -> None:
+    """Give ``staged`` its published name. Data without a record was never published: an interrupted job left it.
+
+    Where it differs from ours it is replaced, once the record has had the time to come out of any cache.
+    """
+    try:
+        os.link(staged, data)
+    except FileExistsError:
+        if sha256_of(data) == sha256_of(staged):
+            return
+        say(f"{data.name} was left by an interrupted job; it is replaced unless its record appears")
+        with contextlib.suppress(UserError):
+            wait_for(lambda: publishing.exists(commit) or None, commit.name, limit_seconds=VISIBLE_WITHIN_SECONDS)
+        if publishing.exists(commit):
+            raise UserError(f"{commit} exists already, expected a new refresh number") from None
+        staged_again = staged.with_name("data-again")
+        os.link(staged, staged_again)
+        staged_again.replace(data)
+
+
+def mark_done(lease: Lease, **values: Any) -> None:
     """The trainer's last word: no checkpoint follows, the generator may end."""
-    write_json(training_dir / DONE, values)
+    lease.check()
+    write_text(lease.directory / DONE, sealed(values), lease.staging)
 
 
-def mark_failed(directory: Path, role: str, reason: str) -> None:
-    write_json(directory / FAILED, {"role": role, "reason": reason, "token": secrets.token_hex(8)})
+def mark_failed(lease: Lease, reason: str) -> None:
+    values = {"role": lease.holder.role, "reason": reason, "token": secrets.token_hex(8)}
+    write_text(lease.directory / FAILED, sealed(values), lease.staging)
 
 
 def read_done(training_dir: Path) -> dict[str, Any] | None:
-    path = training_dir / DONE
-    return read_json(path) if path.exists() else None
+    """None where the trainer is not done; one that is damaged is passed over, the final checkpoint tells too."""
+    return read_mark(training_dir / DONE)
 
 
 def read_failed(directory: Path) -> dict[str, Any] | None:
-    path = directory / FAILED
-    return read_json(path) if path.exists() else None
+    return read_mark(directory / FAILED)
 
 
-def clear_failed(directory: Path) -> None:
+def read_run(directory: Path) -> dict[str, Any] | None:
+    """What the first job of the directory said of itself: role, run_id, science flags."""
+    return read_mark(directory / RUN)
+
+
+def read_mark(path: Path) -> dict[str, Any] | None:
+    if not publishing.exists(path):
+        return None
+    try:
+        return read_sealed(path)
+    except UserError as error:
+        say_once(f"passed over {path.name}: {error}")
+        return None
+
+
+def newest_science_sha256(directory: Path) -> str | None:
+    """The hash of the flags that the newest checkpoint or negatives there were made with; None where there are none."""
+    checkpoint = newest_checkpoint(directory)
+    records = read_records(directory)
+    newest = checkpoint.manifest if checkpoint else records[-1] if records else {}
+    found = newest.get("science_sha256")
+    return None if found is None else str(found)
+
+
+def mark_run(lease: Lease, **values: Any) -> None:
+    write_text(lease.directory / RUN, sealed({"role": lease.holder.role, **values}), lease.staging)
+
+
+def clear_failed(lease: Lease) -> None:
     """A job that starts again takes back its own FAILED.json."""
-    (directory / FAILED).unlink(missing_ok=True)
+    remove(lease, lease.directory / FAILED)
 
 
 @contextlib.contextmanager
-def role_held(directory: Path, role: str) -> Iterator[None]:
-    """Be the one ``role`` of ``directory`` for the block, and tell the peer if it ends with an error.
+def working(directory: Path, role: str, life: Life, run_id: str) -> Iterator[Lease]:
+    """Be the one ``role`` of ``directory`` for the block (`lease.role_held`); FAILED.json tells the peer of an error.
 
-    UserError where a process of this host (on NFS 4: of any) already has the role. A peer that has failed is the
-    cause already told; it is not told again.
+    A peer that has failed is the cause already told; it is not told again.
     """
-    busy = f"another {role} works in {directory}; wait for it, or give this one a directory of its own"
-    with held_lock(directory / f".{role}.lock", busy):
-        clear_failed(directory)
+    with role_held(directory, role, life, run_id) as lease:
+        clear_failed(lease)
         try:
-            yield
-        except PeerGone:
+            yield lease
+        except (PeerGone, Stopped):
             raise
         except BaseException as error:
             with contextlib.suppress(OSError, UserError):
-                mark_failed(directory, role, f"{type(error).__name__}: {error}")
+                mark_failed(lease, f"{type(error).__name__}: {error}")
             raise
 
 
-def remove_old_checkpoints(training_dir: Path, ann_dir: Path, keep_unused: bool) -> None:
+def remove_old_checkpoints(lease: Lease, ann_dir: Path, keep_unused: bool) -> None:
     """Keep the last three, the best by a refresh's dev nDCG, and the one the newest negatives name.
 
     ``keep_unused`` (lockstep) also keeps every checkpoint newer than the newest refresh: one of them is next.
     """
-    steps = numbered(training_dir, CHECKPOINT_PATTERN)
+    steps = numbered(lease.directory, CHECKPOINT_PATTERN)
     records = read_records(ann_dir)
     keep = set(steps[-KEEP_CHECKPOINTS:])
     if keep_unused:
@@ -193,26 +246,44 @@ def remove_old_checkpoints(training_dir: Path, ann_dir: Path, keep_unused: bool)
     if records:
         keep |= {records[-1]["step"], max(records, key=lambda r: r["ndcg"])["step"]}
     for step in sorted(set(steps) - keep):
-        remove_checkpoint(training_dir, step)
+        remove(lease, checkpoint_path(lease.directory, step))
 
 
-def remove_checkpoint(training_dir: Path, step: int) -> None:
-    """The name goes at once: a reader, or the next run, never sees half a checkpoint."""
-    path = checkpoint_path(training_dir, step)
-    with staging_path(training_dir, path.name) as staged:
-        path.rename(staged)
+def remove(lease: Lease, path: Path) -> None:
+    """The name goes at once: a reader, or the next run, never sees half a checkpoint.
+
+    It goes into our staging, so that a job that has lost its lease removes nothing: Fenced.
+    """
+    with staging_path(lease.directory, path.name, lease.staging) as staged:
+        if publishing.exists(path):
+            path.rename(staged)
 
 
-def remove_run(training_dir: Path) -> None:
+def set_damaged_aside(lease: Lease, above: int) -> None:
+    """Move checkpoints above step ``above`` out of the way of a run that goes on from there: they were passed over."""
+    for step in numbered(lease.directory, CHECKPOINT_PATTERN):
+        if step > above:
+            path = checkpoint_path(lease.directory, step)
+            aside = lease.directory / DAMAGED / f"{path.name}.{lease.holder.epoch}"
+            aside.parent.mkdir(exist_ok=True)
+            # By way of our staging, as in `remove`: a job that has lost its lease moves nothing of the next one's.
+            with staging_path(lease.directory, path.name, lease.staging) as staged:
+                path.rename(staged)
+                staged.rename(aside)
+            say(f"moved {path} to {aside}")
+
+
+def remove_run(lease: Lease) -> None:
     """Remove what an earlier run of the trainer published; nothing else in the directory is touched."""
-    steps = numbered(training_dir, CHECKPOINT_PATTERN)
-    for path in (checkpoint_path(training_dir, step) for step in steps):
+    steps = numbered(lease.directory, CHECKPOINT_PATTERN)
+    for path in (checkpoint_path(lease.directory, step) for step in steps):
         if not (path / MANIFEST).exists():
             raise UserError(f"{path} was not written by this program; move it away, or choose another --output_dir")
-    for name in (DONE, FAILED, METRICS):
-        (training_dir / name).unlink(missing_ok=True)
+    for name in (DONE, FAILED, METRICS, JOURNAL):
+        remove(lease, lease.directory / name)
     for step in steps:
-        remove_checkpoint(training_dir, step)
+        remove(lease, checkpoint_path(lease.directory, step))
+    remove(lease, lease.directory / RUN)  # last: until then the directory is still that run's
 
 
 # Reading
@@ -220,10 +291,7 @@ def remove_run(training_dir: Path) -> None:
 
 def numbered(directory: Path, pattern: re.Pattern[str]) -> list[int]:
     """The numbers of the directory's entries whose whole name matches, ascending."""
-    if not directory.is_dir():
-        return []
-    names = [entry.name for entry in directory.iterdir()]
-    matches = (pattern.fullmatch(name) for name in names)
+    matches = (pattern.fullmatch(name) for name in publishing.listing(directory))
     return sorted(int(match[1]) for match in matches if match)
 
 
@@ -251,7 +319,7 @@ def model_sha256(checkpoint: Path) -> str:
     manifest = checkpoint / MANIFEST
     for name in WEIGHT_FILES:
         if (checkpoint / name).is_file():
-            listed = read_json(manifest)["files"].get(name) if manifest.is_file() else None
+            listed = read_sealed(manifest)["files"].get(name) if manifest.is_file() else None
             return listed["sha256"] if listed else sha256_of(checkpoint / name)
     return ""
 
@@ -265,19 +333,13 @@ def read_checkpoint(path: Path, step: int, of_this_run: bool = True) -> Checkpoi
         raise UserError(f"{path} is not a directory, expected a checkpoint (config.json and weights)")
     if not (path / MANIFEST).exists():
         return Checkpoint(path, step, {})
-    manifest = read_json(path / MANIFEST)
+    manifest = read_sealed(path / MANIFEST)
     check_files(path, manifest)
     if not of_this_run:
         return Checkpoint(path, step, {**manifest, "final": False})
     if manifest.get("step") != step:
         raise UserError(f"{path / MANIFEST} is of step {manifest.get('step')}, expected {step}: it is damaged")
     return Checkpoint(path, step, manifest)
-
-
-@functools.cache
-def say_once(text: str) -> None:
-    """What is found anew at every look is said at the first."""
-    say(text)
 
 
 def newest_checkpoint(training_dir: Path, step: int | None = None, above: int = -1) -> Checkpoint | None:
@@ -300,7 +362,12 @@ def newest_checkpoint(training_dir: Path, step: int | None = None, above: int = 
 def read_record(ann_dir: Path, number: int) -> dict[str, Any]:
     """A commit record, ours or ANCE's (which knows no step). UserError where it is missing or damaged."""
     path = record_path(ann_dir, number)
-    record = {"step": 0, "checkpoint": "", **read_json(path), "refresh": number}
+    stored = publishing.read_json(path)
+    if OUR_RECORD_KEYS & stored.keys() or publishing.SEAL in stored:
+        stored = read_sealed(path)
+        if stored.get("refresh") != number:
+            raise UserError(f"{path} is of refresh {stored.get('refresh')}, expected {number}: it is damaged")
+    record = {"step": 0, "checkpoint": "", **stored, "refresh": number}
     if not isinstance(record["step"], int) or not isinstance(record.get("ndcg"), int | float):
         raise UserError(f"{path}: step {record['step']}, ndcg {record.get('ndcg')}, expected numbers: it is damaged")
     return record
@@ -347,62 +414,6 @@ def read_records(ann_dir: Path) -> list[dict[str, Any]]:
     for number in numbered(ann_dir, RECORD_PATTERN):
         try:
             records.append(read_record(ann_dir, number))
-        except UserError as error:
+        except (UserError, OSError) as error:
             say_once(f"passed over the record of refresh {number}: {error}")
     return records
-
-
-@dataclass(frozen=True)
-class Peer:
-    """The other job's directory, and the failure that lay in it when we looked first: an earlier run's."""
-
-    directory: Path
-    old_failure: dict[str, Any] | None
-
-
-def watch_peer(directory: Path) -> Peer:
-    return Peer(directory, read_failed(directory))
-
-
-def check_peer(peer: Peer) -> None:
-    """PeerGone once the peer has published a FAILED.json that was not there at the start."""
-    failed = read_failed(peer.directory)
-    if failed is not None and failed != peer.old_failure:
-        role, reason = failed.get("role", "other job"), failed.get("reason", "no reason given")
-        raise PeerGone(f"the {role} has failed ({reason}): mend it and start both again")
-
-
-def wait_for(
-    look: Callable[[], Found | None],
-    what: str,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
-    limit_seconds: float = math.inf,
-    quiet: bool = False,
-) -> Found:
-    """Call ``look`` until it answers, saying soon and then each minute what is waited for.
-
-    Polls quickly at first, then every ten seconds. UserError after ``limit_seconds``.
-    """
-    started = clock()
-    next_word = started + FIRST_WORD_SECONDS
-    pause_seconds = FIRST_POLL_SECONDS
-    while True:
-        found = look()
-        if found is not None:
-            return found
-        now = clock()
-        if now - started > limit_seconds:
-            raise UserError(
-                f"{what} did not appear within {limit_seconds:.0f} s; is the directory shared with this host?"
-            )
-        if now >= next_word and not quiet:
-            next_word = now + SAY_EVERY_SECONDS
-            say(f"waiting for {what} since {now - started:.0f} s")
-        sleep(pause_seconds)
-        pause_seconds = min(pause_seconds * 1.3, LONGEST_POLL_SECONDS)
-
-
-def wait_until_visible(path: Path) -> None:
-    """A name that another host has just published may be hidden by an attribute cache for a while."""
-    wait_for(lambda: path.exists() or None, str(path), limit_seconds=VISIBLE_WITHIN_SECONDS)

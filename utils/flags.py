@@ -103,6 +103,9 @@ class ComputeFlags:
     no_cuda: bool = flag(False, "stay on the CPU even where there is a GPU")
     fp16: bool = flag(False, "autocast to float16 (training: with loss scaling)")
     bf16: bool = flag(False, "autocast to bfloat16")
+    collective_timeout_seconds: float = flag(
+        1800.0, "several processes: a rank that the others have waited for so long ends the job"
+    )
     fp16_opt_level: str = flag("O1", "apex's word: O0 is float32, O1 is autocast; O2 and O3 are refused")
     local_rank: int = flag(-1, "ignored: torchrun sets it in the environment")
     server_ip: str = flag("", "ignored: start with python -m debugpy instead")
@@ -145,7 +148,20 @@ class TrainingFlags(SeedFlags, ComputeFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefreshFlags:
+class ExchangeFlags:
+    """How a job shows that it lives, and goes on where an earlier one stopped."""
+
+    resume: Literal["auto", "never"] = flag(
+        "auto", "auto: go on where the directory holds a run of the same flags; never: refuse such a directory"
+    )
+    heartbeat_seconds: float = flag(10.0, "between two signs of life of a job")
+    lease_seconds: float = flag(
+        180.0, "a job silent for so long counts as dead; keep it above the minute that network file systems may cache"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshFlags(ExchangeFlags):
     """Which checkpoint a refresh is made from; trainer and generator must be given the same."""
 
     refresh_mode: Literal["async", "lockstep"] = flag(

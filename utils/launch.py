@@ -4,23 +4,61 @@
 
 torchrun alone ends with exit code 1 whatever went wrong, and with a traceback of its own below the message. Here the
 program first checks its flags and inputs once (--dry_run), so that most mistakes end in one line before any worker
-starts. Then torchrun runs in this process: a signal sent to it reaches the workers, which lead sessions of their own,
-and the exit code is that of the first worker that failed.
+starts. Then torchrun runs in this process, and the exit code is that of the first worker that failed. SIGTERM, SIGINT
+and SIGUSR2 become a stop file, at which the workers save their state and end together: torchrun would kill them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from utils.errors import EXIT_CODE_FILE, UserError, run_program
+from utils.stopping import STOP_FILE
 
-# torchrun passes these on to its workers; Slurm's --signal may be any of them.
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+# torchrun ends its workers on these; on those of STOP_SIGNALS they stop by themselves.
+SIGNALS = "SIGHUP,SIGQUIT,SIGUSR1"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+LOOK_SECONDS = 0.2
+
+
+@contextlib.contextmanager
+def signals_as_stop_file(directory: Path) -> Iterator[None]:
+    """While the block runs, a stop signal makes the file that ANCE_STOP_FILE names; a second SIGINT interrupts."""
+    path = Path(os.environ.setdefault(STOP_FILE, str(directory / "stop")))
+    noted: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if number == signal.SIGINT and number in noted:
+            raise KeyboardInterrupt
+        noted.append(number)  # a handler does nothing more: the thread below makes the file
+
+    def make_file() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            if noted:
+                path.touch()
+                return
+
+    ended = threading.Event()
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    thread = threading.Thread(target=make_file, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check(words: list[str]) -> None:
@@ -67,7 +105,7 @@ def main() -> None:
         raise UserError(f"--processes is {given.processes}, expected 1 or more")
     words = [given.module, *given.flags]
     check(words)
-    with tempfile.TemporaryDirectory(prefix="launch-") as directory:
+    with tempfile.TemporaryDirectory(prefix="launch-") as directory, signals_as_stop_file(Path(directory)):
         code = run_workers(given.processes, words, Path(directory) / "exit_code")
     sys.exit(code)
 

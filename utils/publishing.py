@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError, describe_os_error
+from utils.errors import Fenced, UserError, describe_os_error
 
 STAGING = ".staging"
+SEAL = "sealed"
 PROBE_BYTES = 2**20
 
 
@@ -38,23 +39,56 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def listing(directory: Path) -> list[str]:
+    """The names in a directory; none where it is not there. All looking for versions goes through this and `exists`."""
+    try:
+        return os.listdir(directory)  # noqa: PTH208 - names, not paths
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def exists(path: Path) -> bool:
+    return os.path.lexists(path)
+
+
+def is_gone(path: Path) -> bool:
+    """Whether there is certainly nothing: an error of the disk is no answer."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @contextlib.contextmanager
-def staging_path(directory: Path, name: str) -> Iterator[Path]:
+def staging_path(directory: Path, name: str, owned: Path | None = None) -> Iterator[Path]:
     """A path of our own under ``directory/.staging``; what is still there at the end is removed.
 
-    An OSError that does not say where it happened (``write`` does not) leaves with ``directory`` as its file name.
+    With ``owned``, the staging directory of a lease, under that. Whoever takes the lease over moves it away, so that
+    a late rename out of it fails: Fenced. An OSError that does not say where it happened (``write`` does not) leaves
+    with ``directory`` as its file name.
     """
-    staging = directory / STAGING
-    own = make_own_directory(staging, f"{name}.{os.getpid()}.{secrets.token_hex(4)}")
+    token = f"{os.getpid()}.{secrets.token_hex(4)}"
+    own = owned / token if owned is not None else directory / STAGING / f"{name}.{token}"
     try:
+        if owned is not None:
+            own.mkdir()
+        else:
+            make_own_directory(own.parent, own.name)
         yield own / name
-    except OSError as error:
-        error.filename = error.filename or str(directory)
+    except Exception as error:
+        if owned is not None and is_gone(owned):
+            raise Fenced(f"another job works in {directory} now; this one was silent too long and ends") from None
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(directory)
         raise
     finally:
         shutil.rmtree(own, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            staging.rmdir()
+        if owned is None:
+            with contextlib.suppress(OSError):
+                own.parent.rmdir()
 
 
 def make_own_directory(staging: Path, name: str) -> Path:
@@ -70,11 +104,24 @@ def make_own_directory(staging: Path, name: str) -> Path:
             return staging / name
 
 
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether a link that "failed" is there: a network file system may repeat a request whose answer was lost."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
 def write_json(path: Path, value: Any) -> None:
     """Publish a small JSON file whole, replacing an older one."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str, owned: Path | None = None) -> None:
+    """Publish a small file whole, replacing an older one; ``owned`` as in `staging_path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with staging_path(path.parent, path.name) as staged:
-        staged.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    with staging_path(path.parent, path.name, owned) as staged:
+        staged.write_text(text, encoding="utf-8")
         sync(staged)
         staged.replace(path)
     sync(path.parent)
@@ -82,14 +129,38 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """UserError where the file is not there or holds no JSON object."""
+    return parse_object(path, read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} is missing, expected a JSON file there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+
+
+def parse_object(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text.decode("utf-8"))
+    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise UserError(f"{path} is not JSON ({error}): it is damaged; write it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object: it is damaged")
+    return value
+
+
+def sealed(value: dict[str, Any]) -> str:
+    """The text of a JSON object whose last key is the sha256 of the rest: a reader finds out any changed byte."""
+    text = json.dumps(value, indent=1) + "\n"
+    return json.dumps({**value, SEAL: hashlib.sha256(text.encode()).hexdigest()}, indent=1) + "\n"
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `sealed` wrote, without the seal. UserError where the file is missing or any byte of it differs."""
+    text = read_bytes(path)
+    value = parse_object(path, text)
+    if value.pop(SEAL, None) is None or text != sealed(value).encode():
+        raise UserError(f"{path}: its sha256 differs from what it says: it is damaged")
     return value
 
 

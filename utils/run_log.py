@@ -5,8 +5,10 @@ Only the process that speaks (rank 0) makes a `RunLog`; the same numbers go to e
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
+import secrets
 import socket
 import subprocess
 import sys
@@ -114,21 +116,91 @@ def header(program: str, run_id: str, flags_as_json: str, devices: list[str]) ->
     ]
 
 
+def cut(path: Path, size: int) -> None:
+    """Leave the first ``size`` bytes, in a new file: a job that lost its lease may still write to the old one."""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(size)
+        staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        staged.write_bytes(head)
+        staged.replace(path)
+
+
+class EventFile:
+    """What tensorboardX writes through. A disk that is full is told once, by whom it stops; here it costs a curve.
+
+    tensorboardX writes from a thread and at exit, where an error would be a traceback below the program's own line.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.file: Any = Path(path).open("wb")  # noqa: SIM115 - tensorboardX closes it
+
+    def write(self, data: bytes) -> None:
+        self.attempt(lambda: self.file.write(data))
+
+    def flush(self) -> None:
+        self.attempt(lambda: self.file.flush())
+
+    def close(self) -> None:
+        self.attempt(lambda: self.file.close())
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed by an error already
+            action()
+
+
+class EventFiles:
+    """A factory of tensorboardX's for paths that begin with ``PREFIX:``."""
+
+    PREFIX = "events"
+
+    @classmethod
+    def directory_check(cls, path: str) -> None:
+        Path(path.removeprefix(f"{cls.PREFIX}:")).mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def open(cls, path: str) -> EventFile:
+        return EventFile(path.removeprefix(f"{cls.PREFIX}:"))
+
+
+def open_tensorboard(directory: Path, purge_step: int | None) -> Any:
+    """A SummaryWriter; what an earlier job wrote from ``purge_step`` on is not shown."""
+    from tensorboardX import SummaryWriter
+    from tensorboardX.record_writer import REGISTERED_FACTORIES, register_writer_factory
+
+    if EventFiles.PREFIX not in REGISTERED_FACTORIES:
+        register_writer_factory(EventFiles.PREFIX, EventFiles)
+    return SummaryWriter(f"{EventFiles.PREFIX}:{directory}", purge_step=purge_step)
+
+
 class RunLog:
     """The log of one training or generating process.
 
     Writes to stdout, ``directory/metrics.jsonl`` and, where ``tensorboard_dir`` is given, TensorBoard.
     """
 
-    def __init__(self, directory: Path, tensorboard_dir: Path | None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        tensorboard_dir: Path | None,
+        clock: Callable[[], float] = time.time,
+        goes_on_at: tuple[int, int] | None = None,
+    ) -> None:
+        """``goes_on_at`` (step, bytes of metrics.jsonl): what an earlier job wrote after that is written again."""
         directory.mkdir(parents=True, exist_ok=True)
         self.clock = clock
-        self.file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+        path = directory / "metrics.jsonl"
+        if goes_on_at is not None:
+            cut(path, goes_on_at[1])
+        self.file = path.open("a", encoding="utf-8")
         self.writer: Any = None
         if tensorboard_dir is not None:
-            from tensorboardX import SummaryWriter
+            self.writer = open_tensorboard(tensorboard_dir, goes_on_at[0] if goes_on_at else None)
 
-            self.writer = SummaryWriter(str(tensorboard_dir))
+    @property
+    def bytes(self) -> int:
+        """How much of metrics.jsonl is written."""
+        return self.file.tell()
 
     def record(self, step: int, **values: float | int | str) -> None:
         """Numbers of one step to metrics.jsonl and TensorBoard, nothing to stdout."""

@@ -1,5 +1,8 @@
 """Maximum inner product search: exact by faiss or by torch, approximate by any faiss index.
 
+The passages come in blocks, so that a collection takes no more memory than a block; an index other than Flat
+needs all of them at once.
+
 Ties break by passage order, whatever the backend. `torch_top_k` makes one number of a score and its passage,
 so that none are tied. faiss does not promise an order: a list of its whose last place is tied with a passage
 left out is searched again by `torch_top_k`.
@@ -11,12 +14,15 @@ import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from utils.errors import UserError
 
+PASSAGES_BYTES = 64 * 2**20  # a block of float32 passages
+INDEX_BYTES = 256 * 2**20  # float32 passages that faiss holds beside the block; each lot costs a merge of all lists
 BLOCK_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}  # torch's working memory beside queries and results, at most
 BYTES_PER_SCORE = 64  # where every score of a block passes for a candidate; 4 where none does
 QUERIES_PER_BLOCK = 1024
@@ -39,6 +45,32 @@ class SearchOptions:
     faiss_index: str = "Flat"
     nprobe: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+
+
+@dataclass(frozen=True)
+class Passages:
+    """The embeddings of N passages, which need not be in memory at once.
+
+    ``blocks()`` goes through them in passage order, from the first one each time. A block is float [M, D]; it may be
+    overwritten when the next one is asked for.
+    """
+
+    count: int
+    dims: int
+    blocks: Callable[[], Iterator[np.ndarray]]
+
+
+def in_memory(passages_ND: np.ndarray) -> Passages:
+    def blocks() -> Iterator[np.ndarray]:
+        rows = rows_of_block(passages_ND.shape[1])
+        return (passages_ND[first : first + rows] for first in range(0, len(passages_ND), rows))
+
+    return Passages(len(passages_ND), passages_ND.shape[1], blocks)
+
+
+def rows_of_block(dims: int) -> int:
+    """Passages in a block."""
+    return max(1, PASSAGES_BYTES // (4 * dims))
 
 
 def choose_backend(wanted: str, faiss_index: str, use_cuda: bool = False) -> str:
@@ -106,27 +138,35 @@ def faiss_refusal(faiss_index: str) -> Iterator[None]:
 
 def search(
     queries_QD: np.ndarray,
-    passages_ND: np.ndarray,
+    passages: Passages,
     k: int,
     options: SearchOptions,
     advance: Advance = ignore,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k passages of largest inner product of each query, best first.
 
-    Returns scores_QK float32 and rows_QK int64 (rows of ``passages_ND``; -1 and -inf where an
+    Returns scores_QK float32 and rows_QK int64 (rows of ``passages``; -1 and -inf where an
     approximate index found fewer than k). K is k, or N where the collection is smaller.
+    In memory at a time: the queries, the lists, and one block of passages; all passages for an index other than Flat.
+    An exception that ``advance`` raises ends the search.
     UserError where an embedding is not finite: no order is defined then, and each backend makes up its own.
     """
-    for embeddings_XD in (queries_QD, passages_ND):
-        check_finite(embeddings_XD)
-    k = min(k, len(passages_ND))
+    check_finite(queries_QD)
+    k = min(k, passages.count)
     if k == 0 or not len(queries_QD):
         return np.zeros((len(queries_QD), k), np.float32), np.zeros((len(queries_QD), k), np.int64)
+    checked = Passages(passages.count, passages.dims, partial(finite_blocks, passages))
     if options.backend == "torch":
-        return torch_top_k(queries_QD, passages_ND, k, options.device, advance)
+        return torch_top_k(queries_QD, checked, k, options.device, advance)
     if options.faiss_index == "Flat":
-        return faiss_top_k(queries_QD, passages_ND, k, options, advance)
-    return faiss_index_top_k(queries_QD, passages_ND, k, options, advance)
+        return faiss_top_k(queries_QD, checked, k, options, advance)
+    return faiss_index_top_k(queries_QD, checked, k, options, advance)
+
+
+def finite_blocks(passages: Passages) -> Iterator[np.ndarray]:
+    for block_MD in passages.blocks():
+        check_finite(block_MD)
+        yield block_MD
 
 
 def check_finite(embeddings_XD: np.ndarray, block: int = 65536) -> None:
@@ -139,7 +179,7 @@ def check_finite(embeddings_XD: np.ndarray, block: int = 65536) -> None:
 
 
 def torch_top_k(
-    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, device: torch.device, advance: Advance = ignore
+    queries_QD: np.ndarray, passages: Passages, k: int, device: torch.device, advance: Advance = ignore
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact top-k by matrix product; `search` says what comes back. A share has less than 2**32 passages.
 
@@ -152,13 +192,20 @@ def torch_top_k(
     ]
     best = [torch.empty((len(block_QD), 0), dtype=torch.int64, device=device) for block_QD in blocks]
     first = 0
-    while first < len(passages_ND):
-        width = min(widest, max(k, first // 2, SMALLEST_BLOCK))
-        passages_MD = to_device(passages_ND[first : first + width], device)
-        for number, block_QD in enumerate(blocks):
-            best[number] = best_keys(best[number], block_QD @ passages_MD.T, first, k)
-            advance(len(block_QD) * len(passages_MD))
-        first += len(passages_MD)
+    for held_MD in passages.blocks():
+        at = 0
+        while at < len(held_MD):
+            width = min(widest, max(k, first // 2, SMALLEST_BLOCK))
+            passages_MD = to_device(held_MD[at : at + width], device)
+            for number, block_QD in enumerate(blocks):
+                best[number] = best_keys(best[number], block_QD @ passages_MD.T, first, k)
+                advance(len(block_QD) * len(passages_MD))
+            at, first = at + len(passages_MD), first + len(passages_MD)
+    return lists_of_keys(best)
+
+
+def lists_of_keys(best: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted scores_QK and rows_QK of the keys of several blocks of queries."""
     scores_parts, rows_parts = [], []
     for keys_QK in best:
         scores_QK, rows_QK = from_keys(torch.sort(keys_QK, dim=1, descending=True).values)
@@ -218,43 +265,76 @@ def ordered_bits(bits_X: torch.Tensor) -> torch.Tensor:
 
 
 def faiss_top_k(
-    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions, advance: Advance = ignore
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = ignore
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact top-k by faiss; one place more is searched, to see whether the last place is tied."""
-    import faiss
-
-    wanted = min(k + 1, len(passages_ND))
+    wanted = min(k + 1, passages.count)
     if is_on_gpu(options) and wanted > LARGEST_GPU_K:
-        return torch_top_k(queries_QD, passages_ND, k, options.device, advance)
-    index = faiss.IndexFlatIP(passages_ND.shape[1])
-    if is_on_gpu(options):
-        index = on_gpu(index, options)
-    add_in_blocks(index, passages_ND)
-    scores_QW, rows_QW = search_in_blocks(index, queries_QD, wanted, advance)
+        return torch_top_k(queries_QD, passages, k, options.device, advance)
+    scores_QW, rows_QW = faiss_flat_lists(queries_QD, passages, wanted, options, advance)
     tied_Q = scores_QW[:, k - 1] == scores_QW[:, k] if wanted > k else np.zeros(len(scores_QW), bool)
     scores_QK, rows_QK = in_passage_order(scores_QW[:, :k], rows_QW[:, :k])
     if tied_Q.any():
-        scores_QK[tied_Q], rows_QK[tied_Q] = torch_top_k(queries_QD[tied_Q], passages_ND, k, options.device)
+        again = torch_top_k(queries_QD[tied_Q], passages, k, options.device, lambda pairs: advance(0))
+        scores_QK[tied_Q], rows_QK[tied_Q] = again
     return scores_QK, rows_QK
 
 
+def faiss_flat_lists(
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best by score descending, in faiss's order of ties: of as many passages as it may hold, in turn, merged."""
+    import faiss
+
+    index = faiss.IndexFlatIP(passages.dims)
+    if is_on_gpu(options):
+        index = on_gpu(index, options)
+    merged, first = faiss.ResultHeap(len(queries_QD), k, keep_max=True), 0
+    for block_MD in passages.blocks():
+        add_to_index(index, block_MD)
+        if first + index.ntotal < passages.count and 4 * passages.dims * index.ntotal < INDEX_BYTES:
+            continue
+        scores_QK, rows_QK = search_in_blocks(index, queries_QD, min(k, index.ntotal), advance)
+        if index.ntotal == passages.count:
+            return scores_QK, rows_QK
+        rows_QK += first
+        merged.add_result(scores_QK, rows_QK)
+        first += index.ntotal
+        index.reset()
+    merged.finalize()
+    return merged.D, merged.I
+
+
 def faiss_index_top_k(
-    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions, advance: Advance = ignore
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = ignore
 ) -> tuple[np.ndarray, np.ndarray]:
     """Top-k by a faiss index built by ``options.faiss_index``, trained on the passages themselves.
 
+    Such an index is made of all passages of the share, and holds them (or their codes) in memory.
     UserError where faiss refuses, such as more cells than passages to train them on.
     """
-    with faiss_refusal(f"{options.faiss_index} over {len(passages_ND)} passages"):
-        index = make_index(options.faiss_index, passages_ND.shape[1], options.nprobe)
+    with faiss_refusal(f"{options.faiss_index} over {passages.count} passages"):
+        index = make_index(options.faiss_index, passages.dims, options.nprobe)
         if is_on_gpu(options) and k <= LARGEST_GPU_K:
             index = on_gpu(index, options)
         if not index.is_trained:
-            index.train(np.ascontiguousarray(passages_ND, dtype=np.float32))
-        add_in_blocks(index, passages_ND)
+            index.train(all_at_once(passages))
+        for block_MD in passages.blocks():
+            add_to_index(index, block_MD)
+            advance(0)
         scores_QK, rows_QK = search_in_blocks(index, queries_QD, k, advance)
     scores_QK[rows_QK < 0] = -np.inf
     return in_passage_order(scores_QK, rows_QK)
+
+
+def all_at_once(passages: Passages) -> np.ndarray:
+    """float32 [N, D]"""
+    passages_ND = np.empty((passages.count, passages.dims), np.float32)
+    first = 0
+    for block_MD in passages.blocks():
+        passages_ND[first : first + len(block_MD)] = block_MD
+        first += len(block_MD)
+    return passages_ND
 
 
 def faiss_has_gpu_support() -> bool:
@@ -275,15 +355,14 @@ def on_gpu(index, options: SearchOptions):  # type: ignore[no-untyped-def]  # fa
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), options.device.index or 0, index)
 
 
-def add_in_blocks(index, passages_ND: np.ndarray, block: int = 65536) -> None:  # type: ignore[no-untyped-def]
-    for start in range(0, len(passages_ND), block):
-        index.add(np.ascontiguousarray(passages_ND[start : start + block], dtype=np.float32))
+def add_to_index(index, block_MD: np.ndarray) -> None:  # type: ignore[no-untyped-def]
+    index.add(np.ascontiguousarray(block_MD, dtype=np.float32))
 
 
 def search_in_blocks(  # type: ignore[no-untyped-def]
     index, queries_QD: np.ndarray, k: int, advance: Advance
 ) -> tuple[np.ndarray, np.ndarray]:
-    """faiss's own answer: scores_QK float32 and rows_QK int64."""
+    """faiss's own answer over the whole index: scores_QK float32 and rows_QK int64."""
     scores_QK, rows_QK = np.empty((len(queries_QD), k), np.float32), np.empty((len(queries_QD), k), np.int64)
     for start in range(0, len(queries_QD), QUERIES_PER_FAISS_CALL):
         block_QD = np.ascontiguousarray(queries_QD[start : start + QUERIES_PER_FAISS_CALL], dtype=np.float32)

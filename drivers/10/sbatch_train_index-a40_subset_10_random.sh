@@ -12,6 +12,8 @@
 #SBATCH --constraint=a40|l40s
 #SBATCH --mem=300G
 #SBATCH --time=7-00:00:00
+#SBATCH --signal=B:USR2@300
+#SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=results/%x-%j.out
 set -euo pipefail

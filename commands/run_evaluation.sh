@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Evaluates an arm that is done, BM25 and the warmup checkpoint beside it unless that is done, and makes the report of
+# the run: metrics.json in its arms/STRATEGY/eval, bm25 and warmup/eval, and report.md. Flags: see arm.sh.
+#
+#     STRATEGY=top bash commands/run_evaluation.sh
+set -euo pipefail
+here=$(dirname "${BASH_SOURCE[0]}")
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands # Slurm runs a copy of this file
+# shellcheck source=arm.sh
+source "$here/arm.sh"
+
+split_flags "$@"
+choose_arm
+need_warmup
+arm=$(arm_dir "$STRATEGY")
+run=$(run_dir)
+if ((DRY_RUN == 1)); then
+  evaluation_command "$WARMUP_CHECKPOINT" "$arm/eval"
+  run_here "${COMMAND[@]}"
+  exit
+fi
+[[ -f $arm/checkpoints/DONE.json ]] || die "no DONE.json in $arm/checkpoints: let the arm's trainer finish first"
+begin_job "$arm" evaluation
+evaluation_command "$(newest_checkpoint "$arm/checkpoints")" "$arm/eval"
+run_step evaluation "${COMMAND[@]}"
+
+exec 9>>"$run/.report.lock"
+flock 9 # the arms of a run may end at once
+[[ -e $run/preprocessed ]] || ln -s "$DATA_DIR" "$run/preprocessed"
+# Of the checkpoint that the arms start from: another one's has to go.
+if ! grep -qsF "\"$WARMUP_CHECKPOINT\"" "$run/warmup/eval/metrics.json"; then
+  evaluation_command "$WARMUP_CHECKPOINT" "$run/warmup/eval"
+  run_step evaluation "${COMMAND[@]}"
+fi
+if [[ -e $RAW_DATA_DIR ]]; then
+  bm25 "$run/bm25"
+fi
+if [[ ! -f $run/bm25/metrics.json ]]; then
+  echo "no report: $RAW_DATA_DIR, which BM25 reads, is not there; with it, run this script again"
+  exit
+fi
+command_for 1 results.report --run_dir "$run"
+run_step evaluation "${COMMAND[@]}"

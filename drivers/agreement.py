@@ -1,0 +1,300 @@
+"""Agreement: between the ranks of a job, between a job and the run it goes on with, and between the jobs of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data.preprocessed import Preprocessed
+from utils import distributed, exchange
+from utils.distributed import World
+from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError
+from utils.lease import Lease, Life
+from utils.peers import Peer
+from utils.run_log import git_state, say
+from utils.stopping import Stop, StopRequested
+from utils.waiting import VISIBLE_WITHIN_SECONDS
+
+# Flags that do not change what a run computes: places, names of what is known by its sha256, logs, waiting, and what is
+# resolved to something else. Every other flag of a program is science.
+NOT_SCIENCE = frozenset(
+    [
+        "dry_run",
+        "data_dir",
+        "cache_dir",
+        "output_dir",
+        "training_dir",
+        "ann_dir",
+        "init_model_dir",
+        "model_name_or_path",
+        "config_name",
+        "tokenizer_name",
+        "log_dir",
+        "no_cuda",
+        "local_rank",
+        "server_ip",
+        "server_port",
+        "task_name",
+        "do_lower_case",
+        "triplet",
+        "max_doc_character",
+        "overwrite_output_dir",
+        "overwrite_cache",
+        "resume",
+        "replay",
+        "heartbeat_seconds",
+        "lease_seconds",
+        "collective_timeout_seconds",
+        "max_staleness_steps",
+        "logging_steps",
+        "save_steps",
+        "per_gpu_eval_batch_size",
+        "last_checkpoint_dir",
+        "end_output_num",
+        "limit_total_number",
+        "only_keep_latest_embedding_file",
+        "inference",
+        "load_gen",
+        "search_backend",
+        "fp16_opt_level",
+        "negative_strategy",
+        "ann_measure_topk_mrr",
+        "bottom_neg",
+        "bottom_only",
+        "do_train",
+        "do_eval",
+        "evaluate_during_training",
+        "eval_type",
+        "eval_all_checkpoints",
+        "logging_steps_per_eval",
+        "rerank_file",
+        "bm25_dir",
+        "triples",
+    ]
+)
+# What trainer and generator of one run must have in common.
+COMMON = (
+    "collection_fingerprint",
+    "tokenizer_fingerprint",
+    "initial_model_sha256",
+    "model_type",
+    "max_seq_length",
+    "max_query_length",
+    "refresh_mode",
+    "steps_per_refresh",
+    "refresh_lag",
+)
+
+
+def science_of(flags: Any, collection: Preprocessed, **resolved: Any) -> dict[str, Any]:
+    """All that decides what a run computes, by name: its science-relevant flags, its data, and ``resolved``."""
+    values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(flags)}
+    return {
+        **{name: value for name, value in values.items() if name not in NOT_SCIENCE},
+        "collection_fingerprint": collection.manifest["collection_fingerprint"],
+        "tokenizer_fingerprint": collection.manifest["tokenizer"]["fingerprint"],
+        **resolved,
+    }
+
+
+def science_sha256(science: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()
+
+
+def provenance(run_id: str, science: dict[str, Any]) -> dict[str, Any]:
+    """What every published version says of where it comes from."""
+    named = (*COMMON, "seed", "strategy", "topk_training", "negative_sample", "ann_chunk_factor")
+    return {
+        "run_id": run_id,
+        "science_sha256": science_sha256(science),
+        **{name: science[name] for name in named if name in science},
+        "git": git_state(),
+    }
+
+
+def check_agreement(
+    ours: dict[str, Any], theirs: dict[str, Any], what: str, remedy: str, names: tuple[str, ...] | None = None
+) -> None:
+    """Disagreement (exit 3) names all that differs between this job and the one that made ``what``, with both values.
+
+    Only ``names``, where given; a name that one of the two does not know is passed over.
+    """
+    shared = [name for name in names or tuple(ours) if name in ours and name in theirs]
+    differing = [f"{name} {theirs[name]} there, {ours[name]} here" for name in shared if theirs[name] != ours[name]]
+    if differing:
+        raise Disagreement(f"{what} was made with other flags: {'; '.join(differing)}; {remedy}")
+
+
+SAME_FLAGS = "start both with the same flags, in directories of their own"
+
+
+# Ranks
+
+
+@dataclass(frozen=True)
+class Session:
+    """A program at work in its directory: its ranks, on rank 0 the lease, and what may ask it to stop."""
+
+    world: World
+    stop: Stop
+    lease: Lease | None
+
+    def tell(self, **values: Any) -> None:
+        """What the heartbeat says of the work from now on."""
+        if self.lease is not None:
+            self.lease.tell(**values)
+
+    def check_stop(self) -> None:
+        """StopRequested on all ranks together once one was asked to stop; Fenced where the lease is lost."""
+        lost = self.lease is not None and self.lease.lost
+        asked = distributed.sum_over_ranks(self.world, 1000.0 * lost + bool(self.stop.requested()))
+        if lost:
+            assert self.lease is not None
+            self.lease.check()
+        if asked >= 1000:
+            raise Fenced("another job has taken this one's role over; it ends")
+        if asked:
+            raise StopRequested(self.stop.requested() or "another rank")
+
+    def stopped(self, where: str) -> Stopped:
+        """The state is saved: what to raise. ``where`` says at which step, and as what it was saved."""
+        by = self.stop.requested() or "another rank"
+        if self.world.is_first:
+            self.stop.taken()
+        return Stopped(f"stopped by {by} {where}; start again with the same flags to go on")
+
+
+@contextlib.contextmanager
+def session(world: World, directory: Path, role: str, flags: Any, run_id: str) -> Iterator[Session]:
+    """Hold the role for the block; requests to stop are noted from here on instead of ending the program."""
+    life = Life(flags.heartbeat_seconds, flags.lease_seconds)
+    stop = Stop(directory)
+    with contextlib.ExitStack() as stack:
+        lease = stack.enter_context(exchange.working(directory, role, life, run_id)) if world.is_first else None
+        distributed.barrier(world)
+        stack.enter_context(stop.listening())
+        here = Session(world, stop, lease)
+        try:
+            yield here
+        except StopRequested:
+            raise here.stopped("before its work began, with nothing to save") from None
+
+
+ERRORS = {kind.exit_code: kind for kind in (UserError, Disagreement, PeerGone, Fenced)}
+
+
+def agree(session: Session, look: Callable[[], Any], peer: Peer | None = None, is_needed: bool = True) -> Any:
+    """Rank 0 looks, all ranks get its answer or its error; PeerGone on all of them where the peer is gone.
+
+    ``is_needed``: this job cannot go on without what it looks for, so that a peer that has ended properly is gone too.
+
+    The others never wait long in a collective: each look is one short exchange, waiting is done between them.
+    """
+    session.check_stop()
+    answer: dict[str, Any] = {}
+    if session.world.is_first:
+        try:
+            has_ended = is_needed and peer is not None and peer.has_ended()
+            answer["found"] = look()
+            if answer["found"] is None and peer is not None:
+                peer.check()
+                # What it published last may still be hidden by a cache.
+                if has_ended and peer.watch.silent_seconds > VISIBLE_WITHIN_SECONDS:
+                    raise PeerGone(f"the {peer.role} has ended, and what this job waits for will not come; see its log")
+        except UserError as error:
+            answer = {"error": str(error), "code": error.exit_code}
+    answer = distributed.broadcast_json(session.world, answer)
+    if "error" in answer:
+        raise ERRORS[answer["code"]](answer["error"])
+    return answer["found"]
+
+
+# Runs
+
+
+def join_run(session: Session, directory: Path, run_id: str, science: dict[str, Any], remedy: str) -> str:
+    """The id of the directory's run, which this job goes on with, or begins with its own ``run_id``.
+
+    Disagreement names the flags in which this job differs from that run.
+    """
+
+    def look() -> str:
+        assert session.lease is not None
+        run = exchange.read_run(directory)
+        if run is None:
+            check_without_run(directory, science, remedy)
+            exchange.mark_run(
+                session.lease,
+                run_id=run_id,
+                science=science,
+                science_sha256=science_sha256(science),
+                job=os.environ.get("SLURM_JOB_ID", ""),
+                git=git_state(),
+            )
+            return run_id
+        check_agreement(science, run.get("science", {}), f"the run in {directory}", remedy)
+        return str(run["run_id"])
+
+    return str(agree(session, look))
+
+
+def check_without_run(directory: Path, science: dict[str, Any], remedy: str) -> None:
+    """Where RUN.json is damaged, the versions in the directory still tell the hash of the flags they are of."""
+    found = exchange.newest_science_sha256(directory)
+    if found is not None and found != science_sha256(science):
+        raise Disagreement(
+            f"{directory / exchange.RUN} cannot be read, and the newest version there was made with other flags than "
+            f"this job's (science_sha256 {found[:12]} there, {science_sha256(science)[:12]} here); {remedy}"
+        )
+
+
+def enter_run(session: Session, directory: Path, flags: Any, run_id: str, science: dict[str, Any]) -> str:
+    """`join_run` of a program that trains, after --overwrite_output_dir has removed another run."""
+    if flags.overwrite_output_dir:
+        agree(session, partial(remove_other_run, session, directory))
+    remedy = "give the flags it was begun with, choose another --output_dir, or --overwrite_output_dir to remove it"
+    return join_run(session, directory, run_id, science, remedy)
+
+
+def check_common(ours: dict[str, Any], what: str, run: dict[str, Any]) -> None:
+    """Disagreement where the peer's RUN.json differs in what both jobs must have in common."""
+    check_agreement(ours, run.get("science", {}), what, SAME_FLAGS, COMMON)
+
+
+def holds_run(directory: Path) -> bool:
+    """Whether a trainer has published there."""
+    return bool(exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)) or exchange.read_done(directory) is not None
+
+
+def check_holds_no_other_run(directory: Path, flags: Any) -> None:
+    """UserError where the directory holds a run that this job must not, or cannot, go on with."""
+    if not holds_run(directory) or flags.overwrite_output_dir:
+        return
+    if flags.resume == "auto" and exchange.read_run(directory) is not None:
+        return
+    steps = exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)
+    reason = "--resume never is given" if flags.resume == "never" else f"no {exchange.RUN} says how to go on with it"
+    raise UserError(
+        f"{directory} holds a run already ({len(steps)} checkpoints, the last of step {max(steps, default=0)}) and "
+        f"{reason}; choose another --output_dir, or --overwrite_output_dir to remove it"
+    )
+
+
+def remove_other_run(session: Session, directory: Path) -> None:
+    """--overwrite_output_dir: remove the run that the directory holds, unless it is what this Slurm job began itself
+    before it was requeued."""
+    run = exchange.read_run(directory)
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if run is not None and job and run.get("job") == job:
+        say(f"--overwrite_output_dir: {directory} holds what job {job} began; going on with it")
+        return
+    assert session.lease is not None
+    exchange.remove_run(session.lease)

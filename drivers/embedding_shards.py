@@ -1,0 +1,221 @@
+"""Shards of embeddings on disk: each is finished, with a record that vouches for it, or not there.
+
+A shard is a .npy file of a fixed number of texts. Beside it stands its record, published after it: its size, its
+sha256, and a key of all that decides its numbers. Which texts are in which shard depends on how many there are and
+on the dims alone. So a generator that was killed finds what it had finished, on any number of processes, and
+goes on from there to the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.embedding import block_size
+from utils.errors import UserError
+from utils.publishing import read_sealed, sealed, sha256_of, staging_path, sync
+from utils.search import Passages, rows_of_block
+
+SHARD_BYTES = 128 * 2**20  # as float32; a float16 shard takes half of it
+# A small collection is divided all the same: many processes share it, and little is lost when one is killed.
+PASSAGE_SHARDS, QUERY_SHARDS = 32, 8
+DTYPES: dict[str, np.dtype] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+READ_ROWS = 4096  # converted from float16 at a time
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The embeddings of ``count`` texts, ``rows`` of them in a shard (fewer in the last).
+
+    ``storage`` is a word of DTYPES; ``key`` is a sha256 over all that decides the numbers.
+    """
+
+    directory: Path
+    name: str
+    count: int
+    dims: int
+    rows: int
+    storage: str
+    key: str
+    model_sha256: str
+
+    def __len__(self) -> int:
+        return -(-self.count // self.rows)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return DTYPES[self.storage]
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """The texts [start, stop) of a shard."""
+        return min(number * self.rows, self.count), min((number + 1) * self.rows, self.count)
+
+    def path(self, number: int) -> Path:
+        return self.directory / f"{self.name}-{number * self.rows:010d}.npy"
+
+    def record_path(self, number: int) -> Path:
+        return self.path(number).with_suffix(".json")
+
+    def identity(self, number: int) -> dict[str, Any]:
+        """What the record says of a shard beside its size and sha256."""
+        return {"key": self.key, "model_sha256": self.model_sha256, "texts": list(self.bounds(number))}
+
+
+def rows_of_shard(count: int, dims: int, wanted: int) -> int:
+    """Texts in a shard: whole blocks of `model.embedding`, for at least ``wanted`` shards where there are enough."""
+    block = block_size(count)
+    by_number = -(-count // block) // wanted
+    by_bytes = SHARD_BYTES // (4 * dims * block)
+    return block * max(1, min(by_number, by_bytes))
+
+
+def hash_of(value: Any) -> str:
+    """sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+# Writing
+
+
+def publish_shard(shards: Shards, number: int, blocks: Iterable[np.ndarray]) -> None:
+    """Write the shard from float32 [M, D] at a time; it gets its name when it is whole and on the disk.
+
+    UserError where a number does not fit float16. Whatever ``blocks`` raises leaves nothing behind.
+    """
+    path, record_path = shards.path(number), shards.record_path(number)
+    try:
+        with staging_path(shards.directory, path.name) as staged:
+            record = write_array(staged, shards, number, blocks)
+            staged_record = staged.with_name(record_path.name)
+            staged_record.write_text(sealed(record), encoding="utf-8")
+            for written in (staged, staged_record):
+                sync(written)
+            staged.replace(path)
+            staged_record.replace(record_path)
+        sync(shards.directory)
+    except OSError as error:
+        error.filename = str(path)  # the staged file, which is gone now, would tell a user nothing
+        raise
+
+
+def write_array(path: Path, shards: Shards, number: int, blocks: Iterable[np.ndarray]) -> dict[str, Any]:
+    """The .npy file of a shard; returns its record."""
+    start, stop = shards.bounds(number)
+    header = npy_header((stop - start, shards.dims), shards.dtype)
+    digest, texts = hashlib.sha256(header), 0
+    with path.open("wb") as file:
+        file.write(header)
+        for block_MD in blocks:
+            data = stored(block_MD, shards.dtype).data.cast("B")
+            digest.update(data)
+            file.write(data)
+            texts += len(block_MD)
+    assert texts == stop - start, f"{path.name} has {texts} texts, expected {stop - start}"
+    return {**shards.identity(number), "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    buffer = io.BytesIO()
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, description)
+    return buffer.getvalue()
+
+
+def stored(embeddings_MD: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The numbers as they are stored. UserError where one is too large for float16."""
+    if dtype == np.float16:
+        largest = float(np.abs(embeddings_MD).max(initial=0))
+        if largest >= LARGEST_FLOAT16 + 16:  # what rounds to infinity
+            raise UserError(
+                f"an embedding holds {largest:,.0f}, --embedding_dtype fp16 goes up to {LARGEST_FLOAT16:,.0f}; "
+                "store them in fp32"
+            )
+    return np.ascontiguousarray(embeddings_MD, dtype=dtype)
+
+
+# Finding what is there
+
+
+def fault_of(shards: Shards, number: int) -> str | None:
+    """None for a finished shard, "" where there is none of this key, else what is wrong with it. Reads all of it."""
+    path, record_path = shards.path(number), shards.record_path(number)
+    if not record_path.exists():
+        return ""
+    try:
+        record = read_sealed(record_path)
+    except UserError as error:
+        return str(error)
+    if record | shards.identity(number) != record:
+        return ""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return f"{path} is missing, its record is there"
+    if size != record["bytes"]:
+        return f"{path}: {size} bytes, its record says {record['bytes']}: it is damaged"
+    if sha256_of(path) != record["sha256"]:
+        return f"{path}: its sha256 differs from its record's: it is damaged"
+    return None
+
+
+# Reading
+
+
+def stored_passages(shards: Shards, first: int, last: int) -> Passages:
+    """The texts of the shards [first, last), read a block at a time; pages of a mapped file would count as memory."""
+    start, stop = shards.bounds(first)[0], shards.bounds(last)[0]
+    return Passages(stop - start, shards.dims, partial(read_blocks, shards, range(first, last), stop - start))
+
+
+def read_blocks(shards: Shards, numbers: range, count: int) -> Iterator[np.ndarray]:
+    """float32 [M, D], always in the same memory. UserError where a file is missing or of another size."""
+    buffer_MD = np.empty((min(rows_of_block(shards.dims), count), shards.dims), np.float32)
+    filled = 0
+    for number in numbers:
+        start, stop = shards.bounds(number)
+        with open_shard(shards, number) as file:
+            while start < stop:
+                rows = min(stop - start, len(buffer_MD) - filled)
+                read_rows(file, buffer_MD[filled : filled + rows], shards.dtype)
+                start, filled = start + rows, filled + rows
+                if filled == len(buffer_MD):
+                    yield buffer_MD
+                    filled = 0
+    if filled:
+        yield buffer_MD[:filled]
+
+
+def open_shard(shards: Shards, number: int) -> BufferedReader:
+    """The file at its first number. UserError where it is not the shard."""
+    path, (start, stop) = shards.path(number), shards.bounds(number)
+    header = npy_header((stop - start, shards.dims), shards.dtype)
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, expected embeddings; start again to encode it anew") from None
+    if file.read(len(header)) != header:
+        file.close()
+        raise UserError(f"{path} is not a shard of {stop - start} texts: it is damaged; remove it and start again")
+    return file
+
+
+def read_rows(file: BufferedReader, out_MD: np.ndarray, dtype: np.dtype) -> None:
+    """Fill ``out_MD`` (float32) with the next rows."""
+    step = len(out_MD) if dtype == out_MD.dtype else READ_ROWS
+    for first in range(0, len(out_MD), step):
+        part_MD = out_MD[first : first + step]
+        held_MD = part_MD if dtype == out_MD.dtype else np.empty(part_MD.shape, dtype)
+        if file.readinto(held_MD.data.cast("B")) != held_MD.nbytes:
+            raise UserError(f"{file.name} ends too early: it is damaged; remove it and start again")
+        if held_MD is not part_MD:
+            part_MD[:] = held_MD

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# The first negatives of an arm as a Slurm job: commands/run_initial_data.sh on 4 A40 or L40S.
+# Submit from the repository's root, where results/ takes the log; add what your cluster asks for:
+#
+#     STRATEGY=top sbatch --partition=NAME drivers/sbatch_initial_data.sh [flags]
+#
+#SBATCH --job-name=ance_initial_data
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=32
+#SBATCH --gpus-per-node=4
+#SBATCH --constraint=a40|l40s
+#SBATCH --mem=300G
+#SBATCH --time=7-00:00:00
+#SBATCH --signal=B:USR2@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=results/%x-%j.out
+set -euo pipefail
+root=$(dirname "${BASH_SOURCE[0]}")/..
+[[ -f $root/commands/env.sh ]] || root=${SLURM_SUBMIT_DIR:-.} # Slurm runs a copy of this file
+exec bash "$root/commands/run_initial_data.sh" "$@"

@@ -1,0 +1,101 @@
+"""How much disk a program will need, reckoned before it writes anything, with the terms of the sum.
+
+The estimates are of the files' sizes; a quota is not seen. What the program's own earlier versions hold already is
+not needed again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import exchange
+from utils.disk import disk_used, free_bytes, in_bytes
+from utils.errors import UserError
+
+STATES_PER_WEIGHT = 2  # Adam's and LAMB's two moments
+SMALL_FILES_BYTES = 64 * 2**10  # of a checkpoint: config, schedule, random states, manifest
+NEGATIVE_BYTES, LINE_BYTES = 22, 30  # of ann_training_data: offset, rank and score; query and positive
+RUN_LINE_BYTES = 32  # of a TREC run's line, beside its two ids
+UNKNOWN_REFRESHES = 10  # reckoned with where the flags name no end
+
+
+@dataclass(frozen=True)
+class Term:
+    words: str
+    bytes: int
+
+
+def weight_bytes(encoder: Any) -> int:
+    """As saved, and as held."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
+
+
+def optimiser_bytes(encoder: Any) -> int:
+    return STATES_PER_WEIGHT * sum(p.numel() * p.element_size() for p in encoder.parameters() if p.requires_grad)
+
+
+def checkpoints_at_once(published: int, unused: int = 0) -> int:
+    """How many checkpoints a trainer that publishes ``published`` of them has at most, the one being written included.
+
+    The last three, the best, the one the newest negatives are from, and the one being written. ``unused`` (lockstep)
+    is how many may lie between the newest negatives and the trainer.
+    """
+    return min(published, max(exchange.KEEP_CHECKPOINTS, unused) + 3)
+
+
+def publishing_steps(steps: int, *periods: int) -> int:
+    """How many of the steps 1..``steps`` are a multiple of a period, or the last; one or two periods, above 0."""
+    both = steps // math.lcm(*periods) if len(periods) > 1 else 0
+    is_one_already = any(steps % period == 0 for period in periods)
+    return sum(steps // period for period in periods) - both + (not is_one_already)
+
+
+def checkpoint_term(encoder: Any, tokenizer: Sequence[Path], checkpoints: int) -> Term:
+    weights, states = weight_bytes(encoder), optimiser_bytes(encoder)
+    rest = SMALL_FILES_BYTES + sum(exchange.size_of(path) or 0 for path in tokenizer)
+    each = weights + states + rest
+    parts = f"weights {in_bytes(weights)} + optimiser {in_bytes(states)} + tokenizer and others {in_bytes(rest)}"
+    return Term(f"{checkpoints} checkpoints x {in_bytes(each)} ({parts})", checkpoints * each)
+
+
+def negatives_term(queries: int, negatives: int, refreshes: int) -> Term:
+    """``queries`` of a refresh with ``negatives`` each."""
+    each = queries * (negatives * NEGATIVE_BYTES + LINE_BYTES)
+    return Term(f"negatives {in_bytes(each)} x {refreshes} refreshes", refreshes * each)
+
+
+def embeddings_term(texts: int, dims: int, bytes_per_value: int, refreshes: int, only_latest: bool) -> Term:
+    """With ``only_latest`` the old ones stay while the new ones are made, else all of them do."""
+    each = texts * dims * bytes_per_value
+    sets = min(refreshes, 2) if only_latest else refreshes
+    advice = "" if sets <= 2 else " (--only_keep_latest_embedding_file keeps 2)"
+    return Term(f"embeddings {in_bytes(each)} x {sets}{advice}", sets * each)
+
+
+def run_term(queries: int, depth: int, id_bytes: int) -> Term:
+    """A TREC run of ``depth`` passages a query; ``id_bytes`` is the length of a query's and a passage's id."""
+    return Term(f"run of {queries:,} x {depth:,} lines", queries * depth * (RUN_LINE_BYTES + id_bytes))
+
+
+def held_by_trainer(output_dir: Path) -> int:
+    """Bytes of the checkpoints that lie there, which are removed as new ones come."""
+    steps = exchange.numbered(output_dir, exchange.CHECKPOINT_PATTERN)
+    return sum(disk_used(exchange.checkpoint_path(output_dir, step)) for step in steps)
+
+
+def check_space(directory: Path, terms: Sequence[Term], held: int = 0) -> str:
+    """UserError where ``directory`` has no space for the terms, of which ``held`` bytes are there already."""
+    total = sum(term.bytes for term in terms)
+    needed, free = max(0, total - held), free_bytes(directory)
+    already = f" less {in_bytes(min(held, total))} there already = {in_bytes(needed)}" if held else ""
+    line = (
+        f"space: {' + '.join(term.words for term in terms)} = {in_bytes(total)}{already} needed, "
+        f"{in_bytes(free)} free in {directory}"
+    )
+    if needed > free:
+        raise UserError(f"{line}: free some, or choose a directory on another disk")
+    return line

@@ -1,0 +1,222 @@
+"""A refresh's embeddings as a directory: what they were made of, whether they are complete, and opening them.
+
+``step-S-KEY`` belongs to one model, one collection and one way to encode: KEY hashes all that decides the numbers. What
+lies in it is right whoever wrote it, and shards of anything else lie elsewhere. ``embeddings.json``, written last, says
+that all is there; --inference stops at that point, --load_gen and run_eval --embedding_dir start from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.preprocessed import Preprocessed
+from drivers.embedding_shards import (
+    PASSAGE_SHARDS,
+    QUERY_SHARDS,
+    Shards,
+    fault_of,
+    hash_of,
+    rows_of_shard,
+    stored_passages,
+)
+from model.embedding import share_of
+from utils.errors import UserError
+from utils.publishing import STAGING, read_sealed, sealed, sha256_of, staging_path, sync, write_text
+from utils.run_log import say
+from utils.search import all_at_once
+from utils.waiting import wait_until_visible
+
+EMBEDDINGS = "embeddings.json"
+DIRECTORY = re.compile(r"step-\d+-[0-9a-f]{16}")
+FORMAT = 1
+PASSAGES, DEV_QUERY, TRAIN_QUERY = "passages", "dev-query", "train-query"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the numbers of the embeddings, beside the texts chosen.
+
+    The kind of device is part of it, its model is not: a job that goes on on another GPU would lose hours for the last
+    bits of some numbers.
+    """
+
+    model_sha256: str
+    config: dict[str, Any]
+    collection_fingerprint: str
+    tokenizer_fingerprint: str
+    passages: int
+    dims: int
+    max_seq_length: int
+    max_query_length: int
+    budget_tokens: int
+    compute: str
+    storage: str
+    device: str
+    torch: str = torch.__version__
+    format: int = FORMAT
+
+    @property
+    def key(self) -> str:
+        config = {name: value for name, value in self.config.items() if not name.startswith("_")}  # "_name_or_path"
+        return hash_of({**vars(self), "config": config})
+
+    def passage_shards(self, directory: Path) -> Shards:
+        rows = rows_of_shard(self.passages, self.dims, PASSAGE_SHARDS)
+        key = hash_of([self.key, PASSAGES, rows])
+        return Shards(directory, PASSAGES, self.passages, self.dims, rows, self.storage, key, self.model_sha256)
+
+    def query_shards(self, directory: Path, name: str, rows_Q: np.ndarray) -> Shards:
+        """The queries ``rows_Q`` of a split."""
+        rows = rows_of_shard(len(rows_Q), self.dims, QUERY_SHARDS)
+        key = hash_of([self.key, name, rows, sha256_of_rows(rows_Q)])
+        return Shards(directory, name, len(rows_Q), self.dims, rows, self.storage, key, self.model_sha256)
+
+
+def sha256_of_rows(rows_Q: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows_Q, np.int64).tobytes()).hexdigest()
+
+
+def directory_of(root: Path, step: int, recipe: Recipe) -> Path:
+    return root / f"step-{step}-{recipe.key[:16]}"
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make it, and remove the half shards of who was killed in it. For one process, before the others begin."""
+    shutil.rmtree(directory / STAGING, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def remove_others(keep: Path) -> None:
+    """Remove all other embeddings beside ``keep``."""
+    for directory in keep.parent.iterdir():
+        if DIRECTORY.fullmatch(directory.name) and directory != keep:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+# Complete embeddings
+
+
+def commit(directory: Path, all_shards: list[Shards], rows: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+    """Publish the queries' rows and, last, the record: a directory with it is complete.
+
+    ``record`` says where the embeddings come from: step, checkpoint, and the fingerprints of the collection.
+    """
+    held = {
+        shards.name: {"count": shards.count, "rows": shards.rows, "key": shards.key}
+        | ({"rows_sha256": publish_rows(directory, shards.name, rows[shards.name])} if shards.name in rows else {})
+        for shards in all_shards
+    }
+    passages = next(shards for shards in all_shards if shards.name == PASSAGES)
+    about = {"model_sha256": passages.model_sha256, "passages": passages.count, "dims": passages.dims}
+    about["storage"] = passages.storage
+    write_text(directory / EMBEDDINGS, sealed({**record, **about, "shards": held}))
+    say(f"embeddings of {passages.count:,} passages in {directory}")
+
+
+def publish_rows(directory: Path, name: str, rows_Q: np.ndarray) -> str:
+    """Which queries are embedded; the sha256 of the file."""
+    path = directory / f"{name}.rows.npy"
+    with staging_path(directory, path.name) as staged:
+        np.save(staged, np.asarray(rows_Q, np.int64))
+        sync(staged)
+        digest = sha256_of(staged)
+        staged.replace(path)
+    sync(directory)
+    return digest
+
+
+def read_embeddings_record(directory: Path, collection: Preprocessed | None = None) -> dict[str, Any]:
+    """What `commit` recorded. UserError where there are no complete embeddings, or not those of ``collection``."""
+    path = directory / EMBEDDINGS
+    if not path.is_file():
+        raise UserError(f"{directory} holds no complete embeddings ({EMBEDDINGS} is missing); run with --inference")
+    try:
+        record = read_sealed(path)
+    except UserError as error:
+        raise UserError(f"{error}; run with --inference again") from None
+    if collection is not None:
+        check_same_collection(directory, record, collection)
+    return record
+
+
+def check_same_collection(directory: Path, record: dict[str, Any], collection: Preprocessed) -> None:
+    manifest = collection.manifest
+    held = {
+        "passages": len(collection.passages),
+        "collection_fingerprint": manifest["collection_fingerprint"],
+        "tokenizer_fingerprint": manifest["tokenizer"]["fingerprint"],
+    }
+    for key, value in held.items():
+        found = record.get(key)
+        if found != value:
+            raise UserError(
+                f"{directory} embeds another collection than {collection.directory}: its {key} is {str(found)[:12]}, "
+                f"expected {str(value)[:12]}; run with --inference again, or give its --data_dir"
+            )
+
+
+def newest_embeddings(root: Path) -> Path:
+    """The complete embeddings of the highest step under ``root``. UserError where there are none, two, or damaged."""
+    steps = {
+        path.parent: int(read_embeddings_record(path.parent)["step"]) for path in root.glob(f"step-*/{EMBEDDINGS}")
+    }
+    if not steps:
+        raise UserError(f"{root} holds no complete embeddings, --load_gen needs them; run with --inference first")
+    newest = sorted(directory for directory, step in steps.items() if step == max(steps.values()))
+    if len(newest) > 1:
+        names = " and ".join(directory.name for directory in newest)
+        raise UserError(f"{root} holds {names}, embeddings of one step made in {len(newest)} ways; keep one of them")
+    return newest[0]
+
+
+def open_shards(directory: Path, name: str) -> Shards:
+    """The shards of complete embeddings; their content is not looked at."""
+    record = read_embeddings_record(directory)
+    held = record["shards"][name]
+    about = (record["dims"], held["rows"], record["storage"], held["key"], record["model_sha256"])
+    return Shards(directory, name, held["count"], *about)
+
+
+def check_all_shards(rank: int, ranks: int, directory: Path) -> None:
+    """UserError where a shard is missing or damaged; each rank reads its share of them."""
+    for name in (DEV_QUERY, TRAIN_QUERY, PASSAGES):
+        shards = open_shards(directory, name)
+        for number in range(*share_of(len(shards), rank, ranks)):
+            fault = fault_of(shards, number)
+            if fault is not None:
+                fault = fault or f"{shards.record_path(number)} is missing, or of other embeddings"
+                raise UserError(f"{fault}; run with --inference again")
+
+
+def wait_for_shards(shards: Shards, first: int, last: int) -> None:
+    """Another host may have published them a moment ago."""
+    for number in range(first, last):
+        wait_until_visible(shards.path(number))
+
+
+def read_queries(directory: Path, name: str) -> np.ndarray:
+    """float32 [Q, D] of complete embeddings."""
+    shards = open_shards(directory, name)
+    wait_for_shards(shards, 0, len(shards))
+    return all_at_once(stored_passages(shards, 0, len(shards)))
+
+
+def read_query_rows(directory: Path, name: str) -> np.ndarray:
+    """int64 [Q]: which queries are embedded. UserError where the file is missing or damaged."""
+    path = directory / f"{name}.rows.npy"
+    expected = read_embeddings_record(directory)["shards"][name]["rows_sha256"]
+    try:
+        found = sha256_of(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, expected the rows of the queries; run with --inference again") from None
+    if found != expected:
+        raise UserError(f"{path}: its sha256 differs from {EMBEDDINGS}'s: it is damaged; run with --inference again")
+    return np.load(path, allow_pickle=False)

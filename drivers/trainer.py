@@ -1,0 +1,186 @@
+"""The bookkeeping around training steps: logs, checkpoints, and going on exactly where an earlier job stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from data.tokenizing import load_tokenizer, tokenizer_files
+from drivers.agreement import Session, agree
+from model.training import (
+    TrainingState,
+    linear_schedule,
+    load_optimizer_scheduler,
+    load_state,
+    make_optimizer,
+    make_state,
+    rng_states,
+    save_state,
+    train_step,
+)
+from utils import distributed, exchange
+from utils.distributed import World
+from utils.errors import PeerGone
+from utils.run_log import RunLog, progress_line, say
+from utils.stopping import StopRequested
+
+
+@dataclass
+class Trainer:
+    """The bookkeeping around training steps. ``log`` is None except on rank 0."""
+
+    flags: Any
+    session: Session
+    state: TrainingState
+    total_steps: int
+    tokenizer: list[Path]
+    record: dict[str, Any]
+    log: RunLog | None
+    clock: Callable[[], float] = time.monotonic
+    losses: list[float] = field(default_factory=list)  # since the last line
+    started: float | None = None  # when this job's first step began: waiting for the first negatives is not training
+    started_step: int = 0
+    earlier_seconds: float = 0.0  # of the jobs that this one goes on from
+    saved_step: int = 0  # of the newest checkpoint; step 0 is what the job was given
+
+    def step(self, micro_batches: list[Any]) -> None:
+        """One optimiser step; at logging steps write the line."""
+        if self.started is None:
+            self.started, self.started_step = self.clock(), self.state.step
+        try:
+            self.losses.append(train_step(self.state, micro_batches))
+        except RuntimeError as error:
+            if self.state.world.size > 1 and distributed.is_of_a_collective(error):
+                raise distributed.rank_gone(self.state.world, error) from None
+            raise
+        step = self.state.step
+        rate = (step - self.started_step) / max(self.clock() - self.started, 1e-9)
+        self.session.tell(
+            step=step,
+            total_steps=self.total_steps,
+            doing="training",
+            rate=round(rate, 3),
+            eta_seconds=round((self.total_steps - step) / rate),
+        )
+        if step % self.flags.logging_steps and step != self.total_steps:
+            return
+        mean = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        if self.log is not None:
+            self.log.training(step, self.state.learning_rate, mean, steps_per_second=rate)
+            done = step - self.started_step
+            eta = progress_line("step", done, self.total_steps - self.started_step, done / rate).partition(", ")[2]
+            say(f"step {step:,}/{self.total_steps:,} ({100 * step / self.total_steps:.0f}%), {eta}")
+
+    @property
+    def seconds(self) -> float:
+        """Of training, the earlier jobs' included."""
+        return self.earlier_seconds + (0.0 if self.started is None else self.clock() - self.started)
+
+    def publish(self, **trainer_state: Any) -> None:
+        """Publish the state as ``checkpoint-<step>``; the ranks go on together."""
+        rng = rng_states(self.state.world)
+        if self.session.lease is not None:
+            final = self.state.step == self.total_steps
+            record = {**self.record, "final": final}
+            kept = {
+                "run_id": self.record["run_id"],
+                "losses": self.losses,
+                "seconds": round(self.seconds, 3),
+                "metrics_bytes": self.log.bytes if self.log is not None else 0,
+                **trainer_state,
+            }
+            with exchange.publish_checkpoint(self.session.lease, self.state.step, record) as staging:
+                save_state(self.state, staging, self.tokenizer, kept, rng)
+            say(f"published {exchange.checkpoint_path(self.session.lease.directory, self.state.step)}")
+        self.saved_step = self.state.step
+        distributed.barrier(self.state.world)
+
+    def save_and_stop(self, reason: Exception, trainer_state: dict[str, Any]) -> NoReturn:
+        """Publish this step's state unless that is done already; then `Stopped`, or the peer's absence."""
+        if self.saved_step != self.state.step:
+            self.publish(**trainer_state)
+        if isinstance(reason, StopRequested):
+            step = self.state.step
+            saved_as = f"saved as checkpoint-{step}" if step else "with nothing to save"
+            raise self.session.stopped(f"at step {step}, {saved_as}") from None
+        raise reason
+
+
+def start_point(session: Session, directory: Path) -> exchange.Checkpoint | None:
+    """The newest valid checkpoint of the run that the directory holds; newer damaged ones are moved aside."""
+
+    def look() -> int:
+        assert session.lease is not None
+        found = exchange.newest_checkpoint(directory)
+        exchange.set_damaged_aside(session.lease, found.step if found else -1)
+        return -1 if found is None else found.step
+
+    step = agree(session, look)
+    if step < 0:
+        return None
+    path = exchange.checkpoint_path(directory, step)
+    exchange.wait_until_visible(path / exchange.MANIFEST)
+    return exchange.Checkpoint(path, step, {})
+
+
+def read_trainer_state(checkpoint: exchange.Checkpoint) -> dict[str, Any]:
+    """The position that `Trainer.publish` stored beside the weights."""
+    value: dict[str, Any] = json.loads((checkpoint.path / exchange.TRAINER_STATE).read_text())
+    return value
+
+
+def local_tokenizer(world: World, name: str, output_dir: Path) -> list[Path]:
+    """The tokenizer's files, which every checkpoint takes along; one from the hub is stored in ``output_dir``."""
+    directory = Path(name)
+    if not directory.is_dir():
+        directory = output_dir / "tokenizer"
+        if world.is_first:
+            load_tokenizer(name).save_pretrained(str(directory))
+    return [directory / file for file in tokenizer_files(directory)] if world.is_first else []
+
+
+def make_trainer(
+    flags: Any,
+    session: Session,
+    encoder: Any,
+    dtype: torch.dtype | None,
+    total_steps: int,
+    record: dict[str, Any],
+    start: exchange.Checkpoint | None,
+) -> Trainer:
+    """Optimiser, schedule, logs and the tokenizer's files around an encoder, which holds the weights of ``start``."""
+    world = session.world
+    encoder.to(world.device)
+    optimizer = make_optimizer(flags.optimizer, encoder, flags.learning_rate, flags.adam_epsilon, flags.weight_decay)
+    stored = read_trainer_state(start) if start else {}
+    schedule_from = stored.get("schedule_from", 0)
+    scheduler = linear_schedule(optimizer, flags.warmup_steps, total_steps - schedule_from)
+    state = make_state(encoder, flags.loss, optimizer, scheduler, world, dtype, flags.max_grad_norm)
+    if start:
+        load_state(state, start.path, start.step)
+    elif flags.load_optimizer_scheduler:
+        load_optimizer_scheduler(state, Path(flags.model_name_or_path))
+    log = None
+    if world.is_first:
+        output_dir = Path(flags.output_dir)
+        tensorboard = Path(flags.log_dir) if flags.log_dir else output_dir / "tensorboard"
+        log = RunLog(output_dir, tensorboard, goes_on_at=(start.step, stored["metrics_bytes"]) if start else (0, 0))
+        if start:
+            say(f"going on from {start.path.name} of run {stored['run_id']}")
+    tokenizer = local_tokenizer(world, flags.tokenizer_name or flags.model_name_or_path, Path(flags.output_dir))
+    trainer = Trainer(flags, session, state, total_steps, tokenizer, record, log)
+    if start:
+        trainer.saved_step = start.step
+        trainer.losses = list(stored["losses"])
+        trainer.earlier_seconds = stored["seconds"]
+    return trainer
+
+
+STOPPING = (StopRequested, PeerGone)  # ends a training loop with its state saved

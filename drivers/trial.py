@@ -1,0 +1,181 @@
+"""The model's first two batches, before the work begins: do they fit into memory, are the numbers finite?
+
+Each check answers with the line it says, or raises the UserError that ends the program. Nothing here changes what
+the program computes afterwards: no random state, no gradient, no weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.preprocessed import Preprocessed
+from data.raw_files import Split
+from data.token_cache import TokenCache
+from data.training_data import Batch
+from drivers.retrieval import EncodingSettings
+from drivers.shared import gather_from
+from drivers.space import optimiser_bytes
+from model.embedding import attention_mask
+from model.precision import autocast
+from model.training import TrainingStep, tensors_of
+from utils.disk import in_bytes
+from utils.distributed import World
+from utils.errors import UserError
+
+CPU_TEXTS = 4  # of a batch on the CPU, where it is the minute that runs out, not the memory
+
+
+@contextlib.contextmanager
+def memory_explained(batch_flag: str) -> Iterator[None]:
+    """UserError in place of CUDA's own page on memory that ran out."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(f"a first batch does not fit into the GPU's memory: lower --{batch_flag}") from None
+
+
+@contextlib.contextmanager
+def undisturbed(encoder: Any, device: torch.device) -> Iterator[None]:
+    """After the block random states, gradients and the model's mode are as before, and its memory is given back."""
+    training = encoder.training
+    gradients = [parameter.grad for parameter in encoder.parameters()]
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        with torch.random.fork_rng([device] if cuda else []):
+            yield
+    finally:
+        encoder.train(training)
+        for parameter, gradient in zip(encoder.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        if cuda:
+            torch.cuda.empty_cache()
+
+
+def longest_rows(cache: TokenCache, max_length: int, count: int) -> np.ndarray:
+    """The rows of the ``count`` longest texts, the longest first; fewer where there are fewer."""
+    lengths = cache.lengths(max_length)
+    count = min(count, len(lengths))
+    if count < len(lengths):
+        rows = np.argpartition(-lengths, count)[:count]
+        return rows[np.argsort(-lengths[rows], kind="stable")]
+    return np.argsort(-lengths, kind="stable")
+
+
+def peak_memory(device: torch.device, batch_flag: str, to_come: int = 0) -> str:
+    """What a pass took of the GPU's memory, where there is one; ``to_come`` bytes of optimiser states are not in it."""
+    if device.type != "cuda":
+        return ""
+    peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    more = f" and {in_bytes(to_come)} for the optimiser" if to_come else ""
+    if peak + to_come > total:
+        raise UserError(f"the model needs {in_bytes(peak)}{more}, the GPU has {in_bytes(total)}: lower --{batch_flag}")
+    return f", {in_bytes(peak)}{more} of the GPU's {in_bytes(total)}"
+
+
+def check_encoding(
+    encoder: Any, collection: Preprocessed, split: Split, settings: EncodingSettings, device: torch.device
+) -> str:
+    """Encode a batch of the longest passages and one of the longest queries, each of the size the program will use.
+
+    UserError where an embedding is not finite, or the GPU's memory does not suffice.
+    """
+    told = []
+    with undisturbed(encoder, device), memory_explained("per_gpu_eval_batch_size"):
+        for what, cache, limit in (
+            ("passages", collection.passages, settings.max_seq_length),
+            (f"{split} queries", collection.queries(split), settings.max_query_length),
+        ):
+            longest = int(cache.lengths(limit).max(initial=1))
+            count = max(1, settings.budget_tokens // max(longest, 1))
+            rows = longest_rows(cache, limit, count if device.type == "cuda" else min(count, CPU_TEXTS))
+            gathered = gather_from(cache, limit, settings.pad_id)(rows)
+            ids_BL, lengths_B = (torch.from_numpy(array).to(device) for array in gathered)
+            encoder.eval()
+            with torch.inference_mode(), autocast(device, settings.dtype):
+                embeddings_BD = encoder(ids_BL, attention_mask(ids_BL, lengths_B)).float()
+            if not bool(torch.isfinite(embeddings_BD).all()):
+                raise UserError(
+                    f"the model's embeddings of {what} are not finite; take an older checkpoint, or compute in --bf16"
+                )
+            told.append(f"{len(rows)} {what} of up to {longest} tokens")
+        memory = peak_memory(device, "per_gpu_eval_batch_size")
+    return f"model: {' and '.join(told)} encode to {encoder.dims} finite dims{memory}"
+
+
+@dataclass(frozen=True)
+class TrialSize:
+    """The size of a process's training batch, and how long its texts may be."""
+
+    triples: int
+    max_seq_length: int
+    max_query_length: int
+
+
+def trial_batch(collection: Preprocessed, size: TrialSize, in_batch: bool, longest: bool) -> Batch:
+    """A batch of as many different texts as a batch can have: the longest ones, or the first.
+
+    Triple t is (query t, passage t, passage T + t), not real judgements; texts repeat where there are too few.
+    """
+    count, queries, passages = size.triples, collection.queries("train"), collection.passages
+    if longest:
+        query_R = longest_rows(queries, size.max_query_length, count)
+        passage_R = longest_rows(passages, size.max_seq_length, 2 * count)
+    else:
+        query_R, passage_R = np.arange(min(count, len(queries))), np.arange(min(2 * count, len(passages)))
+    pad_id, place_T = collection.pad_token_id, np.arange(count)
+    return Batch(
+        *gather_from(queries, size.max_query_length, pad_id)(np.resize(query_R, count)),
+        *gather_from(passages, size.max_seq_length, pad_id)(np.resize(passage_R, 2 * count)),
+        query_index_T=place_T,
+        positive_index_T=place_T,
+        negative_index_T=place_T + count,
+        allowed_TG=np.ones((count, 2 * count), bool) if in_batch else None,
+        target_T=place_T if in_batch else None,
+    )
+
+
+def check_training(
+    encoder: Any, collection: Preprocessed, loss: str, size: TrialSize, world: World, dtype: torch.dtype | None
+) -> str:
+    """Forward and backward through two batches, one of them of the longest texts; no optimiser step.
+
+    UserError where loss or gradient is not finite, or the GPU's memory does not suffice.
+    """
+    device, losses = world.device, []
+    if device.type == "cpu":
+        size = replace(size, triples=min(size.triples, CPU_TEXTS))
+    # The in-batch loss gathers over the ranks; the pairwise one takes the same memory but for the scores.
+    loss = loss if world.size == 1 else "pairwise"
+    step = TrainingStep(encoder, loss)
+    with undisturbed(encoder, device), memory_explained("per_gpu_train_batch_size"):
+        encoder.train()
+        for longest in (True, False):
+            encoder.zero_grad(set_to_none=True)
+            batch = trial_batch(collection, size, loss == "in_batch", longest)
+            with autocast(device, dtype):
+                value = step(**tensors_of(batch, device))
+            value.backward()
+            losses.append(float(value.detach()))
+            check_finite(losses[-1], encoder, dtype)
+        memory = peak_memory(device, "per_gpu_train_batch_size", optimiser_bytes(encoder))
+    first, second = losses
+    return f"model: two batches of {size.triples} triples, losses {first:.4g} (longest texts) and {second:.4g}{memory}"
+
+
+def check_finite(loss: float, encoder: Any, dtype: torch.dtype | None) -> None:
+    """UserError as in `model.training.train_step`, before the first step in place of at it."""
+    if not math.isfinite(loss):
+        raise UserError(f"the loss of a first batch is {loss}; take another checkpoint, or compute in --bf16")
+    gradients = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
+    # In fp16 the scaler finds the factor at which gradients are finite.
+    if dtype is not torch.float16 and not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        raise UserError("the gradient of a first batch is not finite; take another checkpoint, or compute in --bf16")

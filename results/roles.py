@@ -1,0 +1,142 @@
+"""The jobs of a run as its directories show them: which roles there are, and how each one is.
+
+Whether a job lives is judged by its heartbeat, whose text has to change before this reader's eyes; so it takes two
+looks at least. No file time and no other host's clock counts: the times shown are for people.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, arm_order
+from utils import exchange, publishing
+from utils.errors import UserError
+from utils.lease import ENDED, FAILED_STATE, STOPPED, Holder, Watch, newest_epoch, parse_beat
+
+TRAINER, GENERATOR, WARMUP = "trainer", "generator", "warmup"
+# Beside the heartbeat's own words (ended, stopped, failed):
+ALIVE, UNSURE, GONE, DONE, ABSENT = "alive", "unsure", "gone", "done", "not started"
+LEASE_SECONDS = 180.0  # where a lease cannot be read, the programs' default
+ALL_WELL, UNWELL, WAITING = 0, 4, 75
+
+
+@dataclass(frozen=True)
+class Place:
+    """One role's directory. The roles of a group work together: an arm's trainer and generator."""
+
+    group: str
+    role: str
+    directory: Path
+
+
+@dataclass(frozen=True)
+class RoleStatus:
+    """What a look found. ``beat`` and ``done`` are what the heartbeat and DONE.json hold, empty without them."""
+
+    place: Place
+    state: str
+    silent_seconds: float
+    holder: Holder | None
+    beat: dict[str, Any]
+    done: dict[str, Any]
+    error: str
+
+
+def find_places(paths: Sequence[Path]) -> list[Place]:
+    """The roles of run directories, arms, or of the programs' own directories. UserError for any other directory."""
+    places: list[Place] = []
+    single = [place for path in paths for place in own_roles(path)]
+    # A trainer's and a generator's directory are of one arm, wherever they lie.
+    pair = len(single) == 2 and {place.role for place in single} == {TRAINER, GENERATOR}
+    for path in paths:
+        found = places_of_run(path) or places_of_arm(path, f"arm {path.resolve().name}") or own_roles(path)
+        if not found:
+            raise UserError(
+                f"{path} is no run, arm, or directory of a trainer, generator or warmup: give the directory that holds "
+                f"warmup/ and arms/, or {TRAINER_DIRECTORY}/ and {GENERATOR_DIRECTORY}/"
+            )
+        places += [Place("arm", p.role, p.directory) if pair and p in single else p for p in found]
+    return places
+
+
+def places_of_run(path: Path) -> list[Place]:
+    warmup, arms = path / WARMUP, path / "arms"
+    places = [Place(WARMUP, WARMUP, warmup)] if warmup.is_dir() else []
+    found = sorted((arms / name for name in publishing.listing(arms) if not name.startswith(".")), key=arm_order)
+    return places + [place for arm in found for place in places_of_arm(arm, f"arm {arm.name}")]
+
+
+def places_of_arm(path: Path, group: str) -> list[Place]:
+    """Both roles of an arm, of which one may not have begun yet."""
+    directories = {TRAINER: path / TRAINER_DIRECTORY, GENERATOR: path / GENERATOR_DIRECTORY}
+    if not any(directory.is_dir() for directory in directories.values()):
+        return []
+    return [Place(group, role, directory) for role, directory in directories.items()]
+
+
+def own_roles(path: Path) -> list[Place]:
+    """The roles that have worked in the directory itself, by their leases, or by what they have published."""
+    roles = [role for role in (TRAINER, GENERATOR, WARMUP) if newest_epoch(path, role)]
+    if not roles and exchange.numbered(path, exchange.RECORD_PATTERN):
+        roles = [GENERATOR]
+    if not roles and (exchange.numbered(path, exchange.CHECKPOINT_PATTERN) or exchange.read_done(path) is not None):
+        roles = [WARMUP if path.resolve().name == WARMUP else TRAINER]
+    return [Place(str(path), role, path) for role in roles]
+
+
+class Reader:
+    """Looks at all roles again and again; it remembers since when each heartbeat has been silent."""
+
+    def __init__(self, places: Sequence[Place], clock: Callable[[], float] = time.monotonic) -> None:
+        self.watches = [(place, Watch(place.directory, place.role, LEASE_SECONDS, clock)) for place in places]
+
+    def look(self) -> list[RoleStatus]:
+        return [role_status(place, watch) for place, watch in self.watches]
+
+
+def role_status(place: Place, watch: Watch) -> RoleStatus:
+    said, beat = watch.look(), parse_beat(watch.text)
+    done = exchange.read_done(place.directory) if place.role != GENERATOR else None
+    failed = exchange.read_failed(place.directory) or {}
+    if done is not None:
+        state = DONE
+    elif not said:
+        state = FAILED_STATE if failed else ABSENT
+    elif said in (ENDED, STOPPED, FAILED_STATE):
+        state = said
+    elif watch.is_silent:
+        state = GONE
+    else:
+        state = ALIVE if watch.seen_alive else UNSURE
+    error = str(beat.get("error") or failed.get("reason") or "")
+    return RoleStatus(place, state, watch.silent_seconds, watch.holder, beat, done or {}, error)
+
+
+def finished_groups(roles: Sequence[RoleStatus]) -> set[str]:
+    """The groups in which nothing remains to be done, whatever the last words of their generators were."""
+    finished = {role.place.group for role in roles}
+    for role in roles:
+        alone = not any(r.place.role != GENERATOR for r in roles if r.place.group == role.place.group)
+        at_work = role.state in (ALIVE, UNSURE)
+        complete = role.state == DONE or (role.state == ENDED and alone)
+        if at_work or (not complete and (role.place.role != GENERATOR or alone)):
+            finished.discard(role.place.group)
+    return finished
+
+
+def health(roles: Sequence[RoleStatus]) -> int:
+    """The exit code: UNWELL where a job of an unfinished group is gone or has failed, WAITING where one has to be
+    started (again), else ALL_WELL."""
+    finished = finished_groups(roles)
+    states = {group: {r.state for r in roles if r.place.group == group} for group in {r.place.group for r in roles}}
+    open_states = {group: found for group, found in states.items() if group not in finished}
+    if any(found & {GONE, FAILED_STATE} for found in open_states.values()):
+        return UNWELL
+    # A generator that was asked for so many refreshes only has ended; its trainer goes on.
+    if any(found & {STOPPED, ABSENT} or not found & {ALIVE, UNSURE} for found in open_states.values()):
+        return WAITING
+    return ALL_WELL

@@ -1,0 +1,204 @@
+"""How the jobs of a run are: alive or not, how far, how old their negatives, what went wrong.
+
+    python -m results.status RUN_DIR
+    python -m results.status RUN_DIR --watch
+
+RUN_DIR holds warmup/ and arms/, or is one arm, or the directories that a program was given: of the trainer and of the
+generator, or of the warmup. One look takes a heartbeat's time: a job is alive whose heartbeat changes while we look.
+
+Exit codes: 0 all jobs are at work or done; 4 a job is gone or has failed before the end; 75 a job has stopped, or not
+begun: it waits to be started; 2 not a run.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+from results.read_log import words_to_flag
+from results.roles import (
+    ABSENT,
+    ALIVE,
+    DONE,
+    GENERATOR,
+    GONE,
+    UNSURE,
+    UNWELL,
+    WAITING,
+    Place,
+    Reader,
+    RoleStatus,
+    find_places,
+    finished_groups,
+    health,
+)
+from utils import exchange
+from utils.disk import disk_used, in_bytes
+from utils.errors import one_line, run_program
+from utils.flags import ProgramFlags, check_positive, flag, flags_json, parse_flags
+from utils.lease import FAILED_STATE
+from utils.run_log import say
+
+WIDTH, INDENT = 80, 11
+ERROR_CHARACTERS = 250
+POLL_SECONDS = 0.5
+CLEAR = "\x1b[H\x1b[J"
+VERDICTS = {0: "all well", UNWELL: "a job is gone or has failed", WAITING: "a job waits to be started"}
+
+
+def at(seconds: Any) -> str:
+    """A moment on the clock of the host that wrote it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if isinstance(seconds, int | float) else "?"
+
+
+def count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
+
+
+def state_in_words(role: RoleStatus) -> str:
+    holder, silence = role.holder, f"no sign of life for {role.silent_seconds:.0f} s"
+    since = f" since {at(holder.time)}" if holder else ""
+    last_word = f", last heard of at {at(role.beat['time'])}" if "time" in role.beat else ""
+    if role.state == ALIVE:
+        late = holder is not None and role.silent_seconds > 3 * holder.heartbeat_seconds
+        return f"alive{since}" + (f", {silence}" if late else "")
+    if role.state == UNSURE:
+        return f"at work{since}, {silence} yet"
+    if role.state == GONE:
+        return f"GONE, {silence}{last_word}"
+    if role.state == FAILED_STATE:
+        return f"FAILED{last_word}"
+    return role.state if role.state in (ABSENT, DONE) else f"{role.state}{last_word}"
+
+
+def progress_in_words(role: RoleStatus) -> list[str]:
+    """Step, refresh and age of the negatives: from the heartbeat, or from what is published where there is none."""
+    beat, directory, facts = role.beat, role.place.directory, []
+    if role.place.role == GENERATOR:
+        published = exchange.numbered(directory, exchange.RECORD_PATTERN)
+        facts += [f"refresh {published[-1]} published"] if published else []
+        if role.state in (ALIVE, UNSURE, GONE) and beat.get("refresh") not in (None, *published):
+            facts.append(f"making refresh {beat['refresh']} from step {count(beat.get('step', '?'))}")
+        return facts
+    checkpoints = exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)
+    step = role.done.get("step", beat.get("step", checkpoints[-1] if checkpoints else None))
+    total = beat.get("total_steps")
+    if step is not None:
+        of_total = f" of {total:,} ({100 * step / total:.0f}%)" if isinstance(total, int) and total > 0 else ""
+        facts.append(f"step {count(step)}{of_total}")
+    made_from = beat.get("made_from_step")
+    if beat.get("refresh") is not None and made_from is not None and step is not None:
+        facts.append(f"negatives of refresh {beat['refresh']} from step {made_from:,}: {step - made_from:,} steps old")
+    return facts
+
+
+def speed_in_words(role: RoleStatus) -> list[str]:
+    """What it is doing, how fast, and until when; nothing of a job that is not at work."""
+    if role.state not in (ALIVE, UNSURE):
+        return []
+    beat, facts = role.beat, []
+    if beat.get("doing"):
+        facts.append(str(beat["doing"]))
+    if isinstance(rate := beat.get("rate"), int | float):
+        facts.append(f"{rate:,.{1 if rate >= 10 else 2}f} {'passages' if role.place.role == GENERATOR else 'steps'}/s")
+    if isinstance(eta_seconds := beat.get("eta_seconds"), int | float):
+        facts.append(f"ETA {timedelta(seconds=round(eta_seconds))}")
+    return facts
+
+
+def lines_of_role(role: RoleStatus, used_bytes: int) -> list[str]:
+    """The role's name, and beside it what there is to say, within WIDTH columns."""
+    who = [str(role.holder)] if role.holder and role.state not in (ABSENT, DONE) else []
+    blocks = [
+        [state_in_words(role), *who],
+        [*progress_in_words(role), f"{in_bytes(used_bytes)} on disk"],
+        speed_in_words(role),
+    ]
+    texts = [", ".join(block) for block in blocks if block]
+    if role.error and role.state != DONE:
+        texts.append(f"error: {textwrap.shorten(one_line(role.error), ERROR_CHARACTERS)}")
+    lines = [line for text in texts for line in textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False)]
+    labels = [f" {role.place.role}".ljust(INDENT), *[" " * INDENT] * (len(lines) - 1)]
+    return [label + line for label, line in zip(labels, lines, strict=True)]
+
+
+def page(roles: Sequence[RoleStatus]) -> str:
+    """The whole answer. Groups in the order of their roles, and the verdict last."""
+    lines, finished = [], finished_groups(roles)
+    for group in dict.fromkeys(role.place.group for role in roles):
+        members = [role for role in roles if role.place.group == group]
+        strategies = {strategy_of(role.place) for role in members} - {""}
+        heading = ", ".join([group, *(f"negatives {strategy}" for strategy in strategies)])
+        heading += ": finished" if group in finished else ""
+        lines += textwrap.wrap(heading, WIDTH, break_on_hyphens=False)
+        for role in members:
+            lines += lines_of_role(role, disk_used(role.place.directory))
+    code = health(roles)
+    verdict = VERDICTS[code] if code or len(finished) < len({r.place.group for r in roles}) else "all done"
+    return "\n".join([*lines, f"{verdict} (exit code {code})"])
+
+
+def strategy_of(place: Place) -> str:
+    run = exchange.read_run(place.directory) or {}
+    science = run.get("science")
+    return str(science.get("strategy", "")) if isinstance(science, dict) else ""
+
+
+def look_until_sure(reader: Reader, sleep: Callable[[float], None], tell: Callable[[str], None]) -> list[RoleStatus]:
+    """Look until every running job's heartbeat has changed, or has been silent for its lease's life."""
+    roles = reader.look()
+    unsure = [role for role in roles if role.state == UNSURE]
+    if unsure:
+        names = ", ".join(f"{role.place.group} {role.place.role}" for role in unsure)
+        tell(f"looking for a sign of life of {names}")
+    while any(role.state == UNSURE for role in roles):
+        sleep(POLL_SECONDS)
+        roles = reader.look()
+    return roles
+
+
+def watch(reader: Reader, every_seconds: float, stream: TextIO, sleep: Callable[[float], None]) -> int:
+    """A page every so often until all is finished: over the last one on a terminal, below it elsewhere."""
+    while True:
+        roles = reader.look()
+        clear = CLEAR if stream.isatty() else ""
+        say(f"{clear}{page(roles)}\n{at(time.time())}", stream)
+        if finished_groups(roles) == {role.place.group for role in roles}:
+            return health(roles)
+        sleep(every_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusFlags(ProgramFlags):
+    """How the jobs of a run are: `python -m results.status RUN_DIR [--watch]`."""
+
+    run_dir: list[str] = flag(  # noqa: RUF009
+        help="run directory, arm, or the directories of its programs; the flag's name may be left out"
+    )
+    watch: bool = flag(False, "look again and again until all jobs are done")
+    every_seconds: float = flag(5.0, "with --watch: between two looks")
+
+
+def main() -> None:
+    flags = parse_flags(StatusFlags, "status", words_to_flag(sys.argv[1:], "run_dir"))
+    check_positive(flags, "every_seconds")
+    reader = Reader(find_places([Path(directory) for directory in flags.run_dir]))
+    if flags.dry_run:
+        sys.stdout.write(flags_json(flags) + "\n")
+        return
+    if flags.watch:
+        sys.exit(watch(reader, flags.every_seconds, sys.stdout, time.sleep))
+    tell = (lambda text: say(text, sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
+    roles = look_until_sure(reader, time.sleep, tell)
+    say(page(roles))
+    sys.exit(health(roles))
+
+
+if __name__ == "__main__":
+    run_program("status", main)

@@ -1,0 +1,337 @@
+"""drivers.agreement: what has to be the same, between the ranks of a job, a job and its run, and the jobs of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drivers import ann_generator
+from drivers.agreement import (
+    COMMON,
+    NOT_SCIENCE,
+    Session,
+    agree,
+    check_agreement,
+    check_holds_no_other_run,
+    join_run,
+    provenance,
+    remove_other_run,
+    science_of,
+    science_sha256,
+    session,
+)
+from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
+from drivers.trainer import Trainer
+from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint
+from utils import exchange
+from utils.distributed import World
+from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError, exit_code_of
+from utils.lease import read_beat
+from utils.peers import watch_peer
+from utils.publishing import read_sealed
+from utils.stopping import STOP_FILE, Stop, StopRequested
+from utils.waiting import VISIBLE_WITHIN_SECONDS
+
+ALONE = World(0, 1, torch.device("cpu"))
+COLLECTION: Any = SimpleNamespace(manifest={"collection_fingerprint": "c", "tokenizer": {"fingerprint": "t"}})
+TRAINER = AnnFlags(data_dir="d", ann_dir="a", output_dir="o", model_type="static", max_steps=10)
+GENERATOR = GenerateFlags(data_dir="d", training_dir="o", init_model_dir="m", output_dir="a", model_type="static")
+WARMUP = WarmupFlags(data_dir="d", output_dir="o", model_type="static")
+
+
+@pytest.fixture(autouse=True)
+def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv(STOP_FILE, raising=False)
+
+
+def alone(directory: Path, role: str = "trainer") -> Session:
+    return Session(ALONE, Stop(directory), lease_of(directory, role))
+
+
+# Science
+
+
+def other_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return f"{value}x"
+
+
+@pytest.mark.parametrize("flags", [TRAINER, GENERATOR, WARMUP], ids=lambda flags: type(flags).__name__)
+def test_every_flag_is_science_unless_it_is_said_not_to_be(flags: Any) -> None:
+    before = science_sha256(science_of(flags, COLLECTION))
+    for field in dataclasses.fields(flags):
+        changed = dataclasses.replace(flags, **{field.name: other_value(getattr(flags, field.name))})
+        is_science = science_sha256(science_of(changed, COLLECTION)) != before
+        assert is_science == (field.name not in NOT_SCIENCE), field.name
+    assert science_sha256(science_of(flags, COLLECTION, strategy="top")) != before
+    other: Any = SimpleNamespace(manifest={"collection_fingerprint": "d", "tokenizer": {"fingerprint": "t"}})
+    assert science_sha256(science_of(flags, other)) != before
+
+
+def test_what_is_said_not_to_be_science_is_a_flag() -> None:
+    known = {field.name for flags in (TRAINER, GENERATOR, WARMUP) for field in dataclasses.fields(flags)}
+    assert known >= NOT_SCIENCE
+
+
+@pytest.mark.parametrize("flags", [TRAINER, GENERATOR], ids=["trainer", "generator"])
+def test_what_is_common_is_known_to_both(flags: Any) -> None:
+    science = science_of(flags, COLLECTION, initial_model_sha256="m")
+    assert set(COMMON) <= science.keys()
+    assert {name: science[name] for name in COMMON}.items() <= provenance("r", science).items()
+
+
+# Disagreement
+
+
+def test_all_that_differs_is_named_with_both_values() -> None:
+    ours = {"seed": 1, "loss": "pairwise", "lr": 0.1, "score_scale": 2.0, "new_flag": 7}
+    theirs = {"seed": 2, "loss": "pairwise", "lr": 0.2, "score_scale": None, "their_flag": 8}
+    with pytest.raises(Disagreement) as caught:
+        check_agreement(ours, theirs, "refresh 3", "start anew")
+    assert str(caught.value) == (
+        "refresh 3 was made with other flags: seed 2 there, 1 here; lr 0.2 there, 0.1 here; "
+        "score_scale None there, 2.0 here; start anew"
+    )
+    assert caught.value.exit_code == 3
+    check_agreement(ours, theirs, "refresh 3", "start anew", names=("loss", "new_flag", "their_flag"))
+    with pytest.raises(Disagreement, match=r"flags: lr 0.2 there, 0.1 here; start anew$"):
+        check_agreement(ours, theirs, "refresh 3", "start anew", names=("lr", "loss"))
+
+
+@given(*[st.dictionaries(st.sampled_from("abcde"), st.sampled_from([None, 0, 1, "", "x", 0.5])) for _ in range(2)])
+def test_disagreement_exactly_where_a_shared_name_differs(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    differing = [name for name in "abcde" if name in ours and name in theirs and ours[name] != theirs[name]]
+    try:
+        check_agreement(ours, theirs, "it", "mend it")
+        said = ""
+    except Disagreement as error:
+        said = str(error)
+    assert bool(said) == bool(differing)
+    assert all(f"{name} {theirs[name]} there, {ours[name]} here" in said for name in differing)
+
+
+# The run of a directory
+
+
+def test_the_second_job_joins_the_run_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    science = science_of(TRAINER, COLLECTION, processes=1)
+    here = alone(tmp_path)
+    assert join_run(here, tmp_path, "first", science, "give the same") == "first"
+    stored = read_sealed(tmp_path / "RUN.json")
+    assert (stored["role"], stored["run_id"], stored["job"]) == ("trainer", "first", "41")
+    assert stored["science"] == json.loads(json.dumps(science)) and stored["science_sha256"] == science_sha256(science)
+    before = (tmp_path / "RUN.json").read_bytes()
+    assert join_run(here, tmp_path, "second", science, "give the same") == "first"
+    other = {**science, "seed": 7, "learning_rate": 0.5}
+    with pytest.raises(Disagreement, match=r"learning_rate .* there, 0.5 here; .*give the same") as caught:
+        join_run(here, tmp_path, "third", other, "give the same")
+    assert "seed 42 there, 7 here" in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert (tmp_path / "RUN.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("holds", ["nothing", "run without checkpoints", "run", "checkpoints without a run"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_directory_may_hold(tmp_path: Path, resume: str, holds: str, overwrite: bool) -> None:
+    flags = SimpleNamespace(resume=resume, overwrite_output_dir=overwrite)
+    if holds.startswith("run"):
+        exchange.mark_run(lease_of(tmp_path), run_id="r", science={})
+    if holds in ("run", "checkpoints without a run"):
+        put_checkpoint(tmp_path, 100)
+        put_checkpoint(tmp_path, 200)
+    is_refused = not overwrite and (holds == "checkpoints without a run" or (holds == "run" and resume == "never"))
+    if not is_refused:
+        check_holds_no_other_run(tmp_path, flags)
+        return
+    reason = "--resume never is given" if resume == "never" else "no RUN.json says how to go on with it"
+    with pytest.raises(UserError, match=rf"holds a run already \(2 checkpoints, the last of step 200\) and {reason}; "):
+        check_holds_no_other_run(tmp_path, flags)
+
+
+@pytest.mark.parametrize(
+    ("job", "goes_on"), [("41", True), ("42", False), ("", False)], ids=["requeued", "another job", "no Slurm"]
+)
+def test_overwriting_spares_what_this_very_job_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, goes_on: bool
+) -> None:
+    here = alone(tmp_path)
+    begun_by = "41" if job else ""
+    exchange.mark_run(lease_of(tmp_path), run_id="r", science={}, job=begun_by)
+    put_checkpoint(tmp_path, 100)
+    exchange.mark_done(lease_of(tmp_path), step=100)
+    (tmp_path / "notes.txt").write_text("the user's own")
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    remove_other_run(here, tmp_path)
+    whole = ["DONE.json", "RUN.json", "checkpoint-100", "notes.txt"]
+    assert names(tmp_path) == (whole if goes_on else ["notes.txt"])
+    remove_other_run(here, tmp_path)
+
+
+# Stopping
+
+
+def flags_of(**more: Any) -> SimpleNamespace:
+    return SimpleNamespace(heartbeat_seconds=10.0, lease_seconds=60.0, **more)
+
+
+def test_a_stop_before_the_work_begins_can_be_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the model is loaded, say: exit 75, requeued, and no failure told to the peer."""
+    stop_file = tmp_path / "stop"
+    monkeypatch.setenv(STOP_FILE, str(stop_file))
+    directory = tmp_path / "checkpoints"
+
+    def main() -> None:
+        with session(ALONE, directory, "trainer", flags_of(), "run") as here:
+            os.kill(os.getpid(), signal.SIGTERM)
+            join_run(here, directory, "run", {"seed": 1}, "")
+
+    assert exit_code_of("run_ann", main) == 75
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["stop.taken"]
+    assert names(directory) == []
+    beat = read_beat(directory, "trainer")
+    assert beat is not None and beat["state"] == "stopped"
+
+
+def test_a_stop_at_step_0_saves_nothing(tmp_path: Path) -> None:
+    """What would be saved is what the job was given; negatives made from that must still be known as such."""
+    here = alone(tmp_path)
+    state: Any = SimpleNamespace(step=0, world=ALONE)
+    trainer = Trainer(SimpleNamespace(), here, state, 100, [], {}, None)
+    with pytest.raises(Stopped, match="at step 0, with nothing to save"):
+        trainer.save_and_stop(StopRequested("SIGTERM"), {})
+    with pytest.raises(PeerGone, match="gone"):
+        trainer.save_and_stop(PeerGone("gone"), {})
+    assert names(tmp_path) == []
+
+
+def test_a_lost_lease_comes_before_a_stop(tmp_path: Path) -> None:
+    here = alone(tmp_path)
+    assert here.lease is not None
+    (tmp_path / "STOP").touch()
+    with pytest.raises(StopRequested, match="STOP"):
+        here.check_stop()
+    here.lease.lost = True
+    with pytest.raises(Fenced, match="another trainer works in"):
+        agree(here, lambda: 1)
+    assert (tmp_path / "STOP").exists(), "the other's"
+
+
+# Ranks
+
+
+@pytest.mark.parametrize("error", [UserError("a"), Disagreement("b"), PeerGone("c")])
+def test_an_error_of_the_look_keeps_its_exit_code(tmp_path: Path, error: UserError) -> None:
+    def look() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)) as caught:
+        agree(alone(tmp_path), look)
+    assert type(caught.value) is type(error) and caught.value.exit_code == error.exit_code
+    assert agree(alone(tmp_path), lambda: {"a": [1]}) == {"a": [1]}
+
+
+def test_a_peer_that_has_ended_is_gone_where_it_left_nothing(tmp_path: Path) -> None:
+    generator = lease_of(tmp_path / "ann", "generator")
+    time = FakeTime()
+    peer = watch_peer(tmp_path / "ann", "generator", 60, clock=time.clock)
+    here = alone(tmp_path / "checkpoints")
+    assert agree(here, lambda: None, peer) is None
+    generator.beat("ended")
+    assert agree(here, lambda: 3, peer) == 3, "what it published before it ended"
+    assert agree(here, lambda: None, peer) is None, "a cache may still hide what it published last"
+    time.now += VISIBLE_WITHIN_SECONDS + 1
+    with pytest.raises(PeerGone, match="the generator has ended, and what this job waits for will not come"):
+        agree(here, lambda: None, peer)
+
+
+def outcome(call: Any) -> str:
+    try:
+        return str(call())
+    except UserError as error:
+        return f"{type(error).__name__} {error.exit_code}: {error}"
+
+
+def one_of_two_ranks(rank: int, directory: str) -> None:
+    """Only rank 0 looks, only rank 1 is asked to stop, only rank 0 learns that the lease is lost: both do the same."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    own = Path(directory) / str(rank)
+    here = Session(World(rank, 2, torch.device("cpu")), Stop(own), lease_of(own) if rank == 0 else None)
+    disagree = partial(check_agreement, {"seed": rank}, {"seed": 2}, "it", "mend it")
+    said = [outcome(lambda: agree(here, lambda: f"rank {rank}")), outcome(lambda: agree(here, disagree))]
+    here.stop.signal_name = "SIGTERM" if rank == 1 else ""
+    said.append(outcome(lambda: agree(here, lambda: None)).partition(":")[0])
+    said.append(outcome(lambda: (_ for _ in ()).throw(here.stopped("at step 4"))).partition(" by ")[0])
+    here.stop.signal_name = ""
+    if here.lease is not None:
+        here.lease.lost = True
+    said.append(outcome(here.check_stop).partition(":")[0])
+    dist.destroy_process_group()
+    (Path(directory) / f"said-{rank}").write_text(json.dumps(said))
+
+
+@pytest.mark.slow
+def test_two_ranks_do_the_same(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two_ranks, (str(tmp_path),), nprocs=2)
+    said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]
+    assert (
+        said[0]
+        == said[1]
+        == [
+            "rank 0",
+            "Disagreement 3: it was made with other flags: seed 2 there, 0 here; mend it",
+            "StopRequested 2",
+            "Stopped 75: stopped",
+            "Fenced 75",
+        ]
+    )
+
+
+# A generator whose trainer is done
+
+
+def test_a_trainer_that_is_done_while_a_refresh_is_made_ends_the_generator_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves that refresh unfinished, and has nothing more to do: exit code 0, not 4."""
+    trainer = lease_of(tmp_path / "checkpoints")
+    (tmp_path / "model").mkdir()
+    flags = SimpleNamespace(
+        inference=False, load_gen=False, end_output_num=-1, limit_total_number=9, refresh_mode="async",
+        init_model_dir=str(tmp_path / "model"), last_checkpoint_dir="",
+    )  # fmt: skip
+    job: Any = SimpleNamespace(flags=flags, training_dir=tmp_path / "checkpoints", ann_dir=tmp_path / "ann")
+    here = alone(tmp_path / "ann", "generator")
+    peer = watch_peer(job.training_dir, "trainer", LIFE.lease_seconds, clock=FakeTime().clock)
+    made: list[int] = []
+
+    def one_refresh(_job: Any, _here: Any, work: Any, *_: Any) -> bool:
+        made.append(work.refresh)
+        exchange.mark_done(trainer, step=100)
+        trainer.beat("ended")
+        return False
+
+    monkeypatch.setattr(ann_generator, "one_refresh", one_refresh)
+    assert ann_generator.make_refreshes(job, here, peer, {}, None) == 0
+    assert made == [0]

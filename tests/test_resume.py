@@ -1,0 +1,139 @@
+"""Jobs that go on where an earlier one stopped: the same bytes at the end, nothing trained twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_loop import LENGTHS, REPO, bm25, command, environment, run, static_warmup
+from utils import exchange, publishing
+
+pytestmark = pytest.mark.slow
+__all__ = ["bm25", "static_warmup"]
+SIGNS = ("--heartbeat_seconds", "0.2", "--lease_seconds", "2")
+
+
+def start(log: Path, program: str, *flags: str | Path, processes: int = 1) -> subprocess.Popen[bytes]:
+    words = command(program, *flags)
+    if processes > 1:
+        words[1:3] = ["-m", "utils.launch", "--processes", str(processes), program]
+    with log.open("a") as file:
+        return subprocess.Popen(words, cwd=REPO, env=environment(), stdout=file, stderr=subprocess.STDOUT)
+
+
+def await_size(path: Path, size: int, limit_seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + limit_seconds
+    while not path.exists() or path.stat().st_size < size:
+        assert time.monotonic() < deadline, f"{path} did not grow"
+        time.sleep(0.01)
+
+
+def weights(directory: Path, step: int) -> str:
+    return publishing.sha256_of(exchange.checkpoint_path(directory, step) / "model.safetensors")
+
+
+def arm_flags(
+    arm: Path, data_dir: Path, warmup: Path, clock: tuple[str, ...], steps: int
+) -> tuple[list[str | Path], list[str | Path]]:
+    common = ["--data_dir", data_dir, "--model_type", "static", *LENGTHS, *clock, *SIGNS]
+    generator = [
+        *common, "--training_dir", arm / "checkpoints", "--init_model_dir", warmup, "--output_dir", arm / "ann_data",
+        "--topk_training", "50", "--negative_sample", "5", "--ann_chunk_factor", "2", "--negative_strategy", "random",
+    ]  # fmt: skip
+    trainer = [
+        *common, "--ann_dir", arm / "ann_data", "--output_dir", arm / "checkpoints", "--model_name_or_path", warmup,
+        "--max_steps", str(steps), "--save_steps", "10", "--logging_steps", "5", "--learning_rate", "1e-3",
+        "--group_size", "1", "--per_gpu_train_batch_size", "16", "--warmup_steps", "5",
+    ]  # fmt: skip
+    return trainer, generator
+
+
+def logged(directory: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name not in ("time", "steps_per_second")} for line in lines]
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "in_batch"])
+def test_a_stopped_warmup_goes_on_to_the_same_bytes(
+    loss: str, tiny_preprocessed: Path, bm25: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """With dropout, so that the random state counts; by SIGTERM, and of two processes by the stop file."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "roberta", "hidden_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 40, "hidden_dropout_prob": 0.3}))  # fmt: skip
+    processes = 2 if loss == "in_batch" else 1
+    flags = [
+        "--data_dir", tiny_preprocessed, "--bm25_dir", bm25, "--do_train", "--train_model_type", "rdot_nll",
+        "--config_name", config, "--tokenizer_name", tiny_tokenizer, *LENGTHS, "--loss", loss, "--max_steps", "200",
+        "--save_steps", "100", "--logging_steps", "7", "--per_gpu_train_batch_size", "8", "--warmup_steps", "10",
+        "--learning_rate", "1e-3", "--optimizer", "adamW", "--gradient_accumulation_steps", "2", *SIGNS,
+    ]  # fmt: skip
+    whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "warmup.out"
+    assert (
+        start(tmp_path / "whole.out", "drivers.run_warmup", *flags, "--output_dir", whole, processes=processes).wait(
+            120
+        )
+        == 0
+    ), (tmp_path / "whole.out").read_text()[-2000:]
+    job = start(log, "drivers.run_warmup", *flags, "--output_dir", parts, processes=processes)
+    try:
+        steps = parts / "metrics.jsonl"
+        await_size(steps, 1)
+        if processes == 1:
+            job.send_signal(signal.SIGTERM)
+        else:
+            (parts / "STOP").touch()
+        assert job.wait(60) == 75, log.read_text()[-2000:]
+    finally:
+        job.kill()
+    assert not (parts / "STOP").exists()
+    stopped_at = max(exchange.numbered(parts, exchange.CHECKPOINT_PATTERN))
+    assert f"stopped by {'SIGTERM' if processes == 1 else parts / 'STOP'} at step {stopped_at}" in log.read_text()
+    assert start(log, "drivers.run_warmup", *flags, "--output_dir", parts, processes=processes).wait(120) == 0
+    assert weights(parts, 200) == weights(whole, 200)
+    assert logged(parts) == logged(whole)
+
+
+def test_an_async_run_is_repeated_by_its_journal_and_a_finished_run_is_left_alone(
+    tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path
+) -> None:
+    arm = tmp_path / "arm"
+    clock = ("--refresh_mode", "async", "--max_staleness_steps", "100000")
+    trainer, generator = arm_flags(arm, tiny_preprocessed, static_warmup, ("--refresh_mode", "async"), steps=1500)
+    arm.mkdir()
+    jobs = [start(tmp_path / "g.out", "drivers.run_ann_data_gen", *generator)]
+    jobs.append(start(tmp_path / "t.out", "drivers.run_ann", *trainer, *clock))
+    try:
+        assert [job.wait(200) for job in jobs] == [0, 0], (tmp_path / "t.out").read_text()[-2000:]
+    finally:
+        for job in jobs:
+            job.kill()
+    journal = arm / "checkpoints" / "journal.jsonl"
+    assert len(journal.read_text().splitlines()) > 1, "the run was too short to see more than its first negatives"
+    again = tmp_path / "again"
+    run("drivers.run_ann", *trainer, "--output_dir", again, "--replay", journal)
+    assert weights(again, 1500) == weights(arm / "checkpoints", 1500)
+    assert (again / "journal.jsonl").read_bytes() == journal.read_bytes()
+    other = run("drivers.run_ann", *trainer, "--output_dir", tmp_path / "c", "--seed", "5", "--replay", journal, code=3)
+    assert "seed 42 there, 5 here" in other
+    before = {path: path.stat().st_mtime_ns for path in again.glob("checkpoint-*/*")}
+    assert "finished step=1500" in run("drivers.run_ann", *trainer, "--output_dir", again, "--replay", journal)
+    assert before == {path: path.stat().st_mtime_ns for path in again.glob("checkpoint-*/*")}
+
+
+def test_a_stale_trainer_warns_and_stops_with_its_state_saved(
+    tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path
+) -> None:
+    arm = tmp_path / "arm"
+    trainer, generator = arm_flags(arm, tiny_preprocessed, static_warmup, ("--refresh_mode", "async"), steps=60)
+    run("drivers.run_ann_data_gen", *generator, "--end_output_num", "0")
+    output = run("drivers.run_ann", *trainer, "--max_staleness_steps", "23", code=4)
+    assert "warning: refresh 0 is 12 steps old; training stops at 23" in output
+    assert "--max_staleness_steps is 23" in output
+    assert max(exchange.numbered(arm / "checkpoints", exchange.CHECKPOINT_PATTERN)) == 24

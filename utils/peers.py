@@ -1,0 +1,82 @@
+"""Watching the other job: whether it lives, has ended or failed, and whether it was started with the same flags."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import exchange
+from utils.errors import PeerGone
+from utils.lease import ENDED, FAILED_STATE, RUNNING, STOPPED, Watch, parse_beat
+from utils.waiting import say_once
+
+# A job whose heartbeat stood still when we first looked may have been requeued; it has so many of its lease's lives.
+ABSENT_LIVES = 10
+
+
+@dataclass
+class Peer:
+    """The other job's directory and role, and what lay there when we first looked: an earlier job's."""
+
+    directory: Path
+    role: str
+    watch: Watch
+    old_failure: dict[str, Any] | None
+    check_run: Callable[[dict[str, Any]], None]  # given the peer's RUN.json, once
+    run_checked: bool = False
+
+    def check(self) -> None:
+        """PeerGone once the peer has failed or is silent for longer than its lease lives.
+
+        Disagreement where it was started with other flags than this job.
+        """
+        if not self.run_checked and (run := exchange.read_run(self.directory)) is not None:
+            self.check_run(run)
+            self.run_checked = True
+        failed = exchange.read_failed(self.directory)
+        if failed is not None and failed != self.old_failure:
+            role, reason = failed.get("role", "other job"), failed.get("reason", "no reason given")
+            raise PeerGone(f"the {role} has failed ({reason}): mend it and start both again")
+        state = self.watch.look()
+        if state == STOPPED:
+            say_once(f"the {self.role} ({self.watch.holder}) has stopped with its state saved: waiting for it to go on")
+        if state in (RUNNING, STOPPED, FAILED_STATE):
+            self.check_absence(state)
+
+    def check_absence(self, state: str) -> None:
+        """A job that we saw at work may be silent for one life of its lease, one that may come back for ten."""
+        watch = self.watch
+        life_seconds = watch.holder.lease_seconds if watch.holder else watch.lease_seconds
+        again = "see its log, and start both again with the same flags to go on"
+        if state == FAILED_STATE and watch.seen_alive:
+            # Without FAILED.json: its peer was gone, or its disk.
+            reason = parse_beat(watch.text).get("error") or "see its log"
+            raise PeerGone(f"the {self.role} has failed ({reason}): mend it and start both again")
+        lives = 1 if state == RUNNING and watch.seen_alive else ABSENT_LIVES
+        if watch.silent_seconds > lives * life_seconds:
+            raise PeerGone(
+                f"the {self.role} ({watch.holder}) has given no sign of life for {watch.silent_seconds:.0f} s: {again}"
+            )
+
+    def has_ended(self) -> bool:
+        """Whether a job that was at work since our first look has ended properly: nothing will come any more.
+
+        Ask before looking for what it publishes: it may do so and end in between.
+        """
+        return self.watch.look() == ENDED and self.watch.seen_alive
+
+
+def watch_peer(
+    directory: Path,
+    role: str,
+    lease_seconds: float,
+    check_run: Callable[[dict[str, Any]], None] = lambda run: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Peer:
+    """The first look: failures and silences from before it are an earlier job's."""
+    watch = Watch(directory, role, lease_seconds, clock)
+    watch.look()
+    return Peer(directory, role, watch, exchange.read_failed(directory), check_run)

@@ -1,0 +1,74 @@
+"""Stopping on request: SIGTERM, SIGINT or a stop file, taken at the next step or batch with the state saved.
+
+The handlers only note the signal. Whoever works asks `Stop.requested` between two steps, agrees with the other
+ranks, saves, calls `Stop.taken` and ends with exit code 75.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from utils import publishing
+from utils.errors import UserError
+
+STOP = "STOP"  # in a program's own output directory: for people
+STOP_FILE = "ANCE_STOP_FILE"  # names the stop file of a job script
+LOOK_EVERY_SECONDS = 1.0
+
+
+class StopRequested(UserError):
+    """Raised on all ranks together where a stop is taken; the programs save their state and turn it into `Stopped`."""
+
+
+class Stop:
+    """Whether this process has been asked to stop, and by what."""
+
+    def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.directory_file = directory / STOP
+        given = os.environ.get(STOP_FILE)
+        self.job_file = Path(given) if given else None
+        self.clock = clock
+        self.signal_name = ""
+        self.file_name = ""
+        self.looked = -LOOK_EVERY_SECONDS
+
+    def requested(self) -> str:
+        """The signal or the file that asks to stop; empty where nothing does. Files are looked at once a second."""
+        if self.signal_name or self.file_name:
+            return self.signal_name or self.file_name
+        now = self.clock()
+        if now - self.looked >= LOOK_EVERY_SECONDS:
+            self.looked = now
+            for path in (self.directory_file, self.job_file):
+                if path is not None and publishing.exists(path):
+                    self.file_name = str(path)
+        return self.file_name
+
+    def taken(self) -> None:
+        """The state is saved: say so to the job script, and let the next job not stop at the same files."""
+        self.directory_file.unlink(missing_ok=True)
+        if self.job_file is not None:
+            self.job_file.with_name(self.job_file.name + ".taken").touch()
+            self.job_file.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note SIGTERM and SIGINT instead of ending; a second SIGINT interrupts at once, for people at a terminal."""
+
+        def note(number: int, _frame: Any) -> None:
+            if number == signal.SIGINT and self.signal_name == "SIGINT":
+                raise KeyboardInterrupt
+            self.signal_name = signal.Signals(number).name
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

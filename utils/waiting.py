@@ -1,0 +1,68 @@
+"""Waiting for what another job publishes: quick polls first, a word in the log now and then, never a busy loop."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from utils import publishing
+from utils.errors import UserError
+from utils.run_log import say
+
+FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 10.0
+LONGEST_SLEEP_SECONDS = 0.5  # a signal that only leaves a note must not have to wait for the next poll
+FIRST_WORD_SECONDS, SAY_EVERY_SECONDS = 5.0, 60.0
+VISIBLE_WITHIN_SECONDS = 120.0  # attribute caches of network file systems hide new names for up to a minute
+
+Found = TypeVar("Found")
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """What is found anew at every look is said at the first."""
+    say(text)
+
+
+def wait_for(
+    look: Callable[[], Found | None],
+    what: str,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+    limit_seconds: float = math.inf,
+    quiet: bool = False,
+    hurry: Callable[[], object] = lambda: False,
+) -> Found:
+    """Call ``look`` until it answers, saying soon and then each minute what is waited for.
+
+    Polls quickly at first, then every ten seconds; at once where ``hurry`` says so. UserError after
+    ``limit_seconds``.
+    """
+    started = clock()
+    next_word = started + FIRST_WORD_SECONDS
+    pause_seconds = FIRST_POLL_SECONDS
+    while True:
+        found = look()
+        if found is not None:
+            return found
+        now = clock()
+        if now - started > limit_seconds:
+            raise UserError(
+                f"{what} did not appear within {limit_seconds:.0f} s; is the directory shared with this host?"
+            )
+        if now >= next_word and not quiet:
+            next_word = now + SAY_EVERY_SECONDS
+            say(f"waiting for {what} since {now - started:.0f} s")
+        left_seconds = pause_seconds
+        while left_seconds > 0 and not hurry():
+            sleep(min(left_seconds, LONGEST_SLEEP_SECONDS))
+            left_seconds -= LONGEST_SLEEP_SECONDS
+        pause_seconds = min(pause_seconds * 1.3, LONGEST_POLL_SECONDS)
+
+
+def wait_until_visible(path: Path) -> None:
+    """A name that another host has just published may be hidden by an attribute cache for a while."""
+    wait_for(lambda: publishing.exists(path) or None, str(path), limit_seconds=VISIBLE_WITHIN_SECONDS)
