@@ -31,6 +31,7 @@ setting REFRESH_MODE ''    # async or lockstep; default: async (ANCE's), lockste
 setting STEPS_PER_REFRESH 10000 # steps between two checkpoints and so, in lockstep, between two refreshes
 setting REFRESH_LAG 1      # in lockstep: 0 the trainer waits for each refresh, 1 both work at once
 setting POLL_SECONDS 5     # between two looks for the first negatives
+setting FIRST_NEGATIVES_SECONDS 86400 # how long run_ann_data_gen.sh waits for them
 
 PRECISION=()
 ((GPUS == 0)) || PRECISION=(--fp16)
@@ -109,20 +110,19 @@ prepare_data() {
   local parent
   parent=$(dirname "$DATA_DIR")
   mkdir -p "$parent"
-  exec 8>>"$parent/.prepare.lock"
-  flock 8 # jobs that start together wait for the first
+  take_lock "$parent/.prepare.lock"
   if [[ ! -f $DATA_DIR/manifest.json ]]; then
     if [[ -n $SUBSET_OF && ! -f $RAW_DATA_DIR/subset.json ]]; then
       command_for 1 data.create_subset --data_dir "$SUBSET_OF" --out_data_dir "$RAW_DATA_DIR" --data_type "$DATA_TYPE" \
         --fraction 0.1 --seed 42
-      run_here "${COMMAND[@]}"
+      run_whole_step "${COMMAND[@]}"
     fi
     command_for 1 data.msmarco_data --data_dir "$RAW_DATA_DIR" --out_data_dir "$DATA_DIR" --data_type "$DATA_TYPE" \
       --model_type "$MODEL_TYPE" --model_name_or_path "$MODEL" \
       --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
-    run_here "${COMMAND[@]}"
+    run_whole_step "${COMMAND[@]}"
   fi
-  exec 8>&-
+  exec {LOCK}>&-
 }
 
 need_data() {
@@ -146,7 +146,7 @@ bm25() { # DIR
   [[ ! -f $1/ann_ndcg_0 && $DRY_RUN == 0 ]] || return 0
   command_for 1 drivers.run_bm25 --raw_data_dir "$RAW_DATA_DIR" --data_dir "$DATA_DIR" --output_dir "$1" \
     --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" --seed "$SEED"
-  run_here "${COMMAND[@]}"
+  run_whole_step "${COMMAND[@]}"
 }
 
 # On MS MARCO's triples where they have been downloaded, else on BM25 negatives.
@@ -217,10 +217,10 @@ initial_data() { # STRATEGY
   run_step generator "${COMMAND[@]}"
 }
 
-# Until run_train.sh has made the first negatives; exit code 4 once it fails. A FAILED.json that was there before is an
-# earlier run's.
+# Until run_train.sh has made the first negatives; exit code 4 once it fails, or does not come for a day. A FAILED.json
+# that was there before is an earlier run's.
 wait_for_initial_data() { # STRATEGY
-  local arm file now
+  local arm file now deadline=$((SECONDS + FIRST_NEGATIVES_SECONDS))
   local -A before=()
   arm=$(arm_dir "$1")
   [[ ! -f $arm/ann_data/ann_ndcg_0 && $DRY_RUN == 0 ]] || return 0
@@ -230,11 +230,15 @@ wait_for_initial_data() { # STRATEGY
   done
   until [[ -f $arm/ann_data/ann_ndcg_0 ]]; do
     stop_between_steps
+    if ((SECONDS >= deadline)); then
+      say_error "error: no $arm/ann_data/ann_ndcg_0 after $FIRST_NEGATIVES_SECONDS s: start run_train.sh, and this one again"
+      exit "$PEER_GONE"
+    fi
     sleep "$POLL_SECONDS"
     for file in "${!before[@]}"; do
       now=$(cat "$file" 2>/dev/null || true)
       if [[ -n $now && $now != "${before[$file]}" ]]; then
-        printf '%s: error: run_train.sh has failed (%s): mend it and start both again\n' "${0##*/}" "$file" >&2
+        say_error "error: run_train.sh has failed ($file): mend it and start both again"
         exit "$PEER_GONE"
       fi
     done
@@ -278,14 +282,17 @@ run_arm() { # STRATEGY FLAGS...
   split_gpus
   ((DRY_RUN == 1)) || CPUS=$((CPUS > 1 ? CPUS / 2 : 1))
   trainer_command "$TRAINER_GPUS" "$strategy"
-  trainer=(env "CUDA_VISIBLE_DEVICES=$TRAINER_DEVICES" "ANCE_STOP_FILE=${STOP_FILES[trainer]:-}" "${COMMAND[@]}")
+  with_stop_file trainer "${COMMAND[@]}"
+  trainer=(env "CUDA_VISIBLE_DEVICES=$TRAINER_DEVICES" "${COMMAND[@]}")
   generator_command "$GENERATOR_GPUS" "$strategy"
-  generator=(env "CUDA_VISIBLE_DEVICES=$GENERATOR_DEVICES" "ANCE_STOP_FILE=${STOP_FILES[generator]:-}" "${COMMAND[@]}")
+  with_stop_file generator "${COMMAND[@]}"
+  generator=(env "CUDA_VISIBLE_DEVICES=$GENERATOR_DEVICES" "${COMMAND[@]}")
   if ((DRY_RUN == 1)); then
     run_here "${trainer[@]}"
     run_here "${generator[@]}"
     return
   fi
+  stop_between_steps
   echo "arm $strategy: trainer on GPUs [$TRAINER_DEVICES], generator on [$GENERATOR_DEVICES]; logs: $arm/{trainer,generator}.out"
   run_pair "$strategy" "$arm" trainer generator || ended=$?
   ((ended != STATE_SAVED_CODE)) || end_job "$ENDED_FIRST" "$ended"

@@ -4,8 +4,9 @@
 #
 # Slurm's warning before the time limit (#SBATCH --signal=B:USR2@300) reaches this shell alone. It writes the stop file
 # that the program looks for; the program saves its state, leaves STOP_FILE.taken and ends with exit code 75. A program
-# whose role another job has taken over ends with 75 too, but without the mark; and who touches a STOP file in a
-# program's directory wants it to end. Neither is started again.
+# that has no stop file saves nothing on its way: it is ended at once, and its step starts over. A program whose role
+# another job has taken over ends with 75 too, but without the mark; and who touches a STOP file in a program's directory
+# wants it to end. Neither is started again.
 
 setting MAX_RESTARTS 20 # how often a job puts itself back into Slurm's queue
 setting RETURN_SECONDS 60 # how long to look whether the job of a peer that has ended is to come back
@@ -13,9 +14,10 @@ setting RETURN_SECONDS 60 # how long to look whether the job of a peer that has 
 # In an array the plain number of one task's job is that of the whole array.
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
 JOB=${JOB:-${SLURM_JOB_ID:-}}
-declare -A STOP_FILES=() # of each program of this job
+declare -A STOP_FILES=() # of each program of this job that looks for one
+STEP_SAVES=1             # 0 while a program runs that looks for none
 
-begin_job() { # DIR PROGRAM...: from now on USR2 stops the job's programs; their stop files are in DIR
+begin_job() { # DIR [PROGRAM...]: from now on USR2 stops the job's programs; the stop files of those named are in DIR
   local name directory=$1
   ((DRY_RUN == 0)) || return 0
   shift
@@ -31,7 +33,7 @@ begin_job() { # DIR PROGRAM...: from now on USR2 stops the job's programs; their
 
 remove_stop_files() {
   local file
-  for file in "${STOP_FILES[@]}"; do
+  for file in "${STOP_FILES[@]+"${STOP_FILES[@]}"}"; do
     rm -f "$file" "$file.taken"
   done
 }
@@ -41,9 +43,10 @@ ask_to_stop() {
   # shellcheck disable=SC2034 # exit_code_of and run_pair look at them
   INTERRUPTED=1 STOPPING=1
   echo "${0##*/}: asked to stop by SIGUSR2"
-  for file in "${STOP_FILES[@]}"; do
+  for file in "${STOP_FILES[@]+"${STOP_FILES[@]}"}"; do
     : >"$file"
   done
+  ((STEP_SAVES == 1)) || stop "${RUNNING[@]+"${RUNNING[@]}"}"
 }
 
 # Who cancels, requeues or preempts a job ends it by SIGTERM. With a time of grace before a preemption it still counts
@@ -79,8 +82,41 @@ run_step() { # PROGRAM COMMAND...: returns where it succeeded; else ends the job
   ((code == 0)) || end_job "$name" "$code"
 }
 
+run_whole_step() { # COMMAND...: the same for a program that looks for no stop file
+  stop_between_steps
+  STEP_SAVES=0
+  # From TERM utils.launch makes a stop file; at HUP it ends its workers.
+  ! has_word utils.launch "$@" || STOP_SIGNAL=HUP
+  start - "$@"
+  ((STOPPING == 0)) || stop "$STARTED" # asked after the look above
+  exit_code_of "$STARTED"
+  # shellcheck disable=SC2034 # stop looks at it
+  STEP_SAVES=1 STOP_SIGNAL=TERM
+  ((CODE != 0)) || return 0
+  ((STOPPING == 0)) || requeue_or_end "$STATE_SAVED_CODE" "asked to stop; the step starts over"
+  exit "$CODE"
+}
+
 stop_between_steps() { # what is complete is not done again
   ((STOPPING == 0)) || requeue_or_end "$STATE_SAVED_CODE" "asked to stop between two programs"
+}
+
+# Bash takes a signal only once the command in front has ended, so flock itself must not wait for long.
+take_lock() { # FILE: sets LOCK, its descriptor; jobs that start together wait here for the first
+  local why code said=0
+  exec {LOCK}>>"$1"
+  while :; do
+    stop_between_steps
+    code=0
+    why=$(flock --wait 1 "$LOCK" 2>&1) || code=$?
+    ((code != 0)) || return 0
+    if ((code != 1)); then
+      say_error "warning: no lock on $1, going on without (exit code $code: ${why//$'\n'/ })"
+      return 0
+    fi
+    ((said == 1)) || echo "waiting for another job, which holds $1"
+    said=1
+  done
 }
 
 end_job() { # PROGRAM EXIT_CODE
@@ -126,22 +162,28 @@ requeue_or_end() { # EXIT_CODE WHY [DEPENDENCY]: does not return
   exit "$code"
 }
 
-peer_job() { # PROGRAM: the number of the job that had the other one's role last; nothing where it was no Slurm job
-  local directory role lease
-  case $1 in
-    trainer) directory=ann_data role=generator ;;
-    *) directory=checkpoints role=trainer ;;
-  esac
-  directory=$(dirname "${STOP_FILES[$1]}")/$directory/.leases
-  lease=$(find "$directory" -name "$role-*.json" 2>/dev/null | sort -V | tail -n 1)
+peer_job() { # DIR ROLE: the number of the job that had this role last; nothing where it was no Slurm job
+  local lease
+  lease=$(find "$1/.leases" -name "$2-*.json" 2>/dev/null | sort -V | tail -n 1)
   [[ -z $lease ]] || sed -n 's/^ *"job": "\([0-9]\{1,\}\)",\{0,1\}$/\1/p' "$lease"
 }
 
-# The other program is gone. Where its job waits in the queue, or runs again, it will be back: so will this one.
+# The other program is gone. Where its job waits in the queue, or runs again, it will be back: so will this one. But the
+# same exit code is that of a program that has lost one of its own processes: this one has failed, and says so.
 return_with_peer() { # PROGRAM: returns where it will not
-  local peer state deadline=$((SECONDS + RETURN_SECONDS))
+  local arm own other role peer state deadline=$((SECONDS + RETURN_SECONDS))
   [[ -n $JOB ]] && command -v squeue >/dev/null || return 0
-  peer=$(peer_job "$1")
+  case $1 in
+    trainer) own=checkpoints other=ann_data role=generator ;;
+    generator) own=ann_data other=checkpoints role=trainer ;;
+    *) return 0 ;; # it has no peer
+  esac
+  arm=$(dirname "${STOP_FILES[$1]}")
+  if [[ -f $arm/$own/FAILED.json ]]; then
+    say_error "not requeued: the $1 itself has failed, see $arm/$own/FAILED.json"
+    return 0
+  fi
+  peer=$(peer_job "$arm/$other" "$role")
   [[ -n $peer ]] || return 0
   while :; do
     # By %A: asked for an array's first task, squeue lists the others too.

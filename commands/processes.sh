@@ -11,6 +11,7 @@ STATE_SAVED_CODE=75                             # and of one that was asked to s
 STARTED=0  # process id of the program started last
 RUNNING=() # process ids of those not yet waited for
 STOPPING=0    # 1 once every program has been asked to stop
+STOP_SIGNAL=TERM
 INTERRUPTED=0 # a signal's handler sets it to 1: what "wait" then says is of the signal
 
 start() { # LOG COMMAND...: in the background, its output added to LOG, or to the script's own where LOG is "-"
@@ -47,10 +48,10 @@ exit_code_of() { # PID of a program that has ended, or that may be waited for: s
   RUNNING=("${others[@]+"${others[@]}"}")
 }
 
-stop() { # PID...: TERM to their process groups, KILL to what is left after STOP_SECONDS
+stop() { # PID...: STOP_SIGNAL to their process groups, KILL to what is left after STOP_SECONDS
   local pid deadline=$((SECONDS + STOP_SECONDS))
   for pid in "$@"; do
-    kill -TERM -- "-$pid" 2>/dev/null || true
+    kill "-$STOP_SIGNAL" -- "-$pid" 2>/dev/null || true
   done
   for pid in "$@"; do
     while kill -0 -- "-$pid" 2>/dev/null; do

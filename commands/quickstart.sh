@@ -124,12 +124,12 @@ is_complete() { # NAME ARTEFACT
   [[ -s $RUN/$2 && $(head -n 1 "$STAGES/$1" 2>/dev/null) == "$STAMP" ]]
 }
 
-# Sets COMPLETE. Where it is 0, what an outdated run of the stage left has been removed, and what an interrupted one left
-# too, unless the stage's programs go on from there (GOES_ON).
+# Sets COMPLETE and GOING_ON. Where COMPLETE is 0, what an outdated run of the stage left has been removed, and what an
+# interrupted one left too, unless the stage's programs go on from there (GOES_ON): then GOING_ON is 1.
 begin_stage() { # NAME ARTEFACT "OUTPUTS" WORDS... (ARTEFACT and OUTPUTS relative to RUN)
   local name=$1 artefact=$2 output
   NUMBER=$((NUMBER + 1))
-  COMPLETE=1
+  COMPLETE=1 GOING_ON=0
   STAMP=$(stamp_of "${@:4}")
   printf '[%2d/%d] %-15s' "$NUMBER" "$STAGE_COUNT" "$name"
   if is_complete "$name" "$artefact"; then
@@ -141,6 +141,7 @@ begin_stage() { # NAME ARTEFACT "OUTPUTS" WORDS... (ARTEFACT and OUTPUTS relativ
   rm -f "$RUN"/report.{json,md} # the report was of the run as it was
   if ((GOES_ON == 1)) && [[ $(cat "$STAGES/$name.begun" 2>/dev/null) == "$STAMP" ]]; then
     printf '(going on) '
+    GOING_ON=1
     return
   fi
   [[ ! -f $STAGES/$name ]] || printf '(settings or inputs have changed: redone) '
@@ -167,7 +168,7 @@ stage() { # NAME ARTEFACT "OUTPUTS" LOG MODULE FLAGS...
   fi
   begin_stage "$name" "$artefact" "$outputs" "${@:5}"
   ((COMPLETE == 0)) || return 0
-  rm -f "$log"
+  ((GOING_ON == 1)) || rm -f "$log"
   command_for 1 "${@:5}"
   run_logged "$name" "$log" "${COMMAND[@]}" || exit
   end_stage "$name" "$artefact" "$log"

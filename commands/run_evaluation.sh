@@ -20,17 +20,16 @@ if ((DRY_RUN == 1)); then
   exit
 fi
 [[ -f $arm/checkpoints/DONE.json ]] || die "no DONE.json in $arm/checkpoints: let the arm's trainer finish first"
-begin_job "$arm" evaluation
+begin_job "$arm"
 evaluation_command "$(newest_checkpoint "$arm/checkpoints")" "$arm/eval"
-run_step evaluation "${COMMAND[@]}"
+run_whole_step "${COMMAND[@]}"
 
-exec 9>>"$run/.report.lock"
-flock 9 # the arms of a run may end at once
+take_lock "$run/.report.lock" # the arms of a run may end at once
 [[ -e $run/preprocessed ]] || ln -s "$DATA_DIR" "$run/preprocessed"
 # Of the checkpoint that the arms start from: another one's has to go.
 if ! grep -qsF "\"$WARMUP_CHECKPOINT\"" "$run/warmup/eval/metrics.json"; then
   evaluation_command "$WARMUP_CHECKPOINT" "$run/warmup/eval"
-  run_step evaluation "${COMMAND[@]}"
+  run_whole_step "${COMMAND[@]}"
 fi
 if [[ -e $RAW_DATA_DIR ]]; then
   bm25 "$run/bm25"
@@ -40,4 +39,4 @@ if [[ ! -f $run/bm25/metrics.json ]]; then
   exit
 fi
 command_for 1 results.report --run_dir "$run"
-run_step evaluation "${COMMAND[@]}"
+run_whole_step "${COMMAND[@]}"

@@ -274,11 +274,17 @@ def holds_run(directory: Path) -> bool:
     return bool(exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)) or exchange.read_done(directory) is not None
 
 
+def is_of_this_job(run: dict[str, Any]) -> bool:
+    """Whether this very Slurm job began the run, before it was requeued."""
+    return bool(run.get("job")) and run["job"] == os.environ.get("SLURM_JOB_ID")
+
+
 def check_holds_no_other_run(directory: Path, flags: Any) -> None:
     """UserError where the directory holds a run that this job must not, or cannot, go on with."""
     if not holds_run(directory) or flags.overwrite_output_dir:
         return
-    if flags.resume == "auto" and exchange.read_run(directory) is not None:
+    run = exchange.read_run(directory)
+    if run is not None and (flags.resume == "auto" or is_of_this_job(run)):
         return
     steps = exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)
     reason = "--resume never is given" if flags.resume == "never" else f"no {exchange.RUN} says how to go on with it"
@@ -292,9 +298,8 @@ def remove_other_run(session: Session, directory: Path) -> None:
     """--overwrite_output_dir: remove the run that the directory holds, unless it is what this Slurm job began itself
     before it was requeued."""
     run = exchange.read_run(directory)
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if run is not None and job and run.get("job") == job:
-        say(f"--overwrite_output_dir: {directory} holds what job {job} began; going on with it")
+    if run is not None and is_of_this_job(run):
+        say(f"--overwrite_output_dir: {directory} holds what job {run['job']} began; going on with it")
         return
     assert session.lease is not None
     exchange.remove_run(session.lease)

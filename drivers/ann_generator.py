@@ -28,7 +28,7 @@ from drivers.agreement import (
 )
 from drivers.flags import GenerateFlags
 from drivers.preflight import Preflight, check_generator
-from drivers.refresh import EMBEDDINGS, Job, Work, embeddings_dir, one_refresh
+from drivers.refresh import one_refresh
 from drivers.shared import (
     check_compute_flags,
     check_model_directory,
@@ -38,6 +38,7 @@ from drivers.shared import (
     start_program,
 )
 from drivers.space import UNKNOWN_REFRESHES
+from drivers.vectors import EMBEDDINGS, Job, Work, embeddings_dir
 from utils import distributed, exchange
 from utils.errors import UserError
 from utils.flags import check_positive

@@ -87,14 +87,15 @@ def hash_of(value: Any) -> str:
 # Writing
 
 
-def publish_shard(shards: Shards, number: int, blocks: Iterable[np.ndarray]) -> None:
+def publish_shard(shards: Shards, number: int, blocks: Iterable[np.ndarray], owned: Path | None = None) -> None:
     """Write the shard from float32 [M, D] at a time; it gets its name when it is whole and on the disk.
 
-    UserError where a number does not fit float16. Whatever ``blocks`` raises leaves nothing behind.
+    ``owned``: the staging directory of this job's lease. UserError where a number does not fit float16, Fenced where
+    another job has the lease. Whatever ``blocks`` raises leaves nothing behind.
     """
     path, record_path = shards.path(number), shards.record_path(number)
     try:
-        with staging_path(shards.directory, path.name) as staged:
+        with staging_path(shards.directory, path.name, owned) as staged:
             record = write_array(staged, shards, number, blocks)
             staged_record = staged.with_name(record_path.name)
             staged_record.write_text(sealed(record), encoding="utf-8")
@@ -102,7 +103,7 @@ def publish_shard(shards: Shards, number: int, blocks: Iterable[np.ndarray]) -> 
                 sync(written)
             staged.replace(path)
             staged_record.replace(record_path)
-        sync(shards.directory)
+            sync(shards.directory)
     except OSError as error:
         error.filename = str(path)  # the staged file, which is gone now, would tell a user nothing
         raise

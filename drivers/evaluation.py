@@ -11,7 +11,7 @@ import torch
 
 from data.preprocessed import Preprocessed, Split, query_name
 from drivers import retrieval, stored_embeddings
-from drivers.retrieval import PassageShare
+from drivers.retrieval import UNWATCHED, PassageShare, Watch
 from utils.distributed import World
 from utils.errors import UserError
 from utils.metrics import evaluate
@@ -39,13 +39,25 @@ def rerank_lists(path: Path, collection: Preprocessed, split: Split) -> np.ndarr
 
 
 def encode_split(
-    flags: Any, world: World, encoder: Any, collection: Preprocessed, dtype: torch.dtype | None, split: Split
-) -> tuple[np.ndarray, PassageShare]:
-    """Embeddings of the split's judged queries, and of this rank's passages."""
+    flags: Any,
+    world: World,
+    encoder: Any,
+    collection: Preprocessed,
+    dtype: torch.dtype | None,
+    split: Split,
+    watch: Watch = UNWATCHED,
+) -> tuple[np.ndarray, PassageShare] | None:
+    """Embeddings of the split's judged queries, and of this rank's passages.
+
+    None on all ranks where ``watch`` has told one to leave.
+    """
     settings = retrieval.encoding_settings(flags, collection, dtype)
     query_Q = collection.qrels(split).queries_with_positive()
-    queries_QD = retrieval.encode_queries(world, encoder, collection.queries(split), query_Q, settings)
-    return queries_QD, retrieval.encode_passages(world, encoder, collection.passages, settings)
+    queries_QD = retrieval.encode_queries(world, encoder, collection.queries(split), query_Q, settings, watch)
+    if queries_QD is None:
+        return None
+    share = retrieval.encode_passages(world, encoder, collection.passages, settings, watch)
+    return None if share is None else (queries_QD, share)
 
 
 def load_split(
@@ -69,13 +81,18 @@ def rank_split(
     k: int,
     options: SearchOptions,
     candidates_QK: np.ndarray | None,
-) -> Ranking:
-    """Rank the whole collection for every judged query of the split; rerank ``candidates_QK`` where given."""
+    watch: Watch = UNWATCHED,
+) -> Ranking | None:
+    """Rank the whole collection for every judged query of the split; rerank ``candidates_QK`` where given.
+
+    None on all ranks where ``watch`` has told one to leave.
+    """
     queries_QD, share = vectors
     qrels = collection.qrels(split)
     query_Q, judgements = qrels.queries_with_positive(), qrels.as_dict()
-    found = retrieval.retrieve(world, queries_QD, share, len(collection.passages), k, options)
-    assert found is not None, "nobody was told to leave"
+    found = retrieval.retrieve(world, queries_QD, share, len(collection.passages), k, options, watch)
+    if found is None:
+        return None
     scores_QK, passages_QK = found
     metrics = evaluate(judgements, query_Q, passages_QK)
     if candidates_QK is None:

@@ -21,12 +21,12 @@ from data.raw_files import Split
 from data.token_cache import TokenCache, cache_files
 from data.verify import check_inputs
 from drivers.embedding_shards import DTYPES
-from drivers.refresh import Job, embeddings_dir, train_rows
 from drivers.retrieval import encoding_settings
 from drivers.shared import open_encoder
 from drivers.space import check_space, checkpoint_term, embeddings_term, held_by_trainer, negatives_term, run_term
 from drivers.trainer import Trainer
 from drivers.trial import TrialSize, check_encoding, check_training
+from drivers.vectors import Job, embeddings_dir, train_rows
 from utils import distributed, publishing
 from utils.disk import disk_used
 from utils.distributed import World

@@ -141,35 +141,50 @@ def share_of_texts(count: int, rows: int, rank: int, ranks: int) -> tuple[int, i
 
 
 def encode_in_memory(
-    world: World, encoder: Any, texts: Texts, settings: EncodingSettings, wanted_shards: int, what: str
-) -> tuple[int, np.ndarray]:
-    """The first row of this rank's share, and its embeddings, float32 [M, D]."""
+    world: World, encoder: Any, texts: Texts, settings: EncodingSettings, wanted_shards: int, what: str, watch: Watch
+) -> tuple[int, np.ndarray] | None:
+    """The first row of this rank's share, and its embeddings, float32 [M, D].
+
+    None on all ranks where ``watch`` has told one to leave.
+    """
     rows = rows_of_shard(texts.count, encoder.dims, wanted_shards)
     start, stop = share_of_texts(texts.count, rows, world.rank, world.size)
-    embeddings_MD, filled = np.empty((stop - start, encoder.dims), np.float32), 0
-    with UNWATCHED.over(world, stop - start, f"encoding {what}", f"{what} encoded") as advance:
+    embeddings_MD, filled, left = np.empty((stop - start, encoder.dims), np.float32), 0, True
+    watched = watch.over(world, stop - start, f"encoding {what}", f"{what} encoded")
+    with contextlib.suppress(Left), watched as advance:
         for block_MD in encode_blocks(
             encoder, texts, (start, stop), settings.budget_tokens, world.device, settings.dtype, advance
         ):
             embeddings_MD[filled : filled + len(block_MD)] = block_MD
             filled += len(block_MD)
-    return start, embeddings_MD
+        left = False
+    return None if distributed.any_rank(world, left) else (start, embeddings_MD)
 
 
-def encode_passages(world: World, encoder: Any, cache: TokenCache, settings: EncodingSettings) -> PassageShare:
-    """This rank's share of the passages, in memory."""
+def encode_passages(
+    world: World, encoder: Any, cache: TokenCache, settings: EncodingSettings, watch: Watch = UNWATCHED
+) -> PassageShare | None:
+    """This rank's share of the passages, in memory; None on all ranks where ``watch`` has told one to leave."""
     texts = texts_of(cache, settings)
-    start, embeddings_MD = encode_in_memory(world, encoder, texts, settings, PASSAGE_SHARDS, "passages")
+    encoded = encode_in_memory(world, encoder, texts, settings, PASSAGE_SHARDS, "passages", watch)
+    if encoded is None:
+        return None
+    start, embeddings_MD = encoded
     return PassageShare(in_memory(embeddings_MD), start)
 
 
 def encode_queries(
-    world: World, encoder: Any, cache: TokenCache, rows_Q: np.ndarray, settings: EncodingSettings
-) -> np.ndarray:
-    """float32 [Q, D] of the cache's ``rows_Q`` on every rank; each encodes its share."""
+    world: World,
+    encoder: Any,
+    cache: TokenCache,
+    rows_Q: np.ndarray,
+    settings: EncodingSettings,
+    watch: Watch = UNWATCHED,
+) -> np.ndarray | None:
+    """float32 [Q, D] of the cache's ``rows_Q`` on every rank, each having encoded its share; or None as above."""
     texts = texts_of(cache, settings, rows_Q)
-    _, mine = encode_in_memory(world, encoder, texts, settings, QUERY_SHARDS, "queries")
-    return np.concatenate(distributed.gather_rows(world, mine))
+    encoded = encode_in_memory(world, encoder, texts, settings, QUERY_SHARDS, "queries", watch)
+    return None if encoded is None else np.concatenate(distributed.gather_rows(world, encoded[1]))
 
 
 # Encoding to disk
@@ -200,8 +215,12 @@ def encode_to_shards(
     numbers: np.ndarray,
     settings: EncodingSettings,
     watch: Watch,
+    owned: Path | None = None,
 ) -> None:
-    """Encode this rank's part of the shards ``numbers`` and publish each when it is whole. Raises `Left`."""
+    """Encode this rank's part of the shards ``numbers`` and publish each when it is whole. Raises `Left`.
+
+    ``owned``: the staging directory of this job's lease; Fenced where another job has it.
+    """
     first, last = share_of(len(numbers), world.rank, world.size)
     mine = [int(number) for number in numbers[first:last]]
     total = sum(stop - start for start, stop in map(shards.bounds, mine))
@@ -212,7 +231,7 @@ def encode_to_shards(
             blocks = encode_blocks(
                 encoder, texts, bounds, settings.budget_tokens, world.device, settings.dtype, advance
             )
-            publish_shard(shards, number, blocks)
+            publish_shard(shards, number, blocks, owned)
 
 
 def stored_share(world: World, directory: Path) -> PassageShare:

@@ -79,7 +79,7 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
         candidates_QK = rerank_lists(Path(flags.rerank_file), collection, flags.split)
     if flags.embedding_dir:
         checks.end()
-        vectors = load_split(world, Path(flags.embedding_dir), collection, flags.split)
+        vectors: Any = load_split(world, Path(flags.embedding_dir), collection, flags.split)
     else:
         encoder = open_encoder(flags, flags.model_name_or_path, collection).to(world.device)
         check_index_fits(flags, len(collection.passages), encoder.dims)
@@ -87,8 +87,10 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
         checks.each(partial(check_encoding, encoder, collection, flags.split, settings, world.device))
         checks.end()
         vectors = encode_split(flags, world, encoder, collection, dtype, flags.split)
+        assert vectors is not None, "nobody is told to leave"
     options = SearchOptions(backend, flags.faiss_index, flags.nprobe, world.device)
     ranking = rank_split(world, collection, flags.split, vectors, flags.topk, options, candidates_QK)
+    assert ranking is not None, "nobody is told to leave"
     if world.is_first:
         write_results(flags, collection, ranking, time.monotonic() - started)
     distributed.stop(world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from model.training import make_optimizer
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.flags import ExchangeFlags, RefreshFlags, TrainingFlags, check_positive
+from utils.flags import RefreshFlags, TrainingFlags, check_positive
 from utils.run_log import header, say
 
 # Starting
@@ -62,12 +63,18 @@ def check_compute_flags(flags: Any) -> torch.dtype | None:
     return autocast_dtype(flags.fp16, flags.bf16, flags.fp16_opt_level)
 
 
-def check_exchange_flags(flags: ExchangeFlags) -> None:
+def check_exchange_flags(flags: Any) -> None:
     check_positive(flags, "heartbeat_seconds", "lease_seconds")
     if flags.lease_seconds < 3 * flags.heartbeat_seconds:
         raise UserError(
             f"--lease_seconds is {flags.lease_seconds:g} with --heartbeat_seconds {flags.heartbeat_seconds:g}, "
             "expected at least three heartbeats in a lease's life"
+        )
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and flags.lease_seconds >= flags.collective_timeout_seconds:
+        raise UserError(
+            f"--lease_seconds is {flags.lease_seconds:g}, expected less than --collective_timeout_seconds, "
+            f"{flags.collective_timeout_seconds:g}: the other processes wait while the first takes a lease over"
         )
 
 

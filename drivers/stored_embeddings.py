@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,10 @@ from drivers.embedding_shards import (
     stored_passages,
 )
 from model.embedding import share_of
+from utils import exchange
 from utils.errors import UserError
-from utils.publishing import STAGING, read_sealed, sealed, sha256_of, staging_path, sync, write_text
+from utils.lease import Lease
+from utils.publishing import read_sealed, sealed, sha256_of, staging_path, sync, write_text
 from utils.run_log import say
 from utils.search import all_at_once
 from utils.waiting import wait_until_visible
@@ -88,48 +89,50 @@ def directory_of(root: Path, step: int, recipe: Recipe) -> Path:
     return root / f"step-{step}-{recipe.key[:16]}"
 
 
-def prepare_directory(directory: Path) -> None:
-    """Make it, and remove the half shards of who was killed in it. For one process, before the others begin."""
-    shutil.rmtree(directory / STAGING, ignore_errors=True)
-    directory.mkdir(parents=True, exist_ok=True)
-
-
-def remove_others(keep: Path) -> None:
-    """Remove all other embeddings beside ``keep``."""
+def remove_others(lease: Lease, keep: Path) -> None:
+    """Remove all other embeddings beside ``keep``. Fenced where another job has the lease: they may be its own."""
     for directory in keep.parent.iterdir():
         if DIRECTORY.fullmatch(directory.name) and directory != keep:
-            shutil.rmtree(directory, ignore_errors=True)
+            exchange.remove(lease, directory)
 
 
 # Complete embeddings
 
 
-def commit(directory: Path, all_shards: list[Shards], rows: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+def commit(
+    directory: Path,
+    all_shards: list[Shards],
+    rows: dict[str, np.ndarray],
+    record: dict[str, Any],
+    owned: Path | None = None,
+) -> None:
     """Publish the queries' rows and, last, the record: a directory with it is complete.
 
     ``record`` says where the embeddings come from: step, checkpoint, and the fingerprints of the collection.
+    ``owned`` as in `publish_shard`.
     """
+    digests = {name: publish_rows(directory, name, rows_Q, owned) for name, rows_Q in rows.items()}
     held = {
         shards.name: {"count": shards.count, "rows": shards.rows, "key": shards.key}
-        | ({"rows_sha256": publish_rows(directory, shards.name, rows[shards.name])} if shards.name in rows else {})
+        | ({"rows_sha256": digests[shards.name]} if shards.name in digests else {})
         for shards in all_shards
     }
     passages = next(shards for shards in all_shards if shards.name == PASSAGES)
     about = {"model_sha256": passages.model_sha256, "passages": passages.count, "dims": passages.dims}
     about["storage"] = passages.storage
-    write_text(directory / EMBEDDINGS, sealed({**record, **about, "shards": held}))
+    write_text(directory / EMBEDDINGS, sealed({**record, **about, "shards": held}), owned)
     say(f"embeddings of {passages.count:,} passages in {directory}")
 
 
-def publish_rows(directory: Path, name: str, rows_Q: np.ndarray) -> str:
+def publish_rows(directory: Path, name: str, rows_Q: np.ndarray, owned: Path | None) -> str:
     """Which queries are embedded; the sha256 of the file."""
     path = directory / f"{name}.rows.npy"
-    with staging_path(directory, path.name) as staged:
+    with staging_path(directory, path.name, owned) as staged:
         np.save(staged, np.asarray(rows_Q, np.int64))
         sync(staged)
         digest = sha256_of(staged)
         staged.replace(path)
-    sync(directory)
+        sync(directory)
     return digest
 
 

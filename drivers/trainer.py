@@ -47,6 +47,7 @@ class Trainer:
     started: float | None = None  # when this job's first step began: waiting for the first negatives is not training
     started_step: int = 0
     earlier_seconds: float = 0.0  # of the jobs that this one goes on from
+    stored: dict[str, Any] = field(default_factory=dict)  # what the earlier job left beside its weights
     saved_step: int = 0  # of the newest checkpoint; step 0 is what the job was given
 
     def step(self, micro_batches: list[Any]) -> None:
@@ -177,7 +178,7 @@ def make_trainer(
     tokenizer = local_tokenizer(world, flags.tokenizer_name or flags.model_name_or_path, Path(flags.output_dir))
     trainer = Trainer(flags, session, state, total_steps, tokenizer, record, log)
     if start:
-        trainer.saved_step = start.step
+        trainer.stored, trainer.saved_step = stored, start.step
         trainer.losses = list(stored["losses"])
         trainer.earlier_seconds = stored["seconds"]
     return trainer

@@ -27,7 +27,7 @@ from drivers.agreement import (
 from drivers.evaluation import encode_split, rank_split, rerank_lists
 from drivers.flags import WarmupFlags
 from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
-from drivers.retrieval import check_index_fits, check_index_fits_model
+from drivers.retrieval import UNWATCHED, Watch, check_index_fits, check_index_fits_model
 from drivers.shared import (
     batches_from_lists,
     check_exchange_flags,
@@ -48,6 +48,7 @@ from utils.errors import UserError
 from utils.flags import check_positive
 from utils.run_log import say
 from utils.search import SearchOptions, choose_backend
+from utils.stopping import StopRequested
 
 
 @dataclass(frozen=True)
@@ -208,23 +209,39 @@ def run_steps(job: Job, trainer: Trainer) -> None:
         batches = batches_from_lists(flags, job.collection, state.world, job.lists, stream=0, start=done)
     else:
         batches = batches_from_text(job, state.world, start=done)
+    is_evaluated = not trainer.stored.get("evaluation_due", False)
     try:
+        if not is_evaluated:
+            evaluate_meanwhile(job, trainer)
+        is_evaluated = True
         while state.step < trainer.total_steps:
             here.check_stop()
             trainer.step(list(islice(batches, flags.gradient_accumulation_steps)))
+            is_evaluated = False
             evaluate_meanwhile(job, trainer)
+            is_evaluated = True
             if state.step % flags.save_steps == 0 or state.step == trainer.total_steps:
                 trainer.publish()
     except STOPPING as reason:
-        trainer.save_and_stop(reason, {})
+        trainer.save_and_stop(reason, {"evaluation_due": not is_evaluated})
 
 
 def evaluate_meanwhile(job: Job, trainer: Trainer) -> None:
-    """--evaluate_during_training: at every logging_steps * logging_steps_per_eval steps."""
-    flags, state = job.flags, trainer.state
+    """--evaluate_during_training: at every logging_steps * logging_steps_per_eval steps.
+
+    StopRequested on all ranks where one was asked to stop meanwhile: the next job evaluates this step first.
+    """
+    flags, state, here = job.flags, trainer.state, trainer.session
     if not flags.evaluate_during_training or state.step % (flags.logging_steps * flags.logging_steps_per_eval):
         return
-    rerank_mrr, full_mrr = evaluate_mrr(job, state.world, state.encoder)
+    watch = Watch(
+        leave=lambda: bool(here.stop.requested()),
+        doing=lambda doing: here.tell(doing=doing, rate=None, eta_seconds=None),
+    )
+    found = evaluate_mrr(job, state.world, state.encoder, watch)
+    if found is None:
+        raise StopRequested(here.stop.requested() or "another rank")
+    rerank_mrr, full_mrr = found
     if trainer.log is not None:
         say(f"Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")
         trainer.log.record(state.step, reranking_mrr=rerank_mrr, full_ranking_mrr=full_mrr)
@@ -251,13 +268,20 @@ def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
 # Evaluating
 
 
-def evaluate_mrr(job: Job, world: World, encoder: Any) -> tuple[float, float]:
-    """MRR@10 over the dev split: reranking the given candidates (nan without any), and the whole collection."""
+def evaluate_mrr(job: Job, world: World, encoder: Any, watch: Watch = UNWATCHED) -> tuple[float, float] | None:
+    """MRR@10 over the dev split: reranking the given candidates (nan without any), and the whole collection.
+
+    None on all ranks where ``watch`` has told one to leave.
+    """
     flags = job.flags
     check_index_fits(flags, len(job.collection.passages), encoder.dims)
     options = SearchOptions(job.backend, flags.faiss_index, flags.nprobe, world.device)
-    vectors = encode_split(flags, world, encoder, job.collection, job.dtype, "dev")
-    found = rank_split(world, job.collection, "dev", vectors, 10, options, job.candidates_QK)
+    vectors = encode_split(flags, world, encoder, job.collection, job.dtype, "dev", watch)
+    if vectors is None:
+        return None
+    found = rank_split(world, job.collection, "dev", vectors, 10, options, job.candidates_QK, watch)
+    if found is None:
+        return None
     rerank_mrr = found.rerank_metrics["mrr@10"] if found.rerank_metrics else math.nan
     return rerank_mrr, found.metrics["mrr@10"]
 
@@ -275,6 +299,8 @@ def evaluate_stored(job: Job, world: World) -> None:
         raise UserError(f"{job.output_dir} holds no checkpoint, expected one to evaluate; add --do_train")
     for path in wanted:
         encoder = open_encoder(flags, str(path), job.collection).to(world.device)
-        rerank_mrr, full_mrr = evaluate_mrr(job, world, encoder)
+        found = evaluate_mrr(job, world, encoder)
+        assert found is not None, "nobody was told to leave"
+        rerank_mrr, full_mrr = found
         if world.is_first:
             say(f"{path.name} Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")

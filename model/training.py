@@ -215,7 +215,7 @@ def save_state(
     trainer_state: dict[str, Any],
     rng: dict[str, torch.Tensor],
 ) -> None:
-    """Write everything a checkpoint holds into ``staging``: weights, the tokenizer's files, and all `load_state` needs."""
+    """Write everything a checkpoint holds into ``staging``: weights, the tokenizer's files, all `load_state` needs."""
     state.encoder.save_pretrained(staging)
     for path in tokenizer:
         shutil.copyfile(path, staging / path.name)
@@ -232,10 +232,9 @@ def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
     for name in ("optimizer.pt", "scheduler.pt"):
         if not (checkpoint / name).is_file():
             raise UserError(f"{checkpoint / name} is missing, --load_optimizer_scheduler needs it; leave the flag out")
-    device = state.world.device
-    try:
-        state.optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True))
-        stored = torch.load(checkpoint / "scheduler.pt", map_location=device, weights_only=True)
+    try:  # from the CPU: the optimiser moves what belongs on the GPU, and its step counters do not
+        state.optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
+        stored = torch.load(checkpoint / "scheduler.pt", map_location="cpu", weights_only=True)
         state.scheduler.load_state_dict(stored.get("scheduler", stored))
         if "scaler" in stored:
             state.scaler.load_state_dict(stored["scaler"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,18 @@ import pytest
 import torch
 
 from data.preprocessed import Preprocessed, open_preprocessed
-from drivers import embedding_shards, retrieval, stored_embeddings
+from drivers import embedding_shards, evaluation, retrieval, stored_embeddings
 from drivers.embedding_shards import Shards, fault_of, publish_shard, read_blocks, rows_of_shard, stored_passages
 from drivers.run_eval import main as run_eval
 from drivers.stored_embeddings import DEV_QUERY, TRAIN_QUERY, Recipe
 from model.embedding import block_size, share_of
 from model.static import StaticEncoder
+from tests.exchanging import lease_of, take
+from tests.test_fencing import contents as published
+from tests.test_fencing import interrupted
 from utils.distributed import World
-from utils.errors import UserError
+from utils.errors import Fenced, UserError
+from utils.lease import Lease
 from utils.publishing import read_sealed, sealed, sha256_of
 from utils.search import SearchOptions
 
@@ -269,11 +275,15 @@ def on_ranks(ranks: int, work: Callable[[World], Any], patch: pytest.MonkeyPatch
         meeting.wait()
         return gathered
 
+    def any_rank(world: World, flag: bool) -> bool:
+        return bool(np.concatenate(gather_rows(world, np.array([flag]))).any())
+
     def run(rank: int) -> None:
         results[rank] = work(World(rank, ranks, CPU))
 
     with patch.context() as inner:
         inner.setattr(retrieval.distributed, "gather_rows", gather_rows)
+        inner.setattr(retrieval.distributed, "any_rank", any_rank)
         threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
         for thread in threads:
             thread.start()
@@ -324,18 +334,47 @@ def test_any_number_of_ranks_writes_the_same_files_and_goes_on_from_another_s(
 
 
 def test_embeddings_in_memory_are_those_on_disk(
-    collection: Preprocessed, settings: retrieval.EncodingSettings, tmp_path: Path
+    collection: Preprocessed, settings: retrieval.EncodingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, texts = make_encoder(collection), retrieval.texts_of(collection.passages, settings)
     shards = RECIPE.passage_shards(tmp_path)
     retrieval.encode_to_shards(ALONE, encoder, texts, shards, np.arange(10), settings, retrieval.UNWATCHED)
     on_disk_ND = np.concatenate([np.load(shards.path(number)) for number in range(10)])
-    parts = [
-        retrieval.encode_passages(World(rank, 4, CPU), encoder, collection.passages, settings) for rank in range(4)
-    ]
+    parts = on_ranks(
+        4, lambda world: retrieval.encode_passages(world, encoder, collection.passages, settings), monkeypatch
+    )
     assert [part.start for part in parts] == [share_of(10, rank, 4)[0] * 32 for rank in range(4)]
     in_memory_ND = np.concatenate([block for part in parts for block in part.passages.blocks()])
     assert in_memory_ND.tobytes() == on_disk_ND.tobytes()
+
+
+@pytest.mark.parametrize("leaver", [0, 2])
+@pytest.mark.parametrize("at", [0, 3, 8])
+def test_all_ranks_leave_an_evaluation_that_one_is_told_to_leave(
+    collection: Preprocessed, leaver: int, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the queries, the passages, the search; and nobody is left waiting for it."""
+    encoder = make_encoder(collection)
+    flags = SimpleNamespace(max_seq_length=32, max_query_length=16, per_gpu_eval_batch_size=32)
+    asked = [0] * 3
+
+    def evaluate_on(world: World, at: float) -> tuple[bool, bool]:
+        def leave() -> bool:
+            asked[world.rank] += 1
+            return world.rank == leaver and asked[world.rank] > at
+
+        watch = retrieval.Watch(leave)
+        vectors = evaluation.encode_split(flags, world, encoder, collection, None, "dev", watch)
+        if vectors is None:
+            return True, True
+        ranking = evaluation.rank_split(world, collection, "dev", vectors, 10, SearchOptions("torch"), None, watch)
+        return False, ranking is None
+
+    assert on_ranks(3, lambda world: evaluate_on(world, math.inf), monkeypatch) == [(False, False)] * 3
+    most, asked[:] = asked[leaver], [0] * 3
+    at = min(at, most - 1)  # the last is asked while searching
+    results = on_ranks(3, lambda world: evaluate_on(world, at), monkeypatch)
+    assert results == [(at < most - 1, True)] * 3 and asked[leaver] == at + 1
 
 
 def test_a_rank_that_leaves_while_it_verifies_counts_the_rest_as_missing(tmp_path: Path) -> None:
@@ -368,7 +407,7 @@ def made_from(collection: Preprocessed, step: int = 30) -> dict[str, Any]:
 def stored(collection: Preprocessed, tmp_path: Path) -> Path:
     """Embeddings of the tiny collection, row r of passages being all r; of two dev queries and three train queries."""
     directory = stored_embeddings.directory_of(tmp_path / "embeddings", 30, RECIPE)
-    stored_embeddings.prepare_directory(directory)
+    directory.mkdir(parents=True)
     rows = {DEV_QUERY: np.array([4, 9]), TRAIN_QUERY: np.array([1, 2, 7])}
     queries = [RECIPE.query_shards(directory, name, rows_Q) for name, rows_Q in rows.items()]
     passages = RECIPE.passage_shards(directory)
@@ -401,8 +440,56 @@ def test_the_record_says_what_the_embeddings_were_made_of(stored: Path, collecti
     newer = Path(shutil.copytree(stored, stored.parent / "step-200-0123456789abcdef"))
     (newer / "embeddings.json").write_text(sealed({**record, "step": 200}))
     assert stored_embeddings.newest_embeddings(stored.parent) == newer
-    stored_embeddings.remove_others(newer)
-    assert list(stored.parent.iterdir()) == [newer]
+    (newer.parent / "mine").mkdir()
+    lease = lease_of(stored.parent.parent, "generator")
+    stored_embeddings.remove_others(lease, newer)
+    assert sorted(stored.parent.iterdir()) == [newer.parent / "mine", newer]
+    assert not list(lease.staging.iterdir())
+
+
+LATE: dict[str, Callable[[Lease], object]] = {
+    "shard": lambda lease: publish_shard(of_step(lease, 2), 1, [numbers_of(32, 64)], lease.staging),
+    "record": lambda lease: stored_embeddings.commit(
+        of_step(lease, 2).directory, [of_step(lease, 2)], {DEV_QUERY: np.array([1])}, {"step": 2}, lease.staging
+    ),
+    "remove": lambda lease: stored_embeddings.remove_others(lease, of_step(lease, 2).directory),
+}
+
+
+def of_step(lease: Lease, step: int) -> Shards:
+    directory = lease.directory / "embeddings" / f"step-{step}-{step:016x}"
+    directory.mkdir(parents=True, exist_ok=True)
+    return made_shards(directory)
+
+
+@pytest.mark.parametrize("what", LATE)
+def test_a_paused_generator_changes_no_embeddings_after_another_took_over(tmp_path: Path, what: str) -> None:
+    """Before any of its steps on the disk the other takes over, and has embeddings of another step."""
+    endings: list[bool] = []
+    for at in range(1, 200):
+        loser = take(tmp_path / str(at), "generator")
+        for step in (1, 2):
+            publish_shard(of_step(loser, step), 0, [numbers_of(0, 32)], loser.staging)
+        seen: dict[str, bytes | None] = {}
+
+        def take_over(directory: Path = loser.directory, seen: dict[str, bytes | None] = seen) -> None:
+            winner = take(directory, "generator")
+            publish_shard(of_step(winner, 3), 0, [numbers_of(0, 32)], winner.staging)
+            seen.update(published(directory))
+
+        fenced = False
+        with interrupted(loser.directory, at, take_over) as done:
+            try:
+                LATE[what](loser)
+            except Fenced:
+                fenced = True
+        if not done:
+            break
+        assert published(loser.directory) == seen, f"after the other took over before its step {at}, {done}"
+        assert not list(loser.directory.glob("embeddings/**/.staging"))
+        endings.append(fenced)
+    assert at > 4 and endings[0], "never paused"
+    assert endings == sorted(endings, reverse=True), "fenced up to its last change, and not after it"
 
 
 def test_two_of_one_step_are_not_chosen_from(stored: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,11 @@ def slow_model(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path_factory: 
 
 
 def command(data_dir: Path, model: Path, output_dir: Path, processes: int = 1) -> list[str]:
-    launcher = [sys.executable]
+    launcher = [sys.executable, "-m"]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        launcher += ["utils.launch", "--processes", str(processes)]
     words = [
-        *launcher, "-m", "drivers.run_ann_data_gen", "--data_dir", data_dir, "--training_dir", output_dir / "none",
+        *launcher, "drivers.run_ann_data_gen", "--data_dir", data_dir, "--training_dir", output_dir / "none",
         "--init_model_dir", model, "--model_type", "rdot_nll", "--max_seq_length", "32", "--max_query_length", "16",
         "--output_dir", output_dir, "--end_output_num", "0", "--topk_training", "50", "--negative_strategy", "top",
         "--per_gpu_eval_batch_size", "1",
@@ -85,8 +86,10 @@ def finished_shards(output_dir: Path) -> list[Path]:
     return sorted(path.with_suffix(".npy") for path in records)
 
 
-def interrupt(words: list[str], output_dir: Path, after: int, number: signal.Signals) -> tuple[int, str]:
-    """Start the generator and send it the signal when it has finished ``after`` shards; exit code and output."""
+def interrupt(
+    words: list[str], output_dir: Path, after: int, fault: Callable[[subprocess.Popen[bytes]], None]
+) -> tuple[int, str]:
+    """Start the generator and do something to it when it has finished ``after`` shards; exit code and output."""
     log = output_dir.with_suffix(".out")
     with log.open("w") as file:
         process = subprocess.Popen(words, cwd=REPO, env=environment(), stdout=file, stderr=subprocess.STDOUT)
@@ -95,7 +98,7 @@ def interrupt(words: list[str], output_dir: Path, after: int, number: signal.Sig
         while len(finished_shards(output_dir)) < after:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
             time.sleep(0.002)
-        process.send_signal(number)
+        fault(process)
         return process.wait(TIMEOUT_SECONDS), log.read_text()
     finally:
         process.kill()
@@ -120,14 +123,14 @@ def test_it_goes_on_from_the_finished_shards_to_the_same_bytes(
     tmp_path: Path,
 ) -> None:
     arm = tmp_path / "arm"
-    code, output = interrupt(command(tiny_preprocessed, slow_model, arm), arm, after, number)
+    words = command(tiny_preprocessed, slow_model, arm)
+    code, output = interrupt(words, arm, after, lambda process: process.send_signal(number))
     assert code == (75 if number == signal.SIGTERM else -number), output
     finished = {path: path.stat().st_mtime_ns for path in finished_shards(arm)}
     assert after <= len(finished) < SHARDS and not exchange.read_records(arm)
     if number == signal.SIGTERM:
         directory = next(iter(finished)).parent
         assert len(list(directory.glob("passages-*.npy"))) == len(finished), "no half shard stays"
-        assert not (directory / ".staging").exists()
     again = run(command(tiny_preprocessed, slow_model, arm, processes))
     queries = len(list(arm.glob("embeddings/step-0-*/*query-[0-9]*.npy")))
     assert f"embeddings: {len(finished) + queries} of {SHARDS + queries} shards in " in again
@@ -137,7 +140,29 @@ def test_it_goes_on_from_the_finished_shards_to_the_same_bytes(
         found.pop("ann_training_data_0")
         expected.pop("ann_training_data_0")
     assert found == expected
-    assert not list(arm.glob("embeddings/step-0-*/.staging"))
+    assert not (arm / ".staging").exists(), "what was being written has gone with the lease it was written under"
+
+
+def test_all_processes_end_together_when_another_job_takes_over(
+    tiny_preprocessed: Path, slow_model: Path, tmp_path: Path
+) -> None:
+    """One that holds no lease too; not only after its next heartbeat, and with all it had finished."""
+    arm = tmp_path / "arm"
+    words = [*command(tiny_preprocessed, slow_model, arm, 2), "--heartbeat_seconds", "500", "--lease_seconds", "1600"]
+    taken: list[float] = []
+
+    def take_over(_: subprocess.Popen[bytes]) -> None:
+        """What a successor does first."""
+        (staging,) = (arm / ".staging").glob("generator-1-*")
+        staging.rename(staging.with_name("gone"))
+        taken.append(time.monotonic())
+
+    code, output = interrupt(words, arm, 2, take_over)
+    assert code == 75, output
+    assert time.monotonic() - taken[0] < 30
+    assert "run_ann_data_gen: another " in output, "said in one line, and as no error"
+    assert not exchange.read_records(arm) and not list(arm.glob("embeddings/*/embeddings.json"))
+    assert not exchange.read_failed(arm)
 
 
 def test_a_shard_damaged_meanwhile_is_named_and_encoded_anew(

@@ -5,6 +5,7 @@ sbatch, squeue and scancel are stand-ins here; tests/test_slurm.py has the real 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shlex
@@ -51,8 +52,8 @@ def calls(job: dict[str, str]) -> list[str]:
     return [line.split()[1] for line in Path(job["CALLS"]).read_text().splitlines()]
 
 
-def start(script: str, job: dict[str, str]) -> subprocess.Popen[str]:
-    """The script, once its program has begun."""
+def start(script: str, job: dict[str, str], program: str = "") -> subprocess.Popen[str]:
+    """The script, once its program has begun: the first, or the one with this word in its command line."""
     process = subprocess.Popen(
         ["bash", str(REPO / "commands" / script)],
         env=script_environment(**job),
@@ -61,7 +62,7 @@ def start(script: str, job: dict[str, str]) -> subprocess.Popen[str]:
         text=True,
     )
     deadline = time.monotonic() + 20
-    while not Path(job["CALLS"]).exists():
+    while not Path(job["CALLS"]).exists() or program not in Path(job["CALLS"]).read_text():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     return process
@@ -119,6 +120,178 @@ def test_a_stop_between_two_programs_begins_no_other(job: dict[str, str]) -> Non
 def test_exit_codes_pass_through(code: int, job: dict[str, str]) -> None:
     result = run_script(REPO / "commands" / "run_train.sh", **{**job, "TOLD": f"exit {code}"})
     assert result.returncode == code
+
+
+SLEEP = "[[ $program != {} ]] || exec sleep 60"
+
+
+@pytest.fixture
+def slurm_job(job: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """As job 7 of a Slurm, whose peer, job 8, waits in the queue; what is told to scontrol is noted."""
+    folder = tmp_path / "bin"
+    write_script(folder / "squeue", '[[ $* == *--jobs=8* ]] && echo "8 PENDING" || echo RUNNING\n')
+    write_script(folder / "scontrol", 'echo "$*" >>"$TOLD_SCONTROL"\n')
+    (tmp_path / "scontrol").touch()
+    path = f"{folder}:{script_environment()['PATH']}"
+    return {**job, "SLURM_JOB_ID": "7", "PATH": path, "TOLD_SCONTROL": str(tmp_path / "scontrol")}
+
+
+def requeued(slurm_job: dict[str, str]) -> list[str]:
+    return Path(slurm_job["TOLD_SCONTROL"]).read_text().splitlines()
+
+
+def finish_arm(job: dict[str, str]) -> None:
+    checkpoints = Path(job["RUN_DIR"]) / "arms" / "top" / "checkpoints"
+    (checkpoints / "checkpoint-20").mkdir(parents=True)
+    (checkpoints / "DONE.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("script", "program", "changes"),
+    [
+        ("run_train.sh", "data.msmarco_data", {"DATA_DIR": "new"}),
+        (
+            "run_arm.sh",
+            "data.create_subset",
+            {"SUBSET_10": "1", "SUBSET_RAW_DIR": "raw10", "SUBSET_DATA_DIR": "data10"},
+        ),
+        ("run_train_warmup.sh", "drivers.run_bm25", {"WARMUP_DIR": "w", "BM25_DIR": "bm25"}),
+        ("run_evaluation.sh", "drivers.run_eval", {}),
+        ("run_evaluation.sh", "drivers.run_eval", {"SLURM_RESTART_COUNT": "20"}),
+        ("run_evaluation.sh", "results.report", {}),
+    ],
+)
+def test_usr2_ends_a_program_that_saves_nothing_and_the_job_starts_the_step_over(
+    script: str, program: str, changes: dict[str, str], slurm_job: dict[str, str], tmp_path: Path
+) -> None:
+    finish_arm(slurm_job)
+    (Path(slurm_job["RUN_DIR"]) / "bm25").mkdir()
+    (Path(slurm_job["RUN_DIR"]) / "bm25" / "metrics.json").write_text("{}")
+    places = {name: str(tmp_path / value) if "DIR" in name else value for name, value in changes.items()}
+    told = SLEEP.format(program.rpartition(".")[2])
+    process = start(script, {**slurm_job, **places, "TOLD": told}, program)
+    process.send_signal(signal.SIGUSR2)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 75 and "asked to stop; the step starts over" in output
+    assert calls(slurm_job)[-1] == program  # no other is begun
+    if "SLURM_RESTART_COUNT" in changes:
+        assert requeued(slurm_job) == [] and "MAX_RESTARTS is 20" in output
+    else:
+        assert requeued(slurm_job) == ["requeue 7"]
+
+
+def test_usr2_ends_the_workers_of_an_evaluation(slurm_job: dict[str, str]) -> None:
+    """utils.launch only asks its workers when it gets a TERM; at HUP torchrun ends them."""
+    finish_arm(slurm_job)
+    told = 'trap "" TERM; trap "echo ended by HUP; exit 129" HUP; sleep 60 & wait'
+    process = start("run_evaluation.sh", {**slurm_job, "GPUS": "2", "TOLD": told}, "drivers.run_eval")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGUSR2)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 75 and "ended by HUP" in output
+    assert calls(slurm_job) == ["utils.launch"] and requeued(slurm_job) == ["requeue 7"]
+
+
+def test_a_program_that_saves_nothing_and_fails_is_not_started_again(slurm_job: dict[str, str]) -> None:
+    finish_arm(slurm_job)
+    result = run_script(REPO / "commands" / "run_evaluation.sh", **{**slurm_job, "TOLD": "exit 4"})
+    assert result.returncode == 4 and requeued(slurm_job) == []
+
+
+@pytest.mark.parametrize("place", ["preparing data", "report"])
+def test_a_stop_is_taken_while_another_job_holds_the_lock(
+    place: str, slurm_job: dict[str, str], tmp_path: Path
+) -> None:
+    finish_arm(slurm_job)
+    file, script = tmp_path / "new" / ".prepare.lock", "run_train.sh"
+    if place == "report":
+        file, script = Path(slurm_job["RUN_DIR"]) / ".report.lock", "run_evaluation.sh"
+    else:
+        slurm_job["DATA_DIR"] = str(tmp_path / "new" / "data")
+    file.parent.mkdir(exist_ok=True)
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            ["bash", str(REPO / "commands" / script)],
+            env=script_environment(**slurm_job),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"waiting for another job, which holds {file}\n"
+        process.send_signal(signal.SIGUSR2)
+        process.communicate(timeout=20)
+    assert process.returncode == 75 and requeued(slurm_job) == ["requeue 7"]
+
+
+def test_two_jobs_that_start_together_prepare_the_data_once(job: dict[str, str], tmp_path: Path) -> None:
+    job["DATA_DIR"] = str(tmp_path / "new")
+    told = '[[ $program != msmarco_data ]] || { sleep 2; mkdir -p "$DATA_DIR"; : >"$DATA_DIR/manifest.json"; }'
+    job["TOLD"] = told
+    first = start("run_train.sh", job)
+    second = start("run_train.sh", job)
+    first_output, second_output = (process.communicate(timeout=30)[0] for process in (first, second))
+    assert first.returncode == second.returncode == 0, (first_output, second_output)
+    assert "waiting for another job" in second_output and "waiting" not in first_output
+    assert sorted(calls(job)) == ["data.msmarco_data", "drivers.run_ann", "drivers.run_ann"]
+
+
+def test_where_there_are_no_locks_the_work_goes_on_with_a_warning(job: dict[str, str], tmp_path: Path) -> None:
+    write_script(tmp_path / "bin" / "flock", 'echo "flock: 10: No locks available" >&2; exit 71\n')
+    path = f"{tmp_path / 'bin'}:{script_environment()['PATH']}"
+    result = run_script(REPO / "commands" / "run_train.sh", **{**job, "DATA_DIR": str(tmp_path / "new"), "PATH": path})
+    assert result.returncode == 0 and calls(job) == ["data.msmarco_data", "drivers.run_ann"]
+    (line,) = result.stderr.splitlines()
+    assert f"warning: no lock on {tmp_path}/.prepare.lock, going on without" in line and "No locks available" in line
+
+
+@pytest.mark.parametrize(
+    ("script", "own", "other", "role"),
+    [
+        ("run_train.sh", "checkpoints", "ann_data", "generator"),
+        ("run_ann_data_gen.sh", "ann_data", "checkpoints", "trainer"),
+    ],
+)
+def test_a_job_comes_back_with_its_peer_unless_it_has_failed_itself(
+    script: str, own: str, other: str, role: str, slurm_job: dict[str, str]
+) -> None:
+    arm = Path(slurm_job["RUN_DIR"]) / "arms" / "top"
+    for name in (own, other):
+        (arm / name / ".leases").mkdir(parents=True)
+    (arm / other / ".leases" / f"{role}-1.json").write_text('{\n "job": "8",\n "pid": 1\n}\n')
+    slurm_job["TOLD"] = "exit 4"
+    result = run_script(REPO / "commands" / script, **slurm_job)
+    assert result.returncode == 4 and requeued(slurm_job) == ["requeue 7", "update JobId=7 Dependency=after:8"]
+    Path(slurm_job["TOLD_SCONTROL"]).write_text("")
+    (arm / own / "FAILED.json").write_text("{}")  # it has lost one of its processes
+    result = run_script(REPO / "commands" / script, **slurm_job)
+    assert result.returncode == 4 and requeued(slurm_job) == []
+    assert f"itself has failed, see {arm / own / 'FAILED.json'}" in result.stderr
+
+
+def test_the_wait_for_the_first_negatives_has_an_end(job: dict[str, str]) -> None:
+    arm = Path(job["RUN_DIR"]) / "arms" / "top"
+    (arm / "ann_data" / "ann_ndcg_0").unlink()
+    bound = {"FIRST_NEGATIVES_SECONDS": "1", "POLL_SECONDS": "0.2"}
+    result = run_script(REPO / "commands" / "run_ann_data_gen.sh", **job, **bound)
+    assert result.returncode == 4 and not Path(job["CALLS"]).exists()
+    (line,) = result.stderr.splitlines()
+    assert f"no {arm}/ann_data/ann_ndcg_0 after 1 s: start run_train.sh" in line
+
+
+@pytest.mark.parametrize("flags", [["--dry_run"], []])
+def test_the_programs_of_an_arm_have_a_stop_file_each_or_none(flags: list[str], job: dict[str, str]) -> None:
+    told = 'echo "$program ${ANCE_STOP_FILE-unset}"'
+    result = run_script(REPO / "commands" / "run_arm.sh", *flags, **{**job, "TOLD": told})
+    assert result.returncode == 0, result.stderr
+    arm = Path(job["RUN_DIR"]) / "arms" / "top"
+    if flags:
+        assert result.stdout.splitlines() == [
+            f"{name} unset" for name in ("run_ann_data_gen", "run_ann", "run_ann_data_gen")
+        ]
+    else:
+        assert (arm / "trainer.out").read_text().startswith(f"run_ann {arm}/.stop-trainer-")
+        assert (arm / "generator.out").read_text().startswith(f"run_ann_data_gen {arm}/.stop-generator-")
 
 
 # The end of a run

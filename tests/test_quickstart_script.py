@@ -123,6 +123,8 @@ def test_failing_stage_shows_its_log_and_is_redone_or_goes_on(
     assert f"{name} failed with exit code 3" in result.stderr and "the reason" in result.stderr
     assert quickstart.redone() == STAGES[STAGES.index(name) :]
     assert (quickstart.run_dir / name / "half").exists() == goes_on
+    log = quickstart.run_dir / {"run_bm25": "bm25.out", "run_warmup": "warmup/warmup.out"}[program]
+    assert ("the reason" in log.read_text()) == goes_on
 
 
 def test_other_settings_do_not_go_on_with_what_a_failed_stage_left(quickstart: Quickstart) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.exchanging import flip_byte, put_checkpoint, put_negatives
 from tests.test_loop import LENGTHS, REPO, bm25, command, environment, run, static_warmup
 from utils import exchange, publishing
+from utils.errors import UserError
 
 pytestmark = pytest.mark.slow
 __all__ = ["bm25", "static_warmup"]
@@ -65,14 +67,16 @@ def test_a_stopped_warmup_goes_on_to_the_same_bytes(
 ) -> None:
     """With dropout, so that the random state counts; by SIGTERM, and of two processes by the stop file."""
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"model_type": "roberta", "hidden_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 40, "hidden_dropout_prob": 0.3}))  # fmt: skip
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    more = {"model_type": "roberta", "max_position_embeddings": 40, "hidden_dropout_prob": 0.3}
+    config.write_text(json.dumps({**shape, **more}))
     processes = 2 if loss == "in_batch" else 1
     flags = [
         "--data_dir", tiny_preprocessed, "--bm25_dir", bm25, "--do_train", "--train_model_type", "rdot_nll",
         "--config_name", config, "--tokenizer_name", tiny_tokenizer, *LENGTHS, "--loss", loss, "--max_steps", "200",
         "--save_steps", "100", "--logging_steps", "7", "--per_gpu_train_batch_size", "8", "--warmup_steps", "10",
-        "--learning_rate", "1e-3", "--optimizer", "adamW", "--gradient_accumulation_steps", "2", *SIGNS,
+        "--learning_rate", "1e-3", "--optimizer", "adamW", "--gradient_accumulation_steps", "2",
+        "--evaluate_during_training", "--logging_steps_per_eval", "5", *SIGNS,
     ]  # fmt: skip
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "warmup.out"
     assert (
@@ -127,13 +131,45 @@ def test_an_async_run_is_repeated_by_its_journal_and_a_finished_run_is_left_alon
     assert before == {path: path.stat().st_mtime_ns for path in again.glob("checkpoint-*/*")}
 
 
-def test_a_stale_trainer_warns_and_stops_with_its_state_saved(
+def test_a_stale_trainer_stops_with_its_state_saved_and_goes_on_with_newer_negatives(
     tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path
 ) -> None:
     arm = tmp_path / "arm"
     trainer, generator = arm_flags(arm, tiny_preprocessed, static_warmup, ("--refresh_mode", "async"), steps=60)
+    limit = ("--max_staleness_steps", "23")
     run("drivers.run_ann_data_gen", *generator, "--end_output_num", "0")
-    output = run("drivers.run_ann", *trainer, "--max_staleness_steps", "23", code=4)
+    output = run("drivers.run_ann", *trainer, *limit, code=4)
     assert "warning: refresh 0 is 12 steps old; training stops at 23" in output
     assert "--max_staleness_steps is 23" in output
     assert max(exchange.numbered(arm / "checkpoints", exchange.CHECKPOINT_PATTERN)) == 24
+    assert "of the model of 24 steps ago" in run("drivers.run_ann", *trainer, *limit, code=4)
+    run("drivers.run_ann_data_gen", *generator, "--end_output_num", "1")
+    output = run("drivers.run_ann", *trainer, *limit, code=4)
+    assert "refresh 1 from step 24" in output and "taken up at step 24" in output
+    assert max(exchange.numbered(arm / "checkpoints", exchange.CHECKPOINT_PATTERN)) == 48
+    # What it goes on with must be what it was trained on.
+    negatives = exchange.negatives_path(arm / "ann_data", 1)
+    text = negatives.read_bytes()
+    negatives.write_bytes(text.replace(b"\t1", b"\t2", 1) if b"\t1" in text else text[:-2] + b"0\n")
+    assert f"{negatives} has changed since this run trained on it" in run("drivers.run_ann", *trainer, code=2)
+
+
+def test_a_damaged_version_that_nothing_can_replace_ends_the_wait(tmp_path: Path) -> None:
+    """The trainer needs this very refresh, the generator this very checkpoint: neither would ever come."""
+    put_negatives(tmp_path / "ann", 3)
+    put_checkpoint(tmp_path / "checkpoints", 30)
+    for path in (tmp_path / "ann" / "ann_training_data_3", tmp_path / "checkpoints" / "checkpoint-30" / "config.json"):
+        flip_byte(path)
+    now = [0.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange.time, "monotonic", lambda: now[0])
+        for seconds in (0.0, 119.0):
+            now[0] = seconds
+            assert exchange.newest_refresh(tmp_path / "ann", number=3) is None
+            assert exchange.newest_checkpoint(tmp_path / "checkpoints", step=30) is None
+        now[0] = 121.0
+        assert exchange.newest_refresh(tmp_path / "ann", above=2) is None, "an older one serves as long"
+        with pytest.raises(UserError, match=r"ann_training_data_3: sha256 differs .* nothing else can take its place"):
+            exchange.newest_refresh(tmp_path / "ann", number=3)
+        with pytest.raises(UserError, match=r"config.json: sha256 differs .* nothing else can take its place"):
+            exchange.newest_checkpoint(tmp_path / "checkpoints", step=30)

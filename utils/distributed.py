@@ -59,7 +59,11 @@ def start(no_cuda: bool, timeout_seconds: float) -> World:
     if use_cuda:
         torch.cuda.set_device(device)
     if size > 1:
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+        dist.init_process_group(
+            "nccl" if use_cuda else "gloo",
+            timeout=timedelta(seconds=timeout_seconds),
+            device_id=device if use_cuda else None,
+        )
     return World(rank, size, device, Waits(timeout_seconds))
 
 

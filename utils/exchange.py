@@ -10,16 +10,18 @@ docs/exchange.md states what holds at any instant, and why.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils import publishing
-from utils.errors import PeerGone, Stopped, UserError
+from utils.errors import PeerGone, Stopped, UserError, one_line
 from utils.lease import Lease, Life, role_held
 from utils.publishing import check_space, read_sealed, sealed, sha256_of, staging_path, sync, write_text
 from utils.run_log import say
@@ -224,11 +226,11 @@ def working(directory: Path, role: str, life: Life, run_id: str) -> Iterator[Lea
         clear_failed(lease)
         try:
             yield lease
-        except (PeerGone, Stopped):
+        except (PeerGone, Stopped, SystemExit, KeyboardInterrupt):  # no failure of this job's
             raise
         except BaseException as error:
             with contextlib.suppress(OSError, UserError):
-                mark_failed(lease, f"{type(error).__name__}: {error}")
+                mark_failed(lease, f"{type(error).__name__}: {one_line(error)}")
             raise
 
 
@@ -342,6 +344,18 @@ def read_checkpoint(path: Path, step: int, of_this_run: bool = True) -> Checkpoi
     return Checkpoint(path, step, manifest)
 
 
+@functools.cache
+def first_seen(error_text: str) -> float:
+    """When this process met with this error first, by its own clock."""
+    return time.monotonic()
+
+
+def check_not_lasting(error: Exception) -> None:
+    """UserError once a version that nothing can stand in for has been damaged for longer than caches remember."""
+    if time.monotonic() - first_seen(str(error)) > VISIBLE_WITHIN_SECONDS:
+        raise UserError(f"{error}; nothing else can take its place: start anew in other directories") from None
+
+
 def newest_checkpoint(training_dir: Path, step: int | None = None, above: int = -1) -> Checkpoint | None:
     """The newest valid checkpoint above step ``above``, or the one of ``step``; None where there is none yet."""
     steps = [s for s in numbered(training_dir, CHECKPOINT_PATTERN) if s > above and step in (None, s)]
@@ -351,6 +365,8 @@ def newest_checkpoint(training_dir: Path, step: int | None = None, above: int = 
             checkpoint = read_checkpoint(path, candidate)
         except (UserError, OSError) as error:  # OSError: it was removed under our eyes
             say_once(f"passed over {path.name}: {error}")
+            if step is not None:
+                check_not_lasting(error)
             continue
         if checkpoint.manifest:
             return checkpoint
@@ -391,14 +407,23 @@ def read_visible_refresh(ann_dir: Path, number: int) -> Refresh:
     return Refresh(number, negatives_path(ann_dir, number), read_record(ann_dir, number))
 
 
-def newest_refresh(ann_dir: Path, number: int | None = None, above: int = -1) -> Refresh | None:
-    """The newest valid negatives above refresh ``above``, or those of ``number``; None where there are none yet."""
-    numbers = [n for n in numbered(ann_dir, RECORD_PATTERN) if n > above and number in (None, n)]
+def newest_refresh(
+    ann_dir: Path, number: int | None = None, above: int = -1, without: frozenset[int] = frozenset()
+) -> Refresh | None:
+    """The newest valid negatives above refresh ``above``, or those of ``number``; None where there are none yet.
+
+    UserError where all there are have been damaged for longer than a cache could make them seem so.
+    """
+    numbers = [n for n in numbered(ann_dir, RECORD_PATTERN) if n > above and number in (None, n) and n not in without]
+    errors: list[Exception] = []
     for candidate in reversed(numbers):
         try:
             return read_refresh(ann_dir, candidate)
         except (UserError, OSError) as error:
             say_once(f"passed over refresh {candidate}: {error}")
+            errors.append(error)
+    if errors and (number is not None or above < 0):
+        check_not_lasting(errors[0])
     return None
 
 

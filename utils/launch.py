@@ -34,7 +34,8 @@ LOOK_SECONDS = 0.2
 @contextlib.contextmanager
 def signals_as_stop_file(directory: Path) -> Iterator[None]:
     """While the block runs, a stop signal makes the file that ANCE_STOP_FILE names; a second SIGINT interrupts."""
-    path = Path(os.environ.setdefault(STOP_FILE, str(directory / "stop")))
+    path = Path(os.environ.get(STOP_FILE) or directory / "stop")
+    os.environ[STOP_FILE] = str(path)
     noted: list[int] = []
 
     def note(number: int, _frame: Any) -> None:

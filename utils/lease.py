@@ -29,7 +29,6 @@ from typing import Any
 
 from utils import publishing
 from utils.errors import Fenced, Stopped, UserError, one_line
-from utils.run_log import say
 from utils.waiting import say_once
 
 LEASES = ".leases"
@@ -220,7 +219,7 @@ class Lease:
             path = beat_path(self.directory, self.holder.role, self.holder.epoch)
             staged = self.staging / f"beat-{self.count}"
             try:
-                staged.write_text(json.dumps({**told, "time": round(time.time(), 3)}) + "\n", encoding="utf-8")
+                staged.write_text(json.dumps({**told, "time": round(time.time(), 3)}, default=str) + "\n")
                 staged.replace(path)
             except OSError:
                 self.lost = self.lost or publishing.is_gone(self.staging)
@@ -228,6 +227,7 @@ class Lease:
                     staged.unlink()
 
     def keep_beating(self) -> None:
+        """The thread's work. Nothing may end it: a job without a heartbeat is taken over while it works."""
         while not self.ending.wait(self.holder.heartbeat_seconds) and not self.lost:
             self.beat()
 
@@ -381,7 +381,7 @@ def role_held(
             state = STOPPED
             raise
         except BaseException as error:
-            if not lease.staging.exists():  # whatever it failed at: what it was writing has been moved away
+            if publishing.is_gone(lease.staging):  # whatever it failed at: what it was writing has been moved away
                 lease.lost, state = True, STOPPED
                 raise lease.fenced() from None
             error_text = one_line(error) or type(error).__name__
@@ -393,5 +393,5 @@ def role_held(
             shutil.rmtree(lease.staging, ignore_errors=True)
             with contextlib.suppress(OSError):
                 (directory / publishing.STAGING).rmdir()
-        if lease.lost:
-            say(f"the {role} in {directory} was taken over by another job")
+        if lease.lost:  # noticed only by the last word
+            raise lease.fenced()

@@ -15,6 +15,7 @@ from utils.waiting import say_once
 
 # A job whose heartbeat stood still when we first looked may have been requeued; it has so many of its lease's lives.
 ABSENT_LIVES = 10
+NEVER_CAME_SECONDS = 24 * 3600.0  # a job may wait so long in a queue before it begins
 
 
 @dataclass
@@ -45,6 +46,10 @@ class Peer:
             say_once(f"the {self.role} ({self.watch.holder}) has stopped with its state saved: waiting for it to go on")
         if state in (RUNNING, STOPPED, FAILED_STATE):
             self.check_absence(state)
+        elif not self.watch.seen_alive and self.watch.silent_seconds > NEVER_CAME_SECONDS:
+            raise PeerGone(
+                f"no {self.role} has begun to work in {self.directory} for a day; start it, and this one again"
+            )
 
     def check_absence(self, state: str) -> None:
         """A job that we saw at work may be silent for one life of its lease, one that may come back for ten."""

@@ -13,7 +13,7 @@ from tests.faults.runs import PAIR, Lab, Miss, Outcome, Play, count_plan, pick
 from tests.faults.victim import INJECTED, read_log
 from tests.faults.zygote import Child, Zygote
 
-HEARTBEAT_OPERATIONS = 12  # of the heartbeat's thread; how many there are is a matter of time
+HEARTBEAT_OPERATIONS = 12  # of the heartbeat's thread, at most: how many there are is a matter of time
 EVERY_BOUNDARY, INSTANTS = 400, 100
 ATTEMPTS = 4  # a role may have ended before its instant came
 
@@ -45,7 +45,9 @@ def boundaries(lab: Lab) -> list[Kill]:
         log = read_log(lab.finished.directory / f"{role}.log")
         last = max(operation.at for operation in log if operation.thread == "main")
         found += [Kill(role, at) for at in range(1, last + 1)]
-        found += [Kill(role, at, "other") for at in range(1, HEARTBEAT_OPERATIONS + 1)]
+        beats = [operation.at for operation in log if operation.thread != "main"]
+        sure = min(HEARTBEAT_OPERATIONS, max(beats, default=0) // 2)  # a run on a quieter machine has fewer
+        found += [Kill(role, at, "other") for at in range(1, sure + 1)]
     return found
 
 

@@ -43,17 +43,10 @@ MUTANTS = (
         sync(lease.directory)
         try:
             os.link(staged_record, commit)
-        except FileExistsError:
-            raise taken from None
-        sync(lease.directory)
 """,
         """        try:
             os.link(staged_record, commit)
-        except FileExistsError:
-            raise taken from None
-        sync(lease.directory)
-        link_data(staged, data, commit)
-        sync(lease.directory)
+            link_data(staged, data, commit)
 """,
         ("order",),
     ),
@@ -170,5 +163,5 @@ def inject(lab: Lab, _zygote: Zygote, mutant: Mutant) -> None:
 
 
 def run(lab: Lab, count: int, rng: random.Random) -> list[Outcome]:
-    """Each of them, or the first ``count``."""
-    return lab.each(MUTANTS[:count], inject)
+    """Each of them, or ``count`` that are far apart in the list."""
+    return lab.each(MUTANTS[:: max(1, len(MUTANTS) // count)][:count], inject)

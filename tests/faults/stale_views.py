@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 
 from drivers import agreement, ann_generator, ann_trainer
 from drivers.agreement import Session, agree, join_run
-from drivers.refresh import Work
 from drivers.trainer import start_point
+from drivers.vectors import Work
 from tests.faults.runs import Lab, Miss, Outcome
 from tests.faults.stale_files import Files, Host, content_of, installed
 from utils import exchange, lease, peers, waiting
@@ -305,7 +305,8 @@ def work(sim: Simulation, job: Job) -> None:
     except Stopped:
         again = sim.rng.uniform(0, 30)
     except PeerGone as error:
-        if not sim.struck[other_role(job.role)]:
+        # Its peer was silent for too long, or has ended because this job was.
+        if not any(sim.struck.values()):
             raise
         sim.delays.append(str(error))
         again = sim.rng.uniform(0, 60)
@@ -314,10 +315,6 @@ def work(sim: Simulation, job: Job) -> None:
             raise
     if again is not None:
         sim.start(job.role, again)
-
-
-def other_role(role: str) -> str:
-    return GENERATOR if role == TRAINER else TRAINER
 
 
 def keep_beating(sim: Simulation, job: Job, held: lease.Lease) -> None:

@@ -79,7 +79,7 @@ def ask(play: Play, stop: Stop, share: float) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     play.watch_until(lambda: child.poll() is not None or play.step(), f"the {stop.role} did not stop")
-    if child.code in (0, *AT_START):
+    if child.code == 0 or (stop.role == GENERATOR and child.code in AT_START):
         return False
     if child.code != SAVED:
         raise Miss(f"the {stop.role} ended with {child.code}, expected {SAVED}: {play.last_error(stop.role)}")

@@ -1,0 +1,214 @@
+"""The vectors of a refresh: encoded with its checkpoint into shards on disk, or read from there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.negatives import chunk_of_queries
+from data.preprocessed import Preprocessed
+from drivers import retrieval, stored_embeddings
+from drivers.agreement import Session, agree
+from drivers.embedding_shards import Shards
+from drivers.flags import GenerateFlags
+from drivers.retrieval import PassageShare, Watch
+from drivers.shared import open_encoder
+from drivers.stored_embeddings import DEV_QUERY, PASSAGES, TRAIN_QUERY, Recipe
+from utils import distributed
+from utils.distributed import World
+from utils.errors import Fenced, UserError
+from utils.publishing import is_gone
+from utils.run_log import say
+from utils.waiting import wait_until_visible
+
+EMBEDDINGS = "embeddings"  # in --output_dir
+
+
+@dataclass(frozen=True)
+class Job:
+    """What preflight resolved."""
+
+    flags: GenerateFlags
+    collection: Preprocessed
+    strategy: str
+    strategy_from: str
+    dtype: torch.dtype | None
+    backend: str
+
+    @property
+    def ann_dir(self) -> Path:
+        return Path(self.flags.output_dir)
+
+    @property
+    def training_dir(self) -> Path:
+        return Path(self.flags.training_dir)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One refresh to make: its number and the checkpoint it is made from."""
+
+    refresh: int
+    checkpoint: str
+    step: int
+    model_sha256: str
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The embeddings a refresh needs: queries whole, passages by shares on disk, in ``directory``."""
+
+    directory: Path
+    dev_QD: np.ndarray
+    train_rows_Q: np.ndarray
+    train_QD: np.ndarray
+    share: PassageShare
+
+
+def embeddings_dir(job: Job) -> Path:
+    return job.ann_dir / EMBEDDINGS
+
+
+def train_rows(job: Job, refresh: int) -> np.ndarray:
+    """This refresh's chunk of the train queries that have a positive."""
+    flags = job.flags
+    with_positive = job.collection.qrels("train").queries_with_positive()
+    # --inference keeps all queries: a later --load_gen takes its chunk of them.
+    chunk_factor = 1 if flags.inference else flags.ann_chunk_factor
+    return chunk_of_queries(with_positive, chunk_factor, refresh, flags.seed)
+
+
+def encode_all(job: Job, here: Session, work: Work, ours: dict[str, Any], watch: Watch, owned: Path) -> Vectors | None:
+    """Encode dev queries, the chunk of train queries, and the passages, into shards on disk.
+
+    What an earlier process has finished is verified and used again. None on all ranks where ``watch`` told one of
+    them to leave, where the checkpoint is gone, or where another job has the lease whose staging directory is
+    ``owned``: the shards finished so far stay.
+    """
+    world, collection = here.world, job.collection
+    encoder = open_checkpoint(job, here, work)
+    if encoder is None:
+        return None
+    retrieval.check_index_fits(job.flags, len(collection.passages), encoder.dims)
+    recipe = recipe_of(job, world, work, encoder)
+    directory = stored_embeddings.directory_of(embeddings_dir(job), work.step, recipe)
+    if world.is_first:
+        directory.mkdir(parents=True, exist_ok=True)
+    distributed.barrier(world)
+    rows = {DEV_QUERY: collection.qrels("dev").queries_with_positive(), TRAIN_QUERY: train_rows(job, work.refresh)}
+    shards = [
+        *(recipe.query_shards(directory, name, rows_Q) for name, rows_Q in rows.items()),
+        recipe.passage_shards(directory),
+    ]
+    if not encode_shards(job, world, encoder, shards, rows, watch, owned):
+        return None
+    if world.is_first:
+        record = {**ours, "step": work.step, "checkpoint": work.checkpoint}
+        stored_embeddings.commit(directory, shards, rows, record, owned)
+    distributed.barrier(world)
+    return open_vectors(world, directory, rows[TRAIN_QUERY], rows[TRAIN_QUERY])
+
+
+def open_checkpoint(job: Job, here: Session, work: Work) -> Any | None:
+    """The model, on this rank's device; None on all ranks where its directory is gone, as rank 0 sees it.
+
+    A trainer keeps its last checkpoints only: one that was the newest may have to go before it is read.
+    """
+    world, path = here.world, Path(work.checkpoint)
+    encoder, fault = None, None
+    is_there = agree(here, lambda: not is_gone(path))
+    if is_there:
+        try:
+            if not world.is_first:  # rank 0 has seen it
+                wait_until_visible(path / "config.json")
+            encoder = open_encoder(job.flags, work.checkpoint, job.collection).to(world.device)
+        except Exception as error:  # readers of weights have errors of their own for files that vanish
+            fault = error
+        if distributed.any_rank(world, fault is not None):
+            is_there = distributed.broadcast_json(world, not is_gone(path))
+        if is_there and fault is not None:
+            raise fault
+    if not is_there and world.is_first:
+        say(f"refresh {work.refresh}: {path} is gone, its trainer keeps newer ones; looking for one of them")
+    return encoder if is_there else None
+
+
+def recipe_of(job: Job, world: World, work: Work, encoder: Any) -> Recipe:
+    """What decides the numbers of this refresh's embeddings."""
+    flags, manifest = job.flags, job.collection.manifest
+    settings = retrieval.encoding_settings(flags, job.collection, job.dtype)
+    return Recipe(
+        model_sha256=work.model_sha256,
+        config=encoder.config if isinstance(encoder.config, dict) else encoder.config.to_dict(),
+        collection_fingerprint=manifest["collection_fingerprint"],
+        tokenizer_fingerprint=manifest["tokenizer"]["fingerprint"],
+        passages=len(job.collection.passages),
+        dims=encoder.dims,
+        max_seq_length=settings.max_seq_length,
+        max_query_length=settings.max_query_length,
+        budget_tokens=settings.budget_tokens,
+        compute=str(settings.dtype or torch.float32).removeprefix("torch."),
+        storage=flags.embedding_dtype,
+        device=world.device.type,
+    )
+
+
+def encode_shards(
+    job: Job,
+    world: World,
+    encoder: Any,
+    all_shards: list[Shards],
+    rows: dict[str, np.ndarray],
+    watch: Watch,
+    owned: Path,
+) -> bool:
+    """Encode the shards that are not there yet; False on all ranks where one was told to leave, or is fenced."""
+    settings = retrieval.encoding_settings(job.flags, job.collection, job.dtype)
+    caches = {
+        PASSAGES: job.collection.passages,
+        DEV_QUERY: job.collection.queries("dev"),
+        TRAIN_QUERY: job.collection.queries("train"),
+    }
+    missing = {shards.name: retrieval.unfinished(world, shards, watch) for shards in all_shards}
+    there = sum(len(shards) - len(missing[shards.name]) for shards in all_shards)
+    if world.is_first and there:
+        total = sum(len(shards) for shards in all_shards)
+        say(f"embeddings: {there} of {total} shards in {all_shards[0].directory} are finished and used again")
+    left = False
+    try:
+        for shards in all_shards:
+            texts = retrieval.texts_of(caches[shards.name], settings, rows.get(shards.name))
+            retrieval.encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, watch, owned)
+    except (retrieval.Left, Fenced):
+        left = True
+    return not distributed.any_rank(world, left)
+
+
+def load_vectors(job: Job, here: Session, work: Work) -> Vectors:
+    """The embeddings on disk, with this refresh's chunk of the train queries."""
+    world = here.world
+    newest = str(stored_embeddings.newest_embeddings(embeddings_dir(job))) if world.is_first else None
+    directory = Path(distributed.broadcast_json(world, newest))
+    record = stored_embeddings.read_embeddings_record(directory, job.collection)
+    retrieval.check_index_fits(job.flags, len(job.collection.passages), record["dims"])
+    dev_rows_Q = stored_embeddings.read_query_rows(directory, DEV_QUERY)
+    stored_rows_Q = stored_embeddings.read_query_rows(directory, TRAIN_QUERY)
+    expected = job.collection.qrels("dev").queries_with_positive()
+    rows_Q = train_rows(job, work.refresh)
+    if not np.array_equal(dev_rows_Q, expected) or not np.isin(rows_Q, stored_rows_Q).all():
+        raise UserError(f"{directory} holds other queries than --data_dir; run with --inference again")
+    stored_embeddings.check_all_shards(world.rank, world.size, directory)
+    return open_vectors(world, directory, stored_rows_Q, rows_Q)
+
+
+def open_vectors(world: World, directory: Path, stored_rows_Q: np.ndarray, rows_Q: np.ndarray) -> Vectors:
+    """Complete embeddings: the queries read, this rank's share of the passages to be read while searching."""
+    wait_until_visible(directory / stored_embeddings.EMBEDDINGS)
+    dev_QD, train_QD = (stored_embeddings.read_queries(directory, name) for name in (DEV_QUERY, TRAIN_QUERY))
+    if not np.array_equal(stored_rows_Q, rows_Q):
+        train_QD = train_QD[np.searchsorted(stored_rows_Q, rows_Q)]
+    return Vectors(directory, dev_QD, rows_Q, train_QD, retrieval.stored_share(world, directory))

@@ -1,0 +1,204 @@
+"""A refresh that is left: its checkpoint is gone, or another job has the lease. All ranks leave it together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from data.preprocessed import open_preprocessed
+from drivers import refresh, vectors
+from drivers.agreement import Session
+from drivers.flags import GenerateFlags
+from drivers.refresh import leaving_when_fenced, one_refresh
+from drivers.vectors import Job, Work
+from model.static import StaticEncoder
+from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
+from utils import exchange
+from utils.distributed import World
+from utils.errors import Fenced
+from utils.run_log import RunLog
+from utils.stopping import Stop
+
+CPU = torch.device("cpu")
+
+
+def put_model(training_dir: Path, data_dir: Path, step: int) -> Work:
+    """A checkpoint as a trainer publishes it, and a refresh to make from it."""
+    vocab_size = json.loads((data_dir / "manifest.json").read_text())["vocab_size"]
+    with exchange.publish_checkpoint(lease_of(training_dir), step, {}) as staging:
+        torch.manual_seed(step)
+        StaticEncoder({"vocab_size": vocab_size, "embedding_size": 8}).save_pretrained(staging)
+    path = exchange.checkpoint_path(training_dir, step)
+    return Work(0, str(path), step, exchange.model_sha256(path))
+
+
+def make_job(data_dir: Path, root: Path) -> Job:
+    flags = GenerateFlags(
+        data_dir=str(data_dir),
+        training_dir=str(root / "checkpoints"),
+        output_dir=str(root / "ann"),
+        init_model_dir="",
+        model_type="static",
+        max_seq_length=32,
+        max_query_length=16,
+        topk_training=20,
+        negative_sample=5,
+    )
+    return Job(flags, open_preprocessed(data_dir, 32, 16), "random", "", None, "torch")
+
+
+def start(root: Path, world: World) -> tuple[Session, RunLog | None]:
+    lease = lease_of(root / "ann", "generator") if world.is_first else None
+    log = RunLog(root / "ann", root / "tensorboard") if world.is_first else None
+    return Session(world, Stop(root / str(world.rank)), lease), log
+
+
+def stay() -> bool:
+    return False
+
+
+# The lease
+
+
+def test_a_lease_that_is_gone_is_noticed_now_and_then_and_never_forgotten(tmp_path: Path) -> None:
+    lease, time, asked = take(tmp_path, "generator"), FakeTime(), [False]
+    leave = leaving_when_fenced(lambda: asked[0], lease.staging, time.clock)
+    time.now += 10
+    assert not leave()
+    take(tmp_path, "generator")
+    assert not leave()
+    time.now += 1.9
+    assert not leave()
+    asked[0] = True
+    assert leave(), "a stop is not waited for"
+    asked[0] = False
+    time.now += 0.2
+    assert leave() and leave()
+
+
+# The checkpoint
+
+
+def test_a_checkpoint_that_is_gone_before_it_is_read(
+    tiny_preprocessed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, log = start(tmp_path, World(0, 1, CPU))
+    work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
+    exchange.remove(lease_of(tmp_path / "checkpoints"), Path(work.checkpoint))
+    job = make_job(tiny_preprocessed, tmp_path)
+    assert one_refresh(job, here, work, {}, log, stay) is False
+    assert f"{work.checkpoint} is gone" in capsys.readouterr().out
+    newer = put_model(tmp_path / "checkpoints", tiny_preprocessed, 4)
+    assert one_refresh(job, here, newer, {}, log, stay) is True
+    assert exchange.read_refresh(tmp_path / "ann", 0).step == 4
+
+
+def test_a_checkpoint_that_goes_while_it_is_read(
+    tiny_preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the trainer's own retention, between its config and its weights."""
+    here, log = start(tmp_path, World(0, 1, CPU))
+    work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
+    trainer = lease_of(tmp_path / "checkpoints")
+    for step in range(4, 8):
+        put_checkpoint(tmp_path / "checkpoints", step)
+    opened: list[str] = []
+
+    def open_late(*given: Any) -> Any:
+        opened.append(given[1])
+        exchange.remove_old_checkpoints(trainer, tmp_path / "ann", keep_unused=False)
+        return open_encoder(*given)
+
+    open_encoder = vectors.open_encoder
+    monkeypatch.setattr(vectors, "open_encoder", open_late)
+    assert one_refresh(make_job(tiny_preprocessed, tmp_path), here, work, {}, log, stay) is False
+    assert opened == [work.checkpoint] and "checkpoint-3" not in names(tmp_path / "checkpoints")
+
+
+def test_a_checkpoint_that_is_there_and_cannot_be_read_is_an_error(tiny_preprocessed: Path, tmp_path: Path) -> None:
+    here, log = start(tmp_path, World(0, 1, CPU))
+    work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
+    (Path(work.checkpoint) / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(Exception, match=r"safetensors|header"):
+        one_refresh(make_job(tiny_preprocessed, tmp_path), here, work, {}, log, stay)
+
+
+# Ranks
+
+
+def outcome(call: Callable[[], Any]) -> str:
+    try:
+        return str(call())
+    except Fenced as error:
+        return f"Fenced {error.exit_code}"
+
+
+def one_of_two_ranks(rank: int, directory: str, data_dir: str) -> None:
+    """Only rank 1 meets the fault; what each rank makes of it is written down."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    world, said = World(rank, 2, CPU), []
+    for number, fault in enumerate(("none", "gone", "goes", "fenced", "fenced, seen")):
+        root = Path(directory) / str(number)
+        here, log = start(root, world)
+        work = put_model(root / "checkpoints", Path(data_dir), 3) if rank == 0 else None
+        dist.barrier()
+        path = root / "checkpoints" / "checkpoint-3"
+        work = work or Work(0, str(path), 3, exchange.model_sha256(path))
+        job = make_job(Path(data_dir), root)
+        dist.barrier()
+        said.append(outcome(partial(refresh_with, fault, job, here, work, log)))
+    dist.destroy_process_group()
+    (Path(directory) / f"said-{rank}").write_text(json.dumps(said))
+
+
+def passage_records(job: Job) -> set[str]:
+    return {path.name for path in job.ann_dir.glob("embeddings/*/passages-*.json")}
+
+
+def refresh_with(fault: str, job: Job, here: Session, work: Work, log: RunLog | None) -> bool:
+    strikes = here.world.rank == 1
+    open_encoder = vectors.open_encoder
+    refresh.LOOK_EVERY_SECONDS = 0 if fault == "fenced, seen" else 1e9
+    if fault == "gone" and here.world.is_first:
+        shutil.rmtree(work.checkpoint)
+
+    def open_late(*given: Any) -> Any:
+        if fault == "goes" and strikes:
+            shutil.rmtree(work.checkpoint)
+        return open_encoder(*given)
+
+    def leave() -> bool:
+        """The other job takes over while rank 0 has finished its half of the ten shards, and rank 1 has not."""
+        if fault.startswith("fenced") and strikes and passage_records(job):
+            while not passage_records(job) >= {f"passages-{first:010d}.json" for first in range(0, 160, 32)}:
+                time.sleep(0.01)
+            for path in (job.ann_dir / ".staging").glob("generator-*"):
+                path.rename(path.with_name(f"gone-{path.name}"))
+        return False
+
+    vectors.open_encoder = open_late
+    try:
+        return one_refresh(job, here, work, {}, log, leave)
+    finally:
+        vectors.open_encoder = open_encoder
+
+
+@pytest.mark.slow
+def test_two_ranks_leave_a_refresh_together(tiny_preprocessed: Path, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two_ranks, (str(tmp_path), str(tiny_preprocessed)), nprocs=2)
+    said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]
+    assert said[0] == said[1] == ["True", "False", "False", "Fenced 75", "Fenced 75"]
+    assert exchange.read_refresh(tmp_path / "0" / "ann", 0).step == 3
+    assert not any(
+        exchange.numbered(tmp_path / str(number) / "ann", exchange.RECORD_PATTERN) for number in (1, 2, 3, 4)
+    )
