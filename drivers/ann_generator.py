@@ -39,7 +39,7 @@ from drivers.shared import (
 )
 from drivers.space import UNKNOWN_REFRESHES
 from drivers.vectors import EMBEDDINGS, Job, Work, embeddings_dir
-from utils import distributed, exchange
+from utils import distributed, exchange, publishing
 from utils.errors import UserError
 from utils.flags import check_positive
 from utils.peers import Peer, watch_peer
@@ -66,6 +66,7 @@ def preflight(flags: GenerateFlags) -> Job:
         raise UserError(f"--init_model_dir {flags.init_model_dir} is not a directory, expected the warmup checkpoint")
     check_model_directory(flags, flags.init_model_dir)
     check_output_dirs(flags.output_dir)
+    check_same_file_system(Path(flags.output_dir))
     collection = open_collection(flags, flags.tokenizer_name or flags.init_model_dir)
     passages = len(collection.passages)
     retrieval.check_index_fits_model(flags, passages, flags.init_model_dir)
@@ -80,6 +81,15 @@ def preflight(flags: GenerateFlags) -> Job:
     if not len(collection.qrels("train").queries_with_positive()):
         raise UserError(f"{flags.data_dir}: no train query has a positive, expected some; check its qrels")
     return Job(flags, collection, strategy, strategy_from, dtype, backend)
+
+
+def check_same_file_system(ann_dir: Path) -> None:
+    """UserError where the embeddings have been put on another disk: they are renamed from the lease's staging."""
+    embeddings = ann_dir / EMBEDDINGS
+    if embeddings.exists() and embeddings.stat().st_dev != ann_dir.stat().st_dev:
+        raise UserError(
+            f"{embeddings} is on another file system than {ann_dir}, expected the same one: put both on the larger disk"
+        )
 
 
 def generate(job: Job, resolved_flags: str) -> None:
@@ -199,7 +209,11 @@ def look_for_work(job: Job, ours: dict[str, Any]) -> dict[str, Any] | None:
     if checkpoint is not None and not checkpoint.manifest.get("final"):
         if checkpoint.path != Path(flags.init_model_dir):
             check_agreement(ours, checkpoint.manifest, checkpoint.path.name, SAME_FLAGS, COMMON)
-        return as_work(refresh, checkpoint)
+        try:
+            return as_work(refresh, checkpoint)
+        except (OSError, UserError):
+            if not publishing.is_gone(checkpoint.path):
+                raise  # else the trainer has removed it meanwhile: there are newer ones
     return None
 
 

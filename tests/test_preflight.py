@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from data import verify
 from data.preprocessed import Preprocessed, open_preprocessed
 from data.verify import check_cache, check_inputs
 from drivers import trial
+from drivers.ann_generator import check_same_file_system
 from drivers.preflight import Preflight, check_collection, check_judgements, check_publishing
 from drivers.retrieval import EncodingSettings
 from drivers.space import Term, check_space, checkpoints_at_once, embeddings_term, negatives_term, publishing_steps
@@ -466,3 +468,14 @@ def test_damaged_inputs_and_a_broken_model_end_a_program_in_one_line(
         output = run("drivers.run_ann_data_gen", *flags, *small, "--init_model_dir", untrained, *more, code=2)
         last = output.splitlines()[-1]
         assert last.startswith(f"run_ann_data_gen: error: {ids}: its sha256 differs from manifest.json")
+
+
+def test_embeddings_on_another_disk_are_refused_at_once(tmp_path: Path) -> None:
+    """They are renamed out of the lease's staging, which lies in the directory itself."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        if Path(elsewhere).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("this machine has no second file system to try it with")
+        check_same_file_system(tmp_path)
+        (tmp_path / "embeddings").symlink_to(elsewhere)
+        with pytest.raises(UserError, match="is on another file system than"):
+            check_same_file_system(tmp_path)
