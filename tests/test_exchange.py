@@ -41,6 +41,7 @@ from utils.exchange import (
     set_damaged_aside,
     working,
 )
+from utils.lease import read_beat
 from utils.publishing import read_sealed, staging_path, write_json
 from utils.waiting import say_once
 
@@ -505,11 +506,12 @@ def test_a_job_that_will_go_on_or_whose_peer_failed_leaves_no_failure(tmp_path: 
 
 
 @pytest.mark.parametrize("end", [SystemExit(143), KeyboardInterrupt()])
-def test_a_job_that_is_stopped_tells_its_peer(tmp_path: Path, end: BaseException) -> None:
+def test_a_job_that_is_stopped_by_a_signal_has_not_failed(tmp_path: Path, end: BaseException) -> None:
     with pytest.raises(type(end)), working(tmp_path, "trainer", LIFE, "run"):
         raise end
-    failed = exchange.read_failed(tmp_path)
-    assert failed is not None and failed["role"] == "trainer"
+    assert exchange.read_failed(tmp_path) is None
+    beat = read_beat(tmp_path, "trainer")
+    assert beat is not None and beat["state"] == "stopped"
 
 
 def test_failing_where_nothing_can_be_written_keeps_the_first_error(
@@ -616,8 +618,14 @@ class Publications(RuleBasedStateMachine):
     @invariant()
     def readers_see_the_newest_whole_one(self) -> None:
         whole = [number for number in self.published if number not in self.damaged]
-        found = newest_refresh(self.ann)
-        assert (found.number if found else None) == max(whole, default=None)
+        if whole:
+            found = newest_refresh(self.ann)
+            assert found is not None and found.number == max(whole)
+        elif self.published:
+            with pytest.raises(UserError, match="nothing else can take its place"):
+                newest_refresh(self.ann)
+        else:
+            assert newest_refresh(self.ann) is None
         for number in whole:
             assert negatives_path(self.ann, number).read_bytes() == self.published[number]
         there = self.checkpoints.keys() - self.removed

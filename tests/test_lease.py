@@ -300,8 +300,8 @@ def said(directory: Path, **values: Any) -> dict[str, Any] | None:
         (Stopped("at step 4"), "stopped", ""),
         (ValueError("of\ntwo lines"), "failed", "of two lines"),
         (ZeroDivisionError(), "failed", "ZeroDivisionError"),
-        (SystemExit(143), "failed", "143"),
-        (KeyboardInterrupt(), "failed", "KeyboardInterrupt"),
+        (SystemExit(143), "stopped", ""),
+        (KeyboardInterrupt(), "stopped", ""),
         (PeerGone("the trainer has failed"), "failed", "the trainer has failed"),
     ],
 )

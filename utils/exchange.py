@@ -352,7 +352,8 @@ def first_seen(error_text: str) -> float:
 
 def check_not_lasting(error: Exception) -> None:
     """UserError once a version that nothing can stand in for has been damaged for longer than caches remember."""
-    if time.monotonic() - first_seen(str(error)) > VISIBLE_WITHIN_SECONDS:
+    since = first_seen(str(error))
+    if time.monotonic() - since > VISIBLE_WITHIN_SECONDS:
         raise UserError(f"{error}; nothing else can take its place: start anew in other directories") from None
 
 

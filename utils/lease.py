@@ -364,7 +364,7 @@ def role_held(
 ) -> Iterator[Lease]:
     """Be the one ``role`` of ``directory`` for the block, giving signs of life, and leave a last word.
 
-    The block ends "ended", "stopped" (`Stopped`) or "failed" (any other exception, whose text is the error told).
+    The block ends "ended", "stopped" (`Stopped`, a signal) or "failed" (any other exception, whose text is told).
     UserError where a living job has the role; Fenced where another took it over and this one had not noticed yet.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -377,7 +377,7 @@ def role_held(
             yield lease
             lease.check()
             state = ENDED
-        except Stopped:
+        except (Stopped, SystemExit, KeyboardInterrupt):  # asked to: it may be started again
             state = STOPPED
             raise
         except BaseException as error:

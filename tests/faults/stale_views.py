@@ -25,7 +25,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from drivers import agreement, ann_generator, ann_trainer
+from drivers import agreement, ann_generator, schedule
 from drivers.agreement import Session, agree, join_run
 from drivers.trainer import start_point
 from drivers.vectors import Work
@@ -334,7 +334,7 @@ def train(sim: Simulation, job: Job, here: Session) -> None:
     step = start.step if start else 0
     while step < WINDOWS * WINDOW:
         number = step // WINDOW
-        look = functools.partial(ann_trainer.newest_number, sim.drivers_job(), -1, number)
+        look = functools.partial(schedule.newest_number, sim.drivers_job(), schedule.Course({}), -1, number)
         waiting.wait_for(lambda: agree(here, look, peer), "negatives", sim.sleep, sim.clock)  # noqa: B023
         refresh = exchange.read_visible_refresh(sim.ann, number)
         sim.expect(refresh.path)
