@@ -205,7 +205,7 @@ def agree(session: Session, look: Callable[[], Any], peer: Peer | None = None, i
             has_ended = is_needed and peer is not None and peer.has_ended()
             answer["found"] = look()
             if answer["found"] is None and peer is not None:
-                peer.check()
+                peer.check(is_needed)
                 # What it published last may still be hidden by a cache.
                 if has_ended and peer.watch.silent_seconds > VISIBLE_WITHIN_SECONDS:
                     raise PeerGone(f"the {peer.role} has ended, and what this job waits for will not come; see its log")

@@ -162,7 +162,8 @@ def refresh_for_step(
         needed = max(step // flags.steps_per_refresh - flags.refresh_lag, 0)
         if current is None or current.number != needed:
             return wait_for_refresh(job, here, course, peer, number=needed)
-        if step % flags.logging_steps == 0:
+        last_needed = (flags.max_steps - 1) // flags.steps_per_refresh - flags.refresh_lag
+        if step % flags.logging_steps == 0 and current.number < last_needed:
             agree(here, lambda: None, peer, is_needed=False)  # a generator that is gone is seen before the window's end
         return current
     if current is None:

@@ -29,9 +29,10 @@ class Peer:
     check_run: Callable[[dict[str, Any]], None]  # given the peer's RUN.json, once
     run_checked: bool = False
 
-    def check(self) -> None:
+    def check(self, is_needed: bool = True) -> None:
         """PeerGone once the peer has failed or is silent for longer than its lease lives.
 
+        ``is_needed``: this job waits for it, and does not wait for ever for one that never began.
         Disagreement where it was started with other flags than this job.
         """
         if not self.run_checked and (run := exchange.read_run(self.directory)) is not None:
@@ -46,7 +47,7 @@ class Peer:
             say_once(f"the {self.role} ({self.watch.holder}) has stopped with its state saved: waiting for it to go on")
         if state in (RUNNING, STOPPED, FAILED_STATE):
             self.check_absence(state)
-        elif not self.watch.seen_alive and self.watch.silent_seconds > NEVER_CAME_SECONDS:
+        elif is_needed and not self.watch.seen_alive and self.watch.silent_seconds > NEVER_CAME_SECONDS:
             raise PeerGone(
                 f"no {self.role} has begun to work in {self.directory} for a day; start it, and this one again"
             )
