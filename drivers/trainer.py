@@ -119,8 +119,7 @@ def start_point(session: Session, directory: Path) -> exchange.Checkpoint | None
 
     def look() -> int:
         assert session.lease is not None
-        found = exchange.newest_checkpoint(directory)
-        exchange.set_damaged_aside(session.lease, found.step if found else -1)
+        found = exchange.newest_to_go_on_from(session.lease)
         return -1 if found is None else found.step
 
     step = agree(session, look)

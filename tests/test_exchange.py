@@ -26,6 +26,7 @@ from utils.exchange import (
     negatives_path,
     newest_checkpoint,
     newest_refresh,
+    newest_to_go_on_from,
     next_refresh_number,
     numbered,
     publish_checkpoint,
@@ -38,7 +39,7 @@ from utils.exchange import (
     record_path,
     remove_old_checkpoints,
     remove_run,
-    set_damaged_aside,
+    set_aside,
     working,
 )
 from utils.lease import read_beat
@@ -480,16 +481,31 @@ def test_damaged_checkpoints_are_set_aside(tmp_path: Path, capsys: pytest.Captur
     for step in (1, 2, 3, 4):
         put_checkpoint(tmp_path, step)
     for turn in (1, 2):
-        set_damaged_aside(lease_of(tmp_path), above=2)
+        for step in (3, 4):
+            set_aside(lease_of(tmp_path), step)
         assert numbered(tmp_path, CHECKPOINT_PATTERN) == [1, 2]
         assert names(tmp_path / ".damaged") == ["checkpoint-3.1", "checkpoint-4.1"]
         assert len(capsys.readouterr().out.splitlines()) == (2 if turn == 1 else 0)
     take(tmp_path).beat("ended")
     put_checkpoint(tmp_path, 3, b"trained again")
-    set_damaged_aside(lease_of(tmp_path), above=2)
+    set_aside(lease_of(tmp_path), 3)
     assert names(tmp_path / ".damaged") == ["checkpoint-3.1", "checkpoint-3.3", "checkpoint-4.1"]
     assert (tmp_path / ".damaged" / "checkpoint-3.3" / "model.safetensors").read_bytes() == b"trained again"
     assert staged(tmp_path) == []
+
+
+def test_only_what_was_seen_to_be_damaged_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old listing shows 1 to 3, 3 is damaged; 4 is whole and comes out of the cache later."""
+    for step in (1, 2, 3, 4):
+        put_checkpoint(tmp_path, step)
+    flip_byte(checkpoint_path(tmp_path, 3) / "config.json")
+    fresh, views = publishing.listing, iter([["checkpoint-1", "checkpoint-2", "checkpoint-3"]])
+    monkeypatch.setattr(publishing, "listing", lambda directory: next(views, None) or fresh(directory))
+    found = newest_to_go_on_from(lease_of(tmp_path))
+    assert found is not None and found.step == 2
+    assert numbered(tmp_path, CHECKPOINT_PATTERN) == [1, 2, 4]
+    assert names(tmp_path / ".damaged") == ["checkpoint-3.1"]
+    assert (again := newest_to_go_on_from(lease_of(tmp_path))) is not None and again.step == 4
 
 
 # Ending

@@ -93,7 +93,11 @@ LATE: dict[str, Callable[[Lease], object]] = {
     "clear failed": exchange.clear_failed,
     "remove old checkpoints": lambda lease: exchange.remove_old_checkpoints(lease, lease.directory, keep_unused=False),
     "remove run": exchange.remove_run,
-    "set damaged aside": lambda lease: exchange.set_damaged_aside(lease, 3),
+    "set damaged aside": lambda lease: [
+        exchange.set_aside(lease, step)
+        for step in exchange.numbered(lease.directory, exchange.CHECKPOINT_PATTERN)
+        if step > 3
+    ],
 }
 
 

@@ -109,7 +109,7 @@ def test_an_async_run_is_repeated_by_its_journal_and_a_finished_run_is_left_alon
 ) -> None:
     arm = tmp_path / "arm"
     clock = ("--refresh_mode", "async", "--max_staleness_steps", "100000")
-    trainer, generator = arm_flags(arm, tiny_preprocessed, static_warmup, ("--refresh_mode", "async"), steps=1500)
+    trainer, generator = arm_flags(arm, tiny_preprocessed, static_warmup, ("--refresh_mode", "async"), steps=900)
     arm.mkdir()
     jobs = [start(tmp_path / "g.out", "drivers.run_ann_data_gen", *generator)]
     jobs.append(start(tmp_path / "t.out", "drivers.run_ann", *trainer, *clock))
@@ -122,12 +122,12 @@ def test_an_async_run_is_repeated_by_its_journal_and_a_finished_run_is_left_alon
     assert len(journal.read_text().splitlines()) > 1, "the run was too short to see more than its first negatives"
     again = tmp_path / "again"
     run("drivers.run_ann", *trainer, "--output_dir", again, "--replay", journal)
-    assert weights(again, 1500) == weights(arm / "checkpoints", 1500)
+    assert weights(again, 900) == weights(arm / "checkpoints", 900)
     assert (again / "journal.jsonl").read_bytes() == journal.read_bytes()
     other = run("drivers.run_ann", *trainer, "--output_dir", tmp_path / "c", "--seed", "5", "--replay", journal, code=3)
     assert "seed 42 there, 5 here" in other
     before = {path: path.stat().st_mtime_ns for path in again.glob("checkpoint-*/*")}
-    assert "finished step=1500" in run("drivers.run_ann", *trainer, "--output_dir", again, "--replay", journal)
+    assert "finished step=900" in run("drivers.run_ann", *trainer, "--output_dir", again, "--replay", journal)
     assert before == {path: path.stat().st_mtime_ns for path in again.glob("checkpoint-*/*")}
 
 

@@ -112,6 +112,7 @@ def publish_checkpoint(lease: Lease, step: int, record: dict[str, Any]) -> Itera
         lease.check()
         staged.rename(final)
         sync(lease.directory)
+    lease.tell(saved=step)
 
 
 def publish_negatives(lease: Lease, refresh: int, write: Callable[[Path], None], record: dict[str, Any]) -> Refresh:
@@ -261,22 +262,50 @@ def remove(lease: Lease, path: Path) -> None:
             path.rename(staged)
 
 
-def set_damaged_aside(lease: Lease, above: int) -> None:
-    """Move checkpoints above step ``above`` out of the way of a run that goes on from there: they were passed over."""
-    for step in numbered(lease.directory, CHECKPOINT_PATTERN):
-        if step > above:
-            path = checkpoint_path(lease.directory, step)
-            aside = lease.directory / DAMAGED / f"{path.name}.{lease.holder.epoch}"
-            aside.parent.mkdir(exist_ok=True)
-            # By way of our staging, as in `remove`: a job that has lost its lease moves nothing of the next one's.
-            with staging_path(lease.directory, path.name, lease.staging) as staged:
-                path.rename(staged)
-                staged.rename(aside)
-            say(f"moved {path} to {aside}")
+def newest_to_go_on_from(lease: Lease) -> Checkpoint | None:
+    """The newest valid checkpoint of the run; the damaged ones before it are moved out of its way.
+
+    What the last holder said that it had saved is waited for: a job that takes over from one that has just stopped
+    elsewhere may be shown an older listing (from one that fell silent, it has waited longer than caches remember).
+    One listing decides: what a cache has hidden from it was not looked at, and is not touched.
+    """
+    if isinstance(saved := lease.previous.get("saved"), int):
+        with contextlib.suppress(UserError):
+            wait_for(
+                lambda: saved in numbered(lease.directory, CHECKPOINT_PATTERN) or None,
+                str(checkpoint_path(lease.directory, saved)),
+                limit_seconds=VISIBLE_WITHIN_SECONDS,
+            )
+    for step in reversed(numbered(lease.directory, CHECKPOINT_PATTERN)):
+        path = checkpoint_path(lease.directory, step)
+        try:
+            checkpoint = read_checkpoint(path, step)
+            if checkpoint.manifest:
+                return checkpoint
+            reason = f"it has no {MANIFEST}"
+        except UserError as error:
+            reason = str(error)
+        say_once(f"passed over {path.name}: {reason}")
+        set_aside(lease, step)
+    return None
+
+
+def set_aside(lease: Lease, step: int) -> None:
+    """Move a checkpoint to ``.damaged/``, by way of our staging: who has lost its lease moves nothing of the next's."""
+    path = checkpoint_path(lease.directory, step)
+    aside = lease.directory / DAMAGED / f"{path.name}.{lease.holder.epoch}"
+    if publishing.is_gone(path):
+        return
+    aside.parent.mkdir(exist_ok=True)
+    with staging_path(lease.directory, path.name, lease.staging) as staged:
+        path.rename(staged)
+        staged.rename(aside)
+    say(f"moved {path} to {aside}")
 
 
 def remove_run(lease: Lease) -> None:
     """Remove what an earlier run of the trainer published; nothing else in the directory is touched."""
+    lease.previous = {}
     steps = numbered(lease.directory, CHECKPOINT_PATTERN)
     for path in (checkpoint_path(lease.directory, step) for step in steps):
         if not (path / MANIFEST).exists():

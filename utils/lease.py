@@ -189,6 +189,7 @@ class Lease:
     holder: Holder
     count: int = 0
     said: dict[str, Any] = field(default_factory=dict)
+    previous: dict[str, Any] = field(default_factory=dict)  # the last heartbeat of the holder before
     lost: bool = False
     guard: threading.Lock = field(default_factory=threading.Lock)
     ending: threading.Event = field(default_factory=threading.Event)
@@ -261,6 +262,7 @@ def acquire(
         else:
             say_once(f"{directory} has a {role} ({watch.holder}): looking whether it lives")
         sleep(LOOK_SECONDS)
+    lease.previous = parse_beat(watch.text)
     fence_others(directory, role, lease)
     lease.beat()
     return lease

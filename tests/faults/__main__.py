@@ -30,15 +30,15 @@ class Row:
 
 ROWS = {
     "order": Row("every publication of an undisturbed run, synced in order", order.run, EVERY, EVERY),
-    "kills": Row("SIGKILL at publication boundaries and random instants", kills.run, 8, 400),
-    "stops": Row("SIGTERM, SIGINT and stop files at random steps", stops.run, 6, 100),
-    "space": Row("no space: at every write, by file size, on a small disk", space.run, 8, EVERY),
+    "kills": Row("SIGKILL at publication boundaries and random instants", kills.run, 6, 400),
+    "stops": Row("SIGTERM, SIGINT and stop files at random steps", stops.run, 4, 100),
+    "space": Row("no space: at every write, by file size, on a small disk", space.run, 6, EVERY),
     "damage": Row("a byte changed or the tail cut in every published file", damage.run, 60, 500),
-    "fencing": Row("SIGSTOP past the lease's life at every publication", fencing.run, 3, EVERY),
+    "fencing": Row("SIGSTOP past the lease's life at every publication", fencing.run, 2, EVERY),
     "ranks": Row("a rank killed or frozen", ranks.run, 1, 20),
-    "views": Row("listings up to 60 s stale, negative lookups cached", stale_views.run, 20, 1000),
+    "views": Row("listings up to 60 s stale, negative lookups cached", stale_views.run, 15, 1000),
     "peers": Row("trainer done, trainer gone", peers.run, 2, 20),
-    "mutants": Row("the protocol broken on purpose; survived means caught", mutants.run, 2, EVERY),
+    "mutants": Row("the protocol broken on purpose; survived means caught", mutants.run, 1, EVERY),
 }
 
 

@@ -122,9 +122,9 @@ MUTANTS = (
     ),
     Mutant(
         "silence never noticed",
-        "utils/lease.py",
-        "        return self.silent_seconds > (self.holder.lease_seconds if self.holder else self.lease_seconds)\n",
-        "        return False\n",
+        "utils/peers.py",
+        "        if watch.silent_seconds > lives * life_seconds:\n",
+        "        if False:\n",
         ("peers",),
     ),
 )
@@ -163,5 +163,5 @@ def inject(lab: Lab, _zygote: Zygote, mutant: Mutant) -> None:
 
 
 def run(lab: Lab, count: int, rng: random.Random) -> list[Outcome]:
-    """Each of them, or ``count`` that are far apart in the list."""
-    return lab.each(MUTANTS[:: max(1, len(MUTANTS) // count)][:count], inject)
+    """Each of them, or ``count`` from the end: what only jobs that go on, or are taken over, can show."""
+    return lab.each(MUTANTS[-min(count + 1, len(MUTANTS)) : -1] if count < len(MUTANTS) else MUTANTS, inject)
