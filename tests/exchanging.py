@@ -7,7 +7,17 @@ from typing import Any
 
 from utils import exchange
 from utils.exchange import checkpoint_path, publish_checkpoint, publish_negatives
-from utils.lease import LEASES, Lease, Life, acquire
+from utils.lease import (
+    LEASES,
+    Holder,
+    Lease,
+    Life,
+    acquire,
+    newest_epoch,
+    parse_beat,
+    read_beat_text,
+    read_holder,
+)
 from utils.publishing import STAGING
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where syncing many small files takes no time
@@ -40,6 +50,18 @@ def lease_of(directory: Path, role: str = "trainer") -> Lease:
     if held is None or not held.staging.exists():
         held = HELD[directory, role] = take(directory, role)
     return held
+
+
+def read_lease(directory: Path, role: str) -> Holder | None:
+    """The lease of the highest epoch."""
+    epoch = newest_epoch(directory, role)
+    return read_holder(directory, role, epoch) if epoch else None
+
+
+def read_beat(directory: Path, role: str) -> dict[str, Any] | None:
+    """The newest sign of life of the role, None where nobody ever had it."""
+    epoch = newest_epoch(directory, role)
+    return parse_beat(read_beat_text(directory, role, epoch)) if epoch else None
 
 
 def put_checkpoint(directory: Path, step: int, weights: bytes = b"weights", **record: Any) -> Path:

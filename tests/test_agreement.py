@@ -34,11 +34,10 @@ from drivers.agreement import (
 )
 from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
 from drivers.trainer import Trainer
-from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint
+from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, read_beat
 from utils import exchange
 from utils.distributed import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError, exit_code_of
-from utils.lease import read_beat
 from utils.peers import watch_peer
 from utils.publishing import read_sealed
 from utils.stopping import STOP_FILE, Stop, StopRequested

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from drivers.stored_embeddings import DEV_QUERY, TRAIN_QUERY, Recipe
 from model.embedding import block_size, share_of
 from model.static import StaticEncoder
 from tests.exchanging import lease_of, take
+from tests.ranks_as_threads import on_ranks
 from tests.test_fencing import contents as published
 from tests.test_fencing import interrupted
 from utils.distributed import World
@@ -260,36 +260,6 @@ def settings(collection: Preprocessed) -> retrieval.EncodingSettings:
 def make_encoder(collection: Preprocessed) -> StaticEncoder:
     torch.manual_seed(4)
     return StaticEncoder({"vocab_size": collection.manifest["vocab_size"], "embedding_size": DIMS})
-
-
-def on_ranks(ranks: int, work: Callable[[World], Any], patch: pytest.MonkeyPatch) -> list[Any]:
-    """``work`` on as many threads, which meet in `gather_rows` as processes do; the results by rank."""
-    held: list[Any] = [None] * ranks
-    results: list[Any] = [None] * ranks
-    meeting = threading.Barrier(ranks, timeout=30)
-
-    def gather_rows(world: World, rows_RX: np.ndarray) -> list[np.ndarray]:
-        held[world.rank] = rows_RX.copy()
-        meeting.wait()
-        gathered = list(held)
-        meeting.wait()
-        return gathered
-
-    def any_rank(world: World, flag: bool) -> bool:
-        return bool(np.concatenate(gather_rows(world, np.array([flag]))).any())
-
-    def run(rank: int) -> None:
-        results[rank] = work(World(rank, ranks, CPU))
-
-    with patch.context() as inner:
-        inner.setattr(retrieval.distributed, "gather_rows", gather_rows)
-        inner.setattr(retrieval.distributed, "any_rank", any_rank)
-        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    return results
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.exchanging import LIFE, MEMORY, flip_byte, lease_of, names, put_checkpoint, put_negatives, staged, take
+from tests.exchanging import (
+    LIFE,
+    MEMORY,
+    flip_byte,
+    lease_of,
+    names,
+    put_checkpoint,
+    put_negatives,
+    read_beat,
+    staged,
+    take,
+)
 from utils import exchange, publishing
 from utils.errors import Fenced, PeerGone, Stopped, UserError, exit_code_of
 from utils.exchange import (
@@ -42,7 +53,6 @@ from utils.exchange import (
     set_aside,
     working,
 )
-from utils.lease import read_beat
 from utils.publishing import read_sealed, staging_path, write_json
 from utils.waiting import say_once
 

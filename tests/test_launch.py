@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from model.static import StaticEncoder
+from tests.exchanging import read_beat
 from tests.shell import REPO
 from utils.errors import EXIT_CODE_FILE, PeerGone, UserError, exit_code_of
 from utils.launch import STOP_SIGNALS, signals_as_stop_file
-from utils.lease import read_beat
 from utils.publishing import sealed
 from utils.stopping import STOP_FILE
 from utils.waiting import wait_for

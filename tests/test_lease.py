@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.exchanging import LIFE, MEMORY, FakeTime, flip_byte, take
+from tests.exchanging import LIFE, MEMORY, FakeTime, flip_byte, read_beat, read_lease, take
 from tests.shell import REPO
 from utils import lease as lease_module
 from utils import publishing
@@ -32,8 +32,6 @@ from utils.lease import (
     flock_if_free,
     lease_path,
     newest_epoch,
-    read_beat,
-    read_lease,
     role_held,
     try_epoch,
 )

@@ -17,8 +17,9 @@ import pytest
 from data.preprocessed import open_preprocessed
 from data.training_data import NegativeLists, is_positive, read_negative_lists
 from model.static import StaticEncoder
+from tests.exchanging import read_lease
 from utils import exchange, publishing
-from utils.lease import Life, read_lease
+from utils.lease import Life
 from utils.waiting import wait_for
 
 REPO = Path(__file__).resolve().parent.parent

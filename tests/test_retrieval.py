@@ -9,7 +9,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import threading
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from drivers import retrieval
 from drivers.retrieval import UNWATCHED, PassageShare, Watch
 from model.encoder import dims_of_config, new_encoder
 from model.static import StaticEncoder
+from tests.ranks_as_threads import on_ranks
 from utils.distributed import World
 from utils.errors import UserError
 from utils.search import SearchOptions, in_memory
@@ -44,36 +44,14 @@ def retrieve_on_ranks(
     patch: pytest.MonkeyPatch,
     watches: list[Watch] | None = None,
 ) -> list[Any]:
-    """`retrieve` on as many threads as there are shares, which meet in `gather_rows` as ranks do; their results."""
-    ranks = len(cuts) - 1
-    held: list[Any] = [None] * ranks
-    results: list[Any] = [None] * ranks
-    meeting = threading.Barrier(ranks, timeout=30)
+    """`retrieve` on as many ranks as there are shares; their results."""
 
-    def gather_rows(world: World, rows_RX: np.ndarray) -> list[np.ndarray]:
-        held[world.rank] = rows_RX.copy()
-        meeting.wait()
-        gathered = list(held)
-        meeting.wait()
-        return gathered
+    def work(world: World) -> Any:
+        share = PassageShare(in_memory(passages_ND[cuts[world.rank] : cuts[world.rank + 1]]), cuts[world.rank])
+        watch = watches[world.rank] if watches else UNWATCHED
+        return retrieval.retrieve(world, queries_QD, share, len(passages_ND), k, SearchOptions("torch"), watch)
 
-    def any_rank(world: World, flag: bool) -> bool:
-        return bool(np.concatenate(gather_rows(world, np.array([flag]))).any())
-
-    def work(rank: int) -> None:
-        share = PassageShare(in_memory(passages_ND[cuts[rank] : cuts[rank + 1]]), cuts[rank])
-        world = World(rank, ranks, CPU)
-        watch = watches[rank] if watches else UNWATCHED
-        results[rank] = retrieval.retrieve(world, queries_QD, share, len(passages_ND), k, SearchOptions("torch"), watch)
-
-    patch.setattr(retrieval.distributed, "gather_rows", gather_rows)
-    patch.setattr(retrieval.distributed, "any_rank", any_rank)
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    return on_ranks(len(cuts) - 1, work, patch)
 
 
 @pytest.mark.parametrize("cuts", [[0, 40], [0, 25, 40], [0, 0, 3, 40]])

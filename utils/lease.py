@@ -115,18 +115,6 @@ def parse_beat(text: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_lease(directory: Path, role: str) -> Holder | None:
-    """The lease of the highest epoch."""
-    epoch = newest_epoch(directory, role)
-    return read_holder(directory, role, epoch) if epoch else None
-
-
-def read_beat(directory: Path, role: str) -> dict[str, Any] | None:
-    """The newest sign of life of the role, None where nobody ever had it."""
-    epoch = newest_epoch(directory, role)
-    return parse_beat(read_beat_text(directory, role, epoch)) if epoch else None
-
-
 # Watching
 
 
@@ -144,7 +132,6 @@ class Watch:
     epoch: int = -1
     text: bytes = b""
     changed: float = 0.0
-    started: float = 0.0
     changes: int = 0
     holder: Holder | None = None
 
@@ -153,10 +140,7 @@ class Watch:
         now, epoch = self.clock(), newest_epoch(self.directory, self.role)
         text = read_beat_text(self.directory, self.role, epoch) if epoch else b""
         if (epoch, text) != (self.epoch, self.text):
-            if self.epoch < 0:
-                self.started = now
-            else:
-                self.changes += 1
+            self.changes += self.epoch >= 0  # the first look is no change
             if epoch != self.epoch:
                 self.holder = read_holder(self.directory, self.role, epoch) if epoch else None
             self.epoch, self.text, self.changed = epoch, text, now
