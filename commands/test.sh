@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the test suite in .venv, which it sets up first; arguments go to pytest.
+# Runs the test suite in .venv, which it sets up first; arguments go to pytest, "-n 0" runs one test at a time.
 #
 #     bash commands/test.sh [-k WORDS] [tests/test_X.py] ...
 #
@@ -14,4 +14,5 @@ use_venv requirements-dev.txt
 # The tests' arrays are tiny and many tests start processes of their own: more threads would only fight for the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export HF_HUB_OFFLINE=1
-exec "$PYTHON" -m pytest "$@"
+# Two workers: many tests wait for processes, or for a Slurm, of their own.
+exec "$PYTHON" -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder "$@"

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.shell import REPO, run_script, script_environment, single_error_line, write_script
-from tests.slurm.cluster import SMALL, TOLD_PYTHON, Cluster, Told, lacking, wait_until
+from tests.slurm.cluster import ENDED, SMALL, TOLD_PYTHON, Cluster, Told, lacking, wait_until
 from utils.publishing import sha256_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -122,6 +123,20 @@ def limited(cluster: Cluster, settings: dict[str, str], all_arms: Chain) -> Chai
     cluster.call("scontrol", "hold", chain.jobs["generator"])
     cluster.call("scontrol", "update", f"JobId={chain.jobs['trainer']}", "TimeLimit=2")
     return chain
+
+
+@pytest.fixture(scope="module", autouse=True)
+def colocated(cluster: Cluster, settings: dict[str, str], all_arms: Chain) -> Chain:
+    """Another of these arms in a single job, as two processes of the trainer and one of the generator. Slurm's GPUs are
+    but files here, so the processes work on the CPU, where there is no fp16.
+    """
+    root = settings["ROOT"]
+    changed = {**settings, "RUN_DIR": f"{root}/colocated", "WARMUP_DIR": f"{root}/all/warmup"}
+    del changed["GPUS"]  # of the job's own, by SLURM_GPUS_ON_NODE
+    gpus = ("--colocated", "--train_gpus", "2", "--gen_gpus", "1")
+    flags = (*FLAGS, "--fp16", "false", "--generator", "--fp16", "false", "--evaluation", "--fp16", "false")
+    options = ("--", "--cpus-per-task=3", "--mem=1G", "--nodelist=n1")
+    return Chain(cluster, changed, "top_bottom", *gpus, *flags, *options)
 
 
 def requeue_in_mid_run(chain: Chain, name: str, sign: str, how: str = "requeue") -> None:
@@ -295,6 +310,51 @@ def test_a_job_goes_on_after_its_time_limit_and_by_the_same_command_after_scance
     for name in PROGRAMS:
         assert cluster.end(again.jobs[name])["JobState"] == "COMPLETED", cluster.log(again.jobs[name])[-3000:]
     assert limited.weights("bottom") == all_arms.weights("bottom")
+
+
+def test_a_colocated_arm_of_several_processes_goes_on_after_a_requeue_and_after_scancel(
+    colocated: Chain, cluster: Cluster, all_arms: Chain
+) -> None:
+    assert set(colocated.jobs) == {"warmup", "arm", "evaluation"}
+    arm = colocated.run_dir / "arms" / "top_bottom"
+    trainer_log, job = arm / "trainer.out", colocated.jobs["arm"]
+
+    def wait_for_trainer(sign: str) -> None:
+        def look() -> bool:
+            assert cluster.state(job) not in ENDED, cluster.log(job)[-3000:]
+            return trainer_log.exists() and sign in trainer_log.read_text()
+
+        wait_until(look, f"{sign!r} in {trainer_log}")
+
+    wait_for_trainer(f"step {WINDOW}/")
+    assert "trainer on GPUs [0,1], generator on [2]" in cluster.log(job)
+    cluster.call("scontrol", "requeue", job)
+    wait_for_trainer("going on from checkpoint-")
+    wait_for_trainer(f"step {3 * WINDOW}/")
+    cluster.call("scancel", job)
+    assert cluster.end(job)["JobState"] == "CANCELLED"
+    assert cluster.end(colocated.jobs["evaluation"])["JobState"] == "CANCELLED"
+    assert not (arm / "checkpoints" / "DONE.json").exists()
+
+    again = Chain(
+        cluster, colocated.settings, "top_bottom", *colocated.command[colocated.command.index("--colocated") :]
+    )
+    for name in ("arm", "evaluation"):
+        assert cluster.end(again.jobs[name])["JobState"] == "COMPLETED", cluster.log(again.jobs[name])[-3000:]
+    steps = [json.loads(line)["step"] for line in (arm / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS
+
+    # Two processes add up the same gradients as one, in another order.
+    weights = [load_file(path / "model.safetensors") for path in final_and_first_of(colocated, all_arms, "top_bottom")]
+    for name, initial in weights.pop().items():
+        one, two = (final[name] - initial for final in weights)
+        assert (one - two).abs().max() <= 0.02 * one.abs().max(), name
+
+
+def final_and_first_of(chain: Chain, other: Chain, strategy: str) -> list[Path]:
+    """Both last checkpoints, and the warmup's, from which both began."""
+    finals = [run.run_dir / "arms" / strategy / "checkpoints" / f"checkpoint-{STEPS}" for run in (other, chain)]
+    return [*finals, other.run_dir / "warmup" / f"checkpoint-{WARMUP_STEPS}"]
 
 
 def check_that_a_second_job_is_refused(chain: Chain) -> None:
