@@ -14,5 +14,5 @@ use_venv requirements-dev.txt
 # The tests' arrays are tiny and many tests start processes of their own: more threads would only fight for the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export HF_HUB_OFFLINE=1
-# Two workers: many tests wait for processes, or for a Slurm, of their own.
-exec "$PYTHON" -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder "$@"
+# Two workers: many tests wait for processes, or for a Slurm, of their own. A file's tests share what they have started.
+exec "$PYTHON" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

@@ -16,25 +16,19 @@ import pytest
 TINY_PASSAGES, TINY_TRAIN_QUERIES, TINY_DEV_QUERIES = 300, 60, 20
 TINY_MAX_SEQ_LENGTH, TINY_MAX_QUERY_LENGTH = 32, 16
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-LONGEST = ["test_slurm.py", "test_faults.py", "test_loop.py", "test_resume.py"]  # of the slow ones
+LONGEST = ["test_slurm.py", "test_faults.py", "test_loop.py", "test_resume.py"]  # of those with slow tests
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The fast tests first; then the slow ones, the longest first, so that no worker is left alone with it at the end.
-
-    A file's slow tests go to one worker, since they share what its fixtures have started; so do its fast ones.
-    """
+    """The fast files first; then those with slow tests, the longest first, so that no worker is left alone with it."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
 
     def turn(item: pytest.Item) -> int:
-        if item.get_closest_marker("slow") is None:
+        if item.path not in slow:
             return -1
         return LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
 
     items.sort(key=turn)
-    for item in items:
-        speed = "fast" if turn(item) < 0 else "slow"
-        item.add_marker(pytest.mark.xdist_group(f"{speed} {item.path.name}"))
 
 
 def made_up_words(count: int, rng: random.Random) -> list[str]:

@@ -128,7 +128,7 @@ def limited(cluster: Cluster, settings: dict[str, str], all_arms: Chain) -> Chai
 @pytest.fixture(scope="module", autouse=True)
 def colocated(cluster: Cluster, settings: dict[str, str], all_arms: Chain) -> Chain:
     """Another of these arms in a single job, as two processes of the trainer and one of the generator. Slurm's GPUs are
-    but files here, so the processes work on the CPU, where there is no fp16.
+    but files here, so the processes work on the CPU, where there is no fp16. Held until its test can watch it.
     """
     root = settings["ROOT"]
     changed = {**settings, "RUN_DIR": f"{root}/colocated", "WARMUP_DIR": f"{root}/all/warmup"}
@@ -136,7 +136,9 @@ def colocated(cluster: Cluster, settings: dict[str, str], all_arms: Chain) -> Ch
     gpus = ("--colocated", "--train_gpus", "2", "--gen_gpus", "1")
     flags = (*FLAGS, "--fp16", "false", "--generator", "--fp16", "false", "--evaluation", "--fp16", "false")
     options = ("--", "--cpus-per-task=3", "--mem=1G", "--nodelist=n1")
-    return Chain(cluster, changed, "top_bottom", *gpus, *flags, *options)
+    chain = Chain(cluster, changed, "top_bottom", *gpus, *flags, *options)
+    cluster.call("scontrol", "hold", chain.jobs["arm"])
+    return chain
 
 
 def requeue_in_mid_run(chain: Chain, name: str, sign: str, how: str = "requeue") -> None:
@@ -326,6 +328,7 @@ def test_a_colocated_arm_of_several_processes_goes_on_after_a_requeue_and_after_
 
         wait_until(look, f"{sign!r} in {trainer_log}")
 
+    cluster.call("scontrol", "release", job)
     wait_for_trainer(f"step {WINDOW}/")
     assert "trainer on GPUs [0,1], generator on [2]" in cluster.log(job)
     cluster.call("scontrol", "requeue", job)
@@ -341,14 +344,14 @@ def test_a_colocated_arm_of_several_processes_goes_on_after_a_requeue_and_after_
     )
     for name in ("arm", "evaluation"):
         assert cluster.end(again.jobs[name])["JobState"] == "COMPLETED", cluster.log(again.jobs[name])[-3000:]
-    steps = [json.loads(line)["step"] for line in (arm / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps)) and steps[-1] == STEPS
+    lines = [json.loads(line) for line in (arm / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(5, STEPS + 1, 5))
 
     # Two processes add up the same gradients as one, in another order.
     weights = [load_file(path / "model.safetensors") for path in final_and_first_of(colocated, all_arms, "top_bottom")]
     for name, initial in weights.pop().items():
         one, two = (final[name] - initial for final in weights)
-        assert (one - two).abs().max() <= 0.02 * one.abs().max(), name
+        assert (one - two).abs().max() <= 1e-3 * one.abs().max(), name
 
 
 def final_and_first_of(chain: Chain, other: Chain, strategy: str) -> list[Path]:
