@@ -8,6 +8,7 @@ memory is a block at a time, however large the collection.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from model.precision import autocast
 from utils.errors import UserError
+from utils.prefetch import prefetched
 
 LARGEST_BLOCK, SMALLEST_BLOCK, WANTED_BLOCKS = 8192, 32, 64
 
@@ -63,6 +65,35 @@ def attention_mask(ids_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tenso
     return (torch.arange(ids_BL.shape[1], device=ids_BL.device) < lengths_B[:, None]).to(torch.int64)
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """A batch's tokens, and the block [first, last) of which it is a part."""
+
+    first: int
+    last: int
+    rows_B: torch.Tensor
+    ids_BL: torch.Tensor
+    lengths_B: torch.Tensor
+
+
+def gather_batches(texts: Texts, rows: tuple[int, int], budget_tokens: int, pin: bool) -> Iterator[Gathered]:
+    """The batches of the rows [start, stop), block after block. ``pin``: for copies that the GPU makes by itself."""
+    for first, last in plan_blocks(texts.count, *rows):
+        for rows_B in plan_batches(texts.lengths(first, last), first, budget_tokens):
+            arrays = (rows_B, *texts.gather(rows_B))
+            yield Gathered(
+                first, last, *(torch.from_numpy(a).pin_memory() if pin else torch.from_numpy(a) for a in arrays)
+            )
+
+
+def encode_batch(encoder: Any, batch: Gathered, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+    """float32 [B, D], on the device."""
+    ids_BL, lengths_B = (tensor.to(device, non_blocking=True) for tensor in (batch.ids_BL, batch.lengths_B))
+    with torch.inference_mode(), autocast(device, dtype):
+        embeddings_BD: torch.Tensor = encoder(ids_BL, attention_mask(ids_BL, lengths_B))
+        return embeddings_BD.float()
+
+
 def encode_blocks(
     encoder: Any,
     texts: Texts,
@@ -74,19 +105,29 @@ def encode_blocks(
 ) -> Iterator[np.ndarray]:
     """The embeddings of rows [start, stop), whole blocks, a block at a time: float32 [M, D].
 
-    ``advance`` is told the texts of each batch; an exception that it raises ends the work.
+    Tokens are gathered in a thread, and a block's vectors stay on the device until it is whole, so that the
+    device never waits for the host. ``advance`` is told the texts of each batch; an exception that it raises
+    ends the work.
     UserError where an embedding is not finite: searching such numbers would train on noise in silence.
     """
     encoder.eval()
-    for first, last in plan_blocks(texts.count, *rows):
-        out_MD = np.empty((last - first, encoder.dims), np.float32)
-        for batch in plan_batches(texts.lengths(first, last), first, budget_tokens):
-            ids_BL, lengths_B = (torch.from_numpy(array).to(device, non_blocking=True) for array in texts.gather(batch))
-            with torch.inference_mode(), autocast(device, dtype):
-                embeddings_BD = encoder(ids_BL, attention_mask(ids_BL, lengths_B)).float()
-            found = embeddings_BD.cpu().numpy()
-            if not np.isfinite(found).all():
-                raise UserError("the model's embeddings are not finite; take an older checkpoint, or compute in --bf16")
-            out_MD[batch - first] = found
-            advance(len(batch))
-        yield out_MD
+    if device.type == "cpu":
+        budget_tokens = min(budget_tokens, encoder.cpu_batch_tokens)
+    filled, block_MD = 0, torch.empty(0)
+    with closing(prefetched(gather_batches(texts, rows, budget_tokens, pin=device.type == "cuda"))) as batches:
+        for batch in batches:
+            if filled == 0:
+                block_MD = torch.empty((batch.last - batch.first, encoder.dims), device=device)
+            places_B = batch.rows_B.to(device, non_blocking=True) - batch.first
+            block_MD[places_B] = encode_batch(encoder, batch, device, dtype)
+            filled += len(batch.rows_B)
+            advance(len(batch.rows_B))
+            if filled == len(block_MD):
+                yield check_finite(block_MD.cpu().numpy())
+                filled = 0
+
+
+def check_finite(embeddings_MD: np.ndarray) -> np.ndarray:
+    if not np.isfinite(embeddings_MD).all():
+        raise UserError("the model's embeddings are not finite; take an older checkpoint, or compute in --bf16")
+    return embeddings_MD

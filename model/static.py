@@ -23,6 +23,8 @@ INITIAL_STD = 0.1  # torch's 1.0 leaves Adam's steps too small beside the weight
 class StaticEncoder(nn.Module):
     """config: ``vocab_size``, ``embedding_size``; optional ``score_scale`` and ``pad_token_id``."""
 
+    cpu_batch_tokens = 2**16
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.config = {"architectures": ["StaticEncoder"], **config, "model_type": "static"}
