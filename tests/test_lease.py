@@ -333,6 +333,28 @@ def test_a_full_disk_is_no_lost_lease(tmp_path: Path, monkeypatch: pytest.Monkey
     assert beat_path(tmp_path, "trainer", 1).read_bytes() != before
 
 
+@pytest.mark.parametrize(("synced", "epoch"), [("lease", 2), (LEASES, 3), ("", 3)])
+def test_a_full_disk_while_a_lease_is_taken_leaves_no_staging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synced: str, epoch: int
+) -> None:
+    """Before the lease is there, after it, or while the earlier holder's staging is moved away."""
+    first = take(tmp_path)
+    real_sync = publishing.sync
+
+    def full(path: Path, *_: Any) -> None:
+        if synced and path.name != synced:
+            real_sync(path)
+        else:
+            raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(publishing, "sync", full) if synced else patch.setattr(lease_module, "fence_others", full)
+        take(tmp_path)
+    assert [path.name for path in (tmp_path / STAGING).iterdir()] == [first.holder.staging]
+    assert take(tmp_path).holder.epoch == epoch
+    assert len(list((tmp_path / STAGING).iterdir())) == 1
+
+
 def test_a_job_that_lost_its_lease_unnoticed_says_so_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -247,7 +247,11 @@ def acquire(
             say_once(f"{directory} has a {role} ({watch.holder}): looking whether it lives")
         sleep(LOOK_SECONDS)
     lease.previous = parse_beat(watch.text)
-    fence_others(directory, role, lease)
+    try:
+        fence_others(directory, role, lease)
+    except BaseException:
+        shutil.rmtree(lease.staging, ignore_errors=True)
+        raise
     lease.beat()
     return lease
 
@@ -279,18 +283,19 @@ def try_epoch(directory: Path, role: str, epoch: int, life: Life, run_id: str, l
     )
     staged = staging / "lease"
     try:
-        staged.write_text(publishing.sealed(asdict(holder)), encoding="utf-8")
-        publishing.sync(staged)
-        os.link(staged, lease_path(directory, role, epoch))
-    except (FileExistsError, FileNotFoundError):  # taken; or swept away by the one that took it
-        if not publishing.is_same_file(staged, lease_path(directory, role, epoch)):
-            shutil.rmtree(staging, ignore_errors=True)
-            return None
+        try:
+            staged.write_text(publishing.sealed(asdict(holder)), encoding="utf-8")
+            publishing.sync(staged)
+            os.link(staged, lease_path(directory, role, epoch))
+        except (FileExistsError, FileNotFoundError):  # taken; or swept away by the one that took it
+            if not publishing.is_same_file(staged, lease_path(directory, role, epoch)):
+                shutil.rmtree(staging, ignore_errors=True)
+                return None
+        publishing.sync(directory / LEASES)
+        staged.unlink(missing_ok=True)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    publishing.sync(directory / LEASES)
-    staged.unlink(missing_ok=True)
     return Lease(directory, holder)
 
 

@@ -116,8 +116,8 @@ MUTANTS = (
     Mutant(
         "an earlier holder's staging left where it is",
         "utils/lease.py",
-        "    fence_others(directory, role, lease)\n",
-        "",
+        "        fence_others(directory, role, lease)\n",
+        "        pass\n",
         ("fencing",),
     ),
     Mutant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -99,7 +100,8 @@ def inject(lab: Lab, zygote: Zygote, loss: Loss) -> None:
     finally:
         play.stop_all()
         for pid in processes_of(run):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         job.wait()
     play.discard()
 

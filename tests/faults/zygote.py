@@ -8,6 +8,7 @@ end, its exit code come back the same way.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import gc
 import importlib
@@ -176,7 +177,8 @@ class Child:
 
     def send(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it may end in between, and the zygote takes its code
+                os.kill(self.pid, number)
 
     def is_stopped(self) -> bool:
         """Whether SIGSTOP holds it."""
