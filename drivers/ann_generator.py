@@ -39,6 +39,7 @@ from drivers.shared import (
 )
 from drivers.space import UNKNOWN_REFRESHES
 from drivers.vectors import EMBEDDINGS, Job, Work, embeddings_dir
+from model.precision import name_of
 from utils import distributed, exchange, publishing
 from utils.errors import UserError
 from utils.flags import check_positive
@@ -105,6 +106,7 @@ def generate(job: Job, resolved_flags: str) -> None:
             flags,
             job.collection,
             strategy=job.strategy,
+            encoded_in=name_of(job.dtype),
             initial_model_sha256=exchange.model_sha256(Path(flags.init_model_dir)),
         )
         run_id = join_run(

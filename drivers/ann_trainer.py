@@ -47,6 +47,7 @@ from drivers.shared import (
 )
 from drivers.space import checkpoints_at_once, publishing_steps
 from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
+from model.precision import name_of
 from utils import distributed, exchange, publishing
 from utils.errors import UserError
 from utils.exchange import Refresh
@@ -105,6 +106,7 @@ def train(job: Job, resolved_flags: str) -> None:
             flags,
             job.collection,
             processes=world.size,
+            trained_in=name_of(job.dtype),
             initial_model_sha256=initial_model,
             replayed_journal_sha256=replayed,
         )

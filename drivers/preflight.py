@@ -22,7 +22,7 @@ from data.token_cache import TokenCache, cache_files
 from data.verify import check_inputs
 from drivers.embedding_shards import DTYPES
 from drivers.retrieval import encoding_settings
-from drivers.shared import open_encoder
+from drivers.shared import open_to_encode
 from drivers.space import check_space, checkpoint_term, embeddings_term, held_by_trainer, negatives_term, run_term
 from drivers.trainer import Trainer
 from drivers.trial import TrialSize, check_encoding, check_training
@@ -131,7 +131,7 @@ def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
         per_query = flags.negative_sample * (2 if job.strategy == "top_bottom" else 1)
         terms.append(negatives_term(queries, per_query, refreshes))
     if not flags.load_gen:
-        encoder = open_encoder(flags, flags.init_model_dir, collection).to(device)
+        encoder = open_to_encode(flags, flags.init_model_dir, collection, job.dtype, checks.world)
         texts = len(collection.passages) + queries + len(collection.qrels("dev").queries_with_positive())
         value_bytes, only_latest = DTYPES[flags.embedding_dtype].itemsize, flags.only_keep_latest_embedding_file
         terms.append(embeddings_term(texts, encoder.dims, value_bytes, refreshes, only_latest))

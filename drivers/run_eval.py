@@ -65,7 +65,7 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
     from drivers.evaluation import encode_split, load_split, rank_split, rerank_lists
     from drivers.preflight import Preflight, check_evaluation
     from drivers.retrieval import check_index_fits, encoding_settings
-    from drivers.shared import open_encoder, start_program
+    from drivers.shared import open_to_encode, start_program
     from drivers.trial import check_encoding
     from utils import distributed
     from utils.search import SearchOptions
@@ -81,7 +81,7 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
         checks.end()
         vectors: Any = load_split(world, Path(flags.embedding_dir), collection, flags.split)
     else:
-        encoder = open_encoder(flags, flags.model_name_or_path, collection).to(world.device)
+        encoder = open_to_encode(flags, flags.model_name_or_path, collection, dtype, world)
         check_index_fits(flags, len(collection.passages), encoder.dims)
         settings = encoding_settings(flags, collection, dtype)
         checks.each(partial(check_encoding, encoder, collection, flags.split, settings, world.device))

@@ -18,7 +18,7 @@ from data.token_cache import TokenCache
 from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
 from data.verify import check_inputs
 from model.encoder import check_fits, check_model_type, load_encoder, read_config
-from model.precision import autocast_dtype
+from model.precision import compute_dtype, quickest_dtype
 from model.training import make_optimizer
 from utils import distributed
 from utils.distributed import World
@@ -54,13 +54,14 @@ def open_collection(flags: Any, tokenizer_dir: str) -> Preprocessed:
     return collection
 
 
-def check_compute_flags(flags: Any) -> torch.dtype | None:
-    """Refuse what cannot be computed; the type to autocast to."""
+def check_compute_flags(flags: Any, default_dtype: str = "auto") -> torch.dtype | None:
+    """Refuse what cannot be computed; the type to compute in, None for float32."""
     check_positive(flags, "per_gpu_eval_batch_size", "max_seq_length", "max_query_length", "collective_timeout_seconds")
     if getattr(flags, "seed", 0) < 0:
         raise UserError(f"--seed is {flags.seed}, expected 0 or more")
     check_model_type(flags.model_type)
-    return autocast_dtype(flags.fp16, flags.bf16, flags.fp16_opt_level)
+    quickest = quickest_dtype(distributed.own_device(flags.no_cuda), flags.model_type)
+    return compute_dtype(flags.dtype, flags.fp16, flags.bf16, flags.fp16_opt_level, default_dtype, quickest)
 
 
 def check_exchange_flags(flags: Any) -> None:
@@ -95,7 +96,7 @@ def check_training_flags(flags: TrainingFlags) -> torch.dtype | None:
     )
     if flags.optimizer == "apex_fused_lamb":
         make_optimizer("apex_fused_lamb", torch.nn.Linear(1, 1), 1.0, 1e-6, 0.0)
-    return check_compute_flags(flags)
+    return check_compute_flags(flags, default_dtype="fp32")
 
 
 def open_encoder(
@@ -114,6 +115,16 @@ def open_encoder(
     encoder = load_encoder(flags.model_type, model_dir, config_name, new_head, changes)
     longest = max(flags.max_seq_length, flags.max_query_length)
     check_fits(encoder, collection.manifest["vocab_size"], collection.pad_token_id, longest)
+    return encoder
+
+
+def open_to_encode(
+    flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
+) -> Any:
+    """The same on this rank's device, for encoding alone."""
+    encoder = open_encoder(flags, model_dir, collection).to(world.device)
+    if dtype is not None:
+        encoder.lower_weights(dtype)
     return encoder
 
 

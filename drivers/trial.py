@@ -23,7 +23,7 @@ from drivers.retrieval import EncodingSettings
 from drivers.shared import gather_from
 from drivers.space import optimiser_bytes
 from model.embedding import attention_mask
-from model.precision import autocast
+from model.precision import autocast, autocast_for, name_of
 from model.training import TrainingStep, tensors_of
 from utils.disk import in_bytes
 from utils.distributed import World
@@ -100,7 +100,7 @@ def check_encoding(
             gathered = gather_from(cache, limit, settings.pad_id)(rows)
             ids_BL, lengths_B = (torch.from_numpy(array).to(device) for array in gathered)
             encoder.eval()
-            with torch.inference_mode(), autocast(device, settings.dtype):
+            with torch.inference_mode(), autocast_for(encoder, device, settings.dtype):
                 embeddings_BD = encoder(ids_BL, attention_mask(ids_BL, lengths_B)).float()
             if not bool(torch.isfinite(embeddings_BD).all()):
                 raise UserError(
@@ -108,7 +108,7 @@ def check_encoding(
                 )
             told.append(f"{len(rows)} {what} of up to {longest} tokens")
         memory = peak_memory(device, "per_gpu_eval_batch_size")
-    return f"model: {' and '.join(told)} encode to {encoder.dims} finite dims{memory}"
+    return f"model: {' and '.join(told)} encode to {encoder.dims} finite dims in {name_of(settings.dtype)}{memory}"
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ def check_training(
             losses.append(float(value.detach()))
             check_finite(losses[-1], encoder, dtype)
         memory = peak_memory(device, "per_gpu_train_batch_size", optimiser_bytes(encoder))
-    first, second = losses
-    return f"model: two batches of {size.triples} triples, losses {first:.4g} (longest texts) and {second:.4g}{memory}"
+    told = f"losses {losses[0]:.4g} (longest texts) and {losses[1]:.4g} in {name_of(dtype)}{memory}"
+    return f"model: two batches of {size.triples} triples, {told}"
 
 
 def check_finite(loss: float, encoder: Any, dtype: torch.dtype | None) -> None:

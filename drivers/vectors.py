@@ -16,8 +16,9 @@ from drivers.agreement import Session, agree
 from drivers.embedding_shards import Shards
 from drivers.flags import GenerateFlags
 from drivers.retrieval import PassageShare, Watch
-from drivers.shared import open_encoder
+from drivers.shared import open_to_encode
 from drivers.stored_embeddings import DEV_QUERY, PASSAGES, TRAIN_QUERY, Recipe
+from model.precision import name_of
 from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced, UserError
@@ -125,7 +126,7 @@ def open_checkpoint(job: Job, here: Session, work: Work) -> Any | None:
         try:
             if not world.is_first:  # rank 0 has seen it
                 wait_until_visible(path / "config.json")
-            encoder = open_encoder(job.flags, work.checkpoint, job.collection).to(world.device)
+            encoder = open_to_encode(job.flags, work.checkpoint, job.collection, job.dtype, world)
         except Exception as error:  # readers of weights have errors of their own for files that vanish
             fault = error
         if distributed.any_rank(world, fault is not None):
@@ -151,7 +152,7 @@ def recipe_of(job: Job, world: World, work: Work, encoder: Any) -> Recipe:
         max_seq_length=settings.max_seq_length,
         max_query_length=settings.max_query_length,
         budget_tokens=settings.budget_tokens,
-        compute=str(settings.dtype or torch.float32).removeprefix("torch."),
+        compute=name_of(settings.dtype),
         storage=flags.embedding_dtype,
         device=world.device.type,
     )

@@ -36,12 +36,14 @@ from drivers.shared import (
     check_training_flags,
     open_collection,
     open_encoder,
+    open_to_encode,
     seed_everything,
     start_program,
 )
 from drivers.space import publishing_steps
 from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
 from model.encoder import new_encoder, read_config
+from model.precision import name_of
 from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import UserError
@@ -145,7 +147,8 @@ def train(job: Job, world: World, run_id: str, checks: Preflight) -> None:
     flags = job.flags
     with session(world, job.output_dir, "warmup", flags, run_id) as here:
         total_steps = steps_to_train(job, world)
-        science = science_of(flags, job.collection, processes=world.size, **source_of(job)) | {"max_steps": total_steps}
+        resolved = {"processes": world.size, "trained_in": name_of(job.dtype), **source_of(job)}
+        science = science_of(flags, job.collection, **resolved) | {"max_steps": total_steps}
         run_id = enter_run(here, job.output_dir, flags, run_id, science)
         start = start_point(here, job.output_dir)
         seed_everything(flags.seed, 0)  # the same random weights on every rank
@@ -298,7 +301,7 @@ def evaluate_stored(job: Job, world: World) -> None:
     if not wanted:
         raise UserError(f"{job.output_dir} holds no checkpoint, expected one to evaluate; add --do_train")
     for path in wanted:
-        encoder = open_encoder(flags, str(path), job.collection).to(world.device)
+        encoder = open_to_encode(flags, str(path), job.collection, job.dtype, world)
         found = evaluate_mrr(job, world, encoder)
         assert found is not None, "nobody was told to leave"
         rerank_mrr, full_mrr = found

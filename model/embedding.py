@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.precision import autocast
+from model.precision import autocast_for
 from utils.errors import UserError
 from utils.prefetch import prefetched
 
@@ -89,7 +89,7 @@ def gather_batches(texts: Texts, rows: tuple[int, int], budget_tokens: int, pin:
 def encode_batch(encoder: Any, batch: Gathered, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
     """float32 [B, D], on the device."""
     ids_BL, lengths_B = (tensor.to(device, non_blocking=True) for tensor in (batch.ids_BL, batch.lengths_B))
-    with torch.inference_mode(), autocast(device, dtype):
+    with torch.inference_mode(), autocast_for(encoder, device, dtype):
         embeddings_BD: torch.Tensor = encoder(ids_BL, attention_mask(ids_BL, lengths_B))
         return embeddings_BD.float()
 

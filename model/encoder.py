@@ -1,8 +1,8 @@
 """Encoders: a text's token ids in, one vector out. Here they are chosen, loaded and saved.
 
 Every encoder is a module called with ``(input_ids_BL, attention_mask_BL)`` that returns ``embeddings_BD``,
-with ``query_emb`` and ``body_emb`` as ANCE names them, ``dims``, ``config``, ``save_pretrained(directory)``, and
-``cpu_batch_tokens``: in batches of more it encodes no faster on a CPU.
+with ``query_emb`` and ``body_emb`` as ANCE names them, ``dims``, ``config``, ``save_pretrained(directory)``,
+``cpu_batch_tokens`` (in batches of more it encodes no faster on a CPU) and ``lower_weights(dtype)`` for encoding alone.
 Another model type takes three lines: its word in MODEL_TYPES and CONFIG_TYPE_OF, and a branch in `load_encoder`
 and `new_encoder`. The modules are imported when asked for: the static one does without transformers' models.
 """

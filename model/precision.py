@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 
 from utils.errors import UserError
 
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+FIRST_GPU_WITH_BF16 = (8, 0)  # compute capability: A100
 
-def autocast_dtype(fp16: bool, bf16: bool, fp16_opt_level: str) -> torch.dtype | None:
-    """The type torch autocasts to; None is plain float32.
+
+def compute_dtype(
+    dtype: str | None, fp16: bool, bf16: bool, fp16_opt_level: str, default: str, quickest: torch.dtype | None
+) -> torch.dtype | None:
+    """The type to compute in; None is float32. ``default`` is the word for no flag, ``quickest`` what auto means.
 
     apex's levels: O0 is float32, O1 (its default) is autocast. UserError for the two that only
     apex.amp could do, and for flags that contradict each other.
@@ -22,16 +28,45 @@ def autocast_dtype(fp16: bool, bf16: bool, fp16_opt_level: str) -> torch.dtype |
         )
     if fp16_opt_level not in ("O0", "O1"):
         raise UserError(f"--fp16_opt_level is {fp16_opt_level!r}, expected O0 or O1")
-    if fp16 and bf16:
-        raise UserError("--fp16 and --bf16 are both given; choose one")
-    if fp16_opt_level == "O0" and fp16:
+    given = {"--fp16": "fp16" if fp16 else None, "--bf16": "bf16" if bf16 else None, f"--dtype {dtype}": dtype}
+    words = {flag: word for flag, word in given.items() if word}
+    if len(set(words.values())) > 1:
+        raise UserError(f"{' and '.join(words)} are both given; choose one")
+    word = next(iter(words.values()), default)
+    if word == "fp16" and fp16_opt_level == "O0":
         return None
-    if fp16:
-        return torch.float16
-    return torch.bfloat16 if bf16 else None
+    return quickest if word == "auto" else DTYPES[word]
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
+def quickest_dtype(device: torch.device, model_type: str) -> torch.dtype | None:
+    """bfloat16 where this hardware multiplies its matrices quicker than float32's, else None.
+
+    The static encoder hardly multiplies any: it stays in float32.
+    """
+    if model_type == "static":
+        return None
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= FIRST_GPU_WITH_BF16
+    else:
+        found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+        has_bf16 = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return torch.bfloat16 if has_bf16 else None
+
+
+def autocast_for(
+    encoder: torch.nn.Module, device: torch.device, dtype: torch.dtype | None
+) -> contextlib.AbstractContextManager[Any]:
+    """Autocast, unless the encoder's own weights are in ``dtype`` already: see `lower_weights` of the encoders."""
+    is_lowered = any(parameter.dtype is dtype for parameter in encoder.parameters())
+    return autocast(device, None if is_lowered else dtype)
+
+
+def name_of(dtype: torch.dtype | None) -> str:
+    """As torch spells it: None is float32."""
+    return str(dtype or torch.float32).removeprefix("torch.")
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
     if dtype is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)

@@ -54,10 +54,20 @@ class RobertaDot(RobertaPreTrainedModel):
             pooled_BH = (hidden_BLH * weights_BL1).sum(1) / weights_BL1.sum(1)
         else:
             pooled_BH = hidden_BLH[:, 0]
-        # The scale is folded into the embeddings, so that training and search see the same scores.
+        # The head may be more exact than the rest. The scale is folded into the embeddings, so that training and
+        # search see the same scores.
+        pooled_BH = pooled_BH.to(self.embeddingHead.weight.dtype)
         return self.norm(self.embeddingHead(pooled_BH)) * self.score_scale**0.5
 
     query_emb = body_emb = forward
+
+    def lower_weights(self, dtype: torch.dtype) -> None:
+        """For encoding alone: the layers' weights in ``dtype``, which autocast would cast anew for each batch.
+
+        The head stays in float32, whose result is stored.
+        """
+        body: nn.Module = self.roberta
+        body.to(dtype)
 
 
 def load_roberta_dot(name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> RobertaDot:

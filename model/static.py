@@ -44,6 +44,9 @@ class StaticEncoder(nn.Module):
 
     query_emb = body_emb = forward
 
+    def lower_weights(self, dtype: torch.dtype) -> None:
+        """Nothing: autocast has only the head to cast."""
+
     def save_pretrained(self, directory: Path) -> None:
         from safetensors.torch import save_file
 

@@ -349,21 +349,6 @@ def test_checks() -> None:
         check_choice("x", "three", ("one", "two"))
 
 
-@pytest.mark.parametrize(
-    ("level", "fp16", "good"), [("O0", 1, 1), ("O1", 1, 1), ("O2", 1, 0), ("O3", 1, 0), ("P", 1, 0)]
-)
-def test_the_words_of_apex(level: str, fp16: int, good: int) -> None:
-    import torch
-
-    from model.precision import autocast_dtype
-
-    if good:
-        assert autocast_dtype(bool(fp16), False, level) is (None if level == "O0" else torch.float16)
-    else:
-        with pytest.raises(UserError, match=level):
-            autocast_dtype(bool(fp16), False, level)
-
-
 # Strategies: what the four flags mean, for all their values
 
 

@@ -285,7 +285,7 @@ def test_encoding_takes_the_longest_texts_that_fit(tiny_preprocessed: Path) -> N
     longest = [int(np.diff(cache.offsets_N1).max()) for cache in (collection.passages, collection.queries("dev"))]
     assert [shape[1] for shape in seen] == longest
     assert seen[0][0] == 3 * 32 // longest[0] and seen[1][0] == trial.CPU_TEXTS
-    assert f"{seen[0][0]} passages of up to {longest[0]} tokens" in line and "2 finite dims" in line
+    assert f"{seen[0][0]} passages of up to {longest[0]} tokens" in line and "2 finite dims in float32" in line
 
 
 @pytest.mark.parametrize("loss", ["pairwise", "in_batch"])
@@ -294,7 +294,7 @@ def test_the_losses_are_those_of_the_formula(tiny_preprocessed: Path, loss: str)
     encoder = static_encoder(collection)
     line = check_training(encoder, collection, loss, SIZE, ALONE, None)
     assert line.startswith("model: two batches of 3 triples, losses ")
-    said = [float(number) for number in re.findall(r"losses (\S+) \(longest texts\) and (\S+)$", line)[0]]
+    said = [float(number) for number in re.findall(r"losses (\S+) \(longest texts\) and (\S+) in float32$", line)[0]]
     for longest, found in zip((True, False), said, strict=True):
         batch = trial_batch(collection, SIZE, loss == "in_batch", longest)
         lengths = (torch.arange(ids.shape[1]) < torch.from_numpy(n)[:, None] for ids, n in (

@@ -21,7 +21,6 @@ from transformers import RobertaConfig
 from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
 from model.encoder import load_encoder
 from model.lamb import Lamb
-from model.precision import autocast_dtype
 from model.roberta_dot import RobertaDot
 from model.static import StaticEncoder
 from model.training import (
@@ -283,21 +282,6 @@ def test_fp16_s_scaler_skips_a_step_that_overflows_and_goes_on() -> None:
             scale /= 2
             assert state.scaler.get_scale() == scale
     assert 1 < state.step < 127
-
-
-def test_which_precision_flags_mean_what() -> None:
-    assert autocast_dtype(False, False, "O1") is None
-    assert autocast_dtype(True, False, "O1") is torch.float16
-    assert autocast_dtype(True, False, "O0") is None
-    assert autocast_dtype(False, True, "O1") is torch.bfloat16
-    for flags, complaint in (
-        ((True, True, "O1"), "choose one"),
-        ((True, False, "O2"), "apex.amp, which NVIDIA has removed"),
-        ((False, False, "O3"), "apex.amp"),
-        ((True, False, "O4"), "expected O0 or O1"),
-    ):
-        with pytest.raises(UserError, match=complaint):
-            autocast_dtype(*flags)
 
 
 # Optimisers

@@ -47,15 +47,21 @@ class World:
         return self.rank == 0
 
 
+def own_device(no_cuda: bool) -> torch.device:
+    """This process's GPU, or the CPU."""
+    if no_cuda or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def start(no_cuda: bool, timeout_seconds: float) -> World:
     """Join the process group torchrun describes: nccl on GPUs, gloo on the CPU.
 
     A collective that another rank does not join within ``timeout_seconds`` ends this one: see `collective`.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    use_cuda = torch.cuda.is_available() and not no_cuda
-    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    device = own_device(no_cuda)
+    use_cuda = device.type == "cuda"
     if use_cuda:
         torch.cuda.set_device(device)
     if size > 1:

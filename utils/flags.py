@@ -101,8 +101,11 @@ class ComputeFlags:
         128, "texts of --max_seq_length tokens that an encoding batch may hold; shorter texts make larger batches"
     )
     no_cuda: bool = flag(False, "stay on the CPU even where there is a GPU")
-    fp16: bool = flag(False, "autocast to float16 (training: with loss scaling)")
-    bf16: bool = flag(False, "autocast to bfloat16")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] | None = flag(
+        None, "type to compute in; auto: bf16 where the hardware is quick at it; default: auto, in training fp32"
+    )
+    fp16: bool = flag(False, "the same as --dtype fp16 (training: with loss scaling)")
+    bf16: bool = flag(False, "the same as --dtype bf16")
     collective_timeout_seconds: float = flag(
         1800.0, "several processes: a rank that the others have waited for so long ends the job"
     )
