@@ -23,7 +23,8 @@ from model.training import make_optimizer
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.flags import RefreshFlags, TrainingFlags, check_positive
+from utils.flags import RefreshFlags, check_positive
+from utils.prefetch import prefetched
 from utils.run_log import header, say
 
 # Starting
@@ -85,7 +86,7 @@ def check_refresh_flags(flags: RefreshFlags) -> None:
         raise UserError("--refresh_mode lockstep needs --steps_per_refresh above 0; how many steps between refreshes?")
 
 
-def check_training_flags(flags: TrainingFlags) -> torch.dtype | None:
+def check_training_flags(flags: Any) -> torch.dtype | None:
     check_positive(
         flags,
         "per_gpu_train_batch_size",
@@ -94,6 +95,10 @@ def check_training_flags(flags: TrainingFlags) -> torch.dtype | None:
         "save_steps",
         "learning_rate",
     )
+    if flags.grad_cache_tokens < 0:
+        raise UserError(f"--grad_cache_tokens is {flags.grad_cache_tokens}, expected 0 or more")
+    if flags.gradient_checkpointing and flags.model_type == "static":
+        raise UserError("--gradient_checkpointing is given, the static model has no layers to make twice; leave it out")
     if flags.optimizer == "apex_fused_lamb":
         make_optimizer("apex_fused_lamb", torch.nn.Linear(1, 1), 1.0, 1e-6, 0.0)
     return check_compute_flags(flags, default_dtype="fp32")
@@ -163,8 +168,10 @@ def batches_from_lists(
     passages = gather_from(collection.passages, flags.max_seq_length, pad_id)
     positives = collection.qrels("train").positives() if flags.loss == "in_batch" else None
     batch_triples = flags.per_gpu_train_batch_size * world.size
-    for triples in batches_of_triples(lists, flags.group_size, batch_triples, flags.seed, stream, start):
-        yield make_batch(triples, world.rank, world.size, queries, passages, positives)
+    all_triples = batches_of_triples(lists, flags.group_size, batch_triples, flags.seed, stream, start)
+    return prefetched(
+        make_batch(triples, world.rank, world.size, queries, passages, positives) for triples in all_triples
+    )
 
 
 def seed_everything(seed: int, rank: int) -> None:

@@ -162,7 +162,11 @@ def make_trainer(
     stored = read_trainer_state(start) if start else {}
     schedule_from = stored.get("schedule_from", 0)
     scheduler = linear_schedule(optimizer, flags.warmup_steps, total_steps - schedule_from)
-    state = make_state(encoder, flags.loss, optimizer, scheduler, world, dtype, flags.max_grad_norm)
+    if flags.gradient_checkpointing:
+        encoder.make_activations_twice()
+    state = make_state(
+        encoder, flags.loss, optimizer, scheduler, world, dtype, flags.max_grad_norm, flags.grad_cache_tokens
+    )
     if start:
         load_state(state, start.path, start.step)
     elif flags.load_optimizer_scheduler:

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from drivers.shared import gather_from
 from drivers.space import optimiser_bytes
 from model.embedding import attention_mask
 from model.precision import autocast, autocast_for, name_of
-from model.training import TrainingStep, tensors_of
+from model.training import TrainingStep, backward, tensors_of
 from utils.disk import in_bytes
 from utils.distributed import World
 from utils.errors import UserError
@@ -118,6 +119,7 @@ class TrialSize:
     triples: int
     max_seq_length: int
     max_query_length: int
+    grad_cache_tokens: int = 0
 
 
 def trial_batch(collection: Preprocessed, size: TrialSize, in_batch: bool, longest: bool) -> Batch:
@@ -161,10 +163,9 @@ def check_training(
         for longest in (True, False):
             encoder.zero_grad(set_to_none=True)
             batch = trial_batch(collection, size, loss == "in_batch", longest)
-            with autocast(device, dtype):
-                value = step(**tensors_of(batch, device))
-            value.backward()
-            losses.append(float(value.detach()))
+            make_autocast = partial(autocast, device, dtype)
+            arrays = tensors_of(batch, device)
+            losses.append(float(backward(step, arrays, make_autocast, grad_cache_tokens=size.grad_cache_tokens)))
             check_finite(losses[-1], encoder, dtype)
         memory = peak_memory(device, "per_gpu_train_batch_size", optimiser_bytes(encoder))
     told = f"losses {losses[0]:.4g} (longest texts) and {losses[1]:.4g} in {name_of(dtype)}{memory}"

@@ -48,6 +48,7 @@ from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import check_positive
+from utils.prefetch import prefetched
 from utils.run_log import say
 from utils.search import SearchOptions, choose_backend
 from utils.stopping import StopRequested
@@ -211,7 +212,7 @@ def run_steps(job: Job, trainer: Trainer) -> None:
     if job.lists is not None:
         batches = batches_from_lists(flags, job.collection, state.world, job.lists, stream=0, start=done)
     else:
-        batches = batches_from_text(job, state.world, start=done)
+        batches = prefetched(batches_from_text(job, state.world, start=done))
     is_evaluated = not trainer.stored.get("evaluation_due", False)
     try:
         if not is_evaluated:

@@ -61,6 +61,12 @@ class RobertaDot(RobertaPreTrainedModel):
 
     query_emb = body_emb = forward
 
+    def make_activations_twice(self) -> None:
+        """Gradient checkpointing: only a layer's input is kept for the gradient."""
+        # Newer transformers say "activation", and warn of the older name.
+        enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
     def lower_weights(self, dtype: torch.dtype) -> None:
         """For encoding alone: the layers' weights in ``dtype``, which autocast would cast anew for each batch.
 

@@ -7,7 +7,9 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.embedding import attention_mask
 from model.lamb import Lamb
 from model.losses import in_batch_nll, pairwise_nll
+from model.passes import cached_backward, encode_in_passes
 from model.precision import autocast
-from utils.distributed import World, gather_rows, gather_with_gradient, mean_over_ranks
+from utils.distributed import World, average_gradients, gather_rows, gather_with_gradient, mean_over_ranks
 from utils.errors import UserError, one_line
 from utils.exchange import TRAINER_STATE
 
@@ -32,7 +34,7 @@ INSTALL_APEX = (
 
 
 class TrainingStep(nn.Module):
-    """Batch in, loss out: one pass over the queries' tokens and one over the passages'."""
+    """Batch in, loss out: the queries' tokens once and the passages' tokens once through the encoder."""
 
     def __init__(self, encoder: Any, loss: str) -> None:
         super().__init__()
@@ -44,15 +46,25 @@ class TrainingStep(nn.Module):
         query_lengths_B: torch.Tensor,
         passage_ids_ML: torch.Tensor,
         passage_lengths_M: torch.Tensor,
+        **rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """The names are those of data.training_data.Batch; ``rows`` are those that `loss_of` takes."""
+        on_cpu = query_ids_BL.device.type == "cpu"
+        budget_tokens = self.encoder.cpu_batch_tokens if on_cpu else None
+        queries_BD = encode_in_passes(self.encoder, query_ids_BL, query_lengths_B, budget_tokens)
+        passages_MD = encode_in_passes(self.encoder, passage_ids_ML, passage_lengths_M, budget_tokens)
+        return self.loss_of(queries_BD, passages_MD, **rows)
+
+    def loss_of(
+        self,
+        queries_BD: torch.Tensor,
+        passages_MD: torch.Tensor,
         query_index_T: torch.Tensor,
         positive_index_T: torch.Tensor,
         negative_index_T: torch.Tensor,
         allowed_TG: torch.Tensor | None = None,
         target_T: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The names are those of data.training_data.Batch."""
-        queries_BD = self.encoder(query_ids_BL, attention_mask(query_ids_BL, query_lengths_B))
-        passages_MD = self.encoder(passage_ids_ML, attention_mask(passage_ids_ML, passage_lengths_M))
         queries_TD = queries_BD[query_index_T]
         if self.loss == "pairwise":
             return pairwise_nll(queries_TD, passages_MD[positive_index_T], passages_MD[negative_index_T])
@@ -134,6 +146,7 @@ class TrainingState:
     world: World
     dtype: torch.dtype | None
     max_grad_norm: float
+    grad_cache_tokens: int = 0
     step: int = 0
 
     def restart_schedule(self, learning_rate: float, warmup_steps: int, total_steps: int) -> None:
@@ -155,12 +168,14 @@ def make_state(
     world: World,
     dtype: torch.dtype | None,
     max_grad_norm: float,
+    grad_cache_tokens: int = 0,
 ) -> TrainingState:
+    """``grad_cache_tokens`` above 0: passes of so many tokens with GradCache, for batches beyond memory."""
     module: nn.Module = TrainingStep(encoder, loss)
-    if world.size > 1:
+    if world.size > 1 and not grad_cache_tokens:  # which adds the ranks' gradients up by itself
         module = DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
-    return TrainingState(encoder, module, optimizer, scheduler, scaler, world, dtype, max_grad_norm)
+    return TrainingState(encoder, module, optimizer, scheduler, scaler, world, dtype, max_grad_norm, grad_cache_tokens)
 
 
 def train_step(state: TrainingState, micro_batches: list[Any]) -> float:
@@ -169,17 +184,24 @@ def train_step(state: TrainingState, micro_batches: list[Any]) -> float:
     UserError where the loss or the gradient is not finite: going on would only destroy the model.
     """
     state.module.train()
-    total = 0.0
+    make_autocast = partial(autocast, state.world.device, state.dtype)
+    losses = []
     for number, batch in enumerate(micro_batches, start=1):
         last = number == len(micro_batches)
         # Ranks exchange gradients once per step, with the last micro-batch.
         quiet = isinstance(state.module, DistributedDataParallel) and not last
         with state.module.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
-            with autocast(state.world.device, state.dtype):
-                loss = state.module(**tensors_of(batch, state.world.device)) / len(micro_batches)
-            state.scaler.scale(loss).backward()
-        total += float(loss.detach())
-    total = mean_over_ranks(state.world, total)  # what one rank cannot go on with, all of them stop at
+            arrays = tensors_of(batch, state.world.device)
+            losses.append(
+                backward(
+                    state.module, arrays, make_autocast, state.scaler.scale, len(micro_batches), state.grad_cache_tokens
+                )
+            )
+    if state.grad_cache_tokens:
+        average_gradients(state.world, list(state.encoder.parameters()))
+    total = mean_over_ranks(
+        state.world, sum(map(float, losses))
+    )  # what one rank cannot go on with, all of them stop at
     if not math.isfinite(total):
         raise UserError(f"the loss is {total} at step {state.step + 1}; lower --learning_rate, or use --bf16")
     state.scaler.unscale_(state.optimizer)
@@ -194,6 +216,34 @@ def train_step(state: TrainingState, micro_batches: list[Any]) -> float:
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return total
+
+
+def backward(
+    module: nn.Module,
+    batch: dict[str, torch.Tensor],
+    make_autocast: Callable[[], Any],
+    scale: Callable[[torch.Tensor], torch.Tensor] = lambda loss: loss,
+    micro_batches: int = 1,
+    grad_cache_tokens: int = 0,
+) -> torch.Tensor:
+    """Add a micro-batch's gradients up; its part of the step's loss. ``scale`` is the gradient scaler's."""
+    if not grad_cache_tokens:
+        with make_autocast():
+            loss: torch.Tensor = module(**batch) / micro_batches
+        scale(loss).backward()
+        return loss.detach()
+    assert isinstance(module, TrainingStep)
+    loss_of, rows = module.loss_of, dict(batch)
+    queries = (rows.pop("query_ids_BL"), rows.pop("query_lengths_B"))
+    passages = (rows.pop("passage_ids_ML"), rows.pop("passage_lengths_M"))
+    return cached_backward(
+        module.encoder,
+        [queries, passages],
+        lambda *embeddings: loss_of(*embeddings, **rows) / micro_batches,
+        grad_cache_tokens,
+        make_autocast,
+        scale,
+    )
 
 
 def rng_states(world: World) -> dict[str, torch.Tensor]:

@@ -437,14 +437,14 @@ def test_another_model_s_or_optimiser_s_state_is_refused(tmp_path: Path) -> None
 # Several ranks
 
 RANKS, STEPS, ACCUMULATED = 2, 3, 2
-RUNS = [(kind, loss) for kind in ENCODERS for loss in LOSSES]
+RUNS = [(kind, loss, tokens) for kind in ENCODERS for loss in LOSSES for tokens in (0, 30)]  # of GradCache
 
 
-def train_run(kind: str, loss: str, world: World) -> tuple[torch.Tensor, list[float]]:
+def train_run(kind: str, loss: str, grad_cache_tokens: int, world: World) -> tuple[torch.Tensor, list[float]]:
     """Three steps of two micro-batches of 8 triples: the weights, and this rank's losses."""
     encoder = ENCODERS[kind]()
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.5)
-    state = make_state(encoder, loss, optimizer, constant(optimizer), world, None, 1.0)
+    state = make_state(encoder, loss, optimizer, constant(optimizer), world, None, 1.0, grad_cache_tokens)
     batches = iter(made_up_batches(loss, 8, STEPS * ACCUMULATED, world.rank, world.size))
     losses = [train_step(state, list(islice(batches, ACCUMULATED))) for _ in range(STEPS)]
     return flat_weights(encoder), losses
@@ -453,7 +453,7 @@ def train_run(kind: str, loss: str, world: World) -> tuple[torch.Tensor, list[fl
 def one_rank(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=RANKS)
-    found = {f"{kind} {loss}": train_run(kind, loss, World(rank, RANKS, torch.device("cpu"))) for kind, loss in RUNS}
+    found = {str(run): train_run(*run, World(rank, RANKS, torch.device("cpu"))) for run in RUNS}
     dist.destroy_process_group()
     torch.save(found, Path(directory) / f"rank-{rank}.pt")
 
@@ -461,10 +461,11 @@ def one_rank(rank: int, directory: str) -> None:
 def test_two_ranks_train_as_one_process_does(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=RANKS)
     found = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
-    for kind, loss in RUNS:
-        weights, losses = train_run(kind, loss, ALONE)
-        (first, losses_0), (second, losses_1) = (ranks[f"{kind} {loss}"] for ranks in found)
-        assert torch.equal(first, second), (kind, loss)
-        assert torch.allclose(first, weights, rtol=0, atol=1e-6), (kind, loss, float((first - weights).abs().max()))
+    for run in RUNS:
+        kind, loss, _ = run
+        weights, losses = train_run(kind, loss, 0, ALONE)
+        (first, losses_0), (second, losses_1) = (ranks[str(run)] for ranks in found)
+        assert torch.equal(first, second), run
+        assert torch.allclose(first, weights, rtol=0, atol=1e-6), (run, float((first - weights).abs().max()))
         assert (weights - flat_weights(ENCODERS[kind]())).abs().max() > 1e-3
         assert losses_0 == losses_1 == pytest.approx(losses, rel=1e-5)  # the mean over the ranks, on each

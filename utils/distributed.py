@@ -172,6 +172,21 @@ def sum_over_ranks(world: World, value: float) -> float:
         return float(total)
 
 
+def average_gradients(world: World, parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Every rank's gradients become their mean; what has none counts as zero, as DistributedDataParallel has it."""
+    if world.size == 1:
+        return
+    with collective(world):
+        under_way = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad /= world.size
+            under_way.append(dist.all_reduce(parameter.grad, async_op=True))
+        for work in under_way:
+            work.wait()
+
+
 class _GatherWithGradient(torch.autograd.Function):
     """All ranks' rows, concatenated; the gradient of a row goes back to the rank it came from."""
 

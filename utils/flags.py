@@ -136,6 +136,10 @@ class TrainingFlags(SeedFlags, ComputeFlags):
     warmup_steps: int = flag(0, "steps of linear learning-rate warmup")
     per_gpu_train_batch_size: int = flag(8, "triples (run_ann) or queries (run_warmup) per process and micro-batch")
     gradient_accumulation_steps: int = flag(1, "micro-batches per optimiser step")
+    grad_cache_tokens: int = flag(
+        0, "GradCache: a batch of any size in passes of so many tokens, each made twice; 0: in one go"
+    )
+    gradient_checkpointing: bool = flag(False, "less memory: make each layer's activations a second time")
     logging_steps: int = flag(500, "steps between log lines")
     save_steps: int = flag(500, "steps between checkpoints")
     load_optimizer_scheduler: bool = flag(False, "go on with the optimiser and schedule stored beside the checkpoint")

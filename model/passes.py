@@ -1,0 +1,103 @@
+"""A training batch's texts through the encoder in several passes, each of texts of similar length.
+
+So little is padded, and on a CPU what a layer makes stays in the cache. All passes together give what one gives:
+their activations are kept for the gradient, or made a second time (`cached_backward`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from model.embedding import attention_mask, plan_batches
+
+
+def plan_passes(lengths_B: torch.Tensor, budget_tokens: int) -> list[torch.Tensor]:
+    """The rows of each pass, on the lengths' device."""
+    plan = plan_batches(lengths_B.cpu().numpy(), 0, budget_tokens)
+    return [torch.from_numpy(rows_P).to(lengths_B.device) for rows_P in plan]
+
+
+def encode_pass(encoder: Any, ids_BL: torch.Tensor, lengths_B: torch.Tensor, rows_P: torch.Tensor) -> torch.Tensor:
+    """The embeddings [P, D] of some rows, padded to the longest of them, which is the first."""
+    lengths_P = lengths_B[rows_P]
+    ids_PL = ids_BL[rows_P, : int(lengths_P[0])]
+    embeddings_PD: torch.Tensor = encoder(ids_PL, attention_mask(ids_PL, lengths_P))
+    return embeddings_PD
+
+
+def in_order(parts: list[torch.Tensor], passes: list[torch.Tensor]) -> torch.Tensor:
+    """The rows of all passes as the batch has them."""
+    return torch.cat(parts)[torch.argsort(torch.cat(passes))]
+
+
+def encode_in_passes(
+    encoder: Any, ids_BL: torch.Tensor, lengths_B: torch.Tensor, budget_tokens: int | None
+) -> torch.Tensor:
+    """The embeddings [B, D] with their graph; None for the budget is a single pass."""
+    if budget_tokens is None or ids_BL.numel() <= budget_tokens:
+        embeddings_BD: torch.Tensor = encoder(ids_BL, attention_mask(ids_BL, lengths_B))
+        return embeddings_BD
+    passes = plan_passes(lengths_B, budget_tokens)
+    return in_order([encode_pass(encoder, ids_BL, lengths_B, rows_P) for rows_P in passes], passes)
+
+
+@dataclass
+class RandomState:
+    """The generators that dropout draws from."""
+
+    cpu: torch.Tensor
+    cuda: torch.Tensor | None
+
+    @staticmethod
+    def of(device: torch.device) -> RandomState:
+        return RandomState(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+
+    def restore(self, device: torch.device) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, device)
+
+
+def cached_backward(
+    encoder: Any,
+    texts: list[tuple[torch.Tensor, torch.Tensor]],
+    loss_of: Callable[..., torch.Tensor],
+    budget_tokens: int,
+    autocast: Callable[[], Any],
+    scale: Callable[[torch.Tensor], torch.Tensor] = lambda loss: loss,
+) -> torch.Tensor:
+    """The loss, and its gradients as of one large batch, in the memory of a pass.
+
+    GradCache: Gao et al. 2021, arXiv 2101.06983.
+    ``texts`` are (ids_BL, lengths_B), whose embeddings ``loss_of`` takes in this order. Every pass is made twice
+    with the same dropout. ``autocast`` is a context made anew for each use; ``scale`` is the gradient scaler's.
+    """
+    device = texts[0][0].device
+    all_passes = [plan_passes(lengths_B, budget_tokens) for _, lengths_B in texts]
+    # The paper's step 1, graph-less forward.
+    cached, states = [], []
+    with torch.no_grad(), autocast():
+        for (ids_BL, lengths_B), passes in zip(texts, all_passes, strict=True):
+            parts = []
+            for rows_P in passes:
+                states.append(RandomState.of(device))
+                parts.append(encode_pass(encoder, ids_BL, lengths_B, rows_P))
+            cached.append(in_order(parts, passes).requires_grad_())
+    # Step 2, representation gradient computation and caching.
+    with autocast():
+        loss = loss_of(*cached)
+    scale(loss).backward()
+    # Step 3, sub-batch gradient accumulation.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for (ids_BL, lengths_B), passes, embeddings_BD in zip(texts, all_passes, cached, strict=True):
+            assert embeddings_BD.grad is not None
+            for rows_P in passes:
+                states.pop(0).restore(device)
+                with autocast():
+                    again_PD = encode_pass(encoder, ids_BL, lengths_B, rows_P)
+                again_PD.backward(embeddings_BD.grad[rows_P])
+    return loss.detach()
