@@ -1,0 +1,83 @@
+"""How else it is done: ANCE's loops, written from its description, and sentence-transformers with the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+ANCE_PASSAGE_TOKENS, ANCE_QUERY_TOKENS = 512, 64
+ANCE_ENCODING_BATCH = 16
+PAD = 1
+
+
+def padded(ids: list[np.ndarray], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every text at the full width, as ANCE has them on disk, and its mask."""
+    ids_NL = torch.full((len(ids), width), PAD)
+    mask_NL = torch.zeros((len(ids), width), dtype=torch.int64)
+    for row, tokens in enumerate(ids):
+        ids_NL[row, : len(tokens)] = torch.from_numpy(tokens)
+        mask_NL[row, : len(tokens)] = 1
+    return ids_NL, mask_NL
+
+
+def ance_encode(encoder: Any, ids: list[np.ndarray], device: torch.device) -> np.ndarray:
+    """Batches in the order of the collection, every passage as long as the longest may be, float32."""
+    encoder.eval()
+    parts = []
+    for start in range(0, len(ids), ANCE_ENCODING_BATCH):
+        batch = padded(ids[start : start + ANCE_ENCODING_BATCH], ANCE_PASSAGE_TOKENS)
+        with torch.no_grad():
+            parts.append(encoder(*(tensor.to(device) for tensor in batch)).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def ance_step(
+    encoder: Any,
+    optimizer: torch.optim.Optimizer,
+    query_ids: list[np.ndarray],
+    positive_ids: list[np.ndarray],
+    negative_ids: list[list[np.ndarray]],
+    device: torch.device,
+) -> float:
+    """One optimiser step on triples, for each of which query and positive are encoded again."""
+    encoder.train()
+    triples = [
+        (query, positive, negative)
+        for query, positive, negatives in zip(query_ids, positive_ids, negative_ids, strict=True)
+        for negative in negatives
+    ]
+    widths = (ANCE_QUERY_TOKENS, ANCE_PASSAGE_TOKENS, ANCE_PASSAGE_TOKENS)
+    query_TD, positive_TD, negative_TD = (
+        encoder(*(tensor.to(device) for tensor in padded([triple[place] for triple in triples], width)))
+        for place, width in enumerate(widths)
+    )
+    scores_T2 = torch.stack([(query_TD * positive_TD).sum(-1), (query_TD * negative_TD).sum(-1)], 1)
+    loss = -F.log_softmax(scores_T2, 1)[:, 0].mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def sentence_transformer(encoder: Any, directory: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """sentence-transformers' model with the encoder's weights; ``directory`` holds the tokenizer."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling, Transformer
+
+    body = directory / "body"
+    encoder.roberta.save_pretrained(body)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (body / name).write_bytes((directory / name).read_bytes())
+    width = encoder.config.hidden_size
+    transformer = Transformer(str(body), max_seq_length=ANCE_PASSAGE_TOKENS)
+    head = Dense(width, encoder.dims, activation_function=torch.nn.Identity())
+    head.linear.load_state_dict(encoder.embeddingHead.state_dict())
+    norm = LayerNorm(encoder.dims)
+    norm.norm.load_state_dict(encoder.norm.state_dict())
+    pooling = Pooling(width, pooling_mode="cls")
+    made = SentenceTransformer(modules=[transformer, pooling, head, norm], device=str(device))
+    return made.to(dtype)

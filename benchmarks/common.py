@@ -1,0 +1,163 @@
+"""What the benchmarks share: timing side by side, texts of MS MARCO-like lengths, the machine, the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# Tokens of a passage: log-normal with a mean of 76, as long as MS MARCO's 56 words make it, few of them above 200.
+LENGTHS = {"mean": 4.25, "sigma": 0.4}
+SHORTEST, LONGEST = 8, 512
+QUERY_TOKENS = (4, 13)  # of a query: uniform, with the two marks
+WORDS = 8000  # of the made-up language; each is one token
+
+
+@dataclass(frozen=True)
+class Size:
+    """A RoBERTa and how much it is given; the flags of every benchmark that has one."""
+
+    layers: int
+    width: int
+    texts: int
+    repeats: int
+
+
+def parser(name: str, about: str, **sizes: int) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=about, allow_abbrev=False)
+    made.add_argument("--json", type=Path, help="write machine, figures and ratios there")
+    for flag, default in sizes.items():
+        made.add_argument(f"--{flag}", type=int, default=default, help=f"default {default}")
+    return made
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def cpu_name() -> str:
+    found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return found[0].partition(": ")[2] if found else platform.processor()
+
+
+def own_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def side_by_side(works: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+    """The median seconds of each, which take turns: what slows the machine down slows all of them down."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeats):
+        for name, work in works.items():
+            taken[name].append(seconds_of(work, device))
+            sys.stderr.write(f"turn {turn + 1} of {repeats}: {name} {taken[name][-1]:.2f} s\n")
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def matmul_flops_per_second(rows: int, width: int, device: torch.device, dtype: torch.dtype, repeats: int = 9) -> float:
+    """What this machine's matrix product does at the shape of a RoBERTa's widest layer: the best of several."""
+    a, b = (torch.randn(shape, device=device, dtype=dtype) for shape in ((rows, width), (width, 4 * width)))
+    product = torch.empty((rows, 4 * width), device=device, dtype=dtype)
+    seconds = min(seconds_of(lambda: torch.mm(a, b, out=product), device) for _ in range(repeats))
+    return 2 * rows * width * 4 * width / seconds
+
+
+def encoder_flops(lengths_N: np.ndarray, layers: int, width: int) -> float:
+    """Of the products of one forward pass over texts without padding: weights, and attention within each text."""
+    tokens, pairs = float(lengths_N.sum()), float((lengths_N.astype(np.float64) ** 2).sum())
+    return layers * (2 * 12 * width**2 * tokens + 2 * 2 * width * pairs)
+
+
+def passage_lengths(count: int, rng: np.random.Generator) -> np.ndarray:
+    return np.clip(rng.lognormal(LENGTHS["mean"], LENGTHS["sigma"], count), SHORTEST, LONGEST).astype(np.int64)
+
+
+def query_lengths(count: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(*QUERY_TOKENS, count, endpoint=True)
+
+
+def word(number: int) -> str:
+    return f"w{number}"
+
+
+def texts_of_lengths(lengths_N: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """Texts of so many tokens, the two marks included."""
+    return [" ".join(map(word, rng.integers(0, WORDS, length - 2).tolist())) for length in lengths_N.tolist()]
+
+
+def write_tokenizer(directory: Path) -> None:
+    """One token for each word, ``<s>`` and ``</s>`` around a text, RoBERTa's padding."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    marks = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocabulary = {token: number for number, token in enumerate([*marks, *map(word, range(WORDS))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": LONGEST, "sep_token": "</s>", **named}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def make_encoder(layers: int, width: int, dropout: float = 0.1) -> Any:
+    """A RoBERTa with ANCE's head and random weights."""
+    from model.roberta_dot import new_roberta_dot
+
+    torch.manual_seed(0)
+    return new_roberta_dot(
+        {
+            "vocab_size": WORDS + 4,
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": max(1, width // 64),
+            "intermediate_size": 4 * width,
+            "max_position_embeddings": LONGEST + 2,
+            "type_vocab_size": 1,
+            "pad_token_id": 1,
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+        }
+    )
+
+
+def report(json_path: Path | None, device: torch.device, figures: dict[str, float], ratios: dict[str, float]) -> None:
+    """Print everything, the ratios last; write the file."""
+    told = {"machine": machine(device), "figures": figures, "ratios": ratios}
+    lines = [", ".join(f"{name} {value}" for name, value in told["machine"].items())]
+    width = max(map(len, [*figures, *ratios]))
+    for values in (figures, ratios):
+        lines += ["", *(f"{name:{width}}  {value:,.4g}" for name, value in values.items())]
+    sys.stdout.write("\n".join(lines) + "\n")
+    if json_path is not None:
+        json_path.write_text(json.dumps(told, indent=1) + "\n")

@@ -1,0 +1,94 @@
+"""Passages per second: ours, sentence-transformers' encode, ANCE's loop, and what the matrix product alone would do."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import baselines, common
+from model.embedding import Texts, encode_blocks
+from model.precision import name_of, quickest_dtype
+
+TOKENS_OF_A_BATCH = 128 * 512  # --per_gpu_eval_batch_size 128 at ANCE's length
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.5}  # between embeddings with a norm of 28
+
+
+def texts_of(ids: list[np.ndarray]) -> Texts:
+    lengths_N = np.array([len(tokens) for tokens in ids])
+
+    def gather(rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids_BL = np.full((len(rows_B), int(lengths_N[rows_B].max())), baselines.PAD)
+        for place, row in enumerate(rows_B.tolist()):
+            ids_BL[place, : lengths_N[row]] = ids[row]
+        return ids_BL, lengths_N[rows_B]
+
+    return Texts(len(ids), lambda start, stop: lengths_N[start:stop], gather)
+
+
+def main() -> None:
+    flags = common.parser("encode", __doc__ or "", layers=12, width=768, texts=512, repeats=3).parse_args()
+    device, rng = common.own_device(), np.random.default_rng(1)
+    dtype = quickest_dtype(device, "rdot_nll")
+    weights_dtype = dtype or torch.float32
+    lengths_N = common.passage_lengths(flags.texts, rng)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        common.write_tokenizer(directory)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        texts = common.texts_of_lengths(lengths_N, rng)
+        ids = [np.array(row) for row in tokenizer(texts)["input_ids"]]
+        ours, ance = (common.make_encoder(flags.layers, flags.width).to(device).eval() for _ in range(2))
+        theirs = baselines.sentence_transformer(ance, directory, torch.float32, device)
+        theirs_equal = baselines.sentence_transformer(ance, directory, weights_dtype, device)
+    if dtype is not None:
+        ours.lower_weights(dtype)
+    few = ids[: 2 * baselines.ANCE_ENCODING_BATCH]
+    source = texts_of(ids)
+
+    def encode_ours() -> np.ndarray:
+        blocks = encode_blocks(ours, source, (0, len(ids)), TOKENS_OF_A_BATCH, device, dtype)
+        return np.concatenate(list(blocks))
+
+    expected_ND = baselines.ance_encode(ance, few, device)
+    for found_ND in (encode_ours(), theirs.encode(texts[: len(few)])):
+        worst = float(abs(found_ND[: len(few)] - expected_ND).max())
+        assert worst < TOLERANCE[weights_dtype], f"embeddings differ by {worst}"
+
+    seconds = common.side_by_side(
+        {
+            "ours": encode_ours,
+            "st_default": lambda: theirs.encode(texts, show_progress_bar=False),
+            "st_equal_dtype": lambda: theirs_equal.encode(texts, show_progress_bar=False),
+            "ance_padded": lambda: baselines.ance_encode(ance, few, device),
+        },
+        flags.repeats,
+        device,
+    )
+    counts = {name: len(few) if name == "ance_padded" else len(ids) for name in seconds}
+    rates = {name: counts[name] / taken for name, taken in seconds.items()}
+    rows = ours.cpu_batch_tokens if device.type == "cpu" else 2**14
+    gemm = common.matmul_flops_per_second(rows, flags.width, device, weights_dtype)
+    limit = gemm / (common.encoder_flops(lengths_N, flags.layers, flags.width) / len(ids))
+    common.report(
+        flags.json,
+        device,
+        {
+            **{f"{name}_passages_per_second": rate for name, rate in rates.items()},
+            "gemm_limit_passages_per_second": limit,
+            "gemm_gflops": gemm / 1e9,
+            f"mean_tokens_in_{name_of(dtype)}": float(lengths_N.mean()),
+        },
+        {
+            **{f"vs_{name}": rates["ours"] / rates[name] for name in ("st_default", "st_equal_dtype", "ance_padded")},
+            "of_gemm_limit": rates["ours"] / limit,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Exact search: ours with either backend, faiss's IndexFlatIP alone, and memory as the collection grows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import common
+from utils.search import Passages, SearchOptions, choose_backend, in_memory, rows_of_block, search
+
+GROWTH = (1, 2, 4)
+
+
+def stored(path: Path, count: int, dims: int) -> Passages:
+    """Passages read from disk, a block at a time."""
+
+    def blocks() -> Iterator[np.ndarray]:
+        rows = rows_of_block(dims)
+        with path.open("rb") as file:
+            for first in range(0, count, rows):
+                wanted = min(rows, count - first)
+                yield np.fromfile(file, np.float32, wanted * dims).reshape(wanted, dims)
+
+    return Passages(count, dims, blocks)
+
+
+def peak_bytes(path: Path, count: int, dims: int, queries: int, k: int) -> int:
+    """The most memory of its own (not of files) that a process has while it searches, above that before it."""
+    words = [sys.executable, "-m", "benchmarks.search_memory", path, count, dims, queries, k]
+    done = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+def main() -> None:
+    parser = common.parser("search", __doc__ or "", passages=200_000, dims=768, queries=512, topk=200, repeats=3)
+    flags = parser.parse_args()
+    import faiss
+
+    device, rng = common.own_device(), np.random.default_rng(3)
+    passages_ND = rng.standard_normal((flags.passages, flags.dims), np.float32)
+    queries_QD = rng.standard_normal((flags.queries, flags.dims), np.float32)
+    index = faiss.IndexFlatIP(flags.dims)
+    index.add(passages_ND)
+    default = choose_backend("auto", "Flat", device.type == "cuda")
+    works: dict[str, Callable[[], Any]] = {
+        f"ours_{name}": partial(
+            search, queries_QD, in_memory(passages_ND), flags.topk, SearchOptions(name, device=device)
+        )
+        for name in ("faiss", "torch")
+    }
+    expected_QK = index.search(queries_QD, flags.topk)[1]
+    for name, work in works.items():
+        found_QK = work()[1]
+        agree = np.mean([len(np.intersect1d(a, b)) / flags.topk for a, b in zip(found_QK, expected_QK, strict=True)])
+        assert agree > 0.999, (name, agree)
+    works["faiss_flat"] = partial(index.search, queries_QD, flags.topk)
+    seconds = common.side_by_side(works, flags.repeats, device)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "passages"
+        with path.open("wb") as file:
+            for _ in range(max(GROWTH)):
+                passages_ND.tofile(file)
+        peaks = {
+            times: peak_bytes(path, times * flags.passages, flags.dims, flags.queries, flags.topk) for times in GROWTH
+        }
+    gemm = common.matmul_flops_per_second(2048, flags.dims, device, torch.float32)
+    flops = 2.0 * flags.passages * flags.dims * flags.queries
+    common.report(
+        flags.json,
+        device,
+        {
+            **{f"{name}_seconds": taken for name, taken in seconds.items()},
+            "matrix_product_seconds": flops / gemm,
+            **{f"peak_mib_at_{times}x": peak / 2**20 for times, peak in peaks.items()},
+        },
+        {
+            "vs_faiss_flat": seconds["faiss_flat"] / seconds[f"ours_{default}"],
+            "peak_memory_growth": peaks[max(GROWTH)] / peaks[min(GROWTH)],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Optimiser steps on queries with a positive and 8 negatives: ours, sentence-transformers' loss, ANCE's triples."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import baselines, common
+from data.training_data import Batch, Triples, make_batch
+from model.precision import quickest_dtype
+from model.training import make_state, train_step
+from utils.distributed import World
+
+NEGATIVES = 8
+LEARNING_RATE = 1e-6
+FORWARD_AND_BACKWARD = 3  # times the operations of a forward pass
+
+
+def gather_from(ids: list[np.ndarray]) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def gather(rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lengths_B = np.array([len(ids[row]) for row in rows_B.tolist()])
+        ids_BL = np.full((len(rows_B), int(lengths_B.max())), baselines.PAD)
+        for place, row in enumerate(rows_B.tolist()):
+            ids_BL[place, : lengths_B[place]] = ids[row]
+        return ids_BL, lengths_B
+
+    return gather
+
+
+def triples_of(queries: int) -> Triples:
+    """Query q has passage 9q as its positive and the eight after it as negatives; its triples follow each other."""
+    query_T = np.repeat(np.arange(queries), NEGATIVES)
+    positive_T = query_T * (NEGATIVES + 1)
+    return Triples(query_T, positive_T, positive_T + 1 + np.tile(np.arange(NEGATIVES), queries))
+
+
+def our_batch(query_ids: list[np.ndarray], passage_ids: list[np.ndarray], in_batch: bool) -> Batch:
+    triples = triples_of(len(query_ids))
+    positives = (np.arange(len(query_ids)), np.arange(len(query_ids)) * (NEGATIVES + 1)) if in_batch else None
+    return make_batch(triples, 0, 1, gather_from(query_ids), gather_from(passage_ids), positives)
+
+
+def our_step(
+    encoder: Any, loss: str, dtype: torch.dtype | None, device: torch.device, batch: Batch
+) -> Callable[[], Any]:
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    state = make_state(encoder, loss, optimizer, scheduler, World(0, 1, device), dtype, 0.0)
+    return lambda: train_step(state, [batch])
+
+
+def their_step(
+    model: Any, query_texts: list[str], passage_texts: list[str], dtype: torch.dtype | None, device: torch.device
+) -> Callable[[], Any]:
+    """One step of MultipleNegativesRankingLoss, tokenizing and padding included, as its trainer's collator does it."""
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    loss_of = MultipleNegativesRankingLoss(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    columns = [query_texts] + [passage_texts[place :: NEGATIVES + 1] for place in range(NEGATIVES + 1)]
+
+    def step() -> float:
+        model.train()
+        features = [
+            {name: tensor.to(device) for name, tensor in model.preprocess(column).items() if torch.is_tensor(tensor)}
+            for column in columns
+        ]
+        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = loss_of(features, None)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
+
+
+def main() -> None:
+    flags = common.parser("train", __doc__ or "", layers=12, width=768, queries=2, repeats=3).parse_args()
+    device, rng = common.own_device(), np.random.default_rng(2)
+    dtype = quickest_dtype(device, "rdot_nll")
+    query_lengths_Q = common.query_lengths(flags.queries, rng)
+    passage_lengths_M = common.passage_lengths(flags.queries * (NEGATIVES + 1), rng)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        common.write_tokenizer(directory)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        texts = [common.texts_of_lengths(lengths, rng) for lengths in (query_lengths_Q, passage_lengths_M)]
+        query_ids, passage_ids = ([np.array(row) for row in tokenizer(column)["input_ids"]] for column in texts)
+        encoder = common.make_encoder(flags.layers, flags.width).to(device)
+        theirs = [baselines.sentence_transformer(encoder, directory, torch.float32, device) for _ in range(2)]
+    ance = copy.deepcopy(encoder)
+    optimizer = torch.optim.AdamW(ance.parameters(), lr=LEARNING_RATE)
+    grouped = [passage_ids[first : first + NEGATIVES + 1] for first in range(0, len(passage_ids), NEGATIVES + 1)]
+    step = partial(our_step, dtype=dtype, device=device)
+    seconds = common.side_by_side(
+        {
+            "ours_pairwise": step(copy.deepcopy(encoder), "pairwise", batch=our_batch(query_ids, passage_ids, False)),
+            "ours_in_batch": step(copy.deepcopy(encoder), "in_batch", batch=our_batch(query_ids, passage_ids, True)),
+            "st_default": their_step(theirs[0], texts[0], texts[1], None, device),
+            "st_equal_dtype": their_step(theirs[1], texts[0], texts[1], dtype, device),
+            "ance_padded": lambda: baselines.ance_step(
+                ance, optimizer, query_ids, [group[0] for group in grouped], [group[1:] for group in grouped], device
+            ),
+        },
+        flags.repeats,
+        device,
+    )
+    rows = encoder.cpu_batch_tokens if device.type == "cpu" else 2**14
+    gemm = common.matmul_flops_per_second(rows, flags.width, device, dtype or torch.float32)
+    lengths_N = np.concatenate([query_lengths_Q, passage_lengths_M])
+    flops = FORWARD_AND_BACKWARD * common.encoder_flops(lengths_N, flags.layers, flags.width)
+    common.report(
+        flags.json,
+        device,
+        {**{f"{name}_seconds_per_step": taken for name, taken in seconds.items()}, "gemm_gflops": gemm / 1e9},
+        {
+            "vs_ance_padded": seconds["ance_padded"] / seconds["ours_pairwise"],
+            "vs_st_default": seconds["st_default"] / seconds["ours_in_batch"],
+            "vs_st_equal_dtype": seconds["st_equal_dtype"] / seconds["ours_in_batch"],
+            "of_gemm_limit": flops / seconds["ours_pairwise"] / gemm,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
