@@ -15,7 +15,7 @@ import torch
 from benchmarks import baselines, common
 from data.training_data import Batch, Triples, make_batch
 from model.precision import quickest_dtype
-from model.training import make_state, train_step
+from model.training import make_optimizer, make_state, train_step
 from utils.distributed import World
 
 NEGATIVES = 8
@@ -50,7 +50,7 @@ def our_batch(query_ids: list[np.ndarray], passage_ids: list[np.ndarray], in_bat
 def our_step(
     encoder: Any, loss: str, dtype: torch.dtype | None, device: torch.device, batch: Batch
 ) -> Callable[[], Any]:
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE)
+    optimizer = make_optimizer("adamW", encoder, LEARNING_RATE, 1e-8, 0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     state = make_state(encoder, loss, optimizer, scheduler, World(0, 1, device), dtype, 0.0)
     return lambda: train_step(state, [batch])

@@ -15,6 +15,8 @@ POLL_SECONDS = 0.5
 POLLS = {"utils.waiting.FIRST_POLL_SECONDS": POLL_SECONDS, "utils.waiting.LONGEST_POLL_SECONDS": POLL_SECONDS}
 GRACE_SECONDS = 1.5  # for a loaded machine to end a process
 SLOW_MICRO_BATCHES = 60
+# Soon after the last of these: a trainer that has come to the last refresh's checkpoint leaves nothing to wait for.
+LAST_STEP = STEPS - WINDOW - 3
 # In lockstep the generator knows which refresh is the last; in async it waits for checkpoints until DONE.json.
 ASYNC = ("--refresh_mode", "async")
 
@@ -73,7 +75,7 @@ def run(lab: Lab, count: int, rng: random.Random) -> list[Outcome]:
     """Half of each; those that go are killed or frozen."""
     cases = []
     for number in range(count):
-        step = None if number % 2 else rng.randint(2, STEPS - WINDOW - 1)
+        step = None if number % 2 else rng.randint(2, LAST_STEP)
         how = signal.SIGKILL if number % 4 else signal.SIGSTOP
         cases.append(Ending(step, how, rng.uniform(0, 0.2)))
     return lab.each(cases, inject)
