@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, one_line
+from utils.overlap import overlapped
 from utils.publishing import sha256_of
 
 if TYPE_CHECKING:
@@ -24,9 +23,6 @@ WITHOUT_EFFECT = ("padding", "truncation", "decoder", "version")
 BATCH_TEXTS = 5_000
 BATCH_CHARACTERS = 2_000_000  # bounds the memory of a batch of long documents, about 100 bytes a token
 PROBE = "a b c d e f g h i j k l"
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
@@ -83,21 +79,6 @@ def tokenizer_files(directory: str | Path) -> dict[str, str]:
     """{name: sha256} of the tokenizer's files; empty for a hub name."""
     paths = (Path(directory) / name for name in (*TOKENIZER_FILES, *TOKENIZER_OPTIONS))
     return {path.name: sha256_of(path) for path in paths if path.is_file()}
-
-
-def overlapped(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """``map(function, items)`` in order, computed in ``threads`` threads while the caller works on earlier results.
-
-    At most ``2 * threads`` results are pending, so memory does not grow where the caller is the slower one.
-    """
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) == 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def text_batches(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:

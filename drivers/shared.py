@@ -24,7 +24,7 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import RefreshFlags, check_positive
-from utils.prefetch import prefetched
+from utils.overlap import prefetched
 from utils.run_log import header, say
 
 # Starting

@@ -48,7 +48,7 @@ from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import check_positive
-from utils.prefetch import prefetched
+from utils.overlap import prefetched
 from utils.run_log import say
 from utils.search import SearchOptions, choose_backend
 from utils.stopping import StopRequested

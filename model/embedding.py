@@ -17,7 +17,7 @@ import torch
 
 from model.precision import autocast_for
 from utils.errors import UserError
-from utils.prefetch import prefetched
+from utils.overlap import prefetched
 
 LARGEST_BLOCK, SMALLEST_BLOCK, WANTED_BLOCKS = 8192, 32, 64
 

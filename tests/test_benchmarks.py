@@ -93,3 +93,9 @@ def test_lengths_are_like_ms_marco_s() -> None:
     assert 74 < lengths_N.mean() < 78 and 0.001 < (lengths_N > 200).mean() < 0.02
     texts = common.texts_of_lengths(np.array([8, 12]), np.random.default_rng(9))
     assert [len(text.split()) + 2 for text in texts] == [8, 12]
+
+
+def test_the_readme_names_every_benchmark() -> None:
+    text = (REPO / "benchmarks" / "README.md").read_text()
+    for name in TINY:
+        assert f"python -m benchmarks.{name} " in text and f"| `{name}` |" in text

@@ -10,18 +10,16 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data import msmarco_data, tokenizing
 from data.preprocessed import check_tokenizer, open_preprocessed, read_qrel_offsets, tokenizer_fingerprint
-from data.tokenizing import load_tokenizer, overlapped
+from data.tokenizing import load_tokenizer
 from utils.errors import UserError, exit_code_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -652,23 +650,3 @@ def test_roberta_tokenizer_in_all_its_forms_is_one(tmp_path: Path) -> None:
 
 
 # The pipeline
-
-
-@given(items=st.lists(st.integers()), threads=st.integers(1, 3))
-def test_overlapped_is_map(items: list[int], threads: int) -> None:
-    assert list(overlapped(lambda item: item * 2, items, threads)) == [item * 2 for item in items]
-
-
-def test_overlapped_hands_errors_on_and_holds_little() -> None:
-    taken = 0
-
-    def counted() -> Iterator[int]:
-        nonlocal taken
-        for item in range(1000):
-            taken += 1
-            yield item
-
-    results = overlapped(lambda item: 1 // (5 - item), counted(), 2)
-    with pytest.raises(ZeroDivisionError):
-        list(results)
-    assert taken < 12
