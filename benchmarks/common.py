@@ -9,7 +9,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def side_by_side(works: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+def side_by_side(works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
     """The median seconds of each, which take turns: what slows the machine down slows all of them down."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats):

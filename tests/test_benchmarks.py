@@ -25,11 +25,13 @@ CPU = torch.device("cpu")
 TINY = {
     "encode": ("--layers", "1", "--width", "64", "--texts", "40", "--repeats", "1"),
     "train": ("--layers", "1", "--width", "64", "--queries", "2", "--repeats", "1"),
+    "preprocess": ("--passages", "3000", "--repeats", "1"),
     "search": ("--passages", "20000", "--dims", "64", "--queries", "20", "--topk", "30", "--repeats", "1"),
 }
 RATIOS = {
     "encode": {"vs_st_default", "vs_st_equal_dtype", "vs_ance_padded", "of_gemm_limit"},
     "train": {"vs_st_default", "vs_st_equal_dtype", "vs_ance_padded", "of_gemm_limit"},
+    "preprocess": {"vs_raw_tokenizers", "vs_line_at_a_time", "bytes_vs_ance"},
     "search": {"vs_faiss_flat", "peak_memory_growth"},
 }
 

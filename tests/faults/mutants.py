@@ -6,6 +6,7 @@ is a miss, and has to be written anew.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from tests.faults.zygote import ENVIRONMENT, Zygote
 
 COPIED = ("data", "drivers", "model", "tests", "utils", "results", "pyproject.toml")
 TIMEOUT_SECONDS = 600
+SEEDS = 4  # tries of a row
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,11 @@ def copy_of(repo: Path, directory: Path) -> Path:
 
 
 def inject(lab: Lab, _zygote: Zygote, mutant: Mutant) -> None:
-    """Miss where the copy with the mutant passes every row that should catch it."""
+    """Miss where the copy with the mutant passes every row that should catch it.
+
+    A small row may by chance inject nothing that a mutant answers wrongly (half of the steps are saved anyway), so it
+    has several tries.
+    """
     copy = copy_of(lab.repo, lab.directory / f"mutant-{next(lab.numbers)}")
     path = copy / mutant.file
     text = path.read_text()
@@ -149,8 +155,8 @@ def inject(lab: Lab, _zygote: Zygote, mutant: Mutant) -> None:
         raise Miss(f"its text is in {mutant.file} {text.count(mutant.old)} times, expected once: write it anew")
     path.write_text(text.replace(mutant.old, mutant.new))
     said = ""
-    for row in mutant.rows:
-        command = [sys.executable, "-m", "tests.faults", "--row", row, "--workers", "1"]
+    for row, seed in itertools.product(mutant.rows, range(SEEDS)):
+        command = [sys.executable, "-m", "tests.faults", "--row", row, "--workers", "1", "--seed", str(seed)]
         environment = {**os.environ, **ENVIRONMENT}
         done = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
