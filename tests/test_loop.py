@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from data.preprocessed import open_preprocessed
 from data.training_data import NegativeLists, is_positive, read_negative_lists
 from model.static import StaticEncoder
-from tests.exchanging import read_lease
+from tests.exchanging import read_beat
 from utils import exchange, publishing
 from utils.lease import Life
 from utils.waiting import wait_for
@@ -334,8 +333,13 @@ def test_a_trainer_stops_when_the_generator_fails(tiny_preprocessed: Path, stati
             command("drivers.run_ann", *flags), cwd=REPO, env=environment(), stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        wait_for(lambda: read_lease(arm / "checkpoints", "trainer"), "the trainer's lease", limit_seconds=60)
-        time.sleep(2)  # it is now waiting for its first negatives
+        wait_for(
+            lambda: (
+                "waiting for negatives" in (read_beat(arm / "checkpoints", "trainer") or {}).get("doing", "") or None
+            ),
+            "the trainer to wait for its first negatives",
+            limit_seconds=120,
+        )
         life = Life(heartbeat_seconds=1.0, lease_seconds=60.0)
         with pytest.raises(ZeroDivisionError), exchange.working(arm / "ann_data", "generator", life, "run"):
             _ = 1 / 0
