@@ -78,7 +78,7 @@ stop_all() { # sets STATE_SAVED to 1 where a program answered with exit code 75
 
 on_signal() { # NAME EXIT_CODE
   trap '' INT TERM
-  printf '%s: stopped by SIG%s\n' "${0##*/}" "$1" >&2
+  printf '%s: stopped by SIG%s; run it again to go on with what is done\n' "${0##*/}" "$1" >&2
   stop_all
   ((STATE_SAVED == 0)) || exit "$STATE_SAVED_CODE"
   exit "$2"

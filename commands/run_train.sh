@@ -2,7 +2,7 @@
 # ANCE's first job: preprocesses the collection, generates the first negatives, and trains on the newest there are.
 # Start run_ann_data_gen.sh beside it, at once or later, with the same STRATEGY and settings. Flags: see arm.sh.
 #
-#     STRATEGY=top bash commands/run_train.sh [--learning_rate 5e-6 ...]
+#     STRATEGY=top bash commands/run_train.sh [--trainer --learning_rate 5e-6 ...]
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 [[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands # Slurm runs a copy of this file

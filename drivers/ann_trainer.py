@@ -25,6 +25,7 @@ from drivers.schedule import (
     Course,
     Job,
     Taken,
+    check_new_run,
     check_origin,
     check_replayed,
     check_staleness,
@@ -111,7 +112,9 @@ def train(job: Job, resolved_flags: str) -> None:
             replayed_journal_sha256=replayed,
         )
         check_replayed(job, science)
-        run_id = enter_run(here, job.output_dir, flags, run_id, science)
+        own_id, run_id = run_id, enter_run(here, job.output_dir, flags, run_id, science)
+        if run_id == own_id:
+            agree(here, partial(check_new_run, job))
         start = start_point(here, job.output_dir)
         seed_everything(flags.seed, world.rank)
         model_dir = str(start.path) if start else flags.model_name_or_path

@@ -95,8 +95,12 @@ def check_training_flags(flags: Any) -> torch.dtype | None:
         "save_steps",
         "learning_rate",
     )
-    if flags.grad_cache_tokens < 0:
-        raise UserError(f"--grad_cache_tokens is {flags.grad_cache_tokens}, expected 0 or more")
+    longest = max(flags.max_seq_length, flags.max_query_length)
+    if flags.grad_cache_tokens != 0 and flags.grad_cache_tokens < longest:
+        raise UserError(
+            f"--grad_cache_tokens is {flags.grad_cache_tokens}, expected 0 or at least one text's {longest} tokens; "
+            "as many as fit into memory make it quickest"
+        )
     if flags.gradient_checkpointing and flags.model_type == "static":
         raise UserError("--gradient_checkpointing is given, the static model has no layers to make twice; leave it out")
     if flags.optimizer == "apex_fused_lamb":

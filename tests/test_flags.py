@@ -299,6 +299,9 @@ def test_unknown_flags(program: str, capsys: pytest.CaptureFixture[str]) -> None
     assert "did you mean --output_dir?" in assert_refused(capsys, "run_ann", ["--ouput_dir", "x"], "--ouput_dir")
     assert_refused(capsys, program, ["--qqqqqqqq"], "unknown flag --qqqqqqqq", "--help lists them")
     assert_refused(capsys, program, ["stray"], "unknown flag stray")
+    with pytest.raises(SystemExit):  # before the flags that are missing are asked for
+        parse_flags(CLASSES[program], program, ["--qqqqqqqq=1"])
+    assert capsys.readouterr().err == f"{program}: error: unknown flag --qqqqqqqq; --help lists them\n"
     assert_refused(capsys, program, ["--dry"], "unknown flag --dry; did you mean --dry")  # no abbreviations
 
 

@@ -8,11 +8,13 @@ Importing this module must stay cheap: ``--help`` and a mistyped flag answer bef
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast
 
@@ -188,6 +190,13 @@ class SearchFlags:
     nprobe: int = flag(0, "cells visited by an IVF index; 0 keeps the index's own")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(HfArgumentParser):
     """HfArgumentParser that refuses abbreviations and answers a mistake in one line."""
 
@@ -202,22 +211,32 @@ def parse_flags(flags_class: type[Flags], program: str, argv: list[str] | None =
     """
     argv = sys.argv[1:] if argv is None else argv
     doc = (flags_class.__doc__ or "").strip()
-    parser = Parser(cast(Any, flags_class), prog=program, description=doc, allow_abbrev=False)
+    parser = Parser(
+        cast(Any, flags_class), prog=program, description=doc, allow_abbrev=False, formatter_class=HelpFormatter
+    )
     parser.set_defaults(**flags_class.DEFAULTS)
     own = {f.name for f in dataclasses.fields(flags_class)}
     given = [word.split("=", 1)[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")]
     for name in given:
         if name in REFUSED and name not in own:
             parser.error(f"--{name} {REFUSED[name]}")
+    known = parser._option_string_actions
+    for word in argv:  # before argparse, which would first ask for required flags
+        if word.startswith("--") and word.split("=", 1)[0] not in known:
+            parser.error(unknown_flag(word.split("=", 1)[0], known))
     flags, unknown = parser.parse_args_into_dataclasses(
         args=argv, look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
-        close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=1)
-        parser.error(f"unknown flag {unknown[0]}" + (f"; did you mean {close[0]}?" if close else "; --help lists them"))
+        parser.error(unknown_flag(unknown[0], known))
     check_launcher(parser, flags)
     warn_of_ignored(flags_class, program, given)
     return flags
+
+
+def unknown_flag(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"unknown flag {word}" + (f"; did you mean {close[0]}?" if close else "; --help lists them")
 
 
 def check_launcher(parser: Parser, flags: Any) -> None:
