@@ -114,7 +114,7 @@ def train(job: Job, resolved_flags: str) -> None:
         check_replayed(job, science)
         own_id, run_id = run_id, enter_run(here, job.output_dir, flags, run_id, science)
         if run_id == own_id:
-            agree(here, partial(check_new_run, job))
+            agree(here, partial(check_new_run, job, science))
         start = start_point(here, job.output_dir)
         seed_everything(flags.seed, world.rank)
         model_dir = str(start.path) if start else flags.model_name_or_path

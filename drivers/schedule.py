@@ -89,13 +89,15 @@ def course_from(job: Job, here: Session, start: exchange.Checkpoint | None, init
     return course
 
 
-def check_new_run(job: Job) -> None:
+def check_new_run(job: Job, science: dict[str, Any]) -> None:
     """Disagreement where a run that only begins finds negatives of a later model: they cannot be its own."""
     records = exchange.read_records(job.ann_dir)
-    later = [int(record["refresh"]) for record in records if record["step"] > 0 and record.get("model_sha256")]
+    later = [record for record in records if record["step"] > 0 and record.get("model_sha256")]
     if later and job.journal is None:
+        newest = int(later[-1]["refresh"])
+        check_agreement(science, later[-1], f"refresh {newest}", SAME_FLAGS, COMMON)
         raise Disagreement(
-            f"{job.ann_dir} has refreshes up to {max(later)} already, and this run only begins: another run left them; "
+            f"{job.ann_dir} has refreshes up to {newest} already, and this run only begins: another run left them; "
             "give both programs an empty --ann_dir and generate the initial data again"
         )
 
