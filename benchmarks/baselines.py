@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 ANCE_PASSAGE_TOKENS, ANCE_QUERY_TOKENS = 512, 64
-ANCE_ENCODING_BATCH = 16
+ANCE_ENCODING_BATCH, ANCE_TRAINING_BATCH = 16, 8
 PAD = 1
 
 
@@ -24,12 +24,14 @@ def padded(ids: list[np.ndarray], width: int) -> tuple[torch.Tensor, torch.Tenso
     return ids_NL, mask_NL
 
 
-def ance_encode(encoder: Any, ids: list[np.ndarray], device: torch.device) -> np.ndarray:
+def ance_encode(
+    encoder: Any, ids: list[np.ndarray], device: torch.device, width: int = ANCE_PASSAGE_TOKENS
+) -> np.ndarray:
     """Batches in the order of the collection, every passage as long as the longest may be, float32."""
     encoder.eval()
     parts = []
     for start in range(0, len(ids), ANCE_ENCODING_BATCH):
-        batch = padded(ids[start : start + ANCE_ENCODING_BATCH], ANCE_PASSAGE_TOKENS)
+        batch = padded(ids[start : start + ANCE_ENCODING_BATCH], width)
         with torch.no_grad():
             parts.append(encoder(*(tensor.to(device) for tensor in batch)).cpu().numpy())
     return np.concatenate(parts)
@@ -42,25 +44,31 @@ def ance_step(
     positive_ids: list[np.ndarray],
     negative_ids: list[list[np.ndarray]],
     device: torch.device,
+    query_tokens: int = ANCE_QUERY_TOKENS,
+    passage_tokens: int = ANCE_PASSAGE_TOKENS,
 ) -> float:
-    """One optimiser step on triples, for each of which query and positive are encoded again."""
+    """One optimiser step on triples, for each of which query and positive are encoded again, 8 triples at a time."""
     encoder.train()
     triples = [
         (query, positive, negative)
         for query, positive, negatives in zip(query_ids, positive_ids, negative_ids, strict=True)
         for negative in negatives
     ]
-    widths = (ANCE_QUERY_TOKENS, ANCE_PASSAGE_TOKENS, ANCE_PASSAGE_TOKENS)
-    query_TD, positive_TD, negative_TD = (
-        encoder(*(tensor.to(device) for tensor in padded([triple[place] for triple in triples], width)))
-        for place, width in enumerate(widths)
-    )
-    scores_T2 = torch.stack([(query_TD * positive_TD).sum(-1), (query_TD * negative_TD).sum(-1)], 1)
-    loss = -F.log_softmax(scores_T2, 1)[:, 0].mean()
-    loss.backward()
+    widths = (query_tokens, passage_tokens, passage_tokens)
+    total = 0.0
+    for start in range(0, len(triples), ANCE_TRAINING_BATCH):
+        part = triples[start : start + ANCE_TRAINING_BATCH]
+        query_TD, positive_TD, negative_TD = (
+            encoder(*(tensor.to(device) for tensor in padded([triple[place] for triple in part], width)))
+            for place, width in enumerate(widths)
+        )
+        scores_T2 = torch.stack([(query_TD * positive_TD).sum(-1), (query_TD * negative_TD).sum(-1)], 1)
+        loss = -F.log_softmax(scores_T2, 1)[:, 0].sum() / len(triples)
+        loss.backward()
+        total += float(loss.detach())
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
+    return total
 
 
 def sentence_transformer(encoder: Any, directory: Path, dtype: torch.dtype, device: torch.device) -> Any:

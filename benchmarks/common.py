@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from drivers.shared import pack_texts
+from utils.distributed import World
+
 # Tokens of a passage: log-normal with a mean of 76, as long as MS MARCO's 56 words make it, few of them above 200.
 LENGTHS = {"mean": 4.25, "sigma": 0.4}
 SHORTEST, LONGEST = 8, 512
 QUERY_TOKENS = (4, 13)  # of a query: uniform, with the two marks
 WORDS = 8000  # of the made-up language; each is one token
+LOOK_SECONDS = 0.005  # between two looks at a process's memory
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,33 @@ def side_by_side(works: Mapping[str, Callable[[], object]], repeats: int, device
             taken[name].append(seconds_of(work, device))
             sys.stderr.write(f"turn {turn + 1} of {repeats}: {name} {taken[name][-1]:.2f} s\n")
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def own_bytes(process: int | str = "self") -> int:
+    """A process's memory that no file backs; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+
+
+@contextlib.contextmanager
+def watched_memory(process: int | str = "self") -> Iterator[list[int]]:
+    """Its `own_bytes` while the block runs, looked at again and again."""
+    seen, ended = [own_bytes(process)], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            seen.append(own_bytes(process))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 def matmul_flops_per_second(rows: int, width: int, device: torch.device, dtype: torch.dtype, repeats: int = 9) -> float:
@@ -149,6 +182,12 @@ def make_encoder(layers: int, width: int, dropout: float = 0.1) -> Any:
             "attention_probs_dropout_prob": dropout,
         }
     )
+
+
+def pack_on_gpu(encoder: Any, dtype: torch.dtype | None, device: torch.device, trains: bool) -> None:
+    """As the programs do it."""
+    if device.type == "cuda":
+        pack_texts(encoder, dtype, World(0, 1, device), trains)
 
 
 def report(json_path: Path | None, device: torch.device, figures: dict[str, float], ratios: dict[str, float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ def check_compute_flags(flags: Any, default_dtype: str = "auto") -> torch.dtype 
     if getattr(flags, "seed", 0) < 0:
         raise UserError(f"--seed is {flags.seed}, expected 0 or more")
     check_model_type(flags.model_type)
-    quickest = quickest_dtype(distributed.own_device(flags.no_cuda), flags.model_type)
+    device = distributed.own_device(flags.no_cuda)
+    if flags.compile:
+        check_compiler(device.type == "cuda")
+    quickest = quickest_dtype(device, flags.model_type)
     return compute_dtype(flags.dtype, flags.fp16, flags.bf16, flags.fp16_opt_level, default_dtype, quickest)
 
 
@@ -131,10 +135,46 @@ def open_to_encode(
     flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
 ) -> Any:
     """The same on this rank's device, for encoding alone."""
-    encoder = open_encoder(flags, model_dir, collection).to(world.device)
+    encoder = open_encoder(flags, model_dir, collection)
     if dtype is not None:
         encoder.lower_weights(dtype)
+    return settle_encoder(flags, encoder, dtype, world)
+
+
+def settle_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: World, trains: bool = False) -> Any:
+    """Move it to this rank's device, and make it compute there as fast as it can."""
+    encoder.to(world.device)
+    if flags.compile:
+        if world.size > 1:
+            # Else torch would cut the program where DDP's buckets end, which it cannot for lengths that differ.
+            torch._dynamo.config.optimize_ddp = False
+        encoder.compile(dynamic=True)  # one program for batches of all lengths
+    elif world.device.type == "cuda" and not encoder.is_packed:
+        pack_texts(encoder, dtype, world, trains)
     return encoder
+
+
+def pack_texts(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
+    """Leave padding out where every rank can."""
+    from model.packing import refusal_to_pack
+
+    refusal = refusal_to_pack(encoder, world.device, dtype, trains)
+    if refusal:
+        say(f"attention: rank {world.rank} cannot leave padding out ({refusal})")
+    can_all = not distributed.any_rank(world, bool(refusal))
+    encoder.pack_texts(can_all)
+    if world.is_first:
+        say(f"attention: texts {'packed without padding' if can_all else 'padded to the longest of a batch'}")
+
+
+def check_compiler(on_gpu: bool) -> None:
+    """UserError where torch.compile would find no compiler."""
+    variable, known = ("CC", ("gcc", "clang")) if on_gpu else ("CXX", ("g++", "clang++"))
+    if not any(shutil.which(name) for name in (os.environ.get(variable, ""), *known) if name):
+        raise UserError(
+            f"--compile needs a compiler, there is no {' or '.join(known)} on this machine; "
+            f"install one, name it in {variable}, or leave --compile out"
+        )
 
 
 def check_output_dirs(*directories: str) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from data.tokenizing import load_tokenizer, tokenizer_files
 from drivers.agreement import Session, agree
+from drivers.shared import settle_encoder
 from model.training import (
     TrainingState,
     linear_schedule,
@@ -157,13 +158,13 @@ def make_trainer(
 ) -> Trainer:
     """Optimiser, schedule, logs and the tokenizer's files around an encoder, which holds the weights of ``start``."""
     world = session.world
-    encoder.to(world.device)
+    if flags.gradient_checkpointing:
+        encoder.make_activations_twice()
+    settle_encoder(flags, encoder, dtype, world, trains=True)
     optimizer = make_optimizer(flags.optimizer, encoder, flags.learning_rate, flags.adam_epsilon, flags.weight_decay)
     stored = read_trainer_state(start) if start else {}
     schedule_from = stored.get("schedule_from", 0)
     scheduler = linear_schedule(optimizer, flags.warmup_steps, total_steps - schedule_from)
-    if flags.gradient_checkpointing:
-        encoder.make_activations_twice()
     state = make_state(
         encoder, flags.loss, optimizer, scheduler, world, dtype, flags.max_grad_norm, flags.grad_cache_tokens
     )

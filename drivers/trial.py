@@ -24,22 +24,26 @@ from drivers.retrieval import EncodingSettings
 from drivers.shared import gather_from
 from drivers.space import optimiser_bytes
 from model.embedding import attention_mask
-from model.precision import autocast, autocast_for, name_of
+from model.precision import autocast, name_of
 from model.training import TrainingStep, backward, tensors_of
 from utils.disk import in_bytes
 from utils.distributed import World
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 CPU_TEXTS = 4  # of a batch on the CPU, where it is the minute that runs out, not the memory
 
 
 @contextlib.contextmanager
 def memory_explained(batch_flag: str) -> Iterator[None]:
-    """UserError in place of CUDA's own page on memory that ran out."""
+    """UserError in place of CUDA's own page on memory that ran out, and of the compiler's on what it cannot do."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"a first batch does not fit into the GPU's memory: lower --{batch_flag}") from None
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(f"--compile does not work here ({one_line(error)[:200]}); leave it out") from None
 
 
 @contextlib.contextmanager
@@ -101,7 +105,7 @@ def check_encoding(
             gathered = gather_from(cache, limit, settings.pad_id)(rows)
             ids_BL, lengths_B = (torch.from_numpy(array).to(device) for array in gathered)
             encoder.eval()
-            with torch.inference_mode(), autocast_for(encoder, device, settings.dtype):
+            with torch.inference_mode(), autocast(device, settings.dtype):
                 embeddings_BD = encoder(ids_BL, attention_mask(ids_BL, lengths_B)).float()
             if not bool(torch.isfinite(embeddings_BD).all()):
                 raise UserError(

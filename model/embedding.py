@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.precision import autocast_for
+from model.precision import autocast
 from utils.errors import UserError
 from utils.overlap import prefetched
 
@@ -89,7 +89,7 @@ def gather_batches(texts: Texts, rows: tuple[int, int], budget_tokens: int, pin:
 def encode_batch(encoder: Any, batch: Gathered, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
     """float32 [B, D], on the device."""
     ids_BL, lengths_B = (tensor.to(device, non_blocking=True) for tensor in (batch.ids_BL, batch.lengths_B))
-    with torch.inference_mode(), autocast_for(encoder, device, dtype):
+    with torch.inference_mode(), autocast(device, dtype):
         embeddings_BD: torch.Tensor = encoder(ids_BL, attention_mask(ids_BL, lengths_B))
         return embeddings_BD.float()
 
@@ -106,7 +106,7 @@ def encode_blocks(
     """The embeddings of rows [start, stop), whole blocks, a block at a time: float32 [M, D].
 
     Tokens are gathered in a thread, and a block's vectors stay on the device until it is whole, so that the
-    device never waits for the host. ``advance`` is told the texts of each batch; an exception that it raises
+    device hardly waits for the host. ``advance`` is told the texts of each batch; an exception that it raises
     ends the work.
     UserError where an embedding is not finite: searching such numbers would train on noise in silence.
     """

@@ -53,14 +53,6 @@ def quickest_dtype(device: torch.device, model_type: str) -> torch.dtype | None:
     return torch.bfloat16 if has_bf16 else None
 
 
-def autocast_for(
-    encoder: torch.nn.Module, device: torch.device, dtype: torch.dtype | None
-) -> contextlib.AbstractContextManager[Any]:
-    """Autocast, unless the encoder's own weights are in ``dtype`` already: see `lower_weights` of the encoders."""
-    is_lowered = any(parameter.dtype is dtype for parameter in encoder.parameters())
-    return autocast(device, None if is_lowered else dtype)
-
-
 def name_of(dtype: torch.dtype | None) -> str:
     """As torch spells it: None is float32."""
     return str(dtype or torch.float32).removeprefix("torch.")

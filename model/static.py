@@ -24,6 +24,7 @@ class StaticEncoder(nn.Module):
     """config: ``vocab_size``, ``embedding_size``; optional ``score_scale`` and ``pad_token_id``."""
 
     cpu_batch_tokens = 2**16
+    is_packed = True  # it has nothing to pack: a table of embeddings, and their mean
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()

@@ -27,6 +27,7 @@ from utils.errors import UserError, one_line
 from utils.exchange import TRAINER_STATE
 
 RNG_STATES = "rng_states.safetensors"
+GPU_PASS_TOKENS = 2**14  # enough to keep a GPU busy, where a batch's texts are padded to the longest of a pass
 INSTALL_APEX = (
     "--optimizer apex_fused_lamb needs NVIDIA apex, which is not installed: build it from github.com/NVIDIA/apex "
     "with --cpp_ext and --cuda_ext (PyPI's package called apex is another program), or use --optimizer lamb"
@@ -49,11 +50,16 @@ class TrainingStep(nn.Module):
         **rows: torch.Tensor,
     ) -> torch.Tensor:
         """The names are those of data.training_data.Batch; ``rows`` are those that `loss_of` takes."""
-        on_cpu = query_ids_BL.device.type == "cpu"
-        budget_tokens = self.encoder.cpu_batch_tokens if on_cpu else None
+        budget_tokens = self.budget_tokens(query_ids_BL.device)
         queries_BD = encode_in_passes(self.encoder, query_ids_BL, query_lengths_B, budget_tokens)
         passages_MD = encode_in_passes(self.encoder, passage_ids_ML, passage_lengths_M, budget_tokens)
         return self.loss_of(queries_BD, passages_MD, **rows)
+
+    def budget_tokens(self, device: torch.device) -> int | None:
+        """Of a pass; None is a single one, where nothing is padded."""
+        if device.type == "cpu":
+            return int(self.encoder.cpu_batch_tokens)
+        return None if self.encoder.is_packed else GPU_PASS_TOKENS
 
     def loss_of(
         self,
@@ -200,9 +206,8 @@ def train_step(state: TrainingState, micro_batches: list[Any]) -> float:
             )
     if state.grad_cache_tokens:
         average_gradients(state.world, list(state.encoder.parameters()))
-    total = mean_over_ranks(
-        state.world, sum(map(float, losses))
-    )  # what one rank cannot go on with, all of them stop at
+    total = mean_over_ranks(state.world, sum(map(float, losses)))
+    # What one rank cannot go on with, all of them stop at.
     if not math.isfinite(total):
         raise UserError(f"the loss is {total} at step {state.step + 1}; lower --learning_rate, or use --bf16")
     state.scaler.unscale_(state.optimizer)

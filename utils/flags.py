@@ -108,6 +108,7 @@ class ComputeFlags:
     )
     fp16: bool = flag(False, "the same as --dtype fp16 (training: with loss scaling)")
     bf16: bool = flag(False, "the same as --dtype bf16")
+    compile: bool = flag(False, "torch.compile each model that is loaded: a minute, then faster, mostly on a GPU")
     collective_timeout_seconds: float = flag(
         1800.0, "several processes: a rank that the others have waited for so long ends the job"
     )
@@ -188,6 +189,9 @@ class SearchFlags:
     )
     faiss_index: str = flag("Flat", "faiss index_factory string; Flat is exact")
     nprobe: int = flag(0, "cells visited by an IVF index; 0 keeps the index's own")
+    search_memory_mib: int = flag(
+        0, "an exact search takes no more, beside the queries and their lists; 0: 512 on a CPU, 4096 on a GPU"
+    )
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -1,0 +1,59 @@
+"""--compile: the same embeddings, losses and gradients, under the same names."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from drivers import shared
+from model.embedding import Texts, encode_blocks
+from tests.test_packing import batch_of, gradient, make_encoder
+from utils.distributed import World
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+
+
+def texts(lengths: list[int]) -> Texts:
+    ids_BL = batch_of(lengths)[0].numpy()
+    lengths_N = np.array(lengths)
+
+    def gather(rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return ids_BL[rows_B, : lengths_N[rows_B].max()], lengths_N[rows_B]
+
+    return Texts(len(lengths), lambda start, stop: lengths_N[start:stop], gather)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_computes_the_same_in_batches_of_any_shape() -> None:
+    plain, compiled = make_encoder(), make_encoder()
+    names = list(plain.state_dict())
+    shared.settle_encoder(SimpleNamespace(compile=True), compiled, None, ALONE)
+    assert list(compiled.state_dict()) == names
+    lengths = [30, 29, 12, 11, 11, 7, 3, 3, 3, 2, 1]
+    expected_ND, found_ND = (
+        np.concatenate(list(encode_blocks(encoder, texts(lengths), (0, len(lengths)), 40, CPU, None)))
+        for encoder in (plain, compiled)
+    )
+    np.testing.assert_allclose(found_ND, expected_ND, atol=1e-4)
+    for shape in ([9, 4, 2], [20, 20]):
+        expected, found = (gradient(encoder, *batch_of(shape)) for encoder in (plain, compiled))
+        for ours, theirs in zip(found, expected, strict=True):
+            assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm())
+
+
+def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"per_gpu_eval_batch_size": 1, "max_seq_length": 8, "max_query_length": 8, "collective_timeout_seconds": 1}
+    flags = SimpleNamespace(**sizes, model_type="static", no_cuda=True, compile=True)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shared.shutil, "which", lambda name: "/opt/bin/" + name if name == "icpx" else None)
+    with pytest.raises(UserError, match=r"--compile needs a compiler, there is no g\+\+ or clang\+\+"):
+        shared.check_compute_flags(flags)
+    monkeypatch.setenv("CXX", "icpx")
+    shared.check_compiler(on_gpu=False)
+    with pytest.raises(UserError, match="no gcc or clang"):
+        shared.check_compiler(on_gpu=True)

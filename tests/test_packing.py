@@ -1,0 +1,207 @@
+"""Packed texts: the embeddings and gradients of padded ones, and the way back where the device cannot."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from transformers import RobertaConfig
+
+from data.training_data import Batch
+from drivers import shared
+from model import packing
+from model.embedding import attention_mask
+from model.packing import refusal_to_pack, tried_batch
+from model.roberta_dot import RobertaDot
+from model.training import make_state, train_step
+from tests.test_training import ALONE, constant, flat_weights
+
+CPU = torch.device("cpu")
+PAD, VOCABULARY = 1, 50
+
+
+def make_encoder(pooling: str = "first", dropout: float = 0.0) -> RobertaDot:
+    torch.manual_seed(4)
+    config = RobertaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=40,
+        pad_token_id=PAD,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pooling=pooling,
+    )
+    return RobertaDot(config).eval()
+
+
+def batch_of(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths_B = torch.tensor(lengths)
+    ids_BL = torch.randint(2, VOCABULARY, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(5))
+    mask_BL = attention_mask(ids_BL, lengths_B)
+    return ids_BL.where(mask_BL.bool(), PAD), mask_BL
+
+
+def gradient(encoder: RobertaDot, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    encoder.zero_grad()
+    embeddings_BD = encoder(ids_BL, mask_BL)
+    weights_BD = torch.randn(embeddings_BD.shape, generator=torch.Generator().manual_seed(6))
+    (embeddings_BD * weights_BD).sum().backward()
+    return embeddings_BD.detach(), torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6), pooling=st.sampled_from(["first", "mean"]))
+def test_packed_is_padded(lengths: list[int], pooling: str) -> None:
+    encoder = make_encoder(pooling)
+    expected = gradient(encoder, *batch_of(lengths))
+    encoder.pack_texts(True)
+    found = gradient(encoder, *batch_of(lengths))
+    for packed, padded in zip(found, expected, strict=True):
+        assert float((packed - padded).norm()) <= 1e-4 * float(padded.norm())
+    alone = [encoder(*batch_of([length])) for length in lengths[:1]]  # a text alone has no other to attend to
+    encoder.pack_texts(False)
+    assert float((alone[0] - encoder(*batch_of(lengths[:1]))).detach().abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_packing_is_taken_up_where_it_agrees(dtype: torch.dtype | None, trains: bool) -> None:
+    encoder = make_encoder(dropout=0.1).train()
+    if dtype is not None and not trains:
+        encoder.lower_weights(dtype)
+    before = torch.get_rng_state()
+    assert refusal_to_pack(encoder, CPU, dtype, trains) == ""
+    assert encoder.training and not encoder.is_packed
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    assert torch.equal(before, torch.get_rng_state())
+    encoder.pack_texts(True)
+    assert "packed" not in str(encoder.config.to_dict())
+
+
+@pytest.mark.parametrize(("pad_id", "positions"), [(0, 40), (1, 40), (49, 60), (0, 3), (1, 300)])
+def test_any_model_is_tried_with_texts_that_fit_it(pad_id: int, positions: int) -> None:
+    config = make_encoder().config
+    config.pad_token_id, config.max_position_embeddings = pad_id, positions
+    ids_BL, mask_BL = tried_batch(config, CPU)
+    assert ids_BL.shape == mask_BL.shape and ids_BL.shape[1] <= positions - pad_id - 1
+    assert int(ids_BL.min()) >= 0 and int(ids_BL.max()) < VOCABULARY
+    assert torch.equal(ids_BL != pad_id, mask_BL.bool())
+    assert ids_BL.shape[1] == 150 or positions < 152
+
+
+def no_kernel(*_args: Any, **_words: Any) -> Any:
+    raise RuntimeError("no kernel for this GPU\nC++ stack")
+
+
+def without_scores(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_words: Any) -> torch.Tensor:
+    return value
+
+
+def without_gradient(*heads: torch.Tensor, **words: Any) -> torch.Tensor:
+    return F.scaled_dot_product_attention(*(head.detach() for head in heads), **words)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "trains", "reason"),
+    [
+        (no_kernel, False, "RuntimeError: no kernel for this GPU"),
+        (without_scores, False, "the embeddings differ"),
+        (without_gradient, True, "the gradients differ"),
+    ],
+)
+def test_packing_is_left_where_it_fails_or_differs(
+    kernel: Any, trains: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = make_encoder()
+    expected_BD = encoder(*batch_of([3, 9]))
+    monkeypatch.setattr(packing, "F", SimpleNamespace(scaled_dot_product_attention=kernel, pad=F.pad))
+    said = refusal_to_pack(encoder, CPU, None, trains)
+    monkeypatch.undo()
+    assert said.startswith(reason) and "\n" not in said
+    assert not encoder.is_packed and torch.equal(encoder(*batch_of([3, 9])), expected_BD)
+
+
+def test_a_pad_token_inside_a_text_counts_as_it_does_in_a_padded_batch() -> None:
+    encoder = make_encoder()
+    ids_BL, mask_BL = batch_of([9, 5])
+    ids_BL[0, 3] = PAD
+    expected_BD = encoder(ids_BL, mask_BL)
+    encoder.pack_texts(True)
+    assert float((encoder(ids_BL, mask_BL) - expected_BD).detach().abs().max()) < 1e-4
+
+
+def test_layers_that_are_made_twice_are_not_packed() -> None:
+    """Gradient checkpointing cannot keep nested tensors: found before training, not in its first step."""
+    encoder = make_encoder(dropout=0.1)
+    encoder.make_activations_twice()
+    assert refusal_to_pack(encoder, CPU, None, trains=False) == ""
+    assert refusal_to_pack(encoder, CPU, None, trains=True).startswith("RuntimeError")
+
+
+@pytest.mark.parametrize("grad_cache_tokens", [0, 40])
+def test_a_training_step_on_packed_texts_is_one_on_padded_ones(grad_cache_tokens: int) -> None:
+    weights = []
+    for packed in (False, True):
+        encoder = make_encoder()
+        if packed:
+            encoder.pack_texts(True)
+        optimizer = torch.optim.SGD(encoder.parameters(), lr=1.0)
+        state = make_state(encoder, "pairwise", optimizer, constant(optimizer), ALONE, None, 0.0, grad_cache_tokens)
+        (query_ids_BL, query_mask_BL), (passage_ids_ML, passage_mask_ML) = batch_of([4, 7]), batch_of([20, 3, 11, 30])
+        arrays = (query_ids_BL, query_mask_BL.sum(1), passage_ids_ML, passage_mask_ML.sum(1))
+        indices = (np.array([0, 1, 1]), np.array([0, 2, 2]), np.array([1, 1, 3]))
+        train_step(state, [Batch(*(array.numpy() for array in arrays), *indices)])
+        weights.append(flat_weights(encoder))
+    moved = float((weights[0] - flat_weights(make_encoder())).norm())
+    assert float((weights[1] - weights[0]).norm()) <= 1e-4 * moved
+
+
+@pytest.mark.parametrize(("fails_here", "fails_elsewhere"), [(False, False), (True, False), (False, True)])
+def test_ranks_pack_together_or_not_at_all(
+    fails_here: bool, fails_elsewhere: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packing, "refusal_to_pack", lambda *_args: "no kernel" if fails_here else "")
+    monkeypatch.setattr(shared.distributed, "any_rank", lambda _world, here: here or fails_elsewhere)
+    encoder = make_encoder()
+    shared.pack_texts(encoder, None, ALONE, trains=True)
+    said = capsys.readouterr().out
+    assert encoder.is_packed is not (fails_here or fails_elsewhere)
+    assert ("rank 0 cannot leave padding out (no kernel)" in said) is fails_here
+    assert ("packed without padding" in said) is encoder.is_packed
+
+
+def test_no_product_is_made_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = make_encoder()
+    encoder.pack_texts(True)
+    rows: set[int] = set()
+    linear = F.linear
+
+    def counted(input: torch.Tensor, *others: Any) -> torch.Tensor:
+        rows.add(input.shape[:-1].numel())
+        return linear(input, *others)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    encoder(*batch_of([30, 2, 2]))
+    assert rows == {34, 3}, "all tokens in the layers, one a text in the head"
+
+
+def test_dropout_reaches_packed_attention() -> None:
+    encoder = make_encoder(dropout=0.5).train()
+    encoder.pack_texts(True)
+    for module in encoder.modules():
+        if (
+            isinstance(module, torch.nn.Dropout)
+            and module is not encoder.roberta.encoder.layer[0].attention.self.dropout
+        ):
+            module.p = 0.0
+    first_BD, again_BD = (encoder(*batch_of([12, 7])) for _ in range(2))
+    assert not torch.allclose(first_BD, again_BD)
