@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import common
 from benchmarks.search import stored
-from utils.search import SearchOptions, choose_backend, search
-
-LOOK_SECONDS = 0.005
-
-
-def own_bytes() -> int:
-    """Of memory that no file backs."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+from utils.search import MEMORY_BYTES, SearchOptions, choose_backend, search
 
 
 def main() -> None:
-    path, count, dims, queries, k = Path(sys.argv[1]), *map(int, sys.argv[2:])
+    """Arguments: file, passages, dims, queries, k, backend (or auto), MiB that the search may take (0: its default)."""
+    path, backend = Path(sys.argv[1]), sys.argv[6]
+    count, dims, queries, k, memory_mib = map(int, (*sys.argv[2:6], sys.argv[7]))
     queries_QD = np.random.default_rng(4).standard_normal((queries, dims), np.float32)
     device = common.own_device()
-    options = SearchOptions(choose_backend("auto", "Flat", device.type == "cuda"), device=device)
+    memory_bytes = memory_mib * 2**20 or MEMORY_BYTES[device.type]
+    backend = choose_backend(backend, "Flat", device.type == "cuda")
+    options = SearchOptions(backend, device=device, memory_bytes=memory_bytes)
     passages = stored(path, count, dims)
     search(queries_QD[:1], stored(path, min(count, 1000), dims), k, options)  # libraries are loaded
-    before, most, ended = own_bytes(), 0, threading.Event()
-
-    def look() -> None:
-        nonlocal most
-        while not ended.wait(LOOK_SECONDS):
-            most = max(most, own_bytes())
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    search(queries_QD, passages, k, options)
-    ended.set()
-    thread.join()
-    sys.stdout.write(f"{most - before}\n")
+    before = common.own_bytes()
+    with common.watched_memory() as seen:
+        search(queries_QD, passages, k, options)
+    sys.stdout.write(f"{max(seen) - before}\n")
 
 
 if __name__ == "__main__":

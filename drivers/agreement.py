@@ -64,6 +64,7 @@ NOT_SCIENCE = frozenset(
         "inference",
         "load_gen",
         "search_backend",
+        "search_memory_mib",
         "dtype",
         "fp16",
         "bf16",

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.negatives import resolve_strategy
 from data.preprocessed import Preprocessed
 from drivers import retrieval, stored_embeddings
@@ -45,7 +43,6 @@ from utils.errors import UserError
 from utils.flags import check_positive
 from utils.peers import Peer, watch_peer
 from utils.run_log import RunLog, say
-from utils.search import choose_backend
 from utils.stopping import StopRequested
 from utils.waiting import wait_for
 
@@ -62,7 +59,7 @@ def preflight(flags: GenerateFlags) -> Job:
     check_refresh_flags(flags)
     if flags.inference and flags.load_gen:
         raise UserError("--inference writes embeddings and --load_gen reads them; give one of the two")
-    backend = choose_backend(flags.search_backend, flags.faiss_index, torch.cuda.is_available() and not flags.no_cuda)
+    backend = retrieval.check_search(flags)
     if not Path(flags.init_model_dir).is_dir():
         raise UserError(f"--init_model_dir {flags.init_model_dir} is not a directory, expected the warmup checkpoint")
     check_model_directory(flags, flags.init_model_dir)

@@ -23,7 +23,7 @@ import numpy as np
 from model.embedding import block_size
 from utils.errors import UserError
 from utils.publishing import read_sealed, sealed, sha256_of, staging_path, sync
-from utils.search import Passages, rows_of_block
+from utils.search import Passages
 
 SHARD_BYTES = 128 * 2**20  # as float32; a float16 shard takes half of it
 # A small collection is divided all the same: many processes share it, and little is lost when one is killed.
@@ -178,9 +178,9 @@ def stored_passages(shards: Shards, first: int, last: int) -> Passages:
     return Passages(stop - start, shards.dims, partial(read_blocks, shards, range(first, last), stop - start))
 
 
-def read_blocks(shards: Shards, numbers: range, count: int) -> Iterator[np.ndarray]:
+def read_blocks(shards: Shards, numbers: range, count: int, rows_at_once: int) -> Iterator[np.ndarray]:
     """float32 [M, D], always in the same memory. UserError where a file is missing or of another size."""
-    buffer_MD = np.empty((min(rows_of_block(shards.dims), count), shards.dims), np.float32)
+    buffer_MD = np.empty((min(rows_at_once, count), shards.dims), np.float32)
     filled = 0
     for number in numbers:
         start, stop = shards.bounds(number)

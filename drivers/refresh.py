@@ -21,7 +21,6 @@ from utils.lease import Lease
 from utils.metrics import evaluate
 from utils.publishing import is_gone
 from utils.run_log import RunLog, say
-from utils.search import SearchOptions
 
 LOOK_EVERY_SECONDS = 2.0  # at the lease, while encoding and searching
 DEV_CANDIDATES = 100  # enough for recall@100 and everything at 10
@@ -122,7 +121,7 @@ def search_all(job: Job, here: Session, vectors: Vectors, watch: Watch) -> tuple
     """Candidates of the train queries, and the dev queries' lists; None on all ranks where one was told to leave."""
     flags, world = job.flags, here.world
     here.tell(doing="searching")
-    options = SearchOptions(job.backend, flags.faiss_index, flags.nprobe, world.device)
+    options = retrieval.search_options(flags, job.backend, world.device)
     k = max(flags.topk_training, DEV_CANDIDATES)
     queries_QD = np.concatenate([vectors.dev_QD, vectors.train_QD])
     passages = len(job.collection.passages)

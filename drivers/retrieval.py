@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,23 @@ from model.embedding import Texts, encode_blocks, share_of
 from model.encoder import dims_of_config, read_config
 from utils import distributed
 from utils.distributed import World
+from utils.errors import UserError
+from utils.flags import SearchFlags
 from utils.run_log import Progress, progress_line, say
-from utils.search import Passages, SearchOptions, check_index, describe_search, in_memory, merge_top_k, search
+from utils.search import (
+    MEMORY_BYTES,
+    ROWS_AT_ONCE,
+    SMALLEST_MEMORY_BYTES,
+    Passages,
+    SearchOptions,
+    check_index,
+    choose_backend,
+    describe_search,
+    in_memory,
+    is_on_gpu,
+    merge_top_k,
+    search,
+)
 
 EXCHANGE_BYTES = 256 * 2**20  # lists of all ranks held for merging at a time
 BYTES_OF_PLACE = 12  # a score and an offset
@@ -94,6 +109,21 @@ class PassageShare:
 
     passages: Passages
     start: int
+
+
+def check_search(flags: Any) -> str:
+    """The backend that searches. UserError where there is none, or for too little memory."""
+    smallest = SMALLEST_MEMORY_BYTES // 2**20
+    if flags.search_memory_mib and flags.search_memory_mib < smallest:
+        raise UserError(f"--search_memory_mib is {flags.search_memory_mib}, expected 0 or at least {smallest}")
+    use_cuda = distributed.own_device(flags.no_cuda).type == "cuda"
+    return choose_backend(flags.search_backend, flags.faiss_index, use_cuda)
+
+
+def search_options(flags: SearchFlags, backend: str, device: torch.device) -> SearchOptions:
+    options = SearchOptions(backend, flags.faiss_index, flags.nprobe, device)
+    where = "cuda" if device.type == "cuda" and (backend == "torch" or is_on_gpu(options)) else "cpu"
+    return replace(options, memory_bytes=flags.search_memory_mib * 2**20 or MEMORY_BYTES[where])
 
 
 def check_index_fits(flags: Any, passages: int, dims: int) -> None:
@@ -296,7 +326,7 @@ def score_candidates(world: World, queries_QD: np.ndarray, share: PassageShare, 
     """Scores of given candidate lists: float32 [Q, K], -inf where ``passages_QK`` is -1; for reranking."""
     scores_QK = np.full(passages_QK.shape, -np.inf, np.float32)
     start = share.start
-    for block_MD in share.passages.blocks():
+    for block_MD in share.passages.blocks(ROWS_AT_ONCE):
         held_QK = (passages_QK >= start) & (passages_QK < start + len(block_MD))
         for row in np.flatnonzero(held_QK.any(1)):
             held = np.flatnonzero(held_QK[row])

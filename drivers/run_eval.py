@@ -28,12 +28,9 @@ from utils.flags import check_positive, flags_json, parse_flags
 
 def main() -> None:
     flags = parse_flags(EvalFlags, "run_eval")
-    import torch
-
-    from drivers.retrieval import check_index_fits, check_index_fits_model
+    from drivers.retrieval import check_index_fits, check_index_fits_model, check_search
     from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
     from drivers.stored_embeddings import read_embeddings_record
-    from utils.search import choose_backend
 
     dtype = check_compute_flags(flags)
     check_positive(flags, "topk")
@@ -45,8 +42,7 @@ def main() -> None:
         check_model_directory(flags, flags.model_name_or_path)
     if flags.rerank_file and not Path(flags.rerank_file).is_file():
         raise UserError(f"{flags.rerank_file} is missing, expected candidates to rerank (top1000.dev or a TREC run)")
-    use_cuda = torch.cuda.is_available() and not flags.no_cuda
-    backend = choose_backend(flags.search_backend, flags.faiss_index, use_cuda)
+    backend = check_search(flags)
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
     if flags.embedding_dir:
@@ -64,11 +60,10 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
     """Load, rank, write."""
     from drivers.evaluation import encode_split, load_split, rank_split, rerank_lists
     from drivers.preflight import Preflight, check_evaluation
-    from drivers.retrieval import check_index_fits, encoding_settings
+    from drivers.retrieval import check_index_fits, encoding_settings, search_options
     from drivers.shared import open_to_encode, start_program
     from drivers.trial import check_encoding
     from utils import distributed
-    from utils.search import SearchOptions
 
     started = time.monotonic()
     world, _ = start_program("run_eval", flags_json(flags), flags)
@@ -88,7 +83,7 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
         checks.end()
         vectors = encode_split(flags, world, encoder, collection, dtype, flags.split)
         assert vectors is not None, "nobody is told to leave"
-    options = SearchOptions(backend, flags.faiss_index, flags.nprobe, world.device)
+    options = search_options(flags, backend, world.device)
     ranking = rank_split(world, collection, flags.split, vectors, flags.topk, options, candidates_QK)
     assert ranking is not None, "nobody is told to leave"
     if world.is_first:

@@ -27,7 +27,7 @@ from drivers.agreement import (
 from drivers.evaluation import encode_split, rank_split, rerank_lists
 from drivers.flags import WarmupFlags
 from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
-from drivers.retrieval import UNWATCHED, Watch, check_index_fits, check_index_fits_model
+from drivers.retrieval import UNWATCHED, Watch, check_index_fits, check_index_fits_model, check_search, search_options
 from drivers.shared import (
     batches_from_lists,
     check_exchange_flags,
@@ -50,7 +50,6 @@ from utils.errors import UserError
 from utils.flags import check_positive
 from utils.overlap import prefetched
 from utils.run_log import say
-from utils.search import SearchOptions, choose_backend
 from utils.stopping import StopRequested
 
 
@@ -79,7 +78,7 @@ def preflight(flags: WarmupFlags) -> Job:
     dtype = check_training_flags(flags)
     check_exchange_flags(flags)
     check_positive(flags, "logging_steps_per_eval")
-    backend = choose_backend(flags.search_backend, flags.faiss_index, torch.cuda.is_available() and not flags.no_cuda)
+    backend = check_search(flags)
     model = flags.model_name_or_path
     if flags.pooling and flags.model_type != "rdot_nll":
         raise UserError(f"--pooling is for rdot_nll, --model_type {flags.model_type} has its own; leave it out")
@@ -279,7 +278,7 @@ def evaluate_mrr(job: Job, world: World, encoder: Any, watch: Watch = UNWATCHED)
     """
     flags = job.flags
     check_index_fits(flags, len(job.collection.passages), encoder.dims)
-    options = SearchOptions(job.backend, flags.faiss_index, flags.nprobe, world.device)
+    options = search_options(flags, job.backend, world.device)
     vectors = encode_split(flags, world, encoder, job.collection, job.dtype, "dev", watch)
     if vectors is None:
         return None

@@ -99,7 +99,6 @@ def test_a_shard_is_a_plain_npy_file_with_a_record(tmp_path: Path, storage: str)
 def test_blocks_go_over_the_shards(
     tmp_path: Path, storage: str, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("utils.search.PASSAGES_BYTES", rows_at_once * DIMS * 4)
     monkeypatch.setattr(embedding_shards, "READ_ROWS", 3)
     shards = made_shards(tmp_path, storage=storage)
     publish_all(shards)
@@ -108,11 +107,11 @@ def test_blocks_go_over_the_shards(
         start, stop = min(first * 32, 100), min(last * 32, 100)
         assert (passages.count, passages.dims) == (stop - start, DIMS)
         for _ in range(2):
-            blocks = [block.copy() for block in passages.blocks()]
+            blocks = [block.copy() for block in passages.blocks(rows_at_once)]
             assert all(block.dtype == np.float32 and len(block) <= rows_at_once for block in blocks)
             found_MD = np.concatenate([np.empty((0, DIMS)), *blocks])
             np.testing.assert_array_equal(found_MD, numbers_of(start, stop))
-    addresses = {block.__array_interface__["data"][0] for block in read_blocks(shards, range(4), 100)}
+    addresses = {block.__array_interface__["data"][0] for block in read_blocks(shards, range(4), 100, rows_at_once)}
     assert len(addresses) == 1, "one buffer, whatever the size of the collection"
 
 
@@ -314,7 +313,7 @@ def test_embeddings_in_memory_are_those_on_disk(
         4, lambda world: retrieval.encode_passages(world, encoder, collection.passages, settings), monkeypatch
     )
     assert [part.start for part in parts] == [share_of(10, rank, 4)[0] * 32 for rank in range(4)]
-    in_memory_ND = np.concatenate([block for part in parts for block in part.passages.blocks()])
+    in_memory_ND = np.concatenate([block for part in parts for block in part.passages.blocks(1000)])
     assert in_memory_ND.tobytes() == on_disk_ND.tobytes()
 
 
@@ -396,7 +395,7 @@ def test_any_number_of_ranks_reads_them(stored: Path, ranks: int) -> None:
     for rank in range(ranks):
         share = retrieval.stored_share(World(rank, ranks, CPU), stored)
         assert share.start == sum(map(len, parts))
-        parts.append(np.concatenate([np.empty((0, DIMS)), *(block.copy() for block in share.passages.blocks())]))
+        parts.append(np.concatenate([np.empty((0, DIMS)), *(block.copy() for block in share.passages.blocks(1000))]))
     np.testing.assert_array_equal(np.concatenate(parts), np.arange(300)[:, None].repeat(DIMS, 1))
     assert stored_embeddings.read_query_rows(stored, TRAIN_QUERY).tolist() == [1, 2, 7]
     assert stored_embeddings.read_queries(stored, DEV_QUERY).tolist() == [[0.5] * DIMS] * 2
@@ -506,7 +505,7 @@ def test_a_file_that_is_cut_while_it_is_searched_is_named(stored: Path, size: in
     path = sorted(stored.glob("passages-*.npy"))[3]
     os.truncate(path, size)
     with pytest.raises(UserError, match=path.name):
-        list(share.passages.blocks())
+        list(share.passages.blocks(1000))
 
 
 # The evaluation's preflight

@@ -130,7 +130,7 @@ def test_candidates_are_scored_by_who_holds_them(cuts: list[int], monkeypatch: p
     queries_QD, passages_ND = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (6, 40))
     passages_QK = np.array([rng.choice(40, 8, replace=False) for _ in queries_QD])
     passages_QK[2, 5:] = -1
-    monkeypatch.setattr("utils.search.PASSAGES_BYTES", 7 * 3 * 4)  # blocks of seven passages
+    monkeypatch.setattr(retrieval, "ROWS_AT_ONCE", 7)
     parts = []
     monkeypatch.setattr(retrieval.distributed, "gather_rows", lambda world, scores_QK: [scores_QK])
     for start, stop in pairwise(cuts):
@@ -216,3 +216,15 @@ def test_the_generator_on_a_full_disk(tiny_preprocessed: Path, tiny_tokenizer: P
     (directory,) = (disk / "embeddings").iterdir()
     left = sorted(path.name for path in directory.iterdir())
     assert left == [f"{name}-query-0000000000.{kind}" for name in ("dev", "train") for kind in ("json", "npy")]
+
+
+def test_too_little_memory_for_a_search_is_refused_at_once() -> None:
+    flags = SimpleNamespace(search_backend="torch", faiss_index="Flat", nprobe=0, no_cuda=True, search_memory_mib=15)
+    with pytest.raises(UserError, match="--search_memory_mib is 15, expected 0 or at least 16"):
+        retrieval.check_search(flags)
+    for mib, expected in ((0, 512), (16, 16)):
+        flags.search_memory_mib = mib
+        assert (
+            retrieval.search_options(flags, retrieval.check_search(flags), torch.device("cpu")).memory_bytes
+            == expected * 2**20
+        )

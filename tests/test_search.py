@@ -98,9 +98,9 @@ def test_blocks_do_not_show(
         patch.setattr(search_module, "SMALLEST_BLOCK", 1)
         patch.setattr(search_module, "QUERIES_PER_FAISS_CALL", queries_per_block)
         block_bytes = search_module.BYTES_PER_SCORE * queries_per_block * block_rows
-        patch.setattr(search_module, "BLOCK_BYTES", {"cpu": block_bytes, "cuda": block_bytes})
-        patch.setattr(search_module, "PASSAGES_BYTES", 4 * problem[1].shape[1] * block_rows)
-        patch.setattr(search_module, "INDEX_BYTES", 4 * problem[1].shape[1] * index_rows)
+        patch.setattr(SearchOptions, "working_bytes", block_bytes)
+        patch.setattr(SearchOptions, "passages_bytes", 4 * problem[1].shape[1] * block_rows)
+        patch.setattr(SearchOptions, "faiss_bytes", 4 * problem[1].shape[1] * index_rows)
         assert_exact(*problem, options_of(backend))
 
 
@@ -199,11 +199,11 @@ def test_torch_goes_through_the_collection_once(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("sizes", [[500], [1] * 500, [3, 250, 1, 246], [200, 300]])
 def test_blocks_in_one_buffer_are_one_search(backend: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of any size that overwrite each other, as a reader of files gives them; some of fewer than k passages."""
-    monkeypatch.setattr(search_module, "INDEX_BYTES", 4 * 6 * 150)
+    monkeypatch.setattr(SearchOptions, "faiss_bytes", 4 * 6 * 150)
     rng = np.random.default_rng(8)
     queries_QD, passages_ND = (rng.integers(-3, 4, (n, 6)).astype(np.float32) for n in (15, 500))
 
-    def blocks() -> Any:
+    def blocks(rows: int) -> Any:
         buffer_MD = np.empty((max(sizes), 6), np.float32)
         for first, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
             buffer_MD[:size] = passages_ND[first : first + size]
@@ -221,8 +221,8 @@ def test_blocks_in_one_buffer_are_one_search(backend: str, sizes: list[int], mon
 )
 def test_a_search_can_be_left(options: SearchOptions, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After as little as one block of ten; in faiss's second pass, over tied lists, as well."""
-    for name in ("PASSAGES_BYTES", "INDEX_BYTES"):
-        monkeypatch.setattr(search_module, name, 4 * 2 * 10)
+    for name in ("passages_bytes", "faiss_bytes"):
+        monkeypatch.setattr(SearchOptions, name, 4 * 2 * 10)
     told: list[int] = []
 
     def leave(pairs: int) -> None:
@@ -264,7 +264,9 @@ def test_more_than_a_gpu_index_can_return_is_searched_by_torch(monkeypatch: pyte
     import faiss
 
     monkeypatch.setattr(faiss, "StandardGpuResources", None, raising=False)
-    monkeypatch.setattr(search_module, "torch_top_k", lambda queries_QD, passages_ND, k, device, advance: (device, k))
+    monkeypatch.setattr(
+        search_module, "torch_top_k", lambda queries_QD, passages, k, options, advance: (options.device, k)
+    )
     options = SearchOptions("faiss", device=torch.device("cuda", 0))
     found: Any = search(np.ones((1, 2), np.float32), np.ones((3000, 2), np.float32), 2048, options)
     assert found == (torch.device("cuda", 0), 2048)
@@ -290,9 +292,8 @@ def test_a_diverged_model_is_named(backend: str, bad: float) -> None:
     good_ND = np.ones((4, 3), np.float32)
     bad_ND = good_ND.copy()
     bad_ND[2, 1] = bad
-    for queries_QD, passages_ND in ((good_ND, bad_ND), (bad_ND, good_ND)):
-        with pytest.raises(UserError, match="diverged"):
-            search(queries_QD, passages_ND, 2, options_of(backend))
+    with pytest.raises(UserError, match="diverged"):  # passages are looked at where they are encoded
+        search(bad_ND, good_ND, 2, options_of(backend))
 
 
 def test_an_ivf_index_that_visits_all_cells_is_exact() -> None:

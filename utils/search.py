@@ -21,13 +21,15 @@ import torch
 
 from utils.errors import UserError
 
-PASSAGES_BYTES = 64 * 2**20  # a block of float32 passages
-INDEX_BYTES = 256 * 2**20  # float32 passages that faiss holds beside the block; each lot costs a merge of all lists
-BLOCK_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}  # torch's working memory beside queries and results, at most
+MEMORY_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # of a search beside queries and lists, where nobody says
+SMALLEST_MEMORY_BYTES = 16 * 2**20
+ROWS_AT_ONCE = 2**14  # of passages that are read without a search
 BYTES_PER_SCORE = 64  # where every score of a block passes for a candidate; 4 where none does
 QUERIES_PER_BLOCK = 1024
 SMALLEST_BLOCK = 1024  # passages
-QUERIES_PER_FAISS_CALL = 16384  # faiss's own blocks are of 4,096; between calls progress is told
+QUERIES_PER_FAISS_CALL = 16384  # at most; faiss's own blocks are of 4,096; between calls progress is told
+FAISS_BYTES_PER_QUERY = 4096  # the scores of faiss's own blocks, of 1,024 passages
+FAISS_BYTES_PER_PLACE = 36  # a call's list, and faiss's reservoir of twice its length
 LARGEST_GPU_K = 2048  # what a GPU index of faiss can return
 
 Advance = Callable[[int], None]  # told the query-passage pairs done since the last time
@@ -45,32 +47,52 @@ class SearchOptions:
     faiss_index: str = "Flat"
     nprobe: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    memory_bytes: int = MEMORY_BYTES["cpu"]  # beside the queries and their lists
+
+    @property
+    def faiss_bytes(self) -> int:
+        """Of a block of passages for faiss on the CPU; each block costs a merge of all lists."""
+        return self.memory_bytes * 3 // 4
+
+    @property
+    def passages_bytes(self) -> int:
+        """Of a block of passages for torch, or for faiss on a GPU."""
+        return self.memory_bytes // 8
+
+    @property
+    def working_bytes(self) -> int:
+        """Of what torch makes beside the block."""
+        return self.memory_bytes // 2
+
+    @property
+    def lists_bytes(self) -> int:
+        """Of what faiss makes beside the block."""
+        return self.memory_bytes // 4
 
 
 @dataclass(frozen=True)
 class Passages:
     """The embeddings of N passages, which need not be in memory at once.
 
-    ``blocks()`` goes through them in passage order, from the first one each time. A block is float [M, D]; it may be
-    overwritten when the next one is asked for.
+    ``blocks(rows)`` goes through them in passage order, from the first one each time, at most so many at once.
+    A block is float [M, D]; it may be overwritten when the next one is asked for.
     """
 
     count: int
     dims: int
-    blocks: Callable[[], Iterator[np.ndarray]]
+    blocks: Callable[[int], Iterator[np.ndarray]]
 
 
 def in_memory(passages_ND: np.ndarray) -> Passages:
-    def blocks() -> Iterator[np.ndarray]:
-        rows = rows_of_block(passages_ND.shape[1])
+    def blocks(rows: int) -> Iterator[np.ndarray]:
         return (passages_ND[first : first + rows] for first in range(0, len(passages_ND), rows))
 
     return Passages(len(passages_ND), passages_ND.shape[1], blocks)
 
 
-def rows_of_block(dims: int) -> int:
-    """Passages in a block."""
-    return max(1, PASSAGES_BYTES // (4 * dims))
+def rows_in(size_bytes: int, dims: int) -> int:
+    """float32 passages that fit in, at least one."""
+    return max(1, size_bytes // (4 * dims))
 
 
 def choose_backend(wanted: str, faiss_index: str, use_cuda: bool = False) -> str:
@@ -147,26 +169,21 @@ def search(
 
     Returns scores_QK float32 and rows_QK int64 (rows of ``passages``; -1 and -inf where an
     approximate index found fewer than k). K is k, or N where the collection is smaller.
-    In memory at a time: the queries, the lists, and one block of passages; all passages for an index other than Flat.
+    In memory at a time: the queries, the lists, and what ``options.memory_bytes`` says; all passages for an index
+    other than Flat.
     An exception that ``advance`` raises ends the search.
-    UserError where an embedding is not finite: no order is defined then, and each backend makes up its own.
+    All numbers are finite: else no order is defined, and each backend makes up its own. Who encodes passages or stores
+    them sees to theirs, since a look at all of them takes a twentieth of a search. UserError where a query's are not.
     """
     check_finite(queries_QD)
     k = min(k, passages.count)
     if k == 0 or not len(queries_QD):
         return np.zeros((len(queries_QD), k), np.float32), np.zeros((len(queries_QD), k), np.int64)
-    checked = Passages(passages.count, passages.dims, partial(finite_blocks, passages))
     if options.backend == "torch":
-        return torch_top_k(queries_QD, checked, k, options.device, advance)
+        return torch_top_k(queries_QD, passages, k, options, advance)
     if options.faiss_index == "Flat":
-        return faiss_top_k(queries_QD, checked, k, options, advance)
-    return faiss_index_top_k(queries_QD, checked, k, options, advance)
-
-
-def finite_blocks(passages: Passages) -> Iterator[np.ndarray]:
-    for block_MD in passages.blocks():
-        check_finite(block_MD)
-        yield block_MD
+        return faiss_top_k(queries_QD, passages, k, options, advance)
+    return faiss_index_top_k(queries_QD, passages, k, options, advance)
 
 
 def check_finite(embeddings_XD: np.ndarray, block: int = 65536) -> None:
@@ -179,20 +196,19 @@ def check_finite(embeddings_XD: np.ndarray, block: int = 65536) -> None:
 
 
 def torch_top_k(
-    queries_QD: np.ndarray, passages: Passages, k: int, device: torch.device, advance: Advance = ignore
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = ignore
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact top-k by matrix product; `search` says what comes back. A share has less than 2**32 passages.
 
     The collection is gone through once, in blocks that grow as fewer of their scores reach a list's last place.
     """
-    widest = max(k, BLOCK_BYTES[device.type] // (BYTES_PER_SCORE * QUERIES_PER_BLOCK))
-    blocks = [
-        to_device(queries_QD[start : start + QUERIES_PER_BLOCK], device)
-        for start in range(0, len(queries_QD), QUERIES_PER_BLOCK)
-    ]
+    device, scores = options.device, max(1, options.working_bytes // BYTES_PER_SCORE)
+    rows = min(QUERIES_PER_BLOCK, max(1, scores // max(k, SMALLEST_BLOCK)))
+    widest = max(k, scores // rows)
+    blocks = [to_device(queries_QD[start : start + rows], device) for start in range(0, len(queries_QD), rows)]
     best = [torch.empty((len(block_QD), 0), dtype=torch.int64, device=device) for block_QD in blocks]
     first = 0
-    for held_MD in passages.blocks():
+    for held_MD in passages.blocks(rows_in(options.passages_bytes, passages.dims)):
         at = 0
         while at < len(held_MD):
             width = min(widest, max(k, first // 2, SMALLEST_BLOCK))
@@ -270,12 +286,14 @@ def faiss_top_k(
     """Exact top-k by faiss; one place more is searched, to see whether the last place is tied."""
     wanted = min(k + 1, passages.count)
     if is_on_gpu(options) and wanted > LARGEST_GPU_K:
-        return torch_top_k(queries_QD, passages, k, options.device, advance)
+        return torch_top_k(queries_QD, passages, k, options, advance)
     scores_QW, rows_QW = faiss_flat_lists(queries_QD, passages, wanted, options, advance)
     tied_Q = scores_QW[:, k - 1] == scores_QW[:, k] if wanted > k else np.zeros(len(scores_QW), bool)
-    scores_QK, rows_QK = in_passage_order(scores_QW[:, :k], rows_QW[:, :k])
+    scores_QK, rows_QK = scores_QW[:, :k].copy(), rows_QW[:, :k].copy()
+    unordered_Q = (scores_QK[:, 1:] == scores_QK[:, :-1]).any(1)  # elsewhere the scores decide
+    scores_QK[unordered_Q], rows_QK[unordered_Q] = in_passage_order(scores_QK[unordered_Q], rows_QK[unordered_Q])
     if tied_Q.any():
-        again = torch_top_k(queries_QD[tied_Q], passages, k, options.device, lambda pairs: advance(0))
+        again = torch_top_k(queries_QD[tied_Q], passages, k, options, lambda pairs: advance(0))
         scores_QK[tied_Q], rows_QK[tied_Q] = again
     return scores_QK, rows_QK
 
@@ -283,26 +301,37 @@ def faiss_top_k(
 def faiss_flat_lists(
     queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best by score descending, in faiss's order of ties: of as many passages as it may hold, in turn, merged."""
+    """The k best by score descending, in faiss's order of ties: of a block after the other, merged."""
     import faiss
 
-    index = faiss.IndexFlatIP(passages.dims)
-    if is_on_gpu(options):
-        index = on_gpu(index, options)
+    index = on_gpu(faiss.IndexFlatIP(passages.dims), options) if is_on_gpu(options) else None
+    block_bytes = options.faiss_bytes if index is None else options.passages_bytes
+    queries_at_once = options.lists_bytes // (FAISS_BYTES_PER_QUERY + FAISS_BYTES_PER_PLACE * k)
     merged, first = faiss.ResultHeap(len(queries_QD), k, keep_max=True), 0
-    for block_MD in passages.blocks():
-        add_to_index(index, block_MD)
-        if first + index.ntotal < passages.count and 4 * passages.dims * index.ntotal < INDEX_BYTES:
-            continue
-        scores_QK, rows_QK = search_in_blocks(index, queries_QD, min(k, index.ntotal), advance)
-        if index.ntotal == passages.count:
+    for held_MD in passages.blocks(rows_in(block_bytes, passages.dims)):
+        block_MD = np.ascontiguousarray(held_MD, dtype=np.float32)
+        search_block = searcher(index, block_MD, min(k, len(block_MD)))
+        scores_QK, rows_QK = search_in_blocks(
+            search_block, queries_QD, min(k, len(block_MD)), len(block_MD), advance, queries_at_once
+        )
+        if len(block_MD) == passages.count:
             return scores_QK, rows_QK
         rows_QK += first
         merged.add_result(scores_QK, rows_QK)
-        first += index.ntotal
-        index.reset()
+        first += len(block_MD)
     merged.finalize()
     return merged.D, merged.I
+
+
+def searcher(index, block_MD: np.ndarray, k: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:  # type: ignore[no-untyped-def]
+    """Exact search of one block by the GPU's index, or (None) where the block is: an index would copy it first."""
+    import faiss
+
+    if index is None:
+        return lambda queries_QD: faiss.knn(queries_QD, block_MD, k, metric=faiss.METRIC_INNER_PRODUCT)
+    index.reset()
+    index.add(block_MD)
+    return partial(index.search, k=k)
 
 
 def faiss_index_top_k(
@@ -313,25 +342,26 @@ def faiss_index_top_k(
     Such an index is made of all passages of the share, and holds them (or their codes) in memory.
     UserError where faiss refuses, such as more cells than passages to train them on.
     """
+    rows = rows_in(options.passages_bytes, passages.dims)
     with faiss_refusal(f"{options.faiss_index} over {passages.count} passages"):
         index = make_index(options.faiss_index, passages.dims, options.nprobe)
         if is_on_gpu(options) and k <= LARGEST_GPU_K:
             index = on_gpu(index, options)
         if not index.is_trained:
-            index.train(all_at_once(passages))
-        for block_MD in passages.blocks():
-            add_to_index(index, block_MD)
+            index.train(all_at_once(passages, rows))
+        for block_MD in passages.blocks(rows):
+            index.add(np.ascontiguousarray(block_MD, dtype=np.float32))
             advance(0)
-        scores_QK, rows_QK = search_in_blocks(index, queries_QD, k, advance)
+        scores_QK, rows_QK = search_in_blocks(partial(index.search, k=k), queries_QD, k, index.ntotal, advance)
     scores_QK[rows_QK < 0] = -np.inf
     return in_passage_order(scores_QK, rows_QK)
 
 
-def all_at_once(passages: Passages) -> np.ndarray:
+def all_at_once(passages: Passages, rows: int = ROWS_AT_ONCE) -> np.ndarray:
     """float32 [N, D]"""
     passages_ND = np.empty((passages.count, passages.dims), np.float32)
     first = 0
-    for block_MD in passages.blocks():
+    for block_MD in passages.blocks(rows):
         passages_ND[first : first + len(block_MD)] = block_MD
         first += len(block_MD)
     return passages_ND
@@ -352,23 +382,27 @@ def on_gpu(index, options: SearchOptions):  # type: ignore[no-untyped-def]  # fa
     """The index on this process's GPU."""
     import faiss
 
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), options.device.index or 0, index)
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(options.memory_bytes // 4)
+    return faiss.index_cpu_to_gpu(resources, options.device.index or 0, index)
 
 
-def add_to_index(index, block_MD: np.ndarray) -> None:  # type: ignore[no-untyped-def]
-    index.add(np.ascontiguousarray(block_MD, dtype=np.float32))
-
-
-def search_in_blocks(  # type: ignore[no-untyped-def]
-    index, queries_QD: np.ndarray, k: int, advance: Advance
+def search_in_blocks(
+    search_block: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    queries_QD: np.ndarray,
+    k: int,
+    passages: int,
+    advance: Advance,
+    at_once: int = QUERIES_PER_FAISS_CALL,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """faiss's own answer over the whole index: scores_QK float32 and rows_QK int64."""
+    """The lists that faiss gives for some queries at a time: scores_QK float32 and rows_QK int64."""
     scores_QK, rows_QK = np.empty((len(queries_QD), k), np.float32), np.empty((len(queries_QD), k), np.int64)
-    for start in range(0, len(queries_QD), QUERIES_PER_FAISS_CALL):
-        block_QD = np.ascontiguousarray(queries_QD[start : start + QUERIES_PER_FAISS_CALL], dtype=np.float32)
+    at_once = max(1, min(at_once, QUERIES_PER_FAISS_CALL))
+    for start in range(0, len(queries_QD), at_once):
+        block_QD = np.ascontiguousarray(queries_QD[start : start + at_once], dtype=np.float32)
         stop = start + len(block_QD)
-        index.search(block_QD, k, D=scores_QK[start:stop], I=rows_QK[start:stop])
-        advance(len(block_QD) * index.ntotal)
+        scores_QK[start:stop], rows_QK[start:stop] = search_block(block_QD)
+        advance(len(block_QD) * passages)
     return scores_QK, rows_QK
 
 
