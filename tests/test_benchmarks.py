@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import baselines, common
 from benchmarks.encode import texts_of
+from benchmarks.plan import MEASURED, parameters_of
+from benchmarks.search import peak_bytes
 from benchmarks.train import NEGATIVES, our_batch
 from model.embedding import encode_blocks
 from model.training import make_state, train_step
@@ -27,19 +29,28 @@ TINY = {
     "train": ("--layers", "1", "--width", "64", "--queries", "2", "--repeats", "1"),
     "preprocess": ("--passages", "3000", "--repeats", "1"),
     "search": ("--passages", "20000", "--dims", "64", "--queries", "20", "--topk", "30", "--repeats", "1"),
+    "refresh": (
+        *("--passages", "200", "--doublings", "1", "--queries", "20", "--topk", "30"),
+        *("--layers", "1", "--width", "64", "--repeats", "1"),
+    ),
+    "loop": ("--layers", "1", "--width", "64", "--refreshes", "1", "--steps", "2", "--batch", "16", "--repeats", "1"),
 }
 RATIOS = {
     "encode": {"vs_st_default", "vs_st_equal_dtype", "vs_ance_padded", "of_gemm_limit"},
     "train": {"vs_st_default", "vs_st_equal_dtype", "vs_ance_padded", "of_gemm_limit"},
     "preprocess": {"vs_raw_tokenizers", "vs_line_at_a_time", "bytes_vs_ance"},
     "search": {"vs_faiss_flat", "peak_memory_growth"},
+    "refresh": {"time_growth_per_doubling", "peak_memory_growth"},
+    "loop": {"vs_ance_padded"},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
-def test_a_benchmark_prints_its_ratios_last_and_writes_them(name: str, tmp_path: Path) -> None:
+def test_a_benchmark_prints_its_ratios_last_and_writes_them(name: str, tiny_preprocessed: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(tmp_path / "found.json"), *TINY[name]]
+    if name == "loop":
+        words += ["--preprocessed", str(tiny_preprocessed)]  # in place of quickstart, which has a test of its own
     done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
@@ -101,3 +112,91 @@ def test_the_readme_names_every_benchmark() -> None:
     text = (REPO / "benchmarks" / "README.md").read_text()
     for name in TINY:
         assert f"python -m benchmarks.{name} " in text and f"| `{name}` |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+@pytest.mark.parametrize(("queries", "k"), [(64, 50), (2000, 200), (500, 1000)])
+def test_a_search_takes_no_more_memory_than_it_is_given(backend: str, queries: int, k: int, tmp_path: Path) -> None:
+    count, dims = 120_000, 256  # 117 MiB
+    np.random.default_rng(10).standard_normal((count, dims), np.float32).tofile(tmp_path / "passages")
+    lists_bytes = 3 * queries * (k + 1) * 12 + 4 * queries * dims  # being merged, and given back
+    few, many = (
+        peak_bytes(tmp_path / "passages", count, dims, queries, k, backend, memory_mib) for memory_mib in (32, 256)
+    )
+    allocators = 8 * 2**20  # what they and the threads keep
+    assert few < 32 * 2**20 + lists_bytes + allocators
+    assert many < 256 * 2**20 + lists_bytes + allocators
+
+
+# The plan
+
+
+def planned(tmp_path: Path, *words: str) -> tuple[dict[str, float], list[str]]:
+    made = [sys.executable, "-m", "benchmarks.plan", "--json", str(tmp_path / "plan.json"), *words]
+    done = subprocess.run(made, cwd=REPO, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((tmp_path / "plan.json").read_text())["figures"], done.stdout.splitlines()
+
+
+def test_the_plan_is_arithmetic_on_the_rates(tmp_path: Path) -> None:
+    size = ("--passages", "1000000", "--queries", "10000", "--chunks", "2", "--gpus", "4")
+    rates = ("--matmul_tflops", "100", "--encode_share", "0.5", "--search_tflops", "20", "--search_share", "0.25")
+    found, said = planned(tmp_path, *size, *rates)
+    assert found["searching_gpu_hours"] == pytest.approx(1e6 * 5000 * 768 * 2 / 5e12 / 3600)
+    weights = 12 * 12 * 768**2  # of the layers; the attention within passages of 76 tokens comes on top
+    least = 2 * weights * 76 * 1e6 / 5e13 / 3600
+    assert least < found["encoding_gpu_hours"] < 1.1 * least
+    assert found["wall_hours"] == pytest.approx((found["searching_gpu_hours"] + found["encoding_gpu_hours"]) / 4)
+    assert found["embeddings_gb"] == pytest.approx(2 * (1e6 + 5000) * 768 * 4 / 1e9)
+    assert found["read_per_gpu_gb"] == pytest.approx(1e6 * 768 * 4 / 4 / 1e9)
+    assert "as given" in said[1] and "encoding costs most" in said[-1]
+
+
+def test_the_plan_s_parameters_are_the_model_s() -> None:
+    layers, width = 2, 128
+    encoder = common.make_encoder(layers, width)
+    counted = sum(parameter.numel() for parameter in encoder.parameters())
+    assert parameters_of(layers, width, common.WORDS + 4) == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (("--queries", "400000000", "--chunks", "1"), "--ann_chunk_factor"),
+        (
+            (
+                "--passages",
+                "1000000000",
+            ),
+            "--embedding_dtype fp16",
+        ),
+        (("--passages", "1000000000", "--embedding_bytes", "2"), "--nproc_per_node"),
+    ],
+)
+def test_the_plan_names_the_flag_to_turn_first(words: tuple[str, ...], flag: str, tmp_path: Path) -> None:
+    assert flag in planned(tmp_path, *words)[1][-1]
+
+
+# What is written down
+
+
+def test_the_ratios_in_the_readme_are_those_of_the_committed_files() -> None:
+    lines = (REPO / "benchmarks" / "README.md").read_text().splitlines()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| `")]
+    said = {(name, ratio): value for name, ratio, value, _ in (row for row in rows if len(row) == 4)}
+    measured = {path.stem: json.loads(path.read_text())["ratios"] for path in MEASURED.glob("*.json")}
+    assert set(measured) <= set(TINY)
+    expected = {(name, ratio): f"{value:.4g}" for name, ratios in measured.items() for ratio, value in ratios.items()}
+    assert said == expected
+
+
+@pytest.mark.slow
+def test_the_plans_in_the_documentation_are_what_the_program_prints() -> None:
+    blocks = (REPO / "docs" / "scale.md").read_text().split("```console\n")[1:]
+    plans = [block.split("```")[0].splitlines() for block in blocks if block.startswith("$ python -m benchmarks.plan ")]
+    assert len(plans) == 4
+    for command, *printed in plans:
+        words = [sys.executable, *command.split()[2:]]
+        done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, timeout=120, check=True)
+        assert done.stdout.splitlines() == printed
