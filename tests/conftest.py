@@ -16,7 +16,13 @@ import pytest
 TINY_PASSAGES, TINY_TRAIN_QUERIES, TINY_DEV_QUERIES = 300, 60, 20
 TINY_MAX_SEQ_LENGTH, TINY_MAX_QUERY_LENGTH = 32, 16
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-LONGEST = ["test_slurm.py", "test_faults.py", "test_loop.py", "test_resume.py"]  # of those with slow tests
+LONGEST = [
+    "test_slurm.py",
+    "test_faults.py",
+    "test_benchmarks.py",
+    "test_loop.py",
+    "test_resume.py",
+]  # of those with slow tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -116,17 +116,14 @@ def test_the_readme_names_every_benchmark() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
-@pytest.mark.parametrize(("queries", "k"), [(64, 50), (2000, 200), (500, 1000)])
+@pytest.mark.parametrize(("queries", "k"), [(2000, 200), (500, 1000)])
 def test_a_search_takes_no_more_memory_than_it_is_given(backend: str, queries: int, k: int, tmp_path: Path) -> None:
-    count, dims = 120_000, 256  # 117 MiB
+    count, dims, memory_mib = 120_000, 256, 32  # passages of 117 MiB
     np.random.default_rng(10).standard_normal((count, dims), np.float32).tofile(tmp_path / "passages")
     lists_bytes = 3 * queries * (k + 1) * 12 + 4 * queries * dims  # being merged, and given back
-    few, many = (
-        peak_bytes(tmp_path / "passages", count, dims, queries, k, backend, memory_mib) for memory_mib in (32, 256)
-    )
-    allocators = 8 * 2**20  # what they and the threads keep
-    assert few < 32 * 2**20 + lists_bytes + allocators
-    assert many < 256 * 2**20 + lists_bytes + allocators
+    allocators_bytes = 8 * 2**20  # what they and the threads keep
+    most = peak_bytes(tmp_path / "passages", count, dims, queries, k, backend, memory_mib)
+    assert most < memory_mib * 2**20 + lists_bytes + allocators_bytes
 
 
 # The plan
