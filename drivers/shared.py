@@ -131,23 +131,28 @@ def open_encoder(
     return encoder
 
 
-def open_to_encode(
+def load_to_encode(
     flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
 ) -> Any:
-    """The same on this rank's device, for encoding alone."""
+    """The same on this rank's device, for encoding alone. The ranks do not speak: one may fail where others do not."""
     encoder = open_encoder(flags, model_dir, collection)
     if dtype is not None:
         encoder.lower_weights(dtype)
-    return settle_encoder(flags, encoder, dtype, world)
+    return encoder.to(world.device)
+
+
+def open_to_encode(
+    flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
+) -> Any:
+    """The same, as fast as it can be; all ranks together."""
+    return settle_encoder(flags, load_to_encode(flags, model_dir, collection, dtype, world), dtype, world)
 
 
 def settle_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: World, trains: bool = False) -> Any:
-    """Move it to this rank's device, and make it compute there as fast as it can."""
-    encoder.to(world.device)
+    """Make an encoder on this rank's device compute as fast as it can there; all ranks together."""
     if flags.compile:
         if world.size > 1:
-            # Else torch would cut the program where DDP's buckets end, which it cannot for lengths that differ.
-            torch._dynamo.config.optimize_ddp = False
+            torch._dynamo.config.optimize_ddp = False  # which cuts the program up by DDP's buckets
         encoder.compile(dynamic=True)  # one program for batches of all lengths
     elif world.device.type == "cuda" and not encoder.is_packed:
         pack_texts(encoder, dtype, world, trains)

@@ -160,7 +160,7 @@ def make_trainer(
     world = session.world
     if flags.gradient_checkpointing:
         encoder.make_activations_twice()
-    settle_encoder(flags, encoder, dtype, world, trains=True)
+    settle_encoder(flags, encoder.to(world.device), dtype, world, trains=True)
     optimizer = make_optimizer(flags.optimizer, encoder, flags.learning_rate, flags.adam_epsilon, flags.weight_decay)
     stored = read_trainer_state(start) if start else {}
     schedule_from = stored.get("schedule_from", 0)

@@ -16,7 +16,7 @@ from drivers.agreement import Session, agree
 from drivers.embedding_shards import Shards
 from drivers.flags import GenerateFlags
 from drivers.retrieval import PassageShare, Watch
-from drivers.shared import open_to_encode
+from drivers.shared import load_to_encode, settle_encoder
 from drivers.stored_embeddings import DEV_QUERY, PASSAGES, TRAIN_QUERY, Recipe
 from model.precision import name_of
 from utils import distributed
@@ -126,7 +126,7 @@ def open_checkpoint(job: Job, here: Session, work: Work) -> Any | None:
         try:
             if not world.is_first:  # rank 0 has seen it
                 wait_until_visible(path / "config.json")
-            encoder = open_to_encode(job.flags, work.checkpoint, job.collection, job.dtype, world)
+            encoder = load_to_encode(job.flags, work.checkpoint, job.collection, job.dtype, world)
         except Exception as error:  # readers of weights have errors of their own for files that vanish
             fault = error
         if distributed.any_rank(world, fault is not None):
@@ -135,7 +135,8 @@ def open_checkpoint(job: Job, here: Session, work: Work) -> Any | None:
             raise fault
     if not is_there and world.is_first:
         say(f"refresh {work.refresh}: {path} is gone, its trainer keeps newer ones; looking for one of them")
-    return encoder if is_there else None
+    # The ranks agree on how they encode: not before all of them have it.
+    return settle_encoder(job.flags, encoder, job.dtype, world) if is_there else None
 
 
 def recipe_of(job: Job, world: World, work: Work, encoder: Any) -> Recipe:

@@ -22,7 +22,7 @@ from drivers.refresh import leaving_when_fenced, one_refresh
 from drivers.vectors import Job, Work
 from model.static import StaticEncoder
 from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
-from utils import exchange
+from utils import distributed, exchange
 from utils.distributed import World
 from utils.errors import Fenced
 from utils.run_log import RunLog
@@ -116,10 +116,10 @@ def test_a_checkpoint_that_goes_while_it_is_read(
     def open_late(*given: Any) -> Any:
         opened.append(given[1])
         exchange.remove_old_checkpoints(trainer, tmp_path / "ann", keep_unused=False)
-        return open_to_encode(*given)
+        return load_to_encode(*given)
 
-    open_to_encode = vectors.open_to_encode
-    monkeypatch.setattr(vectors, "open_to_encode", open_late)
+    load_to_encode = vectors.load_to_encode
+    monkeypatch.setattr(vectors, "load_to_encode", open_late)
     assert one_refresh(make_job(tiny_preprocessed, tmp_path), here, work, {}, log, stay) is False
     assert opened == [work.checkpoint] and "checkpoint-3" not in names(tmp_path / "checkpoints")
 
@@ -167,7 +167,7 @@ def passage_records(job: Job) -> set[str]:
 
 def refresh_with(fault: str, job: Job, here: Session, work: Work, log: RunLog | None) -> bool:
     strikes = here.world.rank == 1
-    open_to_encode = vectors.open_to_encode
+    load_to_encode, settle_encoder = vectors.load_to_encode, vectors.settle_encoder
     refresh.LOOK_EVERY_SECONDS = 0 if fault == "fenced, seen" else 1e9
     if fault == "gone" and here.world.is_first:
         shutil.rmtree(work.checkpoint)
@@ -175,7 +175,12 @@ def refresh_with(fault: str, job: Job, here: Session, work: Work, log: RunLog | 
     def open_late(*given: Any) -> Any:
         if fault == "goes" and strikes:
             shutil.rmtree(work.checkpoint)
-        return open_to_encode(*given)
+        return load_to_encode(*given)
+
+    def settle_on_gpus(flags: Any, encoder: Any, dtype: Any, world: World) -> Any:
+        """Where the ranks agree on how they attend."""
+        distributed.any_rank(world, False)
+        return settle_encoder(flags, encoder, dtype, world)
 
     def leave() -> bool:
         """The other job takes over while rank 0 has finished its half of the ten shards, and rank 1 has not."""
@@ -186,11 +191,11 @@ def refresh_with(fault: str, job: Job, here: Session, work: Work, log: RunLog | 
                 path.rename(path.with_name(f"gone-{path.name}"))
         return False
 
-    vectors.open_to_encode = open_late
+    vectors.load_to_encode, vectors.settle_encoder = open_late, settle_on_gpus
     try:
         return one_refresh(job, here, work, {}, log, leave)
     finally:
-        vectors.open_to_encode = open_to_encode
+        vectors.load_to_encode, vectors.settle_encoder = load_to_encode, settle_encoder
 
 
 @pytest.mark.slow
