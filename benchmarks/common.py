@@ -163,8 +163,8 @@ def write_tokenizer(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def make_encoder(layers: int, width: int, dropout: float = 0.1) -> Any:
-    """A RoBERTa with ANCE's head and random weights."""
+def make_encoder(layers: int, width: int, dropout: float = 0.1, **changes: Any) -> Any:
+    """A RoBERTa with ANCE's head and random weights; ``changes`` replace what its config says."""
     from model.roberta_dot import new_roberta_dot
 
     torch.manual_seed(0)
@@ -180,6 +180,7 @@ def make_encoder(layers: int, width: int, dropout: float = 0.1) -> Any:
             "pad_token_id": 1,
             "hidden_dropout_prob": dropout,
             "attention_probs_dropout_prob": dropout,
+            **changes,
         }
     )
 

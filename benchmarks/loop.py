@@ -54,26 +54,6 @@ def quickstart(run: Path) -> tuple[float, float]:
     raise SystemExit(f"the top arm never had a dev MRR@10 of {ENOUGH}")
 
 
-def make_encoder(collection: Preprocessed, layers: int, width: int) -> Any:
-    from model.roberta_dot import new_roberta_dot
-
-    torch.manual_seed(SEED)
-    return new_roberta_dot(
-        {
-            "vocab_size": collection.manifest["vocab_size"],
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": max(1, width // 64),
-            "intermediate_size": 4 * width,
-            "max_position_embeddings": PASSAGE_TOKENS + 2 + collection.pad_token_id,
-            "type_vocab_size": 1,
-            "pad_token_id": collection.pad_token_id,
-            "pooling": "mean",
-            "score_scale": width**-0.5,
-        }
-    )
-
-
 def loop(
     collection: Preprocessed, encode: Encode, step: Step, group_size: int, refreshes: int, steps: int, batch: int
 ) -> Iterator[float]:
@@ -149,7 +129,14 @@ def compare(
     manifest = read_manifest(preprocessed)
     lengths = min(PASSAGE_TOKENS, manifest["max_seq_length"]), min(QUERY_TOKENS, manifest["max_query_length"])
     collection = open_preprocessed(preprocessed, *lengths)
-    start = make_encoder(collection, flags.layers, flags.width).to(device)
+    start = common.make_encoder(
+        flags.layers,
+        flags.width,
+        vocab_size=manifest["vocab_size"],
+        pad_token_id=collection.pad_token_id,
+        pooling="mean",
+        score_scale=flags.width**-0.5,
+    ).to(device)
 
     mrrs: dict[str, float] = {}
 

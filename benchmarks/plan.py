@@ -18,12 +18,13 @@ import numpy as np
 
 from benchmarks import common
 from drivers import space
+from drivers.retrieval import BYTES_OF_PLACE
+from model.encoder import dims_of_config
 from utils.search import MEMORY_BYTES
 
 MEASURED = Path(__file__).parent / "measured"
-FLOAT32_BYTES, OFFSET_BYTES, TOKEN_BYTES, BYTES_OF_PLACE = 4, 8, 2, 12
+FLOAT32_BYTES, OFFSET_BYTES, TOKEN_BYTES = 4, 8, 2
 KEPT_EMBEDDINGS = 2  # with --only_keep_latest_embedding_file: the last, and those being made
-LARGEST_DIMS = 768  # of an embedding: ANCE's
 SEARCH_BYTES = MEMORY_BYTES["cuda"] // 8  # the host's part of what a search takes
 UNTIL_FULL = 1000  # checkpoints published: as many are kept as ever will be
 SAMPLE = 100_000  # lengths drawn to reckon with
@@ -52,7 +53,7 @@ class Size:
 
     @property
     def dims(self) -> int:
-        return min(self.width, LARGEST_DIMS)
+        return dims_of_config({"hidden_size": self.width})
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Cost:
 
 def parameters_of(layers: int, width: int, vocabulary: int = 50_265) -> float:
     """RoBERTa's, with ANCE's head; base is 124 million."""
-    return layers * 12 * width**2 + (vocabulary + 514) * width + width * min(width, LARGEST_DIMS)
+    return layers * 12 * width**2 + (vocabulary + 514) * width + width * dims_of_config({"hidden_size": width})
 
 
 def reckon(size: Size, rates: Rates) -> Cost:
