@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from drivers.shared import pack_texts
+from model.training import GPU_PASS_TOKENS
 from utils.distributed import World
 
 # Tokens of a passage: log-normal with a mean of 76, as long as MS MARCO's 56 words make it, few of them above 200.
@@ -78,13 +79,22 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def side_by_side(works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """The median seconds of each, which take turns: what slows the machine down slows all of them down."""
+def side_by_side(
+    works: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    limit: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
+    """The median seconds of each, which take turns: what slows the machine down slows all of them down.
+
+    ``limit`` is called once a turn: what the works are held against measures itself.
+    """
     taken: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats):
         for name, work in works.items():
             taken[name].append(seconds_of(work, device))
             sys.stderr.write(f"turn {turn + 1} of {repeats}: {name} {taken[name][-1]:.2f} s\n")
+        limit()
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
@@ -115,12 +125,28 @@ def watched_memory(process: int | str = "self") -> Iterator[list[int]]:
         thread.join()
 
 
-def matmul_flops_per_second(rows: int, width: int, device: torch.device, dtype: torch.dtype, repeats: int = 9) -> float:
-    """What this machine's matrix product does at the shape of a RoBERTa's widest layer: the best of several."""
-    a, b = (torch.randn(shape, device=device, dtype=dtype) for shape in ((rows, width), (width, 4 * width)))
-    product = torch.empty((rows, 4 * width), device=device, dtype=dtype)
-    seconds = min(seconds_of(lambda: torch.mm(a, b, out=product), device) for _ in range(repeats))
-    return 2 * rows * width * 4 * width / seconds
+@dataclass
+class MatrixProduct:
+    """What this machine's matrix product does at the shape of a RoBERTa's widest layer: the best of all calls."""
+
+    rows: int
+    width: int
+    device: torch.device
+    dtype: torch.dtype
+    flops_per_second: float = 0.0
+
+    def __call__(self, repeats: int = 9) -> None:
+        shapes = (self.rows, self.width), (self.width, 4 * self.width)
+        a, b = (torch.randn(shape, device=self.device, dtype=self.dtype) for shape in shapes)
+        product = torch.empty((self.rows, 4 * self.width), device=self.device, dtype=self.dtype)
+        seconds = min(seconds_of(lambda: torch.mm(a, b, out=product), self.device) for _ in range(repeats))
+        self.flops_per_second = max(self.flops_per_second, 2 * self.rows * self.width * 4 * self.width / seconds)
+
+
+def encoders_product(encoder: Any, device: torch.device, dtype: torch.dtype | None) -> MatrixProduct:
+    """Of as many rows as a pass of the encoder has."""
+    rows = encoder.cpu_batch_tokens if device.type == "cpu" else GPU_PASS_TOKENS
+    return MatrixProduct(rows, encoder.config.hidden_size, device, dtype or torch.float32)
 
 
 def encoder_flops(lengths_N: np.ndarray, layers: int, width: int) -> float:

@@ -62,33 +62,28 @@ def main() -> None:
         worst = float(abs(found_ND[: len(few)] - expected_ND).max())
         assert worst < TOLERANCE[weights_dtype], f"embeddings differ by {worst}"
 
-    gemm_rows = ours.cpu_batch_tokens if device.type == "cpu" else 2**14
-    gemm_rates: list[float] = []
+    product = common.encoders_product(ours, device, dtype)
     seconds = common.side_by_side(
         {
             "ours": encode_ours,
             "st_default": lambda: theirs.encode(texts, show_progress_bar=False),
             "st_equal_dtype": lambda: theirs_equal.encode(texts, show_progress_bar=False),
             "ance_padded": lambda: baselines.ance_encode(ance, few, device),
-            "gemm": lambda: gemm_rates.append(
-                common.matmul_flops_per_second(gemm_rows, flags.width, device, weights_dtype)
-            ),
         },
         flags.repeats,
         device,
+        product,
     )
-    del seconds["gemm"]
     counts = {name: len(few) if name == "ance_padded" else len(ids) for name in seconds}
     rates = {name: counts[name] / taken for name, taken in seconds.items()}
-    gemm = max(gemm_rates)
-    limit = gemm / (common.encoder_flops(lengths_N, flags.layers, flags.width) / len(ids))
+    limit = product.flops_per_second / (common.encoder_flops(lengths_N, flags.layers, flags.width) / len(ids))
     common.report(
         flags.json,
         device,
         {
             **{f"{name}_passages_per_second": rate for name, rate in rates.items()},
             "gemm_limit_passages_per_second": limit,
-            "gemm_gflops": gemm / 1e9,
+            "gemm_gflops": product.flops_per_second / 1e9,
             f"mean_tokens_in_{name_of(dtype)}": float(lengths_N.mean()),
         },
         {

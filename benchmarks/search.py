@@ -65,9 +65,8 @@ def main() -> None:
         agree = np.mean([len(np.intersect1d(a, b)) / flags.topk for a, b in zip(found_QK, expected_QK, strict=True)])
         assert agree > 0.999, (name, agree)
     works["faiss_flat"] = partial(index.search, queries_QD, flags.topk)
-    gemm_rates: list[float] = []
-    works["gemm"] = lambda: gemm_rates.append(common.matmul_flops_per_second(2048, flags.dims, device, torch.float32))
-    seconds = common.side_by_side(works, flags.repeats, device)
+    product = common.MatrixProduct(2048, flags.dims, device, torch.float32)
+    seconds = common.side_by_side(works, flags.repeats, device, product)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "passages"
         with path.open("wb") as file:
@@ -76,16 +75,14 @@ def main() -> None:
         peaks = {
             times: peak_bytes(path, times * flags.passages, flags.dims, flags.queries, flags.topk) for times in GROWTH
         }
-    del seconds["gemm"]
-    gemm = max(gemm_rates)
     flops = 2.0 * flags.passages * flags.dims * flags.queries
     common.report(
         flags.json,
         device,
         {
             **{f"{name}_seconds": taken for name, taken in seconds.items()},
-            "matrix_product_seconds": flops / gemm,
-            "gemm_gflops": gemm / 1e9,
+            "matrix_product_seconds": flops / product.flops_per_second,
+            "gemm_gflops": product.flops_per_second / 1e9,
             **{f"peak_mib_at_{times}x": peak / 2**20 for times, peak in peaks.items()},
         },
         {

@@ -103,8 +103,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(ance.parameters(), lr=LEARNING_RATE)
     grouped = [passage_ids[first : first + NEGATIVES + 1] for first in range(0, len(passage_ids), NEGATIVES + 1)]
     step = partial(our_step, dtype=dtype, device=device)
-    gemm_rows = encoder.cpu_batch_tokens if device.type == "cpu" else 2**14
-    gemm_rates: list[float] = []
+    product = common.encoders_product(encoder, device, dtype)
     works: dict[str, Callable[[], Any]] = {
         "ours_pairwise": step(ours, "pairwise", batch=our_batch(query_ids, passage_ids, False)),
         "ours_in_batch": step(ours, "in_batch", batch=our_batch(query_ids, passage_ids, True)),
@@ -113,26 +112,24 @@ def main() -> None:
         "ance_padded": lambda: baselines.ance_step(
             ance, optimizer, query_ids, [group[0] for group in grouped], [group[1:] for group in grouped], device
         ),
-        "gemm": lambda: gemm_rates.append(
-            common.matmul_flops_per_second(gemm_rows, flags.width, device, dtype or torch.float32)
-        ),
     }
     for name in works.keys() - {"ance_padded"}:  # the optimisers make their averages in the first step
         works[name]()
-    seconds = common.side_by_side(works, flags.repeats, device)
-    del seconds["gemm"]
-    gemm = max(gemm_rates)
+    seconds = common.side_by_side(works, flags.repeats, device, product)
     lengths_N = np.concatenate([query_lengths_Q, passage_lengths_M])
     flops = FORWARD_AND_BACKWARD * common.encoder_flops(lengths_N, flags.layers, flags.width)
     common.report(
         flags.json,
         device,
-        {**{f"{name}_seconds_per_step": taken for name, taken in seconds.items()}, "gemm_gflops": gemm / 1e9},
+        {
+            **{f"{name}_seconds_per_step": taken for name, taken in seconds.items()},
+            "gemm_gflops": product.flops_per_second / 1e9,
+        },
         {
             "vs_ance_padded": seconds["ance_padded"] / seconds["ours_pairwise"],
             "vs_st_default": seconds["st_default"] / seconds["ours_in_batch"],
             "vs_st_equal_dtype": seconds["st_equal_dtype"] / seconds["ours_in_batch"],
-            "of_gemm_limit": flops / seconds["ours_pairwise"] / gemm,
+            "of_gemm_limit": flops / seconds["ours_pairwise"] / product.flops_per_second,
         },
     )
 
