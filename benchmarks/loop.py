@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from benchmarks import baselines, common
-from data.negatives import Candidates, chunk_of_queries, select_negatives
+from data.candidates import Candidates
 from data.preprocessed import Preprocessed, open_preprocessed, read_manifest
+from data.selection import Selection, chunk_of_queries, select_negatives
+from data.strategies import parse_strategy
 from data.token_cache import TokenCache
 from data.training_data import NegativeLists, Triples, batches_of_triples, make_batch
 from drivers.retrieval import EncodingSettings, texts_of
@@ -58,6 +60,7 @@ def loop(
     collection: Preprocessed, encode: Encode, step: Step, group_size: int, refreshes: int, steps: int, batch: int
 ) -> Iterator[float]:
     """The dev MRR@10 of each refresh; after each, so many steps on its negatives."""
+    selection = Selection(parse_strategy("top", NEGATIVES, TOPK))
     dev_Q = collection.qrels("dev").queries_with_positive()
     train_qrels = collection.qrels("train")
     for refresh in range(refreshes):
@@ -69,8 +72,8 @@ def loop(
         scores_QK, passages_QK = search(queries_QD, passages, TOPK, SearchOptions("faiss"))
         yield evaluate(collection.qrels("dev").as_dict(), dev_Q, passages_QK[: len(dev_Q)])["mrr@10"]
         candidates = Candidates(train_Q, passages_QK[len(dev_Q) :], scores_QK[len(dev_Q) :])
-        lists = select_negatives(candidates, train_qrels.positives(), "top", NEGATIVES, SEED, refresh)
-        for triples in first(steps, lists, group_size, batch, refresh):
+        selected = select_negatives(candidates, train_qrels.positives(), selection, SEED, refresh)
+        for triples in first(steps, selected.lists, group_size, batch, refresh):
             step(triples)
 
 

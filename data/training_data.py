@@ -39,8 +39,11 @@ class NegativeLists:
         kept_Q = (self.negative_QN >= 0).any(1)
         if not kept_Q.any():
             raise UserError(
-                f"none of the {len(self.query_Q)} queries has a candidate that is not a positive; raise --topk_training"
+                f"none of the {len(self.query_Q)} queries has a negative left; raise --topk_training, or filter less"
             )
+        return self.rows(np.asarray(kept_Q))
+
+    def rows(self, kept_Q: np.ndarray) -> NegativeLists:
         return NegativeLists(*(getattr(self, field.name)[kept_Q] for field in fields(self)))
 
 

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.negatives import resolve_strategy
+from data.candidates import read_bm25
 from data.preprocessed import Preprocessed
+from data.selection import make_selection
+from data.strategies import resolve_strategy
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import (
     COMMON,
@@ -55,7 +57,7 @@ def preflight(flags: GenerateFlags) -> Job:
         flags.negative_strategy, flags.ann_measure_topk_mrr, flags.bottom_neg, flags.bottom_only
     )
     dtype = check_compute_flags(flags)
-    check_positive(flags, "topk_training", "negative_sample", "limit_total_number")
+    check_positive(flags, "limit_total_number")
     check_refresh_flags(flags)
     if flags.inference and flags.load_gen:
         raise UserError("--inference writes embeddings and --load_gen reads them; give one of the two")
@@ -72,13 +74,11 @@ def preflight(flags: GenerateFlags) -> Job:
         stored_embeddings.read_embeddings_record(
             stored_embeddings.newest_embeddings(Path(flags.output_dir) / EMBEDDINGS), collection
         )
-    if flags.topk_training > passages:
-        raise UserError(f"--topk_training is {flags.topk_training}, the collection has {passages} passages; pass less")
-    if flags.negative_sample > flags.topk_training:
-        raise UserError(f"--negative_sample {flags.negative_sample} exceeds --topk_training {flags.topk_training}")
+    selection = make_selection(strategy, flags, passages)
     if not len(collection.qrels("train").queries_with_positive()):
         raise UserError(f"{flags.data_dir}: no train query has a positive, expected some; check its qrels")
-    return Job(flags, collection, strategy, strategy_from, dtype, backend)
+    bm25 = read_bm25(flags.bm25_dir, collection) if selection.strategy.needs_bm25 else None
+    return Job(flags, collection, selection, strategy_from, dtype, backend, bm25)
 
 
 def check_same_file_system(ann_dir: Path) -> None:
@@ -104,6 +104,7 @@ def generate(job: Job, resolved_flags: str) -> None:
             job.collection,
             strategy=job.strategy,
             encoded_in=name_of(job.dtype),
+            **({"bm25_sha256": job.bm25.sha256} if job.bm25 is not None else {}),
             initial_model_sha256=exchange.model_sha256(Path(flags.init_model_dir)),
         )
         run_id = join_run(

@@ -9,24 +9,35 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from utils.flags import (
+    AnceStrategyFlags,
+    Bm25DirFlags,
     ComputeFlags,
     ExchangeFlags,
+    KeepFlags,
     ModelFlags,
     ModelTypeFlags,
     PreprocessedFlags,
     ProgramFlags,
     RefreshFlags,
     SearchFlags,
-    SeedFlags,
+    SelectionFlags,
     TrainingFlags,
     flag,
-    tristate,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateFlags(
-    ProgramFlags, PreprocessedFlags, ModelTypeFlags, ComputeFlags, SeedFlags, SearchFlags, RefreshFlags
+    ProgramFlags,
+    PreprocessedFlags,
+    ModelTypeFlags,
+    ComputeFlags,
+    SelectionFlags,
+    AnceStrategyFlags,
+    KeepFlags,
+    Bm25DirFlags,
+    SearchFlags,
+    RefreshFlags,
 ):
     """Encode the collection with the trainer's newest checkpoint, search it, publish negatives; repeat."""
 
@@ -38,12 +49,6 @@ class GenerateFlags(
     end_output_num: int = flag(-1, "stop after refresh number N; 0 makes the initial data only; -1 goes on")
     limit_total_number: int = flag(100_000, "stop after this many refreshes (the fork's flag)")
     ann_chunk_factor: int = flag(5, "a refresh serves one of this many parts of the train queries")
-    topk_training: int = flag(500, "candidates retrieved per train query")
-    negative_sample: int = flag(5, "negatives per query (top_bottom: twice that)")
-    negative_strategy: str | None = flag(None, "top, top_bottom, bottom or random")
-    ann_measure_topk_mrr: bool | None = tristate("ANCE's word: true is top, false is random")
-    bottom_neg: bool | None = tristate("the fork's word: true is top_bottom")
-    bottom_only: bool | None = tristate("the fork's word: with --bottom_neg true, bottom")
     embedding_dtype: Literal["fp32", "fp16"] = flag(
         "fp32", "embeddings on disk; fp16 takes half the space: they are rounded, then searched in fp32 as rounded"
     )
@@ -71,7 +76,7 @@ class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Refre
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, SearchFlags, ExchangeFlags):
+class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm25DirFlags, SearchFlags, ExchangeFlags):
     """Train the first checkpoint, on BM25 negatives or on a triples file."""
 
     do_train: bool = flag(False, "train")
@@ -84,7 +89,6 @@ class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Se
     num_train_epochs: float = flag(3.0, "passes over the training data, where --max_steps is not given")
     expected_train_size: int = flag(100_000, "triples in the file, to compute the steps of an epoch from")
     overwrite_cache: bool = flag(False, "ignored: there is no cache of features")
-    bm25_dir: str = flag("", "output of drivers.run_bm25: train on its negatives, rerank its dev candidates")
     triples: str = flag("", "triples.train.small.tsv (query, positive, negative as text), plain or gzipped")
     rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run; default BM25_DIR/dev.trec")
     group_size: int = flag(1, "negatives of a query that follow each other; 0: all of them")

@@ -23,7 +23,15 @@ from data.verify import check_inputs
 from drivers.embedding_shards import DTYPES
 from drivers.retrieval import encoding_settings
 from drivers.shared import open_to_encode
-from drivers.space import check_space, checkpoint_term, embeddings_term, held_by_trainer, negatives_term, run_term
+from drivers.space import (
+    candidates_term,
+    check_space,
+    checkpoint_term,
+    embeddings_term,
+    held_by_trainer,
+    negatives_term,
+    run_term,
+)
 from drivers.trainer import Trainer
 from drivers.trial import TrialSize, check_encoding, check_training
 from drivers.vectors import Job, embeddings_dir, train_rows
@@ -130,8 +138,9 @@ def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
     checks.first(*check_collection(collection, tokenizer_dir, ("train", "dev")), partial(check_publishing, job.ann_dir))
     terms, held, queries = [], 0, len(train_rows(job, 0))
     if not flags.inference:
-        per_query = flags.negative_sample * (2 if job.strategy == "top_bottom" else 1)
-        terms.append(negatives_term(queries, per_query, refreshes))
+        terms.append(negatives_term(queries, job.selection.strategy.most, refreshes))
+        if flags.keep_candidates:
+            terms.append(candidates_term(queries, flags.topk_training, refreshes))
     if not flags.load_gen:
         encoder = open_to_encode(flags, flags.init_model_dir, collection, job.dtype, checks.world)
         texts = len(collection.passages) + queries + len(collection.qrels("dev").queries_with_positive())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.negatives import Candidates, describe_selection, select_negatives
+from data.candidates import Candidates, write_candidates
+from data.selection import describe_selection, select_negatives
 from data.training_data import write_negative_lists
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import Session
@@ -149,9 +151,10 @@ def publish(
     """Select by the strategy and publish ``ann_training_data_N`` with its record."""
     flags = job.flags
     positives = job.collection.qrels("train").positives()
-    lists = select_negatives(candidates, positives, job.strategy, flags.negative_sample, flags.seed, work.refresh)
-    say(describe_selection(lists, job.strategy, flags.topk_training, flags.negative_sample, work.refresh, work.step))
-    lists = lists.with_negatives()
+    bm25 = job.bm25.candidates if job.bm25 is not None else None
+    selected = select_negatives(candidates, positives, job.selection, flags.seed, work.refresh, bm25)
+    say(describe_selection(selected, job.selection.strategy, flags.topk_training, work.refresh, work.step))
+    lists = selected.lists.with_negatives()
     record = {
         "ndcg": metrics["ndcg@10"],
         "checkpoint": work.checkpoint,
@@ -161,6 +164,7 @@ def publish(
         "model_sha256": work.model_sha256,
         "queries": len(lists.query_Q),
         "triples": lists.triples,
+        "selection": selected.counts(),
         **{name: round(seconds, 3) for name, seconds in timings.items()},
         **ours,
     }
@@ -168,4 +172,5 @@ def publish(
     def write(path: Path) -> None:
         write_negative_lists(path, lists, positives)
 
-    exchange.publish_negatives(lease, work.refresh, write, record)
+    kept = partial(write_candidates, candidates=candidates) if flags.keep_candidates else None
+    exchange.publish_negatives(lease, work.refresh, write, record, kept)

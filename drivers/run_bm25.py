@@ -4,6 +4,7 @@
 
 Writes DIR/dev.trec (the collection's own ids), DIR/metrics.json, and then the negatives of the train queries,
 ``ann_training_data_0`` and ``ann_ndcg_0``, whose ranks and scores are BM25's. Where ``ann_ndcg_0`` is, all are.
+``--keep_candidates`` adds ``ann_candidates_0.npz``, which the strategy ``bm25`` of the other programs takes from.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if not __package__:
     sys.stderr.write("run_bm25: error: start from the repository root: python -m drivers.run_bm25\n")
@@ -24,16 +26,17 @@ if not __package__:
 
 import numpy as np
 
-from data.negatives import STRATEGIES, Candidates, describe_selection, select_negatives
+from data.candidates import Candidates, write_candidates
 from data.preprocessed import Preprocessed, open_preprocessed
 from data.raw_files import RawCollection, Split, find_collection, read_passages, read_queries
+from data.selection import Selected, Selection, describe_selection, make_selection, select_negatives
 from data.staging import check_can_write, publish, staged_directory
-from data.training_data import NegativeLists, write_negative_lists
+from data.training_data import write_negative_lists
 from utils.bm25 import build_index, search, words_of
 from utils.cores import core_count
 from utils.errors import UserError, run_program
 from utils.exchange import publish_negatives, record_path, working
-from utils.flags import ProgramFlags, SeedFlags, check_choice, check_positive, flag, flags_json, parse_flags
+from utils.flags import KeepFlags, ProgramFlags, SelectionFlags, check_positive, flag, flags_json, parse_flags
 from utils.lease import Life
 from utils.metrics import evaluate, metrics_record
 from utils.run_log import Progress, git_state, header, say
@@ -47,7 +50,7 @@ RUN_FILE, METRICS_FILE, SCRATCH = "dev.trec", "metrics.json", "index"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bm25Flags(ProgramFlags, SeedFlags):
+class Bm25Flags(ProgramFlags, SelectionFlags, KeepFlags):
     """Search a collection with BM25: a TREC run and metrics for dev, negatives for train."""
 
     raw_data_dir: str = flag(help="raw collection in MS MARCO's format, the one --data_dir was made from")
@@ -56,37 +59,33 @@ class Bm25Flags(ProgramFlags, SeedFlags):
     k1: float = flag(0.9, "BM25's k1, how slowly a repeated word stops counting; Anserini's value for MS MARCO")
     b: float = flag(0.4, "BM25's b, how much its length is held against a passage, 0 to 1; Anserini's value")
     topk_dev: int = flag(1000, "passages in the run of a dev query; fewer where the collection is smaller")
-    topk_training: int = flag(200, "candidates retrieved for a train query")
-    negative_sample: int = flag(20, "negatives chosen from them (top_bottom: from each end)")
-    negative_strategy: str = flag("random", f"one of {', '.join(STRATEGIES)}")
     workers: int = flag(0, "processes that search a large collection; 0 is one for each core")
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"topk_training": 200, "negative_sample": 20, "negative_strategy": "random"}
 
 
 def check_flags(flags: Bm25Flags) -> None:
-    check_positive(flags, "topk_dev", "topk_training", "negative_sample")
-    check_choice("negative_strategy", flags.negative_strategy, STRATEGIES)
+    check_positive(flags, "topk_dev")
     if flags.k1 < 0 or not 0 <= flags.b <= 1:
         raise UserError(f"--k1 is {flags.k1} and --b is {flags.b}, expected k1 of 0 or more and b between 0 and 1")
 
 
-def open_inputs(flags: Bm25Flags) -> tuple[RawCollection, Preprocessed]:
+def open_inputs(flags: Bm25Flags) -> tuple[RawCollection, Preprocessed, Selection]:
     """Both directories, checked as far as is cheap, and the output directory with them."""
     preprocessed = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
     raw = find_collection(Path(flags.raw_data_dir), preprocessed.manifest["data_type"])
-    if flags.topk_training > len(preprocessed.passages):
+    selection = make_selection(str(flags.negative_strategy), flags, len(preprocessed.passages))
+    if selection.strategy.needs_bm25:
         raise UserError(
-            f"--topk_training is {flags.topk_training}, the collection has {len(preprocessed.passages)} passages; "
-            "ask for that many or fewer"
+            f"--negative_strategy {flags.negative_strategy}: BM25's own candidates are meant here; write top"
         )
-    if flags.negative_sample > flags.topk_training:
-        raise UserError(f"--negative_sample {flags.negative_sample} exceeds --topk_training {flags.topk_training}")
     if len(preprocessed.qrels("train").queries_with_positive()) == 0:
         raise UserError(f"{flags.data_dir} has no train query with a positive; check the raw train qrels")
     record = record_path(Path(flags.output_dir), 0)
     if record.exists():
         raise UserError(f"{record} exists, {flags.output_dir} is complete; remove it or choose another directory")
     check_can_write(Path(flags.output_dir))
-    return raw, preprocessed
+    return raw, preprocessed, selection
 
 
 def passage_texts(raw: RawCollection, preprocessed: Preprocessed) -> Iterator[str]:
@@ -136,9 +135,14 @@ def run_dev(
 
 
 def train_negatives(
-    flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, index: BM25, staged: Path
-) -> NegativeLists:
-    """Negatives for every train query with a positive; the others are not searched."""
+    flags: Bm25Flags,
+    raw: RawCollection,
+    preprocessed: Preprocessed,
+    selection: Selection,
+    index: BM25,
+    staged: Path,
+) -> tuple[Candidates, Selected]:
+    """Candidates and negatives of every train query with a positive; the others are not searched."""
     qrels = preprocessed.qrels("train")
     query_Q = qrels.queries_with_positive()
     texts = query_texts(raw, preprocessed, "train")
@@ -148,9 +152,7 @@ def train_negatives(
         index, words, flags.topk_training, flags.workers or core_count(), staged / SCRATCH, "train queries searched"
     )
     candidates = Candidates(query_Q, rows_QK, scores_QK)
-    return select_negatives(
-        candidates, qrels.positives(), flags.negative_strategy, flags.negative_sample, flags.seed, refresh=0
-    )
+    return candidates, select_negatives(candidates, qrels.positives(), selection, flags.seed, refresh=0)
 
 
 def commit_record(
@@ -175,7 +177,7 @@ def commit_record(
     }
 
 
-def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed) -> None:
+def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, selection: Selection) -> None:
     started, run_id, out = time.monotonic(), secrets.token_hex(6), Path(flags.output_dir)
     for line in header("run_bm25", run_id, flags_json(flags), ["cpu"]):
         say(line)
@@ -183,9 +185,9 @@ def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed) -> Non
         index = build_index(passage_texts(raw, preprocessed), flags.k1, flags.b)
         metrics = run_dev(flags, raw, preprocessed, index, staged)
         say("dev " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-        lists = train_negatives(flags, raw, preprocessed, index, staged)
-        say(describe_selection(lists, flags.negative_strategy, flags.topk_training, flags.negative_sample, 0, 0))
-        lists = lists.with_negatives()
+        candidates, selected = train_negatives(flags, raw, preprocessed, selection, index, staged)
+        say(describe_selection(selected, selection.strategy, flags.topk_training, 0, 0))
+        lists = selected.lists.with_negatives()
         dev_queries = len(preprocessed.qrels("dev").as_dict())
         record = metrics_record(metrics, dev_queries, MODEL, None, time.monotonic() - started)
         (staged / METRICS_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -196,7 +198,8 @@ def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed) -> Non
                 lease,
                 0,
                 lambda path: write_negative_lists(path, lists, positives),
-                commit_record(flags, run_id, preprocessed, metrics),
+                {**commit_record(flags, run_id, preprocessed, metrics), "selection": selected.counts()},
+                partial(write_candidates, candidates=candidates) if flags.keep_candidates else None,
             )
     say(f"{out}: BM25 of {len(preprocessed.passages):,} passages in {time.monotonic() - started:.1f} s")
 
@@ -204,11 +207,11 @@ def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed) -> Non
 def main() -> None:
     flags = parse_flags(Bm25Flags, "run_bm25")
     check_flags(flags)
-    raw, preprocessed = open_inputs(flags)
+    raw, preprocessed, selection = open_inputs(flags)
     if flags.dry_run:
         sys.stdout.write(flags_json(flags) + "\n")
         return
-    run(flags, raw, preprocessed)
+    run(flags, raw, preprocessed, selection)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from utils.errors import UserError
 STATES_PER_WEIGHT = 2  # Adam's and LAMB's two moments
 SMALL_FILES_BYTES = 64 * 2**10  # of a checkpoint: config, schedule, random states, manifest
 NEGATIVE_BYTES, LINE_BYTES = 22, 30  # of ann_training_data: offset, rank and score; query and positive
+CANDIDATE_BYTES, CANDIDATES_QUERY_BYTES = 8, 4  # of ann_candidates: offset and score; query
 RUN_LINE_BYTES = 32  # of a TREC run's line, beside its two ids
 UNKNOWN_REFRESHES = 10  # reckoned with where the flags name no end
 
@@ -66,6 +67,11 @@ def negatives_term(queries: int, negatives: int, refreshes: int) -> Term:
     """``queries`` of a refresh with ``negatives`` each."""
     each = queries * (negatives * NEGATIVE_BYTES + LINE_BYTES)
     return Term(f"negatives {in_bytes(each)} x {refreshes} refreshes", refreshes * each)
+
+
+def candidates_term(queries: int, candidates: int, refreshes: int) -> Term:
+    each = queries * (candidates * CANDIDATE_BYTES + CANDIDATES_QUERY_BYTES)
+    return Term(f"candidates {in_bytes(each)} x {refreshes} refreshes", refreshes * each)
 
 
 def embeddings_term(texts: int, dims: int, bytes_per_value: int, refreshes: int, only_latest: bool) -> Term:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.negatives import chunk_of_queries
+from data.candidates import Bm25Source
 from data.preprocessed import Preprocessed
+from data.selection import Selection, chunk_of_queries
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import Session, agree
 from drivers.embedding_shards import Shards
@@ -35,10 +36,16 @@ class Job:
 
     flags: GenerateFlags
     collection: Preprocessed
-    strategy: str
+    selection: Selection
     strategy_from: str
     dtype: torch.dtype | None
     backend: str
+    bm25: Bm25Source | None = None
+
+    @property
+    def strategy(self) -> str:
+        """As the user wrote it."""
+        return self.selection.strategy.text
 
     @property
     def ann_dir(self) -> Path:

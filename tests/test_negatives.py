@@ -1,307 +1,181 @@
-"""The strategies, against a plain loop over queries, and the statistics of the random draws."""
+"""python -m data.negatives: a generator's candidates, selected from again."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data.negatives import (
-    FOR_LINE_ORDER,
-    FOR_NEGATIVES,
-    FOR_POSITIVES,
-    STRATEGIES,
-    Candidates,
-    choose_positives,
-    chunk_of_queries,
-    describe_selection,
-    random_keys,
-    select_columns,
-    select_negatives,
+from data import negatives
+from data.candidates import Candidates, read_candidates, write_candidates
+from data.selection import make_selection
+from data.training_data import read_negative_lists
+from drivers import run_bm25
+from drivers.refresh import one_refresh
+from tests.exchanging import names
+from tests.test_refresh import CPU, make_job, put_model, start, stay
+from tests.test_run_bm25 import call
+from utils import exchange
+from utils.distributed import World
+from utils.errors import UserError
+from utils.flags import SelectionFlags
+
+GENERATED = {"topk_training": 20, "negative_sample": 5, "seed": 42}
+
+
+def generate(data_dir: Path, root: Path, strategy: str, **changes: Any) -> Path:
+    """Refresh 0 of a generator that keeps its candidates; its directory."""
+    job = make_job(data_dir, root)
+    flags = replace(job.flags, keep_candidates=True, **changes)
+    selection = make_selection(strategy, flags, len(job.collection.passages))
+    here, log = start(root, World(0, 1, CPU))
+    work = put_model(root / "checkpoints", data_dir, 3)
+    known = {"collection_fingerprint": job.collection.manifest["collection_fingerprint"], "science_sha256": "of it"}
+    assert one_refresh(replace(job, flags=flags, selection=selection), here, work, known, log, stay)
+    return root / "ann"
+
+
+@pytest.fixture(scope="module")
+def generated(tiny_preprocessed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate(tiny_preprocessed, tmp_path_factory.mktemp("generated"), "random")
+
+
+def view(generated: Path, data_dir: Path, output_dir: Path, **flags: Any) -> exchange.Refresh:
+    candidates = exchange.candidates_path(generated, 0)
+    call(negatives.main, candidates=candidates, data_dir=data_dir, output_dir=output_dir, **flags)
+    return exchange.read_refresh(output_dir, 0)
+
+
+def test_the_candidates_are_published_with_the_refresh(generated: Path) -> None:
+    assert {"ann_candidates_0.npz", "ann_ndcg_0", "ann_training_data_0"} <= set(names(generated))
+    found = exchange.read_candidates(generated, 0)
+    candidates, lists = read_candidates(found.path), read_negative_lists(exchange.negatives_path(generated, 0))
+    assert candidates.passage_QK.shape[1] == 20 and (np.diff(candidates.score_QK, axis=1) <= 0).all()
+    row_of = {query: row for row, query in enumerate(candidates.query_Q.tolist())}
+    assert set(lists.query_Q.tolist()) <= set(row_of)
+    for query, negative_N, rank_N, score_N in zip(
+        lists.query_Q.tolist(), lists.negative_QN, lists.rank_QN, lists.score_QN, strict=True
+    ):
+        row = row_of[query]
+        assert np.array_equal(candidates.passage_QK[row, rank_N - 1], negative_N)
+        assert np.array_equal(candidates.score_QK[row, rank_N - 1], score_N)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes"),
+    [
+        ("random", {}),
+        ("top_bottom", {}),
+        ("0-0=log-uniform:3+corpus:2;1-=top", {}),
+        ("ranks:3-9:4", {"min_rank": 5, "max_positive_ratio": 0.9, "on_shortage": "widen"}),
+    ],
 )
-from data.training_data import NegativeLists
-
-PASSAGES = 40
-
-
-@dataclass(frozen=True)
-class Query:
-    """What a plain loop needs to know of one query."""
-
-    offset: int
-    retrieved: list[int]  # best first
-    scores: list[float]
-    positives: set[int]
-
-    def others(self) -> list[tuple[int, int, float]]:
-        """(passage, rank, score) of the retrieved passages that are no positives, best first."""
-        rows = zip(self.retrieved, range(1, len(self.retrieved) + 1), self.scores, strict=True)
-        return [row for row in rows if row[0] not in self.positives]
-
-
-@st.composite
-def query_lists(draw: st.DrawFn) -> list[Query]:
-    width = draw(st.integers(1, 12))
-    queries = []
-    for offset in draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=8, unique=True)):
-        found = draw(st.lists(st.integers(0, PASSAGES - 1), max_size=width, unique=True))
-        scores = draw(st.lists(st.floats(-50, 50, width=32), min_size=len(found), max_size=len(found)))
-        some = st.sampled_from(found) if found else st.integers(0, PASSAGES - 1)
-        positives = draw(st.sets(st.one_of(some, st.integers(0, PASSAGES - 1)), min_size=1, max_size=5))
-        queries.append(Query(offset, found, sorted(scores, reverse=True), positives))
-    return queries
-
-
-def as_candidates(queries: list[Query], width: int) -> Candidates:
-    passage_QK = np.full((len(queries), width), -1, np.int64)
-    score_QK = np.full((len(queries), width), -np.inf, np.float32)
-    for i, query in enumerate(queries):
-        passage_QK[i, : len(query.retrieved)] = query.retrieved
-        score_QK[i, : len(query.scores)] = query.scores
-    return Candidates(np.array([query.offset for query in queries]), passage_QK, score_QK)
-
-
-def as_positives(queries: list[Query]) -> tuple[np.ndarray, np.ndarray]:
-    pairs = sorted((query.offset, passage) for query in queries for passage in query.positives)
-    return np.array([query for query, _ in pairs]), np.array([passage for _, passage in pairs])
-
-
-def by_query(lists: NegativeLists) -> dict[int, tuple[int, list[tuple[int, int, float]]]]:
-    """{query: (positive, [(negative, rank, score)])}; asserts that padding is -1, 0, 0 and only at a row's end."""
-    rows = {}
-    for i, query in enumerate(lists.query_Q.tolist()):
-        row = list(
-            zip(lists.negative_QN[i].tolist(), lists.rank_QN[i].tolist(), lists.score_QN[i].tolist(), strict=True)
-        )
-        chosen = [entry for entry in row if entry[0] >= 0]
-        assert row == chosen + [(-1, 0, 0.0)] * (len(row) - len(chosen))
-        rows[query] = (int(lists.positive_Q[i]), chosen)
-    assert len(rows) == len(lists.query_Q)
-    return rows
-
-
-def expected_members(strategy: str, others: list[tuple[int, int, float]], count: int) -> list[tuple[int, int, float]]:
-    if strategy == "top":
-        return others[:count]
-    if strategy == "bottom":
-        return others[max(len(others) - count, 0) :]
-    return [row for i, row in enumerate(others) if i < count or i >= len(others) - count]
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@settings(max_examples=60, deadline=None)
-@given(queries=query_lists(), count=st.integers(1, 8), seed=st.integers(0, 2**31), refresh=st.integers(0, 50))
-def test_members_are_those_of_a_plain_loop(
-    strategy: str, queries: list[Query], count: int, seed: int, refresh: int
+def test_a_view_with_the_generator_s_flags_has_the_generator_s_bytes(
+    strategy: str, changes: dict[str, Any], generated: Path, tiny_preprocessed: Path, tmp_path: Path
 ) -> None:
-    width = max(1, *(len(query.retrieved) for query in queries))
-    lists = select_negatives(as_candidates(queries, width), as_positives(queries), strategy, count, seed, refresh)
-    asked = 2 * count if strategy == "top_bottom" else count
-    assert lists.negative_QN.shape == lists.rank_QN.shape == lists.score_QN.shape == (len(queries), asked)
-    assert lists.score_QN.dtype == np.float32
-    found = by_query(lists)
-    assert set(found) == {query.offset for query in queries}
-    for query in queries:
-        positive, negatives = found[query.offset]
-        others = query.others()
-        assert positive in query.positives
-        members = [passage for passage, _, _ in negatives]
-        assert not set(members) & query.positives
-        assert len(set(members)) == len(members)
-        if strategy == "random":
-            assert len(negatives) == min(count, len(others))
-            assert negatives == [row for row in others if row in negatives]  # by rank, with its own rank and score
-        else:
-            assert negatives == expected_members(strategy, others, count)
+    made = exchange.read_refresh(generate(tiny_preprocessed, tmp_path / "again", strategy, **changes), 0)
+    flags = {**GENERATED, **changes, "negative_strategy": strategy}
+    found = view(generated, tiny_preprocessed, tmp_path / "view", **flags)
+    assert found.path.read_bytes() == made.path.read_bytes()
+    shared = ("ndcg", "mrr", "step", "metrics", "queries", "triples", "selection", "model_sha256")
+    assert {name: found.record[name] for name in shared} == {name: made.record[name] for name in shared}
+    kept = exchange.read_candidates(generated, 0).record["candidates"]["sha256"]
+    assert (found.record["strategy"], found.record["candidates_sha256"]) == (strategy, kept)
+    assert found.record["science_sha256"] != made.record["science_sha256"]
+    assert "candidates" not in found.record and names(tmp_path / "view") == ["ann_ndcg_0", "ann_training_data_0"]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@settings(max_examples=40, deadline=None)
-@given(queries=query_lists(), count=st.integers(1, 8), data=st.data())
-def test_batching_and_order_of_the_queries_change_nothing(
-    strategy: str, queries: list[Query], count: int, data: st.DataObject
+def test_fewer_candidates_than_were_kept(generated: Path, tiny_preprocessed: Path, tmp_path: Path) -> None:
+    found = view(generated, tiny_preprocessed, tmp_path, topk_training=8, negative_sample=2, negative_strategy="bottom")
+    ranks = read_negative_lists(found.path).rank_QN
+    assert ranks.max() == 8 and ranks[ranks > 0].min() >= 4
+
+
+def refused(generated: Path, data_dir: Path, output_dir: Path, **flags: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        view(generated, data_dir, output_dir, **flags)
+    assert "\n" not in str(caught.value)
+    assert not output_dir.exists() or not names(output_dir)
+    return str(caught.value)
+
+
+def test_what_is_refused_before_anything_is_written(generated: Path, tiny_preprocessed: Path, tmp_path: Path) -> None:
+    def said(**flags: Any) -> str:
+        return refused(generated, tiny_preprocessed, tmp_path / "view", **flags)
+
+    assert "has 20 candidates a query" in said(topk_training=21)
+    assert "is no window of the candidates (--topk_training 20)" in said(negative_strategy="ranks:5-21")
+    assert "needs --bm25_dir" in said(negative_strategy="bm25:3")
+    assert "--min_rank 21 leaves none" in said(min_rank=21)
+    assert "expected 0 to 1" in said(max_positive_ratio=1.5)
+    view(generated, tiny_preprocessed, tmp_path / "view")
+    with pytest.raises(UserError, match="has a refresh 0 already"):
+        view(generated, tiny_preprocessed, tmp_path / "view")
+
+
+def test_damaged_candidates_are_named(generated: Path, tiny_preprocessed: Path, tmp_path: Path) -> None:
+    for name in ("ann_ndcg_0", "ann_candidates_0.npz"):
+        (tmp_path / name).write_bytes((generated / name).read_bytes())
+    path = tmp_path / "ann_candidates_0.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert "it is damaged" in refused(tmp_path, tiny_preprocessed, tmp_path / "view")
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert "it is damaged" in refused(tmp_path, tiny_preprocessed, tmp_path / "view")
+    record = json.loads((generated / "ann_ndcg_0").read_text())
+    (tmp_path / "ann_ndcg_0").write_text(json.dumps({"ndcg": record["ndcg"], "checkpoint": "c"}))
+    assert "make it with --keep_candidates" in refused(tmp_path, tiny_preprocessed, tmp_path / "view")
+
+
+def test_the_file_of_candidates_is_read_as_it_was_written(tmp_path: Path) -> None:
+    candidates = Candidates(
+        np.array([2**31 - 1, 0]), np.array([[5, 2**31 - 1], [1, -1]]), np.array([[0.5, -1], [3, -np.inf]], np.float32)
+    )
+    write_candidates(tmp_path / "file", candidates)
+    found = read_candidates(tmp_path / "file")
+    for name in ("query_Q", "passage_QK", "score_QK"):
+        assert np.array_equal(getattr(found, name), getattr(candidates, name)), name
+        assert getattr(found, name).dtype == getattr(candidates, name).dtype
+    (tmp_path / "other").write_bytes(b"PK nothing")
+    with pytest.raises(UserError, match="holds no candidates"):
+        read_candidates(tmp_path / "other")
+    with (tmp_path / "shape").open("wb") as file:
+        np.savez(file, query=np.zeros(2), passage=np.zeros((3, 1)), score=np.zeros((3, 1)))
+    with pytest.raises(UserError, match="make it again"):
+        read_candidates(tmp_path / "shape")
+
+
+def test_bm25_s_candidates_serve_the_strategy_of_that_name(
+    generated: Path, tiny_preprocessed: Path, shared_collection: Path, tmp_path: Path
 ) -> None:
-    width = max(1, *(len(query.retrieved) for query in queries))
-    positives = as_positives(queries)
-    whole = select_negatives(as_candidates(queries, width), positives, strategy, count, 5, 3)
-    rows: dict[int, object] = {}
-    for query in queries:
-        rows |= by_query(select_negatives(as_candidates([query], width), positives, strategy, count, 5, 3))
-    assert rows == by_query(whole)
-    shuffled = data.draw(st.permutations(queries))
-    again = select_negatives(as_candidates(shuffled, width), positives, strategy, count, 5, 3)
-    for name in ("query_Q", "positive_Q", "negative_QN", "rank_QN", "score_QN"):
-        assert np.array_equal(getattr(again, name), getattr(whole, name)), name
-
-
-def plain_candidates(queries: int, width: int) -> tuple[Candidates, tuple[np.ndarray, np.ndarray]]:
-    """Every query finds passages 0 to width - 1 in this order; its positive is none of them."""
-    query_Q = np.arange(queries, dtype=np.int64)
-    passage_QK = np.broadcast_to(np.arange(width), (queries, width))
-    return Candidates(query_Q, passage_QK, -passage_QK.astype(np.float32)), (query_Q, np.full(queries, width))
-
-
-def members(candidates: Candidates, positives: tuple[np.ndarray, np.ndarray], seed: int, refresh: int) -> np.ndarray:
-    """Which of the candidates the random strategy chose: bool [Q, K], by query."""
-    lists = select_negatives(candidates, positives, "random", 5, seed, refresh)
-    chosen_QK = np.zeros(candidates.passage_QK.shape, bool)
-    np.put_along_axis(chosen_QK, lists.negative_QN[np.argsort(lists.query_Q)], True, axis=1)
-    return chosen_QK
-
-
-def test_random_draws_repeat_for_one_seed_and_refresh_and_are_independent_otherwise() -> None:
-    candidates, positives = plain_candidates(4000, 20)
-    first = members(candidates, positives, 1, 0)
-    assert np.array_equal(first, members(candidates, positives, 1, 0))
-    for seed, refresh in ((1, 1), (2, 0), (0, 1)):
-        other = members(candidates, positives, seed, refresh)
-        # Independent draws of 5 from 20 have 1.25 in common, with a standard deviation of 0.86 (hypergeometric).
-        common = (first & other).sum(1)
-        assert abs(common.mean() - 1.25) < 4 * 0.861 / np.sqrt(4000)
-    neighbours = (first[1:] & first[:-1]).sum(1)
-    assert abs(neighbours.mean() - 1.25) < 4 * 0.861 / np.sqrt(4000)
-
-
-def chi_square(counts: np.ndarray, expected: float) -> float:
-    return float(((counts - expected) ** 2 / expected).sum())
-
-
-def test_random_draws_include_each_candidate_with_probability_n_of_k() -> None:
-    queries, width, count = 20_000, 20, 5
-    chosen_QK = members(*plain_candidates(queries, width), seed=3, refresh=2)
-    assert (chosen_QK.sum(1) == count).all()
-    share = count / width
-    # Inclusion counts vary by q(1-share); the statistic scaled so is chi-square with k-1 = 19 degrees of freedom.
-    statistic = chi_square(chosen_QK.sum(0), queries * share) / (1 - share) * (width - 1) / width
-    assert statistic < 43.8  # 0.1 % quantile from above
-    # Pairs, too: each of the 190 is drawn with probability 5/20 * 4/19.
-    pair_KK = chosen_QK.T.astype(np.int64) @ chosen_QK
-    expected = queries * share * (count - 1) / (width - 1)
-    z = (pair_KK[np.triu_indices(width, 1)] - expected) / np.sqrt(expected * (1 - share * (count - 1) / (width - 1)))
-    assert abs(z).max() < 4.5
-
-
-def test_positives_are_drawn_uniformly_and_anew_each_refresh() -> None:
-    queries, each = 12_000, 3
-    query_P = np.repeat(np.arange(queries), each)
-    positives = (query_P, query_P * 10 + np.tile(np.arange(each), queries))
-    query_Q = np.arange(queries)
-    drawn = choose_positives(query_Q, positives, 1, 0) - query_Q * 10
-    assert chi_square(np.bincount(drawn, minlength=each), queries / each) < 13.8  # 2 degrees of freedom, 0.1 %
-    assert np.array_equal(drawn, choose_positives(query_Q, positives, 1, 0) - query_Q * 10)
-    again = choose_positives(query_Q, positives, 1, 1) - query_Q * 10
-    assert abs((again == drawn).mean() - 1 / 3) < 4 * np.sqrt(2 / 9 / queries)
-
-
-def splitmix64(state: int, outputs: int) -> list[int]:
-    """The generator as published (Vigna, splitmix64.c), in Python's integers."""
-    mask, found = 2**64 - 1, []
-    for _ in range(outputs):
-        state = (state + 0x9E3779B97F4A7C15) & mask
-        z = state
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        found.append(z ^ (z >> 31))
-    return found
-
-
-def keys_by_hand(seed: int, refresh: int, purpose: int, query: int, width: int) -> list[int]:
-    state = 0
-    for word in (seed, refresh, purpose, query):
-        state = splitmix64((state + word) % 2**64, 1)[0]
-    return splitmix64(state, width)
-
-
-def test_keys_are_splitmix64_seeded_with_seed_refresh_purpose_and_query() -> None:
-    assert splitmix64(1234567, 2) == [6457827717110365317, 3203168211198807973]  # published test vector
-    for query in (0, 7, 2**40):
-        found = random_keys(11, 3, FOR_NEGATIVES, np.array([query]), 6)
-        assert found[0].tolist() == keys_by_hand(11, 3, FOR_NEGATIVES, query, 6)
-
-
-def test_random_takes_the_candidates_of_the_smallest_keys() -> None:
-    chosen_QK = members(*plain_candidates(30, 20), seed=11, refresh=3)
-    for query in range(30):
-        keys = keys_by_hand(11, 3, FOR_NEGATIVES, query, 20)
-        assert set(np.flatnonzero(chosen_QK[query])) == {keys.index(key) for key in sorted(keys)[:5]}
-
-
-def test_keys_differ_by_purpose_and_never_repeat_within_a_row() -> None:
-    query_Q = np.arange(500)
-    keys = [random_keys(1, 1, purpose, query_Q, 50) for purpose in (FOR_NEGATIVES, FOR_POSITIVES, FOR_LINE_ORDER)]
-    assert len(np.unique(np.stack(keys))) == 3 * 500 * 50
-    assert random_keys(-1, 0, 0, query_Q, 2).shape == (500, 2)
-
-
-def test_strategies_differ_pairwise() -> None:
-    candidates, positives = plain_candidates(50, 30)
-    chosen = {}
-    for strategy in STRATEGIES:
-        lists = select_negatives(candidates, positives, strategy, 4, 1, 0)
-        chosen[strategy] = {
-            query: frozenset(passage for passage, _, _ in row) for query, (_, row) in by_query(lists).items()
-        }
-    for i, first in enumerate(STRATEGIES):
-        for second in STRATEGIES[i + 1 :]:
-            same = sum(chosen[first][query] == chosen[second][query] for query in range(50))
-            assert same == 0, (first, second)
-
-
-def test_lines_come_in_another_order_each_refresh_whatever_the_strategy() -> None:
-    candidates, positives = plain_candidates(200, 5)
-    orders = {
-        strategy: [select_negatives(candidates, positives, strategy, 2, 1, refresh).query_Q for refresh in (0, 1)]
-        for strategy in STRATEGIES
+    flags = {
+        "raw_data_dir": shared_collection,
+        "data_dir": tiny_preprocessed,
+        "topk_training": 20,
+        "negative_sample": 5,
     }
-    for first, second in orders.values():
-        assert np.array_equal(np.sort(first), np.arange(200))
-        assert not np.array_equal(first, second) and not np.array_equal(first, np.arange(200))
-        assert np.array_equal(first, orders["top"][0]) and np.array_equal(second, orders["top"][1])
-
-
-def test_an_unknown_strategy_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown strategy 'best'"):
-        select_columns("best", np.ones((1, 3), bool), 2, np.zeros((1, 3), np.uint64))
-
-
-def test_the_description_names_the_decision_and_the_short_lists() -> None:
-    candidates, positives = plain_candidates(1200, 3)
-    whole = select_negatives(candidates, positives, "top", 3, 1, 0)
-    assert describe_selection(whole, "top", 200, 3, 4, 2000) == (
-        "negatives: top, 3 of 200 per query, refresh 4 from step 2000, 1,200 queries"
+    call(run_bm25.main, output_dir=tmp_path / "bm25", negative_strategy="top", keep_candidates=True, **flags)
+    theirs = read_negative_lists(exchange.negatives_path(tmp_path / "bm25", 0))
+    found = view(
+        generated, tiny_preprocessed, tmp_path / "view", negative_strategy="bm25:5", bm25_dir=tmp_path / "bm25"
     )
-    short = select_negatives(candidates, positives, "top_bottom", 2, 1, 0)
-    assert describe_selection(short, "top_bottom", 3, 2, 0, 0) == (
-        "negatives: top_bottom, 4 of 3 per query, refresh 0 from step 0, 1,200 queries, 1,200 of them with fewer than 4"
+    ours = read_negative_lists(found.path)
+    best = {query: set(row.tolist()) for query, row in zip(theirs.query_Q.tolist(), theirs.negative_QN, strict=True)}
+    assert len(ours.query_Q)
+    for query, row in zip(ours.query_Q.tolist(), ours.negative_QN, strict=True):
+        assert set(row.tolist()) == best[query], "by the search's rank, but BM25's best"
+    without = tmp_path / "without"
+    without.mkdir()
+    (without / "ann_ndcg_0").write_text('{"ndcg": 0.1, "checkpoint": "bm25"}')
+    assert "knows of no ann_candidates_0.npz" in refused(
+        generated, tiny_preprocessed, tmp_path / "other", negative_strategy="bm25:5", bm25_dir=without
     )
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    queries=st.lists(st.integers(0, 10**6), min_size=1, max_size=60, unique=True),
-    chunk_factor=st.integers(-1, 70),
-    seed=st.integers(0, 1000),
-    first=st.integers(0, 30),
-)
-def test_chunks_of_successive_refreshes_partition_the_queries(
-    queries: list[int], chunk_factor: int, seed: int, first: int
-) -> None:
-    query_Q = np.sort(np.array(queries))
-    parts = max(1, min(chunk_factor, len(queries)))
-    chunks = [chunk_of_queries(query_Q, chunk_factor, refresh, seed) for refresh in range(first, first + parts)]
-    assert sorted(np.concatenate(chunks).tolist()) == query_Q.tolist()
-    sizes = [len(chunk) for chunk in chunks]
-    assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
-    for chunk in chunks:
-        assert (np.diff(chunk) > 0).all()
-
-
-def test_chunks_depend_on_the_seed_and_are_samples_not_slices() -> None:
-    query_Q = np.arange(1000)
-    first, other = (chunk_of_queries(query_Q, 5, 0, seed) for seed in (1, 2))
-    assert not np.array_equal(first, other)
-    assert abs(first.mean() - 499.5) < 4 * 288.7 / np.sqrt(200)
-    assert first.max() > 900 and first.min() < 100
+def test_make_selection_refuses_what_the_collection_has_not() -> None:
+    with pytest.raises(UserError, match="the collection has 10 passages"):
+        make_selection("top", SelectionFlags(topk_training=11), 10)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data.negatives import STRATEGIES
+from data.negatives import NegativesFlags
+from data.strategies import COUNTED, STRATEGIES, parse_strategy
 from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, WarmupFlags
 from drivers.run_bm25 import Bm25Flags
 from results.read_log import ReadLogFlags, words_to_flag
@@ -20,6 +21,7 @@ from utils.flags import parse_flags
 
 README = (REPO / "README.md").read_text()
 FLAGS_OF = {
+    "data.negatives": NegativesFlags,
     "drivers.run_ann": AnnFlags,
     "drivers.run_ann_data_gen": GenerateFlags,
     "drivers.run_eval": EvalFlags,
@@ -33,7 +35,7 @@ FLAGS_OF = {
 
 def commands() -> list[str]:
     blocks = re.findall(r"^ *```bash\n(.*?)^ *```", README, re.M | re.S)
-    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 COMMANDS = commands()
@@ -108,6 +110,16 @@ def test_every_flag_in_the_text_is_a_flag_of_some_program() -> None:
 
 def test_the_strategies_are_those_of_the_table() -> None:
     assert tuple(re.findall(r"^\| `(\w+)` \|", README, re.M)) == STRATEGIES
+
+
+def test_the_examples_of_the_language_are_in_it_and_show_all_of_it() -> None:
+    table = README.partition("| for example | takes |")[2].partition("\n\n")[0]
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    examples = [text for cell in first_cells for text in re.findall(r"`([^`]+)`", cell)]
+    found = [parse_strategy(text, 20, 200) for text in examples]
+    kinds = {part.kind for strategy in found for part in strategy.parts}
+    assert kinds == {*COUNTED, "ranks", "around-positive"}
+    assert any(len(strategy.stages) > 1 for strategy in found)
 
 
 def test_the_requirements_differ_in_faiss_alone() -> None:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 
 from data.preprocessed import open_preprocessed
+from data.selection import Selection
+from data.strategies import parse_strategy
 from drivers import refresh, vectors
 from drivers.agreement import Session
 from drivers.flags import GenerateFlags
@@ -53,7 +55,9 @@ def make_job(data_dir: Path, root: Path) -> Job:
         topk_training=20,
         negative_sample=5,
     )
-    return Job(flags, open_preprocessed(data_dir, 32, 16), "random", "", None, "torch")
+    return Job(
+        flags, open_preprocessed(data_dir, 32, 16), Selection(parse_strategy("random", 5, 20)), "", None, "torch"
+    )
 
 
 def start(root: Path, world: World) -> tuple[Session, RunLog | None]:

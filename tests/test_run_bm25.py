@@ -255,7 +255,10 @@ def test_another_raw_collection_is_refused(tmp_path: Path, directories: dict[str
         ({"topk_training": 0}, "--topk_training is 0"),
         ({"topk_training": 4, "negative_sample": 5}, "--negative_sample 5 exceeds --topk_training 4"),
         ({"topk_training": 4, "negative_sample": 2, "b": 1.5}, "--b is 1.5"),
-        ({"topk_training": 4, "negative_strategy": "hard"}, "--negative_strategy is 'hard', expected one of top"),
+        (
+            {"topk_training": 4, "negative_sample": 2, "negative_strategy": "hard"},
+            "--negative_strategy 'hard': 'hard' is not a strategy",
+        ),
     ],
 )
 def test_flags_that_cannot_be(

@@ -38,6 +38,7 @@ DAMAGED = ".damaged"
 NUMBER = "(0|[1-9][0-9]*)"  # as we write it: no leading zeros, no digits of other scripts
 CHECKPOINT_PATTERN = re.compile(f"checkpoint-{NUMBER}")
 RECORD_PATTERN = re.compile(f"ann_ndcg_{NUMBER}")
+CANDIDATES_PATTERN = re.compile(rf"ann_candidates_{NUMBER}\.npz")
 KEEP_CHECKPOINTS = 3
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 OUR_RECORD_KEYS = {"refresh", "sha256", "step"}  # in a record of ours, beside ANCE's
@@ -49,6 +50,18 @@ def checkpoint_path(training_dir: Path, step: int) -> Path:
 
 def negatives_path(ann_dir: Path, refresh: int) -> Path:
     return ann_dir / f"ann_training_data_{refresh}"
+
+
+def candidates_path(ann_dir: Path, refresh: int) -> Path:
+    return ann_dir / f"ann_candidates_{refresh}.npz"
+
+
+def candidates_number(path: Path) -> int:
+    """The refresh of a file of candidates, by its name; UserError where it has another."""
+    match = CANDIDATES_PATTERN.fullmatch(path.name)
+    if not match:
+        raise UserError(f"{path} is not named ann_candidates_N.npz, as a generator with --keep_candidates names it")
+    return int(match[1])
 
 
 def record_path(ann_dir: Path, refresh: int) -> Path:
@@ -115,25 +128,40 @@ def publish_checkpoint(lease: Lease, step: int, record: dict[str, Any]) -> Itera
     lease.tell(saved=step)
 
 
-def publish_negatives(lease: Lease, refresh: int, write: Callable[[Path], None], record: dict[str, Any]) -> Refresh:
-    """Publish ``ann_training_data_N``, then ``ann_ndcg_N`` that commits it.
+def publish_negatives(
+    lease: Lease,
+    refresh: int,
+    write: Callable[[Path], None],
+    record: dict[str, Any],
+    write_candidates: Callable[[Path], None] | None = None,
+) -> Refresh:
+    """Publish ``ann_training_data_N``, and what it was chosen from where that is kept, then ``ann_ndcg_N``.
 
-    ``write(path)`` makes the data file. UserError where the record exists; Fenced where another job has the lease.
+    ``write(path)`` makes the data file, ``write_candidates(path)`` the candidates'; the record commits both.
+    UserError where the record exists; Fenced where another job has the lease.
     """
     lease.check()
     data, commit = negatives_path(lease.directory, refresh), record_path(lease.directory, refresh)
+    candidates = candidates_path(lease.directory, refresh)
     taken = UserError(f"{commit} exists already, expected a new refresh number: is a second generator running?")
     if publishing.exists(commit):
         raise taken
     with staging_path(lease.directory, "data", lease.staging) as staged:
         write(staged)
         sync(staged)
-        complete = {**record, "refresh": refresh, "bytes": staged.stat().st_size, "sha256": sha256_of(staged)}
+        complete = {**record, "refresh": refresh, **signature_of(staged)}
+        staged_candidates = staged.with_name("candidates")
+        if write_candidates is not None:
+            write_candidates(staged_candidates)
+            sync(staged_candidates)
+            complete["candidates"] = signature_of(staged_candidates)
         staged_record = staged.with_name("record")
         staged_record.write_text(sealed(complete), encoding="utf-8")
         sync(staged_record)
         lease.check()
         link_data(staged, data, commit)
+        if write_candidates is not None:
+            link_data(staged_candidates, candidates, commit)
         sync(lease.directory)
         try:
             os.link(staged_record, commit)
@@ -142,6 +170,10 @@ def publish_negatives(lease: Lease, refresh: int, write: Callable[[Path], None],
                 raise taken from None
         sync(lease.directory)
     return Refresh(refresh, data, complete)
+
+
+def signature_of(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def link_data(staged: Path, data: Path, commit: Path) -> None:
@@ -159,7 +191,7 @@ def link_data(staged: Path, data: Path, commit: Path) -> None:
             wait_for(lambda: publishing.exists(commit) or None, commit.name, limit_seconds=VISIBLE_WITHIN_SECONDS)
         if publishing.exists(commit):
             raise UserError(f"{commit} exists already, expected a new refresh number") from None
-        staged_again = staged.with_name("data-again")
+        staged_again = staged.with_name(f"{staged.name}-again")
         os.link(staged, staged_again)
         staged_again.replace(data)
 
@@ -422,12 +454,26 @@ def read_record(ann_dir: Path, number: int) -> dict[str, Any]:
 def read_refresh(ann_dir: Path, number: int) -> Refresh:
     """Negatives by their number, verified. UserError where they are damaged or missing."""
     record, path = read_record(ann_dir, number), negatives_path(ann_dir, number)
-    size = size_of(path)
-    if size is None or size != record.get("bytes", size):
-        raise UserError(f"{path}: {size} bytes, its record says {record.get('bytes')}: it is damaged")
-    if "sha256" in record and sha256_of(path) != record["sha256"]:
-        raise UserError(f"{path}: sha256 differs from its record: it is damaged")
+    check_signature(path, record)
     return Refresh(number, path, record)
+
+
+def read_candidates(ann_dir: Path, number: int) -> Refresh:
+    """A refresh whose ``path`` are the candidates, verified. UserError where they are damaged, or were not kept."""
+    record, path = read_record(ann_dir, number), candidates_path(ann_dir, number)
+    if "candidates" not in record:
+        raise UserError(f"{record_path(ann_dir, number)} knows of no {path.name}; make it with --keep_candidates")
+    check_signature(path, record["candidates"])
+    return Refresh(number, path, record)
+
+
+def check_signature(path: Path, signature: dict[str, Any]) -> None:
+    """UserError where the file is missing or not what its record says; ANCE's records say nothing."""
+    size = size_of(path)
+    if size is None or size != signature.get("bytes", size):
+        raise UserError(f"{path}: {size} bytes, its record says {signature.get('bytes')}: it is damaged")
+    if "sha256" in signature and sha256_of(path) != signature["sha256"]:
+        raise UserError(f"{path}: sha256 differs from its record: it is damaged")
 
 
 def read_visible_refresh(ann_dir: Path, number: int) -> Refresh:

@@ -182,6 +182,47 @@ class RefreshFlags(ExchangeFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelectionFlags(SeedFlags):
+    """Which candidates become negatives; data/strategies.py has the language."""
+
+    topk_training: int = flag(500, "candidates per train query")
+    negative_sample: int = flag(5, "negatives per query where the strategy names no number (top_bottom: twice that)")
+    negative_strategy: str | None = flag(
+        None, "top, top_bottom, bottom, random, or what README's table of strategies has: ranks:21-60, top:10+random:10"
+    )
+    min_rank: int = flag(1, "candidates ranked above this one are never negatives")
+    max_positive_ratio: float = flag(
+        0.0, "drop likely positives: scores above this share of the positive's margin over the list's mean; 0: off"
+    )
+    on_shortage: Literal["fewer", "widen", "skip"] = flag(
+        "fewer", "too few are left of a query's candidates: fewer negatives, others of the nearest ranks, or none"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepFlags:
+    keep_candidates: bool = flag(False, "publish the candidates too: python -m data.negatives then selects from them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bm25DirFlags:
+    bm25_dir: str = flag(
+        "",
+        "output of drivers.run_bm25: what run_warmup trains on and reranks, "
+        "and (with its --keep_candidates) what the strategy bm25 takes",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnceStrategyFlags:
+    """How ANCE and its fork name a strategy."""
+
+    ann_measure_topk_mrr: bool | None = tristate("ANCE's word: true is top, false is random")
+    bottom_neg: bool | None = tristate("the fork's word: true is top_bottom")
+    bottom_only: bool | None = tristate("the fork's word: with --bottom_neg true, bottom")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchFlags:
     search_backend: Literal["auto", "faiss", "torch"] = flag(
         "auto",

@@ -1,0 +1,227 @@
+"""Which of the retrieved candidates become negatives.
+
+A candidate's rank is its 1-based place in the raw retrieved list. Known positives are removed first, so ``top`` takes
+the best ranked *others*. Everything is vectorised over queries, and a random choice depends on (seed, refresh, query)
+alone. data/strategies.py has the language that says what is chosen, data/parts.py what each of its words does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data.candidates import Candidates
+from data.draws import FOR_LINE_ORDER, FOR_POSITIVES, random_keys
+from data.parts import View, take, widen
+from data.strategies import Strategy, parse_strategy
+from data.training_data import NegativeLists, is_positive
+from utils.errors import UserError
+from utils.flags import SelectionFlags, check_positive
+from utils.ranks import counted
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How negatives are chosen from candidates.
+
+    ``min_rank`` and ``max_positive_ratio`` (0: off) drop candidates first, see `likely_positive`. A query that is left
+    with fewer negatives than asked has ``fewer``, or more from the ranks nearest to the window (``widen``), or is
+    left out (``skip``). ``passages`` of the collection are what ``corpus`` draws from.
+    """
+
+    strategy: Strategy
+    min_rank: int = 1
+    max_positive_ratio: float = 0.0
+    on_shortage: str = "fewer"
+    passages: int = 0
+
+
+def make_selection(text: str, flags: SelectionFlags, passages: int) -> Selection:
+    """From the strategy in the language and the other flags. UserError where one of them cannot be meant."""
+    check_positive(flags, "topk_training", "negative_sample", "min_rank")
+    if flags.topk_training > passages:
+        raise UserError(f"--topk_training is {flags.topk_training}, the collection has {passages} passages; pass less")
+    if flags.negative_sample > flags.topk_training:
+        raise UserError(f"--negative_sample {flags.negative_sample} exceeds --topk_training {flags.topk_training}")
+    if not 0 <= flags.max_positive_ratio <= 1:
+        raise UserError(f"--max_positive_ratio is {flags.max_positive_ratio}, expected 0 to 1, such as 0.95")
+    if flags.min_rank > flags.topk_training:
+        raise UserError(f"--min_rank {flags.min_rank} leaves none of --topk_training {flags.topk_training}; lower it")
+    strategy = parse_strategy(text, flags.negative_sample, flags.topk_training, flags.min_rank)
+    return Selection(strategy, flags.min_rank, flags.max_positive_ratio, flags.on_shortage, passages)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The negatives, and what became of the queries and of the candidates on the way.
+
+    ``dropped`` counts candidates (no known positives) by filter and rank bucket.
+    """
+
+    lists: NegativeLists
+    strategy: str  # as the user wrote it
+    asked: int
+    short: int  # queries with fewer than asked, whatever became of them
+    widened: int
+    skipped: int
+    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> int:
+        return int((self.lists.negative_QN < 0).all(1).sum())
+
+    def counts(self) -> dict[str, object]:
+        """For the record of a refresh."""
+        told = {"asked": self.asked, "short": self.short, "widened": self.widened, "skipped": self.skipped}
+        return {**told, "empty": self.empty, "dropped": self.dropped}
+
+
+def choose_positives(
+    query_Q: np.ndarray, positives: tuple[np.ndarray, np.ndarray], seed: int, refresh: int
+) -> np.ndarray:
+    """One known positive of each query, drawn anew each refresh; every query must have one."""
+    query_P, passage_P = positives
+    first_Q = np.searchsorted(query_P, query_Q, side="left")
+    count_Q = np.searchsorted(query_P, query_Q, side="right") - first_Q
+    keys_Q = random_keys(seed, refresh, FOR_POSITIVES, query_Q, 1)[:, 0]
+    return passage_P[first_Q + (keys_Q % count_Q.astype(np.uint64)).astype(np.int64)]
+
+
+def select_negatives(
+    candidates: Candidates,
+    positives: tuple[np.ndarray, np.ndarray],
+    selection: Selection,
+    seed: int,
+    refresh: int,
+    bm25: Candidates | None = None,
+) -> Selected:
+    """The negatives of each query, with their raw ranks and scores, one drawn positive beside them.
+
+    ``positives`` is (query_P, passage_P) int64, sorted by query then passage; every query must have one. Lines come
+    in a seeded random order, as ANCE's do, their negatives by rank, then those that were not retrieved (rank and
+    score 0). Nothing is repeated. ``bm25`` serves the strategy of that name.
+    """
+    keys_Q1 = random_keys(seed, refresh, FOR_LINE_ORDER, candidates.query_Q, 1)
+    candidates = candidates.of(np.lexsort((candidates.query_Q, keys_Q1[:, 0])))
+    query_Q, passage_QK = candidates.query_Q, candidates.passage_QK
+    positive_Q = choose_positives(query_Q, positives, seed, refresh)
+    positive_rank_Q = ranks_of(passage_QK, positive_Q)
+    usable_QK = (passage_QK >= 0) & ~is_positive(query_Q[:, None], passage_QK, positives)
+    usable_QK, dropped = filtered(candidates, usable_QK, positive_rank_Q, selection)
+    view = View(candidates, positives, positive_rank_Q, usable_QK, seed, refresh)
+    stage = selection.strategy.at(refresh)
+    taken_QK, outside_QM = take(view, stage, selection.passages, bm25)
+    found_Q = taken_QK.sum(1) + (outside_QM >= 0).sum(1)
+    is_short_Q, widened = found_Q < stage.most, 0
+    if selection.on_shortage == "widen":
+        taken_QK = widen(view, stage, taken_QK, stage.most - found_Q)
+        widened = int((taken_QK.sum(1) + (outside_QM >= 0).sum(1) > found_Q).sum())
+    lists = as_lists(candidates, positive_Q, taken_QK, outside_QM, stage.most)
+    skipped = 0
+    if selection.on_shortage == "skip":
+        lists, skipped = lists.rows(~is_short_Q), int(is_short_Q.sum())
+    return Selected(lists, selection.strategy.text, stage.most, int(is_short_Q.sum()), widened, skipped, dropped)
+
+
+def ranks_of(passage_QK: np.ndarray, wanted_Q: np.ndarray) -> np.ndarray:
+    """The 1-based place of one passage in each list; K + 1 where it is not there."""
+    held_QK = passage_QK == wanted_Q[:, None]
+    return np.where(held_QK.any(1), held_QK.argmax(1), passage_QK.shape[1]) + 1
+
+
+# Filters
+
+
+def filtered(
+    candidates: Candidates, usable_QK: np.ndarray, positive_rank_Q: np.ndarray, selection: Selection
+) -> tuple[np.ndarray, dict[str, dict[str, int]]]:
+    """What the filters leave of the usable candidates, and how many each dropped by rank bucket."""
+    rank_QK = np.broadcast_to(np.arange(1, usable_QK.shape[1] + 1), usable_QK.shape)
+    drops = {}
+    if selection.min_rank > 1:
+        drops["min_rank"] = rank_QK < selection.min_rank
+    if selection.max_positive_ratio:
+        drops["max_positive_ratio"] = likely_positive(candidates, positive_rank_Q, selection.max_positive_ratio)
+    dropped = {}
+    for name, drop_QK in drops.items():
+        dropped[name] = counted(rank_QK[usable_QK & drop_QK])
+        usable_QK = usable_QK & ~drop_QK
+    return usable_QK, dropped
+
+
+def likely_positive(candidates: Candidates, positive_rank_Q: np.ndarray, ratio: float) -> np.ndarray:
+    """bool [Q, K]: scores above ``ratio`` of the positive's margin over the list's mean.
+
+    After NV-Retriever's TopK-PercPos (Moreira et al. 2024, section 4), which takes a share of the score itself and so
+    means the opposite where scores are negative. Here the threshold is never above the positive's score, and stays
+    where it is when a constant is added to all scores. A positive that was not retrieved has a score below all of the
+    list's, which are then all above the threshold.
+    """
+    score_QK = candidates.score_QK.astype(np.float64)
+    held_QK = candidates.passage_QK >= 0
+    mean_Q = np.where(held_QK, score_QK, 0).sum(1) / np.maximum(held_QK.sum(1), 1)
+    width = score_QK.shape[1]
+    at_Q = np.minimum(positive_rank_Q, width) - 1
+    is_retrieved_Q = positive_rank_Q <= width
+    positive_Q = np.where(is_retrieved_Q, score_QK[np.arange(len(score_QK)), at_Q], 0)
+    threshold_Q = positive_Q - (1 - ratio) * abs(positive_Q - mean_Q)
+    threshold_Q = np.where(is_retrieved_Q, threshold_Q, -np.inf)
+    return held_QK & (score_QK > threshold_Q[:, None])
+
+
+# The result
+
+
+def as_lists(
+    candidates: Candidates, positive_Q: np.ndarray, taken_QK: np.ndarray, outside_QM: np.ndarray, most: int
+) -> NegativeLists:
+    """Rows of ``most`` negatives: those of the candidates by rank, then the others."""
+    ranked = min(most, taken_QK.shape[1])
+    column_QN = np.argsort(~taken_QK, axis=1, kind="stable")[:, :ranked]
+    is_taken_QN = np.arange(ranked) < taken_QK.sum(1, keepdims=True)
+    beside_QM = np.zeros(outside_QM.shape)
+    negative_QN = np.concatenate(
+        [np.where(is_taken_QN, np.take_along_axis(candidates.passage_QK, column_QN, 1), -1), outside_QM], axis=1
+    )
+    rank_QN = np.concatenate([np.where(is_taken_QN, column_QN + 1, 0), beside_QM.astype(np.int64)], axis=1)
+    score_QN = np.concatenate(
+        [np.where(is_taken_QN, np.take_along_axis(candidates.score_QK, column_QN, 1), 0), beside_QM], axis=1
+    )
+    front_QN = np.argsort(negative_QN < 0, axis=1, kind="stable")[:, :most]
+    missing = ((0, 0), (0, most - front_QN.shape[1]))
+    return NegativeLists(
+        query_Q=candidates.query_Q,
+        positive_Q=positive_Q,
+        negative_QN=np.pad(np.take_along_axis(negative_QN, front_QN, 1), missing, constant_values=-1),
+        rank_QN=np.pad(np.take_along_axis(rank_QN, front_QN, 1), missing),
+        score_QN=np.pad(np.take_along_axis(score_QN, front_QN, 1).astype(np.float32), missing),
+    )
+
+
+def describe_selection(selected: Selected, strategy: Strategy, width: int, refresh: int, step: int) -> str:
+    """The decision in one line: ``negatives: bottom, 20 of 200 per query, refresh 3 from step 2000``."""
+    asked = selected.asked
+    text = f"negatives: {strategy.word_at(refresh)}, {asked} of {width} per query, refresh {refresh} from step {step}, "
+    text += f"{len(selected.lists.query_Q) + selected.skipped:,} queries"
+    text += f", {selected.short:,} of them with fewer than {asked}" if selected.short else ""
+    text += f", {selected.widened:,} given others near by" if selected.widened else ""
+    text += f", {selected.skipped:,} skipped" if selected.skipped else ""
+    text += f", {selected.empty:,} with none and left out" if selected.empty else ""
+    for name, by_rank in selected.dropped.items():
+        text += f"; --{name} dropped {sum(by_rank.values()):,} candidates"
+        text += f" ({', '.join(f'ranks {bucket}: {count:,}' for bucket, count in by_rank.items())})" if by_rank else ""
+    return text
+
+
+def chunk_of_queries(query_Q: np.ndarray, chunk_factor: int, refresh: int, seed: int) -> np.ndarray:
+    """This refresh's share of the train queries, ascending (ANCE's ``--ann_chunk_factor``).
+
+    A seeded permutation is cut in ``chunk_factor`` parts, so that each is a fair sample and as many
+    refreshes visit every query once. 1 or less means all queries, each time; no part is empty.
+    """
+    chunk_factor = min(chunk_factor, len(query_Q))
+    if chunk_factor <= 1:
+        return query_Q
+    shuffled = np.random.default_rng([seed, 7]).permutation(query_Q)
+    return np.sort(np.array_split(shuffled, chunk_factor)[refresh % chunk_factor])

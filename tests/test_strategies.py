@@ -1,0 +1,127 @@
+"""The language of --negative_strategy: what it prints it reads, and what cannot be meant is an error of one line."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.strategies import COUNTED, STRATEGIES, Part, Stage, Strategy, parse_strategy
+from utils.errors import UserError
+
+TOPK = 200
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> tuple[Part, ...]:
+    found = []
+    for kind in draw(st.lists(st.sampled_from([*COUNTED, "ranks", "around-positive"]), min_size=1, max_size=4)):
+        if kind == "ranks":
+            first = draw(st.integers(1, TOPK))
+            last = draw(st.integers(first, TOPK))
+            found.append(Part(kind, draw(st.integers(0, last - first + 1)), first, last))
+        elif kind not in {part.kind for part in found}:
+            reach = draw(st.integers(1, 300)) if kind == "around-positive" else 0
+            found.append(Part(kind, draw(st.integers(1, TOPK)), reach=reach))
+    return tuple(found)
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> tuple[Stage, ...]:
+    lengths = draw(st.lists(st.integers(1, 5), max_size=3))
+    stages, first = [], 0
+    for length in lengths:
+        stages.append(Stage(first, first + length - 1, draw(parts())))
+        first += length
+    return (*stages, Stage(first, None, draw(parts())))
+
+
+@settings(max_examples=300, deadline=None)
+@given(stages=schedules(), default_count=st.integers(1, 50))
+def test_what_is_printed_is_read_as_the_same(stages: tuple[Stage, ...], default_count: int) -> None:
+    printed = str(Strategy("", stages))
+    found = parse_strategy(printed, default_count, TOPK)
+    assert found.stages == stages and str(found) == printed
+    for stage in stages:
+        for refresh in {stage.first, stage.first + 3 if stage.last is None else stage.last}:
+            assert found.at(refresh) == stage
+    assert found.most == max(sum(part.most for part in stage.parts) for stage in stages)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    first=st.integers(-2, TOPK + 20),
+    last=st.integers(-2, TOPK + 20),
+    count=st.one_of(st.none(), st.integers(-1, 250)),
+    min_rank=st.integers(1, TOPK),
+)
+def test_a_window_is_within_the_candidates_or_refused(first: int, last: int, count: int | None, min_rank: int) -> None:
+    text = f"ranks:{first}-{last}" + ("" if count is None else f":{count}")
+    is_window = 1 <= first <= last <= TOPK and last >= min_rank
+    holds = count is None or 1 <= count <= min(last - first + 1, TOPK - min_rank + 1)
+    if is_window and holds:
+        (part,) = parse_strategy(text, 20, TOPK, min_rank).parts
+        assert (part.first, part.last, part.count) == (first, last, count or 0)
+    else:
+        with pytest.raises(UserError) as caught:
+            parse_strategy(text, 20, TOPK, min_rank)
+        assert "\n" not in str(caught.value) and text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("top", "top:20"),
+        ("top_bottom", "top:20+bottom:20"),
+        ("bottom", "bottom:20"),
+        ("random", "random:20"),
+        ("top:5", "top:5"),
+        ("ranks:21-60", "ranks:21-60"),
+        ("ranks:21-60:7", "ranks:21-60:7"),
+        ("around-positive:20~40", "around-positive:20±40"),
+        ("around-positive:±40", "around-positive:20±40"),
+        (" top : 10 + random : 10 ", "top:10+random:10"),
+        ("0-4=bottom;5-=top", "0-4=bottom:20;5-=top:20"),
+        ("0=bottom:3;1-=top", "0=bottom:3;1-=top:20"),
+        ("0-=top", "top:20"),
+    ],
+)
+def test_short_forms(text: str, printed: str) -> None:
+    assert str(parse_strategy(text, 20, TOPK)) == printed
+
+
+def test_the_four_words_keep_their_own_name() -> None:
+    assert [parse_strategy(word, 20, TOPK).word_at(3) for word in STRATEGIES] == list(STRATEGIES)
+    assert parse_strategy("0-4=bottom;5-=top", 20, TOPK).word_at(5) == "top:20 (0-4=bottom;5-=top)"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("best", "'best' is not a strategy"),
+        ("", "'' is not a strategy"),
+        ("top:", "'' is no number"),
+        ("top:x", "'x' is no number"),
+        ("top:٣", "'٣' is no number"),
+        ("top:0", "0 in 'top:0' is not above 0"),
+        ("top:201", "asks for more of the candidates (--topk_training 200) than there are"),
+        ("ranks:5", "no window such as ranks:21-60"),
+        ("ranks:60-21", "is no window of the candidates"),
+        ("ranks:1-201", "is no window of the candidates"),
+        ("ranks:1-5:6", "asks for more than its window holds"),
+        ("around-positive:20", "no reach such as"),
+        ("top+top:3", "a source is named twice"),
+        ("top_bottom+bottom", "a source is named twice"),
+        ("1-4=top;5-=bottom", "must follow each other from 0"),
+        ("0-4=top;6-=bottom", "must follow each other from 0"),
+        ("0-4=top;4-=bottom", "must follow each other from 0"),
+        ("0-4=top", "the last range be open"),
+        ("0-=top;5-=bottom", "the last range be open"),
+        ("x=top", "'x' is no range of refreshes"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_strategy(text, 20, TOPK)
+    message = str(caught.value)
+    assert said in message and message.startswith("--negative_strategy ") and "\n" not in message

@@ -1,0 +1,26 @@
+"""Ranks in buckets: the same ones wherever something is counted or averaged by rank."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+FIRST_RANKS = (1, 6, 21, 51, 101, 201, 501, 1001)  # of each bucket
+NOT_RETRIEVED = "none"  # rank 0: what the search did not return
+NAMES = (
+    NOT_RETRIEVED,
+    *(f"{first}-{after - 1}" for first, after in pairwise(FIRST_RANKS)),
+    f"{FIRST_RANKS[-1]}-",
+)
+
+
+def bucket_of(ranks: np.ndarray) -> np.ndarray:
+    """The index in NAMES of each rank: int64, of the same shape."""
+    return np.searchsorted(np.array(FIRST_RANKS), ranks, side="right")
+
+
+def counted(ranks: np.ndarray) -> dict[str, int]:
+    """How many of the ranks fall into each bucket; buckets without any are left out."""
+    counts = np.bincount(bucket_of(ranks).ravel(), minlength=len(NAMES))
+    return {name: int(count) for name, count in zip(NAMES, counts, strict=True) if count}
