@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from drivers import shared
 from model.embedding import Texts, encode_blocks
 from tests.test_packing import batch_of, gradient, make_encoder
+from tests.test_training import roberta_encoder, train_run
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -44,6 +47,28 @@ def test_a_compiled_model_computes_the_same_in_batches_of_any_shape() -> None:
         expected, found = (gradient(encoder, *batch_of(shape)) for encoder in (plain, compiled))
         for ours, theirs in zip(found, expected, strict=True):
             assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm())
+
+
+def train_compiled(rank: int, directory: str) -> None:
+    """What `test_training.train_run` does, on two ranks and compiled."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    world = World(rank, 2, CPU)
+    encoder = roberta_encoder()
+    shared.settle_encoder(SimpleNamespace(compile=True), encoder, None, world, trains=True)
+    weights, losses = train_run(encoder, "pairwise", 0, world)
+    dist.destroy_process_group()
+    torch.save((weights, losses), Path(directory) / f"rank-{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_ranks_train_a_compiled_model_as_one_process_does_a_plain_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(train_compiled, (str(tmp_path),), nprocs=2)
+    expected, expected_losses = train_run(roberta_encoder(), "pairwise", 0, ALONE)
+    for rank in (0, 1):
+        weights, losses = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-5)
+        assert losses == pytest.approx(expected_losses, rel=1e-5)
 
 
 def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

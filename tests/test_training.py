@@ -440,9 +440,8 @@ RANKS, STEPS, ACCUMULATED = 2, 3, 2
 RUNS = [(kind, loss, tokens) for kind in ENCODERS for loss in LOSSES for tokens in (0, 30)]  # of GradCache
 
 
-def train_run(kind: str, loss: str, grad_cache_tokens: int, world: World) -> tuple[torch.Tensor, list[float]]:
+def train_run(encoder: nn.Module, loss: str, grad_cache_tokens: int, world: World) -> tuple[torch.Tensor, list[float]]:
     """Three steps of two micro-batches of 8 triples: the weights, and this rank's losses."""
-    encoder = ENCODERS[kind]()
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.5)
     state = make_state(encoder, loss, optimizer, constant(optimizer), world, None, 1.0, grad_cache_tokens)
     batches = iter(made_up_batches(loss, 8, STEPS * ACCUMULATED, world.rank, world.size))
@@ -453,7 +452,8 @@ def train_run(kind: str, loss: str, grad_cache_tokens: int, world: World) -> tup
 def one_rank(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=RANKS)
-    found = {str(run): train_run(*run, World(rank, RANKS, torch.device("cpu"))) for run in RUNS}
+    world = World(rank, RANKS, torch.device("cpu"))
+    found = {str(run): train_run(ENCODERS[run[0]](), *run[1:], world) for run in RUNS}
     dist.destroy_process_group()
     torch.save(found, Path(directory) / f"rank-{rank}.pt")
 
@@ -463,7 +463,7 @@ def test_two_ranks_train_as_one_process_does(tmp_path: Path) -> None:
     found = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
     for run in RUNS:
         kind, loss, _ = run
-        weights, losses = train_run(kind, loss, 0, ALONE)
+        weights, losses = train_run(ENCODERS[kind](), loss, 0, ALONE)
         (first, losses_0), (second, losses_1) = (ranks[str(run)] for ranks in found)
         assert torch.equal(first, second), run
         assert torch.allclose(first, weights, rtol=0, atol=1e-6), (run, float((first - weights).abs().max()))
