@@ -159,17 +159,22 @@ def triple_order(negative_QN: np.ndarray, group_size: int, rng: np.random.Genera
 
 @dataclass(frozen=True)
 class Triples:
-    """The (query, positive, negative) offsets of one batch, all ranks' together: int64 [T] each."""
+    """The (query, positive, negative) offsets of one batch, all ranks' together: int64 [T] each.
+
+    ``rank_T`` are the negatives' ranks in the search that found them, 0 where they are unknown.
+    """
 
     query_T: np.ndarray
     positive_T: np.ndarray
     negative_T: np.ndarray
+    rank_T: np.ndarray | None = None
 
     def part(self, rank: int, ranks: int) -> Triples:
         """The rank's equal, contiguous share."""
         size = len(self.query_T) // ranks
         mine = slice(rank * size, (rank + 1) * size)
-        return Triples(self.query_T[mine], self.positive_T[mine], self.negative_T[mine])
+        rank_T = None if self.rank_T is None else self.rank_T[mine]
+        return Triples(self.query_T[mine], self.positive_T[mine], self.negative_T[mine], rank_T)
 
 
 def batches_of_triples(
@@ -197,7 +202,9 @@ def batches_of_triples(
         used = 0
         while available - used >= batch_triples:
             row, column = row_T[used : used + batch_triples], column_T[used : used + batch_triples]
-            yield Triples(lists.query_Q[row], lists.positive_Q[row], lists.negative_QN[row, column])
+            yield Triples(
+                lists.query_Q[row], lists.positive_Q[row], lists.negative_QN[row, column], lists.rank_QN[row, column]
+            )
             used += batch_triples
         left, available = [(row_T[used:], column_T[used:])], available - used
 
@@ -220,6 +227,7 @@ class Batch:
     negative_index_T: np.ndarray
     allowed_TG: np.ndarray | None = None
     target_T: np.ndarray | None = None
+    negative_rank_T: np.ndarray | None = None
 
 
 Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows_B -> (ids_BL, lengths_B)
@@ -253,6 +261,7 @@ def make_batch(
         negative_index_T=negative_index_T,
         allowed_TG=allowed_TG,
         target_T=target_T,
+        negative_rank_T=mine.rank_T,
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from data.tokenizing import load_tokenizer, tokenizer_files
 from drivers.agreement import Session, agree
 from drivers.shared import settle_encoder
+from model.attribution import means_by_rank
 from model.training import (
     TrainingState,
     linear_schedule,
@@ -56,7 +57,7 @@ class Trainer:
         if self.started is None:
             self.started, self.started_step = self.clock(), self.state.step
         try:
-            self.losses.append(train_step(self.state, micro_batches))
+            self.losses.append(train_step(self.state, micro_batches, self.is_logged(self.state.step + 1)))
         except RuntimeError as error:
             if self.state.world.size > 1 and distributed.is_of_a_collective(error):
                 raise distributed.rank_gone(self.state.world, error) from None
@@ -70,15 +71,21 @@ class Trainer:
             rate=round(rate, 3),
             eta_seconds=round((self.total_steps - step) / rate),
         )
-        if step % self.flags.logging_steps and step != self.total_steps:
+        if not self.is_logged(step):
             return
         mean = sum(self.losses) / len(self.losses)
+        by_rank = means_by_rank(distributed.sum_rows(self.state.world, self.state.tally.state()))
         self.losses.clear()
+        self.state.tally.clear()
         if self.log is not None:
-            self.log.training(step, self.state.learning_rate, mean, steps_per_second=rate)
+            norms = {f"gradient_{name}": norm for name, norm in self.state.layer_norms.items()}
+            self.log.training(step, self.state.learning_rate, mean, steps_per_second=rate, **norms, **by_rank)
             done = step - self.started_step
             eta = progress_line("step", done, self.total_steps - self.started_step, done / rate).partition(", ")[2]
             say(f"step {step:,}/{self.total_steps:,} ({100 * step / self.total_steps:.0f}%), {eta}")
+
+    def is_logged(self, step: int) -> bool:
+        return step % self.flags.logging_steps == 0 or step == self.total_steps
 
     @property
     def seconds(self) -> float:
@@ -88,12 +95,14 @@ class Trainer:
     def publish(self, **trainer_state: Any) -> None:
         """Publish the state as ``checkpoint-<step>``; the ranks go on together."""
         rng = rng_states(self.state.world)
+        by_rank = distributed.sum_rows(self.state.world, self.state.tally.state())
         if self.session.lease is not None:
             final = self.state.step == self.total_steps
             record = {**self.record, "final": final}
             kept = {
                 "run_id": self.record["run_id"],
                 "losses": self.losses,
+                "by_rank": by_rank,
                 "seconds": round(self.seconds, 3),
                 "metrics_bytes": self.log.bytes if self.log is not None else 0,
                 **trainer_state,
@@ -184,6 +193,8 @@ def make_trainer(
     if start:
         trainer.stored, trainer.saved_step = stored, start.step
         trainer.losses = list(stored["losses"])
+        if world.is_first:  # all ranks' sums
+            state.tally.load(stored["by_rank"])
         trainer.earlier_seconds = stored["seconds"]
     return trainer
 

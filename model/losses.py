@@ -6,22 +6,30 @@ import torch
 from torch.nn import functional as F
 
 
-def pairwise_nll(query_TD: torch.Tensor, positive_TD: torch.Tensor, negative_TD: torch.Tensor) -> torch.Tensor:
-    """Mean over triples of -log softmax over (positive, negative), taken at the positive.
+def pairwise_nll(
+    query_TD: torch.Tensor, positive_TD: torch.Tensor, negative_TD: torch.Tensor, reduction: str = "mean"
+) -> torch.Tensor:
+    """Mean over triples (or "none": each triple's) of -log softmax over (positive, negative), taken at the positive.
 
     ANCE's loss (paper section 3; model/models.py, class NLL), as softplus(s_negative - s_positive).
     """
     query_TD = query_TD.float()
     positive_T = (query_TD * positive_TD.float()).sum(-1)
     negative_T = (query_TD * negative_TD.float()).sum(-1)
-    return F.softplus(negative_T - positive_T).mean()
+    loss_T = F.softplus(negative_T - positive_T)
+    return loss_T.mean() if reduction == "mean" else loss_T
+
+
+def in_batch_scores(query_TD: torch.Tensor, passages_GD: torch.Tensor, allowed_TG: torch.Tensor) -> torch.Tensor:
+    """float32 [T, G], -inf where ``allowed_TG`` does not let a passage in."""
+    # Autocast would round the product: ANCE's scores are near 700, where bfloat16 has steps of 4.
+    with torch.autocast(query_TD.device.type, enabled=False):
+        scores_TG = query_TD.float() @ passages_GD.float().T
+    return scores_TG.masked_fill(~allowed_TG, float("-inf"))
 
 
 def in_batch_nll(
     query_TD: torch.Tensor, passages_GD: torch.Tensor, allowed_TG: torch.Tensor, target_T: torch.Tensor
 ) -> torch.Tensor:
     """Mean over queries of the softmax loss over all passages of the batch that ``allowed_TG`` lets in."""
-    # Autocast would round the product: ANCE's scores are near 700, where bfloat16 has steps of 4.
-    with torch.autocast(query_TD.device.type, enabled=False):
-        scores_TG = query_TD.float() @ passages_GD.float().T
-    return F.cross_entropy(scores_TG.masked_fill(~allowed_TG, float("-inf")), target_T)
+    return F.cross_entropy(in_batch_scores(query_TD, passages_GD, allowed_TG), target_T)

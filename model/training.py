@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.attribution import RankTally, measure_in_batch, measure_pairwise
 from model.lamb import Lamb
 from model.losses import in_batch_nll, pairwise_nll
 from model.passes import cached_backward, encode_in_passes
@@ -37,9 +38,9 @@ INSTALL_APEX = (
 class TrainingStep(nn.Module):
     """Batch in, loss out: the queries' tokens once and the passages' tokens once through the encoder."""
 
-    def __init__(self, encoder: Any, loss: str) -> None:
+    def __init__(self, encoder: Any, loss: str, tally: RankTally | None = None) -> None:
         super().__init__()
-        self.encoder, self.loss = encoder, loss
+        self.encoder, self.loss, self.tally = encoder, loss, tally
 
     def forward(
         self,
@@ -70,12 +71,19 @@ class TrainingStep(nn.Module):
         negative_index_T: torch.Tensor,
         allowed_TG: torch.Tensor | None = None,
         target_T: torch.Tensor | None = None,
+        negative_rank_T: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        queries_TD = queries_BD[query_index_T]
+        triple = queries_BD[query_index_T], passages_MD[positive_index_T], passages_MD[negative_index_T]
+        tally = self.tally
         if self.loss == "pairwise":
-            return pairwise_nll(queries_TD, passages_MD[positive_index_T], passages_MD[negative_index_T])
+            if tally is not None and negative_rank_T is not None:
+                tally.add(negative_rank_T, measure_pairwise(*triple))
+            return pairwise_nll(*triple)
         assert allowed_TG is not None and target_T is not None, "the batch was not made for the in-batch loss"
-        return in_batch_nll(queries_TD, gather_with_gradient(passages_MD), allowed_TG, target_T)
+        others = gather_with_gradient(passages_MD), allowed_TG, target_T
+        if tally is not None and negative_rank_T is not None:
+            tally.add(negative_rank_T, measure_in_batch(*triple, *others))
+        return in_batch_nll(triple[0], *others)
 
 
 def tensors_of(batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
@@ -88,18 +96,31 @@ def tensors_of(batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
     }
 
 
-def parameter_groups(encoder: nn.Module) -> list[dict[str, Any]]:
+def named_groups(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
     """ANCE's layer-wise groups: the embeddings, each transformer layer, and the rest."""
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in encoder.named_parameters():
         if "embeddings." in name:
             group = "embeddings"
         elif ".encoder.layer." in name:
-            group = "layer " + name.split(".encoder.layer.")[1].split(".")[0]
+            group = "layer_" + name.split(".encoder.layer.")[1].split(".")[0]
         else:
             group = "head"
         groups.setdefault(group, []).append(parameter)
-    return [{"params": parameters} for parameters in groups.values()]
+    return groups
+
+
+def parameter_groups(encoder: nn.Module) -> list[dict[str, Any]]:
+    return [{"params": parameters} for parameters in named_groups(encoder).values()]
+
+
+def layer_gradient_norms(encoder: nn.Module) -> dict[str, float]:
+    """The norm of each group's gradient (the ANCE paper's figure 4)."""
+    gradients = {
+        name: [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for name, parameters in named_groups(encoder).items()
+    }
+    return {name: float(torch.nn.utils.get_total_norm(found)) for name, found in gradients.items() if found}
 
 
 def make_optimizer(
@@ -153,8 +174,10 @@ class TrainingState:
     world: World
     dtype: torch.dtype | None
     max_grad_norm: float
+    tally: RankTally
     grad_cache_tokens: int = 0
     step: int = 0
+    layer_norms: dict[str, float] = field(default_factory=dict)  # of the newest step that measured them
 
     def restart_schedule(self, learning_rate: float, warmup_steps: int, total_steps: int) -> None:
         """A new warmup and decay from here (ANCE without --single_warmup, when new negatives arrive)."""
@@ -178,16 +201,20 @@ def make_state(
     grad_cache_tokens: int = 0,
 ) -> TrainingState:
     """``grad_cache_tokens`` above 0: passes of so many tokens with GradCache, for batches beyond memory."""
-    module: nn.Module = TrainingStep(encoder, loss)
+    tally = RankTally(world.device)
+    module: nn.Module = TrainingStep(encoder, loss, tally)
     if world.size > 1 and not grad_cache_tokens:  # which adds the ranks' gradients up by itself
         module = DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
-    return TrainingState(encoder, module, optimizer, scheduler, scaler, world, dtype, max_grad_norm, grad_cache_tokens)
+    return TrainingState(
+        encoder, module, optimizer, scheduler, scaler, world, dtype, max_grad_norm, tally, grad_cache_tokens
+    )
 
 
-def train_step(state: TrainingState, micro_batches: list[Any]) -> float:
+def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: bool = False) -> float:
     """One optimiser step over the micro-batches; returns the loss, averaged over them and over the ranks.
 
+    With ``measures_layers`` the gradient's norm in each of ANCE's layer groups is kept, as it was before clipping.
     UserError where the loss or the gradient is not finite: going on would only destroy the model.
     """
     state.module.train()
@@ -211,6 +238,8 @@ def train_step(state: TrainingState, micro_batches: list[Any]) -> float:
     if not math.isfinite(total):
         raise UserError(f"the loss is {total} at step {state.step + 1}; lower --learning_rate, or use --bf16")
     state.scaler.unscale_(state.optimizer)
+    if measures_layers:
+        state.layer_norms = layer_gradient_norms(state.encoder)
     largest = state.max_grad_norm if state.max_grad_norm > 0 else math.inf
     norm = torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), largest)
     # In fp16 the scaler skips such a step.

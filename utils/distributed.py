@@ -172,6 +172,13 @@ def sum_over_ranks(world: World, value: float) -> float:
         return float(total)
 
 
+def sum_rows(world: World, rows: list[list[float]]) -> list[list[float]]:
+    """A table of numbers added up over the ranks, on every rank."""
+    parts = gather_rows(world, np.array(rows, np.float64))
+    total: list[list[float]] = np.sum(parts, axis=0).tolist()
+    return total
+
+
 def average_gradients(world: World, parameters: Sequence[torch.nn.Parameter]) -> None:
     """Every rank's gradients become their mean; what has none counts as zero, as DistributedDataParallel has it."""
     if world.size == 1:
