@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from data.candidates import Candidates, write_candidates
+from data.churn import Churn, churn_since
 from data.selection import describe_selection, select_negatives
-from data.training_data import write_negative_lists
+from data.training_data import NegativeLists, read_negative_lists, write_negative_lists
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import Session
 from drivers.retrieval import Watch
-from drivers.vectors import Job, Vectors, Work, encode_all, load_vectors
+from drivers.vectors import Job, Vectors, Work, chunks_of, encode_all, load_vectors
 from utils import distributed, exchange
-from utils.errors import Fenced
+from utils.errors import Fenced, UserError
 from utils.lease import Lease
 from utils.metrics import evaluate
 from utils.publishing import is_gone
@@ -61,9 +63,10 @@ def one_refresh(
         here.tell(doing="selecting")
         candidates, dev_passages_QK = found
         metrics = dev_metrics(job, dev_passages_QK)
-        publish(job, here.lease, work, candidates, metrics, timings, ours)
+        staleness = publish(job, here.lease, work, candidates, metrics, timings, ours)
         # 'ndcg@10' -> 'dev_ndcg_10': TensorBoard has no @ in its names
-        log.record(work.step, **{f"dev_{k.replace('@', '_')}": v for k, v in metrics.items()}, **timings)
+        dev = {f"dev_{name.replace('@', '_')}": value for name, value in metrics.items()}
+        log.record(work.step, **dev, **timings, **staleness)
         seconds = time.monotonic() - started
         say(f"refresh {work.refresh}: published in {seconds:.1f} s ({', '.join(in_words(timings))})")
         if flags.only_keep_latest_embedding_file:
@@ -147,14 +150,15 @@ def publish(
     metrics: dict[str, float],
     timings: dict[str, float],
     ours: dict[str, Any],
-) -> None:
-    """Select by the strategy and publish ``ann_training_data_N`` with its record."""
+) -> dict[str, float]:
+    """Select by the strategy and publish ``ann_training_data_N`` with its record; what it says of earlier negatives."""
     flags = job.flags
     positives = job.collection.qrels("train").positives()
     bm25 = job.bm25.candidates if job.bm25 is not None else None
     selected = select_negatives(candidates, positives, job.selection, flags.seed, work.refresh, bm25)
     say(describe_selection(selected, job.selection.strategy, flags.topk_training, work.refresh, work.step))
     lists = selected.lists.with_negatives()
+    earlier, found = churn(job, work.refresh, lists, candidates)
     record = {
         "ndcg": metrics["ndcg@10"],
         "checkpoint": work.checkpoint,
@@ -165,6 +169,7 @@ def publish(
         "queries": len(lists.query_Q),
         "triples": lists.triples,
         "selection": selected.counts(),
+        **({"churn": {"since_refresh": earlier, **asdict(found)}} if found is not None else {}),
         **{name: round(seconds, 3) for name, seconds in timings.items()},
         **ours,
     }
@@ -174,3 +179,23 @@ def publish(
 
     kept = partial(write_candidates, candidates=candidates) if flags.keep_candidates else None
     exchange.publish_negatives(lease, work.refresh, write, record, kept)
+    if found is None:
+        return {}
+    return {f"still_rank_{name}": share for name, share in found.still_there.items()} | {
+        f"jaccard_rank_{name}": share for name, share in found.jaccard.items()
+    }
+
+
+def churn(job: Job, refresh: int, lists: NegativeLists, candidates: Candidates) -> tuple[int, Churn | None]:
+    """Since the refresh before that searched the same train queries; None where there is none that can be read."""
+    earlier = refresh - chunks_of(job)
+    if earlier < 0:
+        return earlier, None
+    try:
+        before = read_negative_lists(exchange.read_refresh(job.ann_dir, earlier).path)
+    except (UserError, OSError):
+        return earlier, None
+    found = churn_since(before, lists, candidates)
+    shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in found.still_there.items())
+    say(f"of refresh {earlier}'s negatives are still in their ranks: {shares} ({found.queries:,} queries)")
+    return earlier, found
