@@ -14,19 +14,23 @@ from drivers import retrieval, stored_embeddings
 from drivers.retrieval import UNWATCHED, PassageShare, Watch
 from utils.distributed import World
 from utils.errors import UserError
-from utils.metrics import evaluate
+from utils.metrics import evaluate, mean_metrics, per_query_metrics
 from utils.search import SearchOptions
 from utils.trec import read_candidates
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Lists of one split's judged queries and their metrics; the rerank fields are None where nothing was reranked."""
+    """Lists of one split's judged queries and their metrics; the rerank fields are None where nothing was reranked.
+
+    ``by_query`` has those of each query of the qrels, by its offset.
+    """
 
     query_Q: np.ndarray
     passages_QK: np.ndarray
     scores_QK: np.ndarray
     metrics: dict[str, float]
+    by_query: dict[int, dict[str, float]]
     reranked: tuple[np.ndarray, np.ndarray] | None = None
     rerank_metrics: dict[str, float] | None = None
 
@@ -94,9 +98,12 @@ def rank_split(
     if found is None:
         return None
     scores_QK, passages_QK = found
-    metrics = evaluate(judgements, query_Q, passages_QK)
+    rows = per_query_metrics(judgements, query_Q, passages_QK)
+    metrics = mean_metrics(judgements, rows)
+    by_query = {query: rows.get(query, dict.fromkeys(metrics, 0.0)) for query in sorted(judgements)}
     if candidates_QK is None:
-        return Ranking(query_Q, passages_QK, scores_QK, metrics)
+        return Ranking(query_Q, passages_QK, scores_QK, metrics, by_query)
     candidate_scores_QK = retrieval.score_candidates(world, queries_QD, share, candidates_QK)
     reranked = retrieval.rerank(candidate_scores_QK, candidates_QK)
-    return Ranking(query_Q, passages_QK, scores_QK, metrics, reranked, evaluate(judgements, query_Q, reranked[1]))
+    rerank_metrics = evaluate(judgements, query_Q, reranked[1])
+    return Ranking(query_Q, passages_QK, scores_QK, metrics, by_query, reranked, rerank_metrics)

@@ -2,8 +2,8 @@
 
     python -m drivers.run_eval --data_dir D --model_type rdot_nll --model_name_or_path T/checkpoint-10000 --output_dir E
 
-What ANCE's evaluation notebook does, as a program: writes E/dev.trec, with --rerank_file E/dev.rerank.trec, and
-E/metrics.json. With --embedding_dir it ranks by embeddings on disk instead of a model.
+What ANCE's evaluation notebook does, as a program: writes E/dev.trec, E/dev.per_query.tsv, with --rerank_file
+E/dev.rerank.trec, and E/metrics.json. With --embedding_dir it ranks by embeddings on disk instead of a model.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def write_results(flags: EvalFlags, collection: Any, ranking: Any, seconds: floa
     write_run(
         output_dir / f"{flags.split}.trec", query_ids, passage_ids, ranking.passages_QK, ranking.scores_QK, "ance"
     )
+    write_per_query(output_dir / f"{flags.split}.per_query.tsv", all_ids, ranking.by_query)
     state = model / (EMBEDDINGS if flags.embedding_dir else TRAINER_STATE)
     step = read_json(state).get("step") if state.is_file() else None
     record = metrics_record(ranking.metrics, len(query_ids), str(model), step, seconds)
@@ -118,6 +119,15 @@ def write_results(flags: EvalFlags, collection: Any, ranking: Any, seconds: floa
         say(f"reranking {flags.split}: {in_words(ranking.rerank_metrics)}")
     write_json(output_dir / "metrics.json", record)
     say(f"finished {output_dir / 'metrics.json'}")
+
+
+def write_per_query(path: Path, query_ids: Any, by_query: dict[int, dict[str, float]]) -> None:
+    """A line for each query of the qrels: its id and metrics, named in the first line; their means are the metrics."""
+    names = [*next(iter(by_query.values()))]
+    lines = ["\t".join(["query_id", *names])]
+    for query, row in by_query.items():
+        lines.append("\t".join([query_ids[query], *(f"{row[name]:.9g}" for name in names)]))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def in_words(metrics: dict[str, float]) -> str:

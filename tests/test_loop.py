@@ -246,6 +246,10 @@ def test_embeddings_on_disk_give_the_same_negatives_and_the_same_evaluation(
     run("drivers.run_eval", *eval_flags, "--embedding_dir", embeddings, "--output_dir", tmp_path / "b")
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in "ab"]
     assert metrics[0] == metrics[1]
+    lines = [line.split("\t") for line in (tmp_path / "a" / "dev.per_query.tsv").read_text().splitlines()]
+    assert [line[0] for line in lines[1:]] == open_preprocessed(tiny_preprocessed, 32, 16).queries("dev").original_ids()
+    means = np.array([line[1:] for line in lines[1:]], float).mean(0)
+    assert dict(zip(lines[0][1:], means.tolist(), strict=True)) == pytest.approx(metrics[0])
     record = exchange.read_records(direct)[0]
     assert record["ndcg"] == pytest.approx(metrics[0]["ndcg@10"])
 

@@ -68,9 +68,13 @@ def evaluate(
 
     Raises UserError where the qrels are empty.
     """
+    return mean_metrics(qrels, per_query_metrics(qrels, queries_Q, passages_QK))
+
+
+def mean_metrics(qrels: Mapping[int, Mapping[int, int]], rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """From the rows of `per_query_metrics`. Raises UserError where the qrels are empty."""
     if not qrels:
         raise UserError("the qrels name no query, expected at least one; check the split's qrels file")
-    rows = per_query_metrics(qrels, queries_Q, passages_QK)
     return {name: sum(row.get(name, 0.0) for row in rows.values()) / len(qrels) for name in METRICS}
 
 
