@@ -228,7 +228,7 @@ def test_second_run_in_the_same_directory_is_refused(quickstart: Quickstart, tmp
         assert process.poll() is None
         time.sleep(0.05)
     try:
-        assert "another quickstart is working in" in single_error_line(quickstart.run())
+        assert "another quickstart.sh is working in" in single_error_line(quickstart.run())
     finally:
         process.terminate()
         process.wait(timeout=20)

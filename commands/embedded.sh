@@ -1,0 +1,227 @@
+# shellcheck shell=bash
+# Sourced by quickstart.sh and study.sh, which set RUN (the run's directory), dry_run and STAGE_COUNT: the docstrings of the
+# installed packages as a small MS MARCO, BM25, a warmup, and arms of trainer and generator. Stages that are complete are
+# reused where their commands and inputs are the same.
+
+dry_run=${dry_run:-0}
+setting VOCAB_SIZE 8192
+setting EMBEDDING_SIZE 128
+setting PASSAGE_TOKENS 64
+setting QUERY_TOKENS 32
+setting SCORE_SCALE 0.08838834764831845 # 1/sqrt(EMBEDDING_SIZE)
+setting WARMUP_STEPS 250    # of WARMUP_BATCH queries
+setting WARMUP_BATCH 128
+setting WARMUP_LEARNING_RATE 3e-3
+setting MAX_STEPS 1200      # of an arm, each of BATCH triples
+setting BATCH 128
+setting LEARNING_RATE 1e-3
+setting STEPS_PER_REFRESH 100
+setting ANN_CHUNK_FACTOR 2  # a refresh searches one in so many train queries
+setting TOPK_TRAINING 200
+setting NEGATIVE_SAMPLE 20
+setting SEED 42
+setting DEV_QUERIES 1000
+setting RUN_SPACE_MB 1000
+
+# A mistyped number must not cost a finished stage.
+for name in VOCAB_SIZE EMBEDDING_SIZE PASSAGE_TOKENS QUERY_TOKENS WARMUP_STEPS WARMUP_BATCH MAX_STEPS BATCH \
+  STEPS_PER_REFRESH ANN_CHUNK_FACTOR TOPK_TRAINING NEGATIVE_SAMPLE SEED DEV_QUERIES RUN_SPACE_MB; do
+  [[ ${!name} =~ ^[0-9]+$ ]] || die "$name is '${!name}', expected a whole number"
+done
+for name in SCORE_SCALE WARMUP_LEARNING_RATE LEARNING_RATE; do
+  [[ ${!name} =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]] || die "$name is '${!name}', expected a number"
+done
+((MAX_STEPS > 0 && STEPS_PER_REFRESH > 0 && MAX_STEPS % STEPS_PER_REFRESH == 0)) ||
+  die "MAX_STEPS is $MAX_STEPS, expected a multiple of STEPS_PER_REFRESH, $STEPS_PER_REFRESH"
+
+# The same numbers on every machine: no GPU, no hub, one thread for each half of the pair.
+export CUDA_VISIBLE_DEVICES='' HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+PAIR_THREADS=1
+ARM_GENERATOR_FLAGS=() # more of them, for every arm
+lengths=(--max_seq_length "$PASSAGE_TOKENS" --max_query_length "$QUERY_TOKENS")
+
+STAGES=$RUN/.stages # a file for each complete stage, first the hash of its command and of the files of those it builds on
+
+prepare_run_dir() {
+  if [[ -d $RUN && ! -d $STAGES && -n $(ls -A "$RUN") ]]; then
+    die "$RUN is not empty and is not a run of this script: give another --run_dir"
+  fi
+  need_space "$RUN" "$RUN_SPACE_MB" "$RUN"
+  { mkdir -p "$STAGES" && : >>"$STAGES/.lock"; } 2>/dev/null ||
+    die "cannot write in $RUN: give a --run_dir that this user may write"
+  exec 7>>"$STAGES/.lock"
+  flock --nonblock 7 || die "another ${0##*/} is working in $RUN: wait for it, or give another --run_dir"
+}
+
+stamp_of() { # WORDS...: the hash of the stage's words and of the stamps of the stages it builds on (UPSTREAM)
+  local name
+  {
+    printf '%s\0' "$@"
+    for name in $UPSTREAM; do
+      cat "$STAGES/$name"
+    done
+  } | sha256sum | cut -d' ' -f1
+}
+
+NUMBER=0
+GOES_ON=0 # 1 around the stages whose programs go on from what a killed one has published
+
+is_complete() { # NAME ARTEFACT
+  [[ -s $RUN/$2 && $(head -n 1 "$STAGES/$1" 2>/dev/null) == "$STAMP" ]]
+}
+
+# Sets COMPLETE and GOING_ON. Where COMPLETE is 0, what an outdated run of the stage left has been removed, and what an
+# interrupted one left too, unless the stage's programs go on from there (GOES_ON): then GOING_ON is 1.
+begin_stage() { # NAME ARTEFACT "OUTPUTS" WORDS... (ARTEFACT and OUTPUTS relative to RUN)
+  local name=$1 artefact=$2 output
+  NUMBER=$((NUMBER + 1))
+  COMPLETE=1 GOING_ON=0
+  STAMP=$(stamp_of "${@:4}")
+  printf '[%2d/%d] %-15s' "$NUMBER" "$STAGE_COUNT" "$name"
+  if is_complete "$name" "$artefact"; then
+    echo '  reused'
+    return
+  fi
+  COMPLETE=0
+  STAGE_START=$SECONDS
+  rm -f "$RUN"/report.{json,md} # the report was of the run as it was
+  if ((GOES_ON == 1)) && [[ $(cat "$STAGES/$name.begun" 2>/dev/null) == "$STAMP" ]]; then
+    printf '(going on) '
+    GOING_ON=1
+    return
+  fi
+  [[ ! -f $STAGES/$name ]] || printf '(settings or inputs have changed: redone) '
+  rm -f "$STAGES/$name"
+  for output in $3; do
+    rm -rf "${RUN:?}/$output"
+  done
+  printf '%s\n' "$STAMP" >"$STAGES/$name.begun"
+}
+
+end_stage() { # NAME ARTEFACT LOG
+  [[ -s $RUN/$2 ]] || die "$1 ended without writing $RUN/$2; see $3"
+  # The second line differs each time, so that what builds on a stage is redone when the stage is.
+  printf '%s\n%s\n' "$STAMP" "$(date +%s.%N)" >"$STAGES/.new"
+  mv "$STAGES/.new" "$STAGES/$1"
+  printf '%4d s  %s\n' $((SECONDS - STAGE_START)) "$3"
+}
+
+stage() { # NAME ARTEFACT "OUTPUTS" LOG MODULE FLAGS...
+  local name=$1 artefact=$2 outputs=$3 log=$RUN/$4
+  if ((dry_run == 1)); then
+    printf '%q ' "${@:5}" && echo
+    return
+  fi
+  begin_stage "$name" "$artefact" "$outputs" "${@:5}"
+  ((COMPLETE == 0)) || return 0
+  ((GOING_ON == 1)) || rm -f "$log"
+  command_for 1 "${@:5}"
+  run_logged "$name" "$log" "${COMMAND[@]}" || exit
+  end_stage "$name" "$artefact" "$log"
+}
+
+collection() {
+  UPSTREAM=environment
+  stage docstrings raw/docstrings.json raw docstrings.out \
+    data.docstrings --out_data_dir "$RUN/raw" --dev_queries "$DEV_QUERIES"
+
+  UPSTREAM=docstrings
+  stage wordpiece tokenizer/tokenizer.json tokenizer wordpiece.out \
+    data.wordpiece --data_dir "$RUN/raw" --out_dir "$RUN/tokenizer" --vocab_size "$VOCAB_SIZE"
+  if ((dry_run == 0)); then # the new model's shape; a stage that starts from it has "config" upstream
+    cat >"$STAGES/config" <<JSON
+{"model_type": "static", "embedding_size": $EMBEDDING_SIZE}
+JSON
+    cp "$STAGES/config" "$RUN/model.json"
+  fi
+
+  UPSTREAM=wordpiece
+  stage preprocess preprocessed/manifest.json preprocessed preprocess.out \
+    data.msmarco_data --data_dir "$RUN/raw" --out_data_dir "$RUN/preprocessed" --data_type 1 \
+    --model_type static --model_name_or_path "$RUN/tokenizer" "${lengths[@]}"
+
+  UPSTREAM=preprocess
+  stage bm25 bm25/metrics.json bm25 bm25.out \
+    drivers.run_bm25 --raw_data_dir "$RUN/raw" --data_dir "$RUN/preprocessed" --output_dir "$RUN/bm25" \
+    --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" --negative_strategy random --seed "$SEED"
+}
+
+warmup() {
+  UPSTREAM="bm25 config"
+  # One thread: the batches are so small that a second one would mostly wait.
+  GOES_ON=1
+  OMP_NUM_THREADS=1 stage warmup "warmup/checkpoint-$WARMUP_STEPS/config.json" "warmup arms" warmup/warmup.out \
+    drivers.run_warmup --data_dir "$RUN/preprocessed" --bm25_dir "$RUN/bm25" --output_dir "$RUN/warmup" --do_train \
+    --train_model_type static --config_name "$RUN/model.json" --score_scale "$SCORE_SCALE" --tokenizer_name "$RUN/tokenizer" \
+    "${lengths[@]}" --loss in_batch --optimizer adamW --learning_rate "$WARMUP_LEARNING_RATE" --warmup_steps 100 \
+    --max_steps "$WARMUP_STEPS" --save_steps "$WARMUP_STEPS" --logging_steps 100 \
+    --per_gpu_train_batch_size "$WARMUP_BATCH" --seed "$SEED"
+  GOES_ON=0
+
+  UPSTREAM=warmup
+  stage warmup_eval warmup/eval/metrics.json warmup/eval warmup/eval.out \
+    drivers.run_eval --data_dir "$RUN/preprocessed" --model_type static \
+    --model_name_or_path "$RUN/warmup/checkpoint-$WARMUP_STEPS" --output_dir "$RUN/warmup/eval" "${lengths[@]}"
+}
+
+arm_programs() { # STRATEGY SEED DIRECTORY (in RUN): sets ARM (the directory), TRAINER and GENERATOR
+  local checkpoint=$RUN/warmup/checkpoint-$WARMUP_STEPS
+  local -a lockstep=(--refresh_mode lockstep --steps_per_refresh "$STEPS_PER_REFRESH" --refresh_lag 1 --seed "$2")
+  ARM=$3
+  GENERATOR=(drivers.run_ann_data_gen --data_dir "$RUN/preprocessed" --training_dir "$RUN/$ARM/checkpoints"
+    --init_model_dir "$checkpoint" --model_type static --output_dir "$RUN/$ARM/ann_data" "${lengths[@]}"
+    --negative_strategy "$1" --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE"
+    --ann_chunk_factor "$ANN_CHUNK_FACTOR" "${ARM_GENERATOR_FLAGS[@]}" "${lockstep[@]}")
+  TRAINER=(drivers.run_ann --data_dir "$RUN/preprocessed" --ann_dir "$RUN/$ARM/ann_data"
+    --output_dir "$RUN/$ARM/checkpoints" --model_type static --model_name_or_path "$checkpoint" "${lengths[@]}"
+    --group_size 1 --single_warmup --loss pairwise --optimizer adamW --learning_rate "$LEARNING_RATE"
+    --per_gpu_train_batch_size "$BATCH" --max_steps "$MAX_STEPS" --save_steps "$STEPS_PER_REFRESH"
+    --logging_steps 20 "${lockstep[@]}")
+}
+
+# The first negatives, then trainer and generator as two processes that meet in the arm's directory alone.
+# shellcheck disable=SC2034 # run_pair takes trainer and generator by name
+arm() { # STAGE STRATEGY SEED DIRECTORY (in RUN)
+  local -a first generator trainer
+  arm_programs "${@:2}"
+  if ((dry_run == 1)); then
+    printf '%q ' "${GENERATOR[@]}" --end_output_num 0 && echo
+    printf '%q ' "${TRAINER[@]}" && echo
+    printf '%q ' "${GENERATOR[@]}" && echo
+  else
+    UPSTREAM=warmup
+    GOES_ON=1
+    begin_stage "$1" "$ARM/checkpoints/DONE.json" "$ARM" "${TRAINER[@]}" "${GENERATOR[@]}"
+    GOES_ON=0
+    if ((COMPLETE == 0)); then
+      echo
+      OMP_NUM_THREADS=$PAIR_THREADS command_for 1 "${GENERATOR[@]}" --end_output_num 0
+      first=("${COMMAND[@]}")
+      OMP_NUM_THREADS=$PAIR_THREADS command_for 1 "${TRAINER[@]}"
+      trainer=("${COMMAND[@]}")
+      OMP_NUM_THREADS=$PAIR_THREADS command_for 1 "${GENERATOR[@]}"
+      generator=("${COMMAND[@]}")
+      run_logged "$1: the first negatives" "$RUN/$ARM/generator.out" "${first[@]}" || exit
+      run_pair "$1" "$RUN/$ARM" trainer generator || exit
+      printf '%23s' ''
+      end_stage "$1" "$ARM/checkpoints/DONE.json" "$RUN/$ARM/{trainer,generator}.out"
+    fi
+  fi
+
+  UPSTREAM=$1
+  stage "$1.eval" "$ARM/eval/metrics.json" "$ARM/eval" "$ARM/eval.out" \
+    drivers.run_eval --data_dir "$RUN/preprocessed" --model_type static \
+    --model_name_or_path "$RUN/$ARM/checkpoints/checkpoint-$MAX_STEPS" --output_dir "$RUN/$ARM/eval" "${lengths[@]}"
+}
+
+# What every arm starts from. With --dry_run the commands alone.
+up_to_the_warmup() {
+  if ((dry_run == 0)); then
+    use_venv requirements.txt
+    prepare_run_dir
+    # The collection is what the installed packages say.
+    { "$PYTHON" -VV && cat requirements.txt; } | sha256sum >"$STAGES/environment"
+  fi
+  collection
+  warmup
+}

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=ance_study
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#SBATCH --mem=8G
+#SBATCH --time=04:00:00
+#SBATCH --output=results/runs/%x-%j.out
+# What the rank of the negatives does, on the embedded collection: arms x seeds from one warmup checkpoint in lockstep,
+# with tests of every pair.
+set -euo pipefail
+here=$(dirname "${BASH_SOURCE[0]}")
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands # Slurm runs a copy of this file
+
+usage() {
+  cat <<'TEXT'
+usage: bash commands/study.sh [--seeds "1 2 3 4 5"] [--arms "NAME=STRATEGY ..."] [--run_dir DIR] [--output DIR] [--dry_run]
+       sbatch commands/study.sh [the same]
+
+  --seeds    each arm is trained once with each (default: 1 to 5)
+  --arms     what is compared: names, each with its --negative_strategy. @N behind one adds N to the seed: beside
+             top=top, again=top@1000 is an A/A arm (default: top, top_bottom, random, bottom, corpus, again)
+  --run_dir  where everything is written (default: results/runs/study of the repository)
+  --output   where the summary goes (default: RUN_DIR/report)
+  --dry_run  print the command of every stage and end
+
+All arms start from one warmup checkpoint, and train for the same steps on as many triples; arms of one seed see the same queries
+in the same order. Run again, it reuses what is complete, so a seed can be added later. The settings are quickstart.sh's.
+TEXT
+}
+
+# shellcheck source=env.sh
+source "$here/env.sh"
+# shellcheck source=processes.sh
+source "$here/processes.sh"
+
+seeds="1 2 3 4 5"
+arms="top=top top_bottom=top_bottom random=random bottom=bottom corpus=corpus again=top@1000"
+run_dir=results/runs/study output='' dry_run=0
+RUN_BASE=$REPO OUTPUT_BASE=$REPO
+while (($# > 0)); do
+  case $1 in
+    --seeds=* | --arms=* | --run_dir=* | --output=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    --seeds | --arms | --run_dir | --output)
+      [[ -n ${2:-} ]] || die "$1 needs a value; --help says which"
+      case $1 in
+        --seeds) seeds=$2 ;;
+        --arms) arms=$2 ;;
+        --run_dir) run_dir=$2 RUN_BASE=$CALLER_DIR ;;
+        --output) output=$2 OUTPUT_BASE=$CALLER_DIR ;;
+      esac
+      shift 2
+      ;;
+    --dry_run)
+      dry_run=1
+      shift
+      ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    *) die "unknown argument $1; --help lists them" ;;
+  esac
+done
+read -ra SEEDS <<<"$seeds"
+read -ra ARMS <<<"$arms"
+for seed in "${SEEDS[@]}"; do
+  [[ $seed =~ ^[0-9]+$ ]] || die "--seeds has '$seed', expected whole numbers"
+done
+declare -A STRATEGY_OF=() OFFSET_OF=()
+NAMES=()
+for word in "${ARMS[@]}"; do
+  name=${word%%=*} strategy=${word#*=}
+  [[ $word == *=* && $name =~ ^[A-Za-z0-9_-]+$ && -n $strategy ]] ||
+    die "--arms has '$word', expected NAME=STRATEGY with a name of letters, digits, - and _"
+  [[ -z ${STRATEGY_OF[$name]:-} ]] || die "--arms names $name twice"
+  OFFSET_OF[$name]=0
+  if [[ $strategy =~ ^(.*)@([0-9]+)$ ]]; then
+    strategy=${BASH_REMATCH[1]} OFFSET_OF[$name]=${BASH_REMATCH[2]}
+  fi
+  STRATEGY_OF[$name]=$strategy
+  NAMES+=("$name")
+done
+((${#SEEDS[@]} > 0 && ${#NAMES[@]} > 0)) || die "--seeds '$seeds' and --arms '$arms': expected at least one of each"
+
+RUN=$(absolute "$run_dir" "$RUN_BASE")
+OUTPUT=$(absolute "${output:-$RUN/report}" "$OUTPUT_BASE")
+STAGE_COUNT=$((7 + 2 * ${#SEEDS[@]} * ${#NAMES[@]}))
+setting RUN_SPACE_MB $((500 + 250 * ${#SEEDS[@]} * ${#NAMES[@]}))
+# shellcheck source=embedded.sh
+source "$here/embedded.sh"
+ARM_GENERATOR_FLAGS=(--only_keep_latest_embedding_file)
+
+up_to_the_warmup
+for seed in "${SEEDS[@]}"; do
+  for name in "${NAMES[@]}"; do
+    arm "seed-$seed.$name" "${STRATEGY_OF[$name]}" $((seed + OFFSET_OF[$name])) "seed-$seed/$name"
+  done
+done
+study=(results.study --run_dir "$RUN" --output "$OUTPUT" --seeds "${SEEDS[@]}" --arms "${NAMES[@]}")
+if ((dry_run == 1)); then
+  printf '%q ' "${study[@]}" && echo
+  exit
+fi
+command_for 1 "${study[@]}"
+run_logged study "$RUN/study.out" "${COMMAND[@]}" || exit
+cat "$OUTPUT/summary.md"
