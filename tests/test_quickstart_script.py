@@ -1,5 +1,5 @@
-"""The shell side of the quickstart, with a Python that only writes what each program would: what is reused, what is
-redone, and how trainer and generator are watched together."""
+"""The shell side of the quickstart and of the study, with a Python that only writes what each program would: what is
+reused, what is redone, and how trainer and generator are watched together."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ case $program in
   run_warmup) file=$out/checkpoint-$(value --max_steps "$@")/config.json ;;
   run_ann_data_gen) file=$out/ann_ndcg_0 ;;
   run_ann) file=$out/DONE.json ;;
+  study) file=$(value --output "$@")/summary.md ;;
   report) out=$(value --run_dir "$@"); file=$out/report.json; echo "the table" >"$out/report.md" ;;
 esac
 mkdir -p "$(dirname "$file")"
@@ -263,3 +264,54 @@ def test_read_only_place(quickstart: Quickstart) -> None:
     quickstart.run_dir.parent.joinpath("file").touch()
     quickstart.run_dir = quickstart.run_dir.parent / "file" / "run"
     assert "cannot write in" in single_error_line(quickstart.run())
+
+
+# The study
+
+
+def study(quickstart: Quickstart, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    script = quickstart.repo / "commands" / "study.sh"
+    changed = {**quickstart.environment, **changes}
+    return run_script(script, "--run_dir", quickstart.run_dir, *arguments, **changed)
+
+
+def stages_done(result: subprocess.CompletedProcess[str]) -> list[str]:
+    assert result.returncode == 0, result.stderr
+    found = re.findall(r"^\[ *\d+/\d+\] (\S+)( *reused)?", result.stdout, re.M)
+    return [name for name, reused in found if not reused]
+
+
+def test_a_study_trains_each_arm_with_each_seed_from_one_warmup(quickstart: Quickstart) -> None:
+    two = ("--seeds", "1 2", "--arms", "top=top again=top@1000")
+    arms = [f"seed-{seed}.{name}" for seed in (1, 2) for name in ("top", "again")]
+    result = study(quickstart, *two)
+    assert stages_done(result) == [*STAGES[:6], *(stage for arm in arms for stage in (arm, f"{arm}.eval"))]
+    assert "[14/15] " in result.stdout and result.stdout.endswith("study\n")
+    assert (quickstart.run_dir / "report" / "summary.md").is_file()
+    assert stages_done(study(quickstart, *two)) == []
+    # Another seed, another arm: what is there stays.
+    more = study(quickstart, "--seeds", "1 3", "--arms", "top=top windows=ranks:21-60+corpus:3")
+    assert [name for name in stages_done(more) if not name.endswith(".eval")] == [
+        "seed-1.windows",
+        "seed-3.top",
+        "seed-3.windows",
+    ]
+    dry = study(quickstart, *two, "--dry_run").stdout
+    assert dry.count("--negative_strategy top ") == 8 and dry.count("--seed 1002 ") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seeds", "one"), "--seeds has 'one', expected whole numbers"),
+        (("--arms", "top"), "--arms has 'top', expected NAME=STRATEGY"),
+        (("--arms", "../x=top"), "--arms has '../x=top', expected NAME=STRATEGY"),
+        (("--arms", "a=top a=bottom"), "--arms names a twice"),
+        (("--seeds", " "), "expected at least one of each"),
+        (("--output",), "--output needs a value"),
+        (("--arm", "x"), "unknown argument --arm"),
+    ],
+)
+def test_what_a_study_cannot_mean(quickstart: Quickstart, arguments: tuple[str, ...], message: str) -> None:
+    assert message in single_error_line(study(quickstart, *arguments))
+    assert not quickstart.run_dir.exists()

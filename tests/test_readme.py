@@ -64,7 +64,7 @@ def test_every_command_names_what_exists_and_its_flags_parse(command: str) -> No
         assert "#SBATCH" in script.read_text()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "quickstart.sh" in c or "data_download.sh" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"(quickstart|study|data_download)\.sh", c)])
 def test_commands_with_a_dry_run_run(command: str, tmp_path: Path) -> None:
     words = shlex.split(command)
     files = {"RAW_DATA_DIR": tmp_path, "MSMARCO_URL": f"file://{tmp_path}"}

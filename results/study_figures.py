@@ -1,0 +1,116 @@
+"""The pictures of a study: curves with bands, finals with intervals, what each rank does, the sweep over windows."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from results.plots import arm_styles, new_figure, plain, set_titles
+from results.significance import seeds_interval
+from results.study_arms import Study
+from utils.ranks import NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+METRIC = "mrr@10"
+TITLES = {
+    "gradient": "Mean gradient norm of a triple",
+    "satisfied": "Share of triples already satisfied",
+    "loss": "Mean loss of a triple",
+}
+
+
+def curves_of(study: Study, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and dev MRR@10 [seeds, steps] of the checkpoints that every seed's refreshes measured, and of the last."""
+    curves = []
+    for run in study.arms[name]:
+        curve = {point.step: point.mrr for point in run.arm.dev if point.mrr is not None}
+        curve[run.arm.steps] = run.arm.evaluation.metrics[METRIC]
+        curves.append(curve)
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return np.array(steps), np.array([[curve[step] for step in steps] for curve in curves])
+
+
+def draw_curves(axes: Axes, study: Study) -> None:
+    """The mean over the seeds, and a band from the lowest to the highest of them."""
+    for name, (colour, marker) in arm_styles(list(study.arms)).items():
+        steps, values_SX = curves_of(study, name)
+        axes.plot(steps, values_SX.mean(0), color=colour, marker=marker, markersize=4, linewidth=1.6, label=plain(name))
+        axes.fill_between(steps, values_SX.min(0), values_SX.max(0), color=colour, alpha=0.12, linewidth=0)
+    set_titles(axes, "Dev MRR@10, mean and range over seeds", "trainer step (0: warmup)", "MRR@10")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def draw_finals(axes: Axes, study: Study) -> None:
+    styles = arm_styles(list(study.arms))
+    names = sorted(study.arms, key=lambda name: study.finals(name, METRIC).mean())
+    for place, name in enumerate(names):
+        values_S, colour = study.finals(name, METRIC), styles[name][0]
+        axes.plot(values_S, np.full(len(values_S), place), ".", color=colour, alpha=0.45, markersize=6)
+        interval = seeds_interval(values_S)
+        if np.isfinite(interval.low):
+            axes.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2)
+        axes.plot([interval.mean], [place], styles[name][1], color=colour, markersize=8, markeredgecolor="white")
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
+    set_titles(axes, "Final dev MRR@10, 95% over seeds", "MRR@10", "")
+    axes.xaxis.set_major_formatter("{x:.3f}")
+
+
+def main_figure(study: Study) -> Figure:
+    figure, (left, right) = new_figure(2, 12, 4.4)
+    draw_curves(left, study)
+    draw_finals(right, study)
+    return figure
+
+
+def ranks_figure(study: Study) -> Figure:
+    """What the trainer attributed to each rank bucket, over the whole run."""
+    figure, panels = new_figure(len(TITLES), 14, 4)
+    means = {name: study.by_rank(name) for name in study.arms}
+    buckets = [bucket for bucket in NAMES if any(bucket in found for found in means.values())]
+    for axes, (what, title) in zip(panels, TITLES.items(), strict=True):
+        for name, (colour, marker) in arm_styles(list(study.arms)).items():
+            places = [place for place, bucket in enumerate(buckets) if bucket in means[name]]
+            values = [means[name][buckets[place]][what] for place in places]
+            axes.plot(places, values, color=colour, marker=marker, linewidth=1.2, label=plain(name))
+        set_titles(axes, title, "rank of the negative (none: not retrieved)", "")
+        axes.set_xticks(range(len(buckets)), buckets, rotation=30, fontsize=8)
+    panels[-1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def windows_of(study: Study) -> list[tuple[int, int, str]]:
+    """(first, last, arm) of the arms whose negatives are one window of ranks, by rank."""
+    found = []
+    for name, runs in study.arms.items():
+        window = re.fullmatch(r"ranks:(\d+)-(\d+)(?::\d+)?", runs[0].arm.strategy)
+        if window:
+            found.append((int(window[1]), int(window[2]), name))
+    return sorted(found)
+
+
+def sweep_figure(study: Study) -> Figure:
+    """Final quality, and the mean gradient of a triple, against the rank of the negatives."""
+    windows = windows_of(study)
+    centre = np.array([(first + last) / 2 for first, last, _ in windows])
+    values_WS = np.array([study.finals(name, METRIC) for _, _, name in windows])
+    gradient_W = [np.mean([found["gradient"] for found in study.by_rank(name).values()]) for _, _, name in windows]
+    figure, (axes,) = new_figure(1, 8.5, 4.4)
+    axes.plot(centre, values_WS.mean(1), color="#0072B2", marker="o", label="final dev MRR@10")
+    axes.fill_between(centre, values_WS.min(1), values_WS.max(1), color="#0072B2", alpha=0.15, linewidth=0)
+    set_titles(axes, "Negatives from one window of ranks each", "rank (middle of the window)", "MRR@10")
+    other = axes.twinx()
+    other.plot(centre, gradient_W, color="#D55E00", marker="s", linestyle="--", label="mean gradient norm of a triple")
+    other.set_ylabel("gradient norm")
+    handles = [*axes.get_lines(), *other.get_lines()]
+    axes.legend(handles, [str(line.get_label()) for line in handles], frameon=False, fontsize=9)
+    return figure
+
+
+def figures(study: Study) -> dict[str, Figure]:
+    made = {"study.png": main_figure(study), "ranks.png": ranks_figure(study)}
+    return {**made, "sweep.png": sweep_figure(study)} if len(windows_of(study)) > 2 else made

@@ -1,0 +1,164 @@
+"""results.study on studies put together here: what is compared, what is refused, and the figures put in come out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from results import significance, study
+from results.study_arms import read_by_rank, read_study
+from tests.test_report import Shape, colours, write_arm
+from tests.test_run_bm25 import call
+from utils.errors import UserError
+from utils.publishing import sealed
+
+QUERIES = 300
+# {arm: (strategy, mean reciprocal rank)}
+ARMS = {"top": ("top", 0.30), "again": ("top", 0.30), "bottom": ("bottom", 0.22)}
+SCIENCE: dict[str, Any] = {"learning_rate": 1e-3, "max_steps": 500}
+
+
+def quality(name: str, seed: int, level: float) -> np.ndarray:
+    """Made-up values of the queries, whose difficulty all arms share; their mean is exactly ``level``."""
+    difficulty_Q = np.random.default_rng(0).normal(0, 0.1, QUERIES)
+    noise_Q = np.random.default_rng([seed, *name.encode()]).normal(0, 0.05, QUERIES)
+    values_Q = difficulty_Q + noise_Q
+    return values_Q - values_Q.mean() + level
+
+
+def write_arm_of_study(
+    root: Path, name: str, seed: int, strategy: str, level: float, negatives: str | None = None, **science: Any
+) -> Path:
+    level += 0.001 * seed
+    write_arm(root / "made", name, Shape(0.21, level, strategy=strategy))
+    arm = root / f"seed-{seed}" / name
+    arm.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(root / "made" / "arms" / name, arm)
+    values_Q = quality(name, seed, level)
+    rows = [f"q{query}\t{value + 0.05:.17g}\t{value:.17g}" for query, value in enumerate(values_Q)]
+    (arm / "eval" / "dev.per_query.tsv").write_text("\n".join(["query_id\tndcg@10\tmrr@10", *rows]) + "\n")
+    for place in ("checkpoints", "ann_data"):
+        stored = {"role": place, "science": {**SCIENCE, "seed": seed, "strategy": strategy, **science}}
+        (arm / place / "RUN.json").write_text(sealed(stored))
+    numbers = negatives or ",".join(str(sum(name.encode()) * 100 + i) for i in range(20))
+    lines = [f"{query}\t7\t{numbers}\t{numbers}\t{numbers}\n" for query in range(30)]
+    (arm / "ann_data" / "ann_training_data_0").write_text("".join(lines))
+    logged = {"rank_1-5_triples": 10, "rank_1-5_loss": 0.5, "rank_1-5_gradient": 2.0, "rank_1-5_satisfied": 0.25}
+    more = {"rank_1-5_triples": 30, "rank_1-5_loss": 0.1, "rank_1-5_gradient": 1.0, "rank_1-5_satisfied": 0.75}
+    late = {"rank_6-20_triples": 5, "rank_6-20_loss": 0.3, "rank_6-20_gradient": 3.0, "rank_6-20_satisfied": 0.5}
+    steps = [{"step": 10, **logged}, {"step": 20, "dev_ndcg": 0.2}, {"step": 30, **more, **late}]
+    (arm / "checkpoints" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+    return arm
+
+
+def write_study(root: Path, arms: dict[str, tuple[str, float]] = ARMS, seeds: tuple[int, ...] = (1, 2, 3)) -> Path:
+    for name, (strategy, level) in arms.items():
+        for seed in seeds:
+            write_arm_of_study(root, name, seed, strategy, level)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(significance, "RESAMPLES", 2000)
+
+
+def test_the_summary_is_what_was_put_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"run_dir": write_study(tmp_path / "study"), "output": tmp_path / "out"}
+    with pytest.MonkeyPatch.context() as patch:
+        argv = ["study", *(w for k, v in words.items() for w in (f"--{k}", str(v))), "--seeds", "1", "2", "3"]
+        patch.setattr("sys.argv", [*argv, "--arms", *ARMS])
+        study.main()
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert found["seeds"] == [1, 2, 3] and list(found["arms"]) == list(ARMS)
+    for name, (_, level) in ARMS.items():
+        expected = [level + 0.001 * seed for seed in (1, 2, 3)]
+        assert found["arms"][name]["mrr@10"] == pytest.approx(expected)
+        assert found["arms"][name]["ndcg@10"] == pytest.approx([value + 0.05 for value in expected])
+    assert len(found["tests"]) == 2 * 3
+    by_pair = {(test["a"], test["b"]): test for test in found["tests"] if test["metric"] == "mrr@10"}
+    for (a, b), test in by_pair.items():
+        assert test["difference"] == pytest.approx(ARMS[a][1] - ARMS[b][1], abs=1e-9)
+        assert test["p"] <= test["p_holm"] <= 1
+    assert by_pair["top", "again"]["p_holm"] > 0.05
+    assert by_pair["top", "bottom"]["p_holm"] < 0.01 and by_pair["again", "bottom"]["p_holm"] < 0.01
+    assert found["command"].startswith('bash commands/study.sh --seeds "1 2 3" --arms "top=top again=top')
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "top better than bottom" in text and "again better than" in text
+    assert text.count("(A/A)") == 2 and "Warning" not in text
+    for picture in ("study.png", "ranks.png"):
+        assert colours(tmp_path / "out" / picture) > 20 and f"({picture})" in text
+    assert not (tmp_path / "out" / "sweep.png").exists()
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_what_ranks_did_is_a_mean_over_triples(tmp_path: Path) -> None:
+    arm = write_arm_of_study(tmp_path, "top", 1, "top", 0.3)
+    assert read_by_rank(arm / "checkpoints" / "metrics.jsonl") == {
+        "1-5": pytest.approx({"loss": 0.2, "gradient": 1.25, "satisfied": 0.625}),
+        "6-20": {"loss": 0.3, "gradient": 3.0, "satisfied": 0.5},
+    }
+
+
+def said(root: Path, names: list[str], seeds: list[int]) -> str:
+    with pytest.raises(UserError) as caught:
+        read_study(root, seeds, names)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_arms_that_differ_in_more_than_strategy_and_seed_are_refused(tmp_path: Path) -> None:
+    write_arm_of_study(tmp_path, "top", 1, "top", 0.3)
+    write_arm_of_study(tmp_path, "bottom", 1, "bottom", 0.3, learning_rate=5e-4)
+    message = said(tmp_path, ["top", "bottom"], [1])
+    assert "learning_rate of the trainer 0.001 in top, 0.0005 in bottom" in message and "strategy of" not in message
+    write_arm_of_study(tmp_path, "less", 1, "random", 0.3, top_up=True)
+    assert "top_up of the generator None in top, True in less" in said(tmp_path, ["top", "less"], [1])
+
+
+def test_one_arm_under_two_names_is_seen(tmp_path: Path) -> None:
+    write_arm_of_study(tmp_path, "random", 1, "random", 0.3, negatives="1,2,3")
+    write_arm_of_study(tmp_path, "top", 1, "top", 0.3, negatives="3,2,1")
+    write_arm_of_study(tmp_path, "bottom", 1, "bottom", 0.3, negatives="1,2,4")
+    (warning,) = read_study(tmp_path, [1], ["random", "top", "bottom"]).warnings
+    assert "arms random and top share 100% of their first negatives" in warning
+
+
+def test_what_is_missing_or_of_other_queries_is_named(tmp_path: Path) -> None:
+    write_study(tmp_path, {"top": ("top", 0.3)}, (1, 2))
+    assert "seed-3/top" in said(tmp_path, ["top"], [1, 2, 3])
+    path = tmp_path / "seed-2" / "top" / "eval" / "dev.per_query.tsv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    assert "evaluated on other dev queries" in said(tmp_path, ["top"], [1, 2])
+    path.write_text("query_id\tmap@10\nq1\t0.5\n")
+    assert "expected mrr@10, ndcg@10" in said(tmp_path, ["top"], [1, 2])
+    path.unlink()
+    assert "dev.per_query.tsv is missing" in said(tmp_path, ["top"], [1, 2])
+
+
+def test_windows_of_ranks_make_the_sweep(tmp_path: Path) -> None:
+    arms = {f"r{first}": (f"ranks:{first}-{first + 19}", 0.3 - first / 1000) for first in (1, 21, 41)}
+    call(study.main, run_dir=write_study(tmp_path / "study", arms, (1,)), output=tmp_path / "out", seeds=1, arms="r1")
+    assert not (tmp_path / "out" / "sweep.png").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        words = ["study", "--run_dir", str(tmp_path / "study"), "--output", str(tmp_path / "out"), "--seeds", "1"]
+        patch.setattr("sys.argv", [*words, "--arms", *arms])
+        study.main()
+    assert colours(tmp_path / "out" / "sweep.png") > 20
+
+
+def test_one_arm_of_one_seed_has_no_noise_and_no_interval(tmp_path: Path) -> None:
+    call(study.main, run_dir=write_study(tmp_path, ARMS, (1,)), output=tmp_path / "out", seeds=1, arms="top")
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    found = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=refuse)
+    assert found["aa_noise"] == {"mrr@10": None, "ndcg@10": None} and found["tests"] == []
+    assert "nan" not in (tmp_path / "out" / "summary.md").read_text()
