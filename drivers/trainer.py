@@ -194,7 +194,7 @@ def make_trainer(
         trainer.stored, trainer.saved_step = stored, start.step
         trainer.losses = list(stored["losses"])
         if world.is_first:  # all ranks' sums
-            state.tally.load(stored["by_rank"])
+            state.tally.load(stored.get("by_rank", []))
         trainer.earlier_seconds = stored["seconds"]
     return trainer
 
