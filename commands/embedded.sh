@@ -143,7 +143,8 @@ JSON
   UPSTREAM=preprocess
   stage bm25 bm25/metrics.json bm25 bm25.out \
     drivers.run_bm25 --raw_data_dir "$RUN/raw" --data_dir "$RUN/preprocessed" --output_dir "$RUN/bm25" \
-    --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" --negative_strategy random --seed "$SEED"
+    --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" --negative_strategy random --seed "$SEED" \
+    --keep_candidates
 }
 
 warmup() {

@@ -5,7 +5,6 @@
 #SBATCH --cpus-per-task=2
 #SBATCH --mem=8G
 #SBATCH --time=04:00:00
-#SBATCH --output=results/runs/%x-%j.out
 # What the rank of the negatives does, on the embedded collection: arms x seeds from one warmup checkpoint in lockstep,
 # with tests of every pair.
 set -euo pipefail
@@ -62,10 +61,13 @@ while (($# > 0)); do
     *) die "unknown argument $1; --help lists them" ;;
   esac
 done
-read -ra SEEDS <<<"$seeds"
-read -ra ARMS <<<"$arms"
+read -d '' -ra SEEDS <<<"$seeds" || true
+read -d '' -ra ARMS <<<"$arms" || true
+declare -A IS_SEED=()
 for seed in "${SEEDS[@]}"; do
-  [[ $seed =~ ^[0-9]+$ ]] || die "--seeds has '$seed', expected whole numbers"
+  [[ $seed =~ ^(0|[1-9][0-9]*)$ ]] || die "--seeds has '$seed', expected whole numbers"
+  [[ -z ${IS_SEED[$seed]:-} ]] || die "--seeds names $seed twice"
+  IS_SEED[$seed]=1
 done
 declare -A STRATEGY_OF=() OFFSET_OF=()
 NAMES=()
@@ -89,9 +91,16 @@ STAGE_COUNT=$((7 + 2 * ${#SEEDS[@]} * ${#NAMES[@]}))
 setting RUN_SPACE_MB $((500 + 250 * ${#SEEDS[@]} * ${#NAMES[@]}))
 # shellcheck source=embedded.sh
 source "$here/embedded.sh"
-ARM_GENERATOR_FLAGS=(--only_keep_latest_embedding_file)
+ARM_GENERATOR_FLAGS=(--only_keep_latest_embedding_file --bm25_dir "$RUN/bm25")
 
 up_to_the_warmup
+if ((dry_run == 0)); then # a mistyped strategy must not be found when its arm's turn comes
+  for name in "${NAMES[@]}"; do
+    arm_programs "${STRATEGY_OF[$name]}" 0 "checked/$name"
+    command_for 1 "${GENERATOR[@]}" --dry_run
+    run_logged "the arm $name" "$RUN/checked.out" "${COMMAND[@]}" || exit
+  done
+fi
 for seed in "${SEEDS[@]}"; do
   for name in "${NAMES[@]}"; do
     arm "seed-$seed.$name" "${STRATEGY_OF[$name]}" $((seed + OFFSET_OF[$name])) "seed-$seed/$name"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # What the keys are for: draws for one purpose tell nothing about another's.
-FOR_NEGATIVES, FOR_POSITIVES, FOR_LINE_ORDER = range(3)
+FOR_NEGATIVES, FOR_POSITIVES, FOR_LINE_ORDER, FOR_TURNS, FOR_TRIPLES = range(5)
 FOR_LATER_PARTS = 16  # and above: the second and further parts of a mixture
 LARGEST_KEY = np.iinfo(np.uint64).max
 
@@ -21,13 +21,16 @@ def mixed_bits(values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def random_keys(seed: int, refresh: int, purpose: int, query_Q: np.ndarray, width: int) -> np.ndarray:
-    """uint64 keys_QW for random choices: functions of (seed, refresh, purpose, query, column) alone."""
+def random_keys(seed: int, refresh: int, purpose: int, query_Q: np.ndarray, width: int, first: int = 0) -> np.ndarray:
+    """uint64 keys_QW for random choices: functions of (seed, refresh, purpose, query, column) alone.
+
+    The columns are those from ``first`` on.
+    """
     golden = np.uint64(0x9E3779B97F4A7C15)
     state_Q = np.zeros(len(query_Q), np.uint64)
     for word in (seed, refresh, purpose, query_Q):
         state_Q = mixed_bits(state_Q + golden + np.asarray(word).astype(np.uint64))
-    columns_W = (np.arange(1, width + 1, dtype=np.uint64)) * golden
+    columns_W = np.arange(first + 1, first + width + 1, dtype=np.uint64) * golden
     return mixed_bits(state_Q[:, None] + columns_W)
 
 

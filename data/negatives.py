@@ -3,8 +3,7 @@
     python -m data.negatives --candidates ANN_DIR/ann_candidates_3.npz --data_dir PREPROCESSED --output_dir VIEW \
         --negative_strategy ranks:21-60
 
-No model is needed. With the generator's own flags it writes the generator's own bytes. VIEW can be
-a trainer's --ann_dir.
+No model is needed. With the generator's own flags it writes the generator's own bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data.candidates import Candidates, read_bm25, read_candidates
+from data.candidates import Bm25Source, Candidates, read_bm25, read_candidates
 from data.preprocessed import Preprocessed, open_preprocessed
 from data.selection import Selected, Selection, describe_selection, make_selection, select_negatives
 from data.strategies import resolve_strategy
@@ -34,10 +33,10 @@ from utils.flags import (
     parse_flags,
 )
 from utils.lease import Life
-from utils.run_log import say
+from utils.run_log import git_state, say
 
 # Of a refresh's record, what another selection from the same candidates has in its own words.
-OF_ONE_SELECTION = ("bytes", "sha256", "refresh", "candidates", "queries", "triples", "selection")
+OF_ONE_SELECTION = ("bytes", "sha256", "refresh", "candidates", "queries", "triples", "selection", "churn", "git")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Source:
     collection: Preprocessed
     selection: Selection
     strategy_from: str
-    bm25: Candidates | None
+    bm25: Bm25Source | None
 
 
 def open_source(flags: NegativesFlags) -> Source:
@@ -79,7 +78,7 @@ def open_source(flags: NegativesFlags) -> Source:
         flags.negative_strategy, flags.ann_measure_topk_mrr, flags.bottom_neg, flags.bottom_only
     )
     selection = make_selection(text, replace(flags, topk_training=topk), len(collection.passages))
-    bm25 = read_bm25(flags.bm25_dir, collection).candidates if selection.strategy.needs_bm25 else None
+    bm25 = read_bm25(flags.bm25_dir, collection) if selection.strategy.needs_bm25 else None
     return Source(refresh, candidates.cut(topk), collection, selection, strategy_from, bm25)
 
 
@@ -93,11 +92,15 @@ def run(flags: NegativesFlags) -> None:
         sys.stdout.write(flags_json(flags, resolved_strategy=str(strategy), strategy_from=source.strategy_from) + "\n")
         return
     positives = source.collection.qrels("train").positives()
-    selected = select_negatives(source.candidates, positives, source.selection, flags.seed, number, source.bm25)
+    bm25 = source.bm25.candidates if source.bm25 is not None else None
+    selected = select_negatives(source.candidates, positives, source.selection, flags.seed, number, bm25)
     width = source.candidates.passage_QK.shape[1]
     say(describe_selection(selected, strategy, width, number, source.refresh.step))
     lists, run_id = selected.lists.with_negatives(), secrets.token_hex(6)
-    record = view_record(source.refresh.record, replace(flags, topk_training=width), selected, lists, run_id)
+    bm25_sha256 = source.bm25.sha256 if source.bm25 is not None else ""
+    record = view_record(
+        source.refresh.record, replace(flags, topk_training=width), selected, lists, bm25_sha256, run_id
+    )
     output_dir.mkdir(parents=True, exist_ok=True)
     with exchange.working(output_dir, "generator", Life(10.0, 180.0), run_id) as lease:
         exchange.publish_negatives(lease, number, lambda to: write_negative_lists(to, lists, positives), record)
@@ -105,18 +108,25 @@ def run(flags: NegativesFlags) -> None:
 
 
 def view_record(
-    source: dict[str, Any], flags: NegativesFlags, selected: Selected, lists: NegativeLists, run_id: str
+    source: dict[str, Any],
+    flags: NegativesFlags,
+    selected: Selected,
+    lists: NegativeLists,
+    bm25_sha256: str,
+    run_id: str,
 ) -> dict[str, Any]:
     """The generator's record, as far as it holds for another selection from the same search."""
     kept = {name: value for name, value in source.items() if name not in OF_ONE_SELECTION}
     view = {name: getattr(flags, name) for name in ("topk_training", "negative_sample", "seed")}
     filters = {name: getattr(flags, name) for name in ("min_rank", "max_positive_ratio", "on_shortage")}
     made = {"strategy": selected.strategy, **view, **filters, "candidates_sha256": source["candidates"]["sha256"]}
+    made |= {"bm25_sha256": bm25_sha256} if bm25_sha256 else {}
     text = json.dumps([source.get("science_sha256"), made], sort_keys=True)
     return {
         **kept,
         **made,
         "run_id": run_id,
+        "git": git_state(),
         "science_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "queries": len(lists.query_Q),
         "triples": lists.triples,

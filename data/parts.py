@@ -12,7 +12,7 @@ import numpy as np
 
 from data.candidates import Candidates
 from data.draws import FOR_LATER_PARTS, FOR_NEGATIVES, as_races, random_keys, repeats_in_row, smallest
-from data.strategies import OUTSIDE, Part, Stage
+from data.strategies import OUTSIDE, WINDOWED, Part, Stage
 from data.training_data import is_positive
 from utils.errors import UserError
 
@@ -89,6 +89,7 @@ def distance(part: Part, view: View) -> np.ndarray:
 def widen(view: View, stage: Stage, taken_QK: np.ndarray, missing_Q: np.ndarray) -> np.ndarray:
     """taken_QK with so many more: the usable candidates nearest to a window of the strategy, the better rank first."""
     ranked = [part for part in stage.parts if part.kind not in OUTSIDE]
+    ranked = [part for part in ranked if part.kind in WINDOWED] or ranked
     short = np.flatnonzero(missing_Q > 0)
     if not ranked or not len(short):
         return taken_QK

@@ -26,8 +26,9 @@ class Selection:
     """How negatives are chosen from candidates.
 
     ``min_rank`` and ``max_positive_ratio`` (0: off) drop candidates first, see `likely_positive`. A query that is left
-    with fewer negatives than asked has ``fewer``, or more from the ranks nearest to the window (``widen``), or is
-    left out (``skip``). ``passages`` of the collection are what ``corpus`` draws from.
+    with fewer negatives than asked (also because its positive stands in a window) has ``fewer``, or more from the ranks
+    nearest to the window (``widen``), or is left out (``skip``). ``passages`` of the collection are what ``corpus``
+    draws from.
     """
 
     strategy: Strategy
@@ -49,6 +50,8 @@ def make_selection(text: str, flags: SelectionFlags, passages: int) -> Selection
     if flags.min_rank > flags.topk_training:
         raise UserError(f"--min_rank {flags.min_rank} leaves none of --topk_training {flags.topk_training}; lower it")
     strategy = parse_strategy(text, flags.negative_sample, flags.topk_training, flags.min_rank)
+    if any(part.kind == "corpus" and part.count > passages // 2 for part in strategy.parts):
+        raise UserError(f"--negative_strategy {text!r} draws more than half of the {passages} passages; ask for fewer")
     return Selection(strategy, flags.min_rank, flags.max_positive_ratio, flags.on_shortage, passages)
 
 

@@ -23,6 +23,7 @@ from utils.errors import UserError
 STRATEGIES = ("top", "top_bottom", "bottom", "random")  # the words that the comparison of ANCE's fork has
 COUNTED = ("top", "bottom", "random", "log-uniform", "corpus", "bm25")
 WORDS = {"top_bottom": "top+bottom"}
+WINDOWED = ("ranks", "around-positive")  # kinds with a window of ranks that can be widened
 OUTSIDE = ("corpus", "bm25")  # kinds whose passages need not be candidates of the search
 EXAMPLES = "top, bottom:20, ranks:21-60, log-uniform:20, around-positive:20±40, top:10+random:10, 0-4=bottom;5-=top"
 NO_FLAG = "no strategy flag given"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.draws import FOR_TRIPLES, FOR_TURNS, LARGEST_KEY, random_keys
 from utils.errors import UserError
 
 OFFSET_LIMIT = 2**31  # row numbers are below it, so that a pair of them fits in an int64
@@ -137,19 +138,26 @@ def check_offsets(lists: NegativeLists, queries: int, passages: int, path: Path)
         )
 
 
-def triple_order(negative_QN: np.ndarray, group_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def triple_order(
+    lists: NegativeLists, group_size: int, seed: int, stream: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
     """One epoch of triples in training order: (row_T, column_T) into ``negative_QN``.
 
     A query's negatives come in random order, ``group_size`` of them in succession (0: all, as in ANCE);
     between its groups every other query has its turn. So group_size 1 gives batches of different queries.
+    The turns are keyed by the query and counted on from epoch to epoch: lists of other widths have the same
+    queries in the same order, which lets arms differ in their negatives alone.
     """
-    queries, width = negative_QN.shape
-    present_QN = negative_QN >= 0
-    keys_QN = np.where(present_QN, rng.random((queries, width)), 2.0)
+    queries, width = lists.negative_QN.shape
+    present_QN = lists.negative_QN >= 0
+    keys_QN = random_keys(seed, stream, FOR_TRIPLES, lists.query_Q, width, epoch * width)
+    keys_QN = np.where(present_QN, keys_QN, LARGEST_KEY)
     column_QN = np.argsort(keys_QN, axis=1, kind="stable")
     place_QN = np.broadcast_to(np.arange(width), (queries, width))
     group_QN = place_QN // group_size if group_size > 0 else np.zeros_like(place_QN)
-    turn_QN = np.take_along_axis(rng.random((queries, int(group_QN.max(initial=0)) + 1)), group_QN, axis=1)
+    groups = int(group_QN.max(initial=0)) + 1
+    turns_QG = random_keys(seed, stream, FOR_TURNS, lists.query_Q, groups, epoch * groups)
+    turn_QN = np.take_along_axis(turns_QG, group_QN, axis=1)
     kept_QN = place_QN < present_QN.sum(1, keepdims=True)
     row_QN = np.broadcast_to(np.arange(queries)[:, None], (queries, width))
     row_T, column_T = row_QN[kept_QN], column_QN[kept_QN]
@@ -182,7 +190,7 @@ def batches_of_triples(
 ) -> Iterator[Triples]:
     """Endless batches of ``batch_triples``, epoch after epoch, each epoch in a new order.
 
-    The order depends on (seed, stream, epoch) alone; ``stream`` is the refresh number. ``start`` skips
+    The order depends on (seed, stream, query, epoch) alone; ``stream`` is the refresh number. ``start`` skips
     that many batches, to go on where an interrupted run was. A batch may span two epochs.
     UserError where there is no triple at all.
     """
@@ -193,8 +201,7 @@ def batches_of_triples(
     left: list[tuple[np.ndarray, np.ndarray]] = []
     available = 0
     while True:
-        rng = np.random.default_rng([seed, stream, epoch])
-        row_T, column_T = triple_order(lists.negative_QN, group_size, rng)
+        row_T, column_T = triple_order(lists, group_size, seed, stream, epoch)
         left.append((row_T[skip:], column_T[skip:]))
         available += len(row_T) - skip
         epoch, skip = epoch + 1, 0

@@ -61,6 +61,7 @@ NOT_SCIENCE = frozenset(
         "end_output_num",
         "limit_total_number",
         "only_keep_latest_embedding_file",
+        "keep_candidates",
         "inference",
         "load_gen",
         "search_backend",
@@ -115,7 +116,7 @@ def science_sha256(science: dict[str, Any]) -> str:
 
 def provenance(run_id: str, science: dict[str, Any]) -> dict[str, Any]:
     """What every published version says of where it comes from."""
-    named = (*COMMON, "seed", "strategy", "topk_training", "negative_sample", "ann_chunk_factor")
+    named = (*COMMON, "seed", "strategy", *OF_A_SELECTION, "ann_chunk_factor", "bm25_sha256")
     return {
         "run_id": run_id,
         "science_sha256": science_sha256(science),
@@ -137,6 +138,7 @@ def check_agreement(
         raise Disagreement(f"{what} was made with other flags: {'; '.join(differing)}; {remedy}")
 
 
+OF_A_SELECTION = ("topk_training", "negative_sample", "min_rank", "max_positive_ratio", "on_shortage")
 SAME_FLAGS = "start both with the same flags, in directories of their own"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -78,7 +79,8 @@ class Trainer:
         self.losses.clear()
         self.state.tally.clear()
         if self.log is not None:
-            norms = {f"gradient_{name}": norm for name, norm in self.state.layer_norms.items()}
+            measured = self.state.layer_norms.items()  # not finite in a step that fp16's scaler skipped
+            norms = {f"gradient_{name}": norm for name, norm in measured if math.isfinite(norm)}
             self.log.training(step, self.state.learning_rate, mean, steps_per_second=rate, **norms, **by_rank)
             done = step - self.started_step
             eta = progress_line("step", done, self.total_steps - self.started_step, done / rate).partition(", ")[2]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 
 from results.plots import save
 from results.report import align, publish
-from results.significance import holm, paired_randomisation, seeds_interval
+from results.significance import holm, paired_randomisation, paired_t, seeds_interval, standard_error
 from results.study_arms import COMPARED, Study, read_study
 from results.study_figures import figures
 from utils.errors import UserError, run_program
@@ -42,6 +43,7 @@ class Test:
     difference: float
     p: float
     p_holm: float
+    p_seeds: float | None  # of a paired t test over the seeds, not corrected
 
 
 def compare(study: Study, rng: np.random.Generator) -> list[Test]:
@@ -49,16 +51,25 @@ def compare(study: Study, rng: np.random.Generator) -> list[Test]:
     tests, pairs = [], list(itertools.combinations(study.arms, 2))
     for metric in COMPARED:
         means = {name: np.mean([run.by_query[metric] for run in runs], axis=0) for name, runs in study.arms.items()}
-        p_values = [paired_randomisation(means[a], means[b], rng) for a, b in pairs]
+        # So many that the smallest p, corrected for all pairs, is well below ALPHA.
+        resamples = math.ceil(20 * len(pairs) / ALPHA)
+        differences_QP = np.stack([means[a] - means[b] for a, b in pairs], axis=1) if pairs else np.zeros((1, 0))
+        p_values = paired_randomisation(differences_QP, rng, resamples).tolist()
         for (a, b), p, p_holm in zip(pairs, p_values, holm(p_values), strict=True):
-            tests.append(Test(a, b, metric, float((means[a] - means[b]).mean()), p, p_holm))
+            p_seeds = paired_t(study.finals(a, metric), study.finals(b, metric))
+            tests.append(Test(a, b, metric, float((means[a] - means[b]).mean()), p, p_holm, p_seeds))
     return tests
 
 
 def noise_of(study: Study, metric: str) -> float | None:
-    """The largest difference, in one seed, of two arms of one strategy; None without an A/A pair."""
+    """How far two arms of one strategy lie apart by chance, in the mean over so many seeds as there are.
+
+    The standard error of the difference over the seeds, the largest of all A/A pairs; None where it cannot be known.
+    """
+    if len(study.seeds) < 2:
+        return None
     pairs = [(a, b) for a, b in itertools.combinations(study.arms, 2) if study.strategies[a] == study.strategies[b]]
-    found = [float(abs(study.finals(a, metric) - study.finals(b, metric)).max()) for a, b in pairs]
+    found = [standard_error(study.finals(a, metric) - study.finals(b, metric)) for a, b in pairs]
     return max(found, default=None)
 
 
@@ -80,13 +91,14 @@ def arms_table(study: Study) -> str:
 
 def tests_table(study: Study, tests: list[Test], metric: str) -> str:
     noise = noise_of(study, metric)
-    rows = [["pair", "difference", "of the A/A noise", "p", "p (Holm)", "conclusion"]]
+    rows = [["pair", "difference", "of the A/A noise", "p", "p (Holm)", "p over seeds", "conclusion"]]
     for test in sorted((t for t in tests if t.metric == metric), key=lambda t: t.p_holm):
         better, worse = (test.a, test.b) if test.difference > 0 else (test.b, test.a)
         told = f"{better} better than {worse}" if test.p_holm < ALPHA else "cannot be told apart"
         pair = f"{test.a} - {test.b}" + (" (A/A)" if study.strategies[test.a] == study.strategies[test.b] else "")
+        seeds = f"{test.p_seeds:.3g}" if test.p_seeds is not None else "n/a"
         share = f"{abs(test.difference) / noise:.1f}x" if noise else "n/a"
-        rows.append([pair, f"{test.difference:+.4f}", share, f"{test.p:.4g}", f"{test.p_holm:.4g}", told])
+        rows.append([pair, f"{test.difference:+.4f}", share, f"{test.p:.4g}", f"{test.p_holm:.4g}", seeds, told])
     return align(rows)
 
 
@@ -102,7 +114,8 @@ def markdown(study: Study, tests: list[Test], pictures: list[str], command: str)
         f"Seeds: {', '.join(map(str, study.seeds))}. Intervals are Student's over the seeds. p: two-sided paired "
         "randomisation over the dev queries, each query's value being its mean over the seeds; Holm's correction over "
         f"the {len(tests) // len(COMPARED)} pairs of a metric; a pair is told apart below {ALPHA}. "
-        "The A/A noise is the largest difference, in one seed, of two arms of one strategy"
+        "p over seeds: a paired t test of the seeds' finals, not corrected. The A/A noise is the standard error, over "
+        "the seeds, of the difference between two arms of one strategy"
         + (f" ({aa_told})." if aa else "; there is no such pair here.")
     )
     blocks += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
@@ -143,7 +156,11 @@ def main() -> None:
         raise UserError(f"--arms {flags.arms} --seeds {flags.seeds}: one is named twice; name each once")
     study = read_study(Path(flags.run_dir), flags.seeds, flags.arms)
     tests = compare(study, np.random.default_rng(TEST_SEED))
-    words = [f"{name}={strategy}" for name, strategy in study.strategies.items()]
+    offsets = {name: runs[0].own_seed - runs[0].seed for name, runs in study.arms.items()}
+    words = [
+        f"{name}={strategy}" + (f"@{offsets[name]}" if offsets[name] else "")
+        for name, strategy in study.strategies.items()
+    ]
     command = f'bash commands/study.sh --seeds "{" ".join(map(str, flags.seeds))}" --arms "{" ".join(words)}"'
     output = Path(flags.output)
     output.mkdir(parents=True, exist_ok=True)

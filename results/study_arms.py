@@ -30,7 +30,8 @@ class ArmRun:
     arm: Arm
     by_query: dict[str, np.ndarray]
     science: dict[str, Any]
-    first_negatives: frozenset[tuple[str, str]]
+    own_seed: int  # that its programs were given
+    negatives: tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]  # of the first refresh and of the last
     by_rank: dict[str, dict[str, float]]  # {bucket: {"gradient", "loss", "satisfied"}}, means over the triples trained
 
 
@@ -61,20 +62,21 @@ class Study:
 
 
 def read_by_query(path: Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """The query ids, and each compared metric's values in their order."""
+    """The query ids, and each compared metric's values in their order. UserError where the file has not both."""
     if not path.is_file():
         raise UserError(f"{path} is missing: run drivers.run_eval on the arm's last checkpoint again")
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-    columns = {metric: lines[0].index(metric) for metric in COMPARED if metric in lines[0]}
-    if len(columns) < len(COMPARED):
-        raise UserError(f"{path} has the columns {', '.join(lines[0])}, expected {', '.join(COMPARED)}: evaluate again")
-    values = {metric: np.array([float(line[column]) for line in lines[1:]]) for metric, column in columns.items()}
-    return tuple(line[0] for line in lines[1:]), values
+    heading, *lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()] or [[""]]
+    try:
+        columns = {metric: heading.index(metric) for metric in COMPARED}
+        values = {metric: np.array([float(line[column]) for line in lines]) for metric, column in columns.items()}
+    except (ValueError, IndexError):
+        raise UserError(f"{path} is not a table of {', '.join(COMPARED)} by query: evaluate again") from None
+    return tuple(line[0] for line in lines), values
 
 
-def read_first_negatives(ann_dir: Path) -> frozenset[tuple[str, str]]:
-    """(query, negative) of refresh 0, which all arms make from the same model."""
-    rows = (line.split("\t")[:3] for line in negatives_path(ann_dir, 0).read_text(encoding="ascii").splitlines())
+def read_negatives(path: Path) -> frozenset[tuple[str, str]]:
+    """(query, negative) of one refresh."""
+    rows = (line.split("\t")[:3] for line in path.read_text(encoding="ascii").splitlines())
     return frozenset((query, negative) for query, _, negatives in rows for negative in negatives.split(",") if negative)
 
 
@@ -82,7 +84,10 @@ def read_by_rank(path: Path) -> dict[str, dict[str, float]]:
     """Of a trainer's metrics.jsonl: what it attributed to each rank bucket, over the whole run."""
     sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            raise UserError(f"{path} has a line that is not JSON ({line[:60]!r}): train the arm again") from None
         for name, triples in row.items():
             if name.startswith("rank_") and name.endswith("_triples"):
                 bucket = name.removeprefix("rank_").removesuffix("_triples")
@@ -95,15 +100,21 @@ def read_by_rank(path: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def read_science(directory: Path) -> dict[str, Any]:
-    """What decides both programs' work, each name with its program."""
+def read_science(directory: Path) -> tuple[dict[str, Any], int]:
+    """What decides both programs' work, each name with its program; and their seed."""
     science = {}
     for role, place in (("trainer", TRAINER_DIRECTORY), ("generator", GENERATOR_DIRECTORY)):
         stored = read_run(directory / place)
         if stored is None:
             raise UserError(f"{directory / place} has no RUN.json, expected what the {role} was given: train it again")
         science.update({(role, name): value for name, value in stored["science"].items()})
-    return {f"{name} of the {role}": value for (role, name), value in science.items() if name not in MAY_DIFFER}
+    seeds = {science["trainer", "seed"], science["generator", "seed"]}
+    if len(seeds) > 1:
+        raise UserError(
+            f"{directory}: trainer and generator had different seeds ({seeds}), expected one: train it again"
+        )
+    shared = {f"{name} of the {role}": value for (role, name), value in science.items() if name not in MAY_DIFFER}
+    return shared, int(seeds.pop())
 
 
 def read_arm_run(directory: Path, name: str, seed: int) -> tuple[tuple[str, ...], ArmRun]:
@@ -112,10 +123,12 @@ def read_arm_run(directory: Path, name: str, seed: int) -> tuple[tuple[str, ...]
     except Unfinished as reason:
         raise UserError(f"{directory}: {reason}") from None
     query_ids, by_query = read_by_query(directory / "eval" / "dev.per_query.tsv")
-    science = {**read_science(directory), "steps": arm.steps, "refreshes taken up": arm.refreshes}
-    first = read_first_negatives(directory / GENERATOR_DIRECTORY)
+    shared, own_seed = read_science(directory)
+    science = {**shared, "steps": arm.steps, "refreshes taken up": arm.refreshes}
+    ann_dir = directory / GENERATOR_DIRECTORY
+    first, last = (read_negatives(negatives_path(ann_dir, refresh)) for refresh in (0, arm.refreshes - 1))
     by_rank = read_by_rank(directory / TRAINER_DIRECTORY / METRICS)
-    return query_ids, ArmRun(name, seed, arm, by_query, science, first, by_rank)
+    return query_ids, ArmRun(name, seed, arm, by_query, science, own_seed, (first, last), by_rank)
 
 
 def read_study(run_dir: Path, seeds: list[int], names: list[str]) -> Study:
@@ -128,8 +141,21 @@ def read_study(run_dir: Path, seeds: list[int], names: list[str]) -> Study:
         if query_ids != first_ids:
             raise UserError(f"{name} of seed {seed} was evaluated on other dev queries than {names[0]}: evaluate again")
         arms[name].append(run)
+    for runs in arms.values():
+        check_one_arm(runs)
     check_fair([run for runs in arms.values() for run in runs])
     return Study(seeds, arms, same_in_fact(arms))
+
+
+def check_one_arm(runs: list[ArmRun]) -> None:
+    """UserError where an arm is not one: of another strategy in another seed, or not always as far from its seed."""
+    strategies = {run.arm.strategy for run in runs}
+    offsets = {run.own_seed - run.seed for run in runs}
+    if len(strategies) > 1 or len(offsets) > 1:
+        what = (
+            f"strategies {', '.join(sorted(strategies))}" if len(strategies) > 1 else f"seeds off by {sorted(offsets)}"
+        )
+        raise UserError(f"the arm {runs[0].name} has {what} over its seeds, expected one: train it again")
 
 
 def check_fair(runs: list[ArmRun]) -> None:
@@ -150,17 +176,17 @@ def check_fair(runs: list[ArmRun]) -> None:
 
 
 def same_in_fact(arms: dict[str, list[ArmRun]]) -> list[str]:
-    """One sentence for each pair of arms that trained on (nearly) the same negatives from the start."""
+    """One sentence for each pair of arms that had (nearly) the same negatives at first and at last, in every seed."""
     told = []
     for first, second in itertools.combinations(arms, 2):
-        pairs = zip(arms[first], arms[second], strict=True)
-        overlaps = [
-            len(a.first_negatives & b.first_negatives) / max(1, len(a.first_negatives | b.first_negatives))
-            for a, b in pairs
-        ]
-        if max(overlaps) > SAME_OVERLAP:
+        overlap = min(
+            len(mine & theirs) / max(1, len(mine | theirs))
+            for a, b in zip(arms[first], arms[second], strict=True)
+            for mine, theirs in zip(a.negatives, b.negatives, strict=True)
+        )
+        if overlap > SAME_OVERLAP:
             told.append(
-                f"The arms {first} and {second} share {100 * max(overlaps):.0f}% of their first negatives: "
+                f"The arms {first} and {second} share {100 * overlap:.0f}% of their negatives, at first and at last: "
                 "they are one arm under two names."
             )
     return told

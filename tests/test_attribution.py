@@ -106,7 +106,7 @@ def one_rank(rank: int, directory: str) -> None:
         state = make_state(encoder, loss, optimizer, constant(optimizer), world, None, 0.0)
         train_step(state, ranked_batches(loss, 3, rank, 2))
         found[loss] = distributed.sum_rows(world, state.tally.state())
-    dist.destroy_process_group()
+    distributed.stop(world)
     torch.save(found, Path(directory) / f"rank-{rank}.pt")
 
 
@@ -136,7 +136,7 @@ def test_a_stored_tally_goes_on_and_one_of_other_buckets_is_left_out() -> None:
 
 def test_layer_norms_are_of_ance_s_groups_and_make_up_the_whole() -> None:
     encoder = ENCODERS["rdot_nll"]()
-    weights = sum(float(parameter.square().sum()) for parameter in encoder.parameters())
+    weights = sum(float(parameter.detach().square().sum()) for parameter in encoder.parameters())
     for parameter in encoder.parameters():
         parameter.grad = parameter.detach().clone()
     norms = layer_gradient_norms(encoder)

@@ -14,6 +14,7 @@ from drivers import shared
 from model.embedding import Texts, encode_blocks
 from tests.test_packing import batch_of, gradient, make_encoder
 from tests.test_training import roberta_encoder, train_run
+from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -57,7 +58,7 @@ def train_compiled(rank: int, directory: str) -> None:
     encoder = roberta_encoder()
     shared.settle_encoder(SimpleNamespace(compile=True), encoder, None, world, trains=True)
     weights, losses = train_run(encoder, "pairwise", 0, world)
-    dist.destroy_process_group()
+    distributed.stop(world)
     torch.save((weights, losses), Path(directory) / f"rank-{rank}.pt")
 
 

@@ -304,6 +304,8 @@ def test_a_study_trains_each_arm_with_each_seed_from_one_warmup(quickstart: Quic
     ("arguments", "message"),
     [
         (("--seeds", "one"), "--seeds has 'one', expected whole numbers"),
+        (("--seeds", "08"), "--seeds has '08', expected whole numbers"),
+        (("--seeds", "1 2 1"), "--seeds names 1 twice"),
         (("--arms", "top"), "--arms has 'top', expected NAME=STRATEGY"),
         (("--arms", "../x=top"), "--arms has '../x=top', expected NAME=STRATEGY"),
         (("--arms", "a=top a=bottom"), "--arms names a twice"),

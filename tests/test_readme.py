@@ -16,6 +16,7 @@ from drivers.run_bm25 import Bm25Flags
 from results.read_log import ReadLogFlags, words_to_flag
 from results.report import ReportFlags
 from results.status import StatusFlags
+from results.study import StudyFlags
 from tests.shell import REPO, run_script
 from utils.flags import parse_flags
 
@@ -30,6 +31,7 @@ FLAGS_OF = {
     "results.read_log": ReadLogFlags,
     "results.report": ReportFlags,
     "results.status": StatusFlags,
+    "results.study": StudyFlags,
 }
 
 

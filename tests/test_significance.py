@@ -12,6 +12,10 @@ from results import significance
 from results.significance import holm, paired_randomisation, seeds_interval
 
 
+def one(first_Q: np.ndarray, second_Q: np.ndarray, rng: np.random.Generator, resamples: int = 0) -> float:
+    return float(paired_randomisation((first_Q - second_Q)[:, None], rng, resamples)[0])
+
+
 def test_p_values_are_uniform_where_two_arms_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulated A/A pairs: 5 seeds of both arms on 300 queries whose difficulty they share."""
     monkeypatch.setattr(significance, "RESAMPLES", 1000)
@@ -22,7 +26,7 @@ def test_p_values_are_uniform_where_two_arms_are_one(monkeypatch: pytest.MonkeyP
         arms_2Q = [
             np.mean([1 / np.maximum(1, rng.geometric(difficulty_Q)) for _ in range(5)], axis=0) for _ in range(2)
         ]
-        found.append(paired_randomisation(*arms_2Q, rng))
+        found.append(one(*arms_2Q, rng))
     assert stats.kstest(found, "uniform").pvalue > 0.001
     assert 0.02 < np.mean(np.array(found) < 0.05) < 0.09
 
@@ -31,16 +35,22 @@ def test_p_values_are_small_where_they_differ() -> None:
     rng = np.random.default_rng(1)
     first_Q = rng.normal(0.25, 0.3, 1000)
     second_Q = first_Q - 0.02 + rng.normal(0, 0.1, 1000)
-    found = paired_randomisation(first_Q, second_Q, rng)
-    assert found == pytest.approx(2 / significance.RESAMPLES, rel=1.01) and found > 0
+    assert one(first_Q, second_Q, rng) == pytest.approx(1 / (significance.RESAMPLES + 1))
+    assert one(first_Q, second_Q, rng, 50_000) == pytest.approx(1 / 50_001)
     near = first_Q - 0.006 + rng.normal(0, 0.1, 1000)
-    assert paired_randomisation(first_Q, near, rng) == pytest.approx(stats.ttest_rel(first_Q, near).pvalue, abs=0.02)
+    assert one(first_Q, near, rng) == pytest.approx(stats.ttest_rel(first_Q, near).pvalue, abs=0.02)
 
 
-def test_few_queries_are_tried_in_every_way() -> None:
-    """Of 2^3 swaps, two are as far from 0 as what was seen."""
+def test_it_is_scipy_s_test_for_every_pair_at_once() -> None:
+    """Of 12 queries scipy tries all 2^12 swaps; ties, too."""
     rng = np.random.default_rng(2)
-    assert paired_randomisation(np.array([3.0, 2.0, 1.5]), np.zeros(3), rng) == pytest.approx(0.25)
+    differences_QP = np.round(rng.normal([0.0, 0.4, 1.0], 1, (12, 3)), 1)
+    found_P = paired_randomisation(differences_QP, rng, 100_000)
+    for column_Q, found in zip(differences_QP.T, found_P, strict=True):
+        exact = stats.permutation_test(
+            (column_Q, np.zeros(12)), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=10_000
+        )
+        assert found == pytest.approx(exact.pvalue, abs=0.006)
 
 
 @settings(max_examples=100, deadline=None)

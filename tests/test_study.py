@@ -32,8 +32,16 @@ def quality(name: str, seed: int, level: float) -> np.ndarray:
 
 
 def write_arm_of_study(
-    root: Path, name: str, seed: int, strategy: str, level: float, negatives: str | None = None, **science: Any
+    root: Path,
+    name: str,
+    seed: int,
+    strategy: str,
+    level: float,
+    negatives: str | None = None,
+    offset: int = 0,
+    **science: Any,
 ) -> Path:
+    """``offset`` is what commands/study.sh's @N adds to the seed of the arm's directory."""
     level += 0.001 * seed
     write_arm(root / "made", name, Shape(0.21, level, strategy=strategy))
     arm = root / f"seed-{seed}" / name
@@ -43,11 +51,12 @@ def write_arm_of_study(
     rows = [f"q{query}\t{value + 0.05:.17g}\t{value:.17g}" for query, value in enumerate(values_Q)]
     (arm / "eval" / "dev.per_query.tsv").write_text("\n".join(["query_id\tndcg@10\tmrr@10", *rows]) + "\n")
     for place in ("checkpoints", "ann_data"):
-        stored = {"role": place, "science": {**SCIENCE, "seed": seed, "strategy": strategy, **science}}
+        stored = {"role": place, "science": {**SCIENCE, "seed": seed + offset, "strategy": strategy, **science}}
         (arm / place / "RUN.json").write_text(sealed(stored))
     numbers = negatives or ",".join(str(sum(name.encode()) * 100 + i) for i in range(20))
     lines = [f"{query}\t7\t{numbers}\t{numbers}\t{numbers}\n" for query in range(30)]
-    (arm / "ann_data" / "ann_training_data_0").write_text("".join(lines))
+    for refresh in (0, 4):
+        (arm / "ann_data" / f"ann_training_data_{refresh}").write_text("".join(lines))
     logged = {"rank_1-5_triples": 10, "rank_1-5_loss": 0.5, "rank_1-5_gradient": 2.0, "rank_1-5_satisfied": 0.25}
     more = {"rank_1-5_triples": 30, "rank_1-5_loss": 0.1, "rank_1-5_gradient": 1.0, "rank_1-5_satisfied": 0.75}
     late = {"rank_6-20_triples": 5, "rank_6-20_loss": 0.3, "rank_6-20_gradient": 3.0, "rank_6-20_satisfied": 0.5}
@@ -59,7 +68,7 @@ def write_arm_of_study(
 def write_study(root: Path, arms: dict[str, tuple[str, float]] = ARMS, seeds: tuple[int, ...] = (1, 2, 3)) -> Path:
     for name, (strategy, level) in arms.items():
         for seed in seeds:
-            write_arm_of_study(root, name, seed, strategy, level)
+            write_arm_of_study(root, name, seed, strategy, level, offset=1000 * (name == "again"))
     return root
 
 
@@ -87,7 +96,9 @@ def test_the_summary_is_what_was_put_in(tmp_path: Path, capsys: pytest.CaptureFi
         assert test["p"] <= test["p_holm"] <= 1
     assert by_pair["top", "again"]["p_holm"] > 0.05
     assert by_pair["top", "bottom"]["p_holm"] < 0.01 and by_pair["again", "bottom"]["p_holm"] < 0.01
-    assert found["command"].startswith('bash commands/study.sh --seeds "1 2 3" --arms "top=top again=top')
+    assert found["command"].startswith(
+        'bash commands/study.sh --seeds "1 2 3" --arms "top=top again=top@1000 bottom=bottom"'
+    )
     text = (tmp_path / "out" / "summary.md").read_text()
     assert "top better than bottom" in text and "again better than" in text
     assert text.count("(A/A)") == 2 and "Warning" not in text
@@ -126,7 +137,26 @@ def test_one_arm_under_two_names_is_seen(tmp_path: Path) -> None:
     write_arm_of_study(tmp_path, "top", 1, "top", 0.3, negatives="3,2,1")
     write_arm_of_study(tmp_path, "bottom", 1, "bottom", 0.3, negatives="1,2,4")
     (warning,) = read_study(tmp_path, [1], ["random", "top", "bottom"]).warnings
-    assert "arms random and top share 100% of their first negatives" in warning
+    assert "arms random and top share 100% of their negatives" in warning
+    last = tmp_path / "seed-1" / "random" / "ann_data" / "ann_training_data_4"
+    last.write_text(last.read_text().replace("1,2,3", "7,8,9"))
+    assert not read_study(tmp_path, [1], ["random", "top", "bottom"]).warnings, "a schedule that parts them later"
+
+
+def test_an_arm_is_one_strategy_as_far_from_its_seed_in_all_of_them(tmp_path: Path) -> None:
+    write_arm_of_study(tmp_path, "x", 1, "top", 0.3)
+    write_arm_of_study(tmp_path, "x", 2, "bottom", 0.3)
+    assert "the arm x has strategies bottom, top over its seeds" in said(tmp_path, ["x"], [1, 2])
+    write_arm_of_study(tmp_path, "y", 1, "top", 0.3)
+    write_arm_of_study(tmp_path, "y", 2, "top", 0.3, offset=1000)
+    assert "the arm y has seeds off by [0, 1000]" in said(tmp_path, ["y"], [1, 2])
+
+
+def test_many_arms_can_still_be_told_apart(tmp_path: Path) -> None:
+    arms = {f"a{number}": (f"top:{number + 1}", 0.3) for number in range(15)}
+    root = write_study(tmp_path, {**arms, "worse": ("bottom", 0.1)}, (1,))
+    found = study.compare(read_study(root, [1], [*arms, "worse"]), np.random.default_rng(0))
+    assert max(test.p_holm for test in found if test.b == "worse") < study.ALPHA
 
 
 def test_what_is_missing_or_of_other_queries_is_named(tmp_path: Path) -> None:
@@ -137,7 +167,9 @@ def test_what_is_missing_or_of_other_queries_is_named(tmp_path: Path) -> None:
     path.write_text("\n".join(lines[:-1]) + "\n")
     assert "evaluated on other dev queries" in said(tmp_path, ["top"], [1, 2])
     path.write_text("query_id\tmap@10\nq1\t0.5\n")
-    assert "expected mrr@10, ndcg@10" in said(tmp_path, ["top"], [1, 2])
+    assert "is not a table of mrr@10, ndcg@10 by query" in said(tmp_path, ["top"], [1, 2])
+    path.write_text("")
+    assert "is not a table of mrr@10, ndcg@10 by query" in said(tmp_path, ["top"], [1, 2])
     path.unlink()
     assert "dev.per_query.tsv is missing" in said(tmp_path, ["top"], [1, 2])
 

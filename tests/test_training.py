@@ -37,6 +37,7 @@ from model.training import (
     tensors_of,
     train_step,
 )
+from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -454,7 +455,7 @@ def one_rank(rank: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=RANKS)
     world = World(rank, RANKS, torch.device("cpu"))
     found = {str(run): train_run(ENCODERS[run[0]](), *run[1:], world) for run in RUNS}
-    dist.destroy_process_group()
+    distributed.stop(world)
     torch.save(found, Path(directory) / f"rank-{rank}.pt")
 
 

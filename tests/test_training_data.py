@@ -203,7 +203,7 @@ def test_is_positive_looks_up_pairs(known: set[tuple[int, int]], queries: list[i
 )
 def test_an_epoch_holds_every_triple_once_in_groups(lengths: list[int], group_size: int, seed: int) -> None:
     lists = made_up_lists(lengths)
-    row_T, column_T = triple_order(lists.negative_QN, group_size, np.random.default_rng(seed))
+    row_T, column_T = triple_order(lists, group_size, seed, stream=0, epoch=0)
     order = list(zip(row_T.tolist(), column_T.tolist(), strict=True))
     assert sorted(order) == [(row, column) for row, length in enumerate(lengths) for column in range(length)]
     rounds: list[list[int]] = []  # the row of each group in the order they come, round after round
@@ -225,13 +225,28 @@ def test_an_epoch_holds_every_triple_once_in_groups(lengths: list[int], group_si
 
 
 def test_the_order_is_uniform_over_queries_and_negatives() -> None:
-    negative_QN = np.arange(12).reshape(3, 4)
-    rng = np.random.default_rng(5)
-    first = np.zeros((3, 4))
-    for _ in range(3000):
-        row_T, column_T = triple_order(negative_QN, 1, rng)
-        first[row_T[0], column_T[0]] += 1
-    assert ((first - 250) ** 2 / 250).sum() < 31.3  # chi-square, 11 degrees of freedom, 0.1 %
+    lists = made_up_lists([4, 4, 4])
+    for by in ("seed", "stream", "epoch"):
+        first = np.zeros((3, 4))
+        for number in range(3000):
+            row_T, column_T = triple_order(lists, 1, **{"seed": 5, "stream": 0, "epoch": 0, by: number})
+            first[row_T[0], column_T[0]] += 1
+        assert ((first - 250) ** 2 / 250).sum() < 31.3, by  # chi-square, 11 degrees of freedom, 0.1 %
+
+
+@pytest.mark.parametrize("widths", [(5, 10), (3, 7)])
+def test_lists_of_other_widths_have_the_same_queries_in_the_same_order(widths: tuple[int, int]) -> None:
+    """Arms that take more negatives a query train on the same queries at the same steps, in every epoch."""
+    queries = 30
+    streams = []
+    for width in widths:
+        lists = made_up_lists([width] * queries, seed=width)
+        batches = islice(batches_of_triples(lists, 1, 16, seed=1, stream=4), 60)
+        streams.append(np.concatenate([batch.query_T for batch in batches]))
+    assert np.array_equal(*streams)
+    passes = streams[0][: 31 * queries].reshape(-1, queries)
+    assert (np.sort(passes, axis=1) == np.sort(passes[0])).all(), "each query once in a pass"
+    assert len({tuple(row) for row in passes.tolist()}) == len(passes), "each pass in an order of its own"
 
 
 def flat(batches: list[Triples]) -> list[tuple[int, int, int]]:

@@ -99,6 +99,10 @@ def rank_gone(world: World, error: Exception) -> RankGone:
 
 def stop(world: World) -> None:
     if world.size > 1 and dist.is_initialized():
+        if world.device.type == "cpu":
+            # gloo's thread needs the GIL to let go of the last gathered tensor, and a process group's end joins that
+            # thread with the GIL held: in a barrier it gets it.
+            barrier(world)
         dist.destroy_process_group()
 
 
