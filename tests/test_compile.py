@@ -57,7 +57,7 @@ def train_compiled(rank: int, directory: str) -> None:
     world = World(rank, 2, CPU)
     encoder = roberta_encoder()
     shared.settle_encoder(SimpleNamespace(compile=True), encoder, None, world, trains=True)
-    weights, losses = train_run(encoder, "pairwise", 0, world)
+    weights, losses = train_run(encoder, "pairwise", 0, world, steps=1)
     distributed.stop(world)
     torch.save((weights, losses), Path(directory) / f"rank-{rank}.pt")
 
@@ -65,7 +65,7 @@ def train_compiled(rank: int, directory: str) -> None:
 @pytest.mark.slow
 def test_two_ranks_train_a_compiled_model_as_one_process_does_a_plain_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(train_compiled, (str(tmp_path),), nprocs=2)
-    expected, expected_losses = train_run(roberta_encoder(), "pairwise", 0, ALONE)
+    expected, expected_losses = train_run(roberta_encoder(), "pairwise", 0, ALONE, steps=1)
     for rank in (0, 1):
         weights, losses = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
         assert torch.allclose(weights, expected, rtol=0, atol=1e-5)

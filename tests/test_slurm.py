@@ -119,7 +119,8 @@ def limited(cluster: Cluster, settings: dict[str, str], all_arms: Chain) -> Chai
     root = settings["ROOT"]
     changed = {**settings, "RUN_DIR": f"{root}/limited", "WARMUP_DIR": f"{root}/all/warmup"}
     chain = Chain(cluster, changed, "bottom", *FLAGS, "--", *ON_N1, "--signal=B:USR2@65")
-    assert chain.jobs["warmup"] == all_arms.jobs["warmup"]
+    # On a machine under load it may have ended by now; then none is submitted.
+    assert chain.jobs.get("warmup") in (all_arms.jobs["warmup"], None)
     cluster.call("scontrol", "hold", chain.jobs["generator"])
     cluster.call("scontrol", "update", f"JobId={chain.jobs['trainer']}", "TimeLimit=2")
     return chain

@@ -441,12 +441,14 @@ RANKS, STEPS, ACCUMULATED = 2, 3, 2
 RUNS = [(kind, loss, tokens) for kind in ENCODERS for loss in LOSSES for tokens in (0, 30)]  # of GradCache
 
 
-def train_run(encoder: nn.Module, loss: str, grad_cache_tokens: int, world: World) -> tuple[torch.Tensor, list[float]]:
-    """Three steps of two micro-batches of 8 triples: the weights, and this rank's losses."""
+def train_run(
+    encoder: nn.Module, loss: str, grad_cache_tokens: int, world: World, steps: int = STEPS
+) -> tuple[torch.Tensor, list[float]]:
+    """Steps of two micro-batches of 8 triples: the weights, and this rank's losses."""
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.5)
     state = make_state(encoder, loss, optimizer, constant(optimizer), world, None, 1.0, grad_cache_tokens)
-    batches = iter(made_up_batches(loss, 8, STEPS * ACCUMULATED, world.rank, world.size))
-    losses = [train_step(state, list(islice(batches, ACCUMULATED))) for _ in range(STEPS)]
+    batches = iter(made_up_batches(loss, 8, steps * ACCUMULATED, world.rank, world.size))
+    losses = [train_step(state, list(islice(batches, ACCUMULATED))) for _ in range(steps)]
     return flat_weights(encoder), losses
 
 
