@@ -312,8 +312,3 @@ def check_positive(flags: Any, *names: str) -> None:
     for name in names:
         if getattr(flags, name) <= 0:
             raise UserError(f"--{name} is {getattr(flags, name)}, expected a number above 0")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"--{name} is {value!r}, expected one of {', '.join(choices)}")
