@@ -217,14 +217,19 @@ def describe_selection(selected: Selected, strategy: Strategy, width: int, refre
     return text
 
 
+def chunks_of(queries: int, chunk_factor: int) -> int:
+    """In how many parts the train queries are searched, one each refresh; no part is empty."""
+    return max(1, min(chunk_factor, queries))
+
+
 def chunk_of_queries(query_Q: np.ndarray, chunk_factor: int, refresh: int, seed: int) -> np.ndarray:
     """This refresh's share of the train queries, ascending (ANCE's ``--ann_chunk_factor``).
 
     A seeded permutation is cut in ``chunk_factor`` parts, so that each is a fair sample and as many
-    refreshes visit every query once. 1 or less means all queries, each time; no part is empty.
+    refreshes visit every query once. 1 or less means all queries, each time.
     """
-    chunk_factor = min(chunk_factor, len(query_Q))
-    if chunk_factor <= 1:
+    chunks = chunks_of(len(query_Q), chunk_factor)
+    if chunks == 1:
         return query_Q
     shuffled = np.random.default_rng([seed, 7]).permutation(query_Q)
-    return np.sort(np.array_split(shuffled, chunk_factor)[refresh % chunk_factor])
+    return np.sort(np.array_split(shuffled, chunks)[refresh % chunks])

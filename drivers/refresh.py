@@ -13,12 +13,12 @@ import numpy as np
 
 from data.candidates import Candidates, write_candidates
 from data.churn import Churn, churn_since
-from data.selection import describe_selection, select_negatives
+from data.selection import chunks_of, describe_selection, select_negatives
 from data.training_data import NegativeLists, read_negative_lists, write_negative_lists
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import Session
 from drivers.retrieval import Watch
-from drivers.vectors import Job, Vectors, Work, chunks_of, encode_all, load_vectors
+from drivers.vectors import Job, Vectors, Work, encode_all, load_vectors
 from utils import distributed, exchange
 from utils.errors import Fenced, UserError
 from utils.lease import Lease
@@ -188,7 +188,8 @@ def publish(
 
 def churn(job: Job, refresh: int, lists: NegativeLists, candidates: Candidates) -> tuple[int, Churn | None]:
     """Since the refresh before that searched the same train queries; None where there is none that can be read."""
-    earlier = refresh - chunks_of(job)
+    train_queries = len(job.collection.qrels("train").queries_with_positive())
+    earlier = refresh - chunks_of(train_queries, job.flags.ann_chunk_factor)
     if earlier < 0:
         return earlier, None
     try:

@@ -90,12 +90,6 @@ def train_rows(job: Job, refresh: int) -> np.ndarray:
     return chunk_of_queries(with_positive, chunk_factor, refresh, flags.seed)
 
 
-def chunks_of(job: Job) -> int:
-    """After so many refreshes the same train queries are searched again."""
-    queries = len(job.collection.qrels("train").queries_with_positive())
-    return max(1, min(job.flags.ann_chunk_factor, queries))
-
-
 def encode_all(job: Job, here: Session, work: Work, ours: dict[str, Any], watch: Watch, owned: Path) -> Vectors | None:
     """Encode dev queries, the chunk of train queries, and the passages, into shards on disk.
 

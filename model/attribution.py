@@ -7,9 +7,7 @@ from typing import Any
 import torch
 
 from model.losses import in_batch_scores, pairwise_nll
-from utils.ranks import FIRST_RANKS, NAMES
-
-MEASURED = ("loss", "gradient", "satisfied")
+from utils.ranks import FIRST_RANKS, MEASURED, NAMES, TRIPLES, logged_name
 
 
 class RankTally:
@@ -47,8 +45,8 @@ def means_by_rank(sums: list[list[float]]) -> dict[str, float]:
     told: dict[str, float] = {}
     for bucket, (count, *totals) in zip(NAMES, sums, strict=True):
         if count:
-            told[f"rank_{bucket}_triples"] = int(count)
-            told |= {f"rank_{bucket}_{name}": total / count for name, total in zip(MEASURED, totals, strict=True)}
+            told[logged_name(bucket, TRIPLES)] = int(count)
+            told |= {logged_name(bucket, what): total / count for what, total in zip(MEASURED, totals, strict=True)}
     return told
 
 

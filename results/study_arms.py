@@ -14,11 +14,11 @@ import numpy as np
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, Unfinished, read_arm
 from utils.errors import UserError
 from utils.exchange import METRICS, negatives_path, read_run
+from utils.ranks import MEASURED, NAMES, TRIPLES, logged_name
 
 COMPARED = ("mrr@10", "ndcg@10")
-MEASURED = ("loss", "gradient", "satisfied")  # by rank bucket, in a trainer's metrics.jsonl
 MAY_DIFFER = {"seed", "strategy", "bm25_sha256"}  # between the arms of a study
-SAME_OVERLAP = 0.95  # of two arms' first negatives: they are one arm under two names
+SAME_OVERLAP = 0.95  # of two arms' negatives: above it they are one arm under two names
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,13 @@ def read_by_rank(path: Path) -> dict[str, dict[str, float]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             raise UserError(f"{path} has a line that is not JSON ({line[:60]!r}): train the arm again") from None
-        for name, triples in row.items():
-            if name.startswith("rank_") and name.endswith("_triples"):
-                bucket = name.removeprefix("rank_").removesuffix("_triples")
-                sums[bucket]["triples"] += triples
+        for bucket in NAMES:
+            triples = row.get(logged_name(bucket, TRIPLES), 0)
+            if triples:
+                sums[bucket][TRIPLES] += triples
                 for what in MEASURED:
-                    sums[bucket][what] += triples * row[f"rank_{bucket}_{what}"]
-    return {
-        bucket: {what: total / found["triples"] for what, total in found.items() if what != "triples"}
-        for bucket, found in sums.items()
-    }
+                    sums[bucket][what] += triples * row[logged_name(bucket, what)]
+    return {bucket: {what: found[what] / found[TRIPLES] for what in MEASURED} for bucket, found in sums.items()}
 
 
 def read_science(directory: Path) -> tuple[dict[str, Any], int]:

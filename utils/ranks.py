@@ -1,4 +1,4 @@
-"""Ranks in buckets: the same ones wherever something is counted or averaged by rank."""
+"""Ranks in buckets: the same ones, under the same names, wherever something is counted or averaged by rank."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ NAMES = (
     *(f"{first}-{after - 1}" for first, after in pairwise(FIRST_RANKS)),
     f"{FIRST_RANKS[-1]}-",
 )
+
+MEASURED = ("loss", "gradient", "satisfied")  # of the triples of a bucket, by the trainer
+TRIPLES = "triples"  # how many these were
+
+
+def logged_name(bucket: str, what: str) -> str:
+    """In metrics.jsonl and TensorBoard."""
+    return f"rank_{bucket}_{what}"
 
 
 def bucket_of(ranks: np.ndarray) -> np.ndarray:
