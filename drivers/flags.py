@@ -20,6 +20,7 @@ from utils.flags import (
     ProgramFlags,
     RefreshFlags,
     SearchFlags,
+    SeedFlags,
     SelectionFlags,
     TrainingFlags,
     flag,
@@ -109,3 +110,14 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
     embedding_dir: str = flag("", "embeddings of run_ann_data_gen --inference to rank with, in place of a model")
     rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run")
     topk: int = flag(1000, "passages returned per query")
+    ann_dir: str = flag("", "a generator's --output_dir: say how far its last negatives are what is returned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighbourhoodFlags(ProgramFlags, PreprocessedFlags, ModelFlags, SeedFlags, ComputeFlags):
+    """Embed a train query, its positives, its negatives of several arms, and other passages."""
+
+    negatives: list[str] = flag(help="NAME=FILE: an arm's name, and its ann_training_data_N")  # noqa: RUF009
+    output_dir: str = flag(help="where the embeddings and their record are written")
+    query: str = flag("", "the collection's own id of a train query; default: the first that all files have")
+    background: int = flag(300, "other passages, drawn at random from the collection")
