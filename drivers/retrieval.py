@@ -156,12 +156,17 @@ def encoding_settings(flags: Any, collection: Preprocessed, dtype: torch.dtype |
 
 def texts_of(cache: TokenCache, settings: EncodingSettings, rows: np.ndarray | None = None) -> Texts:
     """The passages of the cache, or the queries ``rows`` of it."""
-    limit = settings.max_seq_length if rows is None else settings.max_query_length
-    gather = gather_from(cache, limit, settings.pad_id, rows)
-    if rows is None:
-        return Texts(len(cache), lambda start, stop: cache.lengths(limit, start, stop), gather)
-    lengths_Q = cache.lengths(limit)[rows]
-    return Texts(len(rows), lambda start, stop: lengths_Q[start:stop], gather)
+    if rows is not None:
+        return chosen_texts(cache, rows, settings.max_query_length, settings.pad_id)
+    limit = settings.max_seq_length
+    gather = gather_from(cache, limit, settings.pad_id)
+    return Texts(len(cache), lambda start, stop: cache.lengths(limit, start, stop), gather)
+
+
+def chosen_texts(cache: TokenCache, rows_M: np.ndarray, max_length: int, pad_id: int) -> Texts:
+    """The texts ``rows_M`` of the cache, queries or passages."""
+    lengths_M = cache.lengths(max_length)[rows_M]
+    return Texts(len(rows_M), lambda start, stop: lengths_M[start:stop], gather_from(cache, max_length, pad_id, rows_M))
 
 
 def share_of_texts(count: int, rows: int, rank: int, ranks: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import pytest
 
 from data.msmarco_data import PreprocessFlags
 from data.strategies import resolve_strategy
-from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, WarmupFlags
+from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.run_bm25 import Bm25Flags
 from utils.errors import UserError
 from utils.flags import REFUSED, ProgramFlags, check_positive, flags_json, parse_flags
@@ -32,6 +32,7 @@ CLASSES: dict[str, type[ProgramFlags]] = {
     "run_ann": AnnFlags,
     "run_eval": EvalFlags,
     "run_bm25": Bm25Flags,
+    "run_neighbourhood": NeighbourhoodFlags,
 }
 OUR_PROGRAM_OF = {  # ANCE's program: ours, or the program of ours whose flags it shares
     "msmarco_data.py": "msmarco_data",
@@ -43,7 +44,7 @@ OUR_PROGRAM_OF = {  # ANCE's program: ours, or the program of ours whose flags i
     "run_ann_dpr.py": "run_ann",
 }
 OF_DPR = ("DPR_data.py", "run_ann_data_gen_dpr.py", "run_ann_dpr.py")
-DRIVERS = ("run_warmup", "run_ann_data_gen", "run_ann", "run_eval", "run_bm25")
+DRIVERS = ("run_warmup", "run_ann_data_gen", "run_ann", "run_eval", "run_bm25", "run_neighbourhood")
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "store_true": bool, "": bool}
 
 NONE_IS_EMPTY = "None and '' both mean not given"
@@ -413,7 +414,8 @@ for module in sys.argv[1].split(","):
                 code = 0
             except SystemExit as ended:
                 code = ended.code
-        heavy = [name for name in ("torch", "faiss", "bm25s", "matplotlib", "tokenizers") if name in sys.modules]
+        slow = ("torch", "faiss", "bm25s", "matplotlib", "sklearn", "tokenizers")
+        heavy = [name for name in slow if name in sys.modules]
         found[f"{module} {words[0]}"] = [code, len(out.getvalue()) > 100, error.getvalue(), heavy]
 sys.__stdout__.write(json.dumps(found))
 """

@@ -1,0 +1,87 @@
+"""The embeddings of one train query's neighbourhood under a checkpoint: what the arms' negatives look like to it.
+
+    python -m drivers.run_neighbourhood --data_dir D --model_type static --model_name_or_path W/checkpoint-250 \
+        --negatives top=TOP/ann_training_data_0 bottom=BOTTOM/ann_training_data_0 --output_dir O
+
+Writes O/neighbourhood.npz and O/neighbourhood.json (utils/neighbourhood.py says what they hold): the query, its
+positives, its negatives of each file with their ranks, and a random sample of the other passages.
+results/neighbourhood.py draws them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.stderr.write(
+        "run_neighbourhood: error: start from the repository root: python -m drivers.run_neighbourhood "
+        "(several processes: torchrun --nproc_per_node N -m drivers.run_neighbourhood)\n"
+    )
+    sys.exit(2)
+
+from drivers.flags import NeighbourhoodFlags
+from utils.errors import UserError, run_program
+from utils.flags import flags_json, parse_flags
+
+
+def main() -> None:
+    flags = parse_flags(NeighbourhoodFlags, "run_neighbourhood")
+    import numpy as np
+
+    from drivers.neighbourhood import choose_query, choose_texts, named_files, read_arms
+    from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
+
+    dtype = check_compute_flags(flags)
+    if flags.background < 0:
+        raise UserError(f"--background is {flags.background}, expected 0 or more")
+    if not flags.model_name_or_path:
+        raise UserError("--model_name_or_path is missing, expected the checkpoint that embeds the texts")
+    files = named_files(flags.negatives)
+    check_model_directory(flags, flags.model_name_or_path)
+    check_output_dirs(flags.output_dir)
+    collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
+    arms = read_arms(files, collection)
+    query = choose_query(flags.query, arms, files, collection.queries("train").original_ids())
+    chosen = choose_texts(query, arms, collection, flags.background, np.random.default_rng([flags.seed, query]))
+    if flags.dry_run:
+        sys.stdout.write(flags_json(flags, resolved_query=chosen.query_id) + "\n")
+        return
+    run(flags, collection, chosen, dtype)
+
+
+def run(flags: NeighbourhoodFlags, collection: Any, chosen: Any, dtype: Any) -> None:
+    """Load, embed, write. Several ranks all embed these few texts; the first writes them."""
+    from drivers.neighbourhood import embed
+    from drivers.retrieval import encoding_settings
+    from drivers.shared import open_to_encode, start_program
+    from utils import distributed
+
+    world, _ = start_program("run_neighbourhood", flags_json(flags), flags)
+    encoder = open_to_encode(flags, flags.model_name_or_path, collection, dtype, world)
+    settings = encoding_settings(flags, collection, dtype)
+    embedding_ND = embed(encoder, collection, chosen, settings, world)
+    if world.is_first:
+        write(flags, collection, chosen, embedding_ND)
+    distributed.stop(world)
+
+
+def write(flags: NeighbourhoodFlags, collection: Any, chosen: Any, embedding_ND: Any) -> None:
+    """Both files, the record last."""
+    from utils.neighbourhood import KINDS, Neighbourhood, write_neighbourhood
+    from utils.run_log import say
+
+    model = flags.model_name_or_path
+    arrays = (embedding_ND, chosen.passage_N, chosen.kind_N, chosen.rank_AN)
+    found = Neighbourhood(chosen.query_id, chosen.arms, model, *arrays)
+    counts = {name: found.count(kind) for kind, name in enumerate(KINDS)}
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    say(f"query {found.query_id}: {told} texts; arms {', '.join(found.arms)}")
+    origin = {"seed": flags.seed, "collection_fingerprint": collection.manifest["collection_fingerprint"]}
+    path = write_neighbourhood(Path(flags.output_dir), found, {"counts": counts, **origin})
+    say(f"finished {path}")
+
+
+if __name__ == "__main__":
+    run_program("run_neighbourhood", main)

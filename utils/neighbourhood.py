@@ -1,0 +1,95 @@
+"""A query's neighbourhood in a model's space, on disk: the only module that spells the names of its two files.
+
+``neighbourhood.npz`` holds what `Neighbourhood` says of its N texts; ``neighbourhood.json`` is written after it and
+vouches for it: no byte of either can differ unseen.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError, one_line
+from utils.publishing import read_sealed, sealed, sha256_of, staging_path, sync, write_text
+
+DIRECTORY = "neighbourhood"  # in a run's or a study's, where a report looks
+ARRAYS = "neighbourhood.npz"
+RECORD = "neighbourhood.json"
+ADVICE = "run drivers.run_neighbourhood again"
+
+KINDS = ("query", "positive", "negative", "background")
+QUERY, POSITIVE, NEGATIVE, BACKGROUND = range(len(KINDS))  # the values of ``kind_N``
+NO_RANK, NOT_NEGATIVE = 0, -1  # the values of ``rank_AN`` that are no rank
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """N texts, the query first, then passages, each once; and the A arms whose negatives are among them.
+
+    ``embedding_ND`` float32 are the model's vectors; ``passage_N`` int64 the passages' offsets, -1 for the query;
+    ``kind_N`` int8 what each is. ``rank_AN`` int32 is a passage's rank in the search that an arm's negatives are from:
+    NO_RANK where that did not return it, NOT_NEGATIVE where it is no negative of the arm.
+    """
+
+    query_id: str
+    arms: tuple[str, ...]
+    model: str
+    embedding_ND: np.ndarray
+    passage_N: np.ndarray
+    kind_N: np.ndarray
+    rank_AN: np.ndarray
+
+    def count(self, kind: int) -> int:
+        return int((self.kind_N == kind).sum())
+
+
+def write_neighbourhood(directory: Path, found: Neighbourhood, more: dict[str, Any]) -> Path:
+    """Publish both files, whole, the record last; ``more`` goes into it. Returns the record's path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with staging_path(directory, ARRAYS) as staged:
+        np.savez(
+            staged,
+            embedding=found.embedding_ND.astype(np.float32),
+            passage=found.passage_N.astype(np.int64),
+            kind=found.kind_N.astype(np.int8),
+            rank=found.rank_AN.astype(np.int32),
+        )
+        sync(staged)
+        sha256 = sha256_of(staged)
+        staged.replace(directory / ARRAYS)
+    sync(directory)
+    passages = len(found.passage_N) - found.count(QUERY)
+    own = {"query_id": found.query_id, "arms": list(found.arms), "model": found.model, "passages": passages}
+    write_text(directory / RECORD, sealed({**own, **more, "sha256": sha256}))
+    return directory / RECORD
+
+
+def read_neighbourhood(directory: Path) -> Neighbourhood:
+    """UserError where one of the files is missing, damaged or of another run."""
+    record, path = read_sealed(directory / RECORD), directory / ARRAYS
+    if not path.is_file():
+        raise UserError(f"{path} is missing, {RECORD} beside it expects it; {ADVICE}")
+    if sha256_of(path) != record.get("sha256"):
+        raise UserError(f"{path}: its sha256 differs from what {RECORD} says: it is damaged; {ADVICE}")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = [stored[name] for name in ("embedding", "passage", "kind", "rank")]
+        found = Neighbourhood(record["query_id"], tuple(record["arms"]), record["model"], *arrays)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{directory} holds no neighbourhood ({one_line(error)}); {ADVICE}") from None
+    check_shapes(path, found)
+    return found
+
+
+def check_shapes(path: Path, found: Neighbourhood) -> None:
+    """UserError where the arrays do not fit each other, or do not begin with the query."""
+    count = len(found.passage_N)
+    shapes = [found.passage_N.shape, found.kind_N.shape, found.rank_AN.shape, found.embedding_ND.shape[:1]]
+    if shapes != [(count,), (count,), (len(found.arms), count), (count,)]:
+        raise UserError(f"{path}: arrays of {shapes} for {len(found.arms)} arms do not fit; {ADVICE}")
+    if found.kind_N[:1].tolist() != [QUERY] or found.count(QUERY) != 1:
+        raise UserError(f"{path}: expected one query, as the first text; {ADVICE}")
