@@ -84,7 +84,7 @@ begin_stage() { # NAME ARTEFACT "OUTPUTS" WORDS... (ARTEFACT and OUTPUTS relativ
   fi
   COMPLETE=0
   STAGE_START=$SECONDS
-  rm -f "$RUN"/report.{json,md} # the report was of the run as it was
+  rm -f "$RUN"/report.{json,md,html} # the report was of the run as it was
   if ((GOES_ON == 1)) && [[ $(cat "$STAGES/$name.begun" 2>/dev/null) == "$STAMP" ]]; then
     printf '(going on) '
     GOING_ON=1
@@ -212,7 +212,21 @@ arm() { # STAGE STRATEGY SEED DIRECTORY (in RUN)
   UPSTREAM=$1
   stage "$1.eval" "$ARM/eval/metrics.json" "$ARM/eval" "$ARM/eval.out" \
     drivers.run_eval --data_dir "$RUN/preprocessed" --model_type static \
-    --model_name_or_path "$RUN/$ARM/checkpoints/checkpoint-$MAX_STEPS" --output_dir "$RUN/$ARM/eval" "${lengths[@]}"
+    --model_name_or_path "$RUN/$ARM/checkpoints/checkpoint-$MAX_STEPS" --output_dir "$RUN/$ARM/eval" "${lengths[@]}" \
+    --ann_dir "$RUN/$ARM/ann_data"
+}
+
+# What the arms of one seed take of one query, in the space of the model that they all start from.
+neighbourhood() { # NAME=DIRECTORY (in RUN)...
+  local arm
+  local -a negatives=()
+  for arm in "$@"; do
+    negatives+=("${arm%%=*}=$RUN/${arm#*=}/ann_data/ann_training_data_0")
+  done
+  stage neighbourhood neighbourhood/neighbourhood.json neighbourhood neighbourhood.out \
+    drivers.run_neighbourhood --data_dir "$RUN/preprocessed" --model_type static \
+    --model_name_or_path "$RUN/warmup/checkpoint-$WARMUP_STEPS" "${lengths[@]}" --negatives "${negatives[@]}" \
+    --output_dir "$RUN/neighbourhood"
 }
 
 # What every arm starts from. With --dry_run the commands alone.

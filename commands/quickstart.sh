@@ -85,5 +85,5 @@ for name in "${strategies[@]}"; do
   arm "$name" "$name" "$SEED" "arms/$name"
 done
 UPSTREAM="bm25 warmup_eval ${strategies[*]/%/.eval}"
-stage report report.json "report.json report.md" report.out results.report --run_dir "$RUN"
+stage report report.json "report.json report.md report.html" report.out results.report --run_dir "$RUN"
 ((dry_run == 1)) || cat "$RUN/report.md"

@@ -106,11 +106,19 @@ for seed in "${SEEDS[@]}"; do
     arm "seed-$seed.$name" "${STRATEGY_OF[$name]}" $((seed + OFFSET_OF[$name])) "seed-$seed/$name"
   done
 done
-study=(results.study --run_dir "$RUN" --output "$OUTPUT" --seeds "${SEEDS[@]}" --arms "${NAMES[@]}")
+first_seed=() UPSTREAM=warmup # another seed would take other queries
+for name in "${NAMES[@]}"; do
+  if ((OFFSET_OF[$name] == 0)); then
+    first_seed+=("$name=seed-${SEEDS[0]}/$name")
+    UPSTREAM+=" seed-${SEEDS[0]}.$name"
+  fi
+done
+((${#first_seed[@]} == 0)) || neighbourhood "${first_seed[@]}"
+study=(results.report --run_dir "$RUN" --output "$OUTPUT" --seeds "${SEEDS[@]}" --arms "${NAMES[@]}")
 if ((dry_run == 1)); then
   printf '%q ' "${study[@]}" && echo
   exit
 fi
 command_for 1 "${study[@]}"
-run_logged study "$RUN/study.out" "${COMMAND[@]}" || exit
-cat "$OUTPUT/summary.md"
+run_logged report "$RUN/report.out" "${COMMAND[@]}" || exit
+cat "$OUTPUT/report.md"

@@ -6,12 +6,12 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; each arm has
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.fork import read_dev_ndcg, read_published
 from results.read_log import TrainingPoint
 from results.run_directory import STRATEGIES, Arm, Run
 
@@ -27,7 +27,6 @@ KNOWN_STYLES = {
 }
 OTHER_STYLES = (("#D55E00", "^"), ("#56B4E9", "P"), ("#7F7F7F", "X"), ("#000000", "*"))
 GREY = "#8C8C8C"
-PUBLISHED = Path(__file__).resolve().parent / "published"
 # The fork trained on a tenth of MS MARCO's passages; beside a toy collection its curves would only mislead.
 PUBLISHED_FROM_PASSAGES = 500_000
 FORK_WARMUP_STEPS = 150_000  # its arms count on from the warmup's last step
@@ -38,8 +37,18 @@ DOTS_PER_INCH = 130
 def arm_styles(names: list[str]) -> dict[str, tuple[str, str]]:
     """(colour, marker) of each arm: always the same for a strategy, in turn for arms of other names."""
     others = [name for name in names if name not in KNOWN_STYLES]
-    in_turn = {name: OTHER_STYLES[i % len(OTHER_STYLES)] for i, name in enumerate(others)}
+    styles = OTHER_STYLES if len(others) <= len(OTHER_STYLES) else shades(len(others))
+    in_turn = dict(zip(others, styles, strict=False))
     return {name: KNOWN_STYLES[name] if name in KNOWN_STYLES else in_turn[name] for name in names}
+
+
+def shades(count: int) -> list[tuple[str, str]]:
+    """From dark to light: for the windows of a sweep, more than there are colours that all eyes tell apart."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    markers = [marker for _, marker in OTHER_STYLES]
+    return [(to_hex(colormaps["viridis"](0.92 * i / (count - 1))), markers[i % len(markers)]) for i in range(count)]
 
 
 def arm_names(runs: list[Run]) -> list[str]:
@@ -48,19 +57,23 @@ def arm_names(runs: list[Run]) -> list[str]:
     return [*(name for name in STRATEGIES if name in names), *(name for name in names if name not in STRATEGIES)]
 
 
-def new_figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of ``columns`` panels, inches, without frames on top and right."""
+def new_figure(panels: int, width: float, height: float, a_row: int = 0) -> tuple[Figure, list[Axes]]:
+    """A figure of ``panels``, ``a_row`` side by side (0: all), without frames on top and right; rows of inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    columns = min(panels, a_row or panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(1, columns, squeeze=False)[0])
-    for axes in panels:
+    made = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in made[panels:]:
+        axes.remove()
+    for axes in made[:panels]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#E3E3E3", linewidth=0.8)
         axes.set_axisbelow(True)
-    return figure, panels
+    return figure, made[:panels]
 
 
 def set_titles(axes: Axes, title: str, x: str, y: str) -> None:
@@ -177,15 +190,6 @@ def published_fits(runs: list[Run]) -> bool:
     return all(run.collection["passages"] >= PUBLISHED_FROM_PASSAGES for run in runs)
 
 
-def read_published(name: str, x: str, y: str) -> dict[str, list[tuple[int, float]]]:
-    """A published curve of each arm: (x, y) by x."""
-    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    with (PUBLISHED / name).open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            curves[row["arm"]].append((int(row[x]), float(row[y])))
-    return {arm: sorted(curve) for arm, curve in curves.items()}
-
-
 def draw_grey(axes: Axes, curves: list[list[tuple[int, float]]], label: str) -> None:
     for i, curve in enumerate(curves):
         axes.plot(*zip(*curve, strict=True), color=GREY, linewidth=0.9, zorder=1, label="_grey" if i else label)
@@ -206,7 +210,7 @@ def refresh_figure(runs: list[Run]) -> Figure | None:
         return None
     styles = arm_styles(arm_names(runs))
     figure, (axes,) = new_figure(1, 8.5, 4.4)
-    draw_grey(axes, list(read_published("fork_dev_ndcg.csv", "refresh", "ndcg_at_10").values()), "the fork's arms")
+    draw_grey(axes, list(read_dev_ndcg().values()), "the fork's arms")
     drawn = set()
     for run in runs:
         for arm in run.arms:

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -264,10 +264,11 @@ def as_tsv(logs: Iterable[LogSeries]) -> str:
 BARE_FLAGS = ("--dry_run", "--dry-run", "--watch", "--help", "-h")
 
 
-def words_to_flag(argv: list[str], name: str) -> list[str]:
+def words_to_flag(argv: list[str], name: str, lists: Sequence[str] = ()) -> list[str]:
     """``A B --x 1`` becomes ``--x 1 --name A B``: a dataclass has no positional arguments.
 
-    A word straight after a ``--flag`` is that flag's value, unless the flag is one of the bare ones.
+    A word straight after a ``--flag`` is that flag's value, unless the flag is one of the bare ones; ``lists`` are
+    flags that take all words up to the next flag.
     """
     words, rest = [], []
     taken_by = ""
@@ -279,7 +280,7 @@ def words_to_flag(argv: list[str], name: str) -> list[str]:
             words.append(word)
         else:
             rest.append(word)
-            taken_by = ""
+            taken_by = taken_by if taken_by.removeprefix("--") in lists else ""
     rest = [word for word in rest if word != f"--{name}"]
     return [*rest, f"--{name}", *words] if words else rest
 

@@ -46,6 +46,7 @@ class Arm:
     """A finished arm. ``seconds`` is the trainer's wall time."""
 
     name: str
+    directory: Path
     evaluation: Evaluation
     steps: int
     refreshes: int
@@ -169,6 +170,7 @@ def read_arm(directory: Path) -> Arm:
     newest = records[-1] if records else {}
     return Arm(
         name=directory.name,
+        directory=directory,
         evaluation=evaluation,
         steps=steps,
         refreshes=int(number(done.get("refreshes"), training_dir / DONE, "refreshes")),

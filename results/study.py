@@ -1,36 +1,34 @@
-"""Compares the arms of a study over its seeds: tables, tests of every pair, pictures.
+"""Compares arms over seeds: tables, tests of every pair, what can be concluded. `results.report` writes it.
 
-    python -m results.study --run_dir RUN --output DIR --seeds 1 2 3 --arms top bottom again
-
-RUN is what commands/study.sh leaves: ``seed-S/ARM/`` with an arm in each. ``summary.json`` is ``{"seeds", "arms": {ARM:
-{"mrr@10": [one per seed], "ndcg@10": […]}}, "tests": [{"a", "b", "metric", "difference", "p", "p_holm"}], …}``. Arms
-that differ in more than strategy and seed are not compared.
+``summary.json`` is ``{"seeds", "arms": {ARM: {"mrr@10": [one per seed], "ndcg@10": […]}}, "tests": [{"a", "b",
+"metric", "difference", "p", "p_holm"}], …}``.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from results.plots import save
-from results.report import align, publish
+from results.document import Section, align, picture
+from results.measure_figures import by_rank_of_arm
+from results.sections import common_sections
 from results.significance import holm, paired_randomisation, paired_t, seeds_interval, standard_error
-from results.study_arms import COMPARED, Study, read_study
-from results.study_figures import figures
-from utils.errors import UserError, run_program
-from utils.flags import ProgramFlags, flag, flags_json, parse_flags
-from utils.publishing import write_json
-from utils.run_log import git_state, installed_versions, say
+from results.study_arms import COMPARED, Study
+from results.study_figures import curves_of, main_figure, sweep_figure, windows_of
+from utils.ranks import MEASURED
+from utils.run_log import installed_versions
 
 ALPHA = 0.01
 TEST_SEED = 7
+SWEEP_FROM = 3  # windows
+LONGEST_VALUE = 12  # characters of a setting; the hashes are told apart by as many
+HEADINGS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "map@10": "MAP@10", "recall@100": "recall@100"}
+PICTURES = ("study.png", "sweep.png")  # that there may be
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,10 @@ class Test:
     p: float
     p_holm: float
     p_seeds: float | None  # of a paired t test over the seeds, not corrected
+
+    @property
+    def better_first(self) -> tuple[str, str]:
+        return (self.a, self.b) if self.difference > 0 else (self.b, self.a)
 
 
 def compare(study: Study, rng: np.random.Generator) -> list[Test]:
@@ -61,6 +63,10 @@ def compare(study: Study, rng: np.random.Generator) -> list[Test]:
     return tests
 
 
+def is_aa(study: Study, test: Test) -> bool:
+    return study.strategies[test.a] == study.strategies[test.b]
+
+
 def noise_of(study: Study, metric: str) -> float | None:
     """How far two arms of one strategy lie apart by chance, in the mean over so many seeds as there are.
 
@@ -76,16 +82,26 @@ def noise_of(study: Study, metric: str) -> float | None:
 # Telling
 
 
+def best_of(study: Study, name: str) -> tuple[int, float]:
+    """Step and mean over the seeds of the best checkpoint measured, the last one included."""
+    steps, values_SX = curves_of(study, name)
+    best = int(values_SX.mean(0).argmax())
+    return int(steps[best]), float(values_SX.mean(0)[best])
+
+
 def arms_table(study: Study) -> str:
-    rows = [["arm", "strategy", *(f"{metric} (95% over seeds)" for metric in COMPARED), "seconds an arm"]]
+    rows = [
+        ["arm", "strategy", *(f"{HEADINGS[m]} (95% over seeds)" for m in COMPARED), "best MRR@10", "at step", "seconds"]
+    ]
     for name in sorted(study.arms, key=lambda name: -study.finals(name, COMPARED[0]).mean()):
         cells = []
         for metric in COMPARED:
             interval = seeds_interval(study.finals(name, metric))
             width = f" ({interval.low:.4f} to {interval.high:.4f})" if len(study.seeds) > 1 else ""
             cells.append(f"{interval.mean:.4f}{width}")
+        step, best = best_of(study, name)
         seconds = np.mean([run.arm.seconds for run in study.arms[name]])
-        rows.append([name, f"`{study.strategies[name]}`", *cells, f"{seconds:.0f}"])
+        rows.append([name, f"`{study.strategies[name]}`", *cells, f"{best:.4f}", f"{step:,}", f"{seconds:.0f}"])
     return align(rows)
 
 
@@ -93,24 +109,40 @@ def tests_table(study: Study, tests: list[Test], metric: str) -> str:
     noise = noise_of(study, metric)
     rows = [["pair", "difference", "of the A/A noise", "p", "p (Holm)", "p over seeds", "conclusion"]]
     for test in sorted((t for t in tests if t.metric == metric), key=lambda t: t.p_holm):
-        better, worse = (test.a, test.b) if test.difference > 0 else (test.b, test.a)
+        better, worse = test.better_first
         told = f"{better} better than {worse}" if test.p_holm < ALPHA else "cannot be told apart"
-        pair = f"{test.a} - {test.b}" + (" (A/A)" if study.strategies[test.a] == study.strategies[test.b] else "")
+        pair = f"{test.a} - {test.b}" + (" (A/A)" if is_aa(study, test) else "")
         seeds = f"{test.p_seeds:.3g}" if test.p_seeds is not None else "n/a"
         share = f"{abs(test.difference) / noise:.1f}x" if noise else "n/a"
         rows.append([pair, f"{test.difference:+.4f}", share, f"{test.p:.4g}", f"{test.p_holm:.4g}", seeds, told])
     return align(rows)
 
 
-def markdown(study: Study, tests: list[Test], pictures: list[str], command: str) -> str:
-    aa = [test for test in tests if study.strategies[test.a] == study.strategies[test.b]]
-    blocks = ["# What the rank of the negatives does", f"Made by `{command}`."]
-    blocks += [f"**Warning:** {warning}" for warning in study.warnings]
-    blocks += [arms_table(study)]
-    for metric in COMPARED:
-        blocks += [f"Pairs by {metric}:", tests_table(study, tests, metric)]
-    aa_told = "; ".join(f"{t.a} and {t.b} in {t.metric}: p {t.p:.3g}" for t in aa)
-    blocks.append(
+def conclusions(study: Study, tests: list[Test]) -> list[str]:
+    """What the first metric's tests support, as list items."""
+    found = [test for test in tests if test.metric == COMPARED[0]]
+    told = [test for test in found if test.p_holm < ALPHA]
+    lines = []
+    for name in study.arms:
+        beaten = [test for test in told if test.better_first[0] == name]
+        if beaten:
+            others = ", ".join(
+                f"{test.better_first[1]} ({abs(test.difference):+.4f}, p {test.p_holm:.2g})"
+                for test in sorted(beaten, key=lambda test: -abs(test.difference))
+            )
+            lines.append(f"- {name} is better than {others}.")
+    rest = [f"{test.a} and {test.b}" + (" (A/A)" if is_aa(study, test) else "") for test in found if test not in told]
+    if rest:
+        lines.append(f"- Cannot be told apart: {'; '.join(rest)}.")
+    if any(is_aa(study, test) for test in told):
+        lines.append("- **Warning:** an A/A pair is told apart: differences of that size are noise between seeds.")
+    return lines
+
+
+def how_tested(study: Study, tests: list[Test]) -> str:
+    aa = [test for test in tests if is_aa(study, test)]
+    aa_told = "; ".join(f"{t.a} and {t.b} in {HEADINGS[t.metric]}: p {t.p:.3g}" for t in aa)
+    return (
         f"Seeds: {', '.join(map(str, study.seeds))}. Intervals are Student's over the seeds. p: two-sided paired "
         "randomisation over the dev queries, each query's value being its mean over the seeds; Holm's correction over "
         f"the {len(tests) // len(COMPARED)} pairs of a metric; a pair is told apart below {ALPHA}. "
@@ -118,62 +150,74 @@ def markdown(study: Study, tests: list[Test], pictures: list[str], command: str)
         "the seeds, of the difference between two arms of one strategy"
         + (f" ({aa_told})." if aa else "; there is no such pair here.")
     )
-    blocks += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
-    return "\n\n".join(blocks) + "\n"
+
+
+def study_sections(study: Study, tests: list[Test]) -> list[Section]:
+    """Tables, tests and pictures of the comparison over seeds."""
+    seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
+    found = [Section("What can be concluded", ["\n".join(conclusions(study, tests)) or "There is one arm."])]
+    caption = (
+        "Left: the mean over the seeds, and a band from the lowest to the highest. Right: each seed's final (dots), "
+        "their mean and its interval."
+    )
+    finals = [arms_table(study), picture("study.png", caption)]
+    found.append(Section(f"The arms over {seeds}", finals, {"study.png": main_figure(study)}))
+    if len(windows_of(study)) >= SWEEP_FROM:
+        caption = (
+            "Arms that take one window of ranks each: final quality (mean over the seeds, band from the lowest to the "
+            "highest) and the mean gradient norm of a triple, against the middle of the window."
+        )
+        blocks = [picture("sweep.png", caption)]
+        found.append(Section("Final quality against rank", blocks, {"sweep.png": sweep_figure(study)}))
+    blocks = [how_tested(study, tests)]
+    for metric in COMPARED:
+        blocks += [f"### By {HEADINGS[metric]}", tests_table(study, tests, metric)]
+    found.append(Section("Every pair", blocks))
+    return found
+
+
+def what_was_run(study: Study) -> Section:
+    """What all arms share; seed and strategy are in the tables."""
+    first = next(iter(study.arms.values()))[0]
+    rows = [["setting", "trainer", "generator"]]
+    for name in sorted({name for name, _ in first.science}):
+        values = [first.science.get((name, program), "") for program in ("trainer", "generator")]
+        rows.append([name, *(str(value)[:LONGEST_VALUE] for value in values)])
+    versions = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
+    blocks = [
+        f"Each arm trained for {first.arm.steps:,} steps and took up {first.arm.refreshes:,} refreshes. All share:",
+        align(rows),
+        f"Trained with commit {', '.join(study.commits)}; compared with {versions}.",
+    ]
+    return Section("What was run", blocks)
+
+
+def sections_of(study: Study, tests: list[Test], directory: Path) -> list[Section]:
+    """Those of the comparison, then those that any report has."""
+    arms = {name: [run.arm for run in runs] for name, runs in study.arms.items()}
+    return [*study_sections(study, tests), *common_sections(arms, study.measures, [directory]), what_was_run(study)]
+
+
+def study_command(study: Study) -> str:
+    offsets = {name: runs[0].own_seed - runs[0].seed for name, runs in study.arms.items()}
+    words = [
+        f"{name}={strategy}" + (f"@{offsets[name]}" if offsets[name] else "")
+        for name, strategy in study.strategies.items()
+    ]
+    return f'bash commands/study.sh --seeds "{" ".join(map(str, study.seeds))}" --arms "{" ".join(words)}"'
 
 
 def summary_of(study: Study, tests: list[Test], command: str) -> dict[str, Any]:
+    measures = study.measures
     return {
         "seeds": study.seeds,
         "arms": {name: {metric: study.finals(name, metric).tolist() for metric in COMPARED} for name in study.arms},
         "strategies": study.strategies,
         "tests": [vars(test) for test in tests],
         "aa_noise": {metric: noise_of(study, metric) for metric in COMPARED},
-        "by_rank": {name: study.by_rank(name) for name in study.arms},
+        "by_rank": {name: {what: by_rank_of_arm(runs, what) for what in MEASURED} for name, runs in measures.items()},
         "warnings": study.warnings,
         "seconds": {name: [run.arm.seconds for run in runs] for name, runs in study.arms.items()},
-        "versions": {**installed_versions(), "git": git_state()["commit"]},
+        "versions": {**installed_versions(), "git": study.commits},
         "command": command,
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyFlags(ProgramFlags):
-    """Tables, tests and pictures of a study's arms over its seeds."""
-
-    run_dir: str = flag(help="what commands/study.sh wrote")
-    output: str = flag(help="where summary.json, summary.md and the pictures go")
-    seeds: list[int] = flag(help="of the arms to compare")  # noqa: RUF009
-    arms: list[str] = flag(help="their names")  # noqa: RUF009
-
-
-def main() -> None:
-    flags = parse_flags(StudyFlags, "study")
-    if flags.dry_run:
-        sys.stdout.write(flags_json(flags) + "\n")
-        return
-    if len(set(flags.arms)) < len(flags.arms) or len(set(flags.seeds)) < len(flags.seeds):
-        raise UserError(f"--arms {flags.arms} --seeds {flags.seeds}: one is named twice; name each once")
-    study = read_study(Path(flags.run_dir), flags.seeds, flags.arms)
-    tests = compare(study, np.random.default_rng(TEST_SEED))
-    offsets = {name: runs[0].own_seed - runs[0].seed for name, runs in study.arms.items()}
-    words = [
-        f"{name}={strategy}" + (f"@{offsets[name]}" if offsets[name] else "")
-        for name, strategy in study.strategies.items()
-    ]
-    command = f'bash commands/study.sh --seeds "{" ".join(map(str, flags.seeds))}" --arms "{" ".join(words)}"'
-    output = Path(flags.output)
-    output.mkdir(parents=True, exist_ok=True)
-    pictures = figures(study)
-    for name, figure in pictures.items():
-        publish(output / name, functools.partial(save, figure))
-    text = markdown(study, tests, list(pictures), command)
-    publish(output / "summary.md", lambda staged: staged.write_text(text, encoding="utf-8"))
-    write_json(output / "summary.json", summary_of(study, tests, command))
-    for warning in study.warnings:
-        say(f"warning: {warning}", sys.stderr)
-    say(f"{arms_table(study)}\nwrote {output / 'summary.md'}, summary.json and the pictures beside it")
-
-
-if __name__ == "__main__":
-    run_program("study", main)

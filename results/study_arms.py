@@ -1,20 +1,18 @@
-"""What commands/study.sh left of each arm and seed, read once and checked: arms that may be compared."""
+"""What arms left under several seeds, read once and checked: whether they may be compared."""
 
 from __future__ import annotations
 
 import itertools
-import json
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from results.measures import Measures, read_measures
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, Unfinished, read_arm
 from utils.errors import UserError
-from utils.exchange import METRICS, negatives_path, read_run
-from utils.ranks import MEASURED, NAMES, TRIPLES, logged_name
+from utils.exchange import negatives_path, read_run
 
 COMPARED = ("mrr@10", "ndcg@10")
 MAY_DIFFER = {"seed", "strategy", "bm25_sha256"}  # between the arms of a study
@@ -29,10 +27,11 @@ class ArmRun:
     seed: int
     arm: Arm
     by_query: dict[str, np.ndarray]
-    science: dict[str, Any]
+    science: dict[tuple[str, str], Any]  # (flag, program): value
     own_seed: int  # that its programs were given
     negatives: tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]  # of the first refresh and of the last
-    by_rank: dict[str, dict[str, float]]  # {bucket: {"gradient", "loss", "satisfied"}}, means over the triples trained
+    measures: Measures
+    commits: frozenset[str]  # that trainer and generator were of
 
 
 @dataclass(frozen=True)
@@ -48,17 +47,13 @@ class Study:
     def strategies(self) -> dict[str, str]:
         return {name: runs[0].arm.strategy for name, runs in self.arms.items()}
 
-    def by_rank(self, name: str) -> dict[str, dict[str, float]]:
-        """{bucket: {"loss", "gradient", "satisfied"}} of an arm, means over its seeds."""
-        runs = self.arms[name]
-        buckets = dict.fromkeys(bucket for run in runs for bucket in run.by_rank)
-        return {
-            bucket: {
-                what: float(np.mean([run.by_rank[bucket][what] for run in runs if bucket in run.by_rank]))
-                for what in MEASURED
-            }
-            for bucket in buckets
-        }
+    @property
+    def measures(self) -> dict[str, list[Measures]]:
+        return {name: [run.measures for run in runs] for name, runs in self.arms.items()}
+
+    @property
+    def commits(self) -> list[str]:
+        return sorted({commit for runs in self.arms.values() for run in runs for commit in run.commits})
 
 
 def read_by_query(path: Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
@@ -80,38 +75,22 @@ def read_negatives(path: Path) -> frozenset[tuple[str, str]]:
     return frozenset((query, negative) for query, _, negatives in rows for negative in negatives.split(",") if negative)
 
 
-def read_by_rank(path: Path) -> dict[str, dict[str, float]]:
-    """Of a trainer's metrics.jsonl: what it attributed to each rank bucket, over the whole run."""
-    sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            raise UserError(f"{path} has a line that is not JSON ({line[:60]!r}): train the arm again") from None
-        for bucket in NAMES:
-            triples = row.get(logged_name(bucket, TRIPLES), 0)
-            if triples:
-                sums[bucket][TRIPLES] += triples
-                for what in MEASURED:
-                    sums[bucket][what] += triples * row[logged_name(bucket, what)]
-    return {bucket: {what: found[what] / found[TRIPLES] for what in MEASURED} for bucket, found in sums.items()}
-
-
-def read_science(directory: Path) -> tuple[dict[str, Any], int]:
-    """What decides both programs' work, each name with its program; and their seed."""
-    science = {}
+def read_science(directory: Path) -> tuple[dict[tuple[str, str], Any], int, frozenset[str]]:
+    """What decides both programs' work, each name with its program; their seed; and the commits they were of."""
+    science, commits = {}, set()
     for role, place in (("trainer", TRAINER_DIRECTORY), ("generator", GENERATOR_DIRECTORY)):
         stored = read_run(directory / place)
         if stored is None:
             raise UserError(f"{directory / place} has no RUN.json, expected what the {role} was given: train it again")
         science.update({(role, name): value for name, value in stored["science"].items()})
+        commits.add(str(stored.get("git", {}).get("commit") or "unknown"))
     seeds = {science["trainer", "seed"], science["generator", "seed"]}
     if len(seeds) > 1:
         raise UserError(
             f"{directory}: trainer and generator had different seeds ({seeds}), expected one: train it again"
         )
-    shared = {f"{name} of the {role}": value for (role, name), value in science.items() if name not in MAY_DIFFER}
-    return shared, int(seeds.pop())
+    shared = {(name, role): value for (role, name), value in science.items() if name not in MAY_DIFFER}
+    return shared, int(seeds.pop()), frozenset(commits)
 
 
 def read_arm_run(directory: Path, name: str, seed: int) -> tuple[tuple[str, ...], ArmRun]:
@@ -120,20 +99,26 @@ def read_arm_run(directory: Path, name: str, seed: int) -> tuple[tuple[str, ...]
     except Unfinished as reason:
         raise UserError(f"{directory}: {reason}") from None
     query_ids, by_query = read_by_query(directory / "eval" / "dev.per_query.tsv")
-    shared, own_seed = read_science(directory)
-    science = {**shared, "steps": arm.steps, "refreshes taken up": arm.refreshes}
+    shared, own_seed, commits = read_science(directory)
+    science = {
+        **shared,
+        ("steps", "trainer"): arm.steps,
+        ("refreshes taken up", "trainer"): arm.refreshes,
+    }
     ann_dir = directory / GENERATOR_DIRECTORY
     first, last = (read_negatives(negatives_path(ann_dir, refresh)) for refresh in (0, arm.refreshes - 1))
-    by_rank = read_by_rank(directory / TRAINER_DIRECTORY / METRICS)
-    return query_ids, ArmRun(name, seed, arm, by_query, science, own_seed, (first, last), by_rank)
+    return query_ids, ArmRun(name, seed, arm, by_query, science, own_seed, (first, last), read_measures(arm), commits)
 
 
-def read_study(run_dir: Path, seeds: list[int], names: list[str]) -> Study:
-    """UserError where an arm is missing or unfinished, or arms differ in more than strategy and seed."""
+def read_study(places: dict[int, Path], names: list[str]) -> Study:
+    """``places`` has the directory of each seed's arms.
+
+    UserError where an arm is missing or unfinished, or arms differ in more than strategy and seed.
+    """
     arms: dict[str, list[ArmRun]] = {name: [] for name in names}
     first_ids: tuple[str, ...] | None = None
-    for name, seed in itertools.product(names, seeds):
-        query_ids, run = read_arm_run(run_dir / f"seed-{seed}" / name, name, seed)
+    for name, (seed, directory) in itertools.product(names, places.items()):
+        query_ids, run = read_arm_run(directory / name, name, seed)
         first_ids = first_ids or query_ids
         if query_ids != first_ids:
             raise UserError(f"{name} of seed {seed} was evaluated on other dev queries than {names[0]}: evaluate again")
@@ -141,7 +126,7 @@ def read_study(run_dir: Path, seeds: list[int], names: list[str]) -> Study:
     for runs in arms.values():
         check_one_arm(runs)
     check_fair([run for runs in arms.values() for run in runs])
-    return Study(seeds, arms, same_in_fact(arms))
+    return Study([*places], arms, same_in_fact(arms))
 
 
 def check_one_arm(runs: list[ArmRun]) -> None:
@@ -161,9 +146,10 @@ def check_fair(runs: list[ArmRun]) -> None:
     for run in runs[1:]:
         names = sorted({*first.science, *run.science})
         differing = [
-            f"{name} {first.science.get(name)} in {first.name}, {run.science.get(name)} in {run.name}"
-            for name in names
-            if first.science.get(name) != run.science.get(name)
+            f"{name} of the {program} {first.science.get((name, program))} in {first.name}, "
+            f"{run.science.get((name, program))} in {run.name}"
+            for name, program in names
+            if first.science.get((name, program)) != run.science.get((name, program))
         ]
         if differing:
             raise UserError(

@@ -1,4 +1,4 @@
-"""The pictures of a study: curves with bands, finals with intervals, what each rank does, the sweep over windows."""
+"""The pictures of a study: curves with bands, finals with intervals, the sweep over windows of ranks."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ import numpy as np
 from results.plots import arm_styles, new_figure, plain, set_titles
 from results.significance import seeds_interval
 from results.study_arms import Study
-from utils.ranks import NAMES
+from utils.ranks import TRIPLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 METRIC = "mrr@10"
-TITLES = {
-    "gradient": "Mean gradient norm of a triple",
-    "satisfied": "Share of triples already satisfied",
-    "loss": "Mean loss of a triple",
-}
 
 
 def curves_of(study: Study, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -67,22 +62,6 @@ def main_figure(study: Study) -> Figure:
     return figure
 
 
-def ranks_figure(study: Study) -> Figure:
-    """What the trainer attributed to each rank bucket, over the whole run."""
-    figure, panels = new_figure(len(TITLES), 14, 4)
-    means = {name: study.by_rank(name) for name in study.arms}
-    buckets = [bucket for bucket in NAMES if any(bucket in found for found in means.values())]
-    for axes, (what, title) in zip(panels, TITLES.items(), strict=True):
-        for name, (colour, marker) in arm_styles(list(study.arms)).items():
-            places = [place for place, bucket in enumerate(buckets) if bucket in means[name]]
-            values = [means[name][buckets[place]][what] for place in places]
-            axes.plot(places, values, color=colour, marker=marker, linewidth=1.2, label=plain(name))
-        set_titles(axes, title, "rank of the negative (none: not retrieved)", "")
-        axes.set_xticks(range(len(buckets)), buckets, rotation=30, fontsize=8)
-    panels[-1].legend(frameon=False, fontsize=8)
-    return figure
-
-
 def windows_of(study: Study) -> list[tuple[int, int, str]]:
     """(first, last, arm) of the arms whose negatives are one window of ranks, by rank."""
     found = []
@@ -93,12 +72,18 @@ def windows_of(study: Study) -> list[tuple[int, int, str]]:
     return sorted(found)
 
 
+def mean_gradient(study: Study, name: str) -> float:
+    """Of a triple, over all ranks and seeds."""
+    found = [values for run in study.measures[name] for values in run.by_rank.values()]
+    return float(np.average([one["gradient"] for one in found], weights=[one[TRIPLES] for one in found]))
+
+
 def sweep_figure(study: Study) -> Figure:
     """Final quality, and the mean gradient of a triple, against the rank of the negatives."""
     windows = windows_of(study)
     centre = np.array([(first + last) / 2 for first, last, _ in windows])
     values_WS = np.array([study.finals(name, METRIC) for _, _, name in windows])
-    gradient_W = [np.mean([found["gradient"] for found in study.by_rank(name).values()]) for _, _, name in windows]
+    gradient_W = [mean_gradient(study, name) for _, _, name in windows]
     figure, (axes,) = new_figure(1, 8.5, 4.4)
     axes.plot(centre, values_WS.mean(1), color="#0072B2", marker="o", label="final dev MRR@10")
     axes.fill_between(centre, values_WS.min(1), values_WS.max(1), color="#0072B2", alpha=0.15, linewidth=0)
@@ -109,8 +94,3 @@ def sweep_figure(study: Study) -> Figure:
     handles = [*axes.get_lines(), *other.get_lines()]
     axes.legend(handles, [str(line.get_label()) for line in handles], frameon=False, fontsize=9)
     return figure
-
-
-def figures(study: Study) -> dict[str, Figure]:
-    made = {"study.png": main_figure(study), "ranks.png": ranks_figure(study)}
-    return {**made, "sweep.png": sweep_figure(study)} if len(windows_of(study)) > 2 else made

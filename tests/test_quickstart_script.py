@@ -21,6 +21,7 @@ echo "$program" >>"$FAKE_CALLS"
 behaviour=FAKE_$program
 value() { # FLAG: its value on the command line
   while (($# > 1)); do [[ $2 == "$1" ]] && { echo "$3"; return; }; set -- "$1" "${@:3}"; done
+  return 1
 }
 out=$(value --output_dir "$@")
 echo "$program speaks"
@@ -30,11 +31,15 @@ case $program in
   wordpiece) file=$(value --out_dir "$@")/tokenizer.json ;;
   msmarco_data) file=$(value --out_data_dir "$@")/manifest.json ;;
   run_bm25 | run_eval) file=$out/metrics.json ;;
+  run_neighbourhood) file=$out/neighbourhood.json ;;
   run_warmup) file=$out/checkpoint-$(value --max_steps "$@")/config.json ;;
   run_ann_data_gen) file=$out/ann_ndcg_0 ;;
   run_ann) file=$out/DONE.json ;;
-  study) file=$(value --output "$@")/summary.md ;;
-  report) out=$(value --run_dir "$@"); file=$out/report.json; echo "the table" >"$out/report.md" ;;
+  report)
+    out=$(value --output "$@" || value --run_dir "$@")
+    mkdir -p "$out" && echo "the table" >"$out/report.md"
+    file=$out/report.json
+    ;;
 esac
 mkdir -p "$(dirname "$file")"
 echo "$program" >"$file"
@@ -285,9 +290,13 @@ def test_a_study_trains_each_arm_with_each_seed_from_one_warmup(quickstart: Quic
     two = ("--seeds", "1 2", "--arms", "top=top again=top@1000")
     arms = [f"seed-{seed}.{name}" for seed in (1, 2) for name in ("top", "again")]
     result = study(quickstart, *two)
-    assert stages_done(result) == [*STAGES[:6], *(stage for arm in arms for stage in (arm, f"{arm}.eval"))]
-    assert "[14/15] " in result.stdout and result.stdout.endswith("study\n")
-    assert (quickstart.run_dir / "report" / "summary.md").is_file()
+    assert stages_done(result) == [
+        *STAGES[:6],
+        *(stage for arm in arms for stage in (arm, f"{arm}.eval")),
+        "neighbourhood",
+    ]
+    assert "[15/15] " in result.stdout and result.stdout.endswith("the table\n")
+    assert (quickstart.run_dir / "report" / "report.md").is_file()
     assert stages_done(study(quickstart, *two)) == []
     # Another seed, another arm: what is there stays.
     more = study(quickstart, "--seeds", "1 3", "--arms", "top=top windows=ranks:21-60+corpus:3")
@@ -295,6 +304,7 @@ def test_a_study_trains_each_arm_with_each_seed_from_one_warmup(quickstart: Quic
         "seed-1.windows",
         "seed-3.top",
         "seed-3.windows",
+        "neighbourhood",
     ]
     dry = study(quickstart, *two, "--dry_run").stdout
     assert dry.count("--negative_strategy top ") == 8 and dry.count("--seed 1002 ") == 3

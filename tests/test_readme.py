@@ -11,12 +11,11 @@ import pytest
 
 from data.negatives import NegativesFlags
 from data.strategies import COUNTED, STRATEGIES, parse_strategy
-from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, WarmupFlags
+from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.run_bm25 import Bm25Flags
 from results.read_log import ReadLogFlags, words_to_flag
 from results.report import ReportFlags
 from results.status import StatusFlags
-from results.study import StudyFlags
 from tests.shell import REPO, run_script
 from utils.flags import parse_flags
 
@@ -28,10 +27,10 @@ FLAGS_OF = {
     "drivers.run_eval": EvalFlags,
     "drivers.run_warmup": WarmupFlags,
     "drivers.run_bm25": Bm25Flags,
+    "drivers.run_neighbourhood": NeighbourhoodFlags,
     "results.read_log": ReadLogFlags,
     "results.report": ReportFlags,
     "results.status": StatusFlags,
-    "results.study": StudyFlags,
 }
 
 
@@ -56,7 +55,7 @@ def test_every_command_names_what_exists_and_its_flags_parse(command: str) -> No
         positional = {"results.read_log": "files", "results.report": "run_dir", "results.status": "run_dir"}.get(
             words[2]
         )
-        argv = words_to_flag(words[3:], positional) if positional else words[3:]
+        argv = words_to_flag(words[3:], positional, ("seeds", "arms")) if positional else words[3:]
         assert parse_flags(FLAGS_OF[words[2]], words[2].rsplit(".", 1)[1], argv)
         return
     assert words[0] in ("bash", "sbatch"), command

@@ -16,10 +16,13 @@ import pytest
 from PIL import Image
 
 from results import plots
-from results.plots import arm_styles, dev_curve, moving_average, published_fits, read_published
+from results.document import align, markdown_of, publish
+from results.fork import read_published
+from results.plots import arm_styles, dev_curve, moving_average, published_fits
 from results.read_log import TrainingPoint
-from results.report import align, gain, main, markdown, publish, report_of, table, write_report
+from results.report import main, write_runs
 from results.run_directory import Run, read_run
+from results.run_report import blocks_of, gain, report_of, table
 from tests.exchanging import lease_of
 from utils.errors import UserError
 from utils.exchange import mark_done, mark_failed, record_path
@@ -60,6 +63,7 @@ class Shape:
     refreshes: int = 5
     strategy: str = ""
     loss: float = 0.6
+    seed: int = 42
 
 
 def write_arm(run: Path, name: str, shape: Shape) -> None:
@@ -74,7 +78,7 @@ def write_arm(run: Path, name: str, shape: Shape) -> None:
             "checkpoint": str(checkpoint if refresh else run / "warmup" / f"checkpoint-{WARMUP_STEP}"),
             "step": refresh * window if refresh else WARMUP_STEP,
             "strategy": shape.strategy or name,
-            "seed": 42,
+            "seed": shape.seed,
         }
         write_text(record_path(arm / "ann_data", refresh), sealed({**record, "refresh": refresh}))
     noise = np.random.default_rng(len(name))
@@ -110,6 +114,10 @@ def read(run: Path) -> Run:
     return read_run(run, run.name)
 
 
+def write(run: Path) -> None:
+    write_runs([read(run)], None, "", run)
+
+
 def colours(path: Path) -> int:
     """How many different colours a picture has, decoded whole."""
     with Image.open(path) as picture:
@@ -128,7 +136,7 @@ def has_colour(path: Path, code: str) -> bool:
 
 def test_report_json_is_the_contract(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run one")
-    write_report([read(run)], run)
+    write(run)
     found = json.loads((run / "report.json").read_text())
     assert found == {
         "collection": {"passages": 20_443, "train_queries": 19_443, "dev_queries": 1000},
@@ -150,8 +158,7 @@ def test_table_and_markdown(tmp_path: Path) -> None:
     assert cells[2] == ["BM25", "0.4130", "0.3630", "0.3530", "0.6630", "", "", "", ""]
     assert cells[3][:3] == ["warmup", "0.2610", "0.2110"]
     assert cells[4] == ["top", "0.3000", "0.2500", "0.2400", "0.5500", "+18.5%", "500", "5", "16.2"]
-    text = markdown([run], ["dev.png", "loss.png"])
-    assert "![dev](dev.png)" in text and "![loss](loss.png)" in text
+    text = markdown_of("", blocks_of([run]), [])
     assert "less than the noise between seeds" in text
     assert "20,443 passages, 19,443 train queries, 1,000 dev queries" in text
     assert "negatives `top_bottom`, 500 steps" in text and "seed 42" in text
@@ -161,8 +168,10 @@ def test_table_and_markdown(tmp_path: Path) -> None:
 
 def test_pictures_show_every_arm(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    write_report([read(run)], run)
-    assert sorted(path.name for path in run.glob("*.png")) == ["dev.png", "loss.png"]
+    write(run)
+    text = (run / "report.md").read_text()
+    assert "![dev](dev.png)" in text and "![loss](loss.png)" in text
+    assert sorted(path.name for path in run.glob("*.png")) == ["dev.png", "fork.png", "loss.png"]
     for name in ("dev.png", "loss.png"):
         assert colours(run / name) > 50
         assert all(has_colour(run / name, colour) for colour, _ in arm_styles(list(ARMS)).values()), name
@@ -213,7 +222,7 @@ def test_unfinished_arms_are_named_and_left_out(tmp_path: Path) -> None:
     result = read(run)
     assert [arm.name for arm in result.arms] == ["top"]
     assert list(report_of(result)["arms"]) == ["top"]
-    text = markdown([result], [])
+    text = markdown_of("", blocks_of([result]), [])
     assert "The arm top_bottom is not finished and left out: no DONE.json" in text
     assert "The arm random is not finished and left out: no eval/metrics.json" in text
     assert "The arm bottom is not finished and left out: the generator failed (RuntimeError: no memory)" in text
@@ -279,10 +288,10 @@ def test_damaged_pieces_are_named(tmp_path: Path, name: str, content: str, messa
 
 def test_an_arm_without_logged_losses_still_has_its_report(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"top": Shape(0.2, 0.25)})
-    write_report([read(run)], run)
+    write(run)
     assert (run / "loss.png").exists()
     (run / "arms/top/trainer.out").write_text('{"learning_rate": 1e-4, "loss": NaN, "step": 10}\n')
-    write_report([read(run)], run)
+    write(run)
     assert not (run / "loss.png").exists()  # the earlier report's picture went with it
     assert "loss.png" not in (run / "report.md").read_text()
 
@@ -303,7 +312,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_published_curves_appear_beside_a_collection_of_ms_marco_s_size(tmp_path: Path) -> None:
     arms = {"top": Shape(0.55, 0.60, steps=20_000, refreshes=20)}
     run = write_run(tmp_path / "run", arms, passages=884_182)
-    write_report([read(run)], run)
+    write(run)
     assert colours(run / "dev_by_refresh.png") > 50
     assert has_colour(run / "dev_by_refresh.png", plots.GREY) and has_colour(run / "loss.png", plots.GREY)
     assert not published_fits([read(write_run(tmp_path / "small"))])
@@ -343,7 +352,7 @@ def test_program_over_one_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert table(read(run)) in done.stdout and "less than the noise between seeds" in done.stdout
     assert done.stderr.count("\n") == 1 and "warning: run: The arm bottom is not finished" in done.stderr
-    assert {"report.json", "report.md", "dev.png", "loss.png"} <= {path.name for path in run.iterdir()}
+    assert {"report.json", "report.md", "report.html", "dev.png", "loss.png"} <= {path.name for path in run.iterdir()}
 
 
 def test_program_over_two_runs(tmp_path: Path) -> None:
@@ -362,8 +371,8 @@ def test_program_over_two_runs(tmp_path: Path) -> None:
 def test_runs_on_different_collections_are_said(tmp_path: Path) -> None:
     arms = {"top": Shape(0.2, 0.25)}
     runs = [read(write_run(tmp_path / name, arms, passages)) for name, passages in (("a", 100), ("b", 200))]
-    assert "The runs are on different collections (a: 100 passages" in markdown(runs, [])
-    assert "different collections" not in markdown([runs[0], runs[0]], [])
+    assert "The runs are on different collections (a: 100 passages" in "".join(blocks_of(runs))
+    assert "different collections" not in "".join(blocks_of([runs[0], runs[0]]))
 
 
 def test_dry_run_reads_and_writes_nothing(

@@ -1,4 +1,4 @@
-"""results.study on studies put together here: what is compared, what is refused, and the figures put in come out."""
+"""results.report on studies put together here: what is compared, what is refused, and the figures put in come out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from results import significance, study
-from results.study_arms import read_by_rank, read_study
-from tests.test_report import Shape, colours, write_arm
+from results import report, significance, study
+from results.measures import by_rank_of, read_logged
+from results.run_directory import read_run
+from results.study_arms import read_study
+from tests.test_report import Shape, colours, write_arm, write_run
 from tests.test_run_bm25 import call
 from utils.errors import UserError
 from utils.publishing import sealed
@@ -43,7 +45,7 @@ def write_arm_of_study(
 ) -> Path:
     """``offset`` is what commands/study.sh's @N adds to the seed of the arm's directory."""
     level += 0.001 * seed
-    write_arm(root / "made", name, Shape(0.21, level, strategy=strategy))
+    write_arm(root / "made", name, Shape(0.21, level, strategy=strategy, seed=seed + offset))
     arm = root / f"seed-{seed}" / name
     arm.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(root / "made" / "arms" / name, arm)
@@ -80,9 +82,9 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_summary_is_what_was_put_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = {"run_dir": write_study(tmp_path / "study"), "output": tmp_path / "out"}
     with pytest.MonkeyPatch.context() as patch:
-        argv = ["study", *(w for k, v in words.items() for w in (f"--{k}", str(v))), "--seeds", "1", "2", "3"]
+        argv = ["report", *(w for k, v in words.items() for w in (f"--{k}", str(v))), "--seeds", "1", "2", "3"]
         patch.setattr("sys.argv", [*argv, "--arms", *ARMS])
-        study.main()
+        report.main()
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert found["seeds"] == [1, 2, 3] and list(found["arms"]) == list(ARMS)
     for name, (_, level) in ARMS.items():
@@ -99,9 +101,10 @@ def test_the_summary_is_what_was_put_in(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["command"].startswith(
         'bash commands/study.sh --seeds "1 2 3" --arms "top=top again=top@1000 bottom=bottom"'
     )
-    text = (tmp_path / "out" / "summary.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text()
     assert "top better than bottom" in text and "again better than" in text
-    assert text.count("(A/A)") == 2 and "Warning" not in text
+    assert text.count("top - again (A/A)") == 2 and "Warning" not in text
+    assert "- top is better than bottom (+0.0800" in text and "Cannot be told apart: top and again (A/A)." in text
     for picture in ("study.png", "ranks.png"):
         assert colours(tmp_path / "out" / picture) > 20 and f"({picture})" in text
     assert not (tmp_path / "out" / "sweep.png").exists()
@@ -110,15 +113,19 @@ def test_the_summary_is_what_was_put_in(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_what_ranks_did_is_a_mean_over_triples(tmp_path: Path) -> None:
     arm = write_arm_of_study(tmp_path, "top", 1, "top", 0.3)
-    assert read_by_rank(arm / "checkpoints" / "metrics.jsonl") == {
-        "1-5": pytest.approx({"loss": 0.2, "gradient": 1.25, "satisfied": 0.625}),
-        "6-20": {"loss": 0.3, "gradient": 3.0, "satisfied": 0.5},
+    assert by_rank_of(read_logged(arm / "checkpoints" / "metrics.jsonl")) == {
+        "1-5": pytest.approx({"triples": 40, "loss": 0.2, "gradient": 1.25, "satisfied": 0.625}),
+        "6-20": {"triples": 5, "loss": 0.3, "gradient": 3.0, "satisfied": 0.5},
     }
+
+
+def places(root: Path, seeds: list[int]) -> dict[int, Path]:
+    return {seed: root / f"seed-{seed}" for seed in seeds}
 
 
 def said(root: Path, names: list[str], seeds: list[int]) -> str:
     with pytest.raises(UserError) as caught:
-        read_study(root, seeds, names)
+        read_study(places(root, seeds), names)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -136,11 +143,12 @@ def test_one_arm_under_two_names_is_seen(tmp_path: Path) -> None:
     write_arm_of_study(tmp_path, "random", 1, "random", 0.3, negatives="1,2,3")
     write_arm_of_study(tmp_path, "top", 1, "top", 0.3, negatives="3,2,1")
     write_arm_of_study(tmp_path, "bottom", 1, "bottom", 0.3, negatives="1,2,4")
-    (warning,) = read_study(tmp_path, [1], ["random", "top", "bottom"]).warnings
+    (warning,) = read_study(places(tmp_path, [1]), ["random", "top", "bottom"]).warnings
     assert "arms random and top share 100% of their negatives" in warning
     last = tmp_path / "seed-1" / "random" / "ann_data" / "ann_training_data_4"
     last.write_text(last.read_text().replace("1,2,3", "7,8,9"))
-    assert not read_study(tmp_path, [1], ["random", "top", "bottom"]).warnings, "a schedule that parts them later"
+    now = read_study(places(tmp_path, [1]), ["random", "top", "bottom"])
+    assert not now.warnings, "a schedule that parts them later"
 
 
 def test_an_arm_is_one_strategy_as_far_from_its_seed_in_all_of_them(tmp_path: Path) -> None:
@@ -155,7 +163,7 @@ def test_an_arm_is_one_strategy_as_far_from_its_seed_in_all_of_them(tmp_path: Pa
 def test_many_arms_can_still_be_told_apart(tmp_path: Path) -> None:
     arms = {f"a{number}": (f"top:{number + 1}", 0.3) for number in range(15)}
     root = write_study(tmp_path, {**arms, "worse": ("bottom", 0.1)}, (1,))
-    found = study.compare(read_study(root, [1], [*arms, "worse"]), np.random.default_rng(0))
+    found = study.compare(read_study(places(root, [1]), [*arms, "worse"]), np.random.default_rng(0))
     assert max(test.p_holm for test in found if test.b == "worse") < study.ALPHA
 
 
@@ -174,23 +182,61 @@ def test_what_is_missing_or_of_other_queries_is_named(tmp_path: Path) -> None:
     assert "dev.per_query.tsv is missing" in said(tmp_path, ["top"], [1, 2])
 
 
+def test_runs_of_several_seeds_are_compared_as_a_study_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = write_study(tmp_path / "made", {"top": ("top", 0.30), "bottom": ("bottom", 0.22)}, (1, 2, 3))
+    runs = []
+    for seed in (1, 2, 3):
+        runs.append(write_run(tmp_path / f"run{seed}", {}))
+        shutil.move(made / f"seed-{seed}", runs[-1] / "arms")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["report", *map(str, runs), "--output", str(tmp_path / "all")])
+        report.main()
+    found = json.loads((tmp_path / "all" / "summary.json").read_text())
+    assert found["seeds"] == [1, 2, 3] and found["arms"]["top"]["mrr@10"] == pytest.approx([0.301, 0.302, 0.303])
+    (test,) = [test for test in found["tests"] if test["metric"] == "mrr@10"]
+    assert (test["a"], test["b"]) == ("top", "bottom") and test["p_holm"] < 0.01
+    text = (tmp_path / "all" / "report.md").read_text()
+    assert "- top is better than bottom" in text and "Warning" not in text and "## run2" in text
+    assert [*json.loads((tmp_path / "all" / "report.json").read_text())["runs"]] == ["run1", "run2", "run3"]
+    # One that was trained otherwise: told why, and the rest of the report is there all the same.
+    stored = runs[1] / "arms" / "top" / "checkpoints" / "RUN.json"
+    science = {**SCIENCE, "seed": 2, "strategy": "top", "learning_rate": 5.0}
+    stored.write_text(sealed({"role": "checkpoints", "science": science}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["report", *map(str, runs), "--output", str(tmp_path / "other")])
+        report.main()
+    text = (tmp_path / "other" / "report.md").read_text()
+    assert "**Warning:** The arms are not compared over the runs: " in text and "learning_rate of the trainer" in text
+    assert not (tmp_path / "other" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(("seeds", "message"), [((4, 4), "seeds are 4, 4"), ((1, 2), "no arm is finished in all")])
+def test_runs_that_are_no_study_say_why(tmp_path: Path, seeds: tuple[int, int], message: str) -> None:
+    runs = []
+    for number, seed in enumerate(seeds):
+        name = "top" if message.startswith("seeds") or number else "bottom"
+        runs.append(write_run(tmp_path / str(number), {name: Shape(0.2, 0.3, seed=seed)}))
+    found, reason = report.study_of_runs([read_run(run, run.name) for run in runs])
+    assert found is None and message in reason
+
+
 def test_windows_of_ranks_make_the_sweep(tmp_path: Path) -> None:
     arms = {f"r{first}": (f"ranks:{first}-{first + 19}", 0.3 - first / 1000) for first in (1, 21, 41)}
-    call(study.main, run_dir=write_study(tmp_path / "study", arms, (1,)), output=tmp_path / "out", seeds=1, arms="r1")
+    call(report.main, run_dir=write_study(tmp_path / "study", arms, (1,)), output=tmp_path / "out", seeds=1, arms="r1")
     assert not (tmp_path / "out" / "sweep.png").exists()
     with pytest.MonkeyPatch.context() as patch:
-        words = ["study", "--run_dir", str(tmp_path / "study"), "--output", str(tmp_path / "out"), "--seeds", "1"]
+        words = ["report", "--run_dir", str(tmp_path / "study"), "--output", str(tmp_path / "out"), "--seeds", "1"]
         patch.setattr("sys.argv", [*words, "--arms", *arms])
-        study.main()
+        report.main()
     assert colours(tmp_path / "out" / "sweep.png") > 20
 
 
 def test_one_arm_of_one_seed_has_no_noise_and_no_interval(tmp_path: Path) -> None:
-    call(study.main, run_dir=write_study(tmp_path, ARMS, (1,)), output=tmp_path / "out", seeds=1, arms="top")
+    call(report.main, run_dir=write_study(tmp_path, ARMS, (1,)), output=tmp_path / "out", seeds=1, arms="top")
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
     found = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=refuse)
     assert found["aa_noise"] == {"mrr@10": None, "ndcg@10": None} and found["tests"] == []
-    assert "nan" not in (tmp_path / "out" / "summary.md").read_text()
+    assert "nan" not in (tmp_path / "out" / "report.md").read_text()

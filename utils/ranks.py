@@ -23,6 +23,13 @@ def logged_name(bucket: str, what: str) -> str:
     return f"rank_{bucket}_{what}"
 
 
+def first_and_last(name: str) -> tuple[int, int]:
+    """The ranks of a bucket; (0, 0) of NOT_RETRIEVED, and a last rank beyond all lists of the open one."""
+    firsts = (0, *FIRST_RANKS, 2**31)
+    place = NAMES.index(name)
+    return firsts[place], firsts[place + 1] - 1
+
+
 def bucket_of(ranks: np.ndarray) -> np.ndarray:
     """The index in NAMES of each rank: int64, of the same shape."""
     return np.searchsorted(np.array(FIRST_RANKS), ranks, side="right")

@@ -1,0 +1,173 @@
+"""What an arm left beside its metrics: what its programs logged by rank, layer and refresh, and what its model returns.
+
+Of a run that logged less, what is missing is empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, read_object
+from utils.errors import UserError
+from utils.exchange import METRICS, read_done, read_records
+from utils.ranks import MEASURED, NAMES, TRIPLES, logged_name
+
+ByBucket = dict[str, float]  # by the names of utils/ranks.py
+LAYER = "gradient_"  # and a layer's name, in metrics.jsonl
+BY_RANK = "dev.by_rank.json"  # of an evaluation
+
+
+@dataclass(frozen=True)
+class RefreshMeasures:
+    """One refresh. ``dropped`` is {filter: {bucket: candidates}}; the shares are of the negatives of ``since`` then."""
+
+    step: int
+    queries: int
+    topk: int
+    encode_seconds: float
+    search_seconds: float
+    processes: int
+    dropped: dict[str, dict[str, int]]
+    still_there: ByBucket
+    jaccard: ByBucket
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What the last model returns for the dev queries.
+
+    ``curve_K`` float64: scores over the corpus's mean by rank; ``example_EK`` those of single queries;
+    ``by_grade`` {"retrieved" or a grade: {bucket: passages}}; ``trained_on`` the overlap with the last refresh's
+    negatives at a depth, and with negatives spread evenly (drivers/by_rank.py).
+    """
+
+    curve_K: np.ndarray
+    example_EK: np.ndarray
+    by_grade: dict[str, dict[str, int]]
+    trained_on: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """``by_rank`` {bucket: {"triples", "loss", "gradient", "satisfied"}}, ``layers`` {layer: [(step, gradient norm)]}.
+
+    ``ages`` are the mean and the largest number of steps by which the negatives in use were behind the trainer.
+    """
+
+    by_rank: dict[str, ByBucket]
+    layers: dict[str, list[tuple[int, float]]]
+    losses: list[tuple[int, float]]
+    steps_per_second: float | None
+    processes: int
+    ages: tuple[float, int] | None
+    refreshes: tuple[RefreshMeasures, ...]
+    returned: Returned | None
+
+    def process_hours(self, trainer_seconds: float) -> float:
+        """Of the processes at work; waiting for the other program not counted for the generator."""
+        made = sum((one.encode_seconds + one.search_seconds) * one.processes for one in self.refreshes)
+        return (trainer_seconds * self.processes + made) / 3600
+
+
+def read_logged(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; none where there is no such file. UserError for a line that is not JSON."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise UserError(f"{path} has a line that is not JSON ({line[:60]!r}): train the arm again") from None
+    return rows
+
+
+def by_rank_of(rows: Iterable[dict[str, Any]]) -> dict[str, ByBucket]:
+    """How many triples of the whole run each bucket had, where it had any, and the means over them."""
+    sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for row in rows:
+        for bucket in NAMES:
+            triples = row.get(logged_name(bucket, TRIPLES), 0)
+            if triples:
+                sums[bucket][TRIPLES] += triples
+                for what in MEASURED:
+                    sums[bucket][what] += triples * row[logged_name(bucket, what)]
+    return {
+        bucket: {TRIPLES: found[TRIPLES], **{what: found[what] / found[TRIPLES] for what in MEASURED}}
+        for bucket, found in sums.items()
+    }
+
+
+def layers_of(rows: Iterable[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for name, norm in row.items():
+            if name.startswith(LAYER):
+                found.setdefault(name.removeprefix(LAYER), []).append((int(row["step"]), float(norm)))
+    return found
+
+
+def ages_of(taken: list[dict[str, int]], steps: int) -> tuple[float, int] | None:
+    """Mean and largest age of the negatives over the trainer's steps, in steps since the model they were made with."""
+    if not taken or not steps:
+        return None
+    starts = [*(entry["taken_at_step"] for entry in taken), steps]
+    total, largest = 0, 0
+    for entry, (first, last) in zip(taken, pairwise(starts), strict=True):
+        if last > first:  # step s + 1 trains on negatives that are s - made_from_step old
+            total += sum(range(first - entry["made_from_step"], last - entry["made_from_step"]))
+            largest = max(largest, last - 1 - entry["made_from_step"])
+    return total / steps, largest
+
+
+def read_refreshes(ann_dir: Path) -> tuple[RefreshMeasures, ...]:
+    return tuple(
+        RefreshMeasures(
+            step=int(record.get("step", 0)),
+            queries=int(record.get("queries", 0)),
+            topk=int(record.get("topk_training", 0)),
+            encode_seconds=float(record.get("encode_seconds", 0)),
+            search_seconds=float(record.get("search_seconds", 0)),
+            processes=int(record.get("processes", 1)),
+            dropped=record.get("selection", {}).get("dropped", {}),
+            still_there=record.get("churn", {}).get("still_there", {}),
+            jaccard=record.get("churn", {}).get("jaccard", {}),
+        )
+        for record in read_records(ann_dir)
+    )
+
+
+def read_returned(path: Path) -> Returned | None:
+    """None where an older evaluation has not written it. UserError where it is damaged."""
+    if not path.is_file():
+        return None
+    remedy = "run drivers.run_eval on the arm's last checkpoint again"
+    value = read_object(path, remedy)
+    try:
+        curve_K = np.array(value["score_over_corpus_mean"], np.float64)  # null is NaN
+        example_EK = np.array(list(value["examples"].values()), np.float64)
+        return Returned(curve_K, example_EK, value["passages_by_grade"], value.get("training_negatives", {}))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} is not what an evaluation writes: {remedy}") from None
+
+
+def read_measures(arm: Arm) -> Measures:
+    trainer, generator = arm.directory / TRAINER_DIRECTORY, arm.directory / GENERATOR_DIRECTORY
+    rows, done = read_logged(trainer / METRICS), read_done(trainer) or {}
+    rates = [float(row["steps_per_second"]) for row in rows if "steps_per_second" in row]
+    return Measures(
+        by_rank=by_rank_of(rows),
+        layers=layers_of(rows),
+        losses=[(int(row["step"]), float(row["loss"])) for row in rows if "loss" in row],
+        steps_per_second=rates[-1] if rates else None,  # each is the mean since the job began
+        processes=int(done.get("processes", 1)),
+        ages=ages_of(done.get("taken", []), arm.steps),
+        refreshes=read_refreshes(generator),
+        returned=read_returned(arm.directory / "eval" / BY_RANK),
+    )

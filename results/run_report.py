@@ -1,0 +1,165 @@
+"""The report of one or more runs: tables, warnings, pictures. `results.report` writes it.
+
+``report.json`` of one run is ``{"collection", "bm25", "warmup", "arms"}``; of several it is ``{"runs": {NAME: that}}``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from results.document import Section, align, picture
+from results.measures import read_measures
+from results.plots import arm_names, figures
+from results.run_directory import METRICS, Evaluation, Run
+from results.sections import common_sections
+
+HEADINGS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "map@10": "MAP@10", "recall@100": "recall@100"}
+NOISE = (
+    "Neighbouring arms of one run differ by less than the noise between seeds: "
+    "read no order into them without several seeds."
+)
+CAPTIONS = {
+    "dev.png": "Dev metrics of the checkpoint that each refresh was made from, and of the last one (large marker); "
+    "the dashed line is the warmup checkpoint, which every arm starts from.",
+    "loss.png": "Training loss. Each arm's loss is on its own negatives: the harder they are the higher it is, "
+    "so its level says nothing about which arm ranks better.",
+    "dev_by_refresh.png": "Dev nDCG@10 by refresh number, with the four arms of the student fork in grey "
+    "(10% of MS MARCO, 724 dev queries; see results/published/README.md): shapes compare, levels do not.",
+}
+
+
+def report_of(run: Run) -> dict[str, Any]:
+    """The contract of report.json."""
+    return {
+        "collection": run.collection,
+        "bm25": run.bm25.metrics,
+        "warmup": run.warmup.metrics,
+        "arms": {
+            arm.name: {
+                **arm.evaluation.metrics,
+                "steps": arm.steps,
+                "refreshes": arm.refreshes,
+                "seconds": arm.seconds,
+            }
+            for arm in run.arms
+        },
+    }
+
+
+def report_of_all(runs: list[Run]) -> dict[str, Any]:
+    return report_of(runs[0]) if len(runs) == 1 else {"runs": {run.name: report_of(run) for run in runs}}
+
+
+def gain(value: float, base: float) -> str:
+    return f"{100 * (value / base - 1):+.1f}%" if base > 0 else "n/a"
+
+
+def table(run: Run) -> str:
+    """BM25, the warmup and the arms, each with its gain in MRR@10 over the warmup."""
+
+    def row(name: str, evaluation: Evaluation, *rest: str) -> list[str]:
+        return [name, *(f"{evaluation.metrics[metric]:.4f}" for metric in METRICS), *(rest or ("", "", "", ""))]
+
+    heading = ["", *HEADINGS.values(), "MRR@10 over warmup", "steps", "refreshes", "seconds"]
+    rows = [heading, row("BM25", run.bm25), row("warmup", run.warmup)]
+    base = run.warmup.metrics["mrr@10"]
+    for arm in run.arms:
+        over = gain(arm.evaluation.metrics["mrr@10"], base)
+        rest = (over, f"{arm.steps:,}", f"{arm.refreshes:,}", f"{arm.seconds:,.1f}")
+        rows.append(row(arm.name, arm.evaluation, *rest))
+    return align(rows)
+
+
+def table_over_runs(runs: list[Run]) -> str:
+    """Mean and standard deviation over the runs that finished an arm."""
+    rows = [["", "runs", *HEADINGS.values()]]
+    for name in ["warmup", *arm_names(runs)]:
+        found = [run.warmup for run in runs] if name == "warmup" else []
+        found = found or [arm.evaluation for run in runs for arm in run.arms if arm.name == name]
+        cells = []
+        for metric in METRICS:
+            values = [evaluation.metrics[metric] for evaluation in found]
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.4f}{spread}")
+        rows.append([name, str(len(found)), *cells])
+    return align(rows)
+
+
+def short_path(path: str, directory: Path) -> str:
+    """``path`` from ``directory`` where it lies in it, else as it is."""
+    resolved = Path(path).resolve()
+    inside = resolved.is_relative_to(directory.resolve())
+    return str(resolved.relative_to(directory.resolve())) if inside else path
+
+
+def what_was_run(run: Run) -> list[str]:
+    """One list item for the collection, the warmup and each arm."""
+    count = run.collection
+    at_step = f", step {run.warmup.step:,}" if run.warmup.step is not None else ""
+    lines = [
+        f"- collection: {count['passages']:,} passages, {count['train_queries']:,} train queries, "
+        f"{count['dev_queries']:,} dev queries",
+        f"- warmup: `{short_path(run.warmup.model, run.directory)}`{at_step}; every arm starts from it",
+    ]
+    for arm in run.arms:
+        strategy = f"negatives `{arm.strategy}`, " if arm.strategy else ""
+        seed = f", seed {arm.seed}" if arm.seed is not None else ""
+        lines.append(
+            f"- {arm.name}: {strategy}{arm.steps:,} steps, {arm.refreshes:,} refreshes taken up, "
+            f"{arm.seconds:,.1f} s of the trainer{seed}; `{short_path(arm.evaluation.model, run.directory)}`"
+        )
+    return lines
+
+
+def warnings_of(run: Run) -> list[str]:
+    """What a reader must know before comparing, one sentence each."""
+    left_out = [f"The arm {name} is not finished and left out: {reason}." for name, reason in run.unfinished.items()]
+    return [*left_out, *run.warnings]
+
+
+def warnings_across(runs: list[Run]) -> list[str]:
+    """What makes a mean over these runs doubtful."""
+    collections = {run.name: ", ".join(f"{count:,} {what}" for what, count in run.collection.items()) for run in runs}
+    if len(set(collections.values())) == 1:
+        return []
+    listed = "; ".join(f"{name}: {counts}" for name, counts in collections.items())
+    return [f"The runs are on different collections ({listed}): their mean has no meaning."]
+
+
+def blocks_of(runs: list[Run]) -> list[str]:
+    """What stands first: the tables, the warnings, what was run."""
+    blocks = []
+    if len(runs) > 1:
+        blocks += ["Mean over the runs ± standard deviation:", table_over_runs(runs)]
+        blocks += [f"**Warning:** {warning}" for warning in warnings_across(runs)]
+    for run in runs:
+        blocks += [f"## {run.name}"] if len(runs) > 1 else []
+        blocks.append(table(run))
+        warnings = warnings_of(run)
+        if warnings:
+            blocks.append("\n".join(f"- **Warning:** {warning}" for warning in warnings))
+        blocks += ["What was run:", "\n".join(what_was_run(run))]
+    blocks.append(
+        "Metrics are means over all dev queries; one without an answer counts as zero. "
+        f"Seconds are the trainer's wall time. **{NOISE}**"
+    )
+    return blocks
+
+
+def title_of(runs: list[Run]) -> str:
+    return "Report of " + runs[0].name if len(runs) == 1 else f"Report of {len(runs)} runs"
+
+
+def training_section(runs: list[Run]) -> Section:
+    """The curves of every arm of every run."""
+    drawn = figures(runs)
+    return Section("As training goes on", [picture(name, CAPTIONS[name]) for name in drawn], drawn)
+
+
+def run_sections(runs: list[Run]) -> list[Section]:
+    """The curves, then what any report has."""
+    arms = {name: [arm for run in runs for arm in run.arms if arm.name == name] for name in arm_names(runs)}
+    measures = {name: [read_measures(arm) for arm in found] for name, found in arms.items()}
+    return [training_section(runs), *common_sections(arms, measures, [run.directory for run in runs][:1])]
