@@ -74,10 +74,11 @@ def overlap(passages_QK: np.ndarray, negative_QN: np.ndarray, passages: int) -> 
 
     The sum over all ``passages`` of the smaller of two shares: of the negatives that are this passage, and of the
     returned. 1: spread alike; 0: none in common. ``uniform_at_…`` is that of negatives spread evenly. (Whether a
-    passage is a negative at all says nothing where there are as many negatives as passages.)
+    passage is a negative at all says nothing where there are as many negatives as passages.) Depths that the lists do
+    not reach are left out.
     """
     trained_N, found = spread(negative_QN, passages), {}
-    for depth in OVERLAP_DEPTHS:
+    for depth in (depth for depth in OVERLAP_DEPTHS if depth <= passages_QK.shape[1]):
         returned_N = spread(passages_QK[:, :depth], passages)
         found[f"at_{depth}"] = float(np.minimum(trained_N, returned_N).sum())
         found[f"uniform_at_{depth}"] = float(np.minimum(1 / passages, returned_N).sum())
@@ -90,8 +91,8 @@ def spread(passages_QK: np.ndarray, passages: int) -> np.ndarray:
     return np.bincount(held, minlength=passages) / max(1, len(held))
 
 
-def as_json(curves: ScoreCurves, grades: dict[str, dict[str, int]], query_ids: Any) -> dict[str, Any]:
-    """``query_ids`` has every query's own id by its offset."""
+def as_json(curves: ScoreCurves, qrels: Qrels, by_grade: dict[str, dict[str, int]], query_ids: Any) -> dict[str, Any]:
+    """``by_grade`` is of `grades_by_rank`; ``query_ids`` has every query's own id by its offset."""
 
     def plain(curve_K: np.ndarray) -> list[float | None]:
         return [None if np.isnan(value) else round(float(value), 6) for value in curve_K]
@@ -102,5 +103,6 @@ def as_json(curves: ScoreCurves, grades: dict[str, dict[str, int]], query_ids: A
             query_ids[query]: plain(curve_K)
             for query, curve_K in zip(curves.example_E.tolist(), curves.example_EK, strict=True)
         },
-        "passages_by_grade": grades,
+        "grades": [int(grade) for grade in np.unique(qrels.relevance_R[qrels.relevance_R > 0])],
+        "passages_by_grade": by_grade,
     }

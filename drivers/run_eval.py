@@ -69,7 +69,7 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
 
     started = time.monotonic()
     world, _ = start_program("run_eval", flags_json(flags), flags)
-    negatives = newest_negatives(Path(flags.ann_dir)) if flags.ann_dir and world.is_first else None
+    negatives = last_negatives(flags, collection) if flags.ann_dir and world.is_first else None
     checks = Preflight(world)
     check_evaluation(checks, collection, flags, flags.tokenizer_name or flags.model_name_or_path)
     candidates_QK = None
@@ -97,15 +97,24 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
     distributed.stop(world)
 
 
-def newest_negatives(ann_dir: Path) -> tuple[int, Any]:
-    """Number and lists of the last refresh there. UserError where there is none."""
-    from data.training_data import read_negative_lists
-    from utils.exchange import newest_refresh
+def last_negatives(flags: EvalFlags, collection: Any) -> tuple[int, Any]:
+    """Number and lists of the last refresh that the model's trainer took up; the newest there where that is not known.
 
-    refresh = newest_refresh(ann_dir)
+    UserError where there is none, or it is of another collection.
+    """
+    from data.training_data import check_offsets, read_negative_lists
+    from utils.exchange import newest_refresh, read_done
+
+    taken = (read_done(Path(flags.model_name_or_path).parent) or {}).get("taken") or [{}]
+    refresh = newest_refresh(Path(flags.ann_dir), taken[-1].get("refresh"))
     if refresh is None:
-        raise UserError(f"--ann_dir {ann_dir} holds no negatives, expected a generator's --output_dir; or leave it out")
-    return refresh.number, read_negative_lists(refresh.path)
+        raise UserError(f"--ann_dir {flags.ann_dir} has no negatives, expected a generator's output; or leave it out")
+    theirs, ours = refresh.record.get("collection_fingerprint"), collection.manifest["collection_fingerprint"]
+    if theirs not in (None, ours):
+        raise UserError(f"{refresh.path} is of another collection than --data_dir {flags.data_dir}; give its own")
+    lists = read_negative_lists(refresh.path)
+    check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
+    return refresh.number, lists
 
 
 def describe_ranks(
@@ -114,12 +123,13 @@ def describe_ranks(
     """What SPLIT.by_rank.json holds."""
     from drivers.by_rank import as_json, grades_by_rank, overlap, score_curves
 
-    curves = score_curves(ranking.query_Q, ranking.passages_QK, ranking.scores_QK, mean_score_Q)
-    grades = grades_by_rank(collection.qrels(split), ranking.query_Q, ranking.passages_QK)
-    found = as_json(curves, grades, collection.queries(split).original_ids())
+    qrels, lists_QK = collection.qrels(split), ranking.passages_QK
+    curves = score_curves(ranking.query_Q, lists_QK, ranking.scores_QK, mean_score_Q)
+    by_grade = grades_by_rank(qrels, ranking.query_Q, lists_QK)
+    found = as_json(curves, qrels, by_grade, collection.queries(split).original_ids())
     if negatives is not None:
         refresh, lists = negatives
-        shares = overlap(ranking.passages_QK, lists.negative_QN, len(collection.passages))
+        shares = overlap(lists_QK, lists.negative_QN, len(collection.passages))
         found["training_negatives"] = {"refresh": refresh, **shares}
     return found
 

@@ -69,12 +69,14 @@ def run(flags: NeighbourhoodFlags, collection: Any, chosen: Any, dtype: Any) -> 
 
 def write(flags: NeighbourhoodFlags, collection: Any, chosen: Any, embedding_ND: Any) -> None:
     """Both files, the record last."""
+    from drivers.neighbourhood import named_files
     from utils.neighbourhood import KINDS, Neighbourhood, write_neighbourhood
     from utils.run_log import say
 
     model = flags.model_name_or_path
     arrays = (embedding_ND, chosen.passage_N, chosen.kind_N, chosen.rank_AN)
-    found = Neighbourhood(chosen.query_id, chosen.arms, model, *arrays)
+    files = tuple("/".join(path.parts[-4:]) for path in named_files(flags.negatives).values())  # seed/arm/ann_data/name
+    found = Neighbourhood(chosen.query_id, chosen.arms, files, model, *arrays)
     counts = {name: found.count(kind) for kind, name in enumerate(KINDS)}
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     say(f"query {found.query_id}: {told} texts; arms {', '.join(found.arms)}")

@@ -100,10 +100,12 @@ def neighbourhood_figure(found: Neighbourhood) -> Figure:
 
 def neighbourhood_caption(found: Neighbourhood) -> str:
     """What is drawn, and what cannot be read from it."""
+    names = " and ".join(sorted({Path(file).name for file in found.files}))
     passages, model = len(found.passage_N) - found.count(QUERY), "/".join(Path(found.model).parts[-2:])
     return (
-        f"Train query {found.query_id}, its positives, the arms' negatives of it and {found.count(BACKGROUND)} random "
-        f"passages as {model} embeds them, {passages} passages in all, laid out once by t-SNE for all panels (the "
+        f"Train query {found.query_id}, its positives, the arms' negatives of it ({names}) and "
+        f"{found.count(BACKGROUND)} random passages as {model} embeds them, {passages} passages in all, laid out once "
+        "by t-SNE for all panels (the "
         "ANCE paper's Figure 1). t-SNE keeps near neighbours near: how far apart groups lie, or how dense they are, "
         "says little."
     )

@@ -51,7 +51,10 @@ def test_curves_against_a_loop(found: tuple[np.ndarray, ...]) -> None:
     queries_QD, passages_ND, passages_QK, scores_QK = found
     query_Q = np.arange(100, 100 + QUERIES)
     mean_Q = (queries_QD @ passages_ND.T).mean(1).astype(np.float64)
-    told = as_json(score_curves(query_Q, passages_QK, scores_QK, mean_Q), {}, [f"id{i}" for i in range(200)])
+    qrels = sorted_qrels(np.array([(100, 1, 3), (101, 5, 0), (102, 7, 1), (103, 2, 3)]))
+    curves = score_curves(query_Q, passages_QK, scores_QK, mean_Q)
+    told = as_json(curves, qrels, {}, [f"id{i}" for i in range(200)])
+    assert told["grades"] == [1, 3]
     curve = told["score_over_corpus_mean"]
     assert len(curve) == 200
     for rank in (1, 2, 100, 152, 200):
@@ -106,5 +109,6 @@ def test_overlap_against_a_loop(found: tuple[np.ndarray, ...]) -> None:
             uniform += min(share, 1 / PASSAGES)
         assert (shares[f"at_{depth}"], shares[f"uniform_at_{depth}"]) == pytest.approx((expected, uniform))
     everything = np.arange(PASSAGES)[None]
+    assert [*overlap(everything[:, :99], everything, PASSAGES)] == ["at_10", "uniform_at_10"]
     assert overlap(everything, everything, PASSAGES)["at_10"] == pytest.approx(10 / PASSAGES)
-    assert overlap(everything[:, :10], everything[:, 10:], PASSAGES)["at_100"] == 0
+    assert overlap(everything[:, :10], everything[:, 10:], PASSAGES)["at_10"] == 0

@@ -422,7 +422,9 @@ def of_arms(found: Neighbourhood, count: int) -> Neighbourhood:
     rows = np.arange(count) % len(found.arms)
     names = tuple(f"arm {row}" for row in range(count))
     embedding_ND, rank_AN = found.embedding_ND, found.rank_AN[rows]
-    return Neighbourhood(found.query_id, names, found.model, embedding_ND, found.passage_N, found.kind_N, rank_AN)
+    return Neighbourhood(
+        found.query_id, names, names, found.model, embedding_ND, found.passage_N, found.kind_N, rank_AN
+    )
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (4, 1), (5, 2), (6, 2)])
@@ -438,7 +440,7 @@ def test_more_than_four_arms_make_two_rows(found: Neighbourhood, count: int, row
 def test_without_any_rank_there_is_no_colour_bar(found: Neighbourhood) -> None:
     corpus = found.rank_AN[2:]
     kind_N = np.where((found.kind_N == 2) & (corpus[0] < 0), 3, found.kind_N)
-    alone = Neighbourhood("q", ("corpus",), "m", found.embedding_ND, found.passage_N, kind_N, corpus)
+    alone = Neighbourhood("q", ("corpus",), ("f",), "m", found.embedding_ND, found.passage_N, kind_N, corpus)
     (axes,) = neighbourhood_figure(alone).axes
     assert set(drawn(axes)) == {"other passages", "negatives without a rank", "positive", "query"}
 
@@ -469,6 +471,13 @@ def test_a_collapsed_model_is_told() -> None:
 
 def test_the_caption_says_what_is_drawn(found: Neighbourhood, query_ids: list[str], model: Path) -> None:
     caption = neighbourhood_caption(found)
-    for text in (query_ids[12], "/".join(model.parts[-2:]), f"{1 + 10 + 40} passages", "40 random", "t-SNE"):
+    for text in (
+        query_ids[12],
+        "/".join(model.parts[-2:]),
+        "(bottom and corpus and top)",
+        f"{1 + 10 + 40} passages",
+        "40 random",
+        "t-SNE",
+    ):
         assert text in caption
     assert str(model) not in caption, "a report may be sent to others"

@@ -32,11 +32,13 @@ class Neighbourhood:
 
     ``embedding_ND`` float32 are the model's vectors; ``passage_N`` int64 the passages' offsets, -1 for the query;
     ``kind_N`` int8 what each is. ``rank_AN`` int32 is a passage's rank in the search that an arm's negatives are from:
-    NO_RANK where that did not return it, NOT_NEGATIVE where it is no negative of the arm.
+    NO_RANK where that did not return it, NOT_NEGATIVE where it is no negative of the arm. ``files`` are the arms' files
+    of negatives, each with as much of its path as tells which arm and refresh it is of.
     """
 
     query_id: str
     arms: tuple[str, ...]
+    files: tuple[str, ...]
     model: str
     embedding_ND: np.ndarray
     passage_N: np.ndarray
@@ -48,7 +50,11 @@ class Neighbourhood:
 
 
 def write_neighbourhood(directory: Path, found: Neighbourhood, more: dict[str, Any]) -> Path:
-    """Publish both files, whole, the record last; ``more`` goes into it. Returns the record's path."""
+    """Publish both files, whole, the record last; ``more`` goes into it. Returns the record's path.
+
+    UserError where an embedding is not finite.
+    """
+    check_shapes(directory / ARRAYS, found)
     directory.mkdir(parents=True, exist_ok=True)
     with staging_path(directory, ARRAYS) as staged:
         np.savez(
@@ -63,7 +69,13 @@ def write_neighbourhood(directory: Path, found: Neighbourhood, more: dict[str, A
         staged.replace(directory / ARRAYS)
     sync(directory)
     passages = len(found.passage_N) - found.count(QUERY)
-    own = {"query_id": found.query_id, "arms": list(found.arms), "model": found.model, "passages": passages}
+    own = {
+        "query_id": found.query_id,
+        "arms": list(found.arms),
+        "files": list(found.files),
+        "model": found.model,
+        "passages": passages,
+    }
     write_text(directory / RECORD, sealed({**own, **more, "sha256": sha256}))
     return directory / RECORD
 
@@ -78,7 +90,9 @@ def read_neighbourhood(directory: Path) -> Neighbourhood:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = [stored[name] for name in ("embedding", "passage", "kind", "rank")]
-        found = Neighbourhood(record["query_id"], tuple(record["arms"]), record["model"], *arrays)
+        found = Neighbourhood(
+            record["query_id"], tuple(record["arms"]), tuple(record["files"]), record["model"], *arrays
+        )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{directory} holds no neighbourhood ({one_line(error)}); {ADVICE}") from None
     check_shapes(path, found)
@@ -86,10 +100,12 @@ def read_neighbourhood(directory: Path) -> Neighbourhood:
 
 
 def check_shapes(path: Path, found: Neighbourhood) -> None:
-    """UserError where the arrays do not fit each other, or do not begin with the query."""
+    """UserError where the arrays do not fit each other, do not begin with the query, or an embedding is not finite."""
     count = len(found.passage_N)
     shapes = [found.passage_N.shape, found.kind_N.shape, found.rank_AN.shape, found.embedding_ND.shape[:1]]
     if shapes != [(count,), (count,), (len(found.arms), count), (count,)]:
         raise UserError(f"{path}: arrays of {shapes} for {len(found.arms)} arms do not fit; {ADVICE}")
+    if not np.isfinite(found.embedding_ND).all():
+        raise UserError(f"{path}: embeddings that are not finite: the model has diverged; take another, and {ADVICE}")
     if found.kind_N[:1].tolist() != [QUERY] or found.count(QUERY) != 1:
         raise UserError(f"{path}: expected one query, as the first text; {ADVICE}")
