@@ -6,6 +6,7 @@ Of a run that logged less, what is missing is empty.
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ import numpy as np
 
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, read_object
 from utils.errors import UserError
-from utils.exchange import METRICS, read_done, read_records
+from utils.exchange import METRICS, read_done, read_records, read_run
 from utils.ranks import MEASURED, NAMES, TRIPLES, logged_name
+from utils.run_log import say
 
 ByBucket = dict[str, float]  # by the names of utils/ranks.py
 LAYER = "gradient_"  # and a layer's name, in metrics.jsonl
@@ -27,17 +29,27 @@ BY_RANK = "dev.by_rank.json"  # of an evaluation
 
 @dataclass(frozen=True)
 class RefreshMeasures:
-    """One refresh. ``dropped`` is {filter: {bucket: candidates}}; the shares are of the negatives of ``since`` then."""
+    """One refresh. None is what was not recorded.
+
+    ``searched`` counts the queries, those left without negatives included; ``dropped`` is {filter: {bucket:
+    candidates}}. The shares are of the negatives of the refresh that last searched the same queries.
+    """
 
     step: int
-    queries: int
+    searched: int
     topk: int
-    encode_seconds: float
-    search_seconds: float
-    processes: int
+    encode_seconds: float | None
+    search_seconds: float | None
+    processes: int | None
     dropped: dict[str, dict[str, int]]
     still_there: ByBucket
     jaccard: ByBucket
+
+    @property
+    def process_seconds(self) -> float | None:
+        if self.encode_seconds is None or self.search_seconds is None or self.processes is None:
+            return None
+        return (self.encode_seconds + self.search_seconds) * self.processes
 
 
 @dataclass(frozen=True)
@@ -45,12 +57,14 @@ class Returned:
     """What the last model returns for the dev queries.
 
     ``curve_K`` float64: scores over the corpus's mean by rank; ``example_EK`` those of single queries;
-    ``by_grade`` {"retrieved" or a grade: {bucket: passages}}; ``trained_on`` the overlap with the last refresh's
-    negatives at a depth, and with negatives spread evenly (drivers/by_rank.py).
+    ``grades`` are those above 0 that the qrels have; ``by_grade`` {"retrieved" or a grade: {bucket: passages}}, grade 0
+    being judged irrelevant; ``trained_on`` the overlap with the last refresh's negatives at a depth, and with negatives
+    spread evenly (drivers/by_rank.py).
     """
 
     curve_K: np.ndarray
     example_EK: np.ndarray
+    grades: list[int]
     by_grade: dict[str, dict[str, int]]
     trained_on: dict[str, float]
 
@@ -66,26 +80,35 @@ class Measures:
     layers: dict[str, list[tuple[int, float]]]
     losses: list[tuple[int, float]]
     steps_per_second: float | None
-    processes: int
+    processes: int | None
     ages: tuple[float, int] | None
     refreshes: tuple[RefreshMeasures, ...]
     returned: Returned | None
 
-    def process_hours(self, trainer_seconds: float) -> float:
-        """Of the processes at work; waiting for the other program not counted for the generator."""
-        made = sum((one.encode_seconds + one.search_seconds) * one.processes for one in self.refreshes)
-        return (trainer_seconds * self.processes + made) / 3600
+    def process_hours(self, trainer_seconds: float) -> float | None:
+        """The trainer's, waiting included, and the generator's at work; None where it is not known."""
+        made = [refresh.process_seconds for refresh in self.refreshes]
+        if self.processes is None or None in made:
+            return None
+        return (trainer_seconds * self.processes + sum(seconds for seconds in made if seconds is not None)) / 3600
 
 
 def read_logged(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; none where there is no such file. UserError for a line that is not JSON."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    """The rows of a metrics.jsonl by step, none where there is no such file.
+
+    Of two lines of one step the later one's values count; what is cut short is passed over, and said.
+    """
+    by_step: dict[int, dict[str, Any]] = {}
+    passed_over = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            raise UserError(f"{path} has a line that is not JSON ({line[:60]!r}): train the arm again") from None
-    return rows
+            row = json.loads(line)
+            by_step.setdefault(int(row["step"]), {}).update(row)
+        except (ValueError, KeyError, TypeError):
+            passed_over += 1
+    if passed_over:
+        say(f"warning: {path}: {passed_over} lines are no rows of a log; passed over", sys.stderr)
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def by_rank_of(rows: Iterable[dict[str, Any]]) -> dict[str, ByBucket]:
@@ -127,20 +150,24 @@ def ages_of(taken: list[dict[str, int]], steps: int) -> tuple[float, int] | None
 
 
 def read_refreshes(ann_dir: Path) -> tuple[RefreshMeasures, ...]:
-    return tuple(
-        RefreshMeasures(
-            step=int(record.get("step", 0)),
-            queries=int(record.get("queries", 0)),
-            topk=int(record.get("topk_training", 0)),
-            encode_seconds=float(record.get("encode_seconds", 0)),
-            search_seconds=float(record.get("search_seconds", 0)),
-            processes=int(record.get("processes", 1)),
-            dropped=record.get("selection", {}).get("dropped", {}),
-            still_there=record.get("churn", {}).get("still_there", {}),
-            jaccard=record.get("churn", {}).get("jaccard", {}),
+    found = []
+    for record in read_records(ann_dir):
+        selection, churn = record.get("selection", {}), record.get("churn", {})
+        left_out = selection.get("skipped", 0) + selection.get("empty", 0)
+        found.append(
+            RefreshMeasures(
+                step=int(record.get("step", 0)),
+                searched=int(record.get("queries", 0)) + left_out,
+                topk=int(record.get("topk_training", 0)),
+                encode_seconds=record.get("encode_seconds"),
+                search_seconds=record.get("search_seconds"),
+                processes=record.get("processes"),
+                dropped=selection.get("dropped", {}),
+                still_there=churn.get("still_there", {}),
+                jaccard=churn.get("jaccard", {}),
+            )
         )
-        for record in read_records(ann_dir)
-    )
+    return tuple(found)
 
 
 def read_returned(path: Path) -> Returned | None:
@@ -152,21 +179,22 @@ def read_returned(path: Path) -> Returned | None:
     try:
         curve_K = np.array(value["score_over_corpus_mean"], np.float64)  # null is NaN
         example_EK = np.array(list(value["examples"].values()), np.float64)
-        return Returned(curve_K, example_EK, value["passages_by_grade"], value.get("training_negatives", {}))
+        trained_on = value.get("training_negatives", {})
+        return Returned(curve_K, example_EK, value["grades"], value["passages_by_grade"], trained_on)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is not what an evaluation writes: {remedy}") from None
 
 
 def read_measures(arm: Arm) -> Measures:
     trainer, generator = arm.directory / TRAINER_DIRECTORY, arm.directory / GENERATOR_DIRECTORY
-    rows, done = read_logged(trainer / METRICS), read_done(trainer) or {}
+    rows, done, run = read_logged(trainer / METRICS), read_done(trainer) or {}, read_run(trainer) or {}
     rates = [float(row["steps_per_second"]) for row in rows if "steps_per_second" in row]
     return Measures(
         by_rank=by_rank_of(rows),
         layers=layers_of(rows),
         losses=[(int(row["step"]), float(row["loss"])) for row in rows if "loss" in row],
         steps_per_second=rates[-1] if rates else None,  # each is the mean since the job began
-        processes=int(done.get("processes", 1)),
+        processes=run.get("science", {}).get("processes"),
         ages=ages_of(done.get("taken", []), arm.steps),
         refreshes=read_refreshes(generator),
         returned=read_returned(arm.directory / "eval" / BY_RANK),

@@ -63,7 +63,7 @@ def text_of(inline: Token) -> str:
 # Pictures
 
 
-def picture(name: str, directory: Path) -> bytes:
+def png_bytes(name: str, directory: Path) -> bytes:
     """The bytes of a PNG file. Raises UserError where ``name`` is more than a name, or not that of a PNG file."""
     if name in ("", ".", "..") or set(name) & set("/\\:"):
         raise UserError(
@@ -82,11 +82,11 @@ def picture(name: str, directory: Path) -> bytes:
 def embed(tokens: list[Token], pictures: Path) -> None:
     """Put each image's bytes in the place of its name, with its size, so that nothing moves while a page is laid out.
 
-    Raises UserError as ``picture`` does.
+    Raises UserError as ``png_bytes`` does.
     """
     for child in (child for token in tokens for child in token.children or ()):
         if child.type == "image":
-            content = picture(unquote(str(child.attrs["src"])), pictures)
+            content = png_bytes(unquote(str(child.attrs["src"])), pictures)
             width, height = struct.unpack(">II", content[16:24])
             source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
             child.attrs |= {"src": source, "width": width, "height": height}

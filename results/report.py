@@ -30,6 +30,7 @@ from utils.publishing import listing, write_json
 from utils.run_log import say
 
 SEED_DIRECTORY = re.compile(r"seed-(0|[1-9][0-9]*)")  # of a study
+REPORT_JSON, SUMMARY_JSON = "report.json", "summary.json"
 PICTURES = (*run_report.CAPTIONS, *study.PICTURES, *sections.PICTURES)
 
 
@@ -73,7 +74,8 @@ def write_study(found: Study, tests: list[study.Test], directory: Path, output: 
     parts, command = study.sections_of(found, tests, directory), study.study_command(found)
     text = markdown_of("What the rank of the negatives does", [*warnings, f"Made by `{command}`."], parts)
     write_document(output, text, parts, PICTURES)
-    write_json(output / "summary.json", study.summary_of(found, tests, command))
+    (output / REPORT_JSON).unlink(missing_ok=True)  # of a run whose report was here
+    write_json(output / SUMMARY_JSON, study.summary_of(found, tests, command))
 
 
 def report_study(directory: Path, flags: ReportFlags) -> None:
@@ -88,7 +90,7 @@ def report_study(directory: Path, flags: ReportFlags) -> None:
     for warning in found.warnings:
         say(f"warning: {warning}", sys.stderr)
     say("\n".join([study.arms_table(found), *study.conclusions(found, tests)]))
-    say_written(output, "summary.json")
+    say_written(output, SUMMARY_JSON)
 
 
 # Runs
@@ -106,7 +108,10 @@ def study_of_runs(runs: list[Run]) -> tuple[Study | None, str]:
     try:
         return read_study(places, arms), ""
     except UserError as reason:
-        return None, str(reason)
+        told = str(reason)
+        for run in runs:  # a report may be sent to others
+            told = told.replace(str(run.directory), run.name)
+        return None, told
 
 
 def report_runs(directories: list[Path], flags: ReportFlags) -> None:
@@ -130,21 +135,25 @@ def report_runs(directories: list[Path], flags: ReportFlags) -> None:
     if len(runs) > 1:
         say(f"mean over the runs ± standard deviation\n{run_report.table_over_runs(runs)}")
     say(run_report.NOISE)
-    say_written(output, "report.json")
+    say_written(output, REPORT_JSON)
 
 
 def write_runs(runs: list[Run], compared: Study | None, reason: str, output: Path) -> None:
     """report.json last: where it is new, all of it is."""
-    parts = run_report.run_sections(runs)
-    command = shlex.join(["python", "-m", "results.report", *sys.argv[1:]])
+    parts, summary = run_report.run_sections(runs, compared), None
     if compared is not None:
         tests = study.compare(compared, np.random.default_rng(study.TEST_SEED))
         parts = [*study.study_sections(compared, tests), *parts]
-        write_json(output / "summary.json", study.summary_of(compared, tests, command))
+        command = shlex.join(["python", "-m", "results.report", *(run.name for run in runs)])
+        summary = study.summary_of(compared, tests, command)
     warnings = [f"**Warning:** The arms are not compared over the runs: {reason}."] if reason else []
     text = markdown_of(run_report.title_of(runs), [*warnings, *run_report.blocks_of(runs)], parts)
     write_document(output, text, parts, PICTURES)
-    write_json(output / "report.json", run_report.report_of_all(runs))
+    if summary is None:
+        (output / SUMMARY_JSON).unlink(missing_ok=True)  # of an earlier report, which this one replaces
+    else:
+        write_json(output / SUMMARY_JSON, summary)
+    write_json(output / REPORT_JSON, run_report.report_of_all(runs))
 
 
 def say_written(output: Path, numbers: str) -> None:

@@ -15,7 +15,8 @@ from utils.errors import UserError
 from utils.exchange import DONE, read_done, read_failed, read_records
 from utils.publishing import read_json
 
-METRICS = ("ndcg@10", "mrr@10", "map@10", "recall@100")
+HEADINGS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "map@10": "MAP@10", "recall@100": "recall@100"}
+METRICS = tuple(HEADINGS)  # reported
 STRATEGIES = ("top", "top_bottom", "random", "bottom")  # the order arms are shown in; others follow by name
 COUNTS = {"passages": "passages", "train_queries": "train-query", "dev_queries": "dev-query"}  # ours: manifest's
 TRAINER_DIRECTORY, GENERATOR_DIRECTORY = "checkpoints", "ann_data"

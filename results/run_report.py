@@ -12,10 +12,10 @@ from typing import Any
 from results.document import Section, align, picture
 from results.measures import read_measures
 from results.plots import arm_names, figures
-from results.run_directory import METRICS, Evaluation, Run
+from results.run_directory import HEADINGS, METRICS, Arm, Evaluation, Run
 from results.sections import common_sections
+from results.study_arms import Study
 
-HEADINGS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "map@10": "MAP@10", "recall@100": "recall@100"}
 NOISE = (
     "Neighbouring arms of one run differ by less than the noise between seeds: "
     "read no order into them without several seeds."
@@ -60,16 +60,24 @@ def table(run: Run) -> str:
     """BM25, the warmup and the arms, each with its gain in MRR@10 over the warmup."""
 
     def row(name: str, evaluation: Evaluation, *rest: str) -> list[str]:
-        return [name, *(f"{evaluation.metrics[metric]:.4f}" for metric in METRICS), *(rest or ("", "", "", ""))]
+        return [name, *(f"{evaluation.metrics[metric]:.4f}" for metric in METRICS), *(rest or ("", "", "", "", ""))]
 
-    heading = ["", *HEADINGS.values(), "MRR@10 over warmup", "steps", "refreshes", "seconds"]
+    heading = ["", *HEADINGS.values(), "MRR@10 over warmup", "best MRR@10", "steps", "refreshes", "seconds"]
     rows = [heading, row("BM25", run.bm25), row("warmup", run.warmup)]
     base = run.warmup.metrics["mrr@10"]
     for arm in run.arms:
         over = gain(arm.evaluation.metrics["mrr@10"], base)
-        rest = (over, f"{arm.steps:,}", f"{arm.refreshes:,}", f"{arm.seconds:,.1f}")
+        rest = (over, best_mrr(arm), f"{arm.steps:,}", f"{arm.refreshes:,}", f"{arm.seconds:,.1f}")
         rows.append(row(arm.name, arm.evaluation, *rest))
     return align(rows)
+
+
+def best_mrr(arm: Arm) -> str:
+    """Of the checkpoints that refreshes were made from, and the last one; with its step where that is another."""
+    measured = {arm.steps: arm.evaluation.metrics["mrr@10"]}
+    measured |= {point.step: point.mrr for point in arm.dev if point.mrr is not None and point.step not in measured}
+    step = max(measured, key=lambda step: (measured[step], step))
+    return f"{measured[step]:.4f}" + (f" at {step:,}" if step != arm.steps else "")
 
 
 def table_over_runs(runs: list[Run]) -> str:
@@ -88,10 +96,10 @@ def table_over_runs(runs: list[Run]) -> str:
 
 
 def short_path(path: str, directory: Path) -> str:
-    """``path`` from ``directory`` where it lies in it, else as it is."""
+    """``path`` from ``directory`` where it lies in it, else its end: a report may be sent to others."""
     resolved = Path(path).resolve()
     inside = resolved.is_relative_to(directory.resolve())
-    return str(resolved.relative_to(directory.resolve())) if inside else path
+    return str(resolved.relative_to(directory.resolve())) if inside else "/".join(Path(path).parts[-2:])
 
 
 def what_was_run(run: Run) -> list[str]:
@@ -158,8 +166,13 @@ def training_section(runs: list[Run]) -> Section:
     return Section("As training goes on", [picture(name, CAPTIONS[name]) for name in drawn], drawn)
 
 
-def run_sections(runs: list[Run]) -> list[Section]:
-    """The curves, then what any report has."""
-    arms = {name: [arm for run in runs for arm in run.arms if arm.name == name] for name in arm_names(runs)}
-    measures = {name: [read_measures(arm) for arm in found] for name, found in arms.items()}
-    return [training_section(runs), *common_sections(arms, measures, [run.directory for run in runs][:1])]
+def run_sections(runs: list[Run], compared: Study | None) -> list[Section]:
+    """The curves, then what any report has; of several runs only where they may be ``compared``, and of those arms."""
+    if compared is not None:
+        arms, measures = compared.by_arm, compared.measures
+    elif len(runs) == 1:
+        arms = {arm.name: [arm] for arm in runs[0].arms}
+        measures = {name: [read_measures(arm) for arm in found] for name, found in arms.items()}
+    else:
+        return [training_section(runs)]
+    return [training_section(runs), *common_sections(arms, measures, runs[0].directory)]

@@ -19,13 +19,13 @@ from utils.ranks import NAMES, first_and_last
 PICTURES = ("ranks.png", "stale.png", "layers.png", "curves.png", "neighbourhood.png", "fork.png")  # that there may be
 
 
-def common_sections(arms: dict[str, list[Arm]], measures: Arms, directories: Sequence[Path]) -> list[Section]:
-    """Those that there is something for, over the seeds of each arm; ``directories`` are of the runs or the study."""
+def common_sections(arms: dict[str, list[Arm]], measures: Arms, directory: Path) -> list[Section]:
+    """Those that there is something for, over the seeds of each arm; ``directory`` is the run's or the study's."""
     found = [
         ranks_section(measures),
         layers_section(measures),
         returned_section(measures),
-        *map(neighbourhood_section, directories),
+        neighbourhood_section(directory),
         audit_section(measures),
         cost_section(arms, measures),
         fork_section(),
@@ -40,7 +40,8 @@ def ranks_section(measures: Arms) -> Section | None:
         "its triple's gradient with respect to the three embeddings, the share of triples whose positive scored above "
         "the negative already, and the triple's loss.",
         "stale.png": "What the next refresh that searched the same queries found: how many negatives are in their rank "
-        "bucket again, and how many of those that either refresh took there both took. Means over the refreshes.",
+        "bucket again, and how many of those that either refresh took there both took (of a random draw that is "
+        "mostly the draw). Means over the refreshes.",
     }
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
     if not figures:
@@ -76,7 +77,8 @@ def returned_section(measures: Arms) -> Section | None:
         found = [run.returned.trained_on for run in runs if run.returned is not None and run.returned.trained_on]
         if found:
             keys = ("at_10", "uniform_at_10", "at_100", "uniform_at_100")
-            rows.append([name, *(f"{np.mean([one[key] for one in found]):.1%}" for key in keys)])
+            means = [np.mean([one[key] for one in found]) if all(key in one for one in found) else None for key in keys]
+            rows.append([name, *("n/a" if mean is None else f"{mean:.1%}" for mean in means)])
     if len(rows) > 1:
         blocks.append(
             "The overlap is of two distributions over the collection: how often each passage was a negative of the "
@@ -117,28 +119,40 @@ def by_grade_of(runs: Sequence[Measures]) -> dict[str, dict[str, int]]:
 
 
 def grades_blocks(measures: Arms) -> list[str]:
+    """Shares of the passages returned: judged at all where the qrels judge irrelevant ones too, then of each grade."""
     found = {name: by_grade_of(runs) for name, runs in measures.items()}
-    grades = sorted({int(grade) for sums in found.values() for grade in sums if grade.isdigit() and int(grade) > 0})
+    grades = sorted(
+        {grade for runs in measures.values() for run in runs if run.returned for grade in run.returned.grades}
+    )
     buckets = [name for name in NAMES if any(name in sums.get("retrieved", {}) for sums in found.values())]
     if not grades or not buckets:
         return []
     rows = [["arm", "grade", *buckets]]
     for name, sums in found.items():
-        for grade in [grade for grade in grades if sums.get("retrieved")]:
-            counts = sums.get(str(grade), {})
-            shares = [
-                f"{counts.get(bucket, 0) / sums['retrieved'][bucket]:.2%}" if sums["retrieved"].get(bucket) else ""
-                for bucket in buckets
-            ]
-            rows.append([name, str(grade), *shares])
-    graded = (
-        "The dev qrels are graded: at these ranks a negative taken without a judgement is false about as often."
-        if grades[-1] > 1
-        else "The dev qrels are not graded: they name the known positives, which are never taken, and say nothing of "
-        "other relevant passages; graded ones (TREC's) would."
+        judged = {"any": [grade for grade in sums if grade != "retrieved"]} if "0" in sums else {}
+        kinds = {**judged, **{str(grade): [str(grade)] for grade in grades}} if sums else {}
+        for kind, members in kinds.items():
+            counts = {bucket: sum(sums.get(grade, {}).get(bucket, 0) for grade in members) for bucket in buckets}
+            whole = sums["retrieved"]
+            cells = [f"{counts[bucket] / whole[bucket]:.2%}" if whole.get(bucket) else "" for bucket in buckets]
+            rows.append([name, kind, *cells])
+    return [
+        f"Of the passages that the last model returns for dev queries, those judged, by rank. {graded(grades)}",
+        align(rows),
+    ]
+
+
+def graded(grades: Sequence[int]) -> str:
+    if len(grades) > 1:
+        return (
+            "The dev qrels are graded. The shares are of all passages at a rank, judged or not: where few are judged "
+            "they are lower bounds. Of train queries the known positives are never taken; others like these would be "
+            "false negatives."
+        )
+    return (
+        "The dev qrels are not graded: they name the known positives, which are never taken, and say nothing of other "
+        "relevant passages; graded ones (TREC's) would."
     )
-    told = f"Of the passages that the last model returns for dev queries, those judged relevant, by rank. {graded}"
-    return [told, align(rows)]
 
 
 def dropped_blocks(measures: Arms) -> list[str]:
@@ -151,7 +165,8 @@ def dropped_blocks(measures: Arms) -> list[str]:
         for name, word, shares in found
     ]
     return [
-        "Of the candidates at each rank, those that a filter dropped as likely false negatives:",
+        "Of the candidates at each rank (known positives included), those that a filter dropped as likely false "
+        "negatives:",
         align([["arm", "filter", *buckets], *rows]),
     ]
 
@@ -168,7 +183,7 @@ def dropped_shares(runs: Sequence[Measures]) -> dict[str, ByBucket]:
         for bucket in NAMES:
             first, last = first_and_last(bucket)
             width = max(0, min(last, refresh.topk) - first + 1) if first else 0
-            candidates[bucket] = candidates.get(bucket, 0) + width * refresh.queries
+            candidates[bucket] = candidates.get(bucket, 0) + width * refresh.searched
     return {
         word: {bucket: count / candidates[bucket] for bucket, count in counts.items() if candidates.get(bucket)}
         for word, counts in dropped.items()
@@ -183,10 +198,10 @@ def cost_section(arms: dict[str, list[Arm]], measures: Arms) -> Section:
     rows = [["arm", *headings]]
     rows += [[name, *cost_cells([run.seconds for run in runs], measures[name])] for name, runs in arms.items()]
     told = (
-        "Medians over the seeds; encode and search are of one refresh. The age is how many steps behind the trainer "
-        "the model was that chose the negatives in use, in the mean over the steps. Process-hours add up the trainer's "
-        "processes for as long as they trained and the generator's while they encoded and searched; on GPUs a process "
-        "has one."
+        "Medians over the seeds; encode and search are of one refresh. The trainer's seconds are from its first step "
+        "to its last, waiting for negatives included. The age is how many steps behind the trainer the model was that "
+        "chose the negatives in use, in the mean over the steps. Process-hours are the trainer's, and the generator's "
+        "while it encoded and searched; on GPUs a process has one."
     )
     return Section("Time, staleness and cost", [align(rows), told])
 
@@ -197,16 +212,17 @@ def cost_cells(seconds_S: Sequence[float], found: Sequence[Measures]) -> list[st
     def median(values: Sequence[float], digits: int = 1) -> str:
         return f"{np.median(values):,.{digits}f}" if len(values) else "n/a"
 
+    hours = [one.process_hours(trained) for trained, one in zip(seconds_S, found, strict=True)]
     made = [refresh for one in found for refresh in one.refreshes]
     ages = [one.ages for one in found if one.ages is not None]
     return [
         median(seconds_S),
         median([one.steps_per_second for one in found if one.steps_per_second is not None]),
         median([len(one.refreshes) for one in found], digits=0),
-        median([refresh.encode_seconds for refresh in made]),
-        median([refresh.search_seconds for refresh in made]),
+        median([refresh.encode_seconds for refresh in made if refresh.encode_seconds is not None]),
+        median([refresh.search_seconds for refresh in made if refresh.search_seconds is not None]),
         f"{np.mean([age for age, _ in ages]):,.0f}, at most {max(last for _, last in ages):,}" if ages else "n/a",
-        median([one.process_hours(trained) for trained, one in zip(seconds_S, found, strict=True)], digits=3),
+        median([one for one in hours if one is not None], digits=3),
     ]
 
 

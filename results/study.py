@@ -16,6 +16,7 @@ import numpy as np
 
 from results.document import Section, align, picture
 from results.measure_figures import by_rank_of_arm
+from results.run_directory import HEADINGS
 from results.sections import common_sections
 from results.significance import holm, paired_randomisation, paired_t, seeds_interval, standard_error
 from results.study_arms import COMPARED, Study
@@ -24,10 +25,11 @@ from utils.ranks import MEASURED
 from utils.run_log import installed_versions
 
 ALPHA = 0.01
+NOISES = 2  # times the A/A noise, below which a difference is not called one
+WITHIN_NOISE, APART_NOT = "within the A/A noise", "cannot be told apart"
 TEST_SEED = 7
 SWEEP_FROM = 3  # windows
-LONGEST_VALUE = 12  # characters of a setting; the hashes are told apart by as many
-HEADINGS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "map@10": "MAP@10", "recall@100": "recall@100"}
+LONGEST_VALUE = 16  # characters of a setting
 PICTURES = ("study.png", "sweep.png")  # that there may be
 
 
@@ -42,10 +44,6 @@ class Test:
     p: float
     p_holm: float
     p_seeds: float | None  # of a paired t test over the seeds, not corrected
-
-    @property
-    def better_first(self) -> tuple[str, str]:
-        return (self.a, self.b) if self.difference > 0 else (self.b, self.a)
 
 
 def compare(study: Study, rng: np.random.Generator) -> list[Test]:
@@ -105,50 +103,74 @@ def arms_table(study: Study) -> str:
     return align(rows)
 
 
+def verdict(study: Study, test: Test) -> str:
+    """What a test supports: by the queries, and beside the noise between seeds where that is known."""
+    if test.p_holm >= ALPHA:
+        return APART_NOT
+    noise = noise_of(study, test.metric)
+    if noise is not None and abs(test.difference) < NOISES * noise:
+        return WITHIN_NOISE
+    better, worse = (test.a, test.b) if test.difference > 0 else (test.b, test.a)
+    return f"{better} better than {worse}"
+
+
+def named(study: Study, test: Test) -> str:
+    return f"{test.a} - {test.b}" + (" (A/A)" if is_aa(study, test) else "")
+
+
 def tests_table(study: Study, tests: list[Test], metric: str) -> str:
     noise = noise_of(study, metric)
     rows = [["pair", "difference", "of the A/A noise", "p", "p (Holm)", "p over seeds", "conclusion"]]
     for test in sorted((t for t in tests if t.metric == metric), key=lambda t: t.p_holm):
-        better, worse = test.better_first
-        told = f"{better} better than {worse}" if test.p_holm < ALPHA else "cannot be told apart"
-        pair = f"{test.a} - {test.b}" + (" (A/A)" if is_aa(study, test) else "")
         seeds = f"{test.p_seeds:.3g}" if test.p_seeds is not None else "n/a"
         share = f"{abs(test.difference) / noise:.1f}x" if noise else "n/a"
-        rows.append([pair, f"{test.difference:+.4f}", share, f"{test.p:.4g}", f"{test.p_holm:.4g}", seeds, told])
+        numbers = [f"{test.difference:+.4f}", share, f"{test.p:.4g}", f"{test.p_holm:.4g}", seeds]
+        rows.append([named(study, test), *numbers, verdict(study, test)])
     return align(rows)
 
 
 def conclusions(study: Study, tests: list[Test]) -> list[str]:
-    """What the first metric's tests support, as list items."""
+    """What the first metric's tests support, as list items, and what they do not."""
     found = [test for test in tests if test.metric == COMPARED[0]]
-    told = [test for test in found if test.p_holm < ALPHA]
     lines = []
     for name in study.arms:
-        beaten = [test for test in told if test.better_first[0] == name]
+        beaten = [test for test in found if verdict(study, test).startswith(f"{name} better than ")]
         if beaten:
             others = ", ".join(
-                f"{test.better_first[1]} ({abs(test.difference):+.4f}, p {test.p_holm:.2g})"
+                f"{test.b if test.a == name else test.a} (by {abs(test.difference):.4f}, p {test.p_holm:.2g})"
                 for test in sorted(beaten, key=lambda test: -abs(test.difference))
             )
             lines.append(f"- {name} is better than {others}.")
-    rest = [f"{test.a} and {test.b}" + (" (A/A)" if is_aa(study, test) else "") for test in found if test not in told]
-    if rest:
-        lines.append(f"- Cannot be told apart: {'; '.join(rest)}.")
-    if any(is_aa(study, test) for test in told):
-        lines.append("- **Warning:** an A/A pair is told apart: differences of that size are noise between seeds.")
-    return lines
+    for told, words in ((WITHIN_NOISE, f"Within {NOISES} times the A/A noise"), (APART_NOT, "Cannot be told apart")):
+        pairs = [named(study, test) for test in found if verdict(study, test) == told]
+        lines += [f"- {words}: {', '.join(pairs)}."] if pairs else []
+    return [*lines, *caveats(study, found)]
+
+
+def caveats(study: Study, found: list[Test]) -> list[str]:
+    """Why less than that can be concluded."""
+    if any(is_aa(study, test) and test.p_holm < ALPHA for test in found):
+        return ["- **Warning:** an A/A pair is told apart: differences of that size are noise between seeds."]
+    if len(study.seeds) == 1:
+        return ["- **Warning:** one seed: this is said of these models, not of their strategies."]
+    if not any(is_aa(study, test) for test in found):
+        return [
+            "- **Warning:** no A/A arm (one strategy twice, under other seeds): how far equal arms differ is not known."
+        ]
+    return []
 
 
 def how_tested(study: Study, tests: list[Test]) -> str:
     aa = [test for test in tests if is_aa(study, test)]
-    aa_told = "; ".join(f"{t.a} and {t.b} in {HEADINGS[t.metric]}: p {t.p:.3g}" for t in aa)
+    noises = ", ".join(f"{noise_of(study, test.metric) or 0:.4f} in {HEADINGS[test.metric]}" for test in aa)
     return (
         f"Seeds: {', '.join(map(str, study.seeds))}. Intervals are Student's over the seeds. p: two-sided paired "
         "randomisation over the dev queries, each query's value being its mean over the seeds; Holm's correction over "
-        f"the {len(tests) // len(COMPARED)} pairs of a metric; a pair is told apart below {ALPHA}. "
-        "p over seeds: a paired t test of the seeds' finals, not corrected. The A/A noise is the standard error, over "
-        "the seeds, of the difference between two arms of one strategy"
-        + (f" ({aa_told})." if aa else "; there is no such pair here.")
+        f"the {len(tests) // len(COMPARED)} pairs of a metric. One arm is called better below {ALPHA}, and where the "
+        f"difference is at least {NOISES} times the A/A noise: the standard error, over the seeds, of the difference "
+        f"between two arms of one strategy"
+        + (f" ({noises})." if aa and len(study.seeds) > 1 else ", which is not known here.")
+        + " p over seeds: a paired t test of the seeds' finals, not corrected."
     )
 
 
@@ -176,13 +198,18 @@ def study_sections(study: Study, tests: list[Test]) -> list[Section]:
     return found
 
 
+def shortened(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
 def what_was_run(study: Study) -> Section:
     """What all arms share; seed and strategy are in the tables."""
     first = next(iter(study.arms.values()))[0]
     rows = [["setting", "trainer", "generator"]]
     for name in sorted({name for name, _ in first.science}):
         values = [first.science.get((name, program), "") for program in ("trainer", "generator")]
-        rows.append([name, *(str(value)[:LONGEST_VALUE] for value in values)])
+        rows.append([name, *map(shortened, values)])
     versions = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
     blocks = [
         f"Each arm trained for {first.arm.steps:,} steps and took up {first.arm.refreshes:,} refreshes. All share:",
@@ -194,8 +221,8 @@ def what_was_run(study: Study) -> Section:
 
 def sections_of(study: Study, tests: list[Test], directory: Path) -> list[Section]:
     """Those of the comparison, then those that any report has."""
-    arms = {name: [run.arm for run in runs] for name, runs in study.arms.items()}
-    return [*study_sections(study, tests), *common_sections(arms, study.measures, [directory]), what_was_run(study)]
+    common = common_sections(study.by_arm, study.measures, directory)
+    return [*study_sections(study, tests), *common, what_was_run(study)]
 
 
 def study_command(study: Study) -> str:

@@ -12,10 +12,11 @@ import numpy as np
 from results.measures import Measures, read_measures
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, Unfinished, read_arm
 from utils.errors import UserError
-from utils.exchange import negatives_path, read_run
+from utils.exchange import negatives_path, read_done, read_run
 
 COMPARED = ("mrr@10", "ndcg@10")
 MAY_DIFFER = {"seed", "strategy", "bm25_sha256"}  # between the arms of a study
+SAMPLED_QUERIES = 5000  # whose negatives are compared: the same ones, where arms searched the same queries
 SAME_OVERLAP = 0.95  # of two arms' negatives: above it they are one arm under two names
 
 
@@ -29,7 +30,7 @@ class ArmRun:
     by_query: dict[str, np.ndarray]
     science: dict[tuple[str, str], Any]  # (flag, program): value
     own_seed: int  # that its programs were given
-    negatives: tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]  # of the first refresh and of the last
+    negatives: tuple[np.ndarray, np.ndarray]  # of the first refresh and of the last that was taken up
     measures: Measures
     commits: frozenset[str]  # that trainer and generator were of
 
@@ -46,6 +47,10 @@ class Study:
     @property
     def strategies(self) -> dict[str, str]:
         return {name: runs[0].arm.strategy for name, runs in self.arms.items()}
+
+    @property
+    def by_arm(self) -> dict[str, list[Arm]]:
+        return {name: [run.arm for run in runs] for name, runs in self.arms.items()}
 
     @property
     def measures(self) -> dict[str, list[Measures]]:
@@ -69,10 +74,17 @@ def read_by_query(path: Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     return tuple(line[0] for line in lines), values
 
 
-def read_negatives(path: Path) -> frozenset[tuple[str, str]]:
-    """(query, negative) of one refresh."""
-    rows = (line.split("\t")[:3] for line in path.read_text(encoding="ascii").splitlines())
-    return frozenset((query, negative) for query, _, negatives in rows for negative in negatives.split(",") if negative)
+def read_negatives(path: Path) -> np.ndarray:
+    """(query, negative) of one refresh as one number each: int64 [P], sorted, of the first SAMPLED_QUERIES queries."""
+    try:
+        lines = [line.split("\t", 3)[:3] for line in path.read_text(encoding="ascii").splitlines()]
+        rows = sorted((int(query), negatives) for query, _, negatives in lines)[:SAMPLED_QUERIES]
+        pairs = [np.array(negatives.split(","), np.int64) + (query << 32) for query, negatives in rows if negatives]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}, expected the arm's negatives; put the file back") from None
+    except (ValueError, OverflowError):
+        raise UserError(f"{path} is not a file of negatives, expected query, positive and negatives a line") from None
+    return np.unique(np.concatenate(pairs)) if pairs else np.zeros(0, np.int64)
 
 
 def read_science(directory: Path) -> tuple[dict[tuple[str, str], Any], int, frozenset[str]]:
@@ -100,13 +112,13 @@ def read_arm_run(directory: Path, name: str, seed: int) -> tuple[tuple[str, ...]
         raise UserError(f"{directory}: {reason}") from None
     query_ids, by_query = read_by_query(directory / "eval" / "dev.per_query.tsv")
     shared, own_seed, commits = read_science(directory)
-    science = {
-        **shared,
-        ("steps", "trainer"): arm.steps,
-        ("refreshes taken up", "trainer"): arm.refreshes,
-    }
+    done = read_done(directory / TRAINER_DIRECTORY) or {}
+    taken = [entry["refresh"] for entry in done.get("taken", [])] or [0, arm.refreshes - 1]
+    science = {**shared, ("steps", "trainer"): arm.steps}
+    if shared.get(("refresh_mode", "trainer")) != "async":  # whose jobs' speed decides it
+        science["refreshes taken up", "trainer"] = arm.refreshes
     ann_dir = directory / GENERATOR_DIRECTORY
-    first, last = (read_negatives(negatives_path(ann_dir, refresh)) for refresh in (0, arm.refreshes - 1))
+    first, last = (read_negatives(negatives_path(ann_dir, refresh)) for refresh in (taken[0], taken[-1]))
     return query_ids, ArmRun(name, seed, arm, by_query, science, own_seed, (first, last), read_measures(arm), commits)
 
 
@@ -163,7 +175,7 @@ def same_in_fact(arms: dict[str, list[ArmRun]]) -> list[str]:
     told = []
     for first, second in itertools.combinations(arms, 2):
         overlap = min(
-            len(mine & theirs) / max(1, len(mine | theirs))
+            len(np.intersect1d(mine, theirs, assume_unique=True)) / max(1, len(np.union1d(mine, theirs)))
             for a, b in zip(arms[first], arms[second], strict=True)
             for mine, theirs in zip(a.negatives, b.negatives, strict=True)
         )

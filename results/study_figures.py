@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -73,9 +74,10 @@ def windows_of(study: Study) -> list[tuple[int, int, str]]:
 
 
 def mean_gradient(study: Study, name: str) -> float:
-    """Of a triple, over all ranks and seeds."""
+    """Of a triple, over all ranks and seeds; NaN where it was not logged."""
     found = [values for run in study.measures[name] for values in run.by_rank.values()]
-    return float(np.average([one["gradient"] for one in found], weights=[one[TRIPLES] for one in found]))
+    triples = sum(one[TRIPLES] for one in found)
+    return sum(one["gradient"] * one[TRIPLES] for one in found) / triples if triples else math.nan
 
 
 def sweep_figure(study: Study) -> Figure:
@@ -88,6 +90,8 @@ def sweep_figure(study: Study) -> Figure:
     axes.plot(centre, values_WS.mean(1), color="#0072B2", marker="o", label="final dev MRR@10")
     axes.fill_between(centre, values_WS.min(1), values_WS.max(1), color="#0072B2", alpha=0.15, linewidth=0)
     set_titles(axes, "Negatives from one window of ranks each", "rank (middle of the window)", "MRR@10")
+    if np.isnan(gradient_W).all():
+        return figure
     other = axes.twinx()
     other.plot(centre, gradient_W, color="#D55E00", marker="s", linestyle="--", label="mean gradient norm of a triple")
     other.set_ylabel("gradient norm")

@@ -38,15 +38,20 @@ def write_measured(root: Path, name: str, scale: float = 1.0, **by_rank: Any) ->
     arm = root / "arms" / name
     rows = [logged(step, scale * 100 / step) for step in range(100, STEPS + 1, 100)]
     (arm / "checkpoints" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (arm / "checkpoints" / "RUN.json").write_text(sealed({"science": {"processes": 3}}))
     for number, record in enumerate(read_records(arm / "ann_data")):
         churn = {"still_there": {"1-5": 0.5 * scale}, "jaccard": {"1-5": 0.25 * scale}}
         more = {
-            "queries": 100,
+            "queries": 60,  # of 100 that were searched
             "topk_training": 60,
             "encode_seconds": 2.0 * scale,
             "search_seconds": 1.0 * scale,
             "processes": 2,
-            "selection": {"dropped": {"max_positive_ratio": {"1-5": 50, "51-100": 20}}},
+            "selection": {
+                "skipped": 15,
+                "empty": 25,
+                "dropped": {"max_positive_ratio": {"1-5": 450, "51-100": 900}},
+            },
             **({"churn": churn} if number else {}),
         }
         path = record_path(arm / "ann_data", number)
@@ -54,6 +59,7 @@ def write_measured(root: Path, name: str, scale: float = 1.0, **by_rank: Any) ->
     found = {
         "score_over_corpus_mean": [3.0 * scale, 2.0 * scale, None],
         "examples": {"q1": [4.0 * scale, 1.0 * scale, None]},
+        "grades": [1],
         "passages_by_grade": {"retrieved": {"1-5": 50, "6-20": 150}, "1": {"1-5": 10, "6-20": 3}},
         "training_negatives": {"refresh": 4, "at_10": 0.6, "at_100": 0.4, "uniform_at_10": 0.3, "uniform_at_100": 0.2},
         **by_rank,
@@ -96,8 +102,8 @@ def test_measures_are_what_was_logged(tmp_path: Path) -> None:
     mean = np.mean([100 / step for step in range(100, STEPS + 1, 100)])
     assert found.by_rank["1-5"] == pytest.approx({"triples": 50, "loss": mean, "gradient": 2 * mean, "satisfied": 0.5})
     assert [refresh.still_there for refresh in found.refreshes] == [{}, *[{"1-5": 0.5}] * (REFRESHES - 1)]
-    # 16.25 s of one trainer process (write_arm's), and five refreshes of 3 s on two
-    assert found.process_hours(16.25) == pytest.approx((16.25 + 5 * 3 * 2) / 3600)
+    # 16.25 s of three trainer processes (write_arm's), and five refreshes of 3 s on two
+    assert found.process_hours(16.25) == pytest.approx((3 * 16.25 + 5 * 3 * 2) / 3600)
     assert found.returned is not None and found.returned.trained_on["at_10"] == 0.6
     assert found.returned.curve_K[:2].tolist() == [3, 2] and np.isnan(found.returned.curve_K[2])
 
@@ -107,7 +113,8 @@ def test_a_run_that_logged_nothing_more_has_nothing_more(tmp_path: Path) -> None
     arm = read_arm(tmp_path / "arms" / "top")
     found = read_measures(arm)
     assert not found.by_rank and not found.layers and found.returned is None and found.ages is None
-    titles = [section.title for section in common_sections({"top": [arm]}, {"top": [found]}, [tmp_path])]
+    assert found.process_hours(16.25) is None, "nobody said how many processes there were"
+    titles = [section.title for section in common_sections({"top": [arm]}, {"top": [found]}, tmp_path)]
     assert titles == ["False negatives", "Time, staleness and cost", "What the fork published"]
 
 
@@ -126,11 +133,13 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path, text: str) -> None:
         read_returned(path)
 
 
-def test_a_damaged_log_is_named(tmp_path: Path) -> None:
+def test_a_log_with_half_a_line_and_a_step_trained_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "lo')
-    with pytest.raises(UserError, match=r"metrics\.jsonl has a line that is not JSON"):
-        read_logged(path)
+    path.write_bytes(
+        b'{"step": 2, "loss": 3}\n{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n[\n\xff\n{"step": 3, "lo'
+    )
+    assert read_logged(path) == [{"step": 1, "loss": 2}, {"step": 2, "loss": 1}]
+    assert capsys.readouterr().err == f"warning: {path}: 3 lines are no rows of a log; passed over\n"
 
 
 def cells(table: str) -> list[list[str]]:
@@ -140,7 +149,7 @@ def cells(table: str) -> list[list[str]]:
 def test_every_part_of_a_report_is_there_and_draws_what_was_logged(tmp_path: Path) -> None:
     arms = {name: [read_arm(write_measured(tmp_path, name, scale))] for name, scale in (("top", 1.0), ("bottom", 0.5))}
     measures = {name: [read_measures(arm) for arm in found] for name, found in arms.items()}
-    parts = {section.title: section for section in common_sections(arms, measures, [tmp_path])}
+    parts = {section.title: section for section in common_sections(arms, measures, tmp_path)}
     assert len(parts) == 6
     for section in parts.values():
         text = "\n\n".join(section.blocks)
@@ -168,25 +177,28 @@ def test_the_audit_counts_by_rank(tmp_path: Path) -> None:
     graded = {"retrieved": {"1-5": 50, "6-20": 150}, "0": {"1-5": 9}, "1": {"1-5": 10, "6-20": 3}, "3": {"6-20": 6}}
     plain, judged = (
         [read_measures(read_arm(write_measured(tmp_path / name, "top", **more)))]
-        for name, more in (("plain", {}), ("graded", {"passages_by_grade": graded}))
+        for name, more in (("plain", {}), ("graded", {"passages_by_grade": graded, "grades": [1, 2, 3]}))
     )
     section = audit_section({"top": plain})
     assert section is not None and "are not graded" in section.blocks[0]
     assert cells(section.blocks[1])[2:] == [["top", "1", "20.00%", "2.00%"]]
-    # Five refreshes of 100 queries, 60 candidates each: ranks 51 to 60 are all that the bucket 51-100 has.
-    assert dropped_shares(plain) == {
-        "max_positive_ratio": {"1-5": pytest.approx(50 / 500), "51-100": pytest.approx(20 / 1000)}
-    }
-    assert cells(section.blocks[3])[2] == ["top", "`--max_positive_ratio`", "10.00%", "2.00%"]
+    # Refreshes that searched 100 queries, 60 candidates each: ranks 51 to 60 are all that the bucket 51-100 has.
+    assert dropped_shares(plain) == {"max_positive_ratio": pytest.approx({"1-5": 450 / 500, "51-100": 900 / 1000})}
+    assert cells(section.blocks[3])[2] == ["top", "`--max_positive_ratio`", "90.00%", "90.00%"]
     section = audit_section({"top": judged})
     assert section is not None and "qrels are graded" in section.blocks[0]
-    assert cells(section.blocks[1])[2:] == [["top", "1", "20.00%", "2.00%"], ["top", "3", "0.00%", "4.00%"]]
+    assert cells(section.blocks[1])[2:] == [
+        ["top", "any", "38.00%", "6.00%"],
+        ["top", "1", "20.00%", "2.00%"],
+        ["top", "2", "0.00%", "0.00%"],
+        ["top", "3", "0.00%", "4.00%"],
+    ]
 
 
 def test_cost_is_the_median_over_seeds(tmp_path: Path) -> None:
     runs = [read_arm(write_measured(tmp_path / str(scale), "top", scale)) for scale in (1.0, 3.0, 2.0)]
     section = cost_section({"top": runs}, {"top": [read_measures(arm) for arm in runs]})
-    hours = (16.25 + 2 * 2 * 3 * REFRESHES) / 3600
+    hours = (3 * 16.25 + 2 * 2 * 3 * REFRESHES) / 3600
     assert cells(section.blocks[0])[2] == ["top", "16.2", "20.0", "5", "4.0", "2.0", "n/a", f"{hours:.3f}"]
 
 

@@ -22,7 +22,7 @@ from results.plots import arm_styles, dev_curve, moving_average, published_fits
 from results.read_log import TrainingPoint
 from results.report import main, write_runs
 from results.run_directory import Run, read_run
-from results.run_report import blocks_of, gain, report_of, table
+from results.run_report import best_mrr, blocks_of, gain, report_of, table
 from tests.exchanging import lease_of
 from utils.errors import UserError
 from utils.exchange import mark_done, mark_failed, record_path
@@ -155,15 +155,20 @@ def test_table_and_markdown(tmp_path: Path) -> None:
     run = read(write_run(tmp_path / "quick"))
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(run).splitlines()]
     assert cells[0][1:5] == ["nDCG@10", "MRR@10", "MAP@10", "recall@100"]
-    assert cells[2] == ["BM25", "0.4130", "0.3630", "0.3530", "0.6630", "", "", "", ""]
+    assert cells[2] == ["BM25", "0.4130", "0.3630", "0.3530", "0.6630", "", "", "", "", ""]
     assert cells[3][:3] == ["warmup", "0.2610", "0.2110"]
-    assert cells[4] == ["top", "0.3000", "0.2500", "0.2400", "0.5500", "+18.5%", "500", "5", "16.2"]
+    assert cells[4] == ["top", "0.3000", "0.2500", "0.2400", "0.5500", "+18.5%", "0.2500", "500", "5", "16.2"]
     text = markdown_of("", blocks_of([run]), [])
     assert "less than the noise between seeds" in text
     assert "20,443 passages, 19,443 train queries, 1,000 dev queries" in text
     assert "negatives `top_bottom`, 500 steps" in text and "seed 42" in text
     assert "`arms/top/checkpoints/checkpoint-500`" in text and "`somewhere else/checkpoint-800`, step 800" in text
     assert "Warning" not in text
+
+
+def test_the_best_checkpoint_is_told_where_it_is_not_the_last(tmp_path: Path) -> None:
+    run = read(write_run(tmp_path / "run", {"top": Shape(0.30, 0.25, steps=300, refreshes=3)}))
+    assert best_mrr(run.arms[0]) == "0.3000 at 0"
 
 
 def test_pictures_show_every_arm(tmp_path: Path) -> None:

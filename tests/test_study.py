@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from results import report, significance, study
+from results import report, significance, study, study_figures
 from results.measures import by_rank_of, read_logged
 from results.run_directory import read_run
 from results.study_arms import read_study
@@ -103,8 +103,8 @@ def test_the_summary_is_what_was_put_in(tmp_path: Path, capsys: pytest.CaptureFi
     )
     text = (tmp_path / "out" / "report.md").read_text()
     assert "top better than bottom" in text and "again better than" in text
-    assert text.count("top - again (A/A)") == 2 and "Warning" not in text
-    assert "- top is better than bottom (+0.0800" in text and "Cannot be told apart: top and again (A/A)." in text
+    assert text.count("top - again (A/A)") == 3 and "Warning" not in text
+    assert "- top is better than bottom (by 0.0800" in text and "Cannot be told apart: top - again (A/A)." in text
     for picture in ("study.png", "ranks.png"):
         assert colours(tmp_path / "out" / picture) > 20 and f"({picture})" in text
     assert not (tmp_path / "out" / "sweep.png").exists()
@@ -196,18 +196,23 @@ def test_runs_of_several_seeds_are_compared_as_a_study_is(tmp_path: Path, capsys
     (test,) = [test for test in found["tests"] if test["metric"] == "mrr@10"]
     assert (test["a"], test["b"]) == ("top", "bottom") and test["p_holm"] < 0.01
     text = (tmp_path / "all" / "report.md").read_text()
-    assert "- top is better than bottom" in text and "Warning" not in text and "## run2" in text
+    assert "- top is better than bottom" in text and "no A/A arm" in text and "## run2" in text
     assert [*json.loads((tmp_path / "all" / "report.json").read_text())["runs"]] == ["run1", "run2", "run3"]
     # One that was trained otherwise: told why, and the rest of the report is there all the same.
     stored = runs[1] / "arms" / "top" / "checkpoints" / "RUN.json"
     science = {**SCIENCE, "seed": 2, "strategy": "top", "learning_rate": 5.0}
     stored.write_text(sealed({"role": "checkpoints", "science": science}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["report", *map(str, runs), "--output", str(tmp_path / "other")])
+        patch.setattr("sys.argv", ["report", *map(str, runs), "--output", str(tmp_path / "all")])
         report.main()
-    text = (tmp_path / "other" / "report.md").read_text()
+    text = (tmp_path / "all" / "report.md").read_text()
     assert "**Warning:** The arms are not compared over the runs: " in text and "learning_rate of the trainer" in text
-    assert not (tmp_path / "other" / "summary.json").exists()
+    assert "over the seeds" not in text and not (tmp_path / "all" / "summary.json").exists()
+    # A file that is gone: named, without the machine's path.
+    stored.write_text(sealed({"role": "checkpoints", "science": {**SCIENCE, "seed": 2, "strategy": "top"}}))
+    (runs[1] / "arms" / "top" / "ann_data" / "ann_training_data_0").unlink()
+    found_study, reason = report.study_of_runs([read_run(run, run.name) for run in runs])
+    assert found_study is None and reason.startswith("run2/arms/top/ann_data/ann_training_data_0: No such file")
 
 
 @pytest.mark.parametrize(("seeds", "message"), [((4, 4), "seeds are 4, 4"), ((1, 2), "no arm is finished in all")])
@@ -218,6 +223,51 @@ def test_runs_that_are_no_study_say_why(tmp_path: Path, seeds: tuple[int, int], 
         runs.append(write_run(tmp_path / str(number), {name: Shape(0.2, 0.3, seed=seed)}))
     found, reason = report.study_of_runs([read_run(run, run.name) for run in runs])
     assert found is None and message in reason
+
+
+def test_what_is_within_the_noise_is_not_called_better(tmp_path: Path) -> None:
+    """Two arms of one strategy that lie far apart, in one seed this way and in the other that way."""
+    for seed, shift in ((1, 0.05), (2, -0.05)):
+        write_arm_of_study(tmp_path, "top", seed, "top", 0.30)
+        write_arm_of_study(tmp_path, "again", seed, "top", 0.30 + shift, offset=1000)
+        write_arm_of_study(tmp_path, "bottom", seed, "bottom", 0.26)
+        write_arm_of_study(tmp_path, "corpus", seed, "corpus", 0.10)
+    found = read_study(places(tmp_path, [1, 2]), ["top", "again", "bottom", "corpus"])
+    tests = study.compare(found, np.random.default_rng(0))
+    noise = study.noise_of(found, "mrr@10")
+    assert noise == pytest.approx(0.05)
+    by_pair = {(test.a, test.b): test for test in tests if test.metric == "mrr@10"}
+    near, far = by_pair["top", "bottom"], by_pair["top", "corpus"]
+    assert near.p_holm < 0.01 and study.verdict(found, near) == study.WITHIN_NOISE
+    assert study.verdict(found, far) == "top better than corpus"
+    text = "\n".join(study.conclusions(found, tests))
+    assert "top - bottom" in text and "Within 2 times the A/A noise" in text and "top is better than corpus" in text
+    assert f"({noise:.4f} in MRR@10, " in study.how_tested(found, tests)
+
+
+def test_one_seed_says_nothing_of_strategies(tmp_path: Path) -> None:
+    root = write_study(tmp_path, {"top": ("top", 0.3), "bottom": ("bottom", 0.2)}, (1,))
+    found = read_study(places(root, [1]), ["top", "bottom"])
+    assert "one seed" in study.conclusions(found, study.compare(found, np.random.default_rng(0)))[-1]
+
+
+def test_a_sweep_without_attribution_is_drawn_all_the_same(tmp_path: Path) -> None:
+    arms = {f"r{first}": (f"ranks:{first}-{first + 19}", 0.3 - first / 1000) for first in (1, 21, 41)}
+    root = write_study(tmp_path, arms, (1,))
+    for path in root.glob("seed-1/*/checkpoints/metrics.jsonl"):
+        path.unlink()
+    figure = study_figures.sweep_figure(read_study(places(root, [1]), [*arms]))
+    assert len(figure.axes) == 1
+
+
+def test_async_arms_need_not_take_up_as_many_refreshes(tmp_path: Path) -> None:
+    for name, refreshes in (("top", 5), ("bottom", 4)):
+        arm = write_arm_of_study(tmp_path, name, 1, name, 0.3, refresh_mode="async")
+        done = json.loads((arm / "checkpoints" / "DONE.json").read_text())
+        taken = [{"refresh": refresh, "made_from_step": 0, "taken_at_step": 0} for refresh in (0, 4)]
+        changed = {**done, "refreshes": refreshes, "taken": taken}
+        (arm / "checkpoints" / "DONE.json").write_text(sealed({k: v for k, v in changed.items() if k != "sealed"}))
+    assert read_study(places(tmp_path, [1]), ["top", "bottom"]).seeds == [1]
 
 
 def test_windows_of_ranks_make_the_sweep(tmp_path: Path) -> None:
