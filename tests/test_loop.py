@@ -16,6 +16,8 @@ import pytest
 from data.preprocessed import open_preprocessed
 from data.training_data import NegativeLists, is_positive, read_negative_lists
 from model.static import StaticEncoder
+from results.measures import read_measures
+from results.run_directory import read_arm
 from tests.exchanging import read_beat
 from utils import exchange, publishing
 from utils.lease import Life
@@ -197,6 +199,38 @@ def test_roberta_end_to_end_with_equal_negatives_from_one_process_and_two(
         for name in ("query_Q", "positive_Q", "negative_QN", "rank_QN"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=f"{name} of refresh {number}")
         np.testing.assert_allclose(one.score_QN, two.score_QN, rtol=1e-4)
+    arm = tmp_path / "arm2"
+    flags = ("--data_dir", tiny_preprocessed, "--model_type", "rdot_nll", *LENGTHS, "--topk", "20")
+    final = exchange.checkpoint_path(arm / "checkpoints", STEPS)
+    compared = ("--model_name_or_path", final, "--output_dir", arm / "eval", "--ann_dir")
+    assert "has no negatives" in run("drivers.run_eval", *flags, *compared, arm / "checkpoints", code=2)
+    run("drivers.run_eval", *flags, *compared, arm / "ann_data")
+    check_measures(arm, tiny_preprocessed, found[2][1])
+
+
+def check_measures(arm: Path, data_dir: Path, last: NegativeLists) -> None:
+    """What reports read is what the programs of the arm, of two processes each, have written."""
+    collection = open_preprocessed(data_dir, 32, 16)
+    measures = read_measures(read_arm(arm))
+    assert [*measures.layers] == ["embeddings", "layer_0", "layer_1", "head"]
+    assert [step for step, _ in measures.losses] == list(range(5, STEPS + 1, 5))
+    assert sum(values["triples"] for values in measures.by_rank.values()) == STEPS * 16
+    assert measures.processes == 2 and [refresh.processes for refresh in measures.refreshes] == [2, 2]
+    assert measures.process_hours(1.0) is not None
+    # Refresh 0 serves steps 1 to 20, refresh 1 (of step 10) the last ten.
+    assert measures.ages == (pytest.approx((sum(range(20)) + sum(range(10, 20))) / STEPS), 19)
+    assert [refresh.searched for refresh in measures.refreshes] == [len(last.query_Q)] * 2
+    rows = [line.split() for line in (arm / "eval" / "dev.trec").read_text().splitlines()]
+    returned = measures.returned
+    assert returned is not None and sum(returned.by_grade["retrieved"].values()) == len(rows)
+    scores_K = [np.mean([float(row[4]) for row in rows if row[3] == str(rank)]) for rank in (1, 20)]
+    assert returned.curve_K[0] - returned.curve_K[19] == pytest.approx(scores_K[0] - scores_K[1], abs=1e-4)
+    of_id = {passage_id: row for row, passage_id in enumerate(collection.passages.original_ids())}
+    found = [of_id[row[2]] for row in rows if int(row[3]) <= 10]
+    trained = last.negative_QN[last.negative_QN >= 0].tolist()
+    overlap = sum(min(found.count(p) / len(found), trained.count(p) / len(trained)) for p in of_id.values())
+    assert returned.trained_on["at_10"] == pytest.approx(overlap) and "at_100" not in returned.trained_on
+    assert returned.trained_on["refresh"] == 1
 
 
 def test_strategies_give_pairwise_different_negatives_and_a_run_can_be_repeated(

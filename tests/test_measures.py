@@ -36,9 +36,14 @@ def write_measured(root: Path, name: str, scale: float = 1.0, **by_rank: Any) ->
     """An arm with all that is logged: ``scale`` is in every number."""
     write_arm(root, name, Shape(0.2, 0.25, steps=STEPS, refreshes=REFRESHES))
     arm = root / "arms" / name
+    (arm / "checkpoints" / "RUN.json").write_text(sealed({"science": {"processes": 3}}))
+    return add_measures(arm, scale, **by_rank)
+
+
+def add_measures(arm: Path, scale: float, **by_rank: Any) -> Path:
+    """To an arm of STEPS steps that has been written already."""
     rows = [logged(step, scale * 100 / step) for step in range(100, STEPS + 1, 100)]
     (arm / "checkpoints" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (arm / "checkpoints" / "RUN.json").write_text(sealed({"science": {"processes": 3}}))
     for number, record in enumerate(read_records(arm / "ann_data")):
         churn = {"still_there": {"1-5": 0.5 * scale}, "jaccard": {"1-5": 0.25 * scale}}
         more = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import importlib.util
 import os
 import re
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from results import report
 from results.document import align, markdown_of
 from results.page import html_page
 from results.plots import new_figure, save
 from results.run_directory import read_run
 from results.run_report import CAPTIONS, blocks_of, title_of, training_section
+from tests.test_measures import add_measures
 from tests.test_report import write_run
+from tests.test_study import write_arm_of_study
 from utils.errors import UserError
 
 SIDE_BY_SIDE = "The arms are over different numbers of steps"
@@ -248,6 +252,20 @@ def test_a_report_s_own_text_keeps_the_conventions(tmp_path: Path, pictures: Pat
     assert '<td class="number">+18.5%</td>' in found
 
 
+@pytest.fixture(scope="module")
+def study_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What results.report makes of a study whose arms have all that is logged."""
+    root = tmp_path_factory.mktemp("study")
+    for name, (strategy, level) in {"top": ("top", 0.3), "again": ("top", 0.3), "bottom": ("bottom", 0.2)}.items():
+        for seed in (1, 2):
+            arm = write_arm_of_study(root, name, seed, strategy, level)
+            add_measures(arm, scale=1 / seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["report", str(root)])
+        report.main()
+    return (root / "report.html").read_text(encoding="utf-8")
+
+
 # The page in a browser
 
 CHROMIUM = shutil.which("chromium")
@@ -277,15 +295,15 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def opened(browser: Any, html: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Opens the report; the test fails where anything but the file was asked for, or the browser complained."""
-    path = tmp_path / "report of a run.html"
-    path.write_text(html, encoding="utf-8")
+def opened_file(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a file; the test fails where anything but files opened was asked for, or the browser complained."""
     asked: list[str] = []
+    files: set[str] = set()
     complaints: list[str] = []
     contexts = []
 
-    def open_page(width: int, scheme: str = "light", media: str = "screen") -> Any:
+    def open_page(path: Path, width: int, scheme: str = "light", media: str = "screen") -> Any:
+        files.add(path.as_uri())
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
         page = contexts[-1].new_page()
         page.on("request", lambda request: asked.append(request.url))
@@ -300,7 +318,15 @@ def opened(browser: Any, html: str, tmp_path: Path) -> Iterator[Callable[..., An
     for context in contexts:
         context.close()
     assert not complaints
-    assert {url for url in asked if not url.startswith("data:")} == {path.as_uri()}
+    assert {url for url in asked if not url.startswith("data:")} == files
+
+
+@pytest.fixture
+def opened(opened_file: Callable[..., Any], html: str, tmp_path: Path) -> Callable[..., Any]:
+    """Opens the report written here."""
+    path = tmp_path / "report of a run.html"
+    path.write_text(html, encoding="utf-8")
+    return functools.partial(opened_file, path)
 
 
 TABLES = """() => [...document.querySelectorAll("div.table")].map(container => ({
@@ -373,6 +399,24 @@ def test_screens(opened: Callable[..., Any], width: int, scheme: str) -> None:
     assert {"p", "th", "td", "a", "code", "li", "figcaption", "h2", "warning"} <= {what for what, _, _ in colours}
     assert {what: contrast(text, behind) for what, text, behind in colours if contrast(text, behind) < 4.5} == {}
     assert (luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) < 0.05) == (scheme == "dark")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
+def test_the_page_of_a_study(
+    opened_file: Callable[..., Any], study_page: str, tmp_path: Path, width: int, scheme: str
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(study_page, encoding="utf-8")
+    page = opened_file(path, width, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and page.evaluate(SIDEWAYS) == []
+    assert min(page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth)")) > 500
+    assert page.locator("figure").count() == 6 and page.evaluate(DISTORTED) == []
+    tables = page.evaluate(TABLES)
+    assert len(tables) >= 6 and all(min(found["sizes"]) >= 12 and found["overflow"] == "auto" for found in tables)
+    if width == 1400:
+        assert [found["content"] - found["width"] for found in tables] == [0] * len(tables)
+    assert [what for what, text, behind in page.evaluate(COLOURS) if contrast(text, behind) < 4.5] == []
 
 
 @pytest.mark.slow
