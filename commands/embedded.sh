@@ -180,13 +180,13 @@ arm_programs() { # STRATEGY SEED DIRECTORY (in RUN): sets ARM (the directory), T
     --logging_steps 20 "${lockstep[@]}")
 }
 
-# The first negatives, then trainer and generator as two processes that meet in the arm's directory alone.
+# Trainer and generator as two processes that meet in the arm's directory alone. Both start at once: the trainer is ready
+# by the time that the first negatives are.
 # shellcheck disable=SC2034 # run_pair takes trainer and generator by name
 arm() { # STAGE STRATEGY SEED DIRECTORY (in RUN)
-  local -a first generator trainer
+  local -a generator trainer
   arm_programs "${@:2}"
   if ((dry_run == 1)); then
-    printf '%q ' "${GENERATOR[@]}" --end_output_num 0 && echo
     printf '%q ' "${TRAINER[@]}" && echo
     printf '%q ' "${GENERATOR[@]}" && echo
   else
@@ -196,13 +196,10 @@ arm() { # STAGE STRATEGY SEED DIRECTORY (in RUN)
     GOES_ON=0
     if ((COMPLETE == 0)); then
       echo
-      OMP_NUM_THREADS=$PAIR_THREADS command_for 1 "${GENERATOR[@]}" --end_output_num 0
-      first=("${COMMAND[@]}")
       OMP_NUM_THREADS=$PAIR_THREADS command_for 1 "${TRAINER[@]}"
       trainer=("${COMMAND[@]}")
       OMP_NUM_THREADS=$PAIR_THREADS command_for 1 "${GENERATOR[@]}"
       generator=("${COMMAND[@]}")
-      run_logged "$1: the first negatives" "$RUN/$ARM/generator.out" "${first[@]}" || exit
       run_pair "$1" "$RUN/$ARM" trainer generator || exit
       printf '%23s' ''
       end_stage "$1" "$ARM/checkpoints/DONE.json" "$RUN/$ARM/{trainer,generator}.out"

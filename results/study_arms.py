@@ -174,14 +174,20 @@ def same_in_fact(arms: dict[str, list[ArmRun]]) -> list[str]:
     """One sentence for each pair of arms that had (nearly) the same negatives at first and at last, in every seed."""
     told = []
     for first, second in itertools.combinations(arms, 2):
-        overlap = min(
-            len(np.intersect1d(mine, theirs, assume_unique=True)) / max(1, len(np.union1d(mine, theirs)))
-            for a, b in zip(arms[first], arms[second], strict=True)
-            for mine, theirs in zip(a.negatives, b.negatives, strict=True)
-        )
-        if overlap > SAME_OVERLAP:
+        smallest = 1.0
+        for a, b in zip(arms[first], arms[second], strict=True):
+            smallest = min(smallest, *map(overlap, a.negatives, b.negatives))
+            if smallest <= SAME_OVERLAP:
+                break
+        else:
             told.append(
-                f"The arms {first} and {second} share {100 * overlap:.0f}% of their negatives, at first and at last: "
+                f"The arms {first} and {second} share {100 * smallest:.0f}% of their negatives, at first and at last: "
                 "they are one arm under two names."
             )
     return told
+
+
+def overlap(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """What both have of what either has; each has everything once."""
+    both = len(np.intersect1d(mine, theirs, assume_unique=True))
+    return both / max(1, len(mine) + len(theirs) - both)

@@ -16,7 +16,7 @@ import pytest
 from data.preprocessed import open_preprocessed
 from data.training_data import NegativeLists, is_positive, read_negative_lists
 from model.static import StaticEncoder
-from results.measures import read_measures
+from results.measures import by_rank_of, read_logged, read_measures
 from results.run_directory import read_arm
 from tests.exchanging import read_beat
 from utils import exchange, publishing
@@ -286,6 +286,21 @@ def test_embeddings_on_disk_give_the_same_negatives_and_the_same_evaluation(
     assert dict(zip(lines[0][1:], means.tolist(), strict=True)) == pytest.approx(metrics[0])
     record = exchange.read_records(direct)[0]
     assert record["ndcg"] == pytest.approx(metrics[0]["ndcg@10"])
+
+
+def test_training_on_a_view_of_kept_candidates(tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path) -> None:
+    common = ("--data_dir", tiny_preprocessed, "--model_type", "static", *LENGTHS)
+    kept, view, checkpoints = tmp_path / "kept", tmp_path / "view", tmp_path / "checkpoints"
+    places = ("--training_dir", checkpoints, "--init_model_dir", static_warmup, "--output_dir", kept)
+    selection = ("--topk_training", "50", "--negative_sample", "5", "--negative_strategy", "top", "--keep_candidates")
+    run("drivers.run_ann_data_gen", *common, *places, *selection, "--end_output_num", "0")
+    source = ("--candidates", exchange.candidates_path(kept, 0), "--data_dir", tiny_preprocessed)
+    run("data.negatives", *source, "--output_dir", view, "--negative_strategy", "ranks:21-30")
+    model = ("--ann_dir", view, "--output_dir", checkpoints, "--model_name_or_path", static_warmup)
+    steps = ("--max_steps", "10", "--save_steps", "10", "--logging_steps", "5", "--per_gpu_train_batch_size", "16")
+    run("drivers.run_ann", *common, *model, *steps, "--learning_rate", "1e-3")
+    by_rank = by_rank_of(read_logged(checkpoints / exchange.METRICS))
+    assert {bucket: values["triples"] for bucket, values in by_rank.items()} == {"21-50": 160}
 
 
 @pytest.mark.parametrize("index", ["IVF8,Flat"])

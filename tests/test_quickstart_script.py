@@ -25,7 +25,7 @@ value() { # FLAG: its value on the command line
 }
 out=$(value --output_dir "$@")
 echo "$program speaks"
-[[ $* == *"--end_output_num 0"* ]] || eval "${!behaviour:-true}"
+eval "${!behaviour:-true}"
 case $program in
   docstrings) file=$(value --out_data_dir "$@")/docstrings.json ;;
   wordpiece) file=$(value --out_dir "$@")/tokenizer.json ;;
@@ -307,7 +307,7 @@ def test_a_study_trains_each_arm_with_each_seed_from_one_warmup(quickstart: Quic
         "neighbourhood",
     ]
     dry = study(quickstart, *two, "--dry_run").stdout
-    assert dry.count("--negative_strategy top ") == 8 and dry.count("--seed 1002 ") == 3
+    assert dry.count("--negative_strategy top ") == 4 and dry.count("--seed 1002 ") == 2
 
 
 @pytest.mark.parametrize(
