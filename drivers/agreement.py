@@ -168,11 +168,11 @@ class Session:
         if asked >= 1000:
             raise Fenced("another job has taken this one's role over; it ends")
         if asked:
-            raise StopRequested(self.stop.requested() or "another rank")
+            raise StopRequested(self.stop.reason())
 
     def stopped(self, where: str) -> Stopped:
         """The state is saved: what to raise. ``where`` says at which step, and as what it was saved."""
-        by = self.stop.requested() or "another rank"
+        by = self.stop.reason()
         if self.world.is_first:
             self.stop.taken()
         return Stopped(f"stopped by {by} {where}; start again with the same flags to go on")

@@ -243,7 +243,7 @@ def evaluate_meanwhile(job: Job, trainer: Trainer) -> None:
     )
     found = evaluate_mrr(job, state.world, state.encoder, watch)
     if found is None:
-        raise StopRequested(here.stop.requested() or "another rank")
+        raise StopRequested(here.stop.reason())
     rerank_mrr, full_mrr = found
     if trainer.log is not None:
         say(f"Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")

@@ -503,7 +503,7 @@ def test_quickstart_command_lines_parse() -> None:
     result = run_script(REPO / "commands" / "quickstart.sh", "--dry_run", "--strategy", "all", PYTHON=sys.executable)
     assert result.returncode == 0, result.stderr
     programs = [shlex.split(line) for line in result.stdout.splitlines()]
-    assert len(programs) == 7 + 4 * 4
+    assert len(programs) == 7 + 4 * 3
     for module_name, *words in programs:
         module = importlib.import_module(module_name)
         flags_name = re.findall(r"parse_flags\((\w+),", Path(str(module.__file__)).read_text())[0]

@@ -43,6 +43,15 @@ def test_a_second_interrupt_interrupts(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_file_that_another_rank_saw_first_is_named(tmp_path: Path) -> None:
+    time = FakeTime()
+    stop = Stop(tmp_path, time.clock)
+    assert stop.requested() == "" and stop.reason() == "another rank"
+    (tmp_path / "STOP").touch()
+    assert stop.requested() == "", "not a second has passed since the last look"
+    assert stop.reason() == str(tmp_path / "STOP")
+
+
 @given(pauses=st.lists(st.floats(0, 3), min_size=1, max_size=40), at=st.floats(0, 20), is_job_file=st.booleans())
 def test_files_are_looked_at_once_a_second(pauses: list[float], at: float, is_job_file: bool) -> None:
     """Whenever it is asked; a file that is there is noticed at the first question a second after the last look."""

@@ -7,6 +7,7 @@ ranks, saves, calls `Stop.taken` and ends with exit code 75.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -49,6 +50,11 @@ class Stop:
                 if path is not None and publishing.exists(path):
                     self.file_name = str(path)
         return self.file_name
+
+    def reason(self) -> str:
+        """What asked, once all ranks know that one was: looked at anew, for another may have seen the file first."""
+        self.looked = -math.inf
+        return self.requested() or "another rank"
 
     def taken(self) -> None:
         """The state is saved: say so to the job script, and let the next job not stop at the same files."""
