@@ -165,13 +165,13 @@ warmup_command() { # sets COMMAND
     "${PRECISION[@]+"${PRECISION[@]}"}" "${FLAGS[@]+"${FLAGS[@]}"}" "${WARMUP_FLAGS[@]+"${WARMUP_FLAGS[@]}"}"
 }
 
-evaluation_command() { # CHECKPOINT DIR: sets COMMAND
+evaluation_command() { # CHECKPOINT DIR [FLAGS...]: sets COMMAND
   local -a dry=()
   ((DRY_RUN == 0)) || dry=(--dry_run)
   command_for "$GPUS" drivers.run_eval --data_dir "$DATA_DIR" --model_type "$MODEL_TYPE" --model_name_or_path "$1" \
     --output_dir "$2" --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" \
     --per_gpu_eval_batch_size "$EVAL_BATCH" "${PRECISION[@]+"${PRECISION[@]}"}" \
-    "${EVALUATION_FLAGS[@]+"${EVALUATION_FLAGS[@]}"}" "${dry[@]+"${dry[@]}"}"
+    "${@:3}" "${EVALUATION_FLAGS[@]+"${EVALUATION_FLAGS[@]}"}" "${dry[@]+"${dry[@]}"}"
 }
 
 schedule() { # sets SCHEDULE, the flags that trainer and generator must have in common

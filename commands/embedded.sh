@@ -212,7 +212,8 @@ arm() { # STAGE STRATEGY SEED DIRECTORY (in RUN)
   UPSTREAM=$1
   stage "$1.eval" "$ARM/eval/metrics.json" "$ARM/eval" "$ARM/eval.out" \
     drivers.run_eval --data_dir "$RUN/preprocessed" --model_type static \
-    --model_name_or_path "$RUN/$ARM/checkpoints/checkpoint-$MAX_STEPS" --output_dir "$RUN/$ARM/eval" "${lengths[@]}"
+    --model_name_or_path "$RUN/$ARM/checkpoints/checkpoint-$MAX_STEPS" --output_dir "$RUN/$ARM/eval" "${lengths[@]}" \
+    --ann_dir "$RUN/$ARM/ann_data"
 }
 
 # What every arm starts from. With --dry_run the commands alone.

@@ -15,13 +15,13 @@ need_warmup
 arm=$(arm_dir "$STRATEGY")
 run=$(run_dir)
 if ((DRY_RUN == 1)); then
-  evaluation_command "$WARMUP_CHECKPOINT" "$arm/eval"
+  evaluation_command "$WARMUP_CHECKPOINT" "$arm/eval" --ann_dir "$arm/ann_data"
   run_here "${COMMAND[@]}"
   exit
 fi
 [[ -f $arm/checkpoints/DONE.json ]] || die "no DONE.json in $arm/checkpoints: let the arm's trainer finish first"
 begin_job "$arm"
-evaluation_command "$(newest_checkpoint "$arm/checkpoints")" "$arm/eval"
+evaluation_command "$(newest_checkpoint "$arm/checkpoints")" "$arm/eval" --ann_dir "$arm/ann_data"
 run_whole_step "${COMMAND[@]}"
 
 take_lock "$run/.report.lock" # the arms of a run may end at once

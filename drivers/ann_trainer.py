@@ -145,7 +145,9 @@ def finish(job: Job, trainer: Trainer, course: Course) -> None:
             for entry in course.taken
         ]
         seconds = round(trainer.seconds, 3)
-        exchange.mark_done(here.lease, step=steps, seconds=seconds, refreshes=refreshes, taken=taken)
+        exchange.mark_done(
+            here.lease, step=steps, seconds=seconds, processes=here.world.size, refreshes=refreshes, taken=taken
+        )
     if here.world.size > 1:
         say(f"{here.world.waits}")
     say(f"finished step={steps} refreshes={refreshes} seconds={trainer.seconds:.1f}")

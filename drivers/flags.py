@@ -109,3 +109,4 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
     embedding_dir: str = flag("", "embeddings of run_ann_data_gen --inference to rank with, in place of a model")
     rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run")
     topk: int = flag(1000, "passages returned per query")
+    ann_dir: str = flag("", "a generator's --output_dir: say how many of the passages returned its last negatives had")

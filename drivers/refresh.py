@@ -63,7 +63,7 @@ def one_refresh(
         here.tell(doing="selecting")
         candidates, dev_passages_QK = found
         metrics = dev_metrics(job, dev_passages_QK)
-        staleness = publish(job, here.lease, work, candidates, metrics, timings, ours)
+        staleness = publish(job, here.lease, work, candidates, metrics, timings, {**ours, "processes": world.size})
         # 'ndcg@10' -> 'dev_ndcg_10': TensorBoard has no @ in its names
         dev = {f"dev_{name.replace('@', '_')}": value for name, value in metrics.items()}
         log.record(work.step, **dev, **timings, **staleness)

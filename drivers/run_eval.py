@@ -2,8 +2,9 @@
 
     python -m drivers.run_eval --data_dir D --model_type rdot_nll --model_name_or_path T/checkpoint-10000 --output_dir E
 
-What ANCE's evaluation notebook does, as a program: writes E/dev.trec, E/dev.per_query.tsv, with --rerank_file
-E/dev.rerank.trec, and E/metrics.json. With --embedding_dir it ranks by embeddings on disk instead of a model.
+What ANCE's evaluation notebook does, as a program: writes E/dev.trec, E/dev.per_query.tsv, E/dev.by_rank.json (scores
+and grades at each rank; with --ann_dir, what had been negatives), with --rerank_file E/dev.rerank.trec, and
+E/metrics.json. With --embedding_dir it ranks by embeddings on disk instead of a model.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
 
 def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
     """Load, rank, write."""
+    from drivers.by_rank import mean_scores
     from drivers.evaluation import encode_split, load_split, rank_split, rerank_lists
     from drivers.preflight import Preflight, check_evaluation
     from drivers.retrieval import check_index_fits, encoding_settings, search_options
@@ -67,6 +69,7 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
 
     started = time.monotonic()
     world, _ = start_program("run_eval", flags_json(flags), flags)
+    negatives = newest_negatives(Path(flags.ann_dir)) if flags.ann_dir and world.is_first else None
     checks = Preflight(world)
     check_evaluation(checks, collection, flags, flags.tokenizer_name or flags.model_name_or_path)
     candidates_QK = None
@@ -86,12 +89,41 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
     options = search_options(flags, backend, world.device)
     ranking = rank_split(world, collection, flags.split, vectors, flags.topk, options, candidates_QK)
     assert ranking is not None, "nobody is told to leave"
+    mean_score_Q = mean_scores(world, *vectors, len(collection.passages))
     if world.is_first:
-        write_results(flags, collection, ranking, time.monotonic() - started)
+        by_rank = describe_ranks(collection, flags.split, ranking, mean_score_Q, negatives)
+        write_results(flags, collection, ranking, by_rank, time.monotonic() - started)
     distributed.stop(world)
 
 
-def write_results(flags: EvalFlags, collection: Any, ranking: Any, seconds: float) -> None:
+def newest_negatives(ann_dir: Path) -> tuple[int, Any]:
+    """Number and lists of the last refresh there. UserError where there is none."""
+    from data.training_data import read_negative_lists
+    from utils.exchange import newest_refresh
+
+    refresh = newest_refresh(ann_dir)
+    if refresh is None:
+        raise UserError(f"--ann_dir {ann_dir} holds no negatives, expected a generator's --output_dir; or leave it out")
+    return refresh.number, read_negative_lists(refresh.path)
+
+
+def describe_ranks(
+    collection: Any, split: Any, ranking: Any, mean_score_Q: Any, negatives: tuple[int, Any] | None
+) -> dict[str, Any]:
+    """What SPLIT.by_rank.json holds."""
+    from drivers.by_rank import as_json, grades_by_rank, overlap, score_curves
+
+    curves = score_curves(ranking.query_Q, ranking.passages_QK, ranking.scores_QK, mean_score_Q)
+    grades = grades_by_rank(collection.qrels(split), ranking.query_Q, ranking.passages_QK)
+    found = as_json(curves, grades, collection.queries(split).original_ids())
+    if negatives is not None:
+        refresh, lists = negatives
+        shares = overlap(ranking.passages_QK, lists.negative_QN, len(collection.passages))
+        found["training_negatives"] = {"refresh": refresh, **shares}
+    return found
+
+
+def write_results(flags: EvalFlags, collection: Any, ranking: Any, by_rank: Any, seconds: float) -> None:
     """The run files first; metrics.json last, so that its presence says that all is there."""
     from drivers.stored_embeddings import EMBEDDINGS
     from utils.exchange import TRAINER_STATE
@@ -107,6 +139,7 @@ def write_results(flags: EvalFlags, collection: Any, ranking: Any, seconds: floa
         output_dir / f"{flags.split}.trec", query_ids, passage_ids, ranking.passages_QK, ranking.scores_QK, "ance"
     )
     write_per_query(output_dir / f"{flags.split}.per_query.tsv", all_ids, ranking.by_query)
+    write_json(output_dir / f"{flags.split}.by_rank.json", by_rank)
     state = model / (EMBEDDINGS if flags.embedding_dir else TRAINER_STATE)
     step = read_json(state).get("step") if state.is_file() else None
     record = metrics_record(ranking.metrics, len(query_ids), str(model), step, seconds)

@@ -1,0 +1,100 @@
+"""What stands at each rank of an evaluation's lists: scores over the corpus's mean, grades, passages trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.preprocessed import Qrels
+from data.training_data import pair_keys
+from drivers.retrieval import PassageShare
+from utils import distributed
+from utils.distributed import World
+from utils.ranks import counted
+from utils.search import ROWS_AT_ONCE
+
+DEPTH = 200  # of the score curves
+OVERLAP_DEPTHS = (10, 100)
+EXAMPLES = 10  # queries whose own curve is kept, as many as the paper draws
+
+
+@dataclass(frozen=True)
+class ScoreCurves:
+    """``mean_K``: the mean over the queries, float64 [K]; ``example_EK``: those of the queries ``example_E`` alone."""
+
+    mean_K: np.ndarray
+    example_E: np.ndarray
+    example_EK: np.ndarray
+
+
+def mean_scores(world: World, queries_QD: np.ndarray, share: PassageShare, passages: int) -> np.ndarray:
+    """Each query's mean score over the whole collection: float64 [Q], on every rank.
+
+    A mean of inner products is the inner product with the mean passage, so no passage is scored.
+    """
+    sum_D = np.zeros(queries_QD.shape[1])
+    for block_MD in share.passages.blocks(ROWS_AT_ONCE):
+        sum_D += block_MD.sum(axis=0, dtype=np.float64)
+    mean_D = np.concatenate(distributed.gather_rows(world, sum_D[None])).sum(axis=0) / passages
+    return np.asarray(queries_QD.astype(np.float64) @ mean_D)
+
+
+def score_curves(
+    query_Q: np.ndarray, passages_QK: np.ndarray, scores_QK: np.ndarray, mean_score_Q: np.ndarray
+) -> ScoreCurves:
+    """Scores at each of the best DEPTH ranks less the query's mean over the corpus (the ANCE paper's Figure 3).
+
+    -1 among the passages is a list's end, which no mean counts. NaN where no list is so long.
+    """
+    held_QK = passages_QK[:, :DEPTH] >= 0
+    over_QK = np.where(held_QK, scores_QK[:, :DEPTH], 0.0) - mean_score_Q[:, None]
+    count_K = held_QK.sum(axis=0)
+    mean_K = np.where(held_QK, over_QK, 0).sum(axis=0) / np.where(count_K, count_K, np.nan)
+    rows_E = np.unique(np.linspace(0, len(query_Q) - 1, min(EXAMPLES, len(query_Q))).astype(np.int64))
+    return ScoreCurves(mean_K, query_Q[rows_E], np.where(held_QK, over_QK, np.nan)[rows_E])
+
+
+def grades_by_rank(qrels: Qrels, query_Q: np.ndarray, passages_QK: np.ndarray) -> dict[str, dict[str, int]]:
+    """{grade: {rank bucket: passages}} of the lists, with "retrieved" for all and "0" for those judged irrelevant."""
+    held_QK = passages_QK >= 0
+    rank_QK = np.broadcast_to(np.arange(1, passages_QK.shape[1] + 1), passages_QK.shape)
+    query_QK = np.broadcast_to(query_Q[:, None], passages_QK.shape)
+    rank_H, keys_H = rank_QK[held_QK], pair_keys(query_QK[held_QK], passages_QK[held_QK])
+    judged_R = pair_keys(qrels.query_R, qrels.passage_R)  # ascending, as the qrels are
+    place_H = np.minimum(np.searchsorted(judged_R, keys_H), len(judged_R) - 1)
+    grade_H = np.where(judged_R[place_H] == keys_H, np.maximum(qrels.relevance_R[place_H], 0), -1)
+    found = {str(grade): counted(rank_H[grade_H == grade]) for grade in np.unique(grade_H[grade_H >= 0]).tolist()}
+    return {"retrieved": counted(rank_H), **found}
+
+
+def overlap(passages_QK: np.ndarray, negative_QN: np.ndarray, passages: int) -> dict[str, float]:
+    """How much of what is returned had been a negative, of any query: in the mean over the lists' first 10 and 100.
+
+    ``of_collection`` is the negatives' share of the ``passages``: what passages returned at random would show.
+    """
+    was_negative_N = np.zeros(passages, bool)
+    was_negative_N[negative_QN[negative_QN >= 0]] = True
+    found: dict[str, float] = {"of_collection": float(was_negative_N.mean())}
+    for depth in OVERLAP_DEPTHS:
+        held_QK = passages_QK[:, :depth] >= 0
+        is_in_QK = held_QK & was_negative_N[np.maximum(passages_QK[:, :depth], 0)]
+        found[f"at_{depth}"] = float((is_in_QK.sum(1) / np.maximum(held_QK.sum(1), 1)).mean())
+    return found
+
+
+def as_json(curves: ScoreCurves, grades: dict[str, dict[str, int]], query_ids: Any) -> dict[str, Any]:
+    """``query_ids`` has every query's own id by its offset."""
+
+    def plain(curve_K: np.ndarray) -> list[float | None]:
+        return [None if np.isnan(value) else round(float(value), 6) for value in curve_K]
+
+    return {
+        "score_over_corpus_mean": plain(curves.mean_K),
+        "examples": {
+            query_ids[query]: plain(curve_K)
+            for query, curve_K in zip(curves.example_E.tolist(), curves.example_EK, strict=True)
+        },
+        "passages_by_grade": grades,
+    }

@@ -1,0 +1,103 @@
+"""drivers.by_rank against loops over queries and ranks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from data.preprocessed import sorted_qrels
+from drivers.by_rank import as_json, grades_by_rank, mean_scores, overlap, score_curves
+from drivers.retrieval import PassageShare
+from tests.ranks_as_threads import on_ranks
+from utils.distributed import World
+from utils.search import in_memory
+
+QUERIES, PASSAGES, DIMS, DEPTH = 23, 400, 8, 230
+
+
+@pytest.fixture(name="found")
+def fixture_found() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings of queries and passages, and the best DEPTH of each query, some lists shorter."""
+    rng = np.random.default_rng(3)
+    queries_QD = rng.normal(size=(QUERIES, DIMS)).astype(np.float32)
+    passages_ND = (rng.normal(size=(PASSAGES, DIMS)) + 1).astype(np.float32)
+    scores_QN = queries_QD @ passages_ND.T
+    passages_QK = np.argsort(-scores_QN, axis=1)[:, :DEPTH]
+    scores_QK = np.take_along_axis(scores_QN, passages_QK, 1)
+    for row in range(4):
+        passages_QK[row, 150 + row :] = -1
+        scores_QK[row, 150 + row :] = -np.inf
+    return queries_QD, passages_ND, passages_QK, scores_QK
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_mean_score_is_that_of_all_passages(
+    found: tuple[np.ndarray, ...], ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries_QD, passages_ND, *_ = found
+    expected_Q = (queries_QD.astype(np.float64) @ passages_ND.T.astype(np.float64)).mean(1)
+
+    def one_rank(world: World) -> np.ndarray:
+        first, last = PASSAGES * world.rank // ranks, PASSAGES * (world.rank + 1) // ranks
+        return mean_scores(world, queries_QD, PassageShare(in_memory(passages_ND[first:last]), first), PASSAGES)
+
+    for mean_Q in on_ranks(ranks, one_rank, monkeypatch):
+        assert mean_Q == pytest.approx(expected_Q, abs=1e-6)
+
+
+def test_curves_against_a_loop(found: tuple[np.ndarray, ...]) -> None:
+    queries_QD, passages_ND, passages_QK, scores_QK = found
+    query_Q = np.arange(100, 100 + QUERIES)
+    mean_Q = (queries_QD @ passages_ND.T).mean(1).astype(np.float64)
+    told = as_json(score_curves(query_Q, passages_QK, scores_QK, mean_Q), {}, [f"id{i}" for i in range(200)])
+    curve = told["score_over_corpus_mean"]
+    assert len(curve) == 200
+    for rank in (1, 2, 100, 152, 200):
+        over = [
+            float(scores_QK[row, rank - 1]) - mean_Q[row] for row in range(QUERIES) if passages_QK[row, rank - 1] >= 0
+        ]
+        assert curve[rank - 1] == pytest.approx(sum(over) / len(over), abs=1e-5)
+    examples = [*told["examples"]]
+    assert len(examples) == 10 and (examples[0], examples[-1]) == ("id100", "id122")
+    first = told["examples"]["id100"]
+    assert first[149] == pytest.approx(float(scores_QK[0, 149]) - mean_Q[0], abs=1e-5) and first[150] is None
+    assert not any(value is not None and math.isnan(value) for value in curve)
+
+
+def test_grades_against_a_loop(found: tuple[np.ndarray, ...]) -> None:
+    *_, passages_QK, _ = found
+    rng = np.random.default_rng(5)
+    query_Q = np.arange(QUERIES) * 3
+    rows = {
+        (int(query), int(passage)): int(rng.integers(-1, 4))
+        for query in query_Q
+        for passage in rng.choice(PASSAGES, 60, replace=False)
+    }
+    qrels = sorted_qrels(np.array([(*pair, grade) for pair, grade in rows.items()]))
+    expected: dict[str, dict[str, int]] = {"retrieved": {}}
+    for row, query in enumerate(query_Q.tolist()):
+        for rank, passage in enumerate(passages_QK[row].tolist(), 1):
+            if passage < 0:
+                continue
+            bucket = next(name for name, last in BUCKETS if rank <= last)
+            names = ["retrieved"] + ([str(max(0, rows[query, passage]))] if (query, passage) in rows else [])
+            for name in names:
+                counts = expected.setdefault(name, {})
+                counts[bucket] = counts.get(bucket, 0) + 1
+    assert grades_by_rank(qrels, query_Q, passages_QK) == expected and set(expected) == {"retrieved", *"0123"}
+
+
+BUCKETS = [("1-5", 5), ("6-20", 20), ("21-50", 50), ("51-100", 100), ("101-200", 200), ("201-500", 500)]
+
+
+def test_overlap_against_a_loop(found: tuple[np.ndarray, ...]) -> None:
+    *_, passages_QK, _ = found
+    negative_QN = np.random.default_rng(9).integers(-1, PASSAGES, (40, 3))
+    trained_on = set(negative_QN.ravel().tolist()) - {-1}
+    shares = overlap(passages_QK, negative_QN, PASSAGES)
+    assert shares["of_collection"] == len(trained_on) / PASSAGES
+    for depth in (10, 100):
+        by_query = [len(trained_on & set(row[:depth].tolist())) / depth for row in passages_QK]
+        assert shares[f"at_{depth}"] == pytest.approx(sum(by_query) / QUERIES)
