@@ -89,7 +89,8 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
     options = search_options(flags, backend, world.device)
     ranking = rank_split(world, collection, flags.split, vectors, flags.topk, options, candidates_QK)
     assert ranking is not None, "nobody is told to leave"
-    mean_score_Q = mean_scores(world, *vectors, len(collection.passages))
+    queries_QD, share = vectors
+    mean_score_Q = mean_scores(world, queries_QD, share, len(collection.passages))
     if world.is_first:
         by_rank = describe_ranks(collection, flags.split, ranking, mean_score_Q, negatives)
         write_results(flags, collection, ranking, by_rank, time.monotonic() - started)
