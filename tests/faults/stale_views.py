@@ -34,7 +34,7 @@ from tests.faults.stale_files import Files, Host, content_of, installed
 from utils import exchange, lease, peers, waiting
 from utils.distributed import World
 from utils.errors import Fenced, PeerGone, Stopped, UserError
-from utils.stopping import StopRequested
+from utils.stopping import Stop, StopRequested
 
 HOSTS = 3
 WINDOWS, WINDOW = 3, 10
@@ -272,11 +272,12 @@ def number_of(path: Path) -> int:
 # The jobs
 
 
-@dataclass
-class Asked:
-    """What utils.stopping.Stop is to a program."""
+class Asked(Stop):
+    """A program's stop, asked by a fault in place of a signal or a file."""
 
-    job: Job
+    def __init__(self, sim: Simulation, job: Job) -> None:
+        super().__init__(sim.training if job.role == TRAINER else sim.ann, sim.clock)
+        self.job = job
 
     def requested(self) -> str:
         return "a fault" if self.job.is_asked_to_stop else ""
@@ -293,7 +294,7 @@ def work(sim: Simulation, job: Job) -> None:
         with exchange.working(directory, job.role, lease.Life(10**9, LEASE_SECONDS), job.name) as held:
             sim.begin(job, held.holder.epoch)
             sim.act(job, HEARTBEAT_SECONDS, functools.partial(keep_beating, sim, job, held), is_heart=True)
-            here = Session(World(0, 1, torch.device("cpu")), Asked(job), held)  # type: ignore[arg-type]
+            here = Session(World(0, 1, torch.device("cpu")), Asked(sim, job), held)
             try:
                 (train if job.role == TRAINER else generate)(sim, job, here)
             except StopRequested:
