@@ -61,7 +61,10 @@ AttentionInterface.register(PACKED, packed_attention)
 
 
 def hidden_of_packed(roberta: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last layer's states of all tokens that are no padding, float [T, H], and lengths_B of the texts."""
+    """The last layer's states, [T, H] of all tokens that are no padding, or [B, H] where it keeps each text's first.
+
+    And the texts' lengths_B.
+    """
     lengths_B = mask_BL.sum(1)
     token_T = mask_BL.flatten().nonzero()[:, 0]
     positions_BL = roberta.embeddings.create_position_ids_from_input_ids(ids_BL, roberta.config.pad_token_id)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import RobertaConfig
-from transformers.models.roberta.modeling_roberta import RobertaModel, RobertaPreTrainedModel
+from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaModel, RobertaPreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from model.dropout import BY_DEVICE, make_dropout_quick
 from model.packing import PACKED, hidden_of_packed
 from utils.errors import UserError, one_line
 
@@ -24,6 +25,25 @@ POOLINGS = ("first", "mean")
 
 if not sys.stderr.isatty():
     disable_progress_bar()  # transformers' own, while it reads and writes weights: an .out has no carriage returns
+
+
+class FirstTokenLayer(RobertaLayer):
+    """The last layer where only a text's first token is pooled: behind the attention that token alone goes on.
+
+    Of a layer's 12 products this leaves out 9, which no embedding and no gradient depends on. The other tokens' queries
+    are not needed either, but transformers' attention makes them together with keys and values.
+    """
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_cross: Any, **words: Any
+    ) -> torch.Tensor:
+        """[B, L, H] to [B, 1, H]; where texts are packed, with their ``offsets_B``, [1, T, H] to [1, B, H]."""
+        offsets_B = words.get("offsets_B")
+        first: Any = slice(1) if offsets_B is None else offsets_B[:-1]
+        attended, _ = self.attention.self(hidden_states, attention_mask, **words)
+        kept: torch.Tensor = self.attention.output(attended[:, first], hidden_states[:, first])
+        made: torch.Tensor = self.feed_forward_chunk(kept)
+        return made
 
 
 class RobertaDot(RobertaPreTrainedModel):
@@ -44,9 +64,13 @@ class RobertaDot(RobertaPreTrainedModel):
             raise UserError(f"the model's config says pooling {self.pooling!r}, expected {' or '.join(POOLINGS)}")
         self.score_scale = float(getattr(config, "score_scale", 1.0))
         self.roberta = RobertaModel(config, add_pooling_layer=False)
+        if self.pooling == "first":
+            # The same modules and weights, called in another way: a new layer would draw its weights a second time.
+            self.roberta.encoder.layer[-1].__class__ = FirstTokenLayer
+        make_dropout_quick(self.roberta)
+        self.pack_texts(False)
         self.embeddingHead = nn.Linear(config.hidden_size, self.dims)
         self.norm = nn.LayerNorm(self.dims)
-        self.is_packed = False
         self.post_init()
 
     def forward(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
@@ -67,15 +91,13 @@ class RobertaDot(RobertaPreTrainedModel):
         return (hidden_BLH * weights_BL1).sum(1) / weights_BL1.sum(1)
 
     def pooled_packed(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
-        hidden_TH, lengths_B = hidden_of_packed(self.roberta, input_ids_BL, attention_mask_BL)
-        if self.pooling == "first":
-            return hidden_TH[lengths_B.cumsum(0) - lengths_B]
-        return torch.segment_reduce(hidden_TH, "mean", lengths=lengths_B)
+        hidden, lengths_B = hidden_of_packed(self.roberta, input_ids_BL, attention_mask_BL)
+        return hidden if self.pooling == "first" else torch.segment_reduce(hidden, "mean", lengths=lengths_B)
 
     def pack_texts(self, packed: bool) -> None:
         """Whether tokens of padding are left out: see `model.packing`."""
         self.is_packed = packed
-        self.roberta.set_attn_implementation(PACKED if packed else "sdpa")
+        self.roberta.set_attn_implementation(PACKED if packed else BY_DEVICE)
 
     def make_activations_twice(self) -> None:
         """Gradient checkpointing: only a layer's input is kept for the gradient."""

@@ -73,11 +73,17 @@ def head_by_hand(pooled_BH: np.ndarray, weights: dict[str, torch.Tensor]) -> np.
     return np.asarray(centred_BD / np.sqrt((centred_BD**2).mean(1, keepdims=True) + 1e-5) * scale + shift)
 
 
-def roberta_states(encoder: RobertaDot, texts: list[list[int]]) -> list[np.ndarray]:
-    """The last hidden states of each text by itself, from transformers' own model with the same weights."""
+def plain_roberta(encoder: RobertaDot) -> RobertaModel:
+    """transformers' own model with the same weights."""
     body = RobertaModel(RobertaConfig(**SHAPE), add_pooling_layer=False).eval()
     weights = {k.removeprefix("roberta."): v for k, v in encoder.state_dict().items() if k.startswith("roberta.")}
     body.load_state_dict(weights)
+    return body
+
+
+def roberta_states(encoder: RobertaDot, texts: list[list[int]]) -> list[np.ndarray]:
+    """The last hidden states of each text by itself, from transformers' own model."""
+    body = plain_roberta(encoder)
     with torch.no_grad():
         return [body(torch.tensor([text])).last_hidden_state[0].numpy() for text in texts]
 
@@ -94,6 +100,23 @@ def test_roberta_s_forward_is_that_written_out_by_hand(pooling: str) -> None:
     np.testing.assert_allclose(embed(encoder, TEXTS), expected, rtol=1e-4, atol=1e-5)
     for i, text in enumerate(TEXTS):  # alone, and so without padding
         np.testing.assert_allclose(embed(encoder, [text])[0], expected[i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_roberta_s_gradient_is_that_of_transformers_own_model(pooling: str, twice: bool) -> None:
+    encoder = new_roberta(pooling=pooling).train()
+    if twice:
+        encoder.make_activations_twice()
+    body = plain_roberta(encoder)
+    states = [body(torch.tensor([text])).last_hidden_state for text in TEXTS]
+    expected_BH = torch.cat([state[:, 0] if pooling == "first" else state.mean(1) for state in states])
+    for pooled_BH in (encoder.pooled_padded(*padded(TEXTS)), expected_BH):
+        (pooled_BH * torch.linspace(-1, 1, pooled_BH.numel()).view_as(pooled_BH)).sum().backward()
+    expected = dict(body.named_parameters())
+    for name, parameter in encoder.roberta.named_parameters():
+        assert parameter.grad is not None and expected[name].grad is not None
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])

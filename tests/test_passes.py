@@ -63,20 +63,26 @@ def test_passes_give_the_gradient_of_one_pass(
         assert float((found - whole).abs().max()) < 1e-5 * max(scale, 1.0)
 
 
+def with_dropout(encoder: RobertaDot, p: float) -> RobertaDot:
+    encoder.config.hidden_dropout_prob = encoder.config.attention_probs_dropout_prob = p
+    return RobertaDot(encoder.config)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_gradient_checkpointing_gives_the_same_gradient(loss: str) -> None:
-    encoder = roberta_encoder()
+def test_gradient_checkpointing_gives_the_same_gradient(loss: str, p: float) -> None:
+    encoder = with_dropout(roberta_encoder(), p)
+    torch.manual_seed(7)
     whole_loss, whole = gradient_of(copy.deepcopy(encoder), loss)
     encoder.make_activations_twice()
+    torch.manual_seed(7)
     again_loss, again = gradient_of(encoder, loss)
     assert again_loss == whole_loss
     assert torch.allclose(again, whole, rtol=1e-5, atol=1e-7)
 
 
 def test_dropout_is_the_same_in_both_of_grad_cache_s_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = roberta_encoder()
-    encoder.config.hidden_dropout_prob = 0.3
-    encoder = RobertaDot(encoder.config)
+    encoder = with_dropout(roberta_encoder(), 0.3)
     seen: dict[bool, list[torch.Tensor]] = {False: [], True: []}
     forward = RobertaDot.forward
 

@@ -1,0 +1,78 @@
+"""Dropout on a CPU, where torch draws a mask number by number on one core and has no attention kernel with dropout.
+
+Here four elements share one draw of torch's own generator, whose seed and state repeat them. On a GPU, and in a
+compiled model, torch's kernels do it, and so they do in the attention of packed texts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+BY_DEVICE = "by_device"  # transformers' word for the attention below
+DRAWS = 2**16  # that 16 bits can make
+
+
+def is_for_cpu(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def dropped(tensor: torch.Tensor, p: float) -> torch.Tensor:
+    """The tensor with each element 0 with probability ``p``, to the nearest 1/65,536; the others as much larger."""
+    dropping = round(p * DRAWS)
+    if dropping >= DRAWS:
+        return tensor * 0.0
+    # From the lowest to the highest number: without the two, the sign of every fourth element's draw would be fixed.
+    words = torch.empty((tensor.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    draws = words.view(torch.int16)[: tensor.numel()].view(tensor.shape)  # from -32,768
+    return tensor * (draws >= dropping - DRAWS // 2).to(tensor.dtype).mul_(DRAWS / (DRAWS - dropping))
+
+
+class Dropout(nn.Dropout):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training and self.p > 0 and is_for_cpu(input):
+            return dropped(input, self.p)
+        return super().forward(input)
+
+
+def attention_by_device(
+    module: nn.Module,
+    query_BHQD: torch.Tensor,
+    key_BHLD: torch.Tensor,
+    value_BHLD: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **words: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' ``sdpa``; with dropout on a CPU, where that has no kernel, the products themselves: [B, Q, H, D].
+
+    ``mask`` is True where attended to, [B, 1, Q, L]; None where nothing is padded.
+    """
+    if dropout == 0 or not is_for_cpu(query_BHQD):
+        attended: torch.Tensor = sdpa_attention_forward(
+            module, query_BHQD, key_BHLD, value_BHLD, mask, dropout=dropout, scaling=scaling, **words
+        )[0]
+        return attended, None
+    factor = query_BHQD.shape[-1] ** -0.5 if scaling is None else scaling
+    scores_BHQL = (query_BHQD * factor) @ key_BHLD.transpose(2, 3)
+    if mask is not None:
+        scores_BHQL = scores_BHQL.masked_fill(~mask, torch.finfo(scores_BHQL.dtype).min)
+    weights_BHQL = scores_BHQL.softmax(-1, dtype=torch.float32).to(value_BHLD.dtype)
+    return (dropped(weights_BHQL, dropout) @ value_BHLD).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(BY_DEVICE, attention_by_device)
+AttentionMaskInterface.register(BY_DEVICE, sdpa_mask)
+
+
+def make_dropout_quick(model: nn.Module) -> None:
+    """Every dropout that is a module; that of the attention is the attention's own."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Dropout:
+            model.set_submodule(name, Dropout(module.p))
