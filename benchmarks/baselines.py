@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ def padded(ids: list[np.ndarray], width: int) -> tuple[torch.Tensor, torch.Tenso
         ids_NL[row, : len(tokens)] = torch.from_numpy(tokens)
         mask_NL[row, : len(tokens)] = 1
     return ids_NL, mask_NL
+
+
+def ance_model(encoder: Any) -> Any:
+    """With the weights of ours, and transformers' own RoBERTa: every layer for all tokens, torch's dropout."""
+    from transformers.models.roberta.modeling_roberta import RobertaModel
+
+    made = copy.deepcopy(encoder)
+    made.roberta = RobertaModel(made.config, add_pooling_layer=False).to(encoder.device)
+    made.roberta.load_state_dict(encoder.roberta.state_dict())
+    made.roberta.set_attn_implementation("sdpa")
+    return made.train(encoder.training)
 
 
 def ance_encode(

@@ -150,9 +150,14 @@ def encoders_product(encoder: Any, device: torch.device, dtype: torch.dtype | No
 
 
 def encoder_flops(lengths_N: np.ndarray, layers: int, width: int) -> float:
-    """Of the products of one forward pass over texts without padding: weights, and attention within each text."""
+    """Of the products of one forward pass over texts without padding: weights, and attention within each text.
+
+    The first token is pooled, and alone goes on behind the last layer's attention: 9 of its 12 products have one row a
+    text.
+    """
     tokens, pairs = float(lengths_N.sum()), float((lengths_N.astype(np.float64) ** 2).sum())
-    return layers * (2 * 12 * width**2 * tokens + 2 * 2 * width * pairs)
+    rows = 12 * tokens * (layers - 1) + 3 * tokens + 9 * len(lengths_N)
+    return 2 * width**2 * rows + layers * 2 * 2 * width * pairs
 
 
 def passage_lengths(count: int, rng: np.random.Generator) -> np.ndarray:

@@ -44,9 +44,10 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         texts = common.texts_of_lengths(lengths_N, rng)
         ids = [np.array(row) for row in tokenizer(texts)["input_ids"]]
-        ours, ance = (common.make_encoder(flags.layers, flags.width).to(device).eval() for _ in range(2))
-        theirs = baselines.sentence_transformer(ance, directory, torch.float32, device)
-        theirs_equal = baselines.sentence_transformer(ance, directory, weights_dtype, device)
+        ours = common.make_encoder(flags.layers, flags.width).to(device).eval()
+        ance = baselines.ance_model(ours)
+        theirs = baselines.sentence_transformer(ours, directory, torch.float32, device)
+        theirs_equal = baselines.sentence_transformer(ours, directory, weights_dtype, device)
     if dtype is not None:
         ours.lower_weights(dtype)
     common.pack_on_gpu(ours, dtype, device, trains=False)

@@ -100,6 +100,7 @@ def our_way(encoder: Any, collection: Preprocessed, device: torch.device) -> tup
 
 def ance_way(encoder: Any, collection: Preprocessed, device: torch.device) -> tuple[Encode, Step]:
     """Every text padded to the longest there may be; for each triple, query and positive encoded again."""
+    encoder = baselines.ance_model(encoder)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
 
     def ids_of(cache: TokenCache, rows: np.ndarray, tokens: int) -> list[np.ndarray]:

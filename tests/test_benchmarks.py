@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.roberta.modeling_roberta import RobertaLayer
 
 from benchmarks import baselines, common
 from benchmarks.encode import texts_of
 from benchmarks.plan import MEASURED, parameters_of
 from benchmarks.search import peak_bytes
 from benchmarks.train import NEGATIVES, our_batch
+from model.dropout import Dropout
 from model.embedding import encode_blocks
 from model.training import make_state, train_step
 from tests.shell import REPO
@@ -68,13 +70,22 @@ def made_up_ids(lengths_N: np.ndarray) -> list[np.ndarray]:
 def test_ance_s_loop_encodes_what_ours_does() -> None:
     encoder = common.make_encoder(layers=1, width=64)
     ids = made_up_ids(common.passage_lengths(20, np.random.default_rng(6)))
-    expected_ND = baselines.ance_encode(encoder, ids, CPU)
+    expected_ND = baselines.ance_encode(baselines.ance_model(encoder), ids, CPU)
     found_ND = np.concatenate(list(encode_blocks(encoder, texts_of(ids), (0, 20), 500, CPU, None)))
     assert abs(found_ND - expected_ND).max() < 1e-4
 
 
+def test_ance_s_model_is_transformers_own() -> None:
+    model = baselines.ance_model(common.make_encoder(layers=2, width=64))
+    kinds = {type(module) for module in model.modules()}
+    assert Dropout not in kinds and torch.nn.Dropout in kinds
+    assert [type(layer) for layer in model.roberta.encoder.layer] == [RobertaLayer] * 2
+    assert model.config._attn_implementation == "sdpa" and model.training
+
+
 def test_ance_s_step_has_our_gradient() -> None:
-    encoders = [common.make_encoder(layers=1, width=64, dropout=0.0) for _ in range(2)]
+    encoder = common.make_encoder(layers=2, width=64, dropout=0.0)
+    encoders = [baselines.ance_model(encoder), encoder]
     rng = np.random.default_rng(7)
     query_ids = made_up_ids(common.query_lengths(2, rng))
     passage_ids = made_up_ids(np.minimum(common.passage_lengths(2 * (NEGATIVES + 1), rng), 60))
@@ -140,7 +151,8 @@ def test_the_plan_is_arithmetic_on_the_rates(tmp_path: Path) -> None:
     rates = ("--matmul_tflops", "100", "--encode_share", "0.5", "--search_tflops", "20", "--search_share", "0.25")
     found, said = planned(tmp_path, *size, *rates)
     assert found["searching_gpu_hours"] == pytest.approx(1e6 * 5000 * 768 * 2 / 5e12 / 3600)
-    weights = 12 * 12 * 768**2  # of the layers; the attention within passages of 76 tokens comes on top
+    # Of 11 layers, and of the last one's queries, keys and values; attention within 76 tokens comes on top.
+    weights = (11 * 12 + 3) * 768**2
     least = 2 * weights * 76 * 1e6 / 5e13 / 3600
     assert least < found["encoding_gpu_hours"] < 1.1 * least
     assert found["wall_hours"] == pytest.approx((found["searching_gpu_hours"] + found["encoding_gpu_hours"]) / 4)
