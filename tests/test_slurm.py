@@ -100,8 +100,12 @@ def settings(shared_collection: Path, tiny_tokenizer: Path, tmp_path_factory: py
 
 @pytest.fixture(scope="module", autouse=True)
 def disturbed(cluster: Cluster, settings: dict[str, str]) -> Chain:
-    """One arm, each job of which will be requeued. It has the longest way to go, and so begins first."""
-    return Chain(cluster, {**settings, "RUN_DIR": settings["ROOT"] + "/disturbed"}, "top", *FLAGS)
+    """One arm, each job of which will be requeued. It has the longest way to go, and so begins first. Its warmup, of
+    a few seconds, is held until the test can watch it.
+    """
+    chain = Chain(cluster, {**settings, "RUN_DIR": settings["ROOT"] + "/disturbed"}, "top", *FLAGS)
+    cluster.call("scontrol", "hold", chain.jobs["warmup"])
+    return chain
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -156,6 +160,7 @@ def requeue_in_mid_run(chain: Chain, name: str, sign: str, how: str = "requeue")
 
 def test_every_job_of_a_chain_is_requeued_in_mid_run(disturbed: Chain) -> None:
     cluster, jobs = disturbed.cluster, disturbed.jobs
+    cluster.call("scontrol", "release", jobs["warmup"])
     requeue_in_mid_run(disturbed, "warmup", "checkpoint-100")
     requeue_in_mid_run(disturbed, "initial_data", "program run_ann_data_gen")
     # While the generator is held the trainer cannot finish, however fast it is.
