@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,24 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from utils.memory import M_MMAP_MAX, M_TRIM_THRESHOLD
+
 ANCE_PASSAGE_TOKENS, ANCE_QUERY_TOKENS = 512, 64
 ANCE_ENCODING_BATCH, ANCE_TRAINING_BATCH = 16, 8
 PAD = 1
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+
+
+def give_freed_memory_back() -> None:
+    """glibc as it comes, and all that was kept goes back.
+
+    Its thresholds adapt to what a process frees until they are set by hand; these are the highest that they reach, with
+    which it gives back the least.
+    """
+    libc = ctypes.CDLL(None)
+    settings = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
+    assert all(libc.mallopt(*setting) for setting in settings.items())
+    libc.malloc_trim(0)
 
 
 def padded(ids: list[np.ndarray], width: int) -> tuple[torch.Tensor, torch.Tensor]:
