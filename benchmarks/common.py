@@ -19,9 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drivers.shared import pack_texts
 from model.training import GPU_PASS_TOKENS
-from utils.distributed import World
 
 # Tokens of a passage: log-normal with a mean of 76, as long as MS MARCO's 56 words make it, few of them above 200.
 LENGTHS = {"mean": 4.25, "sigma": 0.4}
@@ -84,14 +82,17 @@ def side_by_side(
     repeats: int,
     device: torch.device,
     limit: Callable[[], object] = lambda: None,
+    prepare: Callable[[str], object] = lambda name: None,
 ) -> dict[str, float]:
     """The median seconds of each, which take turns: what slows the machine down slows all of them down.
 
-    ``limit`` is called once a turn: what the works are held against measures itself.
+    ``limit`` is called once a turn: what the works are held against measures itself. ``prepare`` is given the name of
+    the work that comes next.
     """
     taken: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats):
         for name, work in works.items():
+            prepare(name)
             taken[name].append(seconds_of(work, device))
             sys.stderr.write(f"turn {turn + 1} of {repeats}: {name} {taken[name][-1]:.2f} s\n")
         limit()
@@ -214,12 +215,6 @@ def make_encoder(layers: int, width: int, dropout: float = 0.1, **changes: Any) 
             **changes,
         }
     )
-
-
-def pack_on_gpu(encoder: Any, dtype: torch.dtype | None, device: torch.device, trains: bool) -> None:
-    """As the programs do it."""
-    if device.type == "cuda":
-        pack_texts(encoder, dtype, World(0, 1, device), trains)
 
 
 def report(json_path: Path | None, device: torch.device, figures: dict[str, float], ratios: dict[str, float]) -> None:

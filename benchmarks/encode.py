@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from benchmarks import baselines, common
+from drivers.shared import leave_padding_out
 from model.embedding import Texts, encode_blocks
 from model.precision import name_of, quickest_dtype
+from utils.distributed import World
 
 MS_MARCO_PASSAGES = 8_841_823
 TOKENS_OF_A_BATCH = 128 * 512  # --per_gpu_eval_batch_size 128 at ANCE's length
@@ -50,7 +52,7 @@ def main() -> None:
         theirs_equal = baselines.sentence_transformer(ours, directory, weights_dtype, device)
     if dtype is not None:
         ours.lower_weights(dtype)
-    common.pack_on_gpu(ours, dtype, device, trains=False)
+    leave_padding_out(ours, dtype, World(0, 1, device), trains=False)
     few = ids[: 2 * baselines.ANCE_ENCODING_BATCH]
     source = texts_of(ids, MS_MARCO_PASSAGES)
 

@@ -1,4 +1,7 @@
-"""Until a result: quickstart's top arm; then its loop with a 2-layer RoBERTa, ours and padded and ungrouped."""
+"""Until a result: quickstart's top arm; then its loop with a 2-layer RoBERTa, ours and padded and ungrouped.
+
+Both loops have glibc's memory as it comes.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from data.strategies import parse_strategy
 from data.token_cache import TokenCache
 from data.training_data import NegativeLists, Triples, batches_of_triples, make_batch
 from drivers.retrieval import EncodingSettings, texts_of
-from drivers.shared import gather_from
+from drivers.shared import gather_from, leave_padding_out
 from model.embedding import encode_blocks
 from model.training import make_optimizer, make_state, train_step
 from utils.distributed import World
@@ -83,11 +86,12 @@ def first(steps: int, lists: NegativeLists, group_size: int, batch: int, refresh
 
 
 def our_way(encoder: Any, collection: Preprocessed, device: torch.device) -> tuple[Encode, Step]:
-    pad_id = collection.pad_token_id
+    pad_id, world = collection.pad_token_id, World(0, 1, device)
+    leave_padding_out(encoder, None, world, trains=True)
     settings = EncodingSettings(PASSAGE_TOKENS, QUERY_TOKENS, pad_id, 128 * PASSAGE_TOKENS, None)
     optimizer = make_optimizer("adamW", encoder, LEARNING_RATE, 1e-8, 0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    state = make_state(encoder, "pairwise", optimizer, scheduler, World(0, 1, device), None, 1.0)
+    state = make_state(encoder, "pairwise", optimizer, scheduler, world, None, 1.0)
     queries = gather_from(collection.queries("train"), QUERY_TOKENS, pad_id)
     passages = gather_from(collection.passages, PASSAGE_TOKENS, pad_id)
 

@@ -154,13 +154,21 @@ def settle_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: W
         if world.size > 1:
             torch._dynamo.config.optimize_ddp = False  # which cuts the program up by DDP's buckets
         encoder.compile(dynamic=True)  # one program for batches of all lengths
-    elif world.device.type == "cuda" and not encoder.is_packed:
-        pack_texts(encoder, dtype, world, trains)
+    elif not encoder.is_packed:
+        leave_padding_out(encoder, dtype, world, trains)
     return encoder
 
 
-def pack_texts(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
-    """Leave padding out where every rank can."""
+def leave_padding_out(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
+    """On a CPU always, by nothing but torch's plain operations; on GPUs where every rank has the kernels."""
+    if world.device.type == "cpu":
+        encoder.pack_texts(True)
+    else:
+        pack_on_gpus(encoder, dtype, world, trains)
+
+
+def pack_on_gpus(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
+    """Where every rank can; each tries it out first."""
     from model.packing import refusal_to_pack
 
     refusal = refusal_to_pack(encoder, world.device, dtype, trains)

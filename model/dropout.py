@@ -1,7 +1,7 @@
 """Dropout on a CPU, where torch draws a mask number by number on one core and has no attention kernel with dropout.
 
 Here four elements share one draw of torch's own generator, whose seed and state repeat them. On a GPU, and in a
-compiled model, torch's kernels do it, and so they do in the attention of packed texts.
+compiled model, torch's kernels do it, and so they do in the attention of texts packed for a GPU.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def attention_by_device(
 ) -> tuple[torch.Tensor, None]:
     """transformers' ``sdpa``; with dropout on a CPU, where that has no kernel, the products themselves: [B, Q, H, D].
 
-    ``mask`` is True where attended to, [B, 1, Q, L]; None where nothing is padded.
+    ``mask`` is True where attended to, [B, 1, Q or 1, L]; None where nothing is padded.
     """
     if dropout == 0 or not is_for_cpu(query_BHQD):
         attended: torch.Tensor = sdpa_attention_forward(
@@ -62,7 +62,7 @@ def attention_by_device(
     factor = query_BHQD.shape[-1] ** -0.5 if scaling is None else scaling
     scores_BHQL = (query_BHQD * factor) @ key_BHLD.transpose(2, 3)
     if mask is not None:
-        scores_BHQL = scores_BHQL.masked_fill(~mask, torch.finfo(scores_BHQL.dtype).min)
+        scores_BHQL.masked_fill_(~mask, torch.finfo(scores_BHQL.dtype).min)
     weights_BHQL = scores_BHQL.softmax(-1, dtype=torch.float32).to(value_BHLD.dtype)
     return (dropped(weights_BHQL, dropout) @ value_BHLD).transpose(1, 2).contiguous(), None
 

@@ -1,7 +1,7 @@
-"""Texts one after the other in place of rows padded to the longest: nothing is computed for padding.
+"""Texts one after the other in place of rows padded to the longest: no layer's products are made for padding.
 
-Attention stays within each text by torch's nested tensors, which on a GPU call its kernels for sequences of several
-lengths. Layers of any other kind treat each token alone.
+Attention stays within each text: on a GPU by torch's nested tensors, which call its kernels for sequences of several
+lengths, on a CPU by padding for the attention alone. Layers of any other kind treat each token alone.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
+from model.dropout import attention_by_device
 from model.embedding import attention_mask
 from model.precision import autocast
 from utils.errors import one_line
 
-PACKED = "packed"  # transformers' word for the attention below
+PACKED, PACKED_ON_CPU = "packed", "packed_on_cpu"  # transformers' words for the attentions below
 TRIED_LENGTHS = (5, 2, 150, 17, 64, 9)  # of the texts that both ways are tried on; a kernel's tiles are of 64 or 128
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative; another attention is 0.3 off
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # the other goes over the texts one by one
@@ -57,7 +58,40 @@ def packed_attention(
     return attended.transpose(1, 2).values()[None], None
 
 
+def packed_attention_on_cpu(
+    module: torch.nn.Module,
+    query_1HTD: torch.Tensor,
+    key_1HTD: torch.Tensor,
+    value_1HTD: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    is_token_BL: torch.Tensor,
+    place_T: torch.Tensor,
+    **words: Any,
+) -> tuple[torch.Tensor, None]:
+    """As `packed_attention`, by `attention_by_device` on padded rows; ``place_T`` is each token's in B rows of L.
+
+    Attention is a layer's smallest part, and torch's own of nested tensors goes over the texts one by one on a CPU.
+    """
+    is_padded = len(place_T) < is_token_BL.numel()
+
+    def padded(heads_1HTD: torch.Tensor) -> torch.Tensor:
+        tokens_THD = heads_1HTD[0].transpose(0, 1)
+        if is_padded:
+            rows = tokens_THD.new_zeros((is_token_BL.numel(), *tokens_THD.shape[1:]))
+            tokens_THD = rows.index_copy_(0, place_T, tokens_THD)
+        return tokens_THD.unflatten(0, is_token_BL.shape).transpose(1, 2)
+
+    mask_B11L = is_token_BL[:, None, None] if is_padded else None
+    attended, _ = attention_by_device(
+        module, padded(query_1HTD), padded(key_1HTD), padded(value_1HTD), mask_B11L, **words
+    )
+    tokens = attended.flatten(0, 1)
+    return (tokens.index_select(0, place_T) if is_padded else tokens)[None], None
+
+
 AttentionInterface.register(PACKED, packed_attention)
+AttentionInterface.register(PACKED_ON_CPU, packed_attention_on_cpu)
 
 
 def hidden_of_packed(roberta: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,13 +100,15 @@ def hidden_of_packed(roberta: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) 
     And the texts' lengths_B.
     """
     lengths_B = mask_BL.sum(1)
-    token_T = mask_BL.flatten().nonzero()[:, 0]
+    place_T = mask_BL.flatten().nonzero()[:, 0]
     positions_BL = roberta.embeddings.create_position_ids_from_input_ids(ids_BL, roberta.config.pad_token_id)
     states = roberta(
-        input_ids=ids_BL.flatten()[token_T][None],
-        position_ids=positions_BL.flatten()[token_T][None],
+        input_ids=ids_BL.flatten()[place_T][None],
+        position_ids=positions_BL.flatten()[place_T][None],
         offsets_B=F.pad(lengths_B.cumsum(0), (1, 0)),
         longest=ids_BL.shape[1],
+        is_token_BL=mask_BL.bool(),
+        place_T=place_T,
     )
     return states.last_hidden_state[0], lengths_B
 
@@ -120,7 +156,7 @@ def refusal_to_pack(encoder: Any, device: torch.device, dtype: torch.dtype | Non
         with torch.random.fork_rng([device] if on_gpu else []):
             encoder.eval()
             padded = embeddings_and_gradient(encoder, batch, dtype, trains)
-            encoder.pack_texts(True)
+            encoder.pack_texts(True, PACKED)
             with sdpa_kernel(FUSED) if on_gpu else contextlib.nullcontext():
                 packed = embeddings_and_gradient(encoder, batch, dtype, trains)
                 encoder.train(trains)  # once more with dropout

@@ -16,7 +16,7 @@ from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaMo
 from transformers.utils.logging import disable_progress_bar
 
 from model.dropout import BY_DEVICE, make_dropout_quick
-from model.packing import PACKED, hidden_of_packed
+from model.packing import PACKED, PACKED_ON_CPU, hidden_of_packed
 from utils.errors import UserError, one_line
 
 LARGEST_EMBEDDING = 768  # ANCE's; a narrower model keeps its own width
@@ -51,10 +51,6 @@ class RobertaDot(RobertaPreTrainedModel):
 
     # Old checkpoints carry RoBERTa's classifier and pooler, which the dual encoder never uses.
     _keys_to_ignore_on_load_unexpected = [r"classifier\.", r"pooler\.", r"position_ids", r"lm_head\."]  # noqa: RUF012
-
-    # What a layer makes of so many tokens is still in the cache when the next needs it. At base width, of 16,384,
-    # encoding took 1.7 times as long; of 2,048, whose texts differ more in length, training 1.5 times.
-    cpu_batch_tokens = 512
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__(config)
@@ -94,10 +90,21 @@ class RobertaDot(RobertaPreTrainedModel):
         hidden, lengths_B = hidden_of_packed(self.roberta, input_ids_BL, attention_mask_BL)
         return hidden if self.pooling == "first" else torch.segment_reduce(hidden, "mean", lengths=lengths_B)
 
-    def pack_texts(self, packed: bool) -> None:
-        """Whether tokens of padding are left out: see `model.packing`."""
+    @property
+    def cpu_batch_tokens(self) -> int:
+        """What a layer makes of so many is still in the cache when the next needs it.
+
+        Times at base width, packed: of 512 tokens encoding 1.12, of 1,024 encoding 1.05 and training 1.0 to 1.09, of
+        4,096 training 1.03 times those of 2,048. Padded, texts of more tokens differ too much in length: training
+        takes 1.06 to 1.18 times as long with 2,048.
+        """
+        return 2048 if self.is_packed else 1024
+
+    def pack_texts(self, packed: bool, attention: str = "") -> None:
+        """Whether tokens of padding are left out, and by which of `model.packing`'s attentions: the device's own."""
         self.is_packed = packed
-        self.roberta.set_attn_implementation(PACKED if packed else BY_DEVICE)
+        own = PACKED_ON_CPU if self.device.type == "cpu" else PACKED
+        self.roberta.set_attn_implementation((attention or own) if packed else BY_DEVICE)
 
     def make_activations_twice(self) -> None:
         """Gradient checkpointing: only a layer's input is kept for the gradient."""

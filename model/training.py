@@ -57,7 +57,7 @@ class TrainingStep(nn.Module):
         return self.loss_of(queries_BD, passages_MD, **rows)
 
     def budget_tokens(self, device: torch.device) -> int | None:
-        """Of a pass; None is a single one, where nothing is padded."""
+        """Of a pass; None is a single one: packed texts on a GPU."""
         if device.type == "cpu":
             return int(self.encoder.cpu_batch_tokens)
         return None if self.encoder.is_packed else GPU_PASS_TOKENS

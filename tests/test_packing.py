@@ -20,7 +20,8 @@ from drivers import shared
 from model import packing
 from model.dropout import BY_DEVICE
 from model.embedding import attention_mask
-from model.packing import refusal_to_pack, tried_batch
+from model.packing import PACKED, PACKED_ON_CPU, refusal_to_pack, tried_batch
+from model.precision import autocast
 from model.roberta_dot import RobertaDot
 from model.training import make_state, train_step
 from tests.test_training import ALONE, constant, flat_weights
@@ -61,12 +62,13 @@ def gradient(encoder: RobertaDot, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -
     return embeddings_BD.detach(), torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
 
 
+@pytest.mark.parametrize("attention", [PACKED, PACKED_ON_CPU])
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6), pooling=st.sampled_from(["first", "mean"]))
-def test_packed_is_padded(lengths: list[int], pooling: str) -> None:
+def test_packed_is_padded(attention: str, lengths: list[int], pooling: str) -> None:
     encoder = make_encoder(pooling)
     expected = gradient(encoder, *batch_of(lengths))
-    encoder.pack_texts(True)
+    encoder.pack_texts(True, attention)
     found = gradient(encoder, *batch_of(lengths))
     for packed, padded in zip(found, expected, strict=True):
         assert float((packed - padded).norm()) <= 1e-4 * float(padded.norm())
@@ -86,7 +88,7 @@ def test_packing_is_taken_up_where_it_agrees(dtype: torch.dtype | None, trains: 
     assert encoder.training and not encoder.is_packed
     assert all(parameter.grad is None for parameter in encoder.parameters())
     assert torch.equal(before, torch.get_rng_state())
-    encoder.pack_texts(True)
+    encoder.pack_texts(True, PACKED)
     encoder.save_pretrained(tmp_path)
     written = (tmp_path / "config.json").read_text()
     assert "hidden_size" in written and "packed" not in written and BY_DEVICE not in written
@@ -140,7 +142,7 @@ def test_a_pad_token_inside_a_text_counts_as_it_does_in_a_padded_batch() -> None
     ids_BL, mask_BL = batch_of([9, 5])
     ids_BL[0, 3] = PAD
     expected_BD = encoder(ids_BL, mask_BL)
-    encoder.pack_texts(True)
+    encoder.pack_texts(True, PACKED)
     assert float((encoder(ids_BL, mask_BL) - expected_BD).detach().abs().max()) < 1e-4
 
 
@@ -152,13 +154,33 @@ def test_layers_that_are_made_twice_are_not_packed() -> None:
     assert refusal_to_pack(encoder, CPU, None, trains=True).startswith("RuntimeError")
 
 
+@pytest.mark.parametrize("lengths", [[30, 30, 30], [30, 2, 17]])
+@pytest.mark.parametrize("made_twice", [False, True])
+def test_on_a_cpu_packed_is_padded_with_lower_precision_and_layers_made_twice(
+    lengths: list[int], made_twice: bool
+) -> None:
+    encoder = make_encoder()
+    encoder.roberta.train(made_twice)  # where transformers makes them twice
+    if made_twice:
+        encoder.make_activations_twice()
+    expected = gradient(encoder, *batch_of(lengths))
+    shared.settle_encoder(SimpleNamespace(compile=False), encoder, None, ALONE, trains=True)
+    assert encoder.is_packed
+    for packed, padded in zip(gradient(encoder, *batch_of(lengths)), expected, strict=True):
+        assert float((packed - padded).norm()) <= 1e-4 * float(padded.norm())
+    with autocast(CPU, torch.bfloat16):
+        rounded = gradient(encoder, *batch_of(lengths))
+    for packed, padded in zip(rounded, expected, strict=True):
+        assert 0 < float((packed - padded).norm()) <= 0.1 * float(padded.norm())
+
+
 @pytest.mark.parametrize("grad_cache_tokens", [0, 40])
-def test_a_training_step_on_packed_texts_is_one_on_padded_ones(grad_cache_tokens: int) -> None:
+@pytest.mark.parametrize("attention", [PACKED, PACKED_ON_CPU])
+def test_a_training_step_on_packed_texts_is_one_on_padded_ones(grad_cache_tokens: int, attention: str) -> None:
     weights = []
     for packed in (False, True):
         encoder = make_encoder()
-        if packed:
-            encoder.pack_texts(True)
+        encoder.pack_texts(packed, attention)
         optimizer = torch.optim.SGD(encoder.parameters(), lr=1.0)
         state = make_state(encoder, "pairwise", optimizer, constant(optimizer), ALONE, None, 0.0, grad_cache_tokens)
         (query_ids_BL, query_mask_BL), (passage_ids_ML, passage_mask_ML) = batch_of([4, 7]), batch_of([20, 3, 11, 30])
@@ -177,16 +199,17 @@ def test_ranks_pack_together_or_not_at_all(
     monkeypatch.setattr(packing, "refusal_to_pack", lambda *_args: "no kernel" if fails_here else "")
     monkeypatch.setattr(shared.distributed, "any_rank", lambda _world, here: here or fails_elsewhere)
     encoder = make_encoder()
-    shared.pack_texts(encoder, None, ALONE, trains=True)
+    shared.pack_on_gpus(encoder, None, ALONE, trains=True)
     said = capsys.readouterr().out
     assert encoder.is_packed is not (fails_here or fails_elsewhere)
     assert ("rank 0 cannot leave padding out (no kernel)" in said) is fails_here
     assert ("packed without padding" in said) is encoder.is_packed
 
 
-def test_no_product_is_made_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("attention", [PACKED, PACKED_ON_CPU])
+def test_no_product_is_made_for_padding(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = make_encoder()
-    encoder.pack_texts(True)
+    encoder.pack_texts(True, attention)
     rows: Counter[int] = Counter()
     linear = F.linear
 
@@ -200,9 +223,10 @@ def test_no_product_is_made_for_padding(monkeypatch: pytest.MonkeyPatch) -> None
     assert rows == {34: 6 + 3, 3: 3 + 1}
 
 
-def test_dropout_reaches_packed_attention() -> None:
+@pytest.mark.parametrize("attention", [PACKED, PACKED_ON_CPU])
+def test_dropout_reaches_packed_attention(attention: str) -> None:
     encoder = make_encoder(dropout=0.5).train()
-    encoder.pack_texts(True)
+    encoder.pack_texts(True, attention)
     for module in encoder.modules():
         if (
             isinstance(module, torch.nn.Dropout)
