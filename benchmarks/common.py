@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +128,27 @@ def watched_memory(process: int | str = "self") -> Iterator[list[int]]:
 
 @dataclass
 class MatrixProduct:
-    """What this machine's matrix product does at the shape of a RoBERTa's widest layer: the best of all calls."""
+    """What this machine's matrix product does at the shape of a RoBERTa's widest layer.
+
+    A turn's best call, the median of the turns: a machine's speed changes, and the best of all grows with their number.
+    """
 
     rows: int
     width: int
     device: torch.device
     dtype: torch.dtype
-    flops_per_second: float = 0.0
+    of_turns: list[float] = field(default_factory=list)
+
+    @property
+    def flops_per_second(self) -> float:
+        return statistics.median(self.of_turns)
 
     def __call__(self, repeats: int = 9) -> None:
         shapes = (self.rows, self.width), (self.width, 4 * self.width)
         a, b = (torch.randn(shape, device=self.device, dtype=self.dtype) for shape in shapes)
         product = torch.empty((self.rows, 4 * self.width), device=self.device, dtype=self.dtype)
         seconds = min(seconds_of(lambda: torch.mm(a, b, out=product), self.device) for _ in range(repeats))
-        self.flops_per_second = max(self.flops_per_second, 2 * self.rows * self.width * 4 * self.width / seconds)
+        self.of_turns.append(2 * self.rows * self.width * 4 * self.width / seconds)
 
 
 def encoders_product(encoder: Any, device: torch.device, dtype: torch.dtype | None) -> MatrixProduct:

@@ -110,7 +110,6 @@ def main() -> None:
     optimizer = torch.optim.AdamW(ance.parameters(), lr=LEARNING_RATE)
     grouped = [passage_ids[first : first + NEGATIVES + 1] for first in range(0, len(passage_ids), NEGATIVES + 1)]
     step = partial(our_step, dtype=dtype, device=device)
-    product = common.encoders_product(encoder, device, dtype)
     works: dict[str, Callable[[], Any]] = {
         "ours_pairwise": step(encoder, "pairwise", batch=our_batch(query_ids, passage_ids, False)),
         "ours_in_batch": step(copy.deepcopy(encoder), "in_batch", batch=our_batch(query_ids, passage_ids, True)),
@@ -119,6 +118,8 @@ def main() -> None:
             ance, optimizer, query_ids, [group[0] for group in grouped], [group[1:] for group in grouped], device
         ),
     }
+
+    product = common.encoders_product(encoder, device, dtype)  # of its passes, which packing makes larger
 
     def prepare(name: str) -> None:
         """Ours keep a step's memory for the next, as the programs do; the others' loops have glibc as it comes.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -72,6 +74,35 @@ def test_attention_that_drops_almost_nothing_is_attention(with_mask: bool) -> No
     gradients = [torch.autograd.grad((output * weights).sum(), heads) for output in (found, expected)]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("longest", [5, dropout.MOST_BY_PRODUCTS, dropout.MOST_BY_PRODUCTS + 1])
+def test_attention_in_bfloat16_is_attention(longest: int, with_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the products up to so many tokens, by torch's own kernel above."""
+    draw = torch.Generator().manual_seed(7)
+    heads = [torch.randn(3, longest, 2, 8, generator=draw).bfloat16().transpose(1, 2) for _ in range(3)]
+    lengths = torch.tensor([longest, 2, 1])[:, None, None, None]
+    mask = lengths > torch.arange(longest) if with_mask else None
+    query, key, value = (tensor.double() for tensor in heads)
+    scores = query @ key.mT * 0.4
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    expected = (scores.softmax(-1) @ value).transpose(1, 2)
+    by_kernel: list[torch.Tensor] = []
+    real = dropout.sdpa_attention_forward
+
+    def noting(module: torch.nn.Module, query: torch.Tensor, *others: Any, **words: Any) -> Any:
+        by_kernel.append(query)
+        return real(module, query, *others, **words)
+
+    monkeypatch.setattr(dropout, "sdpa_attention_forward", noting)
+    module = torch.nn.Module()
+    module.is_causal = False  # type: ignore[assignment]
+    found, _ = attention_by_device(module, *heads, mask, 0.0, 0.4)
+    assert len(by_kernel) == (longest > dropout.MOST_BY_PRODUCTS)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
