@@ -6,7 +6,9 @@ never pickles. Rank 0 decides what all do; the others are told.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import time
@@ -100,10 +102,21 @@ def rank_gone(world: World, error: Exception) -> RankGone:
 def stop(world: World) -> None:
     if world.size > 1 and dist.is_initialized():
         if world.device.type == "cpu":
-            # gloo's thread needs the GIL to let go of the last gathered tensor, and a process group's end joins that
-            # thread with the GIL held: in a barrier it gets it.
             barrier(world)
+        _stopped.append(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+# gloo's threads need the GIL to let go of a collective's tensors, and the end of a process group waits for these
+# threads: with the GIL held, and for ever, where DistributedDataParallel was the last to refer to the group; with the
+# GIL released where Python was, as here when the program ends.
+_stopped: list[Any] = []
+
+
+@atexit.register
+def let_go_of_stopped_groups() -> None:
+    gc.collect()  # of models in cycles
+    _stopped.clear()
 
 
 def device_names(world: World) -> list[str]:
