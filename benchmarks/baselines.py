@@ -23,11 +23,14 @@ def give_freed_memory_back() -> None:
     """glibc as it comes, and all that was kept goes back.
 
     Its thresholds adapt to what a process frees until they are set by hand; these are the highest that they reach, with
-    which it gives back the least.
+    which it gives back the least. Addresses that the heap has grown to may be used again, and are kept then: the other
+    loops have that advantage.
     """
     libc = ctypes.CDLL(None)
     settings = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
-    assert all(libc.mallopt(*setting) for setting in settings.items())
+    for setting in settings.items():
+        if not libc.mallopt(*setting):
+            raise OSError(f"mallopt{setting} is refused")
     libc.malloc_trim(0)
 
 

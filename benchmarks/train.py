@@ -124,7 +124,8 @@ def main() -> None:
     def prepare(name: str) -> None:
         """Ours keep a step's memory for the next, as the programs do; the others' loops have glibc as it comes.
 
-        A first step is not timed: optimisers make their averages in it. ANCE's is eight batches, each as long as ours.
+        Each timed step comes after one that is not: the memory has gone back in between, and optimisers make their
+        averages in their first. ANCE's has none before it: it is a batch for each query, each longer than our step.
         """
         if device.type == "cpu":
             (keep_freed_memory if name.startswith("ours") else baselines.give_freed_memory_back)()

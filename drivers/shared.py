@@ -151,6 +151,8 @@ def open_to_encode(
 def settle_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: World, trains: bool = False) -> Any:
     """Make an encoder on this rank's device compute as fast as it can there; all ranks together."""
     if flags.compile:
+        if not encoder.is_packed:
+            say_of_padding(world, False)
         if world.size > 1:
             torch._dynamo.config.optimize_ddp = False  # which cuts the program up by DDP's buckets
         encoder.compile(dynamic=True)  # one program for batches of all lengths
@@ -163,6 +165,7 @@ def leave_padding_out(encoder: Any, dtype: torch.dtype | None, world: World, tra
     """On a CPU always, by nothing but torch's plain operations; on GPUs where every rank has the kernels."""
     if world.device.type == "cpu":
         encoder.pack_texts(True)
+        say_of_padding(world, True)
     else:
         pack_on_gpus(encoder, dtype, world, trains)
 
@@ -176,8 +179,12 @@ def pack_on_gpus(encoder: Any, dtype: torch.dtype | None, world: World, trains: 
         say(f"attention: rank {world.rank} cannot leave padding out ({refusal})")
     can_all = not distributed.any_rank(world, bool(refusal))
     encoder.pack_texts(can_all)
+    say_of_padding(world, can_all)
+
+
+def say_of_padding(world: World, is_packed: bool) -> None:
     if world.is_first:
-        say(f"attention: texts {'packed without padding' if can_all else 'padded to the longest of a batch'}")
+        say(f"attention: texts {'packed without padding' if is_packed else 'padded to the longest of a batch'}")
 
 
 def check_compiler(on_gpu: bool) -> None:

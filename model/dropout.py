@@ -1,4 +1,6 @@
-"""Dropout on a CPU, where torch draws a mask number by number on one core and has no attention kernel with dropout.
+"""Dropout and attention on a CPU.
+
+torch draws a mask number by number on one core there, has no attention kernel with dropout, and a slow one in bfloat16.
 
 Here four elements share one draw of torch's own generator, whose seed and state repeat them. On a GPU, and in a
 compiled model, torch's kernels do it, and so they do in the attention of texts packed for a GPU.
@@ -35,7 +37,12 @@ def dropped(tensor: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def is_quicker_by_products(query_BHQD: torch.Tensor) -> bool:
-    """In bfloat16 torch's attention took 1.3 to 1.6 times as long up to 141 tokens, 0.7 to 1.2 times with 221."""
+    """Of an attention without dropout.
+
+    On 2 cores with avx512_bf16 torch's kernel took 1.3 to 1.6 times as long for texts of 47 to 141 tokens, 0.7 to 1.2
+    times with 221. The scores are rounded here, as queries and keys were before: embeddings are 1.02 to 1.1 times as
+    far from float32's as the kernel's, the most where scores are spread out as far as 20.
+    """
     return query_BHQD.dtype == torch.bfloat16 and query_BHQD.shape[2] <= MOST_BY_PRODUCTS
 
 

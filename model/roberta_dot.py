@@ -94,14 +94,15 @@ class RobertaDot(RobertaPreTrainedModel):
     def cpu_batch_tokens(self) -> int:
         """What a layer makes of so many is still in the cache when the next needs it.
 
-        Times at base width, packed: of 512 tokens encoding 1.12, of 1,024 encoding 1.05 and training 1.0 to 1.09, of
-        4,096 training 1.03 times those of 2,048. Padded, texts of more tokens differ too much in length: training
-        takes 1.06 to 1.18 times as long with 2,048.
+        Times at base width on 2 cores, packed, as parts of those of 2,048: in float32 of 512 tokens encoding 1.12, of
+        1,024 encoding 1.05 and training 1.0 to 1.09, of 4,096 training 1.03; in bfloat16 encoding 1.04 of 1,024 and of
+        4,096. Padded, texts of more tokens differ too much in length: training takes 1.06 to 1.18 times as long with
+        2,048.
         """
         return 2048 if self.is_packed else 1024
 
     def pack_texts(self, packed: bool, attention: str = "") -> None:
-        """Whether tokens of padding are left out, and by which of `model.packing`'s attentions: the device's own."""
+        """Whether texts stand without padding, and by which of `model.packing`'s attentions: the device's own."""
         self.is_packed = packed
         own = PACKED_ON_CPU if self.device.type == "cpu" else PACKED
         self.roberta.set_attn_implementation((attention or own) if packed else BY_DEVICE)

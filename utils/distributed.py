@@ -102,8 +102,8 @@ def rank_gone(world: World, error: Exception) -> RankGone:
 def stop(world: World) -> None:
     if world.size > 1 and dist.is_initialized():
         if world.device.type == "cpu":
-            barrier(world)
-        _stopped.append(dist.group.WORLD)
+            barrier(world)  # no connection ends while another rank waits for an answer
+            _stopped.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
@@ -115,8 +115,9 @@ _stopped: list[Any] = []
 
 @atexit.register
 def let_go_of_stopped_groups() -> None:
-    gc.collect()  # of models in cycles
-    _stopped.clear()
+    if _stopped:
+        gc.collect()  # of models in cycles
+        _stopped.clear()
 
 
 def device_names(world: World) -> list[str]:
