@@ -22,9 +22,6 @@ from model.precision import autocast
 from utils.errors import one_line
 
 PACKED, PACKED_ON_CPU = "packed", "packed_on_cpu"  # transformers' words for the attentions below
-# oneDNN, which multiplies matrices below float32 on a CPU, keeps a program for each number of rows: a refresh with a
-# small model held 1.1 GiB, with rows by the 64 0.6.
-ROWS_OF_LOW_PRECISION = 32
 TRIED_LENGTHS = (5, 2, 150, 17, 64, 9)  # of the texts that both ways are tried on; a kernel's tiles are of 64 or 128
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative; another attention is 0.3 off
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # the other goes over the texts one by one
@@ -70,30 +67,27 @@ def packed_attention_on_cpu(
     *,
     is_token_BL: torch.Tensor,
     place_T: torch.Tensor,
-    tokens: int,
     **words: Any,
 ) -> tuple[torch.Tensor, None]:
     """As `packed_attention`, by `attention_by_device` on padded rows; ``place_T`` is each token's in B rows of L.
 
-    Behind the first ``tokens`` stand those that fill up the rows of the products: they belong to no text, and get what
-    is found at their place. Attention is a layer's smallest part, and torch's own of nested tensors goes over the texts
-    one by one on a CPU.
+    Attention is a layer's smallest part, and torch's own of nested tensors goes over the texts one by one on a CPU.
     """
-    is_padded, is_filled = tokens < is_token_BL.numel(), tokens < len(place_T)
+    is_padded = len(place_T) < is_token_BL.numel()
 
     def padded(heads_1HTD: torch.Tensor) -> torch.Tensor:
-        tokens_THD = heads_1HTD[0].transpose(0, 1)[:tokens]
+        tokens_THD = heads_1HTD[0].transpose(0, 1)
         if is_padded:
             rows = tokens_THD.new_zeros((is_token_BL.numel(), *tokens_THD.shape[1:]))
-            tokens_THD = rows.index_copy_(0, place_T[:tokens], tokens_THD)
+            tokens_THD = rows.index_copy_(0, place_T, tokens_THD)
         return tokens_THD.unflatten(0, is_token_BL.shape).transpose(1, 2)
 
     mask_B11L = is_token_BL[:, None, None] if is_padded else None
     attended, _ = attention_by_device(
         module, padded(query_1HTD), padded(key_1HTD), padded(value_1HTD), mask_B11L, **words
     )
-    rows = attended.flatten(0, 1)
-    return (rows.index_select(0, place_T) if is_padded or is_filled else rows)[None], None
+    tokens = attended.flatten(0, 1)
+    return (tokens.index_select(0, place_T) if is_padded else tokens)[None], None
 
 
 AttentionInterface.register(PACKED, packed_attention)
@@ -107,9 +101,6 @@ def hidden_of_packed(roberta: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) 
     """
     lengths_B = mask_BL.sum(1)
     place_T = mask_BL.flatten().nonzero()[:, 0]
-    tokens = len(place_T)
-    if roberta.config._attn_implementation == PACKED_ON_CPU and torch.is_autocast_enabled("cpu"):
-        place_T = F.pad(place_T, (0, -tokens % ROWS_OF_LOW_PRECISION))
     positions_BL = roberta.embeddings.create_position_ids_from_input_ids(ids_BL, roberta.config.pad_token_id)
     states = roberta(
         input_ids=ids_BL.flatten()[place_T][None],
@@ -118,9 +109,8 @@ def hidden_of_packed(roberta: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) 
         longest=ids_BL.shape[1],
         is_token_BL=mask_BL.bool(),
         place_T=place_T,
-        tokens=tokens,
     )
-    return states.last_hidden_state[0, :tokens], lengths_B
+    return states.last_hidden_state[0], lengths_B
 
 
 # Whether it works here
