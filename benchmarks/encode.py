@@ -33,7 +33,7 @@ def texts_of(ids: list[np.ndarray], of_collection: int | None = None) -> Texts:
 
 
 def main() -> None:
-    flags = common.parser("encode", __doc__ or "", layers=12, width=768, texts=256, repeats=3).parse_args()
+    flags = common.parser("encode", __doc__ or "", layers=12, width=768, texts=512, repeats=3).parse_args()
     device, rng = common.own_device(), np.random.default_rng(1)
     dtype = quickest_dtype(device, "rdot_nll")
     weights_dtype = dtype or torch.float32
