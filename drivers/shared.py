@@ -135,10 +135,10 @@ def load_to_encode(
     flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
 ) -> Any:
     """The same on this rank's device, for encoding alone. The ranks do not speak: one may fail where others do not."""
-    encoder = open_encoder(flags, model_dir, collection)
+    encoder = open_encoder(flags, model_dir, collection).to(world.device)
     if dtype is not None:
         encoder.lower_weights(dtype)
-    return encoder.to(world.device)
+    return encoder
 
 
 def open_to_encode(

@@ -38,19 +38,17 @@ def compute_dtype(
     return quickest if word == "auto" else DTYPES[word]
 
 
-def quickest_dtype(device: torch.device, model_type: str) -> torch.dtype | None:
-    """bfloat16 where this hardware multiplies its matrices quicker than float32's, else None.
-
-    The static encoder hardly multiplies any: it stays in float32.
-    """
-    if model_type == "static":
-        return None
+def is_quick_at_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies its matrices quicker than float32's."""
     if device.type == "cuda":
-        has_bf16 = torch.cuda.get_device_capability(device) >= FIRST_GPU_WITH_BF16
-    else:
-        found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
-        has_bf16 = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    return torch.bfloat16 if has_bf16 else None
+        return torch.cuda.get_device_capability(device) >= FIRST_GPU_WITH_BF16
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def quickest_dtype(device: torch.device, model_type: str) -> torch.dtype | None:
+    """bfloat16 where this hardware is quick at it, else None. The static encoder hardly multiplies any matrices."""
+    return torch.bfloat16 if model_type != "static" and is_quick_at_bfloat16(device) else None
 
 
 def name_of(dtype: torch.dtype | None) -> str:
