@@ -43,7 +43,7 @@ def peak_bytes(
 
 
 def main() -> None:
-    parser = common.parser("search", __doc__ or "", passages=200_000, dims=768, queries=512, topk=200, repeats=7)
+    parser = common.parser("search", __doc__ or "", passages=200_000, dims=768, queries=512, topk=200, repeats=21)
     flags = parser.parse_args()
     import faiss
 
