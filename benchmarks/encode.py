@@ -53,6 +53,7 @@ def main() -> None:
     if dtype is not None:
         ours.lower_weights(dtype)
     leave_padding_out(ours, dtype, World(0, 1, device), trains=False)
+    ours.arrange_weights()
     few = ids[: 2 * baselines.ANCE_ENCODING_BATCH]
     source = texts_of(ids, MS_MARCO_PASSAGES)
 

@@ -135,10 +135,10 @@ def load_to_encode(
     flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
 ) -> Any:
     """The same on this rank's device, for encoding alone. The ranks do not speak: one may fail where others do not."""
-    encoder = open_encoder(flags, model_dir, collection).to(world.device)
+    encoder = open_encoder(flags, model_dir, collection)
     if dtype is not None:
         encoder.lower_weights(dtype)
-    return encoder
+    return encoder.to(world.device)
 
 
 def open_to_encode(
@@ -158,6 +158,8 @@ def settle_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: W
         encoder.compile(dynamic=True)  # one program for batches of all lengths
     elif not encoder.is_packed:
         leave_padding_out(encoder, dtype, world, trains)
+        if not trains:
+            encoder.arrange_weights()
     return encoder
 
 

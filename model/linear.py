@@ -1,10 +1,12 @@
 """A RoBERTa's products on a CPU in bfloat16, for encoding alone.
 
 torch arranges a matrix for the CPU anew for each batch; here that is done once, by the two operations its own compiler
-does it with.
+does it with. They are no promised part of torch, so they are tried before they are used.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import nn
@@ -14,58 +16,97 @@ from transformers.models.roberta.modeling_roberta import RobertaIntermediate
 from model.dropout import is_for_cpu
 from model.precision import is_quick_at_bfloat16
 
-OPERATIONS = ("_linear_pointwise", "_reorder_linear_weight")  # of torch's own compiler
-ROWS = 2048  # of a batch: for so many a matrix is arranged, and right for any number
+TRIED_SHAPE = (5, 48, 80)  # rows, and the matrix's two sides
+TOLERANCE = 0.02  # between numbers below 2, which are rounded once or twice
 
 
 class ArrangedLinear(nn.Linear):
-    """The same function of the same parameters, without a gradient; on a GPU and in a compiled model the plain layer.
+    """The same layer with the same parameters, and the weight once more, ``arranged``, as it was then.
 
-    Whoever changes the weight calls `arrange_products` again.
+    The plain layer computes wherever a gradient may be asked for, on a GPU, in a compiled model, and in another type.
     """
 
     arranged: torch.Tensor
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self.product(input) if is_for_cpu(input) else super().forward(input)
+    def is_arranged_for(self, input: torch.Tensor) -> bool:
+        is_in_bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        return is_for_cpu(input) and is_in_bfloat16 and not torch.is_grad_enabled()
 
-    def product(self, input: torch.Tensor, activation: str = "none", algorithm: str = "") -> torch.Tensor:
-        """The activation is computed before the result is rounded."""
-        rounded = input.to(self.weight.dtype)
-        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            rounded, self.arranged, self.bias, activation, [], algorithm
-        )
-        return made
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.is_arranged_for(input):
+            return arranged_product(input, self.arranged, self.bias)
+        return super().forward(input)
 
 
 class ArrangedIntermediate(RobertaIntermediate):
+    """gelu is computed in the product, before its result is rounded."""
+
     dense: ArrangedLinear
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if is_for_cpu(hidden_states):
-            return self.dense.product(hidden_states, "gelu", "none")
+        if self.dense.is_arranged_for(hidden_states):
+            return arranged_product(hidden_states, self.dense.arranged, self.dense.bias, "gelu", "none")
         made: torch.Tensor = super().forward(hidden_states)
         return made
 
 
+def arranged_product(
+    input: torch.Tensor, arranged: torch.Tensor, bias: torch.Tensor | None, activation: str = "none", kind: str = ""
+) -> torch.Tensor:
+    """bfloat16. The words are torch's for oneDNN: of gelu, ``none`` is the exact one and ``tanh`` the approximation."""
+    rounded = input.to(torch.bfloat16)
+    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rounded, arranged, bias, activation, [], kind)
+    return made
+
+
+def arrange(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    made: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+    return made
+
+
+@functools.cache
+def is_arranging_right() -> bool:
+    """Whether this torch has the operations, and they compute what the plain ones do."""
+    rows, width, inner = TRIED_SHAPE
+    draw = torch.Generator().manual_seed(0)  # the global one stays as it is
+    input, weight, bias = (
+        torch.randn(shape, generator=draw).div_(width**0.5).to(torch.bfloat16)
+        for shape in ((rows, width), (inner, width), (inner,))
+    )
+    try:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        arranged = arrange(weight, rows)
+        product, activated = (arranged_product(input, arranged, bias, *words) for words in ((), ("gelu", "none")))
+    except (AttributeError, RuntimeError, TypeError):  # lacking, without a kernel, or called in another way
+        return False
+    expected = F.linear(input.float(), weight.float(), bias.float())
+    pairs = (product, expected), (activated, F.gelu(expected))
+    return all(torch.allclose(found.float(), wanted, rtol=0, atol=TOLERANCE) for found, wanted in pairs)
+
+
 def can_arrange(weight: torch.Tensor) -> bool:
-    """Another CPU may lack the instructions, another version of torch, or one built without oneDNN, the operations."""
+    """Of a bfloat16 weight, on a CPU known to be quick at it, with oneDNN."""
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
         and is_quick_at_bfloat16(weight.device)
+        and bool(torch.backends.mkldnn.enabled)
         and torch.backends.mkldnn.is_available()
-        and all(hasattr(torch.ops.mkldnn, name) for name in OPERATIONS)
+        and is_arranging_right()
     )
 
 
-def arrange_products(body: nn.Module) -> None:
-    """Every linear layer's weight once more, as this CPU's product wants it, where it can; the parameters stay."""
+def arrange_products(body: nn.Module, rows: int) -> None:
+    """Keep every linear layer's weight once more, as products of so many rows want it: right for any number of them.
+
+    Where that is not possible, the layers stay what they are.
+    """
     for module in body.modules():
-        if isinstance(module, nn.Linear) and can_arrange(module.weight):
+        if type(module) is nn.Linear and can_arrange(module.weight):
             module.__class__ = ArrangedLinear
-            module.arranged = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), ROWS)
+            module.arranged = arrange(module.weight, rows)
     for module in body.modules():
-        is_gelu = isinstance(module, RobertaIntermediate) and getattr(module.intermediate_act_fn, "act", None) is F.gelu
-        if is_gelu and isinstance(module.dense, ArrangedLinear):
+        is_arranged = type(module) is RobertaIntermediate and type(module.dense) is ArrangedLinear
+        if is_arranged and getattr(module.intermediate_act_fn, "act", None) is F.gelu:
             module.__class__ = ArrangedIntermediate

@@ -96,9 +96,9 @@ class RobertaDot(RobertaPreTrainedModel):
         """What a layer makes of so many is still in the cache when the next needs it.
 
         Times at base width on 2 cores, packed, as parts of those of 2,048: in float32 of 512 tokens encoding 1.12, of
-        1,024 encoding 1.05 and training 1.0 to 1.09, of 4,096 training 1.03; in bfloat16 encoding 1.05 of 1,024, 0.99 of
-        4,096. Padded, texts of more tokens differ too much in length: training takes 1.06 to 1.18 times as long with
-        2,048.
+        1,024 encoding 1.05 and training 1.0 to 1.09, of 4,096 training 1.03; in bfloat16 encoding 1.05 of 1,024 and
+        0.99 of 4,096. Padded, texts of more tokens differ too much in length: training takes 1.06 to 1.18 times as long
+        with 2,048.
         """
         return 2048 if self.is_packed else 1024
 
@@ -119,14 +119,19 @@ class RobertaDot(RobertaPreTrainedModel):
 
         What is added up from layer to layer stays in float32, as under autocast: in bfloat16 throughout, the
         embeddings were ten times as far from float32's, and 0.8% of the top 200 others (0.1% this way).
-
-        On the device where it will encode: for a CPU's product they are arranged, too.
         """
         body: nn.Module = self.roberta
         for module in body.modules():
             if isinstance(module, nn.Linear):
                 module.to(dtype)
-        arrange_products(body)
+
+    def arrange_weights(self) -> None:
+        """For encoding alone, on the device where it is: a CPU keeps lowered matrices as its products read them, too.
+
+        Those take the memory of the matrices once more, and cannot be copied. Nothing happens where there is nothing to
+        gain.
+        """
+        arrange_products(self.roberta, self.cpu_batch_tokens)
 
 
 def load_roberta_dot(name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> RobertaDot:

@@ -1,25 +1,38 @@
-"""Weights arranged beforehand against float64's products, wherever this machine can arrange them."""
+"""Weights arranged beforehand against float64's products."""
 
 from __future__ import annotations
 
+import argparse
 import copy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from transformers import RobertaConfig
 from transformers.models.roberta.modeling_roberta import RobertaIntermediate
 
-from model.linear import OPERATIONS, ArrangedIntermediate, ArrangedLinear, arrange_products
-from model.precision import is_quick_at_bfloat16
+from drivers.shared import settle_encoder
+from model import linear
+from model.linear import ArrangedIntermediate, ArrangedLinear, arrange_products
+from model.precision import autocast, is_quick_at_bfloat16
+from model.roberta_dot import RobertaDot
+from utils.distributed import World
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 ROUNDING = 2.0**-8  # of a bfloat16, relative
-CAN_ARRANGE = is_quick_at_bfloat16(CPU) and all(hasattr(torch.ops.mkldnn, name) for name in OPERATIONS)
+SMALL = 1 / 64  # numbers below are held to its rounding
+ROWS = 2048
+
+needs_bfloat16 = pytest.mark.skipif(
+    not is_quick_at_bfloat16(CPU), reason="this CPU has no products in bfloat16: the layers stay plain"
+)
 
 
 def make_intermediate(width: int = 24, inner: int = 40, **changes: Any) -> RobertaIntermediate:
@@ -28,17 +41,31 @@ def make_intermediate(width: int = 24, inner: int = 40, **changes: Any) -> Rober
     return RobertaIntermediate(config).to(BF16)
 
 
+def make_arranged(width: int = 24, inner: int = 40) -> ArrangedIntermediate:
+    made = make_intermediate(width, inner)
+    arrange_products(made, ROWS)
+    assert isinstance(made, ArrangedIntermediate) and isinstance(made.dense, ArrangedLinear)
+    return made
+
+
+def applied(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    """As encoding does."""
+    with torch.inference_mode(), autocast(CPU, BF16):
+        made: torch.Tensor = module(input)
+        return made
+
+
 @torch.inference_mode()
 def exact(layer: nn.Linear, input: torch.Tensor) -> torch.Tensor:
-    assert layer.bias is not None
     return F.linear(input.to(BF16).double(), layer.weight.double(), layer.bias.double())
 
 
 def far_off(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest error, in roundings of the number itself or, where it is small, of 1/8."""
-    return float(((found.double() - expected).abs() / expected.abs().clamp(min=1 / 8)).max()) / ROUNDING
+    """The largest error, in roundings."""
+    return float(((found.double() - expected).abs() / expected.abs().clamp(min=SMALL)).max()) / ROUNDING
 
 
+@needs_bfloat16
 @settings(max_examples=40, deadline=None)
 @given(
     rows=st.integers(1, 300),
@@ -46,73 +73,112 @@ def far_off(found: torch.Tensor, expected: torch.Tensor) -> float:
     inner=st.integers(1, 200),
     dtype=st.sampled_from([BF16, torch.float32]),
 )
+@example(rows=1, width=768, inner=3072, dtype=torch.float32)
+@example(rows=ROWS + 1, width=768, inner=256, dtype=torch.float32)
 def test_products_are_those_of_float64_but_for_one_rounding(
     rows: int, width: int, inner: int, dtype: torch.dtype
 ) -> None:
-    intermediate = make_intermediate(width, inner)
+    intermediate = make_arranged(width, inner)
     input = 3 * torch.randn(1, rows, width, dtype=dtype)
-    arrange_products(intermediate)
-    with torch.inference_mode(), torch.autocast("cpu", BF16):
-        product, activated = intermediate.dense(input), intermediate(input)
+    product, activated = applied(intermediate.dense, input), applied(intermediate, input)
     assert product.dtype == activated.dtype == BF16 and product.shape == activated.shape == (1, rows, inner)
     expected = exact(intermediate.dense, input)
     assert far_off(product, expected) < 1.01
-    assert far_off(activated, F.gelu(expected)) < (1.01 if CAN_ARRANGE else 3)
+    assert far_off(activated, F.gelu(expected)) < 1.01
 
 
+@needs_bfloat16
 def test_what_is_arranged_keeps_its_parameters() -> None:
-    intermediate = make_intermediate()
-    before = copy.deepcopy(intermediate.state_dict())
-    arrange_products(intermediate)
-    assert isinstance(intermediate.dense, ArrangedLinear) == isinstance(intermediate, ArrangedIntermediate)
-    assert isinstance(intermediate, ArrangedIntermediate) == CAN_ARRANGE
-    after = intermediate.state_dict()
+    before, after = make_intermediate().state_dict(), make_arranged().state_dict()
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_changed_weight_is_arranged_again() -> None:
-    intermediate, input = make_intermediate(), torch.randn(7, 24)
-    arrange_products(intermediate)
-    with torch.inference_mode():
-        intermediate.dense.weight.mul_(2)
-    arrange_products(intermediate)
-    with torch.inference_mode(), torch.autocast("cpu", BF16):
-        assert far_off(intermediate.dense(input), exact(intermediate.dense, input)) < 1.01
-
-
+@needs_bfloat16
 def test_another_activation_is_computed_as_it_was() -> None:
-    intermediate = make_intermediate(hidden_act="relu")
-    arrange_products(intermediate)
-    assert type(intermediate) is RobertaIntermediate
-    input = torch.randn(7, 24, dtype=BF16)
-    with torch.inference_mode():
-        assert far_off(intermediate(input), exact(intermediate.dense, input).relu()) < 1.01
+    intermediate, input = make_intermediate(hidden_act="relu"), torch.randn(7, 24)
+    arrange_products(intermediate, ROWS)
+    assert type(intermediate) is RobertaIntermediate and type(intermediate.dense) is ArrangedLinear
+    assert far_off(applied(intermediate, input), exact(intermediate.dense, input).relu()) < 1.01
 
 
-@pytest.mark.parametrize("lacking", ["instructions", "oneDNN", "type"])
-def test_where_it_cannot_be_the_layers_stay(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    intermediate = make_intermediate()
-    if lacking == "instructions":
-        monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
-    elif lacking == "oneDNN":
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    else:
-        intermediate.float()
-    arrange_products(intermediate)
-    assert type(intermediate) is RobertaIntermediate and type(intermediate.dense) is nn.Linear
+@needs_bfloat16
+def test_gradients_and_other_types_are_the_plain_layers() -> None:
+    arranged, plain = make_arranged(), make_intermediate()
+    found, expected = [], []
+    for intermediate, results in ((arranged, found), (plain, expected)):
+        torch.manual_seed(6)
+        input = torch.randn(7, 24, requires_grad=True)
+        with autocast(CPU, BF16):
+            intermediate(input).float().square().sum().backward()
+        assert input.grad is not None and intermediate.dense.weight.grad is not None
+        results += [input.grad, intermediate.dense.weight.grad]
+        with torch.inference_mode(), autocast(CPU, torch.float16):
+            results.append(intermediate(input))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="dtype"):
+        arranged(torch.randn(7, 24))  # float32 with weights in bfloat16 is a mistake, as it is of plain layers
 
 
+@needs_bfloat16
 def test_a_compiled_model_has_the_plain_layers() -> None:
     """Which its compiler may join with what is around them."""
-    intermediate, input = make_intermediate(), torch.randn(7, 24, dtype=BF16)
-    arrange_products(intermediate)
+    intermediate, input = make_arranged(), torch.randn(7, 24)
     seen = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Any:
         seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
         return graph
 
-    with torch.inference_mode():
-        compiled = torch.compile(intermediate, backend=backend)(input)
+    found = applied(torch.compile(intermediate, backend=backend, fullgraph=True), input)
     assert len(seen) >= 2 and not any("pointwise" in name for name in seen)
-    assert far_off(compiled, F.gelu(exact(intermediate.dense, input))) < 3
+    assert far_off(found, F.gelu(exact(intermediate.dense, input))) < 6  # rounded before gelu, too
+
+
+def no_kernel(*_args: Any) -> torch.Tensor:
+    raise RuntimeError("could not create a primitive descriptor")
+
+
+def another_product(input: torch.Tensor, *_others: Any) -> torch.Tensor:
+    return torch.zeros(len(input), linear.TRIED_SHAPE[2], dtype=BF16)
+
+
+@pytest.mark.parametrize("lacking", ["instructions", "oneDNN", "type", "kernel", "operation", "result"])
+def test_where_it_cannot_be_the_layers_stay(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    intermediate = make_intermediate()
+    monkeypatch.setattr(linear, "is_arranging_right", linear.is_arranging_right.__wrapped__)  # tried anew
+    if lacking == "instructions":
+        monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    elif lacking == "oneDNN":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    elif lacking == "type":
+        intermediate.float()
+    elif lacking == "kernel":
+        monkeypatch.setattr(linear, "arrange", no_kernel)
+    elif lacking == "operation":
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True))
+    else:
+        monkeypatch.setattr(linear, "arranged_product", another_product)
+    arrange_products(intermediate, ROWS)
+    assert type(intermediate) is RobertaIntermediate and type(intermediate.dense) is nn.Linear
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("trains", [False, True])
+def test_an_encoder_is_arranged_for_encoding_alone(trains: bool, tmp_path: Path) -> None:
+    config = RobertaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    encoder = RobertaDot(config).eval()
+    if not trains:
+        encoder.lower_weights(BF16)
+    before = copy.deepcopy(encoder.state_dict())
+    settle_encoder(argparse.Namespace(compile=False), encoder, BF16, World(0, 1, CPU), trains)
+    arranged = [name for name, module in encoder.named_modules() if type(module) is ArrangedLinear]
+    assert len(arranged) == (0 if trains else 6 * 2)
+    encoder.save_pretrained(tmp_path)
+    after = encoder.state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
+    ids_BL = torch.from_numpy(np.random.default_rng(7).integers(5, 50, (3, 9)))
+    with torch.inference_mode(), autocast(CPU, BF16):
+        assert encoder(ids_BL, torch.ones_like(ids_BL)).isfinite().all()
