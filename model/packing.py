@@ -16,12 +16,15 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
-from model.dropout import attention_by_device
+from model.dropout import MOST_BY_PRODUCTS, attention_by_device
 from model.embedding import attention_mask
 from model.precision import autocast
 from utils.errors import one_line
 
 PACKED, PACKED_ON_CPU = "packed", "packed_on_cpu"  # transformers' words for the attentions below
+# oneDNN, which multiplies bfloat16 on a CPU, keeps a program for each shape: a refresh of 80,000 passages with a small
+# model held 1.2 GiB, with shapes rounded up so 0.5. An attention's length and rows, the products' tokens, and texts.
+ROUNDED_LENGTH, ROUNDED_ROWS, ROUNDED_TOKENS, ROUNDED_TEXTS = 8, 4, 32, 8
 TRIED_LENGTHS = (5, 2, 150, 17, 64, 9)  # of the texts that both ways are tried on; a kernel's tiles are of 64 or 128
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative; another attention is 0.3 off
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # the other goes over the texts one by one
@@ -67,50 +70,74 @@ def packed_attention_on_cpu(
     *,
     is_token_BL: torch.Tensor,
     place_T: torch.Tensor,
+    tokens: int,
     **words: Any,
 ) -> tuple[torch.Tensor, None]:
     """As `packed_attention`, by `attention_by_device` on padded rows; ``place_T`` is each token's in B rows of L.
 
-    Attention is a layer's smallest part, and torch's own of nested tensors goes over the texts one by one on a CPU.
+    Behind the first ``tokens`` stand those that round up the products' rows: they belong to no text, and get what is
+    found at their place. Attention is a layer's smallest part, and torch's own of nested tensors goes over the texts
+    one by one on a CPU.
     """
-    is_padded = len(place_T) < is_token_BL.numel()
+    is_padded, is_rounded = tokens < is_token_BL.numel(), tokens < len(place_T)
 
     def padded(heads_1HTD: torch.Tensor) -> torch.Tensor:
-        tokens_THD = heads_1HTD[0].transpose(0, 1)
+        tokens_THD = heads_1HTD[0].transpose(0, 1)[:tokens]
         if is_padded:
             rows = tokens_THD.new_zeros((is_token_BL.numel(), *tokens_THD.shape[1:]))
-            tokens_THD = rows.index_copy_(0, place_T, tokens_THD)
+            tokens_THD = rows.index_copy_(0, place_T[:tokens], tokens_THD)
         return tokens_THD.unflatten(0, is_token_BL.shape).transpose(1, 2)
 
     mask_B11L = is_token_BL[:, None, None] if is_padded else None
     attended, _ = attention_by_device(
         module, padded(query_1HTD), padded(key_1HTD), padded(value_1HTD), mask_B11L, **words
     )
-    tokens = attended.flatten(0, 1)
-    return (tokens.index_select(0, place_T) if is_padded else tokens)[None], None
+    rows = attended.flatten(0, 1)
+    return (rows.index_select(0, place_T) if is_padded or is_rounded else rows)[None], None
 
 
 AttentionInterface.register(PACKED, packed_attention)
 AttentionInterface.register(PACKED_ON_CPU, packed_attention_on_cpu)
 
 
-def hidden_of_packed(roberta: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last layer's states, [T, H] of all tokens that are no padding, or [B, H] where it keeps each text's first.
+def rounds_shapes(roberta: Any) -> bool:
+    """Encoding in bfloat16 on a CPU."""
+    is_in_bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    is_for_cpu = roberta.config._attn_implementation == PACKED_ON_CPU
+    return is_for_cpu and is_in_bfloat16 and not torch.is_grad_enabled()
 
-    And the texts' lengths_B.
+
+def hidden_of_packed(
+    roberta: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The last layer's states of all T tokens that are no padding, or where it keeps those alone of each text's first.
+
+    Behind them may stand others, which round up their number. And the texts' lengths_B, and T.
     """
     lengths_B = mask_BL.sum(1)
+    offsets_B = F.pad(lengths_B.cumsum(0), (1, 0))
+    first_B, longest = offsets_B[:-1], ids_BL.shape[1]
+    is_rounded = rounds_shapes(roberta)
+    if is_rounded and longest <= MOST_BY_PRODUCTS:
+        more = (0, -longest % ROUNDED_LENGTH, 0, -len(ids_BL) % ROUNDED_ROWS)
+        ids_BL, mask_BL = F.pad(ids_BL, more, value=roberta.config.pad_token_id), F.pad(mask_BL, more)
     place_T = mask_BL.flatten().nonzero()[:, 0]
+    tokens = len(place_T)
+    if is_rounded:
+        place_T = F.pad(place_T, (0, -tokens % ROUNDED_TOKENS))
+        first_B = F.pad(first_B, (0, -len(first_B) % ROUNDED_TEXTS))
     positions_BL = roberta.embeddings.create_position_ids_from_input_ids(ids_BL, roberta.config.pad_token_id)
     states = roberta(
         input_ids=ids_BL.flatten()[place_T][None],
         position_ids=positions_BL.flatten()[place_T][None],
-        offsets_B=F.pad(lengths_B.cumsum(0), (1, 0)),
-        longest=ids_BL.shape[1],
+        offsets_B=offsets_B,
+        first_B=first_B,
+        longest=longest,
         is_token_BL=mask_BL.bool(),
         place_T=place_T,
+        tokens=tokens,
     )
-    return states.last_hidden_state[0], lengths_B
+    return states.last_hidden_state[0], lengths_B, tokens
 
 
 # Whether it works here

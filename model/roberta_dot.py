@@ -38,9 +38,8 @@ class FirstTokenLayer(RobertaLayer):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_cross: Any, **words: Any
     ) -> torch.Tensor:
-        """[B, L, H] to [B, 1, H]; where texts are packed, with their ``offsets_B``, [1, T, H] to [1, B, H]."""
-        offsets_B = words.get("offsets_B")
-        first: Any = slice(1) if offsets_B is None else offsets_B[:-1]
+        """[B, L, H] to [B, 1, H]; where texts are packed, with the places ``first_B``, [1, T, H] to [1, B, H]."""
+        first: Any = words.get("first_B", slice(1))
         attended, _ = self.attention.self(hidden_states, attention_mask, **words)
         kept: torch.Tensor = self.attention.output(attended[:, first], hidden_states[:, first])
         made: torch.Tensor = self.feed_forward_chunk(kept)
@@ -88,8 +87,10 @@ class RobertaDot(RobertaPreTrainedModel):
         return (hidden_BLH * weights_BL1).sum(1) / weights_BL1.sum(1)
 
     def pooled_packed(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
-        hidden, lengths_B = hidden_of_packed(self.roberta, input_ids_BL, attention_mask_BL)
-        return hidden if self.pooling == "first" else torch.segment_reduce(hidden, "mean", lengths=lengths_B)
+        hidden, lengths_B, tokens = hidden_of_packed(self.roberta, input_ids_BL, attention_mask_BL)
+        if self.pooling == "first":
+            return hidden[: len(lengths_B)]
+        return torch.segment_reduce(hidden[:tokens], "mean", lengths=lengths_B)
 
     @property
     def cpu_batch_tokens(self) -> int:

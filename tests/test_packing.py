@@ -77,6 +77,32 @@ def test_packed_is_padded(attention: str, lengths: list[int], pooling: str) -> N
     assert float((alone[0] - encoder(*batch_of(lengths[:1]))).detach().abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20))
+def test_rounded_shapes_are_few_and_change_nothing(pooling: str, lengths: list[int]) -> None:
+    """Encoding in bfloat16 on a CPU; texts without tokens are added to a batch, tokens to none of its texts."""
+    encoder = make_encoder(pooling)
+    exact_BD = encoder(*batch_of(lengths)).detach()
+    encoder.lower_weights(torch.bfloat16)
+    encoder.pack_texts(True)
+    rows = []
+    for module in encoder.roberta.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _module, inputs: rows.append(inputs[0].shape[1]))
+    with torch.inference_mode(), autocast(CPU, torch.bfloat16):
+        found_BD = encoder(*batch_of(lengths))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(packing, "rounds_shapes", lambda _roberta: False)
+            assert torch.allclose(found_BD, encoder(*batch_of(lengths)), atol=0.05)
+    products = len(rows) // 2
+    of_tokens, of_texts = -(-sum(lengths) // 32) * 32, -(-len(lengths) // 8) * 8
+    last = {sum(lengths), len(lengths)} if pooling == "first" else {sum(lengths)}
+    assert set(rows[:products]) == ({of_tokens, of_texts} if pooling == "first" else {of_tokens})
+    assert set(rows[products:]) == last
+    assert found_BD.shape == exact_BD.shape and float((found_BD - exact_BD).norm() / exact_BD.norm()) < 0.03
+
+
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_packing_is_taken_up_where_it_agrees(dtype: torch.dtype | None, trains: bool, tmp_path: Path) -> None:
