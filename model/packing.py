@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 
 from model.dropout import MOST_BY_PRODUCTS, attention_by_device
 from model.embedding import attention_mask
-from model.precision import autocast
+from model.precision import autocast, encodes_in_bfloat16
 from utils.errors import one_line
 
 PACKED, PACKED_ON_CPU = "packed", "packed_on_cpu"  # transformers' words for the attentions below
@@ -101,10 +101,8 @@ AttentionInterface.register(PACKED_ON_CPU, packed_attention_on_cpu)
 
 
 def rounds_shapes(roberta: Any) -> bool:
-    """Encoding in bfloat16 on a CPU."""
-    is_in_bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    is_for_cpu = roberta.config._attn_implementation == PACKED_ON_CPU
-    return is_for_cpu and is_in_bfloat16 and not torch.is_grad_enabled()
+    """Where oneDNN's programs are many: encoding in bfloat16 on a CPU."""
+    return roberta.config._attn_implementation == PACKED_ON_CPU and encodes_in_bfloat16()
 
 
 def hidden_of_packed(
