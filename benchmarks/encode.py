@@ -77,6 +77,7 @@ def main() -> None:
         flags.repeats,
         device,
         product,
+        lambda name: baselines.allocate_as(name, device),
     )
     counts = {name: len(few) if name == "ance_padded" else len(ids) for name in seconds}
     rates = {name: counts[name] / taken for name, taken in seconds.items()}

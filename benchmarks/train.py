@@ -18,7 +18,6 @@ from drivers.shared import leave_padding_out
 from model.precision import quickest_dtype
 from model.training import make_optimizer, make_state, train_step
 from utils.distributed import World
-from utils.memory import keep_freed_memory
 
 NEGATIVES = 8
 # With 8 negatives each, the 64 triples of ANCE's published step (8 on each of 4 GPUs, twice); and 8 is what
@@ -122,13 +121,10 @@ def main() -> None:
     product = common.encoders_product(encoder, device, dtype)  # of its passes, which packing makes larger
 
     def prepare(name: str) -> None:
-        """Ours keep a step's memory for the next, as the programs do; the others' loops have glibc as it comes.
-
-        Each timed step comes after one that is not: the memory has gone back in between, and optimisers make their
+        """Each timed step comes after one that is not: the memory has gone back in between, and optimisers make their
         averages in their first. ANCE's has none before it: it is a batch for each query, each longer than our step.
         """
-        if device.type == "cpu":
-            (keep_freed_memory if name.startswith("ours") else baselines.give_freed_memory_back)()
+        baselines.allocate_as(name, device)
         if name != "ance_padded":
             works[name]()
 

@@ -25,6 +25,7 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import RefreshFlags, check_positive
+from utils.memory import keep_freed_memory
 from utils.overlap import prefetched
 from utils.run_log import header, say
 
@@ -150,6 +151,8 @@ def open_to_encode(
 
 def settle_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: World, trains: bool = False) -> Any:
     """Make an encoder on this rank's device compute as fast as it can there; all ranks together."""
+    if world.device.type == "cpu":
+        keep_freed_memory()
     if flags.compile:
         if not encoder.is_packed:
             say_of_padding(world, False)

@@ -30,7 +30,6 @@ from model.training import (
 from utils import distributed, exchange
 from utils.distributed import World
 from utils.errors import PeerGone
-from utils.memory import keep_freed_memory
 from utils.run_log import RunLog, progress_line, say
 from utils.stopping import StopRequested
 
@@ -170,8 +169,6 @@ def make_trainer(
 ) -> Trainer:
     """Optimiser, schedule, logs and the tokenizer's files around an encoder, which holds the weights of ``start``."""
     world = session.world
-    if world.device.type == "cpu":
-        keep_freed_memory()
     if flags.gradient_checkpointing:
         encoder.make_activations_twice()
     settle_encoder(flags, encoder.to(world.device), dtype, world, trains=True)

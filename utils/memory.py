@@ -11,9 +11,9 @@ NEVER = -1  # as a trim threshold
 def keep_freed_memory() -> None:
     """What this process frees it keeps for itself, and so stays about as large as it ever was.
 
-    Every training step takes the same gigabytes and frees them. glibc gives large pieces back to the system, which
-    clears each page anew when the next step touches it. So it is for the thread that trains, the first; nothing changes
-    where the C library is another.
+    Every batch takes the same megabytes and frees them, a training step gigabytes. glibc gives large pieces back to the
+    system, which clears each page anew when the next batch touches it. So it is for the thread that computes, the
+    first; nothing changes where the C library is another.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
