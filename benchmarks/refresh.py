@@ -98,7 +98,7 @@ def measured(model_type: str, model: Path, data: Path, out: Path, topk: int) -> 
 
 
 def main() -> None:
-    sizes = {"passages": 10_000, "doublings": 3, "queries": 500, "topk": 200, "layers": 4, "width": 64, "repeats": 3}
+    sizes = {"passages": 10_000, "doublings": 3, "queries": 500, "topk": 200, "layers": 4, "width": 64, "repeats": 7}
     flags = common.parser("refresh", __doc__ or "", **sizes).parse_args()
     counts = [flags.passages << doubling for doubling in range(flags.doublings + 1)]
     torch.manual_seed(0)
