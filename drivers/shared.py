@@ -150,7 +150,10 @@ def open_to_encode(
 
 
 def settle_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: World, trains: bool = False) -> Any:
-    """Make an encoder on this rank's device compute as fast as it can there; all ranks together."""
+    """Make an encoder on this rank's device compute as fast as it can there; all ranks together.
+
+    On a CPU the process keeps the memory that it frees from here on.
+    """
     if world.device.type == "cpu":
         keep_freed_memory()
     if flags.compile:

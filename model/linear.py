@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers.models.roberta.modeling_roberta import RobertaIntermediate
 
 from model.dropout import is_for_cpu
-from model.precision import encodes_in_bfloat16, is_quick_at_bfloat16
+from model.precision import encodes_in_bfloat16_on_cpu, is_quick_at_bfloat16
 
 TRIED_SHAPE = (5, 48, 80)  # rows, and the matrix's two sides
 TOLERANCE = 0.02  # between numbers below 2, which are rounded once or twice
@@ -29,7 +29,7 @@ class ArrangedLinear(nn.Linear):
     arranged: torch.Tensor
 
     def is_arranged_for(self, input: torch.Tensor) -> bool:
-        return is_for_cpu(input) and encodes_in_bfloat16()
+        return is_for_cpu(input) and encodes_in_bfloat16_on_cpu()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.is_arranged_for(input):

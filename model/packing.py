@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 
 from model.dropout import MOST_BY_PRODUCTS, attention_by_device
 from model.embedding import attention_mask
-from model.precision import autocast, encodes_in_bfloat16
+from model.precision import autocast, encodes_in_bfloat16_on_cpu
 from utils.errors import one_line
 
 PACKED, PACKED_ON_CPU = "packed", "packed_on_cpu"  # transformers' words for the attentions below
@@ -102,7 +102,7 @@ AttentionInterface.register(PACKED_ON_CPU, packed_attention_on_cpu)
 
 def rounds_shapes(roberta: Any) -> bool:
     """Where oneDNN's programs are many: encoding in bfloat16 on a CPU."""
-    return roberta.config._attn_implementation == PACKED_ON_CPU and encodes_in_bfloat16()
+    return roberta.config._attn_implementation == PACKED_ON_CPU and encodes_in_bfloat16_on_cpu()
 
 
 def hidden_of_packed(

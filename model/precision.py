@@ -62,7 +62,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.Abst
     return torch.autocast(device.type, dtype=dtype)
 
 
-def encodes_in_bfloat16() -> bool:
-    """Whether a CPU is computing in bfloat16 now, and nobody may ask for a gradient."""
+def encodes_in_bfloat16_on_cpu() -> bool:
+    """Whether autocast is on for it now, and nobody may ask for a gradient."""
     is_in_bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return is_in_bfloat16 and not torch.is_grad_enabled()

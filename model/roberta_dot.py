@@ -97,7 +97,7 @@ class RobertaDot(RobertaPreTrainedModel):
         """What a layer makes of so many is still in the cache when the next needs it.
 
         Times at base width on 2 cores, packed, as parts of those of 2,048: in float32 of 512 tokens encoding 1.12, of
-        1,024 encoding 1.05 and training 1.0 to 1.09, of 4,096 training 1.03; in bfloat16 encoding 1.05 of 1,024 and
+        1,024 encoding 1.05 and training 1.0 to 1.09, of 4,096 training 1.03; in bfloat16 encoding 1.0 of 1,024 and
         0.99 of 4,096. Padded, texts of more tokens differ too much in length: training takes 1.06 to 1.18 times as long
         with 2,048.
         """

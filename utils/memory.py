@@ -12,8 +12,8 @@ def keep_freed_memory() -> None:
     """What this process frees it keeps for itself, and so stays about as large as it ever was.
 
     Every batch takes the same megabytes and frees them, a training step gigabytes. glibc gives large pieces back to the
-    system, which clears each page anew when the next batch touches it. So it is for the thread that computes, the
-    first; nothing changes where the C library is another.
+    system, which clears each page anew when the next batch touches it. It holds for the first thread, which computes:
+    glibc unmaps the others' empty heaps all the same. Nothing changes where the C library is another.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
