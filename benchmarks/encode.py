@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks import baselines, common
-from drivers.shared import leave_padding_out
+from drivers.shared import settle_encoder
 from model.embedding import Texts, encode_blocks
 from model.precision import name_of, quickest_dtype
 from utils.distributed import World
@@ -52,8 +53,7 @@ def main() -> None:
         theirs_equal = baselines.sentence_transformer(ours, directory, weights_dtype, device)
     if dtype is not None:
         ours.lower_weights(dtype)
-    leave_padding_out(ours, dtype, World(0, 1, device), trains=False)
-    ours.arrange_weights()
+    settle_encoder(argparse.Namespace(compile=False), ours, dtype, World(0, 1, device))
     few = ids[: 2 * baselines.ANCE_ENCODING_BATCH]
     source = texts_of(ids, MS_MARCO_PASSAGES)
 
