@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data.judgements import Judgements, check_known, read_judgements
-from data.raw_files import RAW_NAMES, SPLITS, RawCollection, Split, estimate_lines, find_collection, read_records
+from data.raw_files import RAW_NAMES, SPLITS, RawCollection, Split, find_collection, read_records
 from data.staging import check_can_write, publish, staged_directory
 from utils.errors import UserError, run_program
 from utils.flags import ProgramFlags, SeedFlags, flag, flags_json, parse_flags
 from utils.publishing import write_json
 from utils.run_log import Progress, say
+from utils.text_files import estimate_lines
 
 RECORD = "subset.json"
 NOT_CARRIED_OVER = ("triples.train.small.tsv", "top1000.dev")

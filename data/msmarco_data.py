@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from data.judgements import ResolvedSplit, read_split, resolve
 from data.preprocessed import FORMAT_VERSION, MANIFEST, PASSAGES, qrel_name, query_name
-from data.raw_files import SPLITS, RawCollection, estimate_lines, find_collection, read_passages
+from data.raw_files import SPLITS, RawCollection, find_collection, read_passages
 from data.staging import check_can_write, publish, staged_directory
 from data.token_cache import TokenCacheWriter, cache_files
 from data.tokenizing import check_tokenizer_cuts, fingerprint_of, load_tokenizer, tokenized, tokenizer_files
@@ -30,6 +30,7 @@ from utils.errors import UserError, run_program
 from utils.flags import ModelTypeFlags, ProgramFlags, TextFlags, check_positive, flag, flags_json, parse_flags
 from utils.publishing import sha256_of, write_json
 from utils.run_log import Progress, say
+from utils.text_files import estimate_lines
 
 
 @dataclass(frozen=True, kw_only=True)

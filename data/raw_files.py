@@ -1,33 +1,26 @@
 """MS MARCO's raw files as they come: TSV or gzipped TSV, read line by line, with every fault named by file and line.
 
-Lines are read as bytes and decoded one at a time, so that the line of a bad byte is known and so that the
-line separators of Unicode, which occur inside MS MARCO's texts, stay inside them. Nothing is held but the
-line at hand and eight bytes per id, by which a repeated id is found.
+Nothing is held but the line at hand (utils/text_files.py reads them) and eight bytes per id, by which a repeated id is
+found.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.text_files import columns_of, read_lines
 
 Split = Literal["train", "dev"]
 SPLITS: tuple[Split, ...] = ("train", "dev")
 DOCUMENTS, PASSAGES = 0, 1  # --data_type, as ANCE numbers them
 DOCUMENT_SEPARATOR = "<sep>"  # between url, title and body, as in ANCE's data/msmarco_data.py
-GZIP_MAGIC = b"\x1f\x8b"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 IDS_PER_CHECK = 65_536
-READ_BYTES = 1 << 20
-SAMPLE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -109,43 +102,6 @@ def find_collection(directory: Path, data_type: int) -> RawCollection:
     return collection
 
 
-@contextlib.contextmanager
-def open_text(path: Path) -> Iterator[IO[bytes]]:
-    """Open a plain or gzipped file (told by its first bytes, or its name) to iterate over its lines as bytes.
-
-    Raises UserError where the file is missing, a directory, or gzip finds damage or a missing end,
-    also later, while the lines are read.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            raw = stack.enter_context(path.open("rb", buffering=READ_BYTES))
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise UserError(f"{path}: {error.strerror}, expected a text file, plain or gzipped") from None
-        try:
-            yield gzip.GzipFile(fileobj=raw) if _is_gzip(path) else raw  # type: ignore[misc]
-        except EOFError:
-            raise UserError(f"{path} is truncated: its gzip stream has no end; fetch it again") from None
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{path} is damaged ({error}), expected a gzip file; fetch it again") from None
-
-
-def estimate_lines(path: Path) -> int:
-    """About how many lines a file has, from its first megabytes: a total for progress lines. Exact for a short file."""
-    with open_text(path) as lines:
-        sample = lines.read(SAMPLE_BYTES)
-        if len(sample) < SAMPLE_BYTES:
-            return sample.count(b"\n")
-    consumed = len(zlib.compress(sample, level=6)) if _is_gzip(path) else len(sample)
-    return round(sample.count(b"\n") * path.stat().st_size / consumed)
-
-
-def _is_gzip(path: Path) -> bool:
-    """By its first bytes; a file called .gz that has others is opened as gzip too, and found damaged."""
-    with path.open("rb") as file:
-        first = file.read(2)
-    return first == GZIP_MAGIC or (path.suffix == ".gz" and first != b"")
-
-
 class RepeatedIds:
     """Finds repeated ids at eight bytes each (70 MB for MS MARCO's 8.8 million passages).
 
@@ -173,32 +129,6 @@ class RepeatedIds:
         if len(run):
             self.runs.append(run)
         return None
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a file without their ends (``\\n`` or ``\\r\\n``); the first is without a byte order mark.
-
-    Raises UserError for an empty file, invalid UTF-8, and a last line without an end (a file cut off in the middle).
-    """
-    number, line = 0, b""
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if number == 1:
-                line = line.removeprefix(BYTE_ORDER_MARK)
-            try:
-                yield line.decode().removesuffix("\n").removesuffix("\r")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number}: byte {error.start + 1} is not valid UTF-8 ({error.reason}); "
-                    "fetch the file again, or convert it to UTF-8"
-                ) from None
-    if number == 0:
-        raise UserError(f"{path} is empty, expected one record per line; fetch it again")
-    if not line.endswith(b"\n"):
-        raise UserError(
-            f"{path}, line {number}: the last line has no line end, so the file looks cut off; "
-            "fetch it again, or end it with a newline if it is whole"
-        )
 
 
 def read_records(path: Path, columns: int, check_repeats: bool = True) -> Iterator[list[str]]:
@@ -264,7 +194,7 @@ def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
     """
     judged: dict[int, int] = {}
     for number, line in enumerate(read_lines(path), 1):
-        record = line.split("\t") if "\t" in line else line.split()
+        record = columns_of(line)
         if len(record) != 4:
             raise UserError(
                 f"{path}, line {number}: {len(record)} columns, expected 4 (query 0 passage relevance); mend the line"

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from data.raw_files import read_lines
 from data.tokenizing import load_tokenizer
 from data.training_data import Batch, Triples, make_batch
 from utils.errors import UserError
+from utils.text_files import read_lines
 
 TextTriple = tuple[str, str, str]
 

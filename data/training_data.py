@@ -14,6 +14,7 @@ import numpy as np
 
 from data.draws import FOR_TRIPLES, FOR_TURNS, LARGEST_KEY, random_keys
 from utils.errors import UserError
+from utils.text_files import read_lines
 
 OFFSET_LIMIT = 2**31  # row numbers are below it, so that a pair of them fits in an int64
 
@@ -90,19 +91,16 @@ def write_negative_lists(path: Path, lists: NegativeLists, positives: tuple[np.n
 def read_negative_lists(path: Path) -> NegativeLists:
     """Read the format above, or ANCE's three columns (ranks are then 0, scores 0).
 
-    UserError names the file and line that is not of the format.
+    UserError names the file and line that is not of the format, or what `read_lines` finds wrong.
     """
     rows = []
-    with path.open(encoding="ascii", errors="replace") as file:  # a damaged byte is then no digit, on a known line
-        for number, line in enumerate(file, start=1):
-            try:
-                rows.append(parse_line(line.rstrip("\n")))
-            except ValueError:
-                raise UserError(
-                    f"{path}:{number}: not query, positive, negatives in tab-separated columns; generate it again"
-                ) from None
-    if not rows:
-        raise UserError(f"{path} is empty, expected a line per query; generate it again")
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            rows.append(parse_line(line))
+        except ValueError:
+            raise UserError(
+                f"{path}:{number}: not query, positive, negatives in tab-separated columns; generate it again"
+            ) from None
     width = max(len(row[2]) for row in rows)
     shape = (len(rows), width)
     negative_QN, rank_QN, score_QN = np.full(shape, -1), np.zeros(shape, np.int64), np.zeros(shape, np.float32)
@@ -116,7 +114,7 @@ def read_negative_lists(path: Path) -> NegativeLists:
 def parse_line(line: str) -> tuple[int, int, list[int], list[int], list[float]]:
     """ValueError where the line is not of the format."""
     query, positive, *lists = line.split("\t")
-    if len(lists) not in (1, 3):
+    if len(lists) not in (1, 3) or not line.isascii():  # int() reads the digits of other scripts as well
         raise ValueError(line)
     words = [column.split(",") if column else [] for column in lists]
     negatives = [int(word) for word in words[0]]

@@ -100,7 +100,8 @@ def read_logged(path: Path) -> list[dict[str, Any]]:
     """
     by_step: dict[int, dict[str, Any]] = {}
     passed_over = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
+    for line in text.removesuffix("\n").split("\n") if text else ():  # a live log's last line may be cut short
         try:
             row = json.loads(line)
             by_step.setdefault(int(row["step"]), {}).update(row)

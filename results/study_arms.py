@@ -13,6 +13,7 @@ from results.measures import Measures, read_measures
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, Unfinished, read_arm
 from utils.errors import UserError
 from utils.exchange import negatives_path, read_done, read_run
+from utils.text_files import read_lines
 
 COMPARED = ("mrr@10", "ndcg@10")
 MAY_DIFFER = {"seed", "strategy", "bm25_sha256"}  # between the arms of a study
@@ -65,7 +66,7 @@ def read_by_query(path: Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """The query ids, and each compared metric's values in their order. UserError where the file has not both."""
     if not path.is_file():
         raise UserError(f"{path} is missing: run drivers.run_eval on the arm's last checkpoint again")
-    heading, *lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()] or [[""]]
+    heading, *lines = [line.split("\t") for line in read_lines(path)]
     try:
         columns = {metric: heading.index(metric) for metric in COMPARED}
         values = {metric: np.array([float(line[column]) for line in lines]) for metric, column in columns.items()}
@@ -77,7 +78,7 @@ def read_by_query(path: Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
 def read_negatives(path: Path) -> np.ndarray:
     """(query, negative) of one refresh as one number each: int64 [P], sorted, of the first SAMPLED_QUERIES queries."""
     try:
-        lines = [line.split("\t", 3)[:3] for line in path.read_text(encoding="ascii").splitlines()]
+        lines = [line.split("\t", 3)[:3] for line in read_lines(path)]
         rows = sorted((int(query), negatives) for query, _, negatives in lines)[:SAMPLED_QUERIES]
         pairs = [np.array(negatives.split(","), np.int64) + (query << 32) for query, negatives in rows if negatives]
     except OSError as error:

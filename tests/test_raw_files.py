@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from data import raw_files
 from data.raw_files import (
     RepeatedIds,
-    estimate_lines,
     find_collection,
     find_raw,
     read_passages,
     read_qrels,
     read_queries,
 )
+from utils import text_files
 from utils.errors import UserError
+from utils.text_files import estimate_lines
 
 
 def written(directory: Path, content: bytes, name: str = "collection.tsv") -> Path:
@@ -193,5 +194,5 @@ def test_estimated_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped
     content = b"".join(b"%d\tsome words of number %d\n" % (line, line * line) for line in range(20_000))
     path = written(tmp_path, gzip.compress(content, 6) if zipped else content)
     assert estimate_lines(path) == 20_000
-    monkeypatch.setattr(raw_files, "SAMPLE_BYTES", 100_000)
+    monkeypatch.setattr(text_files, "SAMPLE_BYTES", 100_000)
     assert estimate_lines(path) == pytest.approx(20_000, rel=0.25)

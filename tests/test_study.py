@@ -13,7 +13,7 @@ import pytest
 from results import report, significance, study, study_figures
 from results.measures import by_rank_of, read_logged
 from results.run_directory import read_run
-from results.study_arms import read_study
+from results.study_arms import read_by_query, read_study
 from tests.test_report import Shape, colours, write_arm, write_run
 from tests.test_run_bm25 import call
 from utils.errors import UserError
@@ -167,6 +167,15 @@ def test_many_arms_can_still_be_told_apart(tmp_path: Path) -> None:
     assert max(test.p_holm for test in found if test.b == "worse") < study.ALPHA
 
 
+def test_query_ids_may_hold_any_white_space(tmp_path: Path) -> None:
+    path, query_ids = tmp_path / "dev.per_query.tsv", ("a\u00a0b", "c\u2028d", "e\x85f", "g\rh", " ")
+    rows = [f"{query_id}\t0.5\t{place / 8}\n" for place, query_id in enumerate(query_ids)]
+    path.write_bytes(("query_id\tmrr@10\tndcg@10\n" + "".join(rows)).encode())
+    found_ids, values = read_by_query(path)
+    assert found_ids == query_ids
+    assert values["ndcg@10"].tolist() == [0, 0.125, 0.25, 0.375, 0.5]
+
+
 def test_what_is_missing_or_of_other_queries_is_named(tmp_path: Path) -> None:
     write_study(tmp_path, {"top": ("top", 0.3)}, (1, 2))
     assert "seed-3/top" in said(tmp_path, ["top"], [1, 2, 3])
@@ -177,7 +186,7 @@ def test_what_is_missing_or_of_other_queries_is_named(tmp_path: Path) -> None:
     path.write_text("query_id\tmap@10\nq1\t0.5\n")
     assert "is not a table of mrr@10, ndcg@10 by query" in said(tmp_path, ["top"], [1, 2])
     path.write_text("")
-    assert "is not a table of mrr@10, ndcg@10 by query" in said(tmp_path, ["top"], [1, 2])
+    assert "dev.per_query.tsv is empty" in said(tmp_path, ["top"], [1, 2])
     path.unlink()
     assert "dev.per_query.tsv is missing" in said(tmp_path, ["top"], [1, 2])
 

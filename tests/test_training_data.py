@@ -153,14 +153,28 @@ def test_a_repeated_negative_is_never_written(tmp_path: Path) -> None:
         b"3\t-4\t5",
         b"3\t4\t99999999999999999999",
         b"3\t4\t4294967296",
-        b"3\t4\t5\xff",
         b"3\t4\t\xc2\xb2",
+        b"3\t4\t\xd9\xa3",  # a three in Arabic
     ],
 )
 def test_malformed_lines_are_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "ann_training_data_0"
     path.write_bytes(b"1\t2\t3\n" + line + b"\n5\t6\t7\n")
     with pytest.raises(UserError, match=r"ann_training_data_0:2: not query, positive, negatives"):
+        read_negative_lists(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"1\t2\t3\n3\t4\t5\xff\n", "line 2: byte 6 is not valid UTF-8"),
+        (b"1\t2\t3\n3\t4\t56", "line 2: the last line has no line end"),  # perhaps of 567
+    ],
+)
+def test_damage_that_every_text_file_may_have_is_named(tmp_path: Path, content: bytes, fault: str) -> None:
+    path = tmp_path / "ann_training_data_0"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"ann_training_data_0, {fault}"):
         read_negative_lists(path)
 
 

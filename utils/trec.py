@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.publishing import staging_path
+from utils.text_files import columns_of, read_lines
 
 
 def write_run(
@@ -43,14 +42,14 @@ def read_candidates(path: Path, query_ids_Q: Sequence[str], passage_ids: Sequenc
 
     Reads a TREC run (blanks) or MS MARCO's top1000 (tabs: qid, pid, query, passage), plain or gzipped.
     Lines of other queries are passed over, and so is a passage that its list holds already. UserError
-    names the line that is of neither form or not UTF-8 or whose passage is not in the collection, a
-    damaged gzip file, and a file in which no wanted query occurs.
+    names the line that is of neither form or whose passage is not in the collection, what `read_lines`
+    finds wrong, and a file in which no wanted query occurs.
     """
     query_row = {query_id: row for row, query_id in enumerate(query_ids_Q)}
     number_of: dict[str, int] = {}  # the file's passages, by their first appearance
     first_lines: list[int] = []
     lists: list[dict[int, None]] = [{} for _ in query_ids_Q]
-    for line, words in split_lines(path):
+    for line, words in enumerate(map(columns_of, read_lines(path)), 1):
         if len(words) not in (4, 6):
             raise UserError(f"{path}:{line}: {len(words)} columns, expected a TREC run's 6 or top1000's 4")
         query = query_row.get(words[0])
@@ -73,19 +72,3 @@ def read_candidates(path: Path, query_ids_Q: Sequence[str], passage_ids: Sequenc
     for row, numbers in enumerate(lists):
         passages_QK[row, : len(numbers)] = row_of[list(numbers)]
     return passages_QK
-
-
-def split_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and words of each line: parted by tabs where it has any, else by blanks."""
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                text = line.decode("utf-8").rstrip("\r\n")
-                yield number, text.split("\t") if "\t" in text else text.split()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}:{number}: not UTF-8, expected text; convert it, or fetch the file again") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(
-            f"{path} is not a whole gzip file ({error}, after line {number}); fetch or compress it again"
-        ) from None
