@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.trec import read_candidates, write_run
+from utils.metrics import evaluate
+from utils.trec import read_candidates, strictly_descending, write_run
 
 PASSAGE_IDS = [f"D{7 * offset + 3}" for offset in range(30)]
 QUERY_IDS = ["q9", "1048585", "ü"]
@@ -165,3 +166,64 @@ def test_any_id_comes_back(ids: list[str], tmp_path_factory: pytest.TempPathFact
     lists_QK = np.array([range(len(ids)), range(len(ids))[::-1]])
     write_run(path, ids[:2], ids, lists_QK, -np.array([range(len(ids))] * 2, np.float32), "tag")
     np.testing.assert_array_equal(read_candidates(path, ids[:2], ids), lists_QK)
+
+
+LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_subnormal)
+SCORES = st.one_of(
+    st.sampled_from(
+        [0.0, -0.0, 1.0, 1.0000000001, -1.0, SMALLEST, -SMALLEST, LARGEST, -LARGEST, np.inf, -np.inf, 1e39]
+    ),
+    st.floats(-2, 2, width=16),
+    st.floats(allow_nan=False),
+)
+
+
+def numbered(scores_K: np.ndarray) -> np.ndarray:
+    """float32 numbers as the count of steps of `np.nextafter` from zero: int64, by the bits of their magnitudes."""
+    steps_K = np.abs(scores_K).view(np.int32).astype(np.int64)
+    return np.where(scores_K < 0, -steps_K, steps_K)
+
+
+@settings(max_examples=200, deadline=None)
+@given(scores=st.lists(SCORES, min_size=1, max_size=30).map(lambda scores: sorted(scores, reverse=True)))
+def test_scores_strictly_descend_as_printed(scores: list[float]) -> None:
+    """No list of float32 numbers that strictly descend is nearer: every score is within half of the longest tie's way."""
+    scores_K = np.array(scores)
+    found_K = strictly_descending(scores_K)
+    printed_K = np.array([np.float32(f"{score:.9g}") for score in found_K.tolist()])
+    assert np.isfinite(printed_K).all() and (np.diff(printed_K.astype(np.float64)) < 0).all()
+    true_K = np.clip(scores_K, -LARGEST, LARGEST).astype(np.float32)
+    # A lower bound, by pairs: places i < j have to come apart by j - i numbers, and each moves half of what lacks.
+    place_K, true_number_K = np.arange(len(scores)), numbered(true_K)
+    lacking_KK = (place_K - place_K[:, None]) - np.abs(true_number_K - true_number_K[:, None])
+    needed = -(-int(np.triu(lacking_KK, 1).max()) // 2)
+    at_the_edge = len(scores) if np.abs(true_K).max() == np.float32(LARGEST) else 0  # all move to one side there
+    assert np.abs(numbered(found_K) - true_number_K).max() <= max(needed, at_the_edge, 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lists=st.lists(st.lists(SCORES, min_size=4, max_size=12), min_size=1, max_size=3),
+    relevant=st.lists(st.integers(0, 11), min_size=1, max_size=4, unique=True),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_other_evaluators_find_the_same_in_a_run(
+    lists: list[list[float]], relevant: list[int], dtype: type, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Ties are ours to break: by the order of the list, though ids would order them otherwise."""
+    path, queries_Q = tmp_path_factory.mktemp("run") / "dev.trec", np.arange(len(lists))
+    passages_QK = padded([list(range(len(scores))) for scores in lists], -1, np.int64)
+    with np.errstate(over="ignore"):
+        scores_QK = padded([sorted(scores, reverse=True) for scores in lists], -np.inf, dtype)
+    ids = [f"D{place:03d}" for place in range(12)]  # trec_eval has the last id of a tie first
+    write_run(path, [f"q{query}" for query in queries_Q], ids, passages_QK, scores_QK, "tag")
+    with path.open() as file:
+        run = pytrec_eval.parse_run(file)
+    held = {query: {p: float(np.float32(score)) for p, score in row.items()} for query, row in run.items()}
+    assert all(len(set(row.values())) == len(row) for row in held.values()), "a tie as float32"
+    qrels = {query: dict.fromkeys(relevant, 1) for query in queries_Q.tolist()}
+    judged = {f"q{query}": {ids[p]: 1 for p in relevant} for query in qrels}
+    rows = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "map_cut.10", "recall.20"}).evaluate(held)
+    ours = evaluate(qrels, queries_Q, passages_QK)
+    for name, theirs in (("ndcg@10", "ndcg_cut_10"), ("map@10", "map_cut_10"), ("recall@20", "recall_20")):
+        assert ours[name] == pytest.approx(np.mean([row[theirs] for row in rows.values()]), abs=1e-12)

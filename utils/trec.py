@@ -11,6 +11,8 @@ from utils.errors import UserError
 from utils.publishing import staging_path
 from utils.text_files import columns_of, read_lines
 
+LARGEST_PLACE = int(np.finfo(np.float32).max.view(np.int32))
+
 
 def write_run(
     path: Path,
@@ -22,19 +24,37 @@ def write_run(
 ) -> None:
     """Write the lists whole or not at all. ``passages_QK`` indexes ``passage_ids``, -1 after a list's end.
 
-    Columns are separated by blanks as everywhere, by tabs where an id itself holds a blank.
+    Columns are separated by blanks as everywhere, by tabs where an id itself holds a blank. The scores are those of
+    `strictly_descending`: evaluators sort by them, and break ties by the passage's id.
     """
     separator = "\t" if any(" " in an_id for ids in (query_ids_Q, passage_ids) for an_id in ids) else " "
     path.parent.mkdir(parents=True, exist_ok=True)
     with staging_path(path.parent, path.name) as staged:
         with staged.open("w", encoding="utf-8") as file:
             for query_id, passages_K, scores_K in zip(query_ids_Q, passages_QK, scores_QK, strict=True):
-                for rank, (passage, score) in enumerate(zip(passages_K.tolist(), scores_K.tolist(), strict=True), 1):
-                    if passage < 0:
-                        break
+                held_K = np.logical_and.accumulate(passages_K >= 0)
+                scores = strictly_descending(scores_K[held_K]).tolist()
+                for rank, (passage, score) in enumerate(zip(passages_K[held_K].tolist(), scores, strict=True), 1):
                     columns = (query_id, "Q0", passage_ids[passage], str(rank), f"{score:.9g}", tag)
                     file.write(separator.join(columns) + "\n")
         staged.replace(path)
+
+
+def strictly_descending(scores_K: np.ndarray) -> np.ndarray:
+    """The float32 numbers [K] nearest to a ranking's scores, each below the one before: no ties, none infinite.
+
+    Most evaluators, trec_eval as well, hold a score as a float32. Ascending float32 numbers are counted with integers,
+    of which those are taken whose largest distance to the scores' own is smallest (isotonic regression in the maximum
+    norm). Scores that descend already stay as they are.
+    """
+    largest, place_K = np.finfo(np.float32).max, np.arange(len(scores_K))
+    bits_K = np.clip(scores_K, -largest, largest).astype(np.float32).view(np.int32).astype(np.int64)
+    wanted_K = np.where(bits_K < 0, -(bits_K & 0x7FFFFFFF), bits_K) + place_K  # both zeros are number 0
+    highest_K, lowest_K = np.minimum.accumulate(wanted_K), np.maximum.accumulate(wanted_K[::-1])[::-1]
+    level_K = np.clip((highest_K + lowest_K) // 2, len(scores_K) - 1 - LARGEST_PLACE, LARGEST_PLACE)
+    number_K = level_K - place_K
+    sign_K = np.where(number_K < 0, np.float32(-1), np.float32(1))
+    return sign_K * np.abs(number_K).astype(np.int32).view(np.float32)
 
 
 def read_candidates(path: Path, query_ids_Q: Sequence[str], passage_ids: Sequence[str]) -> np.ndarray:
