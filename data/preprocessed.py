@@ -16,6 +16,7 @@ from data.raw_files import SPLITS, Split
 from data.token_cache import TokenCache, open_token_cache
 from data.tokenizing import tokenizer_files, tokenizer_fingerprint
 from utils.errors import UserError
+from utils.metrics import LARGEST_GRADE
 from utils.publishing import read_json
 
 FORMAT_VERSION = 1
@@ -68,13 +69,21 @@ def read_qrel_offsets(path: Path) -> Qrels:
     """Read ``query_offset \\t passage_offset \\t relevance``. UserError where it is missing or holds anything else."""
     try:
         empty = path.stat().st_size == 0
-        rows_R3 = np.empty((0, 3), np.int64) if empty else np.loadtxt(path, np.int64, delimiter="\t", ndmin=2)
+        rows_R3 = (
+            np.empty((0, 3), np.int64) if empty else np.loadtxt(path, np.int64, comments=None, delimiter="\t", ndmin=2)
+        )
     except FileNotFoundError:
         raise UserError(f"{path} is missing, expected the qrels by offset; run data.msmarco_data again") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}), expected three integers a line; preprocess again") from None
     if rows_R3.shape[1] != 3:
         raise UserError(f"{path} has {rows_R3.shape[1]} columns, expected 3 (query, passage, relevance)")
+    too_large_R = (rows_R3[:, 2] < -LARGEST_GRADE) | (rows_R3[:, 2] > LARGEST_GRADE)
+    if too_large_R.any():
+        raise UserError(
+            f"{path} has a relevance of {rows_R3[too_large_R, 2][0]}, expected {-LARGEST_GRADE} to {LARGEST_GRADE}; "
+            "preprocess again"
+        )
     return sorted_qrels(rows_R3)
 
 

@@ -6,6 +6,7 @@ found.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from utils.errors import UserError
+from utils.metrics import LARGEST_GRADE
 from utils.text_files import columns_of, read_lines
 
 Split = Literal["train", "dev"]
@@ -21,6 +23,7 @@ SPLITS: tuple[Split, ...] = ("train", "dev")
 DOCUMENTS, PASSAGES = 0, 1  # --data_type, as ANCE numbers them
 DOCUMENT_SEPARATOR = "<sep>"  # between url, title and body, as in ANCE's data/msmarco_data.py
 IDS_PER_CHECK = 65_536
+GRADE = re.compile("[+-]?[0-9]{1,20}")  # int() reads digits of other scripts and underscores as well
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
     """(query_id, passage_id, relevance) of every line ``query 0 passage relevance``, separated by tabs or blanks.
 
     A line that repeats an earlier judgement is yielded again; one that contradicts it is a UserError, as are another
-    number of columns, an empty id and a relevance that is no integer.
+    number of columns, an empty id, and a relevance that is no integer from -LARGEST_GRADE to LARGEST_GRADE.
     """
     judged: dict[int, int] = {}
     for number, line in enumerate(read_lines(path), 1):
@@ -202,13 +205,23 @@ def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
         query_id, _, passage_id, word = record
         if not query_id.strip() or not passage_id.strip():
             raise UserError(f"{path}, line {number}: an id is empty, expected query 0 passage relevance; mend the line")
-        try:
-            relevance = int(word)
-        except ValueError:
-            raise UserError(f"{path}, line {number}: the relevance is {word!r}, expected an integer; mend it") from None
+        relevance = parse_relevance(word)
+        if relevance is None:
+            raise UserError(
+                f"{path}, line {number}: the relevance is {word[:40]!r}, expected an integer from {-LARGEST_GRADE} to "
+                f"{LARGEST_GRADE}; fix the line"
+            )
         if judged.setdefault(hash((query_id, passage_id)), relevance) != relevance:
             raise UserError(
                 f"{path}, line {number}: query {query_id!r} and passage {passage_id!r} were judged differently on an "
                 "earlier line, expected one relevance; remove one of the two lines"
             )
         yield query_id, passage_id, relevance
+
+
+def parse_relevance(word: str) -> int | None:
+    """The grade that a column of the qrels holds; None where it holds none, or one beyond LARGEST_GRADE."""
+    if not GRADE.fullmatch(word):
+        return None
+    grade = int(word)
+    return grade if abs(grade) <= LARGEST_GRADE else None

@@ -580,6 +580,13 @@ def test_qrels_are_sorted_on_reading(tmp_path: Path) -> None:
     assert all(array.dtype == np.int64 for array in (qrels.query_R, qrels.passage_R, qrels.relevance_R))
 
 
+@pytest.mark.parametrize("grade", ["1001", "-1001", "9223372036854775807", "9223372036854775808", "1.5", "1#"])
+def test_a_grade_that_preprocessing_writes_none_of_is_damage(tmp_path: Path, grade: str) -> None:
+    (tmp_path / "qrel.tsv").write_text(f"3\t9\t-1000\n0\t4\t{grade}\n")
+    with pytest.raises(UserError, match=r"qrel.tsv (has a relevance of|is damaged).*preprocess again"):
+        read_qrel_offsets(tmp_path / "qrel.tsv")
+
+
 # One tokenizer and another
 
 

@@ -145,6 +145,13 @@ def test_qrels_by_tab_or_blank(tmp_path: Path) -> None:
     assert list(read_qrels(path)) == [("q 1", "D7", 1), ("q2", "D8", 0), ("q2", "D8", 0)]
 
 
+def test_grades_of_trec(tmp_path: Path) -> None:
+    """-2 is spam in the web tracks, +1 and 01 are integers as well."""
+    words = {"-2": -2, "-1": -1, "0": 0, "4": 4, "12": 12, "+1": 1, "01": 1, "1000": 1000, "-1000": -1000}
+    path = written(tmp_path, "".join(f"q 0 p{place} {word}\n" for place, word in enumerate(words)).encode())
+    assert [grade for _, _, grade in read_qrels(path)] == [*words.values()]
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -152,6 +159,14 @@ def test_qrels_by_tab_or_blank(tmp_path: Path) -> None:
         (b"q1 0 p1 1 extra\n", "line 1: 5 columns, expected 4"),
         (b"q1\t0\t\t1\n", "line 1: an id is empty"),
         (b"q1\t0\tp1\tyes\n", "line 1: the relevance is 'yes'"),
+        (b"q1\t0\tp1\t-1000\nq1\t0\tp2\t1001\n", "line 2: the relevance is '1001', expected .* -1000 to 1000"),
+        (b"q1\t0\tp1\t-2000000000\n", "line 1: the relevance is '-2000000000'"),
+        (b"q1 0 p1 9223372036854775807\n", "line 1: the relevance is '9223372036854775807'"),
+        (b"q1 0 p1 9223372036854775808\n", "line 1: the relevance is '9223372036854775808'"),
+        (b"q1 0 p1 " + b"9" * 5000 + b"\n", "line 1: the relevance is '9{40}'"),
+        ("q1 0 p1 ٣\n".encode(), "line 1: the relevance is '٣'"),
+        (b"q1 0 p1 1_0\n", "line 1: the relevance is '1_0'"),
+        (b"q1 0 p1 1.0\n", "line 1: the relevance is '1.0'"),
         (b"q1\t0\tp1\t1\nq2\t0\tp1\t1\nq1\t0\tp1\t0\n", "line 3: query 'q1' and passage 'p1' were judged differently"),
         (b"q1\t0\tp1\t1\nq\xc3\t0\tp1\t1\n", "line 2: byte 2 is not valid UTF-8"),
         (b"", "is empty"),

@@ -187,7 +187,7 @@ def numbered(scores_K: np.ndarray) -> np.ndarray:
 @settings(max_examples=200, deadline=None)
 @given(scores=st.lists(SCORES, min_size=1, max_size=30).map(lambda scores: sorted(scores, reverse=True)))
 def test_scores_strictly_descend_as_printed(scores: list[float]) -> None:
-    """No list of float32 numbers that strictly descend is nearer: every score is within half of the longest tie's way."""
+    """No list of float32 numbers that strictly descend is nearer to all scores."""
     scores_K = np.array(scores)
     found_K = strictly_descending(scores_K)
     printed_K = np.array([np.float32(f"{score:.9g}") for score in found_K.tolist()])

@@ -15,6 +15,7 @@ from utils.errors import UserError
 
 METRICS = ("ndcg@10", "mrr@10", "map@10", "recall@20", "recall@100", "recall@1000", "hole_rate@10")
 QUERIES_PER_BLOCK = 512  # pytrec_eval wants dicts; blocks keep them small
+LARGEST_GRADE = 1000  # either way of 0. TREC's go from -2 to 12; pytrec_eval has a table as long as the largest
 
 
 def per_query_metrics(
@@ -22,8 +23,8 @@ def per_query_metrics(
 ) -> dict[int, dict[str, float]]:
     """Metrics of each query that was answered and judged.
 
-    ``qrels[query][passage]`` is a relevance (1 and above is relevant), ``passages_QK`` int64 holds the
-    ranking of ``queries_Q[i]`` in row i, best first, -1 after the end of a short list. A query of
+    ``qrels[query][passage]`` is a relevance (1 and above is relevant, below 0 counts as 0), ``passages_QK`` int64
+    holds the ranking of ``queries_Q[i]`` in row i, best first, -1 after the end of a short list. A query of
     ``queries_Q`` without judgements is left out.
     """
     import pytrec_eval
@@ -37,7 +38,8 @@ def per_query_metrics(
             query = int(queries_Q[i])
             ranking = [p for p in passages_QK[i].tolist() if p >= 0]
             run[str(query)] = {str(p): float(-rank) for rank, p in enumerate(ranking)}
-            judgements[str(query)] = {str(p): int(r) for p, r in qrels[query].items()}
+            # trec_eval counts below 0 as 0, and reads outside its table where a query has no other.
+            judgements[str(query)] = {str(p): max(int(r), 0) for p, r in qrels[query].items()}
             rows[query] = {"hole_rate@10": hole_rate(ranking[:10], qrels[query])}
         evaluator = pytrec_eval.RelevanceEvaluator(judgements, {"ndcg_cut.10", "map_cut.10", "recip_rank", "recall"})
         for name, values in evaluator.evaluate(run).items():
