@@ -98,6 +98,8 @@ def generate(job: Job, resolved_flags: str) -> None:
     if world.is_first:
         say(f"negatives: {job.strategy} ({job.strategy_from})")
         say_coverage(job.collection)
+        if flags.last_checkpoint_dir and step_said_used(flags) is None:
+            say(f"--last_checkpoint_dir {flags.last_checkpoint_dir} is not in --training_dir: none counts as used")
     with session(world, job.ann_dir, "generator", flags, run_id) as here:
         science = science_of(
             flags,
@@ -257,7 +259,18 @@ def lockstep_checkpoint(job: Job, refresh: int) -> exchange.Checkpoint | None:
 def async_checkpoint(job: Job) -> exchange.Checkpoint | None:
     """The newest checkpoint that no refresh was made from yet; the initial model where there is nothing at all."""
     used = [record["step"] for record in exchange.read_records(job.ann_dir)]
-    named = exchange.CHECKPOINT_PATTERN.fullmatch(Path(job.flags.last_checkpoint_dir).name)
-    used += [int(named[1])] if named else []
+    said_used = step_said_used(job.flags)
+    used += [said_used] if said_used is not None else []
     newest = exchange.newest_checkpoint(job.training_dir, above=max(used, default=-1))
     return initial_model(job) if newest is None and not used else newest
+
+
+def step_said_used(flags: GenerateFlags) -> int | None:
+    """The step of --last_checkpoint_dir; None of a checkpoint outside --training_dir.
+
+    That is the initial model, as ANCE's commands give it. Its name may say 150000, but the trainer counts from 0.
+    """
+    last = Path(flags.last_checkpoint_dir).resolve()
+    named = exchange.CHECKPOINT_PATTERN.fullmatch(last.name)
+    is_trainers = bool(flags.last_checkpoint_dir) and last.parent == Path(flags.training_dir).resolve()
+    return int(named[1]) if named and is_trainers else None

@@ -46,7 +46,9 @@ class GenerateFlags(
     init_model_dir: str = flag(help="the model of refresh 0, before the trainer has published anything")
     output_dir: str = flag(help="the trainer's --ann_dir: negatives are published here")
     ann_dir: str = flag("", "ignored: negatives go to --output_dir")
-    last_checkpoint_dir: str = flag("", "a checkpoint to count as used already (ANCE's way to go on)")
+    last_checkpoint_dir: str = flag(
+        "", "a checkpoint of --training_dir to count as used already (ANCE's way to resume); outside it: none is used"
+    )
     end_output_num: int = flag(-1, "stop after refresh number N; 0 makes the initial data only; -1 goes on")
     limit_total_number: int = flag(100_000, "stop after this many refreshes (the fork's flag)")
     ann_chunk_factor: int = flag(5, "a refresh serves one of this many parts of the train queries")
