@@ -246,6 +246,12 @@ def batches_from_lists(
     )
 
 
-def seed_everything(seed: int, rank: int) -> None:
-    """torch's global generator drives initial weights and dropout; all else takes its generator as an argument."""
-    torch.manual_seed(seed + rank)
+def seed_everything(seed: int, process: int) -> None:
+    """torch's global generator drives initial weights and dropout; all else takes its generator as an argument.
+
+    Process 0 has torch's own stream of ``seed``. The others' are of the pair: seed + process would give process 1 of
+    one seed what process 0 of the next one draws.
+    """
+    if process:
+        seed = int(np.random.SeedSequence([seed, process]).generate_state(1, np.uint64)[0])
+    torch.manual_seed(seed)
