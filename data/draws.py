@@ -21,17 +21,19 @@ def mixed_bits(values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def random_keys(seed: int, refresh: int, purpose: int, query_Q: np.ndarray, width: int, first: int = 0) -> np.ndarray:
+def random_keys(
+    seed: int, refresh: int, purpose: int, query_Q: np.ndarray, width: int, first: int | np.ndarray = 0
+) -> np.ndarray:
     """uint64 keys_QW for random choices: functions of (seed, refresh, purpose, query, column) alone.
 
-    The columns are those from ``first`` on.
+    The columns are those from ``first`` on, of all rows or of each row [Q].
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
     state_Q = np.zeros(len(query_Q), np.uint64)
     for word in (seed, refresh, purpose, query_Q):
         state_Q = mixed_bits(state_Q + golden + np.asarray(word).astype(np.uint64))
-    columns_W = np.arange(first + 1, first + width + 1, dtype=np.uint64) * golden
-    return mixed_bits(state_Q[:, None] + columns_W)
+    column_QW = np.asarray(first).reshape(-1, 1) + np.arange(1, width + 1)
+    return mixed_bits(state_Q[:, None] + column_QW.astype(np.uint64) * golden)
 
 
 def as_races(keys_QW: np.ndarray, weight_W: np.ndarray) -> np.ndarray:

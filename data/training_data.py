@@ -136,31 +136,54 @@ def check_offsets(lists: NegativeLists, queries: int, passages: int, path: Path)
         )
 
 
-def triple_order(
-    lists: NegativeLists, group_size: int, seed: int, stream: int, epoch: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """One epoch of triples in training order: (row_T, column_T) into ``negative_QN``.
+def triples_of_a_round(lists: NegativeLists, group_size: int) -> int:
+    """How many triples `triple_order` gives each time."""
+    return group_size * int((lists.negative_QN >= 0).any(1).sum()) if group_size > 0 else lists.triples
 
-    A query's negatives come in random order, ``group_size`` of them in succession (0: all, as in ANCE);
-    between its groups every other query has its turn. So group_size 1 gives batches of different queries.
-    The turns are keyed by the query and counted on from epoch to epoch: lists of other widths have the same
-    queries in the same order, which lets arms differ in their negatives alone.
+
+def triple_order(
+    lists: NegativeLists, group_size: int, seed: int, stream: int, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Round ``number`` of training, in order: (row_T, column_T) into ``negative_QN``.
+
+    In a round each query that has a negative has one turn, of ``group_size`` triples, in an order keyed by query and
+    round. It is the same for other lists of these queries, however many negatives each has, which lets arms differ in
+    their negatives alone. A query's negatives come in random order, and when all have been used in a new one; a turn
+    may span both. ``group_size`` 0 is ANCE's: a turn is all of a query's negatives, so a round is an epoch, and lists
+    of other lengths part.
     """
-    queries, width = lists.negative_QN.shape
-    present_QN = lists.negative_QN >= 0
-    keys_QN = random_keys(seed, stream, FOR_TRIPLES, lists.query_Q, width, epoch * width)
-    keys_QN = np.where(present_QN, keys_QN, LARGEST_KEY)
-    column_QN = np.argsort(keys_QN, axis=1, kind="stable")
-    place_QN = np.broadcast_to(np.arange(width), (queries, width))
-    group_QN = place_QN // group_size if group_size > 0 else np.zeros_like(place_QN)
-    groups = int(group_QN.max(initial=0)) + 1
-    turns_QG = random_keys(seed, stream, FOR_TURNS, lists.query_Q, groups, epoch * groups)
-    turn_QN = np.take_along_axis(turns_QG, group_QN, axis=1)
-    kept_QN = place_QN < present_QN.sum(1, keepdims=True)
-    row_QN = np.broadcast_to(np.arange(queries)[:, None], (queries, width))
-    row_T, column_T = row_QN[kept_QN], column_QN[kept_QN]
-    order_T = np.lexsort((place_QN[kept_QN], turn_QN[kept_QN], group_QN[kept_QN]))
-    return row_T[order_T], column_T[order_T]
+    count_Q = (lists.negative_QN >= 0).sum(1)
+    row_R = np.flatnonzero(count_Q)
+    turn_R = random_keys(seed, stream, FOR_TURNS, lists.query_Q[row_R], 1, number)[:, 0]
+    row_R = row_R[np.argsort(turn_R, kind="stable")]
+    count_R = count_Q[row_R]
+    size_R = np.full_like(count_R, group_size) if group_size > 0 else count_R
+    row_T, column_T = np.repeat(row_R, size_R), places_of_turns(lists, row_R, size_R, seed, stream, number)
+    return row_T, column_T
+
+
+def places_of_turns(
+    lists: NegativeLists, row_R: np.ndarray, size_R: np.ndarray, seed: int, stream: int, number: int
+) -> np.ndarray:
+    """column_T of the turns of these rows, one after the other: of each row's endless sequence the next ``size``.
+
+    The sequence is one random order of the row's negatives after another; order c is drawn with the row's keys from
+    c * width on.
+    """
+    width = lists.negative_QN.shape[1]
+    count_R = (lists.negative_QN[row_R] >= 0).sum(1)
+    first_R, last_R = number * size_R // count_R, (number * size_R + size_R - 1) // count_R
+    orders_R = last_R - first_R + 1  # that a turn takes from
+    begin_R = np.cumsum(orders_R) - orders_R
+    order_P = np.arange(orders_R.sum()) + np.repeat(first_R - begin_R, orders_R)
+    row_P = np.repeat(row_R, orders_R)
+    keys_PW = random_keys(seed, stream, FOR_TRIPLES, lists.query_Q[row_P], width, order_P * width)
+    keys_PW = np.where(lists.negative_QN[row_P] >= 0, keys_PW, LARGEST_KEY)
+    column_PW = np.argsort(keys_PW, axis=1, kind="stable")
+    begin_T = np.repeat(np.cumsum(size_R) - size_R, size_R)
+    place_T = np.arange(size_R.sum()) - begin_T + np.repeat(number * size_R, size_R)
+    order_T, within_T = np.divmod(place_T, np.repeat(count_R, size_R))
+    return np.asarray(column_PW[order_T + np.repeat(begin_R - first_R, size_R), within_T])
 
 
 @dataclass(frozen=True)
@@ -186,23 +209,24 @@ class Triples:
 def batches_of_triples(
     lists: NegativeLists, group_size: int, batch_triples: int, seed: int, stream: int, start: int = 0
 ) -> Iterator[Triples]:
-    """Endless batches of ``batch_triples``, epoch after epoch, each epoch in a new order.
+    """Endless batches of ``batch_triples``, one round of `triple_order` after another.
 
-    The order depends on (seed, stream, query, epoch) alone; ``stream`` is the refresh number. ``start`` skips
-    that many batches, to go on where an interrupted run was. A batch may span two epochs.
+    The order depends on (seed, stream, query, round) alone; ``stream`` is the refresh number. ``start`` skips
+    that many batches, to go on where an interrupted run was. A batch may span several rounds.
     UserError where there is no triple at all.
     """
     if lists.triples == 0:
         raise UserError("the negatives file holds no negative at all; use a larger --topk_training or collection")
-    skip = start * batch_triples
-    epoch, skip = divmod(skip, lists.triples)
+    number, skip = divmod(start * batch_triples, triples_of_a_round(lists, group_size))
     left: list[tuple[np.ndarray, np.ndarray]] = []
     available = 0
     while True:
-        row_T, column_T = triple_order(lists, group_size, seed, stream, epoch)
+        row_T, column_T = triple_order(lists, group_size, seed, stream, number)
         left.append((row_T[skip:], column_T[skip:]))
         available += len(row_T) - skip
-        epoch, skip = epoch + 1, 0
+        number, skip = number + 1, 0
+        if available < batch_triples:
+            continue
         row_T, column_T = (np.concatenate(parts) for parts in zip(*left, strict=True))
         used = 0
         while available - used >= batch_triples:

@@ -69,7 +69,9 @@ class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Refre
     ann_dir: str = flag(help="the generator's --output_dir: negatives are taken from here")
     triplet: bool = flag(False, "ignored: training is always on triples")
     single_warmup: bool = flag(False, "one learning-rate schedule for the whole run, not a new one per refresh")
-    group_size: int = flag(0, "negatives of a query that follow each other in training; 0: all of them, as ANCE")
+    group_size: int = flag(
+        0, "triples of a query that follow each other, the same in every arm; 0: all its negatives once, as ANCE"
+    )
     max_staleness_steps: int = flag(
         0, "warn at half, and stop (exit code 4) once the negatives are of a model that many steps old; 0: no limit"
     )
@@ -94,7 +96,7 @@ class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm
     overwrite_cache: bool = flag(False, "ignored: there is no cache of features")
     triples: str = flag("", "triples.train.small.tsv (query, positive, negative as text), plain or gzipped")
     rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run; default BM25_DIR/dev.trec")
-    group_size: int = flag(1, "negatives of a query that follow each other; 0: all of them")
+    group_size: int = flag(1, "triples of a query that follow each other; 0: all its negatives once")
 
     pooling: Literal["first", "mean"] | None = flag(None, "rdot_nll: first token (ANCE's) or mean; default the model's")
     score_scale: float | None = flag(None, "factor on every score; default the model's own, 1 (ANCE's) for a new one")

@@ -337,6 +337,7 @@ def check_arm(programs: list[dict[str, Any]], strategy: str) -> None:
     assert first["end_output_num"] == 0
     assert trainer["learning_rate"] == 1e-6 and trainer["optimizer"] == "lamb"
     assert trainer["per_gpu_train_batch_size"] * trainer["gradient_accumulation_steps"] == 64
+    assert trainer["group_size"] == 4
     assert generator["end_output_num"] == -1 and generator["negative_strategy"] == strategy
     assert trainer["ann_dir"] == generator["output_dir"] == first["output_dir"]
     assert trainer["output_dir"] == generator["training_dir"]
@@ -362,6 +363,11 @@ def test_schedule_and_seed_are_settings(dry_run: Programs) -> None:
     check_arm(programs, "top")
     expected = {"refresh_mode": "async", "steps_per_refresh": 500, "save_steps": 500, "refresh_lag": 0, "seed": 7}
     assert expected.items() <= programs[1].items()
+
+
+def test_triples_in_succession_are_a_setting_and_a_flag(dry_run: Programs) -> None:
+    assert dry_run("commands/run_arm.sh", GROUP_SIZE="0")[1]["group_size"] == 0
+    assert dry_run("commands/run_arm.sh", "--trainer", "--group_size", "2")[1]["group_size"] == 2
 
 
 def test_flags_reach_the_programs_they_are_for(dry_run: Programs) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import count, groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.draws import FOR_TRIPLES, FOR_TURNS, random_keys
 from data.training_data import (
     NegativeLists,
     Triples,
@@ -209,75 +210,133 @@ def test_is_positive_looks_up_pairs(known: set[tuple[int, int]], queries: list[i
 # The order of training
 
 
+def defined_order(lists: NegativeLists, group_size: int, seed: int, stream: int, triples: int) -> list[tuple[int, int]]:
+    """In plain loops, (row, column) of the first ``triples``: round after round each query has a turn."""
+    width, queries = lists.negative_QN.shape[1], lists.query_Q
+
+    def key(purpose: int, row: int, number: int) -> int:
+        return int(random_keys(seed, stream, purpose, queries[row : row + 1], 1, number)[0, 0])
+
+    def endless(row: int) -> Iterator[int]:
+        """The row's own negatives, in one random order after another."""
+        own = int((lists.negative_QN[row] >= 0).sum())
+        for again in count():
+            yield from sorted(range(own), key=lambda column: key(FOR_TRIPLES, row, again * width + column))
+
+    rows = [row for row in range(len(queries)) if (lists.negative_QN[row] >= 0).any()]
+    columns = {row: endless(row) for row in rows}
+    order: list[tuple[int, int]] = []
+    for number in count():
+        for row in sorted(rows, key=lambda row: key(FOR_TURNS, row, number)):
+            turn = group_size or int((lists.negative_QN[row] >= 0).sum())
+            order += [(row, next(columns[row])) for _ in range(turn)]
+        if len(order) >= triples:
+            return order[:triples]
+    raise AssertionError
+
+
 @settings(max_examples=80, deadline=None)
 @given(
-    lengths=st.lists(st.integers(0, 7), min_size=1, max_size=9),
+    lengths=st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(any),
     group_size=st.integers(0, 8),
     seed=st.integers(0, 1000),
+    stream=st.integers(0, 3),
 )
-def test_an_epoch_holds_every_triple_once_in_groups(lengths: list[int], group_size: int, seed: int) -> None:
+def test_the_order_is_as_defined(lengths: list[int], group_size: int, seed: int, stream: int) -> None:
     lists = made_up_lists(lengths)
-    row_T, column_T = triple_order(lists, group_size, seed, stream=0, epoch=0)
-    order = list(zip(row_T.tolist(), column_T.tolist(), strict=True))
-    assert sorted(order) == [(row, column) for row, length in enumerate(lengths) for column in range(length)]
-    rounds: list[list[int]] = []  # the row of each group in the order they come, round after round
-    given_of = dict.fromkeys(range(len(lengths)), 0)
-    at = 0
-    while at < len(order):
-        row, before = order[at][0], given_of[order[at][0]]
-        size = lengths[row] - before if group_size == 0 else min(group_size, lengths[row] - before)
-        assert [r for r, _ in order[at : at + size]] == [row] * size
-        number = 0 if group_size == 0 else before // group_size
-        assert number in (len(rounds) - 1, len(rounds)), "a round begins only after the one before has ended"
-        if number == len(rounds):
-            rounds.append([])
-        rounds[-1].append(row)
-        given_of[row], at = before + size, at + size
-    for number, rows in enumerate(rounds):
-        begins = number * group_size
-        assert sorted(rows) == [row for row, length in enumerate(lengths) if length > begins]
+    expected = [
+        (int(lists.query_Q[row]), int(lists.positive_Q[row]), int(lists.negative_QN[row, column]))
+        for row, column in defined_order(lists, group_size, seed, stream, 120)
+    ]
+    assert flat(list(islice(batches_of_triples(lists, group_size, 8, seed, stream), 15))) == expected
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), group_size=st.integers(1, 6), batch_triples=st.integers(1, 40))
+def test_arms_see_the_same_queries_step_by_step(data: st.DataObject, group_size: int, batch_triples: int) -> None:
+    """Whatever the widths, and however many negatives a query has, if it has any."""
+    queries, steps = data.draw(st.integers(1, 8)), 12
+    streams = []
+    for arm in range(2):
+        lengths = data.draw(st.lists(st.integers(1, 9), min_size=queries, max_size=queries))
+        lists = made_up_lists(lengths, seed=arm)
+        rows = lists.rows(np.array(data.draw(st.permutations(range(queries)))))
+        streams.append(
+            [b.query_T.tolist() for b in islice(batches_of_triples(rows, group_size, batch_triples, 7, 2), steps)]
+        )
+    assert streams[0] == streams[1]
+    seen = [query for step in streams[0] for query in step]
+    rounds = [seen[first : first + queries * group_size] for first in range(0, len(seen), queries * group_size)]
+    for turns in rounds[:-1]:
+        assert [turns[place] for place in range(0, len(turns), group_size) for _ in range(group_size)] == turns
+        assert sorted(turns[::group_size]) == lists.query_Q.tolist(), "each query has one turn in a round"
+
+
+def test_a_query_with_7_of_20_negatives_takes_its_turns_all_the_same() -> None:
+    full, half = made_up_lists([20] * 6), made_up_lists([20, 7, 20, 20, 7, 20], seed=1)
+    short = half.query_Q[[1, 4]]
+    streams = [list(islice(batches_of_triples(lists, 4, 24, 3, 0), 14)) for lists in (full, half)]
+    for mine, other in zip(*streams, strict=True):
+        assert np.array_equal(mine.query_T, other.query_T)
+    for query in short:
+        given_to = [n for batch in streams[1] for n in batch.negative_T[batch.query_T == query].tolist()]
+        assert len(given_to) == 56
+        orders = [tuple(given_to[first : first + 7]) for first in range(0, 56, 7)]
+        assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(orders[0]))} and len(set(orders[0])) == 7
+        assert len(set(orders)) == 8, "each time in a new order"
+
+
+def order_before(lists: NegativeLists, group_size: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The epoch of full lists as the committed figures were trained on it."""
+    queries, width = lists.negative_QN.shape
+    column_QN = np.argsort(random_keys(1, 2, FOR_TRIPLES, lists.query_Q, width, epoch * width), axis=1, kind="stable")
+    place_QN = np.broadcast_to(np.arange(width), (queries, width))
+    group_QN = place_QN // group_size if group_size > 0 else np.zeros_like(place_QN)
+    groups = int(group_QN.max()) + 1
+    turn_QN = np.take_along_axis(random_keys(1, 2, FOR_TURNS, lists.query_Q, groups, epoch * groups), group_QN, axis=1)
+    order_T = np.lexsort((place_QN.ravel(), turn_QN.ravel(), group_QN.ravel()))
+    return np.repeat(np.arange(queries), width)[order_T], column_QN.ravel()[order_T]
+
+
+@pytest.mark.parametrize("group_size", [0, 1, 4])
+def test_full_lists_have_the_order_that_they_always_had(group_size: int) -> None:
+    lists = made_up_lists([20] * 9)
+    before = [order_before(lists, group_size, epoch) for epoch in range(3)]
+    expected = [
+        (int(lists.query_Q[row]), int(lists.negative_QN[row, column]))
+        for rows, columns in before
+        for row, column in zip(rows, columns, strict=True)
+    ]
+    found = flat(list(islice(batches_of_triples(lists, group_size, 27, 1, 2), 20)))
+    assert [(query, negative) for query, _, negative in found] == expected
 
 
 def test_the_order_is_uniform_over_queries_and_negatives() -> None:
     lists = made_up_lists([4, 4, 4])
-    for by in ("seed", "stream", "epoch"):
+    for by in ("seed", "stream", "number"):
         first = np.zeros((3, 4))
         for number in range(3000):
-            row_T, column_T = triple_order(lists, 1, **{"seed": 5, "stream": 0, "epoch": 0, by: number})
+            row_T, column_T = triple_order(lists, 1, **{"seed": 5, "stream": 0, "number": 0, by: number})
             first[row_T[0], column_T[0]] += 1
         assert ((first - 250) ** 2 / 250).sum() < 31.3, by  # chi-square, 11 degrees of freedom, 0.1 %
-
-
-@pytest.mark.parametrize("widths", [(5, 10), (3, 7)])
-def test_lists_of_other_widths_have_the_same_queries_in_the_same_order(widths: tuple[int, int]) -> None:
-    """Arms that take more negatives a query train on the same queries at the same steps, in every epoch."""
-    queries = 30
-    streams = []
-    for width in widths:
-        lists = made_up_lists([width] * queries, seed=width)
-        batches = islice(batches_of_triples(lists, 1, 16, seed=1, stream=4), 60)
-        streams.append(np.concatenate([batch.query_T for batch in batches]))
-    assert np.array_equal(*streams)
-    passes = streams[0][: 31 * queries].reshape(-1, queries)
-    assert (np.sort(passes, axis=1) == np.sort(passes[0])).all(), "each query once in a pass"
-    assert len({tuple(row) for row in passes.tolist()}) == len(passes), "each pass in an order of its own"
 
 
 def flat(batches: list[Triples]) -> list[tuple[int, int, int]]:
     return [triple for batch in batches for triple in listed(batch)]
 
 
-@pytest.mark.parametrize("group_size", [0, 1, 3])
 @pytest.mark.parametrize("batch_triples", [1, 4, 7, 40])
-def test_batches_are_endless_epochs_without_a_seam(group_size: int, batch_triples: int) -> None:
+def test_batches_are_endless_epochs_without_a_seam(batch_triples: int) -> None:
+    """ANCE's order: all negatives of a query follow each other, and an epoch has every triple once."""
     lists = made_up_lists([3, 0, 5, 1, 2])  # 11 triples
     count = 44 // batch_triples + 1
-    batches = list(islice(batches_of_triples(lists, group_size, batch_triples, 1, 0), count))
+    batches = list(islice(batches_of_triples(lists, 0, batch_triples, 1, 0), count))
     assert all(len(batch.query_T) == batch_triples for batch in batches)
     stream = flat(batches)
     epochs = [stream[first : first + 11] for first in range(0, len(stream) - 10, 11)]
     for epoch in epochs:
         assert sorted(epoch) == sorted(all_triples(lists))
+        assert len([query for query, _ in groupby(epoch, key=lambda triple: triple[0])]) == 4
     assert len(epochs) < 2 or epochs[0] != epochs[1]
 
 
