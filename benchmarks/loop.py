@@ -70,7 +70,7 @@ def loop(
         dev_QD = encode(collection.queries("dev"), dev_Q, QUERY_TOKENS)
         queries_QD = np.concatenate([dev_QD, encode(collection.queries("train"), train_Q, QUERY_TOKENS)])
         scores_QK, passages_QK = search(queries_QD, passages, TOPK, SearchOptions("faiss"))
-        yield evaluate(collection.qrels("dev").as_dict(), dev_Q, passages_QK[: len(dev_Q)])["mrr@10"]
+        yield evaluate(collection.qrels("dev").as_dict(), dev_Q, passages_QK[: len(dev_Q)], TOPK)["mrr@10"]
         candidates = Candidates(train_Q, passages_QK[len(dev_Q) :], scores_QK[len(dev_Q) :])
         selected = select_negatives(candidates, train_qrels.positives(), selection, SEED, refresh)
         for triples in first(steps, selected.lists, group_size, batch, refresh):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,13 +92,19 @@ def spread(passages_QK: np.ndarray, passages: int) -> np.ndarray:
     return np.bincount(held, minlength=passages) / max(1, len(held))
 
 
-def as_json(curves: ScoreCurves, qrels: Qrels, by_grade: dict[str, dict[str, int]], query_ids: Any) -> dict[str, Any]:
-    """``by_grade`` is of `grades_by_rank`; ``query_ids`` has every query's own id by its offset."""
+def as_json(
+    curves: ScoreCurves, qrels: Qrels, by_grade: dict[str, dict[str, int]], query_ids: Sequence[str], queries: int
+) -> dict[str, Any]:
+    """``by_grade`` is of `grades_by_rank`; ``query_ids`` has every query's own id by its offset.
+
+    ``queries`` says over how many the scores and counts are: those with a positive, which alone are ranked.
+    """
 
     def plain(curve_K: np.ndarray) -> list[float | None]:
         return [None if np.isnan(value) else round(float(value), 6) for value in curve_K]
 
     return {
+        "queries": queries,
         "score_over_corpus_mean": plain(curves.mean_K),
         "examples": {
             query_ids[query]: plain(curve_K)

@@ -14,14 +14,14 @@ from drivers import retrieval, stored_embeddings
 from drivers.retrieval import UNWATCHED, PassageShare, Watch
 from utils.distributed import World
 from utils.errors import UserError
-from utils.metrics import evaluate, mean_metrics, per_query_metrics
+from utils.metrics import evaluate, mean_metrics, per_query_metrics, reach
 from utils.search import SearchOptions
 from utils.trec import read_candidates
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Lists of one split's judged queries and their metrics; the rerank fields are None where nothing was reranked.
+    """Lists of a split's queries with a positive, and metrics; the rerank fields are None where nothing was reranked.
 
     ``by_query`` has those of each query of the qrels, by its offset.
     """
@@ -87,8 +87,9 @@ def rank_split(
     candidates_QK: np.ndarray | None,
     watch: Watch = UNWATCHED,
 ) -> Ranking | None:
-    """Rank the whole collection for every judged query of the split; rerank ``candidates_QK`` where given.
+    """Rank the whole collection for every query of the split with a positive; rerank ``candidates_QK`` where given.
 
+    The metrics are means over all queries of the qrels, as deep as ``k``, and of the candidates as their longest list.
     None on all ranks where ``watch`` has told one to leave.
     """
     queries_QD, share = vectors
@@ -98,12 +99,14 @@ def rank_split(
     if found is None:
         return None
     scores_QK, passages_QK = found
-    rows = per_query_metrics(judgements, query_Q, passages_QK)
-    metrics = mean_metrics(judgements, rows)
+    passages = len(collection.passages)
+    depth = reach(k, passages)
+    rows = per_query_metrics(judgements, query_Q, passages_QK, depth)
+    metrics = mean_metrics(judgements, rows, depth)
     by_query = {query: rows.get(query, dict.fromkeys(metrics, 0.0)) for query in sorted(judgements)}
     if candidates_QK is None:
         return Ranking(query_Q, passages_QK, scores_QK, metrics, by_query)
     candidate_scores_QK = retrieval.score_candidates(world, queries_QD, share, candidates_QK)
     reranked = retrieval.rerank(candidate_scores_QK, candidates_QK)
-    rerank_metrics = evaluate(judgements, query_Q, reranked[1])
+    rerank_metrics = evaluate(judgements, query_Q, reranked[1], reach(candidates_QK.shape[1], passages))
     return Ranking(query_Q, passages_QK, scores_QK, metrics, by_query, reranked, rerank_metrics)

@@ -113,7 +113,7 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
     split: Literal["dev", "train"] = flag("dev", "whose queries")
     embedding_dir: str = flag("", "embeddings of run_ann_data_gen --inference to rank with, in place of a model")
     rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run")
-    topk: int = flag(1000, "passages returned per query")
+    topk: int = flag(1000, "passages returned per query; metrics of a deeper cut-off are left out")
     ann_dir: str = flag("", "a generator's --output_dir: say how far its last negatives are what is returned")
 
 

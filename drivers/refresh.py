@@ -22,7 +22,7 @@ from drivers.vectors import Job, Vectors, Work, encode_all, load_vectors
 from utils import distributed, exchange
 from utils.errors import Fenced, UserError
 from utils.lease import Lease
-from utils.metrics import evaluate
+from utils.metrics import evaluate, reach
 from utils.publishing import is_gone
 from utils.run_log import RunLog, say
 
@@ -107,15 +107,19 @@ def check_not_fenced(here: Session, owned: Path) -> None:
 
 
 def dev_metrics(job: Job, dev_passages_QK: np.ndarray) -> dict[str, float]:
-    """All that can be measured at the depth of the lists, also said in ANCE's words."""
+    """All that can be measured at the depth of the search, at least DEV_CANDIDATES; also said in ANCE's words."""
     collection = job.collection
     dev_queries_Q = collection.qrels("dev").queries_with_positive()
-    metrics = evaluate(collection.qrels("dev").as_dict(), dev_queries_Q, dev_passages_QK)
-    depth = dev_passages_QK.shape[1]  # a cut-off below it cannot be measured
-    metrics = {name: value for name, value in metrics.items() if int(name.split("@")[1]) <= max(depth, 10)}
+    depth = reach(depth_of_search(job), len(collection.passages))
+    metrics = evaluate(collection.qrels("dev").as_dict(), dev_queries_Q, dev_passages_QK, depth)
     say(f" --- ANN NDCG@10:{metrics['ndcg@10']}")
     say(f" --- ANN MRR:{metrics['mrr@10']}")
     return metrics
+
+
+def depth_of_search(job: Job) -> int:
+    """How many passages are looked for: candidates for training, and enough for the dev metrics."""
+    return max(job.flags.topk_training, DEV_CANDIDATES)
 
 
 def in_words(timings: dict[str, float]) -> list[str]:
@@ -127,7 +131,7 @@ def search_all(job: Job, here: Session, vectors: Vectors, watch: Watch) -> tuple
     flags, world = job.flags, here.world
     here.tell(doing="searching")
     options = retrieval.search_options(flags, job.backend, world.device)
-    k = max(flags.topk_training, DEV_CANDIDATES)
+    k = depth_of_search(job)
     queries_QD = np.concatenate([vectors.dev_QD, vectors.train_QD])
     passages = len(job.collection.passages)
     found = retrieval.retrieve(world, queries_QD, vectors.share, passages, k, options, watch)

@@ -38,7 +38,7 @@ from utils.errors import UserError, run_program
 from utils.exchange import publish_negatives, record_path, working
 from utils.flags import KeepFlags, ProgramFlags, SelectionFlags, check_positive, flag, flags_json, parse_flags
 from utils.lease import Life
-from utils.metrics import evaluate, metrics_record
+from utils.metrics import evaluate, format_metrics, metrics_record, metrics_to, reach
 from utils.run_log import Progress, git_state, header, say
 from utils.trec import write_run
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 MODEL = "bm25"  # what metrics.json, the run's tag and ann_ndcg_0 call the model
 RUN_FILE, METRICS_FILE, SCRATCH = "dev.trec", "metrics.json", "index"
+DEPTH_OF_RECORD = 10  # of ANCE's ndcg and mrr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Bm25Flags(ProgramFlags, SelectionFlags, KeepFlags):
     output_dir: str = flag(help="directory for dev.trec, metrics.json, ann_training_data_0 and ann_ndcg_0")
     k1: float = flag(0.9, "BM25's k1, how slowly a repeated word stops counting; Anserini's value for MS MARCO")
     b: float = flag(0.4, "BM25's b, how much its length is held against a passage, 0 to 1; Anserini's value")
-    topk_dev: int = flag(1000, "passages in the run of a dev query; fewer where the collection is smaller")
+    topk_dev: int = flag(1000, "passages in the run of a dev query; metrics of a deeper cut-off are left out")
     workers: int = flag(0, "processes that search a large collection; 0 is one for each core")
 
     DEFAULTS: ClassVar[dict[str, Any]] = {"topk_training": 200, "negative_sample": 20, "negative_strategy": "random"}
@@ -122,16 +123,22 @@ def query_texts(raw: RawCollection, preprocessed: Preprocessed, split: Split) ->
 
 def run_dev(
     flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, index: BM25, staged: Path
-) -> dict[str, float]:
-    """Search the dev queries and write their run into ``staged``; the metrics over all judged queries."""
-    words = words_of(query_texts(raw, preprocessed, "dev"))
-    depth = min(flags.topk_dev, len(preprocessed.passages))
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Search the dev queries and write their run into ``staged``.
+
+    The metrics over all judged queries, as deep as --topk_dev; and those that `commit_record` needs, at least at 10.
+    """
+    words, passages = words_of(query_texts(raw, preprocessed, "dev")), len(preprocessed.passages)
+    searched = max(flags.topk_dev, DEPTH_OF_RECORD)
     scores_QK, rows_QK = search(
-        index, words, depth, flags.workers or core_count(), staged / SCRATCH, "dev queries searched"
+        index, words, min(searched, passages), flags.workers or core_count(), staged / SCRATCH, "dev queries searched"
     )
     ids = preprocessed.queries("dev").original_ids(), preprocessed.passages.original_ids()
-    write_run(staged / RUN_FILE, *ids, rows_QK, scores_QK, MODEL)
-    return evaluate(preprocessed.qrels("dev").as_dict(), np.arange(len(rows_QK)), rows_QK)
+    write_run(staged / RUN_FILE, *ids, rows_QK[:, : flags.topk_dev], scores_QK[:, : flags.topk_dev], MODEL)
+    judged, query_Q = preprocessed.qrels("dev").as_dict(), np.arange(len(rows_QK))
+    metrics = evaluate(judged, query_Q, rows_QK, reach(searched, passages))
+    kept = metrics_to(reach(flags.topk_dev, passages))
+    return {name: value for name, value in metrics.items() if name in kept}, metrics
 
 
 def train_negatives(
@@ -158,7 +165,7 @@ def train_negatives(
 def commit_record(
     flags: Bm25Flags, run_id: str, preprocessed: Preprocessed, metrics: dict[str, float]
 ) -> dict[str, Any]:
-    """The contents of ``ann_ndcg_0``: ANCE's keys, and what made the negatives."""
+    """The contents of ``ann_ndcg_0``: ANCE's keys (at 10, however short the run is), and what made the negatives."""
     return {
         "ndcg": metrics["ndcg@10"],
         "mrr": metrics["mrr@10"],
@@ -183,8 +190,8 @@ def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, select
         say(line)
     with staged_directory(out) as staged:
         index = build_index(passage_texts(raw, preprocessed), flags.k1, flags.b)
-        metrics = run_dev(flags, raw, preprocessed, index, staged)
-        say("dev " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        metrics, metrics_at_10 = run_dev(flags, raw, preprocessed, index, staged)
+        say(f"dev {format_metrics(metrics)}")
         candidates, selected = train_negatives(flags, raw, preprocessed, selection, index, staged)
         say(describe_selection(selected, selection.strategy, flags.topk_training, 0, 0))
         lists = selected.lists.with_negatives()
@@ -198,7 +205,7 @@ def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, select
                 lease,
                 0,
                 lambda path: write_negative_lists(path, lists, positives),
-                {**commit_record(flags, run_id, preprocessed, metrics), "selection": selected.counts()},
+                {**commit_record(flags, run_id, preprocessed, metrics_at_10), "selection": selected.counts()},
                 partial(write_candidates, candidates=candidates) if flags.keep_candidates else None,
             )
     say(f"{out}: BM25 of {len(preprocessed.passages):,} passages in {time.monotonic() - started:.1f} s")

@@ -126,7 +126,8 @@ def describe_ranks(
     qrels, lists_QK = collection.qrels(split), ranking.passages_QK
     curves = score_curves(ranking.query_Q, lists_QK, ranking.scores_QK, mean_score_Q)
     by_grade = grades_by_rank(qrels, ranking.query_Q, lists_QK)
-    found = as_json(curves, qrels, by_grade, collection.queries(split).original_ids())
+    query_ids = collection.queries(split).original_ids()
+    found = as_json(curves, qrels, by_grade, query_ids, len(ranking.query_Q))
     if negatives is not None:
         refresh, lists = negatives
         shares = overlap(lists_QK, lists.negative_QN, len(collection.passages))
@@ -138,7 +139,7 @@ def write_results(flags: EvalFlags, collection: Any, ranking: Any, by_rank: Any,
     """The run files first; metrics.json last, so that its presence says that all is there."""
     from drivers.stored_embeddings import EMBEDDINGS
     from utils.exchange import TRAINER_STATE
-    from utils.metrics import metrics_record
+    from utils.metrics import format_metrics, metrics_record
     from utils.publishing import read_json, write_json
     from utils.run_log import say
     from utils.trec import write_run
@@ -153,14 +154,14 @@ def write_results(flags: EvalFlags, collection: Any, ranking: Any, by_rank: Any,
     write_json(output_dir / f"{flags.split}.by_rank.json", by_rank)
     state = model / (EMBEDDINGS if flags.embedding_dir else TRAINER_STATE)
     step = read_json(state).get("step") if state.is_file() else None
-    record = metrics_record(ranking.metrics, len(query_ids), str(model), step, seconds)
-    say(f"full ranking {flags.split}: {in_words(ranking.metrics)}")
+    record = metrics_record(ranking.metrics, len(ranking.by_query), str(model), step, seconds)
+    say(f"full ranking {flags.split}: {format_metrics(ranking.metrics)}")
     if ranking.reranked is not None:
         scores_QK, passages_QK = ranking.reranked
         run_path = output_dir / f"{flags.split}.rerank.trec"
         write_run(run_path, query_ids, passage_ids, passages_QK, scores_QK, "ance-rerank")
         record["rerank_metrics"] = ranking.rerank_metrics
-        say(f"reranking {flags.split}: {in_words(ranking.rerank_metrics)}")
+        say(f"reranking {flags.split}: {format_metrics(ranking.rerank_metrics)}")
     write_json(output_dir / "metrics.json", record)
     say(f"finished {output_dir / 'metrics.json'}")
 
@@ -172,10 +173,6 @@ def write_per_query(path: Path, query_ids: Any, by_query: dict[int, dict[str, fl
     for query, row in by_query.items():
         lines.append("\t".join([query_ids[query], *(f"{row[name]:.9g}" for name in names)]))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def in_words(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 if __name__ == "__main__":

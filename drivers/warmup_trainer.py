@@ -48,9 +48,12 @@ from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import check_positive
+from utils.metrics import reach
 from utils.overlap import prefetched
 from utils.run_log import say
 from utils.stopping import StopRequested
+
+EVALUATION_DEPTH = 10  # of MRR@10
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,10 @@ def run(job: Job, resolved_flags: str) -> None:
     splits: list[Split] = ["train"] if flags.do_train else []
     splits += ["dev"] if flags.do_eval or flags.evaluate_during_training else []
     checks.first(*check_collection(job.collection, job.tokenizer, splits), partial(check_publishing, job.output_dir))
+    if world.is_first and job.candidates_QK is not None:
+        longest, passages = job.candidates_QK.shape[1], len(job.collection.passages)
+        if reach(longest, passages) < EVALUATION_DEPTH:
+            say(f"warning: no list of candidates is longer than {longest}: there is no reranking MRR@10, nan is logged")
     if flags.do_train:
         train(job, world, run_id, checks)
     else:
@@ -272,7 +279,7 @@ def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
 
 
 def evaluate_mrr(job: Job, world: World, encoder: Any, watch: Watch = UNWATCHED) -> tuple[float, float] | None:
-    """MRR@10 over the dev split: reranking the given candidates (nan without any), and the whole collection.
+    """MRR@10 over the dev split: reranking the given candidates (nan without ten), and the whole collection.
 
     None on all ranks where ``watch`` has told one to leave.
     """
@@ -282,11 +289,10 @@ def evaluate_mrr(job: Job, world: World, encoder: Any, watch: Watch = UNWATCHED)
     vectors = encode_split(flags, world, encoder, job.collection, job.dtype, "dev", watch)
     if vectors is None:
         return None
-    found = rank_split(world, job.collection, "dev", vectors, 10, options, job.candidates_QK, watch)
+    found = rank_split(world, job.collection, "dev", vectors, EVALUATION_DEPTH, options, job.candidates_QK, watch)
     if found is None:
         return None
-    rerank_mrr = found.rerank_metrics["mrr@10"] if found.rerank_metrics else math.nan
-    return rerank_mrr, found.metrics["mrr@10"]
+    return (found.rerank_metrics or {}).get("mrr@10", math.nan), found.metrics["mrr@10"]
 
 
 def evaluate_stored(job: Job, world: World) -> None:

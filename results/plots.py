@@ -90,14 +90,15 @@ def plain(text: str) -> str:
 
 
 def dev_curve(run: Run, arm: Arm, metric: str) -> tuple[list[int], list[float]]:
-    """(steps, values): the warmup's evaluation at step 0, the refreshes, the final evaluation."""
+    """(steps, values): the warmup's evaluation at step 0, the refreshes, the final evaluation; those that have it."""
     values: dict[int, float] = {}
     for point in arm.dev:
         value = point.ndcg if metric == "ndcg@10" else point.mrr
         if value is not None:
             values[point.step] = value
-    values[0] = run.warmup.metrics[metric]
-    values[arm.steps] = arm.evaluation.metrics[metric]
+    for step, evaluation in ((0, run.warmup), (arm.steps, arm.evaluation)):
+        if metric in evaluation.metrics:
+            values[step] = evaluation.metrics[metric]
     steps = sorted(values)
     return steps, [values[step] for step in steps]
 
@@ -110,17 +111,22 @@ def draw_dev(axes: Axes, runs: list[Run], metric: str, title: str) -> None:
         for arm in run.arms:
             colour, marker = styles[arm.name]
             steps, values = dev_curve(run, arm, metric)
+            if not values:
+                continue
             (handles[arm.name],) = axes.plot(steps, values, color=colour, marker=marker, markersize=4.5, linewidth=1.6)
             axes.plot(steps[-1:], values[-1:], color=colour, marker=marker, markersize=9, markeredgecolor="white")
-            finals[arm.name].append(values[-1])
-        level = run.warmup.metrics[metric]
-        handles["warmup"] = axes.axhline(level, color="#333333", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        finals["warmup"].append(level)
+            if metric in arm.evaluation.metrics:
+                finals[arm.name].append(values[-1])
+        level = run.warmup.metrics.get(metric)
+        if level is not None:
+            handles["warmup"] = axes.axhline(level, color="#333333", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            finals["warmup"].append(level)
     mean = {name: sum(values) / len(values) for name, values in finals.items()}
     best_first = sorted(mean, key=lambda name: -mean[name])
+    best_first += [name for name in handles if name not in mean]  # evaluated with lists that were too short
     axes.legend(
         [handles[name] for name in best_first],
-        [f"{mean[name]:.3f}  {plain(name)}" for name in best_first],
+        [f"{mean[name]:.3f}  {plain(name)}" if name in mean else plain(name) for name in best_first],
         title="final" if len(runs) == 1 else f"final, mean of {len(runs)} runs",
         alignment="left",
         loc="upper left",

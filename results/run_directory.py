@@ -34,7 +34,7 @@ class DevPoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One metrics.json. ``metrics`` has the keys of METRICS, ``step`` is None where it is no checkpoint's."""
+    """One metrics.json. ``metrics`` has those of METRICS that its lists reach; ``step`` is None for no checkpoint."""
 
     metrics: dict[str, float]
     model: str
@@ -98,7 +98,7 @@ def read_evaluation(path: Path, remedy: str) -> Evaluation:
         raise UserError(f"{path}: no metrics in it, expected {', '.join(METRICS)}: {remedy}")
     step, queries = value.get("step"), value.get("queries")
     return Evaluation(
-        metrics={name: number(metrics.get(name), path, name) for name in METRICS},
+        metrics={name: number(metrics[name], path, name) for name in METRICS if name in metrics},
         model=str(value.get("model", "")),
         step=None if step is None else int(number(step, path, "step")),
         queries=None if queries is None else int(number(queries, path, "queries")),
@@ -229,6 +229,9 @@ def what_differs(bm25: Evaluation, warmup: Evaluation, arms: tuple[Arm, ...]) ->
     if len(set(queries.values())) > 1:
         listed = ", ".join(f"{name} {value}" for name, value in queries.items())
         warnings.append(f"The evaluations are over different numbers of dev queries ({listed}): evaluate again.")
+    for name, evaluation in evaluations.items():
+        if missing := [HEADINGS[metric] for metric in METRICS if metric not in evaluation.metrics]:
+            warnings.append(f"The lists of {name} were too short for {', '.join(missing)}: evaluate with longer ones.")
     return tuple(warnings)
 
 

@@ -52,21 +52,26 @@ def report_of_all(runs: list[Run]) -> dict[str, Any]:
     return report_of(runs[0]) if len(runs) == 1 else {"runs": {run.name: report_of(run) for run in runs}}
 
 
-def gain(value: float, base: float) -> str:
-    return f"{100 * (value / base - 1):+.1f}%" if base > 0 else "n/a"
+def gain(value: float | None, base: float | None) -> str:
+    return f"{100 * (value / base - 1):+.1f}%" if value is not None and base is not None and base > 0 else "n/a"
+
+
+def cell(value: float | None) -> str:
+    """A metric as the tables have it; None where the lists were shorter than its cut-off."""
+    return "n/a" if value is None else f"{value:.4f}"
 
 
 def table(run: Run) -> str:
     """BM25, the warmup and the arms, each with its gain in MRR@10 over the warmup."""
 
     def row(name: str, evaluation: Evaluation, *rest: str) -> list[str]:
-        return [name, *(f"{evaluation.metrics[metric]:.4f}" for metric in METRICS), *(rest or ("", "", "", "", ""))]
+        return [name, *(cell(evaluation.metrics.get(metric)) for metric in METRICS), *(rest or ("", "", "", "", ""))]
 
     heading = ["", *HEADINGS.values(), "MRR@10 over warmup", "best MRR@10", "steps", "refreshes", "seconds"]
     rows = [heading, row("BM25", run.bm25), row("warmup", run.warmup)]
-    base = run.warmup.metrics["mrr@10"]
+    base = run.warmup.metrics.get("mrr@10")
     for arm in run.arms:
-        over = gain(arm.evaluation.metrics["mrr@10"], base)
+        over = gain(arm.evaluation.metrics.get("mrr@10"), base)
         rest = (over, best_mrr(arm), f"{arm.steps:,}", f"{arm.refreshes:,}", f"{arm.seconds:,.1f}")
         rows.append(row(arm.name, arm.evaluation, *rest))
     return align(rows)
@@ -74,8 +79,11 @@ def table(run: Run) -> str:
 
 def best_mrr(arm: Arm) -> str:
     """Of the checkpoints that refreshes were made from, and the last one; with its step where that is another."""
-    measured = {arm.steps: arm.evaluation.metrics["mrr@10"]}
-    measured |= {point.step: point.mrr for point in arm.dev if point.mrr is not None and point.step not in measured}
+    measured = {point.step: point.mrr for point in arm.dev if point.mrr is not None}
+    if "mrr@10" in arm.evaluation.metrics:
+        measured[arm.steps] = arm.evaluation.metrics["mrr@10"]
+    if not measured:
+        return "n/a"
     step = max(measured, key=lambda step: (measured[step], step))
     return f"{measured[step]:.4f}" + (f" at {step:,}" if step != arm.steps else "")
 
@@ -88,9 +96,10 @@ def table_over_runs(runs: list[Run]) -> str:
         found = found or [arm.evaluation for run in runs for arm in run.arms if arm.name == name]
         cells = []
         for metric in METRICS:
-            values = [evaluation.metrics[metric] for evaluation in found]
+            values = [evaluation.metrics[metric] for evaluation in found if metric in evaluation.metrics]
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.4f}{spread}")
+            # A mean over some of the runs would stand next to means over all.
+            cells.append(f"{statistics.mean(values):.4f}{spread}" if len(values) == len(found) else "n/a")
         rows.append([name, str(len(found)), *cells])
     return align(rows)
 

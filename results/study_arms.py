@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from utils.text_files import read_lines
 COMPARED = ("mrr@10", "ndcg@10")
 MAY_DIFFER = {"seed", "strategy", "bm25_sha256"}  # between the arms of a study
 SAMPLED_QUERIES = 5000  # whose negatives are compared: the same ones, where arms searched the same queries
+MEANS_AGREE = 1e-6  # values by query are written with nine digits
 SAME_OVERLAP = 0.95  # of two arms' negatives: above it they are one arm under two names
 
 
@@ -73,6 +75,17 @@ def read_by_query(path: Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     except (ValueError, IndexError):
         raise UserError(f"{path} is not a table of {', '.join(COMPARED)} by query: evaluate again") from None
     return tuple(line[0] for line in lines), values
+
+
+def check_means(run: ArmRun) -> None:
+    """UserError where the metrics are not the means of the queries' own: they are of another evaluation."""
+    for metric, values_Q in run.by_query.items():
+        stated, found = run.arm.evaluation.metrics.get(metric), values_Q.mean() if len(values_Q) else math.nan
+        if stated is None or not abs(stated - found) < MEANS_AGREE:
+            raise UserError(
+                f"{run.arm.directory / 'eval'}: {metric} is {stated} in metrics.json, {found:.6g} in the mean of "
+                "dev.per_query.tsv, expected the same: evaluate again"
+            )
 
 
 def read_negatives(path: Path) -> np.ndarray:
@@ -135,6 +148,7 @@ def read_study(places: dict[int, Path], names: list[str]) -> Study:
         first_ids = first_ids or query_ids
         if query_ids != first_ids:
             raise UserError(f"{name} of seed {seed} was evaluated on other dev queries than {names[0]}: evaluate again")
+        check_means(run)
         arms[name].append(run)
     for runs in arms.values():
         check_one_arm(runs)

@@ -53,7 +53,8 @@ def test_curves_against_a_loop(found: tuple[np.ndarray, ...]) -> None:
     mean_Q = (queries_QD @ passages_ND.T).mean(1).astype(np.float64)
     qrels = sorted_qrels(np.array([(100, 1, 3), (101, 5, 0), (102, 7, 1), (103, 2, 3)]))
     curves = score_curves(query_Q, passages_QK, scores_QK, mean_Q)
-    told = as_json(curves, qrels, {}, [f"id{i}" for i in range(200)])
+    told = as_json(curves, qrels, {}, [f"id{i}" for i in range(200)], QUERIES)
+    assert told["queries"] == QUERIES
     assert told["grades"] == [1, 3]
     curve = told["score_over_corpus_mean"]
     assert len(curve) == 200

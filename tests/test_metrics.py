@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 
 from utils import metrics as metrics_module
 from utils.errors import UserError
-from utils.metrics import LARGEST_GRADE, METRICS, evaluate, metrics_record, per_query_metrics
+from utils.metrics import LARGEST_GRADE, METRICS, metrics_record, metrics_to, reach
+from utils.metrics import evaluate as evaluate_to
+from utils.metrics import per_query_metrics as per_query_metrics_to
+
+# Of lists that are long enough for every cut-off.
+evaluate = partial(evaluate_to, depth=math.inf)
+per_query_metrics = partial(per_query_metrics_to, depth=math.inf)
 
 Qrels = dict[int, dict[int, int]]
 Rankings = dict[int, list[int]]
@@ -174,3 +181,19 @@ def test_no_qrels_at_all() -> None:
 def test_the_record_of_metrics_json() -> None:
     record = metrics_record({"ndcg@10": 0.5}, 20, "bm25", None, 1.23456)
     assert record == {"metrics": {"ndcg@10": 0.5}, "queries": 20, "model": "bm25", "step": None, "seconds": 1.235}
+
+
+@settings(max_examples=100, deadline=None)
+@given(qrels=QRELS, rankings=RANKINGS, asked=st.integers(1, 60), passages=st.integers(1, 60))
+def test_a_cut_off_beyond_what_was_asked_for_is_left_out(
+    qrels: Qrels, rankings: Rankings, asked: int, passages: int
+) -> None:
+    """What is there is what longer lists would have given; lists of the whole collection go to every depth."""
+    cut = {query: ranking[:asked] for query, ranking in rankings.items()}
+    found = evaluate_to(qrels, *as_arrays(cut), reach(asked, passages))
+    expected = {name for name in METRICS if asked >= passages or asked >= int(name.split("@")[1])}
+    assert set(found) == expected == set(metrics_to(reach(asked, passages)))
+    whole = by_hand(qrels, cut if asked >= passages else rankings)
+    assert found == pytest.approx({name: whole[name] for name in found}, abs=1e-9)
+    for row in per_query_metrics_to(qrels, *as_arrays(cut), reach(asked, passages)).values():
+        assert set(row) == expected

@@ -22,7 +22,7 @@ from results.plots import arm_styles, dev_curve, moving_average, published_fits
 from results.read_log import TrainingPoint
 from results.report import main, write_runs
 from results.run_directory import Run, read_run
-from results.run_report import best_mrr, blocks_of, gain, report_of, table
+from results.run_report import best_mrr, blocks_of, gain, report_of, table, table_over_runs
 from tests.exchanging import lease_of
 from utils.errors import UserError
 from utils.exchange import mark_done, mark_failed, record_path
@@ -273,7 +273,7 @@ def test_missing_pieces_end_in_one_line(tmp_path: Path, remove: str, message: st
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("bm25/metrics.json", '{"metrics": {"ndcg@10": 0.1}}', r"mrr@10 is None, expected a number"),
+        ("bm25/metrics.json", '{"metrics": {"mrr@10": null}}', r"mrr@10 is None, expected a number"),
         ("bm25/metrics.json", "[1]", "holds a JSON list, expected an object"),
         ("bm25/metrics.json", "{", "is not JSON"),
         ("bm25/metrics.json", "{}", "no metrics in it"),
@@ -299,6 +299,36 @@ def test_an_arm_without_logged_losses_still_has_its_report(tmp_path: Path) -> No
     write(run)
     assert not (run / "loss.png").exists()  # the earlier report's picture went with it
     assert "loss.png" not in (run / "report.md").read_text()
+
+
+def remove_metrics(path: Path, *names: str) -> None:
+    value = json.loads(path.read_text())
+    value["metrics"] = {name: number for name, number in value["metrics"].items() if name not in names}
+    write_json(path, value)
+
+
+def test_metrics_of_short_lists_are_missing_and_said(tmp_path: Path) -> None:
+    """Evaluated with --topk 20, or 5: every table, picture and report.json has the rest."""
+    run = write_run(tmp_path / "run")
+    remove_metrics(run / "bm25" / "metrics.json", "recall@100", "recall@1000")
+    remove_metrics(run / "warmup" / "eval" / "metrics.json", *metrics(0))
+    remove_metrics(run / "arms" / "top" / "eval" / "metrics.json", *metrics(0))
+    write(run)
+    found = json.loads((run / "report.json").read_text())
+    assert found["bm25"] == {name: value for name, value in reported(0.363).items() if name != "recall@100"}
+    assert found["warmup"] == {} and found["arms"]["top"].keys() == {"steps", "refreshes", "seconds"}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(read(run)).splitlines()]
+    by_name = {row[0]: row[1:] for row in rows}
+    assert by_name["BM25"][:4] == ["0.4130", "0.3630", "0.3530", "n/a"]
+    assert by_name["warmup"][:4] == ["n/a"] * 4
+    assert by_name["top"][:5] == ["n/a"] * 5 and by_name["top"][5].endswith(" at 400")
+    assert by_name["random"][4] == "n/a", "there is no gain over what was not measured"
+    told = " ".join(read(run).warnings)
+    assert "The lists of bm25 were too short for recall@100: " in told
+    assert "The lists of top were too short for nDCG@10, MRR@10, MAP@10, recall@100: " in told
+    both = [read_run(run, "a"), read_run(write_run(tmp_path / "other"), "b")]
+    across = {line.split("|")[1].strip(): line for line in table_over_runs(both).splitlines()}
+    assert across["top"].count("n/a") == 4 and "n/a" not in across["random"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

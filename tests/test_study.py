@@ -167,6 +167,16 @@ def test_many_arms_can_still_be_told_apart(tmp_path: Path) -> None:
     assert max(test.p_holm for test in found if test.b == "worse") < study.ALPHA
 
 
+@pytest.mark.parametrize("metrics", [{"mrr@10": 0.302}, {"mrr@10": 0.302, "ndcg@10": 0.9}])
+def test_metrics_that_are_not_the_means_of_the_queries_are_refused(tmp_path: Path, metrics: dict[str, float]) -> None:
+    """One is missing, the lists having been short, or the file is of another evaluation."""
+    write_study(tmp_path, {"top": ("top", 0.3)}, (1, 2))
+    path = tmp_path / "seed-2" / "top" / "eval" / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "metrics": metrics}))
+    found = said(tmp_path, ["top"], [1, 2])
+    assert f"ndcg@10 is {metrics.get('ndcg@10')} in metrics.json, 0.352 in the mean of dev.per_query.tsv" in found
+
+
 def test_query_ids_may_hold_any_white_space(tmp_path: Path) -> None:
     path, query_ids = tmp_path / "dev.per_query.tsv", ("a\u00a0b", "c\u2028d", "e\x85f", "g\rh", " ")
     rows = [f"{query_id}\t0.5\t{place / 8}\n" for place, query_id in enumerate(query_ids)]

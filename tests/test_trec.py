@@ -224,6 +224,6 @@ def test_other_evaluators_find_the_same_in_a_run(
     qrels = {query: dict.fromkeys(relevant, 1) for query in queries_Q.tolist()}
     judged = {f"q{query}": {ids[p]: 1 for p in relevant} for query in qrels}
     rows = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "map_cut.10", "recall.20"}).evaluate(held)
-    ours = evaluate(qrels, queries_Q, passages_QK)
+    ours = evaluate(qrels, queries_Q, passages_QK, depth=20)
     for name, theirs in (("ndcg@10", "ndcg_cut_10"), ("map@10", "map_cut_10"), ("recall@20", "recall_20")):
         assert ours[name] == pytest.approx(np.mean([row[theirs] for row in rows.values()]), abs=1e-12)
