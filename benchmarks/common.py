@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from model.training import GPU_PASS_TOKENS
+from utils.flag_values import OneLineParser, path_argument, whole_number
 
 # Tokens of a passage: log-normal with a mean of 76, as long as MS MARCO's 56 words make it, few of them above 200.
 LENGTHS = {"mean": 4.25, "sigma": 0.4}
@@ -40,10 +41,10 @@ class Size:
 
 
 def parser(name: str, about: str, **sizes: int) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=about, allow_abbrev=False)
-    made.add_argument("--json", type=Path, help="write machine, figures and ratios there")
+    made = OneLineParser(f"python -m benchmarks.{name}", description=about, allow_abbrev=False)
+    made.add_argument("--json", type=path_argument, help="write machine, figures and ratios there")
     for flag, default in sizes.items():
-        made.add_argument(f"--{flag}", type=int, default=default, help=f"default {default}")
+        made.add_argument(f"--{flag}", type=whole_number, default=default, help=f"default {default}")
     return made
 
 

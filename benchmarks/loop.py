@@ -28,6 +28,7 @@ from drivers.shared import gather_from, leave_padding_out
 from model.embedding import encode_blocks
 from model.training import make_optimizer, make_state, train_step
 from utils.distributed import World
+from utils.flag_values import path_argument
 from utils.metrics import evaluate
 from utils.search import SearchOptions, in_memory, search
 
@@ -162,7 +163,7 @@ def compare(
 def main() -> None:
     sizes = {"layers": 2, "width": 128, "refreshes": 2, "steps": 50, "batch": 128, "repeats": 1}
     parser = common.parser("loop", __doc__ or "", **sizes)
-    parser.add_argument("--preprocessed", type=Path, help="leave quickstart out: its preprocessed directory")
+    parser.add_argument("--preprocessed", type=path_argument, help="leave quickstart out: its preprocessed directory")
     flags = parser.parse_args()
     device, figures = common.own_device(), {}
     with tempfile.TemporaryDirectory() as temporary:

@@ -20,6 +20,7 @@ from benchmarks import common
 from drivers import space
 from drivers.retrieval import BYTES_OF_PLACE
 from model.encoder import dims_of_config
+from utils.flag_values import path_argument, positive_number
 from utils.search import MEMORY_BYTES
 
 MEASURED = Path(__file__).parent / "measured"
@@ -168,12 +169,18 @@ def main() -> None:
         width=768,
         embedding_bytes=4,
     )
-    parser.add_argument("--encode", type=Path, default=MEASURED / "encode.json", help="from benchmarks.encode --json")
-    parser.add_argument("--search", type=Path, default=MEASURED / "search.json", help="from benchmarks.search --json")
-    parser.add_argument("--matmul_tflops", type=float, help="of one GPU, in the type it encodes in; default: measured")
-    parser.add_argument("--search_tflops", type=float, help="of one GPU, in float32; default: measured")
-    parser.add_argument("--encode_share", type=float, help="of the matrix product's rate; default: measured")
-    parser.add_argument("--search_share", type=float, help="of the matrix product's rate; default: measured")
+    parser.add_argument(
+        "--encode", type=path_argument, default=MEASURED / "encode.json", help="from benchmarks.encode --json"
+    )
+    parser.add_argument(
+        "--search", type=path_argument, default=MEASURED / "search.json", help="from benchmarks.search --json"
+    )
+    parser.add_argument(
+        "--matmul_tflops", type=positive_number, help="of one GPU, in the type it encodes in; default: measured"
+    )
+    parser.add_argument("--search_tflops", type=positive_number, help="of one GPU, in float32; default: measured")
+    parser.add_argument("--encode_share", type=positive_number, help="of the matrix product's rate; default: measured")
+    parser.add_argument("--search_share", type=positive_number, help="of the matrix product's rate; default: measured")
     flags = parser.parse_args()
     size = Size(**{name: getattr(flags, name) for name in Size.__dataclass_fields__})
     rates = rates_of(flags)

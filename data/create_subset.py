@@ -35,10 +35,10 @@ PROGRESS_EVERY = 10_000
 class SubsetFlags(SeedFlags, ProgramFlags):
     """Take a seeded fraction of a raw MS MARCO collection, with every positive of the queries kept."""
 
-    data_dir: str = flag(help="directory of the raw files, plain or gzipped, under MS MARCO's names")
-    out_data_dir: str = flag(help="directory for the subset, under the same names, not gzipped")
-    fraction: float = flag(help="share of the train queries and of the unjudged passages to keep, above 0, at most 1")
-    data_type: int = flag(0, "0: documents, 1: passages")
+    data_dir: str = flag(help="directory of the raw files, plain or gzipped, under MS MARCO's names", is_path=True)
+    out_data_dir: str = flag(help="directory for the subset, under the same names, not gzipped", is_path=True)
+    fraction: float = flag(help="share of the train queries and of the unjudged passages to keep", above=0, at_most=1)
+    data_type: int = flag(0, "0: documents, 1: passages", at_least=0, at_most=1)
     allow_missing: bool = flag(False, "go on where over one in a hundred qrels names an unknown query or passage")
 
 
@@ -159,8 +159,6 @@ def check_out_dir(raw: RawCollection, out_dir: Path) -> None:
 def main() -> None:
     """Parse, preflight, copy, and say what was kept."""
     flags = parse_flags(SubsetFlags, "create_subset")
-    if not 0 < flags.fraction <= 1:
-        raise UserError(f"--fraction is {flags.fraction}, expected a number above 0 and at most 1")
     raw, out_dir = find_collection(Path(flags.data_dir), flags.data_type), Path(flags.out_data_dir)
     check_out_dir(raw, out_dir)
     if flags.dry_run:

@@ -32,7 +32,8 @@ from typing import Any
 from data.staging import UNFINISHED, check_can_write, publish, staged_directory
 from utils.cores import core_count
 from utils.errors import UserError, run_program
-from utils.flags import ProgramFlags, check_positive, flag, flags_json, parse_flags
+from utils.flag_values import MOST_WORKERS
+from utils.flags import ProgramFlags, flag, flags_json, parse_flags
 from utils.run_log import Progress, say
 
 STDLIB = "python"
@@ -67,9 +68,11 @@ Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 class DocstringsFlags(ProgramFlags):
     """Write the docstrings of the installed packages as a small MS MARCO: about 20,000 query-passage pairs."""
 
-    out_data_dir: str = flag(help="directory for collection.tsv, queries.*.tsv, qrels.*.tsv and docstrings.json")
-    dev_queries: int = flag(1000, "queries held out for dev")
-    workers: int = flag(0, "processes that parse sources; 0 is one for each core")
+    out_data_dir: str = flag(
+        help="directory for collection.tsv, queries.*.tsv, qrels.*.tsv and docstrings.json", is_path=True
+    )
+    dev_queries: int = flag(1000, "queries held out for dev", at_least=1)
+    workers: int = flag(0, "processes that parse sources; 0 is one for each core", at_least=0, at_most=MOST_WORKERS)
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,6 @@ def build(sources: list[Source], out: Path, dev_queries: int, workers: int = 0) 
 
 def main() -> None:
     flags = parse_flags(DocstringsFlags, "docstrings")
-    check_positive(flags, "dev_queries")
     out, sources = Path(flags.out_data_dir), installed_sources()
     check_free(out)
     if flags.dry_run:

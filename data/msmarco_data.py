@@ -27,7 +27,8 @@ from data.staging import check_can_write, publish, staged_directory
 from data.token_cache import TokenCacheWriter, cache_files
 from data.tokenizing import check_tokenizer_cuts, fingerprint_of, load_tokenizer, tokenized, tokenizer_files
 from utils.errors import UserError, run_program
-from utils.flags import ModelTypeFlags, ProgramFlags, TextFlags, check_positive, flag, flags_json, parse_flags
+from utils.flag_values import MOST_WORKERS
+from utils.flags import ModelTypeFlags, ProgramFlags, TextFlags, flag, flags_json, parse_flags
 from utils.publishing import sha256_of, write_json
 from utils.run_log import Progress, say
 from utils.text_files import estimate_lines
@@ -37,12 +38,12 @@ from utils.text_files import estimate_lines
 class PreprocessFlags(ModelTypeFlags, TextFlags, ProgramFlags):
     """Tokenize a raw MS MARCO collection into a preprocessed directory."""
 
-    data_dir: str = flag(help="directory of the raw files, plain or gzipped, under MS MARCO's names")
-    out_data_dir: str = flag(help="directory to write; refused if it already holds a complete collection")
-    model_name_or_path: str = flag("", "directory (or hub name) that holds the tokenizer")
-    data_type: int = flag(0, "0: documents (url, title, body), 1: passages")
+    data_dir: str = flag(help="directory of the raw files, plain or gzipped, under MS MARCO's names", is_path=True)
+    out_data_dir: str = flag(help="directory to write; refused if it already holds a complete collection", is_path=True)
+    model_name_or_path: str = flag("", "directory (or hub name) that holds the tokenizer", is_path=True)
+    data_type: int = flag(0, "0: documents (url, title, body), 1: passages", at_least=0, at_most=1)
     allow_missing: bool = flag(False, "go on where over one in a hundred qrels names an unknown query or passage")
-    workers: int = flag(0, "threads that tokenize; 0 takes every core")
+    workers: int = flag(0, "threads that tokenize; 0 takes every core", at_least=0, at_most=MOST_WORKERS)
 
     IGNORED: ClassVar[dict[str, str]] = {"config_name": "the tokenizer alone decides how a text becomes tokens"}
 
@@ -145,9 +146,6 @@ def summary(out_dir: Path, manifest: dict[str, Any], seconds: float) -> str:
 def main() -> None:
     """Parse, preflight, preprocess, and say what was written and dropped."""
     flags = parse_flags(PreprocessFlags, "msmarco_data")
-    check_positive(flags, "max_seq_length", "max_query_length", "max_doc_character")
-    if flags.workers < 0:
-        raise UserError(f"--workers is {flags.workers}, expected the number of threads, or 0 for every core")
     if not flags.tokenizer_path:
         raise UserError("no tokenizer: give its directory as --model_name_or_path or --tokenizer_name")
     raw, out_dir = find_collection(Path(flags.data_dir), flags.data_type), Path(flags.out_data_dir)

@@ -23,6 +23,7 @@ from data.strategies import resolve_strategy
 from data.training_data import NegativeLists, write_negative_lists
 from utils import exchange
 from utils.errors import UserError, run_program
+from utils.flag_values import Range
 from utils.flags import (
     AnceStrategyFlags,
     Bm25DirFlags,
@@ -43,11 +44,14 @@ OF_ONE_SELECTION = ("bytes", "sha256", "refresh", "candidates", "queries", "trip
 class NegativesFlags(ProgramFlags, SelectionFlags, AnceStrategyFlags, Bm25DirFlags):
     """Select negatives anew from the candidates that a generator has kept (--keep_candidates)."""
 
-    candidates: str = flag(help="an ann_candidates_N.npz beside its record")
-    data_dir: str = flag(help="preprocessed directory that they are of, written by data.msmarco_data")
-    output_dir: str = flag(help="another directory: ann_training_data_N and ann_ndcg_N are published there")
+    candidates: str = flag(help="an ann_candidates_N.npz beside its record", is_path=True)
+    data_dir: str = flag(help="preprocessed directory that they are of, written by data.msmarco_data", is_path=True)
+    output_dir: str = flag(
+        help="another directory: ann_training_data_N and ann_ndcg_N are published there", is_path=True
+    )
 
     DEFAULTS: ClassVar[dict[str, Any]] = {"topk_training": 0}
+    RANGES: ClassVar[dict[str, Range]] = {"topk_training": Range(at_least=0)}  # 0: as many as there are
 
 
 @dataclass(frozen=True)

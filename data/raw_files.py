@@ -86,8 +86,6 @@ def _plain_or_gzipped(directory: Path, name: str) -> Path | None:
 
 def find_collection(directory: Path, data_type: int) -> RawCollection:
     """All raw files of a collection. UserError where one is missing or empty, or ``data_type`` is the wrong one."""
-    if data_type not in RAW_NAMES:
-        raise UserError(f"--data_type is {data_type}, expected {PASSAGES} (passages) or {DOCUMENTS} (documents)")
     names, other = RAW_NAMES[data_type], RAW_NAMES[1 - data_type]
     if _plain_or_gzipped(directory, names.passages) is None and _plain_or_gzipped(directory, other.passages):
         raise UserError(

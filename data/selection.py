@@ -17,7 +17,7 @@ from data.parts import View, take, widen
 from data.strategies import Strategy, parse_strategy
 from data.training_data import NegativeLists, is_positive
 from utils.errors import UserError
-from utils.flags import SelectionFlags, check_positive
+from utils.flags import SelectionFlags
 from utils.ranks import counted
 
 
@@ -40,13 +40,10 @@ class Selection:
 
 def make_selection(text: str, flags: SelectionFlags, passages: int) -> Selection:
     """From the strategy in the language and the other flags. UserError where one of them cannot be meant."""
-    check_positive(flags, "topk_training", "negative_sample", "min_rank")
     if flags.topk_training > passages:
         raise UserError(f"--topk_training is {flags.topk_training}, the collection has {passages} passages; pass less")
     if flags.negative_sample > flags.topk_training:
         raise UserError(f"--negative_sample {flags.negative_sample} exceeds --topk_training {flags.topk_training}")
-    if not 0 <= flags.max_positive_ratio <= 1:
-        raise UserError(f"--max_positive_ratio is {flags.max_positive_ratio}, expected 0 to 1, such as 0.95")
     if flags.min_rank > flags.topk_training:
         raise UserError(f"--min_rank {flags.min_rank} leaves none of --topk_training {flags.topk_training}; lower it")
     strategy = parse_strategy(text, flags.negative_sample, flags.topk_training, flags.min_rank)

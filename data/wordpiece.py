@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}  # ids 0 to 4
 CONTINUATION = "##"
 MAX_ALPHABET = 200  # characters that are tokens of their own; rarer ones become [UNK]
-SMALLEST_VOCABULARY = 100
+SMALLEST_VOCABULARY = 100  # there must be some of an alphabet
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 
@@ -40,10 +40,10 @@ CONFIG_FILE = "tokenizer_config.json"
 class WordPieceFlags(ProgramFlags):
     """Train a lower-casing WordPiece tokenizer on the passages and train queries of a raw collection."""
 
-    data_dir: str = flag(help="raw collection: collection.tsv and queries.train.tsv, plain or .gz")
-    out_dir: str = flag(help="directory for tokenizer.json and tokenizer_config.json")
-    vocab_size: int = flag(8192, "most tokens the vocabulary may have")
-    max_doc_character: int = flag(10000, "characters read of a passage")
+    data_dir: str = flag(help="raw collection: collection.tsv and queries.train.tsv, plain or .gz", is_path=True)
+    out_dir: str = flag(help="directory for tokenizer.json and tokenizer_config.json", is_path=True)
+    vocab_size: int = flag(8192, "most tokens the vocabulary may have", at_least=SMALLEST_VOCABULARY)
+    max_doc_character: int = flag(10000, "characters read of a passage", at_least=1)
 
 
 def collection_texts(data_dir: Path, max_doc_character: int) -> Iterator[str]:
@@ -133,10 +133,8 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
         publish(staged, directory, (CONFIG_FILE, TOKENIZER_FILE))
 
 
-def check_inputs(data_dir: Path, out_dir: Path, vocab_size: int) -> None:
-    """Raise UserError for missing raw files, a taken directory, or a vocabulary too small for an alphabet."""
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise UserError(f"--vocab_size is {vocab_size}, expected {SMALLEST_VOCABULARY} or more")
+def check_inputs(data_dir: Path, out_dir: Path) -> None:
+    """Raise UserError for missing raw files or a taken directory."""
     find_raw(data_dir, "collection.tsv")
     find_raw(data_dir, "queries.train.tsv")
     for name in (TOKENIZER_FILE, "vocab.txt", "vocab.json"):
@@ -148,7 +146,7 @@ def check_inputs(data_dir: Path, out_dir: Path, vocab_size: int) -> None:
 def main() -> None:
     flags = parse_flags(WordPieceFlags, "wordpiece")
     data_dir, out_dir = Path(flags.data_dir), Path(flags.out_dir)
-    check_inputs(data_dir, out_dir, flags.vocab_size)
+    check_inputs(data_dir, out_dir)
     if flags.dry_run:
         sys.stdout.write(flags_json(flags) + "\n")
         return

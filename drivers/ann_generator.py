@@ -42,7 +42,6 @@ from drivers.vectors import EMBEDDINGS, Job, Work, embeddings_dir
 from model.precision import name_of
 from utils import distributed, exchange, publishing
 from utils.errors import UserError
-from utils.flags import check_positive
 from utils.peers import Peer, watch_peer
 from utils.run_log import RunLog, say
 from utils.stopping import StopRequested
@@ -57,7 +56,6 @@ def preflight(flags: GenerateFlags) -> Job:
         flags.negative_strategy, flags.ann_measure_topk_mrr, flags.bottom_neg, flags.bottom_only
     )
     dtype = check_compute_flags(flags)
-    check_positive(flags, "limit_total_number")
     check_refresh_flags(flags)
     if flags.inference and flags.load_gen:
         raise UserError("--inference writes embeddings and --load_gen reads them; give one of the two")

@@ -52,7 +52,6 @@ from model.precision import name_of
 from utils import distributed, exchange, publishing
 from utils.errors import UserError
 from utils.exchange import Refresh
-from utils.flags import check_positive
 from utils.peers import Peer, watch_peer
 from utils.run_log import say
 
@@ -70,7 +69,6 @@ def preflight(flags: AnnFlags) -> Job:
     """Find what would fail later, in the first minute. UserError for anything that would."""
     dtype = check_training_flags(flags)
     check_refresh_flags(flags)
-    check_positive(flags, "max_steps")
     if flags.refresh_mode == "lockstep" and flags.max_steps % flags.steps_per_refresh:
         raise UserError(
             f"--max_steps {flags.max_steps} is not a multiple of --steps_per_refresh {flags.steps_per_refresh}; "

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from utils.flag_values import LARGEST_INTEGER, Range
 from utils.flags import (
     AnceStrategyFlags,
     Bm25DirFlags,
@@ -26,6 +27,9 @@ from utils.flags import (
     flag,
 )
 
+MOST_EPOCHS = 1_000_000
+LARGEST_SCALE = 1e6  # of scores; a product of embeddings times that stays a number of float32's
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateFlags(
@@ -42,16 +46,27 @@ class GenerateFlags(
 ):
     """Encode the collection with the trainer's newest checkpoint, search it, publish negatives; repeat."""
 
-    training_dir: str = flag(help="the trainer's --output_dir: checkpoints are taken from here")
-    init_model_dir: str = flag(help="the model of refresh 0, before the trainer has published anything")
-    output_dir: str = flag(help="the trainer's --ann_dir: negatives are published here")
-    ann_dir: str = flag("", "ignored: negatives go to --output_dir")
+    training_dir: str = flag(help="the trainer's --output_dir: checkpoints are taken from here", is_path=True)
+    init_model_dir: str = flag(help="the model of refresh 0, before the trainer has published anything", is_path=True)
+    output_dir: str = flag(help="the trainer's --ann_dir: negatives are published here", is_path=True)
+    ann_dir: str = flag("", "ignored: negatives go to --output_dir", is_path=True)
     last_checkpoint_dir: str = flag(
-        "", "a checkpoint of --training_dir to count as used already (ANCE's way to resume); outside it: none is used"
+        "",
+        "a checkpoint of --training_dir to count as used already (ANCE's way to resume); outside it: none is used",
+        is_path=True,
     )
-    end_output_num: int = flag(-1, "stop after refresh number N; 0 makes the initial data only; -1 goes on")
-    limit_total_number: int = flag(100_000, "stop after this many refreshes (the fork's flag)")
-    ann_chunk_factor: int = flag(5, "a refresh serves one of this many parts of the train queries")
+    end_output_num: int = flag(
+        -1,
+        "stop after refresh number N; 0 makes the initial data only; -1 goes on",
+        at_least=-1,
+        at_most=LARGEST_INTEGER,
+    )
+    limit_total_number: int = flag(
+        100_000, "stop after this many refreshes (the fork's flag)", at_least=1, at_most=LARGEST_INTEGER
+    )
+    ann_chunk_factor: int = flag(
+        5, "a refresh serves one of this many parts of the train queries; 0 or -1: all of them, as ANCE", at_least=-1
+    )
     embedding_dtype: Literal["fp32", "fp16"] = flag(
         "fp32", "embeddings on disk; fp16 takes half the space: they are rounded, then searched in fp32 as rounded"
     )
@@ -66,16 +81,23 @@ class GenerateFlags(
 class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, RefreshFlags):
     """Train on the newest ANN negatives, switching to newer ones as they appear; publish checkpoints."""
 
-    ann_dir: str = flag(help="the generator's --output_dir: negatives are taken from here")
+    ann_dir: str = flag(help="the generator's --output_dir: negatives are taken from here", is_path=True)
     triplet: bool = flag(False, "ignored: training is always on triples")
     single_warmup: bool = flag(False, "one learning-rate schedule for the whole run, not a new one per refresh")
     group_size: int = flag(
-        0, "triples of a query that follow each other, the same in every arm; 0: all its negatives once, as ANCE"
+        0,
+        "triples of a query that follow each other, the same in every arm; 0: all its negatives once, as ANCE",
+        at_least=0,
     )
     max_staleness_steps: int = flag(
-        0, "warn at half, and stop (exit code 4) once the negatives are of a model that many steps old; 0: no limit"
+        0,
+        "warn at half, and stop (exit code 4) once the negatives are of a model that many steps old; 0: no limit",
+        at_least=0,
+        at_most=LARGEST_INTEGER,
     )
-    replay: str = flag("", "journal.jsonl of an earlier run: take up the same negatives at the same steps")
+    replay: str = flag(
+        "", "journal.jsonl of an earlier run: take up the same negatives at the same steps", is_path=True
+    )
 
     IGNORED: ClassVar[dict[str, str]] = {"triplet": "training is always on triples"}
 
@@ -89,19 +111,33 @@ class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm
     evaluate_during_training: bool = flag(False, "evaluate every logging_steps * logging_steps_per_eval steps")
     eval_type: Literal["full"] = flag("full", "ANCE's word: rerank and rank the whole collection")
     eval_all_checkpoints: bool = flag(False, "with --do_eval: every checkpoint in --output_dir")
-    logging_steps_per_eval: int = flag(10, "log lines per evaluation")
+    logging_steps_per_eval: int = flag(10, "log lines per evaluation", at_least=1, at_most=LARGEST_INTEGER)
     scheduler: Literal["linear"] = flag("linear", "learning-rate schedule")
-    num_train_epochs: float = flag(3.0, "passes over the training data, where --max_steps is not given")
-    expected_train_size: int = flag(100_000, "triples in the file, to compute the steps of an epoch from")
+    num_train_epochs: float = flag(
+        3.0, "passes over the training data, where --max_steps is not given", at_least=0, at_most=MOST_EPOCHS
+    )
+    expected_train_size: int = flag(
+        100_000, "triples in the file, to compute the steps of an epoch from", at_least=1, at_most=LARGEST_INTEGER
+    )
     overwrite_cache: bool = flag(False, "ignored: there is no cache of features")
-    triples: str = flag("", "triples.train.small.tsv (query, positive, negative as text), plain or gzipped")
-    rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run; default BM25_DIR/dev.trec")
-    group_size: int = flag(1, "triples of a query that follow each other; 0: all its negatives once")
+    triples: str = flag(
+        "", "triples.train.small.tsv (query, positive, negative as text), plain or gzipped", is_path=True
+    )
+    rerank_file: str = flag(
+        "", "candidates to rerank: top1000.dev or a TREC run; default BM25_DIR/dev.trec", is_path=True
+    )
+    group_size: int = flag(1, "triples of a query that follow each other; 0: all its negatives once", at_least=0)
 
     pooling: Literal["first", "mean"] | None = flag(None, "rdot_nll: first token (ANCE's) or mean; default the model's")
-    score_scale: float | None = flag(None, "factor on every score; default the model's own, 1 (ANCE's) for a new one")
+    score_scale: float | None = flag(
+        None,
+        "factor on every score; default the model's own, 1 (ANCE's) for a new one",
+        at_least=1 / LARGEST_SCALE,
+        at_most=LARGEST_SCALE,
+    )
 
     DEFAULTS: ClassVar[dict[str, Any]] = {"max_steps": -1}
+    RANGES: ClassVar[dict[str, Range]] = {"max_steps": Range(at_least=-1, at_most=LARGEST_INTEGER)}
     IGNORED: ClassVar[dict[str, str]] = {"overwrite_cache": "there is no cache of features"}
 
 
@@ -109,12 +145,16 @@ class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm
 class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, SearchFlags):
     """Rank the whole collection, and optionally rerank given candidates; write metrics and TREC runs."""
 
-    output_dir: str = flag(help="where metrics.json and the run files are written")
+    output_dir: str = flag(help="where metrics.json and the run files are written", is_path=True)
     split: Literal["dev", "train"] = flag("dev", "whose queries")
-    embedding_dir: str = flag("", "embeddings of run_ann_data_gen --inference to rank with, in place of a model")
-    rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run")
-    topk: int = flag(1000, "passages returned per query; metrics of a deeper cut-off are left out")
-    ann_dir: str = flag("", "a generator's --output_dir: say how far its last negatives are what is returned")
+    embedding_dir: str = flag(
+        "", "embeddings of run_ann_data_gen --inference to rank with, in place of a model", is_path=True
+    )
+    rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run", is_path=True)
+    topk: int = flag(1000, "passages returned per query; metrics of a deeper cut-off are left out", at_least=1)
+    ann_dir: str = flag(
+        "", "a generator's --output_dir: say how far its last negatives are what is returned", is_path=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +162,6 @@ class NeighbourhoodFlags(ProgramFlags, PreprocessedFlags, ModelFlags, SeedFlags,
     """Embed a train query, its positives, its negatives of several arms, and other passages."""
 
     negatives: list[str] = flag(help="NAME=FILE: an arm's name, and its ann_training_data_N")  # noqa: RUF009
-    output_dir: str = flag(help="where the embeddings and their record are written")
+    output_dir: str = flag(help="where the embeddings and their record are written", is_path=True)
     query: str = flag("", "the collection's own id of a train query; default: the first that all files have")
-    background: int = flag(300, "other passages, drawn at random from the collection")
+    background: int = flag(300, "other passages, drawn at random from the collection", at_least=0)

@@ -15,6 +15,7 @@ from drivers.retrieval import EncodingSettings, chosen_texts
 from model.embedding import encode_blocks
 from utils.distributed import World
 from utils.errors import UserError
+from utils.flag_values import expand_path
 from utils.neighbourhood import BACKGROUND, NEGATIVE, NOT_NEGATIVE, POSITIVE, QUERY
 
 
@@ -39,9 +40,12 @@ def named_files(words: list[str]) -> dict[str, Path]:
             raise UserError(f"--negatives {word} is not NAME=FILE; write for example top=ANN_DIR/ann_training_data_0")
         if name in files:
             raise UserError(f"--negatives names {name} twice; give each file a name of its own")
-        if not Path(path).is_file():
+        try:
+            files[name] = Path(expand_path(path))
+        except ValueError as error:
+            raise UserError(f"--negatives {name}= {error}") from None
+        if not files[name].is_file():
             raise UserError(f"--negatives {word}: there is no file {path}, expected an ann_training_data_N")
-        files[name] = Path(path)
     return files
 
 

@@ -36,7 +36,8 @@ from utils.bm25 import build_index, search, words_of
 from utils.cores import core_count
 from utils.errors import UserError, run_program
 from utils.exchange import publish_negatives, record_path, working
-from utils.flags import KeepFlags, ProgramFlags, SelectionFlags, check_positive, flag, flags_json, parse_flags
+from utils.flag_values import MOST_WORKERS
+from utils.flags import KeepFlags, ProgramFlags, SelectionFlags, flag, flags_json, parse_flags
 from utils.lease import Life
 from utils.metrics import evaluate, format_metrics, metrics_record, metrics_to, reach
 from utils.run_log import Progress, git_state, header, say
@@ -54,21 +55,28 @@ DEPTH_OF_RECORD = 10  # of ANCE's ndcg and mrr
 class Bm25Flags(ProgramFlags, SelectionFlags, KeepFlags):
     """Search a collection with BM25: a TREC run and metrics for dev, negatives for train."""
 
-    raw_data_dir: str = flag(help="raw collection in MS MARCO's format, the one --data_dir was made from")
-    data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data")
-    output_dir: str = flag(help="directory for dev.trec, metrics.json, ann_training_data_0 and ann_ndcg_0")
-    k1: float = flag(0.9, "BM25's k1, how slowly a repeated word stops counting; Anserini's value for MS MARCO")
-    b: float = flag(0.4, "BM25's b, how much its length is held against a passage, 0 to 1; Anserini's value")
-    topk_dev: int = flag(1000, "passages in the run of a dev query; metrics of a deeper cut-off are left out")
-    workers: int = flag(0, "processes that search a large collection; 0 is one for each core")
+    raw_data_dir: str = flag(help="raw collection in MS MARCO's format, the one --data_dir was made from", is_path=True)
+    data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data", is_path=True)
+    output_dir: str = flag(
+        help="directory for dev.trec, metrics.json, ann_training_data_0 and ann_ndcg_0", is_path=True
+    )
+    k1: float = flag(
+        0.9,
+        "BM25's k1, how slowly a repeated word stops counting; Anserini's value for MS MARCO",
+        at_least=0,
+        at_most=1000,
+    )
+    b: float = flag(
+        0.4, "BM25's b, how much its length is held against a passage; Anserini's value", at_least=0, at_most=1
+    )
+    topk_dev: int = flag(
+        1000, "passages in the run of a dev query; metrics of a deeper cut-off are left out", at_least=1
+    )
+    workers: int = flag(
+        0, "processes that search a large collection; 0 is one for each core", at_least=0, at_most=MOST_WORKERS
+    )
 
     DEFAULTS: ClassVar[dict[str, Any]] = {"topk_training": 200, "negative_sample": 20, "negative_strategy": "random"}
-
-
-def check_flags(flags: Bm25Flags) -> None:
-    check_positive(flags, "topk_dev")
-    if flags.k1 < 0 or not 0 <= flags.b <= 1:
-        raise UserError(f"--k1 is {flags.k1} and --b is {flags.b}, expected k1 of 0 or more and b between 0 and 1")
 
 
 def open_inputs(flags: Bm25Flags) -> tuple[RawCollection, Preprocessed, Selection]:
@@ -213,7 +221,6 @@ def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, select
 
 def main() -> None:
     flags = parse_flags(Bm25Flags, "run_bm25")
-    check_flags(flags)
     raw, preprocessed, selection = open_inputs(flags)
     if flags.dry_run:
         sys.stdout.write(flags_json(flags) + "\n")

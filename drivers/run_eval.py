@@ -24,7 +24,7 @@ if not __package__:
 
 from drivers.flags import EvalFlags
 from utils.errors import UserError, run_program
-from utils.flags import check_positive, flags_json, parse_flags
+from utils.flags import flags_json, parse_flags
 
 
 def main() -> None:
@@ -34,7 +34,6 @@ def main() -> None:
     from drivers.stored_embeddings import read_embeddings_record
 
     dtype = check_compute_flags(flags)
-    check_positive(flags, "topk")
     if bool(flags.model_name_or_path) == bool(flags.embedding_dir):
         raise UserError(
             "give --model_name_or_path (a checkpoint) or --embedding_dir (embeddings on disk), one of the two"

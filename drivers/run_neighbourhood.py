@@ -34,8 +34,6 @@ def main() -> None:
     from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
 
     dtype = check_compute_flags(flags)
-    if flags.background < 0:
-        raise UserError(f"--background is {flags.background}, expected 0 or more")
     if not flags.model_name_or_path:
         raise UserError("--model_name_or_path is missing, expected the checkpoint that embeds the texts")
     files = named_files(flags.negatives)

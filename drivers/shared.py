@@ -24,7 +24,7 @@ from model.training import make_optimizer
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.flags import RefreshFlags, check_positive
+from utils.flags import RefreshFlags
 from utils.memory import keep_freed_memory
 from utils.overlap import prefetched
 from utils.run_log import header, say
@@ -59,9 +59,6 @@ def open_collection(flags: Any, tokenizer_dir: str) -> Preprocessed:
 
 def check_compute_flags(flags: Any, default_dtype: str = "auto") -> torch.dtype | None:
     """Refuse what cannot be computed; the type to compute in, None for float32."""
-    check_positive(flags, "per_gpu_eval_batch_size", "max_seq_length", "max_query_length", "collective_timeout_seconds")
-    if getattr(flags, "seed", 0) < 0:
-        raise UserError(f"--seed is {flags.seed}, expected 0 or more")
     check_model_type(flags.model_type)
     device = distributed.own_device(flags.no_cuda)
     if flags.compile:
@@ -71,7 +68,6 @@ def check_compute_flags(flags: Any, default_dtype: str = "auto") -> torch.dtype 
 
 
 def check_exchange_flags(flags: Any) -> None:
-    check_positive(flags, "heartbeat_seconds", "lease_seconds")
     if flags.lease_seconds < 3 * flags.heartbeat_seconds:
         raise UserError(
             f"--lease_seconds is {flags.lease_seconds:g} with --heartbeat_seconds {flags.heartbeat_seconds:g}, "
@@ -87,19 +83,11 @@ def check_exchange_flags(flags: Any) -> None:
 
 def check_refresh_flags(flags: RefreshFlags) -> None:
     check_exchange_flags(flags)
-    if flags.refresh_mode == "lockstep" and flags.steps_per_refresh <= 0:
+    if flags.refresh_mode == "lockstep" and not flags.steps_per_refresh:
         raise UserError("--refresh_mode lockstep needs --steps_per_refresh above 0; how many steps between refreshes?")
 
 
 def check_training_flags(flags: Any) -> torch.dtype | None:
-    check_positive(
-        flags,
-        "per_gpu_train_batch_size",
-        "gradient_accumulation_steps",
-        "logging_steps",
-        "save_steps",
-        "learning_rate",
-    )
     longest = max(flags.max_seq_length, flags.max_query_length)
     if flags.grad_cache_tokens != 0 and flags.grad_cache_tokens < longest:
         raise UserError(

@@ -47,7 +47,6 @@ from model.precision import name_of
 from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import UserError
-from utils.flags import check_positive
 from utils.metrics import reach
 from utils.overlap import prefetched
 from utils.run_log import say
@@ -80,13 +79,10 @@ def preflight(flags: WarmupFlags) -> Job:
         raise UserError("neither --do_train nor --do_eval is given; there is nothing to do")
     dtype = check_training_flags(flags)
     check_exchange_flags(flags)
-    check_positive(flags, "logging_steps_per_eval")
     backend = check_search(flags)
     model = flags.model_name_or_path
     if flags.pooling and flags.model_type != "rdot_nll":
         raise UserError(f"--pooling is for rdot_nll, --model_type {flags.model_type} has its own; leave it out")
-    if flags.score_scale is not None and flags.score_scale <= 0:
-        raise UserError(f"--score_scale is {flags.score_scale}, expected a number above 0")
     if model:
         check_model_directory(flags, model)
     elif not (flags.config_name and flags.tokenizer_name):

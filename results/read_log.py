@@ -289,7 +289,7 @@ def words_to_flag(argv: list[str], name: str, lists: Sequence[str] = ()) -> list
 class ReadLogFlags(ProgramFlags):
     """Read the series out of .out files: `python -m results.read_log FILE... [--format json|tsv]`."""
 
-    files: list[str] = flag(help="logs to read; the flag's name may be left out")  # noqa: RUF009
+    files: list[str] = flag(help="logs to read; the flag's name may be left out", is_path=True)  # noqa: RUF009
     format: Literal["json", "tsv"] = flag("json", "json: one object per file; tsv: one number per line")
 
 

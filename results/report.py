@@ -25,6 +25,7 @@ from results.read_log import words_to_flag
 from results.run_directory import Run, arm_order, read_run
 from results.study_arms import Study, read_study
 from utils.errors import UserError, run_program
+from utils.flag_values import LARGEST_INTEGER
 from utils.flags import ProgramFlags, flag, flags_json, parse_flags
 from utils.publishing import listing, write_json
 from utils.run_log import say
@@ -39,11 +40,13 @@ class ReportFlags(ProgramFlags):
     """Tables, tests, pictures and a page of runs or a study: `python -m results.report RUN_DIR... [--output DIR]`."""
 
     run_dir: list[str] = flag(  # noqa: RUF009
-        help="run directories as quickstart.sh or study.sh leave them; the flag's name may be left out"
+        help="run directories as quickstart.sh or study.sh leave them; the flag's name may be left out", is_path=True
     )
-    output: str = flag("", "where the report is written; default RUN_DIR, and required where there are several")
+    output: str = flag(
+        "", "where the report is written; default RUN_DIR, and required where there are several", is_path=True
+    )
     seeds: list[int] | None = flag(  # noqa: RUF009
-        None, "of a study: those to compare; default all that are there"
+        None, "of a study: those to compare; default all that are there", at_least=0, at_most=LARGEST_INTEGER
     )
     arms: list[str] | None = flag(  # noqa: RUF009
         None, "of a study: those to compare; default all that are there in every seed"

@@ -41,7 +41,8 @@ from results.roles import (
 from utils import exchange
 from utils.disk import disk_used, in_bytes
 from utils.errors import one_line, run_program
-from utils.flags import ProgramFlags, check_positive, flag, flags_json, parse_flags
+from utils.flag_values import LONGEST_SECONDS
+from utils.flags import ProgramFlags, flag, flags_json, parse_flags
 from utils.lease import FAILED_STATE
 from utils.run_log import say
 
@@ -179,15 +180,14 @@ class StatusFlags(ProgramFlags):
     """How the jobs of a run are: `python -m results.status RUN_DIR [--watch]`."""
 
     run_dir: list[str] = flag(  # noqa: RUF009
-        help="run directory, arm, or the directories of its programs; the flag's name may be left out"
+        help="run directory, arm, or the directories of its programs; the flag's name may be left out", is_path=True
     )
     watch: bool = flag(False, "look again and again until all jobs are done")
-    every_seconds: float = flag(5.0, "with --watch: between two looks")
+    every_seconds: float = flag(5.0, "with --watch: between two looks", above=0, at_most=LONGEST_SECONDS)
 
 
 def main() -> None:
     flags = parse_flags(StatusFlags, "status", words_to_flag(sys.argv[1:], "run_dir"))
-    check_positive(flags, "every_seconds")
     reader = Reader(find_places([Path(directory) for directory in flags.run_dir]))
     if flags.dry_run:
         sys.stdout.write(flags_json(flags) + "\n")

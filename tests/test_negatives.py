@@ -111,7 +111,6 @@ def test_what_is_refused_before_anything_is_written(generated: Path, tiny_prepro
     assert "is no window of the candidates (--topk_training 20)" in said(negative_strategy="ranks:5-21")
     assert "needs --bm25_dir" in said(negative_strategy="bm25:3")
     assert "--min_rank 21 leaves none" in said(min_rank=21)
-    assert "expected 0 to 1" in said(max_positive_ratio=1.5)
     view(generated, tiny_preprocessed, tmp_path / "view")
     with pytest.raises(UserError, match="has a refresh 0 already"):
         view(generated, tiny_preprocessed, tmp_path / "view")

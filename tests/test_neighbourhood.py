@@ -268,8 +268,6 @@ ERRORS = {
         ["--query", "q5"],
         "--query q5 has no negatives in .*bottom",
     ),
-    "negative background": (["top={top}"], ["--background", "-1"], "--background is -1, expected 0 or more"),
-    "negative seed": (["top={top}"], ["--seed", "-1"], "--seed is -1, expected 0 or more"),
     "no model": (["top={top}"], ["--model_name_or_path", ""], "--model_name_or_path is missing"),
 }
 

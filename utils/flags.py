@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 try:
     from transformers.hf_argparser import HfArgumentParser
@@ -26,7 +26,7 @@ except ModuleNotFoundError as missing:
     )
     sys.exit(2)
 
-from utils.errors import UserError
+from utils.flag_values import LARGEST_INTEGER, LONGEST_SECONDS, Number, OneLineParser, Range, expand_path
 
 # Flags of programs that are not part of this project yet, or that cannot mean anything here.
 # A command line that uses one fails with the line that says what to write instead.
@@ -38,8 +38,28 @@ REFUSED = {
 }
 
 
-def flag(default: Any = MISSING, help: str = "", **extra: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%"), **extra})
+SMALLEST_EPSILON = 1e-30  # in float32 it is not 0: by 0 a weight without a gradient would become nan
+NOT_ARGPARSE = ("range", "is_path")  # of a flag's metadata, what is for this module
+
+
+def flag(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    at_least: Number | None = None,
+    above: Number | None = None,
+    at_most: Number | None = None,
+    is_path: bool = False,
+    **extra: Any,
+) -> Any:
+    """One flag of a program. What else is given is argparse's, such as ``aliases``.
+
+    A number must have at least one end of its range: ``at_least``, ``above``, ``at_most``. ``is_path``: a ``~`` is
+    expanded, and "" refused where it is not the default; a name of the hub passes as it is.
+    """
+    if not at_least is above is at_most is None:
+        extra["range"] = Range(at_least, above, at_most)
+    return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%"), "is_path": is_path, **extra})
 
 
 def tristate(help: str) -> Any:
@@ -52,6 +72,7 @@ class ProgramFlags:
     dry_run: bool = flag(False, "parse, resolve and check what can be checked, print the flags as JSON, and exit")
 
     DEFAULTS: ClassVar[dict[str, Any]] = {}  # where a program's default differs from the group's
+    RANGES: ClassVar[dict[str, Range]] = {}  # and where its range does
     IGNORED: ClassVar[dict[str, str]] = {}  # accepted for old command lines without effect, and why; any group has one
 
 
@@ -60,22 +81,22 @@ Flags = TypeVar("Flags", bound=ProgramFlags)
 
 @dataclass(frozen=True, kw_only=True)
 class SeedFlags:
-    seed: int = flag(42, "seed of every random choice")
+    seed: int = flag(42, "seed of every random choice", at_least=0, at_most=LARGEST_INTEGER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFlags:
     """How long a text may be. ANCE's msmarco_data and all its drivers."""
 
-    max_seq_length: int = flag(128, "tokens kept of a passage")
-    max_query_length: int = flag(64, "tokens kept of a query")
-    max_doc_character: int = flag(10000, "characters kept of a document before tokenizing")
+    max_seq_length: int = flag(128, "tokens kept of a passage", at_least=1)
+    max_query_length: int = flag(64, "tokens kept of a query", at_least=1)
+    max_doc_character: int = flag(10000, "characters kept of a document before tokenizing", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessedFlags(TextFlags):
-    data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data")
-    cache_dir: str = flag("", "ignored: the token cache is memory-mapped from --data_dir")
+    data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data", is_path=True)
+    cache_dir: str = flag("", "ignored: the token cache is memory-mapped from --data_dir", is_path=True)
 
     IGNORED: ClassVar[dict[str, str]] = {
         "cache_dir": "the token cache is memory-mapped from --data_dir",
@@ -86,21 +107,25 @@ class PreprocessedFlags(TextFlags):
 @dataclass(frozen=True, kw_only=True)
 class ModelTypeFlags:
     model_type: str = flag(help="rdot_nll (RoBERTa and ANCE's head) or static", aliases=["--train_model_type"])
-    config_name: str = flag("", "config file or directory, where it is not the model's own")
-    tokenizer_name: str = flag("", "tokenizer directory, where it is not the model's own")
+    config_name: str = flag("", "config file or directory, where it is not the model's own", is_path=True)
+    tokenizer_name: str = flag("", "tokenizer directory, where it is not the model's own", is_path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags(ModelTypeFlags):
     model_name_or_path: str = flag(
-        "", "directory (or hub name) to start from; leave it out to start from random weights of --config_name"
+        "",
+        "directory (or hub name) to start from; leave it out to start from random weights of --config_name",
+        is_path=True,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeFlags:
     per_gpu_eval_batch_size: int = flag(
-        128, "texts of --max_seq_length tokens that an encoding batch may hold; shorter texts make larger batches"
+        128,
+        "texts of --max_seq_length tokens that an encoding batch may hold; shorter texts make larger batches",
+        at_least=1,
     )
     no_cuda: bool = flag(False, "stay on the CPU even where there is a GPU")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] | None = flag(
@@ -110,10 +135,13 @@ class ComputeFlags:
     bf16: bool = flag(False, "the same as --dtype bf16")
     compile: bool = flag(False, "torch.compile each model that is loaded: a minute, then faster, mostly on a GPU")
     collective_timeout_seconds: float = flag(
-        1800.0, "several processes: a rank that the others have waited for so long ends the job"
+        1800.0,
+        "several processes: a rank that the others have waited for so long ends the job",
+        above=0,
+        at_most=LONGEST_SECONDS,
     )
     fp16_opt_level: str = flag("O1", "apex's word: O0 is float32, O1 is autocast; O2 and O3 are refused")
-    local_rank: int = flag(-1, "ignored: torchrun sets it in the environment")
+    local_rank: int = flag(-1, "ignored: torchrun sets it in the environment", at_least=-1)
     server_ip: str = flag("", "ignored: start with python -m debugpy instead")
     server_port: str = flag("", "ignored: start with python -m debugpy instead")
 
@@ -126,25 +154,27 @@ class ComputeFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlags(SeedFlags, ComputeFlags):
-    output_dir: str = flag(help="where checkpoints and logs are written")
+    output_dir: str = flag(help="where checkpoints and logs are written", is_path=True)
     task_name: str = flag("msmarco", "ignored: --data_dir decides the task")
     do_lower_case: bool = flag(False, "ignored: the tokenizer's own files decide")
-    log_dir: str = flag("", "TensorBoard directory; default OUTPUT_DIR/tensorboard")
+    log_dir: str = flag("", "TensorBoard directory; default OUTPUT_DIR/tensorboard", is_path=True)
     optimizer: Literal["lamb", "adamW", "apex_fused_lamb"] = flag("lamb", "optimiser")
-    learning_rate: float = flag(5e-5, "peak learning rate")
-    weight_decay: float = flag(0.0, "weight decay")
-    adam_epsilon: float = flag(1e-8, "epsilon of Adam and LAMB")
-    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm; 0 leaves them")
-    max_steps: int = flag(1_000_000, "optimiser steps to train")
-    warmup_steps: int = flag(0, "steps of linear learning-rate warmup")
-    per_gpu_train_batch_size: int = flag(8, "triples (run_ann) or queries (run_warmup) per process and micro-batch")
-    gradient_accumulation_steps: int = flag(1, "micro-batches per optimiser step")
+    learning_rate: float = flag(5e-5, "peak learning rate", above=0)
+    weight_decay: float = flag(0.0, "weight decay", at_least=0)
+    adam_epsilon: float = flag(1e-8, "epsilon of Adam and LAMB", at_least=SMALLEST_EPSILON)
+    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm; 0 leaves them", at_least=0)
+    max_steps: int = flag(1_000_000, "optimiser steps to train", at_least=1, at_most=LARGEST_INTEGER)
+    warmup_steps: int = flag(0, "steps of linear learning-rate warmup", at_least=0, at_most=LARGEST_INTEGER)
+    per_gpu_train_batch_size: int = flag(
+        8, "triples (run_ann) or queries (run_warmup) per process and micro-batch", at_least=1
+    )
+    gradient_accumulation_steps: int = flag(1, "micro-batches per optimiser step", at_least=1)
     grad_cache_tokens: int = flag(
-        0, "GradCache: a batch of any size in passes of so many tokens, each made twice; 0: in one go"
+        0, "GradCache: a batch of any size in passes of so many tokens, each made twice; 0: in one go", at_least=0
     )
     gradient_checkpointing: bool = flag(False, "less memory: make each layer's activations a second time")
-    logging_steps: int = flag(500, "steps between log lines")
-    save_steps: int = flag(500, "steps between checkpoints")
+    logging_steps: int = flag(500, "steps between log lines", at_least=1, at_most=LARGEST_INTEGER)
+    save_steps: int = flag(500, "steps between checkpoints", at_least=1, at_most=LARGEST_INTEGER)
     load_optimizer_scheduler: bool = flag(False, "go on with the optimiser and schedule stored beside the checkpoint")
     overwrite_output_dir: bool = flag(False, "remove the run that --output_dir holds, and start anew")
     loss: Literal["pairwise", "in_batch"] = flag(
@@ -164,9 +194,12 @@ class ExchangeFlags:
     resume: Literal["auto", "never"] = flag(
         "auto", "auto: go on where the directory holds a run of the same flags; never: refuse such a directory"
     )
-    heartbeat_seconds: float = flag(10.0, "between two signs of life of a job")
+    heartbeat_seconds: float = flag(10.0, "between two signs of life of a job", above=0, at_most=LONGEST_SECONDS)
     lease_seconds: float = flag(
-        180.0, "a job silent for so long counts as dead; keep it above the minute that network file systems may cache"
+        180.0,
+        "a job silent for so long counts as dead; keep it above the minute that network file systems may cache",
+        above=0,
+        at_most=LONGEST_SECONDS,
     )
 
 
@@ -177,7 +210,9 @@ class RefreshFlags(ExchangeFlags):
     refresh_mode: Literal["async", "lockstep"] = flag(
         "async", "async: the newest wins (ANCE); lockstep: refresh N is made from step N*steps_per_refresh"
     )
-    steps_per_refresh: int = flag(0, "lockstep: trainer steps between two refreshes")
+    steps_per_refresh: int = flag(
+        0, "lockstep: trainer steps between two refreshes", at_least=0, at_most=LARGEST_INTEGER
+    )
     refresh_lag: Literal[0, 1] = flag(0, "lockstep: 0 the trainer waits for each refresh, 1 both work at once")
 
 
@@ -185,14 +220,19 @@ class RefreshFlags(ExchangeFlags):
 class SelectionFlags(SeedFlags):
     """Which candidates become negatives; data/strategies.py has the language."""
 
-    topk_training: int = flag(500, "candidates per train query")
-    negative_sample: int = flag(5, "negatives per query where the strategy names no number (top_bottom: twice that)")
+    topk_training: int = flag(500, "candidates per train query", at_least=1)
+    negative_sample: int = flag(
+        5, "negatives per query where the strategy names no number (top_bottom: twice that)", at_least=1
+    )
     negative_strategy: str | None = flag(
         None, "top, top_bottom, bottom, random, or what README's table of strategies has: ranks:21-60, top:10+random:10"
     )
-    min_rank: int = flag(1, "candidates ranked above this one are never negatives")
+    min_rank: int = flag(1, "candidates ranked above this one are never negatives", at_least=1)
     max_positive_ratio: float = flag(
-        0.0, "drop likely positives: scores above this share of the positive's margin over the list's mean; 0: off"
+        0.0,
+        "drop likely positives: scores above this share of the positive's margin over the list's mean; 0: off",
+        at_least=0,
+        at_most=1,
     )
     on_shortage: Literal["fewer", "widen", "skip"] = flag(
         "fewer", "too few are left of a query's candidates: fewer negatives, others of the nearest ranks, or none"
@@ -210,6 +250,7 @@ class Bm25DirFlags:
         "",
         "output of drivers.run_bm25: what run_warmup trains on and reranks, "
         "and (with its --keep_candidates) what the strategy bm25 takes",
+        is_path=True,
     )
 
 
@@ -229,9 +270,11 @@ class SearchFlags:
         "auto: faiss where installed (torch for an exact search on a GPU that this faiss cannot use), else torch",
     )
     faiss_index: str = flag("Flat", "faiss index_factory string; Flat is exact")
-    nprobe: int = flag(0, "cells visited by an IVF index; 0 keeps the index's own")
+    nprobe: int = flag(0, "cells visited by an IVF index; 0 keeps the index's own", at_least=0)
     search_memory_mib: int = flag(
-        0, "an exact search takes no more, beside the queries and their lists; 0: 512 on a CPU, 4096 on a GPU"
+        0,
+        "an exact search takes no more, beside the queries and their lists; 0: 512 on a CPU, 4096 on a GPU",
+        at_least=0,
     )
 
 
@@ -242,17 +285,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-class Parser(HfArgumentParser):
-    """HfArgumentParser that refuses abbreviations and answers a mistake in one line."""
+class Parser(OneLineParser, HfArgumentParser):
+    """HfArgumentParser that answers a mistake in one line."""
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+    def add_argument(self, *names: Any, **words: Any) -> argparse.Action:
+        return super().add_argument(*names, **{name: word for name, word in words.items() if name not in NOT_ARGPARSE})
 
 
 def parse_flags(flags_class: type[Flags], program: str, argv: list[str] | None = None) -> Flags:
     """Parse a command line into ``flags_class``; one warning line for each flag given without effect.
 
-    Exits with code 2 and one line where a flag is unknown, refused, missing or not of its type.
+    Exits with code 2 and one line where a flag is unknown, refused, missing, not of its type or not in its range.
     """
     argv = sys.argv[1:] if argv is None else argv
     doc = (flags_class.__doc__ or "").strip()
@@ -260,6 +303,7 @@ def parse_flags(flags_class: type[Flags], program: str, argv: list[str] | None =
         cast(Any, flags_class), prog=program, description=doc, allow_abbrev=False, formatter_class=HelpFormatter
     )
     parser.set_defaults(**flags_class.DEFAULTS)
+    show_ranges(parser, flags_class)
     own = {f.name for f in dataclasses.fields(flags_class)}
     given = [word.split("=", 1)[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")]
     for name in given:
@@ -274,9 +318,48 @@ def parse_flags(flags_class: type[Flags], program: str, argv: list[str] | None =
     )
     if unknown:
         parser.error(unknown_flag(unknown[0], known))
+    check_ranges(parser, flags)
     check_launcher(parser, flags)
+    flags = dataclasses.replace(flags, **expanded_paths(parser, flags))
     warn_of_ignored(flags_class, program, given)
     return flags
+
+
+def range_of(flags_class: type[ProgramFlags], field: dataclasses.Field[Any]) -> Range | None:
+    """The range of a number, None for any other flag."""
+    range_: Range | None = flags_class.RANGES.get(field.name, field.metadata.get("range"))
+    return range_
+
+
+def show_ranges(parser: Parser, flags_class: type[ProgramFlags]) -> None:
+    """In --help, after what the flag is."""
+    for field in dataclasses.fields(flags_class):
+        if range_ := range_of(flags_class, field):
+            parser._option_string_actions[f"--{field.name}"].help = f"{field.metadata['help']} ({range_.in_help()})"
+
+
+def check_ranges(parser: Parser, flags: ProgramFlags) -> None:
+    for field in dataclasses.fields(flags):
+        range_, value = range_of(type(flags), field), getattr(flags, field.name)
+        if range_ is None or value is None:
+            continue
+        for number in value if isinstance(value, list) else [value]:
+            if problem := range_.problem(number):
+                parser.error(f"--{field.name} is {number}, {problem}")
+
+
+def expanded_paths(parser: Parser, flags: ProgramFlags) -> dict[str, Any]:
+    """The paths that were given, by flag, with their ``~`` expanded."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(flags):
+        value = getattr(flags, field.name)
+        if not field.metadata["is_path"] or value is None or value == field.default:
+            continue
+        try:
+            found[field.name] = [*map(expand_path, value)] if isinstance(value, list) else expand_path(value)
+        except ValueError as error:
+            parser.error(f"--{field.name} {error}")
+    return found
 
 
 def unknown_flag(word: str, known: Iterable[str]) -> str:
@@ -305,10 +388,3 @@ def warn_of_ignored(flags_class: type[Any], program: str, given: list[str]) -> N
 def flags_json(flags: Any, **resolved: Any) -> str:
     """One JSON object: the flags as resolved, and what was derived from them."""
     return json.dumps({**dataclasses.asdict(flags), **resolved}, default=str)
-
-
-def check_positive(flags: Any, *names: str) -> None:
-    """Raise UserError for the first of the named flags that is not above zero."""
-    for name in names:
-        if getattr(flags, name) <= 0:
-            raise UserError(f"--{name} is {getattr(flags, name)}, expected a number above 0")

@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.errors import EXIT_CODE_FILE, UserError, run_program
+from utils.errors import EXIT_CODE_FILE, run_program
+from utils.flag_values import OneLineParser, whole_number
 from utils.stopping import STOP_FILE
 
 # torchrun ends its workers on these; on those of STOP_SIGNALS they stop by themselves.
@@ -97,13 +98,11 @@ def run_workers(processes: int, words: list[str], code_file: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m utils.launch", allow_abbrev=False)
-    parser.add_argument("--processes", type=int, required=True, help="how many, one for each GPU")
+    parser = OneLineParser("python -m utils.launch", allow_abbrev=False)
+    parser.add_argument("--processes", type=whole_number, required=True, help="how many, one for each GPU")
     parser.add_argument("module", help="the program, such as drivers.run_ann")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="its flags")
     given = parser.parse_args()
-    if given.processes < 1:
-        raise UserError(f"--processes is {given.processes}, expected 1 or more")
     words = [given.module, *given.flags]
     check(words)
     with tempfile.TemporaryDirectory(prefix="launch-") as directory, signals_as_stop_file(Path(directory)):

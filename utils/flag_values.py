@@ -1,0 +1,101 @@
+"""What the value of a flag may be: the range of a number, and what a path means.
+
+Both are declared with the flag, and checked by the parser of the program. Nothing but the standard library is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+Number = int | float
+AnyNumber = TypeVar("AnyNumber", int, float)
+
+LARGEST_INTEGER = 2**63 - 1  # numpy's and torch's
+LARGEST_SIZE = 2**31 - 1  # of what is multiplied by another size: the product is an integer of numpy's and torch's
+LONGEST_SECONDS = 1e9  # 30 years; the system's own waits take no more than some hundred
+MOST_WORKERS = 1024  # processes or threads; more than there are cores is of no use
+
+
+@dataclass(frozen=True)
+class Range:
+    """Between which ends a number lies; it is always finite. An end of None is none; an integer's is `LARGEST_SIZE`."""
+
+    at_least: Number | None = None
+    above: Number | None = None
+    at_most: Number | None = None
+
+    def ends(self) -> str:
+        """The ends in words, as they were declared: "at least 0 and at most 1"."""
+        named = (("at least", self.at_least), ("above", self.above), ("at most", self.at_most))
+        return " and ".join(f"{words} {_exact(end)}" for words, end in named if end is not None)
+
+    def in_help(self) -> str:
+        """The same without an end that nobody comes near."""
+        return (replace(self, at_most=None) if self.at_most == LARGEST_INTEGER else self).ends()
+
+    def problem(self, value: Number) -> str:
+        """What was expected where ``value`` is not in the range, else ""."""
+        is_whole = isinstance(value, int)
+        range_ = replace(self, at_most=LARGEST_SIZE) if is_whole and self.at_most is None else self
+        if (is_whole or math.isfinite(value)) and range_._holds(value):
+            return ""
+        return f"expected a {'whole' if is_whole else 'finite'} number, {range_.ends()}"
+
+    def _holds(self, value: Number) -> bool:
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+        )
+
+
+def _exact(end: Number) -> str:
+    return str(end) if isinstance(end, int) else f"{end:g}"
+
+
+def expand_path(text: str) -> str:
+    """``text`` with a leading ``~`` or ``~user`` replaced by that home directory.
+
+    Raises ValueError, in words that follow the flag's name, where it is empty or there is no such user.
+    """
+    if not text:
+        raise ValueError("is empty, expected a path; for the directory this is started in write .")
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise ValueError(f"is {text}, and there is no such user; write ./{text} for what is called so") from None
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Refuses abbreviations, and answers a mistake in one line with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def whole_number(text: str) -> int:
+    """The ``type`` of an argparse argument that is a whole number of at least 1."""
+    return _checked(int(text), Range(at_least=1))
+
+
+def positive_number(text: str) -> float:
+    """The same of a finite number above 0."""
+    return _checked(float(text), Range(above=0))
+
+
+def path_argument(text: str) -> Path:
+    """The same of a path."""
+    try:
+        return Path(expand_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _checked(value: AnyNumber, range_: Range) -> AnyNumber:
+    if problem := range_.problem(value):
+        raise argparse.ArgumentTypeError(f"is {value}, {problem}")
+    return value
