@@ -13,7 +13,9 @@ import pytest
 
 from tests.faults import order
 from tests.faults.__main__ import ROWS, inject
-from tests.faults.runs import Lab, Outcome, laboratory
+from tests.faults.programs import GENERATOR, TRAINER
+from tests.faults.runs import Lab, Miss, NeverInjected, Outcome, Play, count_plan, injected, laboratory
+from tests.faults.space import PREFLIGHT_OVER
 from tests.faults.victim import Operation, read_log
 from tests.faults.zygote import REPO
 
@@ -34,6 +36,62 @@ def test_the_faults_of_a_row_are_survived(lab: Lab, name: str) -> None:
 
 
 # The instruments themselves
+
+
+def operations_of(play: Play, role: str) -> list[str]:
+    log = read_log(play.run.directory / f"{role}.log")
+    return [each.kind for each in log if each.thread == "main" and each.at]
+
+
+def test_how_many_operations_there_are_does_not_depend_on_who_is_first(lab: Lab) -> None:
+    assert lab.finished is not None
+    zygote = lab.zygotes.get()
+    play = Play(lab, zygote, lab.new_run())
+    try:
+        play.start(GENERATOR, count_plan(play.run, GENERATOR))
+        play.watch_until(play.run.ann_data.exists, "the generator did not begin")
+        play.to_the_end({TRAINER: count_plan(play.run, TRAINER)})
+    finally:
+        lab.zygotes.put(zygote)
+    first = Play(lab, zygote, lab.finished)
+    assert operations_of(play, TRAINER) == operations_of(first, TRAINER)
+    assert operations_of(play, GENERATOR) == operations_of(first, GENERATOR)
+
+
+def test_a_run_that_outlives_its_limit_leaves_stacks_and_logs(lab: Lab) -> None:
+    zygote = lab.zygotes.get()
+    play = Play(lab, zygote, lab.new_run())
+    trainer = play.start(TRAINER)  # alone: it waits for a generator
+    try:
+        out = play.run.out(TRAINER)
+        play.watch_until(lambda: out.exists() and PREFLIGHT_OVER in out.read_text(), "it did not begin")
+        play.deadline = 0.0
+        with pytest.raises(Miss, match=rf"hangs: .*\(trainer runs\); stacks and logs are in {play.run.directory}$"):
+            play.wait_for(TRAINER)
+        assert trainer.code == -signal.SIGABRT
+    finally:
+        play.stop_all()
+        lab.zygotes.put(zygote)
+    stacks = play.run.err(TRAINER).read_text()
+    assert "drivers/ann_trainer.py" in stacks and "in keep_beating" in stacks  # the work and the heartbeat
+    assert (play.run.directory / "waits").read_text().startswith(f"process {trainer.pid}\nthread {trainer.pid}: ")
+
+
+def test_an_instant_that_did_not_come_is_tried_again() -> None:
+    tries = iter([NeverInjected("early"), NeverInjected("early"), None])
+
+    def inject() -> None:
+        if (missed := next(tries)) is not None:
+            raise missed
+
+    injected(inject)
+    tries = iter([NeverInjected("early")] * 3)
+    with pytest.raises(NeverInjected):
+        injected(inject)
+    tries = iter([Miss("torn"), None])
+    with pytest.raises(Miss, match="torn"):
+        injected(inject)
+
 
 PROGRAM = """
 import os, sys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults import damage, fencing, kills, mutants, order, peers, ranks, space, stale_views, stops
+from tests.faults import catching, damage, fencing, kills, order, peers, ranks, space, stale_views, stops
+from tests.faults.mutants import MUTANTS
 from tests.faults.runs import Lab, Miss, Outcome, laboratory
 
 Run = Callable[[Lab, int, random.Random], list[Outcome]]
@@ -38,7 +40,7 @@ ROWS = {
     "ranks": Row("a rank killed or frozen", ranks.run, 1, 20),
     "views": Row("listings up to 60 s stale, negative lookups cached", stale_views.run, 15, 1000),
     "peers": Row("trainer done, trainer gone", peers.run, 2, 20),
-    "mutants": Row("the protocol broken on purpose; survived means caught", mutants.run, 1, EVERY),
+    "mutants": Row("the protocol broken on purpose; survived means caught", catching.run, len(MUTANTS), EVERY),
 }
 
 
@@ -66,16 +68,19 @@ def main() -> None:
     parser.add_argument("--row", choices=ROWS, action="append", help="this row alone; may be repeated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="injections at a time")
-    parser.add_argument("--directory", help="keep the runs that were not survived there")
+    parser.add_argument("--directory", help="where the runs are; those that were not survived stay")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
-        directory = Path(given.directory or temporary).absolute()
-        try:
-            with laboratory(directory, workers=given.workers) as lab:
-                missed = [name for name in given.row or ROWS if not run_row(lab, name, given.full, given.seed)]
-        except Miss as miss:  # there is nothing to hold the others against
-            sys.stdout.write(f"undisturbed: MISS: {miss}\n")
-            missed = ["undisturbed"]
+    directory = Path(given.directory or tempfile.mkdtemp(prefix="faults-")).absolute()
+    missed = ["undisturbed"]
+    try:
+        with laboratory(directory, workers=given.workers) as lab:
+            missed = [name for name in given.row or ROWS if not run_row(lab, name, given.full, given.seed)]
+    except Miss as miss:  # there is nothing to hold the others against
+        sys.stdout.write(f"undisturbed: MISS: {miss}\n")
+    if missed:
+        sys.stdout.write(f"the runs that were not survived are in {directory}\n")
+    elif not given.directory:
+        shutil.rmtree(directory)
     sys.exit(1 if missed else 0)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.faults.kills import roles_beside
 from tests.faults.order import is_published
 from tests.faults.programs import ROLES, SAVE_STEPS, Run
-from tests.faults.runs import Lab, Miss, Outcome, Play, count_plan, pick
+from tests.faults.runs import Lab, Miss, NeverInjected, Outcome, Play, count_plan, injected, pick
 from tests.faults.victim import PUBLISHING, SUCCEEDED, Operation, read_log
 from tests.faults.zygote import Child, Zygote
 
@@ -45,6 +45,11 @@ def leases(run: Run, role: str) -> list[str]:
 
 
 def inject(lab: Lab, zygote: Zygote, pause: Pause) -> None:
+    injected(lambda: fence(lab, zygote, pause))
+
+
+def fence(lab: Lab, zygote: Zygote, pause: Pause) -> None:
+    """One try; NeverInjected where the role ended before the publication."""
     run = lab.new_run()
     play = Play(lab, zygote, run, roles_beside(pause.role))
     plan = count_plan(run, pause.role, what="stop", at=pause.at, kinds=PUBLISHING)
@@ -54,7 +59,7 @@ def inject(lab: Lab, zygote: Zygote, pause: Pause) -> None:
         loser = play.children[pause.role]
         play.watch_until(lambda: loser.is_stopped() or loser.poll() is not None, "the instant did not come")
         if loser.poll() is not None:
-            raise Miss(f"never injected: the {pause.role} ended with {loser.code}")
+            raise NeverInjected(f"never injected: the {pause.role} ended with {loser.code}")
         held = leases(run, pause.role)
         del play.children[pause.role]
         play.start(pause.role)

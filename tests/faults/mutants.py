@@ -1,173 +1,292 @@
-"""The protocol broken on purpose, one rule at a time, in a copy of the repository: each must be caught by a row.
+"""The protocol broken on purpose, one rule at a time: twelve changes of the programs, each of which a row must catch.
 
-A mutant replaces a text that is in its file exactly once. Where the source has changed so that it is not, the mutant
-is a miss, and has to be written anew.
+A mutant names a function and says what becomes of the calls, comparisons or statements in it; how its lines are worded
+does not matter. `applied` puts it into the function where it stands, so that whoever imported the function gets the
+mutant too. Where a mutant finds nothing to change, it has to be written again: `NotApplicable`.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-import random
-import shutil
-import subprocess
-import sys
+import ast
+import contextlib
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
 
-from tests.faults.runs import Lab, Miss, Outcome
-from tests.faults.zygote import ENVIRONMENT, Zygote
+Change = Callable[[ast.FunctionDef], ast.FunctionDef]
 
-COPIED = ("data", "drivers", "model", "tests", "utils", "results", "pyproject.toml")
-TIMEOUT_SECONDS = 600
-SEEDS = 4  # tries of a row
+
+class NotApplicable(Exception):
+    """The function is not there, or holds nothing of what the mutant changes."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """``old`` becomes ``new`` in ``file``; one of ``rows``, at its small size, has to end with a miss."""
+    """``change`` is made to ``function`` (``name`` or ``Class.name``) of ``module``; one of ``rows`` has to see it."""
 
     about: str
-    file: str
-    old: str
-    new: str
+    module: str
+    function: str
+    change: Change
     rows: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"mutant: {self.about}"
 
 
+# Changes
+
+
+def is_call(node: ast.AST, pattern: str) -> bool:
+    """Whether it is a call of what ``pattern`` ends with (``link``, ``os.link``), with its arguments if it has some."""
+    wanted = ast.parse(pattern, mode="eval").body
+    if not isinstance(node, ast.Call):
+        return False
+    if isinstance(wanted, ast.Call):
+        return ast.unparse(node) == ast.unparse(wanted)
+    return f".{ast.unparse(node.func)}".endswith(f".{pattern}")
+
+
+def statements_with(function: ast.FunctionDef, pattern: str) -> list[ast.Expr]:
+    """The statements that are such a call and nothing else, in their order."""
+    calls = (node for node in ast.walk(function) if isinstance(node, ast.Expr) and is_call(node.value, pattern))
+    return sorted(calls, key=lambda node: (node.lineno, node.col_offset))
+
+
+class Replacing(ast.NodeTransformer):
+    """Every node that ``chosen`` answers for becomes its answer."""
+
+    def __init__(self, chosen: Callable[[ast.AST], ast.AST | None]) -> None:
+        self.chosen, self.count = chosen, 0
+
+    def visit(self, node: ast.AST) -> Any:
+        new = self.chosen(node)
+        if new is None:
+            return self.generic_visit(node)
+        self.count += 1
+        return ast.copy_location(new, node)
+
+
+def replaced(function: ast.FunctionDef, chosen: Callable[[ast.AST], ast.AST | None], what: str) -> ast.FunctionDef:
+    replacing = Replacing(chosen)
+    changed: ast.FunctionDef = replacing.generic_visit(function)  # type: ignore[assignment]
+    if not replacing.count:
+        raise NotApplicable(f"{function.name} has no {what}")
+    return changed
+
+
+def without(pattern: str, which: slice = slice(None)) -> Change:
+    """``which`` of the statements that are such a call are left out."""
+
+    def change(function: ast.FunctionDef) -> ast.FunctionDef:
+        left_out = statements_with(function, pattern)[which]
+        return replaced(function, lambda node: ast.Pass() if node in left_out else None, f"call of {pattern}")
+
+    return change
+
+
+def never_true(name: str) -> Change:
+    """Comparisons in which the name or attribute occurs are False."""
+
+    def is_about(node: ast.AST) -> bool:
+        return isinstance(node, ast.Compare) and any(
+            name in (getattr(inner, "id", ""), getattr(inner, "attr", "")) for inner in ast.walk(node)
+        )
+
+    return lambda function: replaced(
+        function, lambda node: ast.Constant(False) if is_about(node) else None, f"comparison with {name}"
+    )
+
+
+def first_argument(pattern: str) -> Change:
+    """Such a call becomes its first argument."""
+    return lambda function: replaced(
+        function,
+        lambda node: node.args[0] if isinstance(node, ast.Call) and is_call(node, pattern) else None,
+        f"call of {pattern}",
+    )
+
+
+def beginning_with(statement: str, parameter: str) -> Change:
+    """``statement`` comes first, which changes a parameter."""
+
+    def change(function: ast.FunctionDef) -> ast.FunctionDef:
+        if parameter not in [each.arg for each in (*function.args.args, *function.args.kwonlyargs)]:
+            raise NotApplicable(f"{function.name} has no parameter {parameter}")
+        function.body = [*ast.parse(statement).body, *function.body]
+        return function
+
+    return change
+
+
+def only(statements: str) -> Change:
+    """The function does nothing but ``statements``."""
+
+    def change(function: ast.FunctionDef) -> ast.FunctionDef:
+        function.body = ast.parse(statements).body
+        return function
+
+    return change
+
+
+def later(pattern: str, than: str) -> Change:
+    """The first such call comes after the statement of the same block in which ``than`` is called."""
+
+    def change(function: ast.FunctionDef) -> ast.FunctionDef:
+        moved = statements_with(function, pattern)[:1]
+        for node in ast.walk(function):
+            body = getattr(node, "body", [])
+            calls = [each for each in body if any(is_call(inner, than) for inner in ast.walk(each))]
+            if moved and calls and moved[0] in body and body.index(moved[0]) < body.index(calls[-1]):
+                body.insert(body.index(calls[-1]) + 1, moved[0])
+                body.remove(moved[0])
+                return function
+        raise NotApplicable(f"{function.name} has no call of {pattern} before one of {than}")
+
+    return change
+
+
 MUTANTS = (
     Mutant(
         "the record before the data",
-        "utils/exchange.py",
-        """        link_data(staged, data, commit)
-        sync(lease.directory)
-        try:
-            os.link(staged_record, commit)
-""",
-        """        try:
-            os.link(staged_record, commit)
-            link_data(staged, data, commit)
-""",
+        "utils.exchange",
+        "publish_negatives",
+        later("link_data", than="os.link"),
         ("order",),
     ),
     Mutant(
         "files of a checkpoint not synced before its name appears",
-        "utils/exchange.py",
-        "            sync(file)\n",
-        "",
+        "utils.exchange",
+        "publish_checkpoint",
+        without("sync", slice(0, -1)),
         ("order",),
     ),
     Mutant(
         "the directory not synced between the data and its record",
-        "utils/exchange.py",
-        "        link_data(staged, data, commit)\n        sync(lease.directory)\n",
-        "        link_data(staged, data, commit)\n",
+        "utils.exchange",
+        "publish_negatives",
+        without("sync(lease.directory)", slice(0, -1)),
         ("order",),
     ),
     Mutant(
         "small files written in place",
-        "utils/publishing.py",
-        '        staged.write_text(text, encoding="utf-8")\n        sync(staged)\n        staged.replace(path)\n',
-        '        path.write_text(text, encoding="utf-8")\n        sync(path)\n',
+        "utils.publishing",
+        "write_text",
+        only("path.parent.mkdir(parents=True, exist_ok=True); path.write_text(text); sync(path); sync(path.parent)"),
         ("order",),
     ),
     Mutant(
         "sizes checked, sha256 not",
-        "utils/exchange.py",
-        "        if sha256_of(path) != expected_sha256:\n",
-        "        if False:\n",
+        "utils.exchange",
+        "check_files",
+        never_true("sha256_of"),
         ("damage",),
     ),
     Mutant(
         "the seal of small files not checked",
-        "utils/publishing.py",
-        "    if value.pop(SEAL, None) is None or text != sealed(value).encode():\n",
-        "    if value.pop(SEAL, None) is None:\n",
+        "utils.publishing",
+        "read_sealed",
+        never_true("sealed"),
         ("damage",),
     ),
     Mutant(
         "the first checkpoint listed instead of the newest",
-        "utils/exchange.py",
-        "    for candidate in reversed(steps):\n",
-        "    for candidate in steps:\n",
+        "utils.exchange",
+        "newest_checkpoint",
+        first_argument("reversed"),
         ("damage", "stops"),
     ),
     Mutant(
         "going on without the position in the negatives",
-        "drivers/ann_trainer.py",
-        "    batches_done = (trainer.state.step - taken.taken_at_step) * flags.gradient_accumulation_steps\n",
-        "    batches_done = 0\n",
-        ("stops", "kills"),
+        "drivers.ann_trainer",
+        "open_negatives",
+        beginning_with("batches_done = 0", "batches_done"),
+        ("kills", "stops"),
     ),
     Mutant(
         "going on with a learning-rate schedule begun anew",
-        "model/training.py",
-        '        state.scheduler.load_state_dict(stored.get("scheduler", stored))\n',
-        "",
-        ("stops", "kills"),
+        "model.training",
+        "load_optimizer_scheduler",
+        without("scheduler.load_state_dict"),
+        ("kills", "stops"),
     ),
     Mutant(
         "a stop that saves nothing",
-        "drivers/trainer.py",
-        "        if self.saved_step != self.state.step:\n            self.publish(**trainer_state)\n",
-        "",
+        "drivers.trainer",
+        "Trainer.save_and_stop",
+        without("self.publish"),
         ("stops",),
     ),
     Mutant(
         "an earlier holder's staging left where it is",
-        "utils/lease.py",
-        "        fence_others(directory, role, lease)\n",
-        "        pass\n",
+        "utils.lease",
+        "acquire",
+        without("fence_others"),
         ("fencing",),
     ),
     Mutant(
         "silence never noticed",
-        "utils/peers.py",
-        "        if watch.silent_seconds > lives * life_seconds:\n",
-        "        if False:\n",
+        "utils.peers",
+        "Peer.check_absence",
+        never_true("silent_seconds"),
         ("peers",),
     ),
 )
 
 
-def copy_of(repo: Path, directory: Path) -> Path:
-    directory.mkdir()
-    for name in COPIED:
-        if (repo / name).is_dir():
-            shutil.copytree(repo / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(repo / name, directory / name)
-    return directory
+# Applying them
 
 
-def inject(lab: Lab, _zygote: Zygote, mutant: Mutant) -> None:
-    """Miss where the copy with the mutant passes every row that should catch it.
-
-    A small row may by chance inject nothing that a mutant answers wrongly (half of the steps are saved anyway), so it
-    has several tries.
-    """
-    copy = copy_of(lab.repo, lab.directory / f"mutant-{next(lab.numbers)}")
-    path = copy / mutant.file
-    text = path.read_text()
-    if text.count(mutant.old) != 1:
-        raise Miss(f"its text is in {mutant.file} {text.count(mutant.old)} times, expected once: write it anew")
-    path.write_text(text.replace(mutant.old, mutant.new))
-    said = ""
-    for row, seed in itertools.product(mutant.rows, range(SEEDS)):
-        command = [sys.executable, "-m", "tests.faults", "--row", row, "--workers", "1", "--seed", str(seed)]
-        environment = {**os.environ, **ENVIRONMENT}
-        done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-        )
-        if done.returncode == 1 and ": MISS: " in done.stdout:
-            shutil.rmtree(copy)
-            return
-        said += done.stdout + done.stderr[-300:]
-    raise Miss(f"not caught: {' '.join(said.split())[:500]}")
+def function_of(mutant: Mutant) -> FunctionType:
+    """The function itself, without what decorates it."""
+    found: Any = importlib.import_module(mutant.module)
+    for name in mutant.function.split("."):
+        found = getattr(found, name, None)
+    if found is None:
+        raise NotApplicable(f"{mutant.module} has no {mutant.function}")
+    function: FunctionType = inspect.unwrap(found)
+    return function
 
 
-def run(lab: Lab, count: int, rng: random.Random) -> list[Outcome]:
-    """Each of them, or ``count`` from the end: what only jobs that go on, or are taken over, can show."""
-    return lab.each(MUTANTS[-min(count + 1, len(MUTANTS)) : -1] if count < len(MUTANTS) else MUTANTS, inject)
+def mutated_code(mutant: Mutant) -> CodeType:
+    """The function's code with the change. NotApplicable where it makes no difference."""
+    function = function_of(mutant)
+    path = function.__code__.co_filename
+    tree = ast.parse(Path(path).read_text())
+    place: Any = tree
+    for name in mutant.function.split("."):
+        place = next(node for node in place.body if getattr(node, "name", None) == name)
+    mutant.change(place)
+    code = code_named(compile(ast.fix_missing_locations(tree), path, "exec"), mutant.function)
+    if code == function.__code__:
+        raise NotApplicable(f"{mutant.function} is as it was")
+    return code
+
+
+def code_named(code: CodeType, name: str) -> CodeType:
+    """The code of a function or method among all that of a module."""
+    inside = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    found = [each for each in inside if each.co_qualname == name]
+    return found[0] if found else next(code_named(each, name) for each in inside if name.startswith(each.co_qualname))
+
+
+def apply(about: str) -> None:
+    """Break this process's program, for good, by the mutant of this name."""
+    mutant = next(each for each in MUTANTS if each.about == about)
+    function_of(mutant).__code__ = mutated_code(mutant)
+
+
+@contextlib.contextmanager
+def applied(mutant: Mutant) -> Iterator[None]:
+    """The program of this process is broken for the block."""
+    function = function_of(mutant)
+    whole = function.__code__
+    apply(mutant.about)
+    try:
+        yield
+    finally:
+        function.__code__ = whole

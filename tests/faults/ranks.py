@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.faults.programs import GENERATOR, ROLES, TRAINER, Run, words_of
 from tests.faults.runs import PAIR, Lab, Miss, Outcome, Play, steps_logged
+from tests.faults.stacks import processes_in
 from tests.faults.zygote import ENVIRONMENT, Zygote
 
 COLLECTIVE_SECONDS, MINUTE = 5, 60
@@ -60,17 +61,6 @@ def worker_of(run: Run, rank: int) -> int | None:
     return None
 
 
-def processes_of(run: Run) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if bytes(run.directory) in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
 def is_at_work(run: Run, role: str) -> bool:
     """Whether all ranks are in their loop: after a step, or while the generator waits for a checkpoint."""
     if role == GENERATOR:
@@ -96,10 +86,13 @@ def inject(lab: Lab, zygote: Zygote, loss: Loss) -> None:
         struck = time.monotonic()
         while not ended() and time.monotonic() < struck + COLLECTIVE_SECONDS + MINUTE:
             time.sleep(0.1)
-        check_end(run, job.poll(), time.monotonic() - struck)
+        code, seconds = job.poll(), time.monotonic() - struck
+        if code is None:
+            play.end_with_stacks()
+        check_end(run, code, seconds)
     finally:
         play.stop_all()
-        for pid in processes_of(run):
+        for pid in processes_in(run.directory):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         job.wait()
@@ -108,10 +101,10 @@ def inject(lab: Lab, zygote: Zygote, loss: Loss) -> None:
 
 def check_end(run: Run, code: int | None, seconds: float) -> None:
     if code is None:
-        raise Miss(f"the job still runs after {seconds:.0f} s")
+        raise Miss(f"the job still runs after {seconds:.0f} s; stacks and logs are in {run.directory}")
     if code == 0:
         raise Miss("the job ended with 0")
-    if left := processes_of(run):
+    if left := processes_in(run.directory):
         raise Miss(f"{len(left)} of its processes still run")
 
 

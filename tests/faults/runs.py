@@ -28,11 +28,14 @@ from tests.faults.programs import (
     make_inputs,
     words_of,
 )
+from tests.faults.stacks import end_with_stacks, processes_in
 from tests.faults.victim import Plan
 from tests.faults.zygote import REPO, Child, Request, Zygote
 
 LIMIT_SECONDS = 90.0  # of one run with everything that is done to it; an undisturbed one takes two
 LOOK_SECONDS = 0.02
+STACKS_SECONDS = 10.0  # to write them
+ATTEMPTS = 3  # a program that finds its peer silent, on a loaded machine, ends before its instant
 RESTARTS = 8
 RESTARTED = (4, 75, -signal.SIGKILL)  # the peer is gone, stopped, killed
 # The tempo of a small run: polls that a run of days makes every ten seconds.
@@ -47,6 +50,10 @@ Case = TypeVar("Case")
 
 class Miss(Exception):
     """A fault that was not survived, in one line."""
+
+
+class NeverInjected(Miss):
+    """The program had ended before its instant came: nothing is known about the fault."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +169,13 @@ class Lab:
     finished: Run | None = None  # the undisturbed run
     seconds: dict[str, float] = field(default_factory=dict)  # how long a role worked in it
     numbers: Iterator[int] = field(default_factory=lambda: iter(range(10**6)))
+    mutant: str = ""  # which the programs are
 
     def new_run(self) -> Run:
+        """The parent of both directories is there: which program would make it is a matter of time, and so would be
+        how many operations each of them does."""
         run = Run(self.directory / f"run-{next(self.numbers)}")
-        run.directory.mkdir()
+        run.checkpoints.parent.mkdir(parents=True)
         return run
 
     def each(self, cases: Iterable[Case], inject: Callable[[Lab, Zygote, Case], None]) -> list[Outcome]:
@@ -264,7 +274,7 @@ class Play:
         """Start the role's program; ``more`` flags come last, ``changes`` are fields of the `Request`."""
         words = (*words_of(role, self.lab.inputs, self.run), *more)
         out, err = str(self.run.out(role)), str(self.run.err(role))
-        request = Request(words, out, err, plan, **{"settings": TEMPO, **changes})
+        request = Request(words, out, err, plan, mutant=self.lab.mutant, **{"settings": TEMPO, **changes})
         child = self.children[role] = self.zygote.start(request)
         return child
 
@@ -281,9 +291,20 @@ class Play:
         while not is_over():
             self.published.look()
             if time.monotonic() > self.deadline:
-                raise Miss(f"hangs: {what} within {self.limit_seconds:.0f} s ({self.states()})")
+                states = self.states()
+                self.end_with_stacks()
+                limit = f"{self.limit_seconds:.0f} s"
+                raise Miss(f"hangs: {what} within {limit} ({states}); stacks and logs are in {self.run.directory}")
             time.sleep(LOOK_SECONDS)
         self.published.look()
+
+    def end_with_stacks(self) -> None:
+        """Every program that still runs ends, leaving the stacks of its threads in its ``.err``."""
+        running = [child for child in self.children.values() if child.poll() is None]
+        pids = [*(child.pid for child in running), *processes_in(self.run.directory)]
+        end_with_stacks(pids, self.run.directory / "waits")
+        for child in running:
+            child.wait(STACKS_SECONDS)
 
     def states(self) -> str:
         codes = {role: child.poll() for role, child in self.children.items()}
@@ -361,6 +382,14 @@ def check_clean(run: Run, role: str) -> None:
         if word in said:
             line = next(line for line in said.splitlines() if word in line)
             raise Miss(f"the {role} says: {line}")
+
+
+def injected(inject: Callable[[], None]) -> None:
+    """Try again where the program had ended before its instant came; NeverInjected where it has each time."""
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(NeverInjected):
+            return inject()
+    return inject()
 
 
 def pick(rng: random.Random, cases: list[Case], count: int) -> list[Case]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.faults.kills import roles_beside
 from tests.faults.programs import ROLES, STEPS
-from tests.faults.runs import Lab, Miss, Outcome, Play, count_plan, pick
+from tests.faults.runs import ATTEMPTS, Lab, Miss, NeverInjected, Outcome, Play, count_plan, injected, pick
 from tests.faults.victim import INJECTED, WRITING, read_log
 from tests.faults.zygote import Zygote
 
@@ -22,7 +22,6 @@ NO_SPACE = 2
 # Preflight has to find enough; then a ballast leaves a multiple of the step.
 DISK_BYTES, STEP_BYTES, STEPS_OF_SPACE = 8 * 2**20, 24 * 1024, 12
 PREFLIGHT_OVER = "preflight: all well"
-ATTEMPTS = 3
 GO_ON_EVERY = 4  # of the refused writes, one in so many goes on to the end of the run
 
 
@@ -89,6 +88,11 @@ def can_mount(directory: Path) -> bool:
 
 
 def inject(lab: Lab, zygote: Zygote, shortage: Shortage) -> None:
+    injected(lambda: run_short(lab, zygote, shortage))
+
+
+def run_short(lab: Lab, zygote: Zygote, shortage: Shortage) -> None:
+    """One run; of a small disk several, each with half of the last one's space, until it is full before the end."""
     for attempt in range(ATTEMPTS):
         run = lab.new_run()
         play = Play(lab, zygote, run, roles_beside(shortage.role), limit_seconds=60)
@@ -116,7 +120,7 @@ def starve(play: Play, shortage: Shortage) -> bool:
             fill(play, role, ballast, shortage.free_bytes)
         play.watch_until(lambda: child.poll() is not None, f"the {role} did not end")
         if shortage.at and not any(each.kind == INJECTED for each in read_log(play.run.directory / f"{role}.log")):
-            raise Miss(f"never injected: the {role} ended with {child.code}")
+            raise NeverInjected(f"never injected: the {role} ended with {child.code}")
         # Where nothing failed but a sign of life, it may have gone on to its end.
         if child.code != 0:
             check_failed(play, role, child.code)

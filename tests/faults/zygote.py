@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.faults import victim
+from tests.faults import mutants, stacks, victim
 
 REPO = Path(__file__).resolve().parent.parent.parent
 PRELOADED = (
@@ -49,6 +49,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
+    **stacks.ENVIRONMENT,
 }
 LINE_BYTES = 2**20
 
@@ -64,6 +65,7 @@ class Request:
     environment: dict[str, str] = field(default_factory=dict)
     settings: dict[str, float] = field(default_factory=dict)
     file_bytes_limit: int | None = None
+    mutant: str = ""  # what it is broken by
 
 
 # The zygote's side
@@ -117,6 +119,8 @@ def become(request: Request) -> None:
         module, _, constant = name.rpartition(".")
         assert hasattr(importlib.import_module(module), constant), f"there is no {name}"
         setattr(importlib.import_module(module), constant, value)
+    if request.mutant:
+        mutants.apply(request.mutant)
     if request.file_bytes_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request.file_bytes_limit, request.file_bytes_limit))
     if request.plan is not None:
