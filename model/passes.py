@@ -74,18 +74,20 @@ def cached_backward(
 
     GradCache: Gao et al. 2021, arXiv 2101.06983.
     ``texts`` are (ids_BL, lengths_B), whose embeddings ``loss_of`` takes in this order. Every pass is made twice
-    with the same dropout. ``autocast`` is a context made anew for each use; ``scale`` is the gradient scaler's.
+    with the same dropout, and gives the same bits. ``autocast`` is a context made anew for each use; ``scale`` is the
+    gradient scaler's.
     """
     device = texts[0][0].device
     all_passes = [plan_passes(lengths_B, budget_tokens) for _, lengths_B in texts]
-    # The paper's step 1, graph-less forward.
+    # The paper's step 1. Each pass has its graph, which is dropped at once: where no gradient may be asked for, other
+    # code computes (shapes are rounded up, a compiled model is another program), and step 3 would not repeat it.
     cached, states = [], []
-    with torch.no_grad(), autocast():
+    with autocast():
         for (ids_BL, lengths_B), passes in zip(texts, all_passes, strict=True):
             parts = []
             for rows_P in passes:
                 states.append(RandomState.of(device))
-                parts.append(encode_pass(encoder, ids_BL, lengths_B, rows_P))
+                parts.append(encode_pass(encoder, ids_BL, lengths_B, rows_P).detach())
             cached.append(in_order(parts, passes).requires_grad_())
     # Step 2, representation gradient computation and caching.
     with autocast():

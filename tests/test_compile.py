@@ -13,6 +13,7 @@ import torch.distributed as dist
 from drivers import shared
 from model.embedding import Texts, encode_blocks
 from tests.test_packing import batch_of, gradient, make_encoder
+from tests.test_passes import embeddings_of_passes, with_dropout
 from tests.test_training import roberta_encoder, train_run
 from utils import distributed
 from utils.distributed import World
@@ -48,6 +49,15 @@ def test_a_compiled_model_computes_the_same_in_batches_of_any_shape() -> None:
         expected, found = (gradient(encoder, *batch_of(shape)) for encoder in (plain, compiled))
         for ours, theirs in zip(found, expected, strict=True):
             assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm())
+
+
+@pytest.mark.slow
+def test_grad_cache_s_second_pass_repeats_the_first_of_a_compiled_model() -> None:
+    encoder = with_dropout(roberta_encoder(), 0.1)
+    encoder.compile(dynamic=True)
+    seen, _ = embeddings_of_passes(encoder, torch.bfloat16, 8)
+    first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert len(first) > 3 and all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
 def train_compiled(rank: int, directory: str) -> None:

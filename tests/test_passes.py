@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model import passes
 from model.passes import plan_passes
 from model.roberta_dot import RobertaDot
 from model.training import TrainingState, TrainingStep, make_state, tensors_of, train_step
@@ -22,24 +23,29 @@ CPU = torch.device("cpu")
 
 
 def gradient_of(
-    encoder: Any, loss: str, grad_cache_tokens: int = 0, world: World = ALONE
+    encoder: Any,
+    loss: str,
+    grad_cache_tokens: int = 0,
+    world: World = ALONE,
+    dtype: torch.dtype | None = None,
+    micro_batches: int = 2,
 ) -> tuple[float, torch.Tensor]:
-    """The loss of a step of two micro-batches of 24 triples, and its gradient."""
+    """The loss of a step of micro-batches of 24 triples, and its gradient."""
     optimizer = torch.optim.SGD(encoder.parameters(), lr=1.0)
     state: TrainingState = make_state(
-        encoder, loss, optimizer, constant(optimizer), world, None, 0.0, grad_cache_tokens
+        encoder, loss, optimizer, constant(optimizer), world, dtype, 0.0, grad_cache_tokens
     )
     before = flat_weights(encoder)
-    found = train_step(state, made_up_batches(loss, 24, 2, world.rank, world.size))
+    found = train_step(state, made_up_batches(loss, 24, micro_batches, world.rank, world.size))
     return found, before - flat_weights(encoder)
 
 
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), budget_tokens=st.integers(1, 200))
 @settings(deadline=None)
 def test_passes_hold_every_row_once_within_the_budget(lengths: list[int], budget_tokens: int) -> None:
-    passes = [rows_P.tolist() for rows_P in plan_passes(torch.tensor(lengths), budget_tokens)]
-    assert sorted(chain.from_iterable(passes)) == list(range(len(lengths)))
-    for rows in passes:
+    found = [rows_P.tolist() for rows_P in plan_passes(torch.tensor(lengths), budget_tokens)]
+    assert sorted(chain.from_iterable(found)) == list(range(len(lengths)))
+    for rows in found:
         longest = max(lengths[row] for row in rows)
         assert lengths[rows[0]] == longest
         assert len(rows) == 1 or longest * len(rows) <= budget_tokens
@@ -81,21 +87,45 @@ def test_gradient_checkpointing_gives_the_same_gradient(loss: str, p: float) -> 
     assert torch.allclose(again, whole, rtol=1e-5, atol=1e-7)
 
 
-def test_dropout_is_the_same_in_both_of_grad_cache_s_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = with_dropout(roberta_encoder(), 0.3)
-    seen: dict[bool, list[torch.Tensor]] = {False: [], True: []}
-    forward = RobertaDot.forward
+def embeddings_of_passes(
+    encoder: RobertaDot, dtype: torch.dtype | None, seed: int
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What each pass of a GradCache step gives, all once and then all again, and the gradient, which is applied."""
+    seen: list[torch.Tensor] = []
+    encode_pass = passes.encode_pass
 
-    def noting(self: RobertaDot, *arguments: torch.Tensor) -> torch.Tensor:
-        embeddings = forward(self, *arguments)
-        seen[torch.is_grad_enabled()].append(embeddings.detach().clone())
+    def noting(*arguments: Any) -> torch.Tensor:
+        embeddings = encode_pass(*arguments)
+        seen.append(embeddings.detach().clone())
         return embeddings
 
-    monkeypatch.setattr(RobertaDot, "forward", noting)
-    torch.manual_seed(8)
-    gradient_of(encoder, "in_batch", grad_cache_tokens=40)
-    assert len(seen[False]) > 6
-    assert all(torch.equal(first, second) for first, second in zip(seen[False], seen[True], strict=True))
+    torch.manual_seed(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "encode_pass", noting)
+        _, gradient = gradient_of(encoder, "in_batch", 40, dtype=dtype, micro_batches=1)
+    return seen, gradient
+
+
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["", "gradient checkpointing"])
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
+def test_grad_cache_s_second_pass_repeats_the_first_bit_by_bit(
+    dtype: torch.dtype | None, packed: bool, checkpoints: bool
+) -> None:
+    encoder = with_dropout(roberta_encoder(), 0.1)
+    encoder.pack_texts(packed)
+    _, kept = embeddings_of_passes(copy.deepcopy(encoder), dtype, 8)
+    if checkpoints:
+        encoder.make_activations_twice()
+    seen, gradient = embeddings_of_passes(copy.deepcopy(encoder), dtype, 8)
+    first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert len(first) == len(second) > 3
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    assert gradient.abs().max() > 0 and torch.equal(gradient, kept), "a layer made again has its dropout again"
+    # Dropout was on: another seed gives every pass other embeddings, and another gradient.
+    other, other_gradient = embeddings_of_passes(copy.deepcopy(encoder), dtype, 9)
+    assert not any(torch.equal(*pair) for pair in zip(seen, other, strict=True))
+    assert float((other_gradient - gradient).norm()) > 0.01 * float(gradient.norm())
 
 
 def test_a_step_takes_one_pass_where_the_batch_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
