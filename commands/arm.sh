@@ -6,7 +6,8 @@
 #       [--warmup_trainer flags of run_warmup] [--evaluation flags of run_eval]
 #
 # Each script takes the flags of its own programs and leaves the others. Of the flags of every program the evaluation
-# has the two lengths alone. With --dry_run every program checks its flags and inputs, prints them, and ends.
+# has those of the model alone: the two lengths, the type to compute in, and the device. With --dry_run every program
+# checks its flags and inputs, prints them, and ends.
 
 # shellcheck source=env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -14,6 +15,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/processes.sh"
 # shellcheck source=jobs.sh
 source "$(dirname "${BASH_SOURCE[0]}")/jobs.sh"
+# shellcheck source=flags.sh
+source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
 
 STRATEGIES=(top top_bottom bottom random)
 setting STRATEGY top      # one of these, or in a job array of four: all
@@ -36,49 +39,6 @@ setting STEPS_PER_REFRESH 10000 # steps between two checkpoints and so, in locks
 setting REFRESH_LAG 1      # in lockstep: 0 the trainer waits for each refresh, 1 both work at once
 setting POLL_SECONDS 5     # between two looks for the first negatives
 setting FIRST_NEGATIVES_SECONDS 86400 # how long run_ann_data_gen.sh waits for them
-
-PRECISION=()
-((GPUS == 0)) || PRECISION=(--fp16)
-
-DRY_RUN=0
-FLAGS=()            # of every program
-TRAINER_FLAGS=()    # of run_ann alone
-GENERATOR_FLAGS=()  # of run_ann_data_gen alone
-WARMUP_FLAGS=()     # of run_warmup alone
-EVALUATION_FLAGS=() # of run_eval alone
-
-split_flags() { # FLAGS...
-  local word to=every
-  for word in "$@"; do
-    case $word in
-      --trainer | --generator | --warmup_trainer | --evaluation) to=${word#--} ;;
-      --dry_run) DRY_RUN=1 ;;
-      *)
-        case $to in
-          every) FLAGS+=("$word") ;;
-          trainer) TRAINER_FLAGS+=("$word") ;;
-          generator) GENERATOR_FLAGS+=("$word") ;;
-          warmup_trainer) WARMUP_FLAGS+=("$word") ;;
-          evaluation) EVALUATION_FLAGS+=("$word") ;;
-        esac
-        ;;
-    esac
-  done
-  add_lengths "${FLAGS[@]+"${FLAGS[@]}"}"
-  ((DRY_RUN == 0)) || FLAGS=(--dry_run "${FLAGS[@]+"${FLAGS[@]}"}")
-}
-
-add_lengths() { # FLAGS...: those that a model is evaluated with as it is trained
-  local -a lengths=()
-  while (($# > 0)); do
-    case $1 in
-      --max_seq_length=* | --max_query_length=*) lengths+=("$1") ;;
-      --max_seq_length | --max_query_length) lengths+=("$1" "${2:-}") ;;
-    esac
-    shift
-  done
-  EVALUATION_FLAGS=("${lengths[@]+"${lengths[@]}"}" "${EVALUATION_FLAGS[@]+"${EVALUATION_FLAGS[@]}"}")
-}
 
 choose_arm() { # sets STRATEGY, in an array by the task, and the collection
   if [[ $STRATEGY == all ]]; then
@@ -153,29 +113,39 @@ bm25() { # DIR
   run_whole_step "${COMMAND[@]}"
 }
 
-# On MS MARCO's triples where they have been downloaded, else on BM25 negatives.
+choose_warmup_negatives() { # sets WARMUP_NEGATIVES: MS MARCO's triples where they are, else bm25; or what the flags say
+  WARMUP_NEGATIVES=given
+  gives 'triples bm25_dir' "${FLAGS[@]+"${FLAGS[@]}"}" "${WARMUP_FLAGS[@]+"${WARMUP_FLAGS[@]}"}" && return
+  WARMUP_NEGATIVES=bm25
+  [[ ! -f $TRIPLES ]] || WARMUP_NEGATIVES=triples
+}
+
 warmup_command() { # sets COMMAND
-  local -a negatives=(--bm25_dir "$BM25_DIR")
-  if [[ -f $TRIPLES ]]; then
-    negatives=(--triples "$TRIPLES")
-    [[ ! -f $RERANK_FILE ]] || negatives+=(--rerank_file "$RERANK_FILE")
-  fi
-  command_for "$GPUS" drivers.run_warmup --data_dir "$DATA_DIR" "${negatives[@]}" --output_dir "$WARMUP_DIR" \
+  local -a negatives=()
+  choose_warmup_negatives
+  case $WARMUP_NEGATIVES in
+    bm25) negatives=(--bm25_dir "$BM25_DIR") ;;
+    triples) negatives=(--triples "$TRIPLES") ;;
+  esac
+  [[ $WARMUP_NEGATIVES != triples || ! -f $RERANK_FILE ]] || negatives+=(--rerank_file "$RERANK_FILE")
+  with_precision FLAGS WARMUP_FLAGS
+  command_for "$GPUS" drivers.run_warmup --data_dir "$DATA_DIR" "${negatives[@]+"${negatives[@]}"}" --output_dir "$WARMUP_DIR" \
     --train_model_type "$MODEL_TYPE" --model_name_or_path "$MODEL" \
     --do_train --evaluate_during_training --max_seq_length 128 --max_query_length "$MAX_QUERY_LENGTH" \
     --optimizer lamb --learning_rate 2e-4 --warmup_steps 1000 --per_gpu_train_batch_size 32 \
     --gradient_accumulation_steps 1 --num_train_epochs 2.0 --expected_train_size 35000000 \
     --per_gpu_eval_batch_size 256 --logging_steps 1000 --logging_steps_per_eval 20 --save_steps 30000 --seed "$SEED" \
-    "${PRECISION[@]+"${PRECISION[@]}"}" "${FLAGS[@]+"${FLAGS[@]}"}" "${WARMUP_FLAGS[@]+"${WARMUP_FLAGS[@]}"}"
+    "${WORDS[@]+"${WORDS[@]}"}"
 }
 
 evaluation_command() { # CHECKPOINT DIR [FLAGS...]: sets COMMAND
   local -a dry=()
   ((DRY_RUN == 0)) || dry=(--dry_run)
+  with_precision EVALUATED_AS EVALUATION_FLAGS
   command_for "$GPUS" drivers.run_eval --data_dir "$DATA_DIR" --model_type "$MODEL_TYPE" --model_name_or_path "$1" \
     --output_dir "$2" --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" \
-    --per_gpu_eval_batch_size "$EVAL_BATCH" "${PRECISION[@]+"${PRECISION[@]}"}" \
-    "${@:3}" "${EVALUATION_FLAGS[@]+"${EVALUATION_FLAGS[@]}"}" "${dry[@]+"${dry[@]}"}"
+    --per_gpu_eval_batch_size "$EVAL_BATCH" \
+    "${@:3}" "${WORDS[@]+"${WORDS[@]}"}" "${dry[@]+"${dry[@]}"}"
 }
 
 schedule() { # sets SCHEDULE, the flags that trainer and generator must have in common
@@ -186,21 +156,24 @@ schedule() { # sets SCHEDULE, the flags that trainer and generator must have in 
 # A refresh's embeddings of MS MARCO are 27 GB; only the newest stay.
 generator_command() { # GPUS STRATEGY FLAGS...: sets COMMAND
   local gpus=$1 arm
+  local -a negatives=(--negative_strategy "$2")
   arm=$(arm_dir "$2")
   schedule
+  with_precision FLAGS GENERATOR_FLAGS
+  ! gives "$STRATEGY_FLAGS" "${WORDS[@]+"${WORDS[@]}"}" || negatives=()
   command_for "$gpus" drivers.run_ann_data_gen --data_dir "$DATA_DIR" --training_dir "$arm/checkpoints" \
     --init_model_dir "$WARMUP_CHECKPOINT" --model_type "$MODEL_TYPE" --output_dir "$arm/ann_data" \
     --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" --per_gpu_eval_batch_size "$EVAL_BATCH" \
-    --negative_strategy "$2" --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" \
+    "${negatives[@]+"${negatives[@]}"}" --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" \
     --ann_chunk_factor "$ANN_CHUNK_FACTOR" --only_keep_latest_embedding_file "${SCHEDULE[@]}" \
-    "${PRECISION[@]+"${PRECISION[@]}"}" "${@:3}" \
-    "${FLAGS[@]+"${FLAGS[@]}"}" "${GENERATOR_FLAGS[@]+"${GENERATOR_FLAGS[@]}"}"
+    "${@:3}" "${WORDS[@]+"${WORDS[@]}"}"
 }
 
 trainer_command() { # GPUS STRATEGY: sets COMMAND
   local gpus=$1 processes=$(($1 > 1 ? $1 : 1)) arm
   arm=$(arm_dir "$2")
   schedule
+  with_precision FLAGS TRAINER_FLAGS
   ((GLOBAL_BATCH % (processes * ACCUMULATION) == 0)) ||
     die "GLOBAL_BATCH is $GLOBAL_BATCH, expected a multiple of $processes GPUs x $ACCUMULATION micro-batches"
   command_for "$gpus" drivers.run_ann --data_dir "$DATA_DIR" --ann_dir "$arm/ann_data" --output_dir "$arm/checkpoints" \
@@ -209,7 +182,7 @@ trainer_command() { # GPUS STRATEGY: sets COMMAND
     --optimizer lamb --learning_rate 1e-6 --warmup_steps 5000 --single_warmup --max_steps 1000000 \
     --per_gpu_train_batch_size "$((GLOBAL_BATCH / (processes * ACCUMULATION)))" \
     --gradient_accumulation_steps "$ACCUMULATION" --group_size "$GROUP_SIZE" --logging_steps 100 --save_steps "$STEPS_PER_REFRESH" \
-    "${SCHEDULE[@]}" "${PRECISION[@]+"${PRECISION[@]}"}" "${FLAGS[@]+"${FLAGS[@]}"}" "${TRAINER_FLAGS[@]+"${TRAINER_FLAGS[@]}"}"
+    "${SCHEDULE[@]}" "${WORDS[@]+"${WORDS[@]}"}"
 }
 
 # The first negatives, from the warmup checkpoint, unless they are there.

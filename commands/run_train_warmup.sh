@@ -12,6 +12,7 @@ source "$here/arm.sh"
 split_flags "$@"
 begin_job "$WARMUP_DIR" warmup
 need_data
-[[ -f $TRIPLES ]] || bm25 "$BM25_DIR"
+choose_warmup_negatives
+[[ $WARMUP_NEGATIVES != bm25 ]] || bm25 "$BM25_DIR"
 warmup_command
 run_step warmup "${COMMAND[@]}"

@@ -236,7 +236,9 @@ submit_arms() {
 }
 
 dry_run=0
-! has_word --dry_run "${flags[@]+"${flags[@]}"}" || dry_run=1
+for word in "${flags[@]+"${flags[@]}"}"; do
+  [[ $word != --dry[_-]run ]] || dry_run=1
+done
 check_flags
 if ((dry_run == 0)); then
   command -v sbatch >/dev/null ||
@@ -244,7 +246,7 @@ if ((dry_run == 0)); then
   mkdir -p "$RUN/logs" # without it every job fails without a word
 else
   for word in "${flags[@]}"; do
-    [[ $word == --dry_run ]] || kept+=("$word")
+    [[ $word == --dry[_-]run ]] || kept+=("$word")
   done
   flags=("${kept[@]+"${kept[@]}"}")
 fi

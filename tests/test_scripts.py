@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from model.precision import compute_dtype
 from tests.shell import (
     REPO,
     copy_scripts,
@@ -495,6 +497,77 @@ def test_evaluation_has_the_lengths_and_the_flags_of_its_own(dry_run: Programs) 
     (evaluation,) = dry_run("commands/run_evaluation.sh", *flags)
     assert evaluation["max_query_length"] == 48 and evaluation["topk"] == 50
     assert evaluation["output_dir"].endswith("/msmarco/arms/top/eval")
+
+
+TYPES = [  # the user's flags, and what trainer and generator, then evaluation compute in on GPUs
+    ("", ("fp16", "fp16")),
+    ("--bf16", ("bf16", "bf16")),
+    ("--dtype bf16", ("bf16", "bf16")),
+    ("--dtype=fp32", ("fp32", "fp32")),
+    ("--fp16_opt_level O0", ("fp32", "fp32")),
+    ("--fp16", ("fp16", "fp16")),
+    ("--trainer --bf16 --generator --bf16", ("bf16", "fp16")),
+    ("--bf16 --evaluation --dtype fp32", ("bf16", "fp32")),
+    ("--no-cuda", ("default", "default")),
+]
+
+
+def computes_in(program: dict[str, Any]) -> str:
+    """The program's own reading of its flags; a word for what it takes where none says a type."""
+    words = (program[name] for name in ("dtype", "fp16", "bf16", "fp16_opt_level"))
+    names = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "default"}
+    return names[compute_dtype(*words, default="auto", quickest=torch.float64)]
+
+
+@pytest.mark.parametrize(("flags", "expected"), TYPES, ids=[flags or "none" for flags, _ in TYPES])
+def test_the_type_that_the_user_says_wins(
+    flags: str, expected: tuple[str, str], dry_run: Programs, tmp_path: Path
+) -> None:
+    triples = tmp_path / "triples.tsv"
+    triples.write_text("which subject\tpassage number 3\tpassage number 4\n")
+    changes = {"GPUS": "2", "TRIPLES": str(triples), "STRATEGY": "top"}
+    programs = dry_run("commands/run_arm.sh", *flags.split(), **changes)
+    (evaluation,) = dry_run("commands/run_evaluation.sh", *flags.split(), **changes)
+    (warmup,) = dry_run(
+        "commands/run_train_warmup.sh", *flags.replace("--trainer", "--warmup_trainer").split(), **changes
+    )
+    assert [computes_in(program) for program in (*programs, warmup)] == [expected[0]] * 4
+    assert computes_in(evaluation) == expected[1]
+    assert {program["no_cuda"] for program in (*programs, warmup, evaluation)} == {flags == "--no-cuda"}
+
+
+def test_a_program_s_own_type_wins_over_that_of_all(dry_run: Programs) -> None:
+    first, trainer, generator = dry_run("commands/run_arm.sh", "--bf16", "--trainer", "--dtype", "fp32", GPUS="2")
+    assert [computes_in(program) for program in (first, trainer, generator)] == ["bf16", "fp32", "bf16"]
+
+
+@pytest.mark.parametrize("has_triples", [False, True])
+@pytest.mark.parametrize("source", ["bm25_dir", "triples"])
+def test_the_warmup_s_negatives_that_the_user_names_win(
+    source: str, has_triples: bool, tiny: dict[str, str], tmp_path: Path
+) -> None:
+    """run_warmup takes one of the two; BM25 is not made where nobody reads it."""
+    python = write_script(tmp_path / "python", 'echo "$*"\n')
+    mine, triples = tmp_path / "mine", tmp_path / "triples.tsv"
+    if has_triples:
+        triples.touch()
+    changes = {**tiny, "PYTHON": str(python), "BM25_DIR": str(tmp_path / "bm25"), "TRIPLES": str(triples)}
+    result = run_script(REPO / "commands" / "run_train_warmup.sh", f"--{source}", mine, **changes)
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    assert re.findall(r"--(?:bm25_dir|triples) \S+", line) == [f"--{source} {mine}"]
+
+
+def test_ance_s_words_for_a_strategy_win_over_the_script_s(dry_run: Programs) -> None:
+    _, _, generator = dry_run("commands/subset_10_train-a40.sh", "--generator", "--bottom_neg", "true")
+    assert generator["bottom_neg"] is True and generator["negative_strategy"] is None
+
+
+def test_flags_with_hyphens_are_the_same_flags(dry_run: Programs) -> None:
+    (evaluation,) = dry_run("commands/run_evaluation.sh", "--max-seq-length", "100")
+    assert evaluation["max_seq_length"] == 100
+    result = run_script(REPO / "commands/run_arm.sh", "--dry-run", STRATEGY="top", **dry_run.settings)
+    assert result.returncode == 0 and result.stdout.count("--dry_run") == 3, result
 
 
 @pytest.mark.slow
