@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -154,6 +155,19 @@ def test_a_lock_is_refused_in_the_words_given(tmp_path: Path) -> None:
         pass
     with held_lock(tmp_path / "lock", "third"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EIO])
+def test_without_locks_there_is_a_warning_and_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(publishing.fcntl, "flock", flock)
+    with held_lock(tmp_path / "lock", "another process is writing"):
+        (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"warning: no lock on {tmp_path / 'lock'}, going on without ({os.strerror(number)})"
 
 
 def test_staging_of_many_writers_in_one_directory(tmp_path: Path) -> None:

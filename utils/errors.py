@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -139,6 +140,13 @@ def exit_code_of(program: str, main: Callable[[], None]) -> int:
     return 0
 
 
+def escape_unprintable() -> None:
+    """Print what stdout's encoding lacks (PYTHONIOENCODING=ascii) as ``\\xfc``, as stderr does: it ends no program."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def run_program(program: str, main: Callable[[], None]) -> None:
     """The last line of every program: ``run_program("run_ann", main)``."""
+    escape_unprintable()
     sys.exit(exit_code_of(program, main))

@@ -7,18 +7,19 @@ before it is renamed or linked to its final name.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from utils.errors import Fenced, UserError, describe_os_error
+from utils.run_log import say
 
 STAGING = ".staging"
 SEAL = "sealed"
@@ -191,15 +192,16 @@ def check_writable(directory: Path) -> None:
 def held_lock(path: Path, refusal: str) -> Iterator[None]:
     """Hold an flock on ``path`` for the block; UserError with ``refusal`` where another process has it.
 
-    Without effect where the file system knows no locks.
+    Where the file system knows no locks, a warning.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(refusal) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                raise UserError(refusal) from None
+            say(f"warning: no lock on {path}, going on without ({error.strerror})", sys.stderr)
         yield
     finally:
         os.close(descriptor)
