@@ -10,13 +10,13 @@
 # checks its flags and inputs, prints them, and ends.
 
 # shellcheck source=env.sh
-source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 # shellcheck source=processes.sh
-source "$(dirname "${BASH_SOURCE[0]}")/processes.sh"
+source commands/processes.sh
 # shellcheck source=jobs.sh
-source "$(dirname "${BASH_SOURCE[0]}")/jobs.sh"
+source commands/jobs.sh
 # shellcheck source=flags.sh
-source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
+source commands/flags.sh
 
 STRATEGIES=(top top_bottom bottom random)
 setting STRATEGY top      # one of these, or in a job array of four: all

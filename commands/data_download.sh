@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Downloads MS MARCO into RAW_DATA_DIR, checks it, and unpacks the tar archives; .gz files stay, the programs read them.
-set -euo pipefail
-here=$(dirname "${BASH_SOURCE[0]}")
-[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands # Slurm runs a copy of this file
+set -eu
+here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
+# A link to this file, or Slurm's copy of it:
+[[ -f $here/env.sh ]] || here=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
+  sed -n 's|/[^/]*\.sh\( .*\)*$||p' | head -n 1)
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
 # shellcheck source=env.sh
 source "$here/env.sh"
 
@@ -156,7 +159,10 @@ download() { # NAME BYTES MD5
 [[ -f $MSMARCO_FILES ]] || die "$MSMARCO_FILES: no such file"
 todo=()
 missing_mb=0
-while IFS=$'\t' read -r group name bytes md5; do
+columns=$'^[^\t]+\t[^\t/]+\t([0-9]+|-)\t([0-9a-f]{32}|-)$'
+while read -r line; do
+  [[ $line =~ $columns ]] || die "$MSMARCO_FILES: '$line', expected group, name, bytes and md5 with a tab between each"
+  IFS=$'\t' read -r group name bytes md5 <<<"$line"
   has_word "$group" "${groups[@]}" || continue
   if is_present "$name"; then
     echo "$name: present"
@@ -168,7 +174,7 @@ while IFS=$'\t' read -r group name bytes md5; do
   [[ $bytes == - ]] || missing_mb=$((missing_mb + bytes * unpacked / 1048576))
   ((dry_run == 0)) || printf '%s: to fetch from %s, %s bytes (%s there), md5 %s\n' "$name" "$MSMARCO_URL/$name" \
     "${bytes/#-/unknown}" "$(size_of "$RAW_DATA_DIR/$name.part")" "${md5/#-/unknown}"
-done < <(grep -v '^#' "$MSMARCO_FILES")
+done < <(sed -e 's/\r$//' -e '/^#/d' -e '/^$/d' "$MSMARCO_FILES")
 
 ((dry_run == 0)) || exit 0
 ((${#todo[@]} > 0)) || exit 0
@@ -176,7 +182,7 @@ command -v curl >/dev/null || die "no curl, with which files are fetched: instal
 { mkdir -p "$DOWNLOADED" && : >>"$DOWNLOADED/.lock"; } 2>/dev/null ||
   die "cannot write in $RAW_DATA_DIR: set RAW_DATA_DIR to a directory that this user may write"
 exec 8>>"$DOWNLOADED/.lock"
-flock --nonblock 8 || die "another download into $RAW_DATA_DIR is running: wait for it"
+lock 8 "$DOWNLOADED/.lock" --nonblock || die "another download into $RAW_DATA_DIR is running: wait for it"
 need_space "$RAW_DATA_DIR" "$missing_mb" "MS MARCO (${groups[*]})"
 for entry in "${todo[@]}"; do
   IFS=$'\t' read -r name bytes md5 <<<"$entry"

@@ -50,7 +50,7 @@ prepare_run_dir() {
   { mkdir -p "$STAGES" && : >>"$STAGES/.lock"; } 2>/dev/null ||
     die "cannot write in $RUN: give a --run_dir that this user may write"
   exec 7>>"$STAGES/.lock"
-  flock --nonblock 7 || die "another ${0##*/} is working in $RUN: wait for it, or give another --run_dir"
+  lock 7 "$STAGES/.lock" --nonblock || die "another ${0##*/} is working in $RUN: wait for it, or give another --run_dir"
 }
 
 stamp_of() { # WORDS...: the hash of the stage's words and of the stamps of the stages it builds on (UPSTREAM)

@@ -6,15 +6,21 @@
 # directory the script was started in; one in site.env or in a default, from the repository.
 # The programs themselves run in the repository's root: give them absolute paths.
 set -euo pipefail
+set +o posix # bash that was started as sh reads no <(...)
+unset CDPATH # with it, cd goes elsewhere and says so
 
 die() { # WORDS: one line on stderr, exit code 2 (bad flags or input)
-  printf '%s: error: %s\n' "${0##*/}" "$*" >&2
+  say_error "error: $*"
   exit 2
 }
 
+say_error() { # WORDS
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+}
+
 # A script without a help of its own answers --help with the comment at its top.
-if [[ " $* " == *" --help "* || " $* " == *" -h "* ]] && ! grep -q '^usage()' "$0"; then
-  sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0" | grep -v '^SBATCH'
+if [[ " $* " == *" --help "* || " $* " == *" -h "* ]] && ! grep -q '^usage()' "${BASH_SOURCE[-1]}"; then
+  sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "${BASH_SOURCE[-1]}" | grep -v '^SBATCH'
   exit 0
 fi
 
@@ -30,8 +36,10 @@ while IFS='=' read -r -d '' name value; do
 done < <(env -0)
 unset name value
 
-if [[ -f commands/site.env ]]; then
-  # shellcheck source=/dev/null
+# shellcheck source=/dev/null
+if LC_ALL=C grep -qs $'\r$\|^\xef\xbb\xbf' commands/site.env; then # as an editor on Windows leaves it
+  source <(LC_ALL=C sed $'1s/^\xef\xbb\xbf//; s/\r$//' commands/site.env)
+elif [[ -f commands/site.env ]]; then
   source commands/site.env
 fi
 
@@ -92,11 +100,23 @@ newest_checkpoint() { # DIR: its checkpoint-S of the highest step, or nothing
 }
 
 need_space() { # DIR MEGABYTES WHAT: die where the disk of DIR (or of the nearest parent there is) has less
-  local directory=$1 free_mb
-  while [[ ! -d $directory ]]; do directory=$(dirname "$directory"); done
-  free_mb=$(df -Pk "$directory" | awk 'NR == 2 { print int($4 / 1024) }')
+  local directory=$1 columns=' [0-9]+ +[0-9]+ +([0-9]+) +([0-9]+%|-) +/' free_mb
+  while [[ ! -d $directory ]]; do directory=$(dirname -- "$directory"); done
+  if [[ ! $(df -Pk -- "$directory" 2>&1) =~ $columns ]]; then # before them is the file system's name, in words of any number
+    say_error "warning: df does not say how much the disk of $directory has free; going on without looking"
+    return 0
+  fi
+  free_mb=$((BASH_REMATCH[1] / 1024))
   ((free_mb >= $2)) ||
     die "$3 needs $2 MB, but the disk of $directory has $free_mb MB free: free some, or use a directory on another disk"
+}
+
+# flock ends with 1 where another process has the lock, and with other codes where the file system knows no locks.
+lock() { # DESCRIPTOR FILE OPTION OF FLOCK...: returns 1 where another process has it; without locks, 0 and a warning
+  local why code=0
+  why=$(flock "${@:3}" "$1" 2>&1) || code=$?
+  ((code > 1)) || return "$code"
+  say_error "warning: no lock on $2, going on without (exit code $code: ${why//$'\n'/ })"
 }
 
 use_venv() { # REQUIREMENTS_FILE: PYTHON becomes that of .venv, set up where it is not yet; a PYTHON that was given stays

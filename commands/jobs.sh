@@ -103,17 +103,11 @@ stop_between_steps() { # what is complete is not done again
 
 # Bash takes a signal only once the command in front has ended, so flock itself must not wait for long.
 take_lock() { # FILE: sets LOCK, its descriptor; jobs that start together wait here for the first
-  local why code said=0
+  local said=0
   exec {LOCK}>>"$1"
   while :; do
     stop_between_steps
-    code=0
-    why=$(flock --wait 1 "$LOCK" 2>&1) || code=$?
-    ((code != 0)) || return 0
-    if ((code != 1)); then
-      say_error "warning: no lock on $1, going on without (exit code $code: ${why//$'\n'/ })"
-      return 0
-    fi
+    ! lock "$LOCK" "$1" --wait 1 || return 0
     ((said == 1)) || echo "waiting for another job, which holds $1"
     said=1
   done
@@ -130,10 +124,6 @@ end_job() { # PROGRAM EXIT_CODE
     return_with_peer "$name"
   fi
   exit "$code"
-}
-
-say_error() {
-  printf '%s: %s\n' "${0##*/}" "$*" >&2
 }
 
 job_state() { # JOB: as Slurm's queue has it; nothing where it has left the queue

@@ -114,7 +114,7 @@ progress_line() { # TRAINER_LOG: where the trainer is, from the newest of its JS
   local line
   line=$(grep -a '^{"learning_rate"' "$1" 2>/dev/null | tail -n 1) || return 0
   if [[ $line =~ \"loss\":\ *([0-9.eE+-]+).*\"step\":\ *([0-9]+) ]]; then
-    printf 'step %d, loss %.4f' "${BASH_REMATCH[2]}" "${BASH_REMATCH[1]}"
+    LC_ALL=C printf 'step %d, loss %.4f' "${BASH_REMATCH[2]}" "${BASH_REMATCH[1]}"
   fi
 }
 

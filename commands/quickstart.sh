@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # The whole loop on real text, on a laptop: the docstrings of the installed packages as a small MS MARCO, BM25, a
 # warmup, then for each strategy trainer and generator at once, and a table and plots of the comparison.
-set -euo pipefail
-here=$(dirname "${BASH_SOURCE[0]}")
-[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands # Slurm runs a copy of this file
+set -eu
+here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
+# A link to this file, or Slurm's copy of it:
+[[ -f $here/env.sh ]] || here=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
+  sed -n 's|/[^/]*\.sh\( .*\)*$||p' | head -n 1)
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
 
 usage() {
   cat <<'TEXT'
@@ -22,7 +25,7 @@ TEXT
 # shellcheck source=env.sh
 source "$here/env.sh"
 # shellcheck source=processes.sh
-source "$here/processes.sh"
+source commands/processes.sh
 
 STRATEGIES=(top top_bottom bottom random)
 strategy=top run_dir=results/runs/quickstart dry_run=0
@@ -61,7 +64,7 @@ esac
 RUN=$(absolute "$run_dir" "$RUN_BASE")
 STAGE_COUNT=$((7 + 2 * ${#strategies[@]}))
 # shellcheck source=embedded.sh
-source "$here/embedded.sh"
+source commands/embedded.sh
 
 # An arm of an earlier run with other settings must not stand in the table beside this run's.
 remove_outdated_arms() {

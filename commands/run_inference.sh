@@ -2,9 +2,12 @@
 # Embeds queries and passages with WARMUP_CHECKPOINT and stops: npy files in RUNS_DIR/msmarco/inference.
 #
 #     WARMUP_CHECKPOINT=/path/to/checkpoint bash commands/run_inference.sh [--output_dir DIR]
-set -euo pipefail
-here=$(dirname "${BASH_SOURCE[0]}")
-[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands # Slurm runs a copy of this file
+set -eu
+here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
+# A link to this file, or Slurm's copy of it:
+[[ -f $here/env.sh ]] || here=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
+  sed -n 's|/[^/]*\.sh\( .*\)*$||p' | head -n 1)
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
 # shellcheck source=arm.sh
 source "$here/arm.sh"
 

@@ -3,9 +3,12 @@
 # ANCE's published values for passages; flags given here come after them and win.
 #
 #     bash commands/run_train_warmup.sh [--max_steps 150000 ...]
-set -euo pipefail
-here=$(dirname "${BASH_SOURCE[0]}")
-[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands # Slurm runs a copy of this file
+set -eu
+here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
+# A link to this file, or Slurm's copy of it:
+[[ -f $here/env.sh ]] || here=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
+  sed -n 's|/[^/]*\.sh\( .*\)*$||p' | head -n 1)
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
 # shellcheck source=arm.sh
 source "$here/arm.sh"
 

@@ -2,9 +2,12 @@
 # Makes .venv in the repository's root hold the packages of a requirements file; does nothing where it does already.
 # Complete is what has a stamp with the sha256 of the requirements; an interrupted or outdated one is made anew.
 # Runs at the same time wait for each other.
-set -euo pipefail
-here=$(dirname "${BASH_SOURCE[0]}")
-[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands # Slurm runs a copy of this file
+set -eu
+here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
+# A link to this file, or Slurm's copy of it:
+[[ -f $here/env.sh ]] || here=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
+  sed -n 's|/[^/]*\.sh\( .*\)*$||p' | head -n 1)
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
 # shellcheck source=env.sh
 source "$here/env.sh"
 
@@ -59,9 +62,9 @@ take_lock() { # the lock is inside .venv, which git ignores; it lasts until this
   fi
   { mkdir -p "$VENV" && : >>"$VENV/.lock"; } 2>/dev/null || die "cannot write in $REPO: use a checkout of your own"
   exec 9>>"$VENV/.lock"
-  flock --nonblock 9 || {
+  lock 9 "$VENV/.lock" --nonblock || {
     echo "waiting for another set-up of $VENV"
-    flock 9
+    lock 9 "$VENV/.lock"
   }
 }
 

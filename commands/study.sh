@@ -7,9 +7,12 @@
 #SBATCH --time=04:00:00
 # What the rank of the negatives does, on the embedded collection: arms x seeds from one warmup checkpoint in lockstep,
 # with tests of every pair.
-set -euo pipefail
-here=$(dirname "${BASH_SOURCE[0]}")
-[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands # Slurm runs a copy of this file
+set -eu
+here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
+# A link to this file, or Slurm's copy of it:
+[[ -f $here/env.sh ]] || here=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
+  sed -n 's|/[^/]*\.sh\( .*\)*$||p' | head -n 1)
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
 
 usage() {
   cat <<'TEXT'
@@ -31,7 +34,7 @@ TEXT
 # shellcheck source=env.sh
 source "$here/env.sh"
 # shellcheck source=processes.sh
-source "$here/processes.sh"
+source commands/processes.sh
 
 seeds="1 2 3 4 5"
 arms="top=top top_bottom=top_bottom random=random bottom=bottom corpus=corpus again=top@1000"
@@ -90,7 +93,7 @@ OUTPUT=$(absolute "${output:-$RUN/report}" "$OUTPUT_BASE")
 STAGE_COUNT=$((7 + 2 * ${#SEEDS[@]} * ${#NAMES[@]}))
 setting RUN_SPACE_MB $((500 + 250 * ${#SEEDS[@]} * ${#NAMES[@]}))
 # shellcheck source=embedded.sh
-source "$here/embedded.sh"
+source commands/embedded.sh
 ARM_GENERATOR_FLAGS=(--only_keep_latest_embedding_file --bm25_dir "$RUN/bm25")
 
 up_to_the_warmup

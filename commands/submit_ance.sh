@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # Submits the jobs of one arm, or of all four, to Slurm: warmup, first negatives, trainer beside generator, evaluation.
-set -euo pipefail
-here=$(dirname "${BASH_SOURCE[0]}")
+set -eu
+here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
+# A link to this file, or Slurm's copy of it:
+[[ -f $here/env.sh ]] || here=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
+  sed -n 's|/[^/]*\.sh\( .*\)*$||p' | head -n 1)
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
 
 usage() {
   cat <<'TEXT'

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # An arm's generator as a Slurm job: commands/run_ann_data_gen.sh on 4 A40 or L40S, beside sbatch_train.sh.
-# Submit from the repository's root, where results/ takes the log; add what your cluster asks for:
+# Submit from the repository's root, where results/ takes the log, or give --output; add what your cluster asks for:
 #
 #     STRATEGY=top sbatch --partition=NAME drivers/sbatch_generate.sh [flags]
 #
@@ -16,7 +16,10 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=results/%x-%j.out
-set -euo pipefail
-root=$(dirname "${BASH_SOURCE[0]}")/..
-[[ -f $root/commands/env.sh ]] || root=${SLURM_SUBMIT_DIR:-.} # Slurm runs a copy of this file
+set -eu
+root=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")/..
+# A link to this file, or Slurm's copy of it:
+[[ -f $root/commands/env.sh ]] || root=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
+  sed -n 's|/[^/]*\.sh\( .*\)*$|/..|p' | head -n 1)
+[[ -f $root/commands/env.sh ]] || root=${SLURM_SUBMIT_DIR:-.}
 exec bash "$root/commands/run_ann_data_gen.sh" "$@"

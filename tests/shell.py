@@ -1,4 +1,4 @@
-"""What the tests of the shell scripts share: a copy of the scripts under a path with a space, and running them."""
+"""What the tests of the shell scripts share: a copy of the scripts under a path that is not plain, and running them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def run_script(
 
 
 def copy_scripts(directory: Path) -> Path:
-    """A repository that holds the scripts and nothing to run: ``directory/a path with space``."""
-    repo = directory / "a path with space"
+    """A repository that holds the scripts and nothing to run: ``directory/a päth with space``."""
+    repo = directory / "a päth with space"
     shutil.copytree(REPO / "commands", repo / "commands", ignore=shutil.ignore_patterns("site.env"))
     (repo / "drivers").mkdir()
     (repo / "drivers" / "run_ann.py").touch()

@@ -231,5 +231,24 @@ def test_list_of_files_is_well_formed() -> None:
     assert len({name for _, name, _, _ in rows}) == len(rows)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_list_of_files_is_read_with_any_line_end_and_without_the_last(download: Download, end: str) -> None:
+    download.publish("document", "docs.tsv.gz", b"documents")
+    lines = [*download.list.read_text().splitlines(), ""]
+    download.list.write_bytes(end.join([*lines, lines[1].replace("document", "triples")]).encode())
+    result = download.run()
+    assert result.returncode == 0, result.stderr
+    assert (download.raw / "docs.tsv.gz").read_bytes() == b"documents"
+
+
+@pytest.mark.parametrize("line", ["document docs.tsv.gz 9 -", "document\tdocs.tsv.gz\t9", "document\ta/b\t9\t-"])
+def test_list_of_files_with_another_line_is_refused(download: Download, line: str) -> None:
+    download.publish("document", "other.tsv.gz", b"documents")
+    download.list.write_text(f"{download.list.read_text()}{line}\n")
+    error = single_error_line(download.run())
+    assert f"'{line}', expected group, name, bytes and md5 with a tab between each" in error
+    assert not download.raw.exists()
+
+
 def test_unknown_group(download: Download) -> None:
     assert "unknown argument passages" in single_error_line(download.run("passages"))

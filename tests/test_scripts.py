@@ -53,6 +53,14 @@ def test_script_is_bash_and_strict(script: Path) -> None:
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     if text.startswith("#!"):
         assert text.startswith("#!/usr/bin/env bash\n")
+        assert "\nset -eu\n" in text
+        # Not every sh knows pipefail, and it must get as far as to be told that it is not bash.
+        before, _, after = text.partition("run it with bash, not with sh")
+        assert "pipefail" not in before
+        assert re.search(
+            r'^(set -o pipefail|source "\$here/(env|arm)\.sh"|exec bash "\$root/commands/.*)$', after, re.M
+        )
+    elif script.name == "env.sh":
         assert "\nset -euo pipefail\n" in text
     assert not re.search(r"[^\x00-\x7f]", text), "a script in another locale must read the same"
 
@@ -195,7 +203,9 @@ def test_setup_without_the_venv_module(repo: Path, tmp_path: Path) -> None:
 
 def test_setup_without_space(repo: Path, tmp_path: Path) -> None:
     folder = path_without(tmp_path, "df")
-    write_script(folder / "df", 'printf "Filesystem 1024-blocks Used Available\\nx 9 9 2048\\n"\n')
+    write_script(
+        folder / "df", 'printf "Filesystem 1024-blocks Used Available Capacity Mounted on\\nx 9 9 2048 9%% /\\n"\n'
+    )
     result = run_script(repo / "commands" / "setup_venv.sh", PATH=folder)
     assert ".venv needs 2500 MB, but the disk of" in single_error_line(result)
     assert "has 2 MB free" in result.stderr

@@ -276,6 +276,20 @@ def test_a_job_that_is_preempted_or_loses_its_node_goes_on(cluster: Cluster, tol
     assert ended["JobState"] == "COMPLETED" and "start 3" in cluster.log(job)
 
 
+@pytest.mark.parametrize("script", ["drivers/10/sbatch_train_index-a40_subset_10.sh", "commands/study.sh"])
+def test_a_job_submitted_from_another_directory_runs_its_own_scripts(
+    cluster: Cluster, tmp_path: Path, script: str
+) -> None:
+    """Slurm runs a copy; which file it is of, and with which arguments, its queue knows."""
+    python = write_script(tmp_path / "python", 'echo "$PWD: $*"\n')
+    (tmp_path / "checkpoint").mkdir()
+    changes = {"PYTHON": python, "WARMUP_CHECKPOINT": tmp_path / "checkpoint"}
+    words = ["sbatch", "--parsable", *SMALL, "--output=%j.out", os.path.relpath(REPO / script, tmp_path), "--dry_run"]
+    job = cluster.call(*words, cwd=tmp_path, **changes).strip()
+    assert cluster.end(job)["JobState"] == "COMPLETED", cluster.log(job)
+    assert (f"{REPO}: -m drivers.run_ann " if "drivers" in script else f"{REPO}/results/runs/study") in cluster.log(job)
+
+
 # The chains again
 
 

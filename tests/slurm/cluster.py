@@ -43,11 +43,11 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         return script_environment(SLURM_CONF=self.directory / "slurm.conf")
 
-    def call(self, *words: str | Path, code: int = 0, **changes: str | Path) -> str:
+    def call(self, *words: str | Path, code: int = 0, cwd: Path = REPO, **changes: str | Path) -> str:
         """What a command prints; it must end with ``code``."""
         environment = {**self.environment, **{name: str(value) for name, value in changes.items()}}
         done = subprocess.run(
-            [str(word) for word in words], cwd=REPO, env=environment, capture_output=True, text=True, timeout=120
+            [str(word) for word in words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == code, (words, done.stdout[-2000:], done.stderr[-2000:])
         return done.stdout + done.stderr

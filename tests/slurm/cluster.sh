@@ -5,8 +5,10 @@
 #     tests/slurm/cluster.sh down DIR    stop them and what they started, and remove DIR
 #
 # Then SLURM_CONF=DIR/slurm.conf leads sbatch, squeue and scontrol to it.
-set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+set -eu
+here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
+set -o pipefail
+here=$(CDPATH='' cd -- "$here" && pwd)
 
 die() {
   printf '%s: error: %s\n' "${0##*/}" "$*" >&2
