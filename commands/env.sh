@@ -52,19 +52,25 @@ setting() { # NAME DEFAULT
 }
 
 absolute() { # PATH BASE
+  local home=${1%%/*}
   case $1 in
     /*) printf '%s' "$1" ;;
+    "~"*) # which bash leaves as it is in quotes, and in --run_dir=~/x
+      [[ ! $home =~ ^~[A-Za-z0-9._-]*$ ]] || eval "home=$home"
+      [[ $home == /* ]] || die "$1: there is no such user; write ./$1 for what is called so"
+      printf '%s' "$home${1#"${1%%/*}"}"
+      ;;
     *) printf '%s/%s' "$2" "$1" ;;
   esac
 }
 
 path_setting() { # NAME DEFAULT
+  local base=$REPO path
   setting "$1" "$2"
-  if [[ -n ${ENVIRONMENT[$1]:-} ]]; then
-    printf -v "$1" '%s' "$(absolute "${!1}" "$CALLER_DIR")"
-  elif [[ -n ${!1} ]]; then
-    printf -v "$1" '%s' "$(absolute "${!1}" "$REPO")"
-  fi
+  [[ -n ${!1} ]] || return 0
+  [[ -z ${ENVIRONMENT[$1]:-} ]] || base=$CALLER_DIR
+  path=$(absolute "${!1}" "$base") # by itself: in another command's words it could not end the script
+  printf -v "$1" '%s' "$path"
 }
 
 count_gpus() {

@@ -107,6 +107,7 @@ for kind in words:
 
 check_flags() {
   local gpus=${ENVIRONMENT[GPUS]:-$((4 - 2 * colocated))} # of the trainer; a site's GPUs=0 stays on the CPU
+  local WARMUP_CHECKPOINT=${WARMUP_CHECKPOINT:-$WARMUP_DIR/checkpoint} # before there is one
   local -a parsed
   ((gpus == 0)) || gpus=${TRAIN_GPUS:-$gpus}
   split_flags "${flags[@]+"${flags[@]}"}" --dry_run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -123,6 +124,37 @@ def test_environment_wins_over_site_env_over_default(repo: Path, tmp_path: Path)
     assert settings(repo, names) == [f"{repo}/shared/data", "site-model", "512"]
     found = settings(repo, names, cwd=tmp_path, DATA_DIR="mine", MAX_SEQ_LENGTH="64")
     assert found == [f"{tmp_path}/mine", "site-model", "64"]
+
+
+def test_a_tilde_in_a_path_is_expanded(repo: Path, tmp_path: Path) -> None:
+    (repo / "commands" / "site.env").write_text("RUNS_DIR='~/site runs'\n")
+    home = {"HOME": tmp_path / "a home"}
+    root = pwd.getpwuid(0)
+    found = settings(repo, "RUNS_DIR DATA_DIR RUN_DIR", DATA_DIR="~", RUN_DIR=f"~{root.pw_name}/x", **home)
+    assert found == [f"{tmp_path}/a home/site runs", f"{tmp_path}/a home", f"{root.pw_dir}/x"]
+    (repo / "commands" / "site.env").unlink()
+    found = settings(
+        repo, "RUN_DIR DATA_DIR RAW_DATA_DIR", cwd=tmp_path, RUN_DIR="./~/x", DATA_DIR="a~b", RAW_DATA_DIR=""
+    )
+    assert found == [f"{tmp_path}/./~/x", f"{tmp_path}/a~b", f"{repo}/results/runs/msmarco/raw"]
+    for name in ("~nobody-of-that-name/x", "~$(touch harmed)/x", "~+/x"):
+        refused = single_error_line(run_script(repo / "show.sh", cwd=tmp_path, RUN_DIR=name))
+        assert f"error: {name}: there is no such user; write ./{name}" in refused
+    assert not (tmp_path / "harmed").exists() and not (repo / "harmed").exists()
+
+
+@pytest.mark.parametrize("words", [["quickstart.sh"], ["study.sh"], ["submit_ance.sh", "--strategy", "top"]])
+def test_a_run_directory_is_expanded_or_refused(words: list[str], tmp_path: Path) -> None:
+    script, *more = words
+    for run_dir in ("--run_dir=~/runs", "--run_dir"):
+        value = [] if "=" in run_dir else ["~/runs"]
+        done = run_script(REPO / "commands" / script, *more, run_dir, *value, "--dry_run", HOME=tmp_path, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"{tmp_path}/runs" in done.stdout and "~" not in done.stdout
+    for empty in (["--run_dir="], ["--run_dir", ""]):
+        error = single_error_line(run_script(REPO / "commands" / script, *more, *empty, "--dry_run", cwd=tmp_path))
+        assert "--run_dir needs a value" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_site_env_may_change_the_path(repo: Path) -> None:
