@@ -89,4 +89,4 @@ for name in "${strategies[@]}"; do
 done
 UPSTREAM="bm25 warmup_eval ${strategies[*]/%/.eval}"
 stage report report.json "report.json report.md report.html" report.out results.report --run_dir "$RUN"
-((dry_run == 1)) || cat "$RUN/report.md"
+((dry_run == 1)) || cat "$RUN/report.out" # the table, and where the report is

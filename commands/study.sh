@@ -122,6 +122,7 @@ if ((dry_run == 1)); then
   printf '%q ' "${study[@]}" && echo
   exit
 fi
+rm -f "$RUN/report.out"
 command_for 1 "${study[@]}"
 run_logged report "$RUN/report.out" "${COMMAND[@]}" || exit
-cat "$OUTPUT/report.md"
+cat "$RUN/report.out" # the table, and where the report is

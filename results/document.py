@@ -46,6 +46,18 @@ def align(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "| " + " | ".join(rule) + " |", *lines[1:]])
 
 
+def columns(rows: list[list[str]]) -> str:
+    """A table for a terminal: the first column to the left, the others to the right; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def markdown_of(title: str, blocks: Sequence[str], sections: Sequence[Section]) -> str:
     parts = [f"# {title}", *blocks]
     for section in sections:

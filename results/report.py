@@ -92,7 +92,7 @@ def report_study(directory: Path, flags: ReportFlags) -> None:
     write_study(found, tests, directory, output)
     for warning in found.warnings:
         say(f"warning: {warning}", sys.stderr)
-    say("\n".join([study.arms_table(found), *study.conclusions(found, tests)]))
+    say(f"{study.short_table(found)}\n\n{study.sentence(found, tests)}")
     say_written(output, SUMMARY_JSON)
 
 
@@ -128,24 +128,26 @@ def report_runs(directories: list[Path], flags: ReportFlags) -> None:
         sys.stdout.write(flags_json(flags, output=str(output)) + "\n")
         return
     compared, reason = study_of_runs(runs)
-    write_runs(runs, compared, reason, output)
+    tests = study.compare(compared, np.random.default_rng(study.TEST_SEED)) if compared is not None else []
+    write_runs(runs, compared, tests, reason, output)
     for warning in run_report.warnings_across(runs):
         say(f"warning: {warning}", sys.stderr)
     for run in runs:
         for warning in run_report.warnings_of(run):
             say(f"warning: {run.name}: {warning}", sys.stderr)
-        say(run_report.table(run) if len(runs) == 1 else f"{run.name}\n{run_report.table(run)}\n")
-    if len(runs) > 1:
-        say(f"mean over the runs ± standard deviation\n{run_report.table_over_runs(runs)}")
-    say(run_report.NOISE)
+    if compared is not None:
+        say(f"{study.short_table(compared)}\n\n{study.sentence(compared, tests)}")
+    elif reason:
+        say(f"{run_report.table_over_runs(runs)}\n\nMeans over the runs; the arms are not compared: {reason}.")
+    else:
+        say(f"{run_report.short_table(runs[0])}\n\n{run_report.sentence(runs[0])}")
     say_written(output, REPORT_JSON)
 
 
-def write_runs(runs: list[Run], compared: Study | None, reason: str, output: Path) -> None:
+def write_runs(runs: list[Run], compared: Study | None, tests: list[study.Test], reason: str, output: Path) -> None:
     """report.json last: where it is new, all of it is."""
     parts, summary = run_report.run_sections(runs, compared), None
     if compared is not None:
-        tests = study.compare(compared, np.random.default_rng(study.TEST_SEED))
         parts = [*study.study_sections(compared, tests), *parts]
         command = shlex.join(["python", "-m", "results.report", *(run.name for run in runs)])
         summary = study.summary_of(compared, tests, command)

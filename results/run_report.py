@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from results.document import Section, align, picture
+from results.document import Section, align, columns, picture
 from results.measures import read_measures
 from results.plots import arm_names, figures
 from results.run_directory import HEADINGS, METRICS, Arm, Evaluation, Run
@@ -59,6 +59,42 @@ def gain(value: float | None, base: float | None) -> str:
 def cell(value: float | None) -> str:
     """A metric as the tables have it; None where the lists were shorter than its cut-off."""
     return "n/a" if value is None else f"{value:.4f}"
+
+
+def short_table(run: Run) -> str:
+    """What a terminal shows of a run."""
+    metrics = ("ndcg@10", "mrr@10", "recall@100")
+    base = run.warmup.metrics.get("mrr@10")
+
+    def row(name: str, evaluation: Evaluation, over: str = "") -> list[str]:
+        return [name, *(cell(evaluation.metrics.get(metric)) for metric in metrics), over]
+
+    rows = [["", *(HEADINGS[metric] for metric in metrics), "MRR@10 over warmup"]]
+    rows += [row("BM25", run.bm25), row("warmup", run.warmup)]
+    rows += [row(arm.name, arm.evaluation, gain(arm.evaluation.metrics.get("mrr@10"), base)) for arm in run.arms]
+    return columns(rows)
+
+
+def sentence(run: Run) -> str:
+    """What the short table shows, and no more: one seed orders no arms that lie close."""
+    base, bm25 = (evaluation.metrics.get("mrr@10") for evaluation in (run.warmup, run.bm25))
+    finals = sorted(
+        (arm.evaluation.metrics["mrr@10"], arm.name) for arm in run.arms if "mrr@10" in arm.evaluation.metrics
+    )
+    if not finals or base is None:
+        return "What training did to MRR@10 is not known: the lists that were evaluated are too short for it."
+    (low, worst), (high, best) = finals[0], finals[-1]
+    beside = f" (BM25: {bm25:.4f})" if bm25 is not None else ""
+    if len(finals) == 1:
+        return (
+            f"{best} ends at {high:.4f} MRR@10, {gain(high, base)} over the warmup that it started from{beside}: "
+            "one model, trained with one seed."
+        )
+    return (
+        f"The arms end between {low:.4f} ({worst}) and {high:.4f} ({best}) MRR@10, {gain(low, base)} to "
+        f"{gain(high, base)} over the warmup that they start from{beside}; one seed of each does not order arms that "
+        "lie close, for which commands/study.sh trains several."
+    )
 
 
 def table(run: Run) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from results.document import Section, align, picture
+from results.document import Section, align, columns, picture
 from results.measure_figures import by_rank_of_arm
 from results.run_directory import HEADINGS
 from results.sections import common_sections
@@ -87,19 +87,31 @@ def best_of(study: Study, name: str) -> tuple[int, float]:
     return int(steps[best]), float(values_SX.mean(0)[best])
 
 
-def arms_table(study: Study) -> str:
-    rows = [
-        ["arm", "strategy", *(f"{HEADINGS[m]} (95% over seeds)" for m in COMPARED), "best MRR@10", "at step", "seconds"]
-    ]
+def finals_rows(study: Study) -> list[list[str]]:
+    """A heading and the arms, the best first: name, strategy, and each metric's mean with its interval."""
+    rows = [["arm", "strategy", *(f"{HEADINGS[metric]} (95% over seeds)" for metric in COMPARED)]]
     for name in sorted(study.arms, key=lambda name: -study.finals(name, COMPARED[0]).mean()):
         cells = []
         for metric in COMPARED:
             interval = seeds_interval(study.finals(name, metric))
             width = f" ({interval.low:.4f} to {interval.high:.4f})" if len(study.seeds) > 1 else ""
             cells.append(f"{interval.mean:.4f}{width}")
+        rows.append([name, study.strategies[name], *cells])
+    return rows
+
+
+def short_table(study: Study) -> str:
+    """What a terminal shows of a study."""
+    return columns(finals_rows(study))
+
+
+def arms_table(study: Study) -> str:
+    heading, *finals = finals_rows(study)
+    rows = [[*heading, "best MRR@10", "at step", "seconds"]]
+    for name, strategy, *cells in finals:
         step, best = best_of(study, name)
         seconds = np.mean([run.arm.seconds for run in study.arms[name]])
-        rows.append([name, f"`{study.strategies[name]}`", *cells, f"{best:.4f}", f"{step:,}", f"{seconds:.0f}"])
+        rows.append([name, f"`{strategy}`", *cells, f"{best:.4f}", f"{step:,}", f"{seconds:.0f}"])
     return align(rows)
 
 
@@ -145,6 +157,28 @@ def conclusions(study: Study, tests: list[Test]) -> list[str]:
         pairs = [named(study, test) for test in found if verdict(study, test) == told]
         lines += [f"- {words}: {', '.join(pairs)}."] if pairs else []
     return [*lines, *caveats(study, found)]
+
+
+def sentence(study: Study, tests: list[Test]) -> str:
+    """The conclusions in one: which arms are better than which, the best first."""
+    found = [test for test in tests if test.metric == COMPARED[0]]
+    if not found:
+        return "There is one arm: nothing is compared."
+    apart = {verdict(study, test) for test in found} - {WITHIN_NOISE, APART_NOT}
+    ordered = [name for name, *_ in finals_rows(study)[1:]]
+    worse = {name: [other for other in ordered if f"{name} better than {other}" in apart] for name in ordered}
+    groups = itertools.groupby((name for name in ordered if worse[name]), key=lambda name: worse[name])
+    clauses = [f"{listed(list(names), 'is', 'are')} better than {listed(others)}" for others, names in groups]
+    rest = len(found) - len(apart)
+    clauses += [f"{rest} of {len(found)} pairs cannot be told apart"] if rest else []
+    cautions = [caution.removeprefix("- **Warning:** ").rstrip(".") for caution in caveats(study, found)]
+    return f"By {HEADINGS[COMPARED[0]]}, {'; '.join(clauses)}{''.join(f' ({caution})' for caution in cautions)}."
+
+
+def listed(names: list[str], one: str = "", several: str = "") -> str:
+    """``a, b and c``, and the verb that goes with so many."""
+    told = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"{told} {one if len(names) == 1 else several}".rstrip()
 
 
 def caveats(study: Study, found: list[Test]) -> list[str]:

@@ -37,7 +37,8 @@ case $program in
   run_ann) file=$out/DONE.json ;;
   report)
     out=$(value --output "$@" || value --run_dir "$@")
-    mkdir -p "$out" && echo "the table" >"$out/report.md"
+    mkdir -p "$out" && echo "130 lines" >"$out/report.md"
+    echo "the table"
     file=$out/report.json
     ;;
 esac

@@ -22,7 +22,7 @@ from results.plots import arm_styles, dev_curve, moving_average, published_fits
 from results.read_log import TrainingPoint
 from results.report import main, write_runs
 from results.run_directory import Run, read_run
-from results.run_report import best_mrr, blocks_of, gain, report_of, table, table_over_runs
+from results.run_report import best_mrr, blocks_of, gain, report_of, sentence, short_table, table, table_over_runs
 from tests.exchanging import lease_of
 from utils.errors import UserError
 from utils.exchange import mark_done, mark_failed, record_path
@@ -115,7 +115,7 @@ def read(run: Path) -> Run:
 
 
 def write(run: Path) -> None:
-    write_runs([read(run)], None, "", run)
+    write_runs([read(run)], None, [], "", run)
 
 
 def colours(path: Path) -> int:
@@ -164,6 +164,67 @@ def test_table_and_markdown(tmp_path: Path) -> None:
     assert "negatives `top_bottom`, 500 steps" in text and "seed 42" in text
     assert "`arms/top/checkpoints/checkpoint-500`" in text and "`somewhere else/checkpoint-800`, step 800" in text
     assert "Warning" not in text
+
+
+def shown(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What `python -m results.report RUN` prints."""
+    monkeypatch.setattr(sys, "argv", ["report", str(run)])
+    main()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_terminal_shows_a_small_table_one_sentence_and_where_the_report_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run")
+    *table_lines, empty, told, where = shown(run, monkeypatch, capsys)
+    assert [line.split() for line in table_lines[1:]] == [
+        ["BM25", "0.4130", "0.3630", "0.6630"],
+        ["warmup", "0.2610", "0.2110", "0.5110"],
+        ["top", "0.3000", "0.2500", "0.5500", "+18.5%"],
+        ["top_bottom", "0.2900", "0.2400", "0.5400", "+13.7%"],
+        ["random", "0.2860", "0.2360", "0.5360", "+11.8%"],
+        ["bottom", "0.2760", "0.2260", "0.5260", "+7.1%"],
+    ]
+    assert table_lines[0].split() == ["nDCG@10", "MRR@10", "recall@100", "MRR@10", "over", "warmup"]
+    heading = table_lines[0]
+    for name, column in (("nDCG@10", 1), ("MRR@10", 2), ("recall@100", 3)):  # each number ends where its heading does
+        end = heading.index(name) + len(name)
+        assert all(line[:end].split()[column] == line.split()[column] for line in table_lines[1:])
+    assert empty == "" and told == (
+        "The arms end between 0.2260 (bottom) and 0.2500 (top) MRR@10, +7.1% to +18.5% over the warmup that they start "
+        "from (BM25: 0.3630); one seed of each does not order arms that lie close, for which commands/study.sh trains "
+        "several."
+    )
+    assert where == f"wrote {run / 'report.html'}, report.md, report.json and the pictures beside it"
+
+
+@pytest.mark.parametrize(("final", "over"), [(0.25, "+18.5%"), (0.2, "-5.2%")])
+def test_of_one_arm_one_sentence_says_how_far_it_came(tmp_path: Path, final: float, over: str) -> None:
+    told = sentence(read(write_run(tmp_path / "run", {"top": Shape(0.211, final)})))
+    assert told == (
+        f"top ends at {final:.4f} MRR@10, {over} over the warmup that it started from (BM25: 0.3630): one model, "
+        "trained with one seed."
+    )
+
+
+def test_what_was_not_measured_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without(part: str, *names: str) -> None:
+        path = run / part / "metrics.json"
+        told = json.loads(path.read_text())
+        write_json(path, {**told, "metrics": {k: v for k, v in told["metrics"].items() if k not in names}})
+
+    run = write_run(tmp_path / "run", {"top": Shape(0.211, 0.25), "bottom": Shape(0.211, 0.24)})
+    without("bm25", "recall@100", "mrr@10")
+    without("arms/top/eval", "mrr@10")
+    lines = shown(run, monkeypatch, capsys)
+    assert lines[1].split() == ["BM25", "0.4130", "n/a", "n/a"]
+    assert lines[3].split() == ["top", "0.3000", "n/a", "0.5500", "n/a"]
+    assert lines[6].startswith("bottom ends at 0.2400 MRR@10, +13.7% over the warmup that it started from: one model")
+    without("warmup/eval", "mrr@10")
+    assert sentence(read(run)).startswith("What training did to MRR@10 is not known")
 
 
 def test_the_best_checkpoint_is_told_where_it_is_not_the_last(tmp_path: Path) -> None:
@@ -385,7 +446,7 @@ def test_program_over_one_run(tmp_path: Path) -> None:
     (run / "arms/bottom/checkpoints/DONE.json").unlink()
     done = run_report("--run_dir", str(run))
     assert done.returncode == 0, done.stderr
-    assert table(read(run)) in done.stdout and "less than the noise between seeds" in done.stdout
+    assert short_table(read(run)) in done.stdout and "one seed of each does not order arms" in done.stdout
     assert done.stderr.count("\n") == 1 and "warning: run: The arm bottom is not finished" in done.stderr
     assert {"report.json", "report.md", "report.html", "dev.png", "loss.png"} <= {path.name for path in run.iterdir()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -102,13 +103,19 @@ def test_the_summary_is_what_was_put_in(tmp_path: Path, capsys: pytest.CaptureFi
         'bash commands/study.sh --seeds "1 2 3" --arms "top=top again=top@1000 bottom=bottom"'
     )
     text = (tmp_path / "out" / "report.md").read_text()
+    *table, empty, told, where = capsys.readouterr().out.splitlines()
+    finals = {line.split()[0]: line.split()[1:] for line in table[1:]}
+    for name, (strategy, level) in ARMS.items():
+        assert finals[name][:2] == [strategy, f"{level + 0.002:.4f}"] and finals[name][5] == f"{level + 0.052:.4f}"
+    best = " and ".join(sorted(("top", "again"), key=lambda name: -ARMS[name][1]))
+    assert told == f"By MRR@10, {best} are better than bottom; 1 of 3 pairs cannot be told apart." and not empty
+    assert where.startswith(f"wrote {tmp_path / 'out' / 'report.html'}, ")
     assert "top better than bottom" in text and "again better than" in text
     assert text.count("top - again (A/A)") == 3 and "Warning" not in text
     assert "- top is better than bottom (by 0.0800" in text and "Cannot be told apart: top - again (A/A)." in text
     for picture in ("study.png", "ranks.png"):
         assert colours(tmp_path / "out" / picture) > 20 and f"({picture})" in text
     assert not (tmp_path / "out" / "sweep.png").exists()
-    assert "wrote" in capsys.readouterr().out
 
 
 def test_what_ranks_did_is_a_mean_over_triples(tmp_path: Path) -> None:
@@ -262,12 +269,21 @@ def test_what_is_within_the_noise_is_not_called_better(tmp_path: Path) -> None:
     text = "\n".join(study.conclusions(found, tests))
     assert "top - bottom" in text and "Within 2 times the A/A noise" in text and "top is better than corpus" in text
     assert f"({noise:.4f} in MRR@10, " in study.how_tested(found, tests)
+    told = study.sentence(found, tests)
+    expected = (
+        r"By MRR@10, (top, again|again, top) and bottom are better than corpus; 3 of 6 pairs cannot be told apart\."
+    )
+    assert re.fullmatch(expected, told), told
 
 
 def test_one_seed_says_nothing_of_strategies(tmp_path: Path) -> None:
     root = write_study(tmp_path, {"top": ("top", 0.3), "bottom": ("bottom", 0.2)}, (1,))
     found = read_study(places(root, [1]), ["top", "bottom"])
-    assert "one seed" in study.conclusions(found, study.compare(found, np.random.default_rng(0)))[-1]
+    tests = study.compare(found, np.random.default_rng(0))
+    assert "one seed" in study.conclusions(found, tests)[-1]
+    assert study.sentence(found, tests) == (
+        "By MRR@10, top is better than bottom (one seed: this is said of these models, not of their strategies)."
+    )
 
 
 def test_a_sweep_without_attribution_is_drawn_all_the_same(tmp_path: Path) -> None:
