@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from data.preprocessed import Preprocessed
-from utils import distributed, exchange
+from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError
 from utils.lease import Lease, Life
 from utils.peers import Peer
 from utils.run_log import git_state, say
 from utils.stopping import Stop, StopRequested
-from utils.waiting import VISIBLE_WITHIN_SECONDS
+from utils.waiting import VISIBLE_WITHIN_SECONDS, say_once
 
 # Flags that do not change what a run computes: places, names of what is known by its sha256, logs, waiting, and what is
 # resolved to something else. Every other flag of a program is science.
@@ -90,6 +88,7 @@ COMMON = (
     "collection_fingerprint",
     "tokenizer_fingerprint",
     "initial_model_sha256",
+    "initial_config_sha256",
     "model_type",
     "max_seq_length",
     "max_query_length",
@@ -111,7 +110,7 @@ def science_of(flags: Any, collection: Preprocessed, **resolved: Any) -> dict[st
 
 
 def science_sha256(science: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()
+    return publishing.sha256_of_json(science)
 
 
 def provenance(run_id: str, science: dict[str, Any]) -> dict[str, Any]:
@@ -133,9 +132,26 @@ def check_agreement(
     Only ``names``, where given; a name that one of the two does not know is passed over.
     """
     shared = [name for name in names or tuple(ours) if name in ours and name in theirs]
+    if is_model_unknown(theirs) and "initial_model_sha256" in shared:
+        say_once(f"{what} does not say which model it began from (an earlier version wrote it): not compared")
+        shared.remove("initial_model_sha256")
     differing = [f"{name} {theirs[name]} there, {ours[name]} here" for name in shared if theirs[name] != ours[name]]
     if differing:
         raise Disagreement(f"{what} was made with other flags: {'; '.join(differing)}; {remedy}")
+
+
+def is_model_unknown(record: dict[str, Any]) -> bool:
+    """Whether it is of a version that left models blank which were not one file in a directory.
+
+    Those versions recorded no ``initial_config_sha256``; in a record of ours a blank is no model's.
+    """
+    return record.get("initial_model_sha256") == "" and "initial_config_sha256" not in record
+
+
+def earlier_forms(science: dict[str, Any]) -> list[dict[str, Any]]:
+    """What versions without ``initial_config_sha256`` would have recorded of the same run; the model perhaps blank."""
+    earlier = {name: value for name, value in science.items() if name != "initial_config_sha256"}
+    return [earlier, {**earlier, "initial_model_sha256": ""}]
 
 
 OF_A_SELECTION = ("topk_training", "negative_sample", "min_rank", "max_positive_ratio", "on_shortage")
@@ -255,7 +271,7 @@ def join_run(session: Session, directory: Path, run_id: str, science: dict[str, 
 def check_without_run(directory: Path, science: dict[str, Any], remedy: str) -> None:
     """Where RUN.json is damaged, the versions in the directory still tell the hash of the flags they are of."""
     found = exchange.newest_science_sha256(directory)
-    if found is not None and found != science_sha256(science):
+    if found is not None and found not in map(science_sha256, [science, *earlier_forms(science)]):
         raise Disagreement(
             f"{directory / exchange.RUN} cannot be read, and the newest version there was made with other flags than "
             f"this job's (science_sha256 {found[:12]} there, {science_sha256(science)[:12]} here); {remedy}"

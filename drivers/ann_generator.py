@@ -27,6 +27,7 @@ from drivers.agreement import (
     session,
 )
 from drivers.flags import GenerateFlags
+from drivers.model_identity import identity_of
 from drivers.preflight import Preflight, check_generator
 from drivers.refresh import one_refresh
 from drivers.shared import (
@@ -105,7 +106,7 @@ def generate(job: Job, resolved_flags: str) -> None:
             strategy=job.strategy,
             encoded_in=name_of(job.dtype),
             **({"bm25_sha256": job.bm25.sha256} if job.bm25 is not None else {}),
-            initial_model_sha256=exchange.model_sha256(Path(flags.init_model_dir)),
+            **identity_of(flags.init_model_dir, flags.model_type, flags.config_name),
         )
         run_id = join_run(
             here, job.ann_dir, run_id, science, "give each series of negatives an --output_dir of its own"

@@ -20,6 +20,7 @@ from drivers.agreement import (
     session,
 )
 from drivers.flags import AnnFlags
+from drivers.model_identity import identity_of
 from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
 from drivers.schedule import (
     Course,
@@ -99,15 +100,15 @@ def train(job: Job, resolved_flags: str) -> None:
     inputs = check_collection(job.collection, flags.tokenizer_name or flags.model_name_or_path, ("train",))
     checks.first(*inputs, partial(check_publishing, job.output_dir))
     with session(world, job.output_dir, "trainer", flags, run_id) as here:
-        initial_model = exchange.model_sha256(Path(flags.model_name_or_path))
+        identity = identity_of(flags.model_name_or_path, flags.model_type, flags.config_name)
         replayed = publishing.sha256_of(Path(flags.replay)) if flags.replay else ""
         science = science_of(
             flags,
             job.collection,
             processes=world.size,
             trained_in=name_of(job.dtype),
-            initial_model_sha256=initial_model,
             replayed_journal_sha256=replayed,
+            **identity,
         )
         check_replayed(job, science)
         own_id, run_id = run_id, enter_run(here, job.output_dir, flags, run_id, science)
@@ -120,7 +121,7 @@ def train(job: Job, resolved_flags: str) -> None:
         record = {**provenance(run_id, science), "max_steps": flags.max_steps}
         trainer = make_trainer(flags, here, encoder, job.dtype, flags.max_steps, record, start)
         check_trainer(checks, job.collection, trainer, job.dtype, checkpoints_kept(flags))
-        course = course_from(job, here, start, initial_model)
+        course = course_from(job, here, start, identity["initial_model_sha256"])
         peer = watch_peer(
             job.ann_dir,
             "generator",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -77,11 +76,6 @@ def rows_of_shard(count: int, dims: int, wanted: int) -> int:
     by_number = -(-count // block) // wanted
     by_bytes = SHARD_BYTES // (4 * dims * block)
     return block * max(1, min(by_number, by_bytes))
-
-
-def hash_of(value: Any) -> str:
-    """sha256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 # Writing

@@ -83,6 +83,7 @@ def course_from(job: Job, here: Session, start: exchange.Checkpoint | None, init
     stored = read_trainer_state(start)
     models = {int(step): sha256 for step, sha256 in stored["models"].items()}
     models[start.step] = exchange.model_sha256(start.path)
+    models[0] = models.get(0) or initial_model  # blank in the state of an earlier version
     course = Course(models, [Taken(**entry) for entry in stored["taken"]], stored["schedule_from"])
     if job.flags.refresh_mode == "async":
         course.lost = frozenset(agree(here, partial(made_after, job, start.step)))
@@ -92,7 +93,7 @@ def course_from(job: Job, here: Session, start: exchange.Checkpoint | None, init
 def check_new_run(job: Job, science: dict[str, Any]) -> None:
     """Disagreement where a run that only begins finds negatives of a later model: they cannot be its own."""
     records = exchange.read_records(job.ann_dir)
-    later = [record for record in records if record["step"] > 0 and record.get("model_sha256")]
+    later = [record for record in records if record["step"] > 0 and "model_sha256" in record]
     if later and job.journal is None:
         newest = int(later[-1]["refresh"])
         check_agreement(science, later[-1], f"refresh {newest}", SAME_FLAGS, COMMON)
@@ -238,7 +239,9 @@ def check_origin(job: Job, ours: dict[str, Any], refresh: Refresh, model_of_step
             "start the generator with the same --steps_per_refresh"
         )
     made_by = record.get("model_sha256")
-    if made_by and made_by != model_of_step.get(refresh.step):
+    if made_by == "" and "initial_config_sha256" not in record:
+        say(f"refresh {refresh.number} does not say which model made it (an earlier version did): not compared")
+    elif made_by is not None and made_by != model_of_step.get(refresh.step):
         raise Disagreement(
             f"refresh {refresh.number} in {job.ann_dir} was not made from this run's model of step {refresh.step}: "
             "another run left it; give both programs an empty --ann_dir and generate the initial data again"

@@ -19,6 +19,7 @@ from data.token_cache import TokenCache
 from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
 from data.verify import check_inputs
 from model.encoder import check_fits, check_model_type, load_encoder, read_config
+from model.hub import is_path
 from model.precision import compute_dtype, quickest_dtype
 from model.training import make_optimizer
 from utils import distributed
@@ -51,8 +52,7 @@ def open_collection(flags: Any, tokenizer_dir: str) -> Preprocessed:
     collection = open_preprocessed(flags.data_dir, flags.max_seq_length, flags.max_query_length)
     if flags.dry_run:
         check_inputs(collection)
-    is_path = Path(tokenizer_dir).is_dir() or tokenizer_dir.startswith((".", "/", "~"))
-    if tokenizer_dir and (is_path or not flags.dry_run):
+    if tokenizer_dir and (is_path(tokenizer_dir) or not flags.dry_run):
         check_tokenizer(collection, tokenizer_dir)
     return collection
 
@@ -203,7 +203,7 @@ def check_model_directory(flags: Any, model_dir: str) -> None:
     """What can be known of a model before it is loaded."""
     if Path(model_dir).is_dir() or flags.config_name:
         read_config(model_dir, flags.model_type, flags.config_name)
-    elif model_dir.startswith((".", "/", "~")):
+    elif is_path(model_dir):
         raise UserError(f"{model_dir} is not a directory, expected a checkpoint (config.json and weights)")
 
 

@@ -22,7 +22,6 @@ from drivers.embedding_shards import (
     QUERY_SHARDS,
     Shards,
     fault_of,
-    hash_of,
     rows_of_shard,
     stored_passages,
 )
@@ -30,7 +29,7 @@ from model.embedding import share_of
 from utils import exchange
 from utils.errors import UserError
 from utils.lease import Lease
-from utils.publishing import read_sealed, sealed, sha256_of, staging_path, sync, write_text
+from utils.publishing import read_sealed, sealed, sha256_of, sha256_of_json, staging_path, sync, write_text
 from utils.run_log import say
 from utils.search import all_at_once
 from utils.waiting import wait_until_visible
@@ -67,17 +66,17 @@ class Recipe:
     @property
     def key(self) -> str:
         config = {name: value for name, value in self.config.items() if not name.startswith("_")}  # "_name_or_path"
-        return hash_of({**vars(self), "config": config})
+        return sha256_of_json({**vars(self), "config": config})
 
     def passage_shards(self, directory: Path) -> Shards:
         rows = rows_of_shard(self.passages, self.dims, PASSAGE_SHARDS)
-        key = hash_of([self.key, PASSAGES, rows])
+        key = sha256_of_json([self.key, PASSAGES, rows])
         return Shards(directory, PASSAGES, self.passages, self.dims, rows, self.storage, key, self.model_sha256)
 
     def query_shards(self, directory: Path, name: str, rows_Q: np.ndarray) -> Shards:
         """The queries ``rows_Q`` of a split."""
         rows = rows_of_shard(len(rows_Q), self.dims, QUERY_SHARDS)
-        key = hash_of([self.key, name, rows, sha256_of_rows(rows_Q)])
+        key = sha256_of_json([self.key, name, rows, sha256_of_rows(rows_Q)])
         return Shards(directory, name, len(rows_Q), self.dims, rows, self.storage, key, self.model_sha256)
 
 
@@ -145,6 +144,8 @@ def read_embeddings_record(directory: Path, collection: Preprocessed | None = No
         record = read_sealed(path)
     except UserError as error:
         raise UserError(f"{error}; run with --inference again") from None
+    if not record.get("model_sha256"):
+        raise UserError(f"{path} does not say which model made them, expected its sha256; run with --inference again")
     if collection is not None:
         check_same_collection(directory, record, collection)
     return record

@@ -26,6 +26,7 @@ from drivers.agreement import (
 )
 from drivers.evaluation import encode_split, rank_split, rerank_lists
 from drivers.flags import WarmupFlags
+from drivers.model_identity import identity_of
 from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
 from drivers.retrieval import UNWATCHED, Watch, check_index_fits, check_index_fits_model, check_search, search_options
 from drivers.shared import (
@@ -179,11 +180,10 @@ def source_of(job: Job) -> dict[str, Any]:
     else:
         source = {"negatives_sha256": publishing.sha256_of(exchange.negatives_path(Path(flags.bm25_dir), 0))}
     config = Path(flags.config_name)
-    return {
-        **source,
-        "initial_model_sha256": exchange.model_sha256(Path(flags.model_name_or_path)),
-        "config_sha256": publishing.sha256_of(config) if config.is_file() else flags.config_name,
-    }
+    # Of a directory the identity has it.
+    if not flags.config_name or not config.is_dir():
+        source["config_sha256"] = publishing.sha256_of(config) if config.is_file() else ""
+    return {**source, **identity_of(flags.model_name_or_path, flags.model_type, flags.config_name)}
 
 
 def first_encoder(job: Job) -> Any:

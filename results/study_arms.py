@@ -18,6 +18,7 @@ from utils.text_files import read_lines
 
 COMPARED = ("mrr@10", "ndcg@10")
 MAY_DIFFER = {"seed", "strategy", "bm25_sha256"}  # between the arms of a study
+LATER = {"initial_config_sha256"}  # runs of earlier versions do not say it
 SAMPLED_QUERIES = 5000  # whose negatives are compared: the same ones, where arms searched the same queries
 MEANS_AGREE = 1e-6  # values by query are written with nine digits
 SAME_OVERLAP = 0.95  # of two arms' negatives: above it they are one arm under two names
@@ -171,7 +172,8 @@ def check_fair(runs: list[ArmRun]) -> None:
     """UserError names all in which an arm differs from the first, but for strategy and seed."""
     first = runs[0]
     for run in runs[1:]:
-        names = sorted({*first.science, *run.science})
+        of_both, of_either = first.science.keys() & run.science.keys(), first.science.keys() | run.science.keys()
+        names = sorted(key for key in of_either if key in of_both or key[0] not in LATER)
         differing = [
             f"{name} of the {program} {first.science.get((name, program))} in {first.name}, "
             f"{run.science.get((name, program))} in {run.name}"

@@ -90,7 +90,7 @@ def test_what_is_said_not_to_be_science_is_a_flag() -> None:
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR], ids=["trainer", "generator"])
 def test_what_is_common_is_known_to_both(flags: Any) -> None:
-    science = science_of(flags, COLLECTION, initial_model_sha256="m")
+    science = science_of(flags, COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
     assert set(COMMON) <= science.keys()
     assert {name: science[name] for name in COMMON}.items() <= provenance("r", science).items()
 
@@ -125,6 +125,16 @@ def test_disagreement_exactly_where_a_shared_name_differs(ours: dict[str, Any], 
     assert all(f"{name} {theirs[name]} there, {ours[name]} here" in said for name in differing)
 
 
+def test_a_model_that_an_earlier_version_left_blank_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    ours = {"initial_model_sha256": "m", "initial_config_sha256": "c", "seed": 1}
+    earlier = {"initial_model_sha256": "", "seed": 1}
+    check_agreement(ours, earlier, "the blank run", "start anew")
+    assert capsys.readouterr().out.startswith("the blank run does not say which model it began from")
+    for theirs in ({**earlier, "seed": 2}, {**earlier, "initial_config_sha256": "c"}, {"initial_model_sha256": "n"}):
+        with pytest.raises(Disagreement, match="the run was made with other flags"):
+            check_agreement(ours, theirs, "the run", "start anew")
+
+
 # The run of a directory
 
 
@@ -143,6 +153,22 @@ def test_the_second_job_joins_the_run_of_the_first(tmp_path: Path, monkeypatch: 
         join_run(here, tmp_path, "third", other, "give the same")
     assert "seed 42 there, 7 here" in str(caught.value) and str(tmp_path) in str(caught.value)
     assert (tmp_path / "RUN.json").read_bytes() == before
+
+
+def test_without_its_record_a_run_is_known_by_the_hash_of_its_flags(tmp_path: Path) -> None:
+    """As this version computes it, and as those before that knew no config's sha256."""
+    science = science_of(TRAINER, COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
+    earlier = {name: value for name, value in science.items() if name != "initial_config_sha256"}
+    blank = {**earlier, "initial_model_sha256": ""}
+    for place, of_run in enumerate((science, earlier, blank, {**blank, "seed": 7}, {**science, "seed": 7})):
+        directory = tmp_path / str(place)
+        put_checkpoint(directory, 100, science_sha256=science_sha256(of_run))
+        here = alone(directory)
+        if of_run["seed"] == 7:
+            with pytest.raises(Disagreement, match=r"RUN\.json cannot be read, and the newest version there was made"):
+                join_run(here, directory, "run", science, "give the same")
+        else:
+            assert join_run(here, directory, "run", science, "give the same") == "run"
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
@@ -316,6 +342,7 @@ def test_a_trainer_that_is_done_while_a_refresh_is_made_ends_the_generator_well(
     """It leaves that refresh unfinished, and has nothing more to do: exit code 0, not 4."""
     trainer = lease_of(tmp_path / "checkpoints")
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
     flags = SimpleNamespace(
         inference=False, load_gen=False, end_output_num=-1, limit_total_number=9, refresh_mode="async",
         init_model_dir=str(tmp_path / "model"), last_checkpoint_dir="",

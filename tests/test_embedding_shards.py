@@ -406,6 +406,10 @@ def test_the_record_says_what_the_embeddings_were_made_of(stored: Path, collecti
     assert record | made_from(collection) == record
     assert (record["passages"], record["dims"], record["storage"]) == (300, DIMS, "fp32")
     assert record["model_sha256"] == RECIPE.model_sha256
+    nameless = Path(shutil.copytree(stored, stored.parent.parent / "nameless"))
+    (nameless / "embeddings.json").write_text(sealed({**record, "model_sha256": ""}))
+    with pytest.raises(UserError, match=r"does not say which model made them, .* run with --inference again"):
+        stored_embeddings.read_embeddings_record(nameless, collection)
     newer = Path(shutil.copytree(stored, stored.parent / "step-200-0123456789abcdef"))
     (newer / "embeddings.json").write_text(sealed({**record, "step": 200}))
     assert stored_embeddings.newest_embeddings(stored.parent) == newer

@@ -560,7 +560,8 @@ def test_the_weights_have_one_name_for_all_readers(tmp_path: Path, name: str) ->
         (staging / name).write_bytes(b"weights")
     expected = hashlib.sha256(b"weights").hexdigest()
     assert exchange.model_sha256(foreign) == exchange.model_sha256(tmp_path / "checkpoint-3") == expected
-    assert exchange.model_sha256(tmp_path) == ""
+    with pytest.raises(UserError, match="holds no weights"):
+        exchange.model_sha256(tmp_path)
 
 
 def test_done_and_failed(tmp_path: Path) -> None:

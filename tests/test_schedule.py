@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drivers.flags import AnnFlags
-from drivers.schedule import Job, Taken, check_new_run, check_origin
-from tests.exchanging import put_negatives
+from drivers.schedule import Job, Taken, check_new_run, check_origin, course_from
+from tests.exchanging import put_checkpoint, put_negatives
+from utils import exchange
 from utils.errors import Disagreement
 
 SCIENCE = {"refresh_mode": "async", "steps_per_refresh": 0}
@@ -44,3 +47,26 @@ def test_negatives_of_another_run_s_model_are_refused(tmp_path: Path) -> None:
     for models in ({100: "ours"}, {0: "theirs"}):
         with pytest.raises(Disagreement, match=r"refresh 1 in .* was not made from this run's model of step 100"):
             check_origin(job_over(tmp_path), SCIENCE, found, models)
+
+
+def test_a_record_that_names_no_model_is_an_earlier_version_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which left the sha256 of weights in several files blank."""
+    earlier = put_negatives(tmp_path, 1, model_sha256="")
+    check_origin(job_over(tmp_path), SCIENCE, earlier, {100: "ours"})
+    assert "refresh 1 does not say which model made it" in capsys.readouterr().out
+    ours = put_negatives(tmp_path, 2, model_sha256="", initial_config_sha256="c")
+    with pytest.raises(Disagreement, match=r"refresh 2 in .* was not made from this run's model of step 200"):
+        check_origin(job_over(tmp_path), SCIENCE, ours, {200: "ours"})
+
+
+def test_the_initial_model_of_an_earlier_version_s_state_is_known_again(tmp_path: Path) -> None:
+    path = put_checkpoint(tmp_path, 100)
+    for stored, expected in (("", "known now"), ("as stored", "as stored")):
+        state = {"models": {"0": stored, "50": "b"}, "taken": [], "schedule_from": 0}
+        (path / exchange.TRAINER_STATE).write_text(json.dumps(state))
+        nothing: Any = None
+        job = Job(replace(job_over(tmp_path).flags, refresh_mode="lockstep"), nothing, None, None)
+        course = course_from(job, nothing, exchange.Checkpoint(path, 100, {}), "known now")
+        assert course.model_of_step == {0: expected, 50: "b", 100: exchange.model_sha256(path)}

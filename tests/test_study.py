@@ -137,6 +137,14 @@ def said(root: Path, names: list[str], seeds: list[int]) -> str:
     return str(caught.value)
 
 
+def test_an_arm_of_an_earlier_version_that_says_no_config_is_compared(tmp_path: Path) -> None:
+    write_arm_of_study(tmp_path, "top", 1, "top", 0.3)
+    write_arm_of_study(tmp_path, "bottom", 1, "bottom", 0.3, initial_config_sha256="c")
+    assert [*read_study(places(tmp_path, [1]), ["top", "bottom"]).arms] == ["top", "bottom"]
+    write_arm_of_study(tmp_path, "random", 1, "random", 0.3, initial_config_sha256="d")
+    assert "initial_config_sha256 of the trainer c in bottom, d in random" in said(tmp_path, ["bottom", "random"], [1])
+
+
 def test_arms_that_differ_in_more_than_strategy_and_seed_are_refused(tmp_path: Path) -> None:
     write_arm_of_study(tmp_path, "top", 1, "top", 0.3)
     write_arm_of_study(tmp_path, "bottom", 1, "bottom", 0.3, learning_rate=5e-4)

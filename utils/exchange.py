@@ -23,6 +23,7 @@ from typing import Any
 from utils import publishing
 from utils.errors import PeerGone, Stopped, UserError, one_line
 from utils.lease import Lease, Life, role_held
+from utils.model_files import weights_sha256
 from utils.publishing import check_space, read_sealed, sealed, sha256_of, staging_path, sync, write_text
 from utils.run_log import say
 from utils.waiting import VISIBLE_WITHIN_SECONDS, say_once, wait_for, wait_until_visible
@@ -40,7 +41,6 @@ CHECKPOINT_PATTERN = re.compile(f"checkpoint-{NUMBER}")
 RECORD_PATTERN = re.compile(f"ann_ndcg_{NUMBER}")
 CANDIDATES_PATTERN = re.compile(rf"ann_candidates_{NUMBER}\.npz")
 KEEP_CHECKPOINTS = 3
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 OUR_RECORD_KEYS = {"refresh", "sha256", "step"}  # in a record of ours, beside ANCE's
 
 
@@ -378,13 +378,12 @@ def check_files(directory: Path, manifest: dict[str, Any]) -> None:
 
 
 def model_sha256(checkpoint: Path) -> str:
-    """sha256 of the weights: from the manifest where there is one, else of the file; empty where there is no file."""
+    """What the weights of a checkpoint are known by: `weights_sha256`, from the manifest where there is one.
+
+    `read_checkpoint` has verified that. UserError where there are no weights.
+    """
     manifest = checkpoint / MANIFEST
-    for name in WEIGHT_FILES:
-        if (checkpoint / name).is_file():
-            listed = read_sealed(manifest)["files"].get(name) if manifest.is_file() else None
-            return listed["sha256"] if listed else sha256_of(checkpoint / name)
-    return ""
+    return weights_sha256(checkpoint, read_sealed(manifest)["files"] if manifest.is_file() else None)
 
 
 def read_checkpoint(path: Path, step: int, of_this_run: bool = True) -> Checkpoint:

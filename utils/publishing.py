@@ -31,6 +31,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_json(value: Any) -> str:
+    """Of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def sync(path: Path) -> None:
     """fsync a file or a directory, so that what is renamed next cannot outrun its bytes."""
     descriptor = os.open(path, os.O_RDONLY)

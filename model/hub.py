@@ -1,0 +1,39 @@
+"""A model under a hub name: its files in the cache of huggingface_hub, which transformers' loader reads too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from utils.model_files import CONFIG, INDEX, WEIGHTS, shards_of
+
+
+def is_path(name_or_path: str) -> bool:
+    """Whether a model's name is one of a directory, there or not, and not of the hub."""
+    return Path(name_or_path).is_dir() or name_or_path.startswith((".", "/", "~"))
+
+
+def hub_file(name: str, file: str, local_only: bool = False) -> Path | None:
+    """A file's place in the cache, fetched where it is not there; None where it cannot be had.
+
+    ``local_only``: nothing is fetched.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file, local_files_only=local_only))
+    except (OSError, ValueError, EntryNotFoundError):  # no such file or model, no network, no name of the hub
+        return None
+
+
+def model_directory(name_or_path: str) -> Path:
+    """The directory that holds a model's config and weights: its own, or the cache's copy of a hub name's."""
+    if is_path(name_or_path):
+        return Path(name_or_path)
+    hub_file(name_or_path, CONFIG)
+    for file in WEIGHTS:
+        if (found := hub_file(name_or_path, file)) is not None:
+            for shard in shards_of(found) if file.endswith(INDEX) else []:
+                hub_file(name_or_path, shard)
+            return found.parent
+    return Path(name_or_path)

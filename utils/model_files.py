@@ -1,0 +1,67 @@
+"""The files that decide what a model computes, and the sha256 by which one model is known from another.
+
+A model is its weights (`weights_sha256`) and its config (`config_sha256`: pooling, score_scale, sizes). The tokenizer
+is known by its fingerprint (`data.tokenizing`), which has to be the collection's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.publishing import read_json, sha256_of, sha256_of_json
+
+CONFIG = "config.json"
+INDEX = ".index.json"  # ends the name of a file that lists the shards of weights in several files
+# In the order in which transformers' loader takes them.
+WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+LENGTHS = ("max_seq_length", "max_query_length")  # a config records with which the model was trained
+# Keys of a config that change nothing a model of the same weights computes; those that begin with "_" neither.
+WITHOUT_EFFECT = frozenset({"architectures", "transformers_version", "dtype", "torch_dtype", *LENGTHS})
+
+
+def shards_of(index: Path) -> list[str]:
+    """The names of the files that an index lists, sorted. UserError where it lists none."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise UserError(f"{index} lists no weights, expected a weight_map of names and files: it is damaged")
+    return sorted({str(name) for name in listed.values()})
+
+
+def weight_files(directory: Path) -> list[str]:
+    """The names of the files that the weights in ``directory`` are read from, an index before its shards.
+
+    UserError where there are none, or a shard is missing.
+    """
+    config = directory / CONFIG
+    explicit = read_json(config).get("transformers_weights") if config.is_file() else None
+    for name in [str(explicit)] if explicit else WEIGHTS:
+        if not (directory / name).is_file():
+            continue
+        names = [name, *shards_of(directory / name)] if name.endswith(INDEX) else [name]
+        missing = [shard for shard in names if not (directory / shard).is_file()]
+        if missing:
+            raise UserError(f"{directory / missing[0]} is missing, {name} lists it; the checkpoint is damaged")
+        return names
+    raise UserError(f"{directory} holds no weights, expected one of {', '.join(WEIGHTS)}; give a checkpoint directory")
+
+
+def weights_sha256(directory: Path, verified: Mapping[str, Any] | None = None) -> str:
+    """What the weights are known by: the file's own sha256; of several files, one over all their names and sha256.
+
+    ``verified``: the ``files`` of a manifest that they have been held against; their sha256 are taken from there.
+    UserError as in `weight_files`.
+    """
+    known = verified or {}
+    names = weight_files(directory)
+    digests = {name: known[name]["sha256"] if name in known else sha256_of(directory / name) for name in names}
+    return digests[names[0]] if len(names) == 1 else sha256_of_json(digests)
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """sha256 over all of a model's config that decides what it computes."""
+    return sha256_of_json(
+        {key: value for key, value in config.items() if not key.startswith("_") and key not in WITHOUT_EFFECT}
+    )
