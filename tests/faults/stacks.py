@@ -30,7 +30,7 @@ def processes_in(directory: Path) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if bytes(directory) in path.read_bytes():
+            if bytes(directory) + b"/" in path.read_bytes():
                 found.append(int(path.parent.name))
     return found
 
