@@ -56,7 +56,9 @@ def worker_of(run: Run, rank: int) -> int | None:
             environment = (directory / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if f"RANK={rank}".encode() in environment and any(word.startswith(bytes(run.directory) + b"/") for word in words):
+        if f"RANK={rank}".encode() in environment and any(
+            word.startswith(bytes(run.directory) + b"/") for word in words
+        ):
             return int(directory.name)
     return None
 

@@ -13,16 +13,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ENVIRONMENT = {"PYTHONFAULTHANDLER": "1"}
-KERNEL_FILES = ("comm", "wchan", "syscall")
 
 
 def kernel_waits(pid: int) -> str:
-    """A line for each thread: its name, the kernel's function it sleeps in, and the system call with its arguments."""
+    """A line for each thread: its name and state, the kernel's function it sleeps in, and the system call."""
     lines = []
     for task in sorted(Path(f"/proc/{pid}/task").glob("*")):
-        with contextlib.suppress(OSError):  # it has ended, or another's threads are not ours to look at
-            lines.append(" ".join([f"thread {task.name}:", *((task / name).read_text() for name in KERNEL_FILES)]))
-    return "".join(" ".join(line.split()) + "\n" for line in lines)
+        with contextlib.suppress(OSError):  # it has ended: nothing waits in it
+            name, _, fields = (task / "stat").read_text().rpartition(")")
+            state, wait, call = fields.split()[0], (task / "wchan").read_text(), (task / "syscall").read_text().strip()
+            lines.append(f"thread {name}) {state}: {wait} {call}\n")
+    return "".join(lines)
 
 
 def processes_in(directory: Path) -> list[int]:
