@@ -21,6 +21,7 @@ from data.preprocessed import Preprocessed, open_preprocessed
 from data.selection import Selected, Selection, describe_selection, make_selection, select_negatives
 from data.strategies import resolve_strategy
 from data.training_data import NegativeLists, write_negative_lists
+from data.verify import check_inputs
 from utils import exchange
 from utils.errors import UserError, run_program
 from utils.flag_values import Range
@@ -71,6 +72,7 @@ def open_source(flags: NegativesFlags) -> Source:
     path = Path(flags.candidates)
     refresh = exchange.read_candidates(path.parent, exchange.candidates_number(path))
     collection = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
+    check_inputs(collection)
     if refresh.record.get("collection_fingerprint") != collection.manifest["collection_fingerprint"]:
         raise UserError(f"{path} is of another collection than {flags.data_dir}; give the one it was made from")
     candidates = read_candidates(path)

@@ -139,10 +139,7 @@ def finish(job: Job, trainer: Trainer, course: Course) -> None:
     if here.lease is None:
         return
     if exchange.read_done(job.output_dir) is None:
-        taken = [
-            {name: getattr(entry, name) for name in ("refresh", "made_from_step", "taken_at_step")}
-            for entry in course.taken
-        ]
+        taken = [entry.told() for entry in course.taken]
         seconds = round(trainer.seconds, 3)
         exchange.mark_done(here.lease, step=steps, seconds=seconds, refreshes=refreshes, taken=taken)
     if here.world.size > 1:

@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.metrics import evaluate, mean_metrics, per_query_metrics, reach
 from utils.search import SearchOptions
 from utils.trec import read_candidates
+from utils.waiting import say_once
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,15 @@ def rank_split(
     depth = reach(k, passages)
     rows = per_query_metrics(judgements, query_Q, passages_QK, depth)
     metrics = mean_metrics(judgements, rows, depth)
+    unranked = len(judgements) - len(query_Q)
+    if world.is_first and unranked:
+        say_once(f"{split}: {unranked:,} of {len(judgements):,} judged queries have no positive, and count as 0")
     by_query = {query: rows.get(query, dict.fromkeys(metrics, 0.0)) for query in sorted(judgements)}
     if candidates_QK is None:
         return Ranking(query_Q, passages_QK, scores_QK, metrics, by_query)
+    without = int((candidates_QK < 0).all(1).sum())
+    if world.is_first and without:
+        say_once(f"{split}: {without:,} of {len(query_Q):,} queries have no candidates, and count as 0 in reranking")
     candidate_scores_QK = retrieval.score_candidates(world, queries_QD, share, candidates_QK)
     reranked = retrieval.rerank(candidate_scores_QK, candidates_QK)
     rerank_metrics = evaluate(judgements, query_Q, reranked[1], reach(candidates_QK.shape[1], passages))

@@ -15,6 +15,7 @@ from drivers.retrieval import EncodingSettings, chosen_texts
 from model.embedding import encode_blocks
 from utils.distributed import World
 from utils.errors import UserError
+from utils.exchange import check_as_recorded
 from utils.flag_values import expand_path
 from utils.neighbourhood import BACKGROUND, NEGATIVE, NOT_NEGATIVE, POSITIVE, QUERY
 
@@ -53,6 +54,7 @@ def read_arms(files: dict[str, Path], collection: Preprocessed) -> dict[str, Neg
     """The queries that have negatives, in each file. UserError where one is damaged, or of another collection."""
     arms = {}
     for name, path in files.items():
+        check_as_recorded(path)
         lists = read_negative_lists(path)
         check_offsets(lists, len(collection.queries("train")), len(collection.passages), path)
         arms[name] = lists.with_negatives()

@@ -9,7 +9,6 @@ Writes DIR/dev.trec (the collection's own ids), DIR/metrics.json, and then the n
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 import time
@@ -32,9 +31,11 @@ from data.raw_files import RawCollection, Split, find_collection, read_passages,
 from data.selection import Selected, Selection, describe_selection, make_selection, select_negatives
 from data.staging import check_can_write, publish, staged_directory
 from data.training_data import write_negative_lists
+from data.verify import check_inputs
 from utils.bm25 import build_index, search, words_of
 from utils.cores import core_count
 from utils.errors import UserError, run_program
+from utils.evaluation_files import METRICS_FILE, write_metrics
 from utils.exchange import publish_negatives, record_path, working
 from utils.flag_values import MOST_WORKERS
 from utils.flags import KeepFlags, ProgramFlags, SelectionFlags, flag, flags_json, parse_flags
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from bm25s import BM25
 
 MODEL = "bm25"  # what metrics.json, the run's tag and ann_ndcg_0 call the model
-RUN_FILE, METRICS_FILE, SCRATCH = "dev.trec", "metrics.json", "index"
+RUN_FILE, SCRATCH = "dev.trec", "index"
 DEPTH_OF_RECORD = 10  # of ANCE's ndcg and mrr
 
 
@@ -82,6 +83,7 @@ class Bm25Flags(ProgramFlags, SelectionFlags, KeepFlags):
 def open_inputs(flags: Bm25Flags) -> tuple[RawCollection, Preprocessed, Selection]:
     """Both directories, checked as far as is cheap, and the output directory with them."""
     preprocessed = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
+    check_inputs(preprocessed)
     raw = find_collection(Path(flags.raw_data_dir), preprocessed.manifest["data_type"])
     selection = make_selection(str(flags.negative_strategy), flags, len(preprocessed.passages))
     if selection.strategy.needs_bm25:
@@ -205,7 +207,7 @@ def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, select
         lists = selected.lists.with_negatives()
         dev_queries = len(preprocessed.qrels("dev").as_dict())
         record = metrics_record(metrics, dev_queries, MODEL, None, time.monotonic() - started)
-        (staged / METRICS_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_metrics(staged, record, [RUN_FILE])
         publish(staged, out, [RUN_FILE, METRICS_FILE])
         positives = preprocessed.qrels("train").positives()
         with working(out, "bm25", Life(10.0, 180.0), run_id) as lease:

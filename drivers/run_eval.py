@@ -32,6 +32,7 @@ def main() -> None:
     from drivers.retrieval import check_index_fits, check_index_fits_model, check_search
     from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
     from drivers.stored_embeddings import read_embeddings_record
+    from utils.evaluation_files import check_as_published
 
     dtype = check_compute_flags(flags)
     if bool(flags.model_name_or_path) == bool(flags.embedding_dir):
@@ -40,8 +41,12 @@ def main() -> None:
         )
     if flags.model_name_or_path:
         check_model_directory(flags, flags.model_name_or_path)
-    if flags.rerank_file and not Path(flags.rerank_file).is_file():
-        raise UserError(f"{flags.rerank_file} is missing, expected candidates to rerank (top1000.dev or a TREC run)")
+    if flags.rerank_file:
+        if not Path(flags.rerank_file).is_file():
+            raise UserError(
+                f"{flags.rerank_file} is missing, expected candidates to rerank (top1000.dev or a TREC run)"
+            )
+        check_as_published(Path(flags.rerank_file))
     backend = check_search(flags)
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
@@ -137,6 +142,7 @@ def describe_ranks(
 def write_results(flags: EvalFlags, collection: Any, ranking: Any, by_rank: Any, seconds: float) -> None:
     """The run files first; metrics.json last, so that its presence says that all is there."""
     from drivers.stored_embeddings import EMBEDDINGS
+    from utils.evaluation_files import METRICS_FILE, write_metrics
     from utils.exchange import TRAINER_STATE
     from utils.metrics import format_metrics, metrics_record
     from utils.publishing import read_json, write_json
@@ -146,32 +152,34 @@ def write_results(flags: EvalFlags, collection: Any, ranking: Any, by_rank: Any,
     output_dir, model = Path(flags.output_dir), Path(flags.model_name_or_path or flags.embedding_dir)
     all_ids, passage_ids = collection.queries(flags.split).original_ids(), collection.passages.original_ids()
     query_ids = [all_ids[query] for query in ranking.query_Q]
-    write_run(
-        output_dir / f"{flags.split}.trec", query_ids, passage_ids, ranking.passages_QK, ranking.scores_QK, "ance"
-    )
-    write_per_query(output_dir / f"{flags.split}.per_query.tsv", all_ids, ranking.by_query)
-    write_json(output_dir / f"{flags.split}.by_rank.json", by_rank)
+    names = [f"{flags.split}.{what}" for what in ("trec", "per_query.tsv", "by_rank.json")]
+    run_path, per_query_path, by_rank_path = (output_dir / name for name in names)
+    write_run(run_path, query_ids, passage_ids, ranking.passages_QK, ranking.scores_QK, "ance")
+    write_per_query(per_query_path, all_ids, ranking.by_query)
+    write_json(by_rank_path, by_rank)
     state = model / (EMBEDDINGS if flags.embedding_dir else TRAINER_STATE)
     step = read_json(state).get("step") if state.is_file() else None
     record = metrics_record(ranking.metrics, len(ranking.by_query), str(model), step, seconds)
     say(f"full ranking {flags.split}: {format_metrics(ranking.metrics)}")
     if ranking.reranked is not None:
         scores_QK, passages_QK = ranking.reranked
-        run_path = output_dir / f"{flags.split}.rerank.trec"
-        write_run(run_path, query_ids, passage_ids, passages_QK, scores_QK, "ance-rerank")
+        names.append(f"{flags.split}.rerank.trec")
+        write_run(output_dir / names[-1], query_ids, passage_ids, passages_QK, scores_QK, "ance-rerank")
         record["rerank_metrics"] = ranking.rerank_metrics
         say(f"reranking {flags.split}: {format_metrics(ranking.rerank_metrics)}")
-    write_json(output_dir / "metrics.json", record)
-    say(f"finished {output_dir / 'metrics.json'}")
+    write_metrics(output_dir, record, names)
+    say(f"finished {output_dir / METRICS_FILE}")
 
 
 def write_per_query(path: Path, query_ids: Any, by_query: dict[int, dict[str, float]]) -> None:
     """A line for each query of the qrels: its id and metrics, named in the first line; their means are the metrics."""
+    from utils.publishing import write_text
+
     names = [*next(iter(by_query.values()))]
     lines = ["\t".join(["query_id", *names])]
     for query, row in by_query.items():
         lines.append("\t".join([query_ids[query], *(f"{row[name]:.9g}" for name in names)]))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def main() -> None:
     flags = parse_flags(NeighbourhoodFlags, "run_neighbourhood")
     import numpy as np
 
+    from data.verify import check_inputs
     from drivers.neighbourhood import choose_query, choose_texts, named_files, read_arms
     from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
 
@@ -40,6 +41,7 @@ def main() -> None:
     check_model_directory(flags, flags.model_name_or_path)
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
+    check_inputs(collection)
     arms = read_arms(files, collection)
     query = choose_query(flags.query, arms, files, collection.queries("train").original_ids())
     chosen = choose_texts(query, arms, collection, flags.background, np.random.default_rng([flags.seed, query]))

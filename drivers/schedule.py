@@ -50,6 +50,10 @@ class Taken:
     sha256: str
     model_sha256: str
 
+    def told(self) -> dict[str, int]:
+        """As DONE.json has it."""
+        return {name: getattr(self, name) for name in ("refresh", "made_from_step", "taken_at_step")}
+
 
 @dataclass
 class Course:
@@ -124,6 +128,9 @@ def read_journal(path: Path) -> list[Taken]:
         raise UserError(f"{path} is not a journal: each line names a refresh and the step it was taken at") from None
     if not entries or entries[0].taken_at_step != 0:
         raise UserError(f"{path} does not begin at step 0: expected the journal of a whole run")
+    told = (exchange.read_done(path.parent) or {}).get("taken")
+    if told is not None and told != [entry.told() for entry in entries]:
+        raise UserError(f"{path} and {exchange.DONE} name different refreshes or steps: one is damaged; put it back")
     return entries
 
 

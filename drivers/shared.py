@@ -22,7 +22,7 @@ from model.encoder import check_fits, check_model_type, load_encoder, read_confi
 from model.hub import is_path
 from model.precision import compute_dtype, quickest_dtype
 from model.training import make_optimizer
-from utils import distributed
+from utils import distributed, exchange
 from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import RefreshFlags
@@ -200,11 +200,21 @@ def check_output_dirs(*directories: str) -> None:
 
 
 def check_model_directory(flags: Any, model_dir: str) -> None:
-    """What can be known of a model before it is loaded."""
+    """What can be known of a model before it is loaded. UserError where a file of a checkpoint of ours is damaged."""
+    check_checkpoint(Path(model_dir))
     if Path(model_dir).is_dir() or flags.config_name:
         read_config(model_dir, flags.model_type, flags.config_name)
     elif is_path(model_dir):
         raise UserError(f"{model_dir} is not a directory, expected a checkpoint (config.json and weights)")
+
+
+def check_checkpoint(path: Path) -> None:
+    """UserError where a file is not what the checkpoint's manifest says; one without a manifest is taken as it is."""
+    if (path / exchange.MANIFEST).is_file():
+        try:
+            exchange.read_checkpoint(path, 0, of_this_run=False)
+        except UserError as error:
+            raise UserError(f"{error}; copy the checkpoint again, or take another") from None
 
 
 def gather_from(

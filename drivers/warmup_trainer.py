@@ -31,6 +31,7 @@ from drivers.preflight import Preflight, check_collection, check_publishing, che
 from drivers.retrieval import UNWATCHED, Watch, check_index_fits, check_index_fits_model, check_search, search_options
 from drivers.shared import (
     batches_from_lists,
+    check_checkpoint,
     check_exchange_flags,
     check_model_directory,
     check_output_dirs,
@@ -48,6 +49,7 @@ from model.precision import name_of
 from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import UserError
+from utils.evaluation_files import check_as_published
 from utils.metrics import reach
 from utils.overlap import prefetched
 from utils.run_log import say
@@ -107,6 +109,7 @@ def candidates_to_rerank(flags: WarmupFlags, collection: Preprocessed) -> np.nda
     path = Path(flags.rerank_file or Path(flags.bm25_dir) / "dev.trec")
     if not path.is_file():
         raise UserError(f"{path} is missing, expected candidates to rerank; run drivers.run_bm25 or leave it out")
+    check_as_published(path)
     return rerank_lists(path, collection, "dev")
 
 
@@ -303,6 +306,7 @@ def evaluate_stored(job: Job, world: World) -> None:
     if not wanted:
         raise UserError(f"{job.output_dir} holds no checkpoint, expected one to evaluate; add --do_train")
     for path in wanted:
+        check_checkpoint(path)
         encoder = open_to_encode(flags, str(path), job.collection, job.dtype, world)
         found = evaluate_mrr(job, world, encoder)
         assert found is not None, "nobody was told to leave"

@@ -18,6 +18,7 @@ import numpy as np
 
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, read_object
 from utils.errors import UserError
+from utils.evaluation_files import check_as_published
 from utils.exchange import METRICS, read_done, read_records, read_run
 from utils.ranks import MEASURED, NAMES, TRIPLES, logged_name
 from utils.run_log import say
@@ -176,6 +177,7 @@ def read_returned(path: Path) -> Returned | None:
     if not path.is_file():
         return None
     remedy = "run drivers.run_eval on the arm's last checkpoint again"
+    check_as_published(path)
     value = read_object(path, remedy)
     try:
         curve_K = np.array(value["score_over_corpus_mean"], np.float64)  # null is NaN

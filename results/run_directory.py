@@ -12,6 +12,7 @@ from typing import Any
 
 from results.read_log import TrainingPoint, read_log
 from utils.errors import UserError
+from utils.evaluation_files import read_metrics
 from utils.exchange import DONE, read_done, read_failed, read_records
 from utils.publishing import read_json
 
@@ -92,7 +93,8 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def read_evaluation(path: Path, remedy: str) -> Evaluation:
-    value = read_object(path, remedy)
+    read_object(path, remedy)
+    value = read_metrics(path)
     metrics = value.get("metrics")
     if not isinstance(metrics, dict):
         raise UserError(f"{path}: no metrics in it, expected {', '.join(METRICS)}: {remedy}")

@@ -13,7 +13,8 @@ import numpy as np
 from results.measures import Measures, read_measures
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, Unfinished, read_arm
 from utils.errors import UserError
-from utils.exchange import negatives_path, read_done, read_run
+from utils.evaluation_files import check_as_published
+from utils.exchange import check_as_recorded, negatives_path, read_done, read_run
 from utils.text_files import read_lines
 
 COMPARED = ("mrr@10", "ndcg@10")
@@ -69,6 +70,7 @@ def read_by_query(path: Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """The query ids, and each compared metric's values in their order. UserError where the file has not both."""
     if not path.is_file():
         raise UserError(f"{path} is missing: run drivers.run_eval on the arm's last checkpoint again")
+    check_as_published(path)
     heading, *lines = [line.split("\t") for line in read_lines(path)]
     try:
         columns = {metric: heading.index(metric) for metric in COMPARED}
@@ -91,12 +93,11 @@ def check_means(run: ArmRun) -> None:
 
 def read_negatives(path: Path) -> np.ndarray:
     """(query, negative) of one refresh as one number each: int64 [P], sorted, of the first SAMPLED_QUERIES queries."""
+    check_as_recorded(path)
     try:
         lines = [line.split("\t", 3)[:3] for line in read_lines(path)]
         rows = sorted((int(query), negatives) for query, _, negatives in lines)[:SAMPLED_QUERIES]
         pairs = [np.array(negatives.split(","), np.int64) + (query << 32) for query, negatives in rows if negatives]
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}, expected the arm's negatives; put the file back") from None
     except (ValueError, OverflowError):
         raise UserError(f"{path} is not a file of negatives, expected query, positive and negatives a line") from None
     return np.unique(np.concatenate(pairs)) if pairs else np.zeros(0, np.int64)

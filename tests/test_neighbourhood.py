@@ -24,6 +24,7 @@ from results.neighbourhood import coordinates, neighbourhood_caption, neighbourh
 from results.plots import save
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, TINY_PASSAGES
 from utils.errors import UserError
+from utils.exchange import signature_of
 from utils.neighbourhood import Neighbourhood, read_neighbourhood, write_neighbourhood
 from utils.publishing import sealed
 
@@ -297,6 +298,7 @@ def test_a_query_without_a_positive_is_of_another_collection(
     (data_dir / "train-qrel.tsv").write_text("".join(line + "\n" for line in kept))
     manifest = json.loads((data_dir / "manifest.json").read_text())
     manifest["counts"]["train-qrel"] = len(kept)
+    manifest["files"]["train-qrel.tsv"] = signature_of(data_dir / "train-qrel.tsv")
     (data_dir / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"train query 12 of .* has no positive, .* another --data_dir"):
         run(*words_of(data_dir, without_weights, files, tmp_path / "out"))

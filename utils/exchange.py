@@ -38,6 +38,7 @@ TRAINER_STATE = "trainer_state.json"
 DAMAGED = ".damaged"
 NUMBER = "(0|[1-9][0-9]*)"  # as we write it: no leading zeros, no digits of other scripts
 CHECKPOINT_PATTERN = re.compile(f"checkpoint-{NUMBER}")
+NEGATIVES_PATTERN = re.compile(f"ann_training_data_{NUMBER}")
 RECORD_PATTERN = re.compile(f"ann_ndcg_{NUMBER}")
 CANDIDATES_PATTERN = re.compile(rf"ann_candidates_{NUMBER}\.npz")
 KEEP_CHECKPOINTS = 3
@@ -466,10 +467,19 @@ def read_candidates(ann_dir: Path, number: int) -> Refresh:
     return Refresh(number, path, record)
 
 
+def check_as_recorded(path: Path) -> None:
+    """UserError where a file of negatives is not what the record next to it says; one without a record is not known."""
+    match = NEGATIVES_PATTERN.fullmatch(path.name)
+    if match and publishing.exists(record_path(path.parent, int(match[1]))):
+        read_refresh(path.parent, int(match[1]))
+
+
 def check_signature(path: Path, signature: dict[str, Any]) -> None:
     """UserError where the file is missing or not what its record says; ANCE's records say nothing."""
     size = size_of(path)
-    if size is None or size != signature.get("bytes", size):
+    if size is None:
+        raise UserError(f"{path}: No such file, its record is there; put it back")
+    if size != signature.get("bytes", size):
         raise UserError(f"{path}: {size} bytes, its record says {signature.get('bytes')}: it is damaged")
     if "sha256" in signature and sha256_of(path) != signature["sha256"]:
         raise UserError(f"{path}: sha256 differs from its record: it is damaged")

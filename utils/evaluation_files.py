@@ -1,0 +1,43 @@
+"""What an evaluation leaves: run files, tables by query and by rank, and ``metrics.json``, which vouches for them.
+
+``metrics.json`` is written last and is sealed; ``files`` in it has the size and sha256 of each file next to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.exchange import check_signature, signature_of
+from utils.publishing import SEAL, read_json, read_sealed, sealed, write_text
+
+METRICS_FILE = "metrics.json"
+
+
+def write_metrics(directory: Path, record: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Write ``metrics.json`` whole. ``names`` are the files of ``directory`` that the evaluation has written."""
+    files = {name: signature_of(directory / name) for name in names}
+    write_text(directory / METRICS_FILE, sealed({**record, "files": files}))
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """UserError where the file is missing or damaged; one without a seal, as of older versions, is taken as it is."""
+    value = read_json(path)
+    return read_sealed(path) if SEAL in value else value
+
+
+def check_as_published(path: Path) -> None:
+    """UserError where the ``metrics.json`` next to a file lists it, and it is another now; others are not known."""
+    record = path.with_name(METRICS_FILE)
+    if path.name == METRICS_FILE or not record.is_file():
+        return
+    files = read_metrics(record).get("files")
+    signature = files.get(path.name) if isinstance(files, dict) else None
+    if not isinstance(signature, dict):
+        return
+    try:
+        check_signature(path, signature)
+    except UserError as error:
+        raise UserError(f"{error}; evaluate again, or put the file back that {record} is of") from None
