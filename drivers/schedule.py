@@ -19,6 +19,7 @@ from utils.errors import Disagreement, PeerGone, UserError
 from utils.exchange import Refresh
 from utils.peers import Peer
 from utils.run_log import say
+from utils.text_files import read_lines
 from utils.waiting import wait_for
 
 
@@ -123,7 +124,7 @@ def read_journal(path: Path) -> list[Taken]:
     if not path.is_file():
         raise UserError(f"{path} is missing, expected the journal.jsonl of the run to replay, in its --output_dir")
     try:
-        entries = [Taken(**json.loads(line)) for line in path.read_text().splitlines()]
+        entries = [Taken(**json.loads(line)) for line in read_lines(path)]
     except (ValueError, TypeError):
         raise UserError(f"{path} is not a journal: each line names a refresh and the step it was taken at") from None
     if not entries or entries[0].taken_at_step != 0:

@@ -141,8 +141,9 @@ def test_bm25(base: Path, tmp_path: Path, topk_dev: int, depth: float) -> None:
 
 
 def test_run_eval_and_the_reranking_of_short_lists(base: Path, tmp_path: Path) -> None:
-    candidates = bm25(base, tmp_path / "bm25", 12) / "dev.trec"
-    out = tmp_path / "eval"
+    lines = (bm25(base, tmp_path / "bm25", 12) / "dev.trec").read_bytes().decode().split("\n")[:-1]
+    out, candidates = tmp_path / "eval", tmp_path / "candidates.trec"
+    write_lines(candidates, (line for line in lines if not line.startswith("q\x854")))
     said = run(
         "drivers.run_eval", *evaluation_flags(base), "--output_dir", out, "--topk", "20", "--rerank_file", candidates
     )
@@ -150,6 +151,8 @@ def test_run_eval_and_the_reranking_of_short_lists(base: Path, tmp_path: Path) -
     check(written["metrics"], out / "dev.trec", 20)
     check(written["rerank_metrics"], out / "dev.rerank.trec", 12)
     assert "recall@100" not in said and "recall@20" in said
+    assert "dev: 2 of 7 judged queries have no positive, and count as 0" in said
+    assert "dev: 1 of 5 queries have no candidates, and count as 0 in reranking" in said
     query_ids, by_query = read_by_query(out / "dev.per_query.tsv")
     assert query_ids == tuple(JUDGED)
     assert written["queries"] == len(query_ids), "the means are over the queries without a positive as well"
