@@ -16,7 +16,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.metrics import LARGEST_GRADE
-from utils.text_files import columns_of, read_lines
+from utils.text_files import check_first_line, columns_of, numbered_lines
 
 Split = Literal["train", "dev"]
 SPLITS: tuple[Split, ...] = ("train", "dev")
@@ -85,7 +85,8 @@ def _plain_or_gzipped(directory: Path, name: str) -> Path | None:
 
 
 def find_collection(directory: Path, data_type: int) -> RawCollection:
-    """All raw files of a collection. UserError where one is missing or empty, or ``data_type`` is the wrong one."""
+    """All raw files of a collection. UserError where one is missing, empty or begins with a header, or ``data_type`` is
+    the wrong one."""
     names, other = RAW_NAMES[data_type], RAW_NAMES[1 - data_type]
     if _plain_or_gzipped(directory, names.passages) is None and _plain_or_gzipped(directory, other.passages):
         raise UserError(
@@ -98,8 +99,7 @@ def find_collection(directory: Path, data_type: int) -> RawCollection:
         {split: find_raw(directory, names.qrels[split]) for split in SPLITS},
     )
     for path in collection.files():
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty, expected one record per line; fetch it again")
+        check_first_line(path)
     return collection
 
 
@@ -150,7 +150,7 @@ def read_records(path: Path, columns: int, check_repeats: bool = True) -> Iterat
                 "expected every id once; remove one of the two lines"
             )
 
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in numbered_lines(path):
         record = line.split("\t")
         if len(record) != columns:
             hint = "" if len(record) < columns else " (an id or text must not hold a tab)"
@@ -194,7 +194,7 @@ def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
     number of columns, an empty id, and a relevance that is no integer from -LARGEST_GRADE to LARGEST_GRADE.
     """
     judged: dict[int, int] = {}
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in numbered_lines(path):
         record = columns_of(line)
         if len(record) != 4:
             raise UserError(

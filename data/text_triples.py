@@ -12,14 +12,14 @@ import numpy as np
 from data.tokenizing import load_tokenizer
 from data.training_data import Batch, Triples, make_batch
 from utils.errors import UserError
-from utils.text_files import read_lines
+from utils.text_files import numbered_lines
 
 TextTriple = tuple[str, str, str]
 
 
 def read_text_triples(path: Path) -> Iterator[TextTriple]:
     """The file's triples, once; UserError names a line without three columns, or with a blank one."""
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in numbered_lines(path):
         columns = line.split("\t")
         if len(columns) != 3:
             raise UserError(f"{path}, line {number}: {len(columns)} columns, expected query, positive, negative text")

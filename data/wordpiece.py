@@ -24,6 +24,7 @@ from data.staging import check_can_write, publish, staged_directory
 from utils.errors import UserError, run_program
 from utils.flags import ProgramFlags, flag, flags_json, parse_flags
 from utils.run_log import say
+from utils.text_files import check_first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -134,9 +135,9 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def check_inputs(data_dir: Path, out_dir: Path) -> None:
-    """Raise UserError for missing raw files or a taken directory."""
-    find_raw(data_dir, "collection.tsv")
-    find_raw(data_dir, "queries.train.tsv")
+    """Raise UserError for raw files that are missing, empty or begin with a header, or a taken directory."""
+    check_first_line(find_raw(data_dir, "collection.tsv"))
+    check_first_line(find_raw(data_dir, "queries.train.tsv"))
     for name in (TOKENIZER_FILE, "vocab.txt", "vocab.json"):
         if (out_dir / name).exists():
             raise UserError(f"{out_dir} already holds a tokenizer ({name}); remove it or choose another directory")

@@ -25,6 +25,7 @@ if not __package__:
 from drivers.flags import EvalFlags
 from utils.errors import UserError, run_program
 from utils.flags import flags_json, parse_flags
+from utils.text_files import check_first_line
 
 
 def main() -> None:
@@ -47,6 +48,7 @@ def main() -> None:
                 f"{flags.rerank_file} is missing, expected candidates to rerank (top1000.dev or a TREC run)"
             )
         check_as_published(Path(flags.rerank_file))
+        check_first_line(Path(flags.rerank_file))
     backend = check_search(flags)
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)

@@ -15,7 +15,7 @@ import torch
 
 from data.preprocessed import Preprocessed
 from data.raw_files import Split
-from data.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer
+from data.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer, read_text_triples
 from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
 from drivers.agreement import (
     check_holds_no_other_run,
@@ -122,6 +122,7 @@ def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[Negat
         path = Path(flags.triples)
         if not path.is_file() or path.stat().st_size == 0:
             raise UserError(f"{path} is missing or empty, expected lines of query, positive and negative text")
+        next(read_text_triples(path))
         return None, path
     refresh = exchange.read_refresh(Path(flags.bm25_dir), 0)
     lists = read_negative_lists(refresh.path)

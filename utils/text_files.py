@@ -17,6 +17,15 @@ from utils.errors import UserError
 
 GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# How the columns of such files are called, in letters and digits alone: query-id and Query_ID are queryid.
+NAMES = """
+id pid docid docno did passageid documentid corpusid qid queryid questionid topic topicid
+posid negid positiveid negativeid
+text passage passagetext content contents document documenttext doc body title url query querytext question anchor
+pos neg positive negative positivetext negativetext pospassage negpassage positivepassage negativepassage
+q0 0 iter iteration rank score tag run runid runname rel relevance label grade judgment judgement
+"""
+COLUMN_NAMES = frozenset(NAMES.split())
 READ_BYTES = 1 << 20
 SAMPLE_BYTES = 4 << 20
 
@@ -82,6 +91,31 @@ def read_lines(path: Path) -> Iterator[str]:
             f"{path}, line {number}: the last line has no line end, so the file looks cut off; "
             "fetch it again, or end it with a newline if it is whole"
         )
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file of records, numbered from 1.
+
+    Raises UserError as `read_lines` does, and where the first line is a header: MS MARCO's files and TREC's have none.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        if number == 1 and is_header(line):
+            raise UserError(
+                f"{path}, line 1: {line[:80]!r} is a header, expected the first record (these files have none); "
+                "remove that line"
+            )
+        yield number, line
+
+
+def check_first_line(path: Path) -> None:
+    """UserError as `numbered_lines` for what the first line shows already."""
+    next(numbered_lines(path))
+
+
+def is_header(line: str) -> bool:
+    """Whether every column is the name of one, in any case, with or without quotes and signs between words."""
+    columns = ["".join(filter(str.isalnum, column)).lower() for column in columns_of(line)]
+    return len(columns) > 1 and columns[0].isalpha() and COLUMN_NAMES.issuperset(columns)
 
 
 def columns_of(line: str) -> list[str]:

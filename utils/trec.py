@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.publishing import staging_path
-from utils.text_files import columns_of, read_lines
+from utils.text_files import columns_of, numbered_lines
 
 LARGEST_PLACE = int(np.finfo(np.float32).max.view(np.int32))
 
@@ -62,14 +62,15 @@ def read_candidates(path: Path, query_ids_Q: Sequence[str], passage_ids: Sequenc
 
     Reads a TREC run (blanks) or MS MARCO's top1000 (tabs: qid, pid, query, passage), plain or gzipped.
     Lines of other queries are passed over, and so is a passage that its list holds already. UserError
-    names the line that is of neither form or whose passage is not in the collection, what `read_lines`
+    names the line that is of neither form or whose passage is not in the collection, what `numbered_lines`
     finds wrong, and a file in which no wanted query occurs.
     """
     query_row = {query_id: row for row, query_id in enumerate(query_ids_Q)}
     number_of: dict[str, int] = {}  # the file's passages, by their first appearance
     first_lines: list[int] = []
     lists: list[dict[int, None]] = [{} for _ in query_ids_Q]
-    for line, words in enumerate(map(columns_of, read_lines(path)), 1):
+    for line, text in numbered_lines(path):
+        words = columns_of(text)
         if len(words) not in (4, 6):
             raise UserError(f"{path}:{line}: {len(words)} columns, expected a TREC run's 6 or top1000's 4")
         query = query_row.get(words[0])
