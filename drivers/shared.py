@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,7 @@ def settle_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: W
             say_of_padding(world, False)
         if world.size > 1:
             torch._dynamo.config.optimize_ddp = False  # which cuts the program up by DDP's buckets
+        quote_library_path()
         encoder.compile(dynamic=True)  # one program for batches of all lengths
     elif not encoder.is_packed:
         leave_padding_out(encoder, dtype, world, trains)
@@ -184,13 +187,30 @@ def say_of_padding(world: World, is_packed: bool) -> None:
 
 
 def check_compiler(on_gpu: bool) -> None:
-    """UserError where torch.compile would find no compiler."""
+    """UserError where torch.compile would find no compiler, or on a CPU no place that it can work in."""
     variable, known = ("CC", ("gcc", "clang")) if on_gpu else ("CXX", ("g++", "clang++"))
     if not any(shutil.which(name) for name in (os.environ.get(variable, ""), *known) if name):
         raise UserError(
             f"--compile needs a compiler, there is no {' or '.join(known)} on this machine; "
             f"install one, name it in {variable}, or leave --compile out"
         )
+
+    places = {"TMPDIR": tempfile.gettempdir(), "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")}
+    for variable, directory in places.items():
+        if not on_gpu and any(map(str.isspace, directory)):
+            raise UserError(
+                f"--compile cannot work in {directory}, which has a blank in it: set {variable} to a directory without "
+                "one, or leave --compile out"
+            )
+
+
+def quote_library_path() -> None:
+    """Because torch's compiler gives the linker the directory of torch's libraries unquoted, in pieces at a blank."""
+    from torch.utils import cpp_extension
+
+    path = cpp_extension.TORCH_LIB_PATH
+    if Path(path).is_dir():  # not quoted yet
+        cpp_extension.TORCH_LIB_PATH = shlex.quote(path)
 
 
 def check_output_dirs(*directories: str) -> None:

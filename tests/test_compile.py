@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import torch.distributed as dist
 
 from drivers import shared
 from model.embedding import Texts, encode_blocks
+from tests.shell import REPO, script_environment
 from tests.test_packing import batch_of, gradient, make_encoder
 from tests.test_passes import embeddings_of_passes, with_dropout
 from tests.test_training import roberta_encoder, train_run
@@ -80,6 +83,44 @@ def test_two_ranks_train_a_compiled_model_as_one_process_does_a_plain_one(tmp_pa
         weights, losses = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
         assert torch.allclose(weights, expected, rtol=0, atol=1e-5)
         assert losses == pytest.approx(expected_losses, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_model_compiles_where_torch_is_in_a_path_with_a_blank(tmp_path: Path) -> None:
+    """As torch of a .venv in such a path is; a link to this one looks the same to its compiler."""
+    site = tmp_path / "a bl\u00e4nk"
+    site.symlink_to(Path(torch.__file__).parent.parent)
+    program = (
+        "import torch\n"
+        "from types import SimpleNamespace as Flags\n"
+        "from drivers import shared\n"
+        "from utils.distributed import World\n"
+        "class Encoder(torch.nn.Module):\n"
+        "    is_packed = True\n"
+        "    def forward(self, x): return (2 * x).softmax(-1) + 1\n"
+        "encoder, batch = Encoder(), torch.rand(5, 3)\n"
+        "expected = encoder(batch)\n"
+        "shared.settle_encoder(Flags(compile=True), encoder, None, World(0, 1, torch.device('cpu')))\n"
+        "assert (encoder(batch) - expected).abs().max() < 1e-6\n"
+        "print(torch.__file__)\n"
+    )
+    places = {"PYTHONPATH": f"{site}:{REPO}", "TORCHINDUCTOR_CACHE_DIR": tmp_path / "cache", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=REPO, env=script_environment(**places), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == f"{site}/torch/__init__.py\n"
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "TORCHINDUCTOR_CACHE_DIR"])
+def test_compiling_in_a_directory_with_a_blank_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    (tmp_path / "a blank").mkdir()
+    monkeypatch.setenv(variable, str(tmp_path / "a blank"))
+    monkeypatch.setattr(shared.tempfile, "tempdir", None)  # what it found before
+    shared.check_compiler(on_gpu=True)
+    with pytest.raises(UserError, match=f"a blank, which has a blank in it: set {variable} to a directory without one"):
+        shared.check_compiler(on_gpu=False)
 
 
 def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
