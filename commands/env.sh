@@ -164,6 +164,7 @@ setting MAX_SEQ_LENGTH 512
 setting MAX_QUERY_LENGTH 64
 
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1 # a path is UTF-8 to torch, safetensors and tokenizers, whatever the locale
 
 has_word() { # WORD WORDS...: whether WORD is one of WORDS
   local word=$1 other

@@ -173,6 +173,14 @@ def test_a_program_prints_what_stdouts_encoding_lacks_as_escapes(
     assert last.startswith(b"wrote ") and b"\\u" in last and last.endswith(b", fraction 0.5, seed 1")
 
 
+def test_a_path_is_utf8_to_the_programs_whatever_the_locale(repo: Path) -> None:
+    """torch, safetensors and tokenizers encode it as such: without this, none would be imported in the C locale."""
+    program = "import sys; print(sys.argv[1].encode('utf-8').hex())"
+    show = write_script(repo / "show.sh", f'source "{repo}/commands/env.sh"; "$PYTHON" -c "{program}" "$REPO"\n')
+    result = run_script(show, PYTHON=sys.executable, LC_ALL="C", PYTHONUTF8="0")
+    assert bytes.fromhex(result.stdout.strip()).decode() == str(repo), result.stderr
+
+
 @pytest.mark.parametrize("folder", ["drivers", "data", "results", "utils"])
 def test_every_program_ends_in_the_place_that_sees_to_that(folder: str) -> None:
     for path in (REPO / folder).glob("*.py"):
