@@ -109,7 +109,7 @@ need_space() { # DIR MEGABYTES WHAT: die where the disk of DIR (or of the neares
   local directory=$1 columns=' [0-9]+ +[0-9]+ +([0-9]+) +([0-9]+%|-) +/' free_mb
   while [[ ! -d $directory ]]; do directory=$(dirname -- "$directory"); done
   if [[ ! $(df -Pk -- "$directory" 2>&1) =~ $columns ]]; then # before them is the file system's name, in words of any number
-    say_error "warning: df does not say how much the disk of $directory has free; going on without looking"
+    say_error "warning: df does not say how much the disk of $directory has free; not checked"
     return 0
   fi
   free_mb=$((BASH_REMATCH[1] / 1024))

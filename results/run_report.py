@@ -87,13 +87,13 @@ def sentence(run: Run) -> str:
     beside = f" (BM25: {bm25:.4f})" if bm25 is not None else ""
     if len(finals) == 1:
         return (
-            f"{best} ends at {high:.4f} MRR@10, {gain(high, base)} over the warmup that it started from{beside}: "
+            f"{best} ends at {high:.4f} MRR@10, {gain(high, base)} against the warmup that it started from{beside}: "
             "one model, trained with one seed."
         )
     return (
         f"The arms end between {low:.4f} ({worst}) and {high:.4f} ({best}) MRR@10, {gain(low, base)} to "
-        f"{gain(high, base)} over the warmup that they start from{beside}; one seed of each does not order arms that "
-        "lie close, for which commands/study.sh trains several."
+        f"{gain(high, base)} against the warmup that they start from{beside}; one seed of each does not order arms "
+        "that lie close, for which commands/study.sh trains several."
     )
 
 

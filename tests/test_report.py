@@ -192,9 +192,9 @@ def test_a_terminal_shows_a_small_table_one_sentence_and_where_the_report_is(
         end = heading.index(name) + len(name)
         assert all(line[:end].split()[column] == line.split()[column] for line in table_lines[1:])
     assert empty == "" and told == (
-        "The arms end between 0.2260 (bottom) and 0.2500 (top) MRR@10, +7.1% to +18.5% over the warmup that they start "
-        "from (BM25: 0.3630); one seed of each does not order arms that lie close, for which commands/study.sh trains "
-        "several."
+        "The arms end between 0.2260 (bottom) and 0.2500 (top) MRR@10, +7.1% to +18.5% against the warmup that they "
+        "start from (BM25: 0.3630); one seed of each does not order arms that lie close, for which commands/study.sh "
+        "trains several."
     )
     assert where == f"wrote {run / 'report.html'}, report.md, report.json and the pictures beside it"
 
@@ -203,7 +203,7 @@ def test_a_terminal_shows_a_small_table_one_sentence_and_where_the_report_is(
 def test_of_one_arm_one_sentence_says_how_far_it_came(tmp_path: Path, final: float, over: str) -> None:
     told = sentence(read(write_run(tmp_path / "run", {"top": Shape(0.211, final)})))
     assert told == (
-        f"top ends at {final:.4f} MRR@10, {over} over the warmup that it started from (BM25: 0.3630): one model, "
+        f"top ends at {final:.4f} MRR@10, {over} against the warmup that it started from (BM25: 0.3630): one model, "
         "trained with one seed."
     )
 
@@ -222,7 +222,9 @@ def test_what_was_not_measured_is_not_told(
     lines = shown(run, monkeypatch, capsys)
     assert lines[1].split() == ["BM25", "0.4130", "n/a", "n/a"]
     assert lines[3].split() == ["top", "0.3000", "n/a", "0.5500", "n/a"]
-    assert lines[6].startswith("bottom ends at 0.2400 MRR@10, +13.7% over the warmup that it started from: one model")
+    assert lines[6].startswith(
+        "bottom ends at 0.2400 MRR@10, +13.7% against the warmup that it started from: one model"
+    )
     without("warmup/eval", "mrr@10")
     assert sentence(read(run)).startswith("What training did to MRR@10 is not known")
 
