@@ -170,6 +170,11 @@ def read_records(path: Path, columns: int, check_repeats: bool = True) -> Iterat
     check_ids()
 
 
+def clean_text(text: str) -> str:
+    """A text as it is given to the tokenizer, but for its length: ANCE's ``rstrip``."""
+    return text.rstrip()
+
+
 def read_passages(path: Path, data_type: int, max_doc_character: int) -> Iterator[tuple[str, str]]:
     """(passage_id, text) of a collection, the text cut at ``max_doc_character`` characters.
 
@@ -177,14 +182,13 @@ def read_passages(path: Path, data_type: int, max_doc_character: int) -> Iterato
     (FirstP). Raises UserError as `read_records` does.
     """
     for record in read_records(path, RAW_NAMES[data_type].columns):
-        text = record[1].rstrip() if len(record) == 2 else DOCUMENT_SEPARATOR.join(map(str.rstrip, record[1:]))
-        yield record[0], text[:max_doc_character]
+        yield record[0], DOCUMENT_SEPARATOR.join(map(clean_text, record[1:]))[:max_doc_character]
 
 
 def read_queries(path: Path) -> Iterator[tuple[str, str]]:
     """(query_id, text) of a queries file. Raises UserError as `read_records` does."""
     for query_id, text in read_records(path, 2):
-        yield query_id, text.rstrip()
+        yield query_id, clean_text(text)
 
 
 def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:

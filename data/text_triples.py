@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data.tokenizing import load_tokenizer
+from data.raw_files import clean_text
+from data.tokenizing import encoder_at, load_tokenizer
 from data.training_data import Batch, Triples, make_batch
 from utils.errors import UserError
 from utils.text_files import numbered_lines
@@ -17,29 +18,35 @@ from utils.text_files import numbered_lines
 TextTriple = tuple[str, str, str]
 
 
-def read_text_triples(path: Path) -> Iterator[TextTriple]:
-    """The file's triples, once; UserError names a line without three columns, or with a blank one."""
+def read_text_triples(path: Path, max_doc_character: int) -> Iterator[TextTriple]:
+    """The file's triples, once, cleaned as a collection's texts are, a passage cut at so many characters.
+
+    UserError names a line without three columns, or with a blank one.
+    """
     for number, line in numbered_lines(path):
         columns = line.split("\t")
         if len(columns) != 3:
             raise UserError(f"{path}, line {number}: {len(columns)} columns, expected query, positive, negative text")
         if not all(map(str.strip, columns)):
             raise UserError(f"{path}, line {number}: a text is blank, expected query, positive, negative text")
-        yield columns[0], columns[1], columns[2]
+        query, positive, negative = map(clean_text, columns)
+        yield query, positive[:max_doc_character], negative[:max_doc_character]
 
 
-def batches_of_text_triples(path: Path, batch_triples: int, start: int = 0) -> Iterator[list[TextTriple]]:
+def batches_of_text_triples(
+    path: Path, batch_triples: int, max_doc_character: int, start: int = 0
+) -> Iterator[list[TextTriple]]:
     """Batches in file order, endlessly; the file is shuffled already (MS MARCO's is).
 
     ``start`` skips that many batches, to go on where an interrupted run was.
     """
-    yield from islice(endless_batches(path, batch_triples), start, None)
+    yield from islice(endless_batches(path, batch_triples, max_doc_character), start, None)
 
 
-def endless_batches(path: Path, batch_triples: int) -> Iterator[list[TextTriple]]:
+def endless_batches(path: Path, batch_triples: int, max_doc_character: int) -> Iterator[list[TextTriple]]:
     batch: list[TextTriple] = []
     while True:
-        for triple in read_text_triples(path):
+        for triple in read_text_triples(path, max_doc_character):
             batch.append(triple)
             if len(batch) == batch_triples:
                 yield batch
@@ -56,7 +63,7 @@ def open_text_tokenizer(
     tokenizer: Any = load_tokenizer(directory)
 
     def tokenize(texts: list[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+        rows = encoder_at(tokenizer, max_length)(texts)
         lengths_B = np.array([len(row) for row in rows], np.int64)
         ids_BL = np.full((len(rows), lengths_B.max()), pad_id, np.int64)
         ids_BL[np.arange(ids_BL.shape[1]) < lengths_B[:, None]] = np.concatenate(rows)

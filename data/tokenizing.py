@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,8 @@ def fingerprint_of(tokenizer: PreTrainedTokenizerBase) -> str:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     for key in WITHOUT_EFFECT:
         state.pop(key, None)
+    if tokenizer.backend_tokenizer.encode_special_tokens:  # split_special_tokens, which the state does not tell
+        state["encode_special_tokens"] = True
     state["added_tokens"] = sorted([token["id"], token["content"]] for token in state["added_tokens"])
     return hashlib.sha256(json.dumps(_canonical(state), sort_keys=True).encode()).hexdigest()
 
@@ -97,6 +99,20 @@ def text_batches(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], 
         yield ids, batch
 
 
+def encoder_at(tokenizer: Any, max_length: int) -> Callable[[list[str]], list[list[int]]]:
+    """texts -> token ids of each, cut at ``max_length`` tokens including the special ones; the one way a text becomes
+    tokens here.
+
+    Of the tokenizer's files all that decides ids is obeyed. What they say of padding and of cutting, its side and its
+    length, is not: a text keeps its beginning, as in ANCE, and batches are padded later. Nothing else may encode with
+    this tokenizer meanwhile at another length.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(max_length)
+    return lambda texts: [encoding.ids for encoding in backend.encode_batch_fast(texts)]
+
+
 def tokenized(
     texts: Iterable[tuple[str, str]], tokenizer: Any, max_length: int
 ) -> Iterator[tuple[list[str], list[list[int]]]]:
@@ -105,13 +121,11 @@ def tokenized(
     The library works on all cores by itself, without Python's lock. Two batches are in work at once, so that the cores
     have one while the other is turned into Python's lists, and while the caller reads and writes.
     """
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.enable_truncation(max_length)
+    encode_texts = encoder_at(tokenizer, max_length)
 
     def encode(batch: tuple[list[str], list[str]]) -> tuple[list[str], list[list[int]]]:
         ids, batch_texts = batch
-        return ids, [encoding.ids for encoding in backend.encode_batch_fast(batch_texts)]
+        return ids, encode_texts(batch_texts)
 
     return overlapped(encode, text_batches(texts), threads=2)
 

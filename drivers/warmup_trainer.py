@@ -122,7 +122,7 @@ def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[Negat
         path = Path(flags.triples)
         if not path.is_file() or path.stat().st_size == 0:
             raise UserError(f"{path} is missing or empty, expected lines of query, positive and negative text")
-        next(read_text_triples(path))
+        next(read_text_triples(path, collection.manifest["max_doc_character"]))
         return None, path
     refresh = exchange.read_refresh(Path(flags.bm25_dir), 0)
     lists = read_negative_lists(refresh.path)
@@ -263,7 +263,8 @@ def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
     assert job.triples is not None
     tokenizer = open_text_tokenizer(job.tokenizer, job.collection.pad_token_id)
     batch_triples = flags.per_gpu_train_batch_size * world.size
-    for texts in batches_of_text_triples(job.triples, batch_triples, start):
+    max_doc_character = job.collection.manifest["max_doc_character"]
+    for texts in batches_of_text_triples(job.triples, batch_triples, max_doc_character, start):
         yield make_text_batch(
             texts,
             world.rank,

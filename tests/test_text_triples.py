@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import json
+import shutil
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from data.raw_files import read_passages, read_queries
 from data.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer, read_text_triples
+from data.token_cache import TokenCacheWriter, open_token_cache
+from data.tokenizing import load_tokenizer, tokenized
 from data.training_data import Batch
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from utils.errors import UserError
@@ -35,7 +43,7 @@ def test_triples_are_read_in_order_plain_or_gzipped(tmp_path: Path, triples: lis
     plain = write(tmp_path / "triples.tsv", triples)
     gzipped = tmp_path / "triples.tsv.gz"
     gzipped.write_bytes(gzip.compress(plain.read_bytes()))
-    assert list(read_text_triples(plain)) == list(read_text_triples(gzipped)) == triples
+    assert list(read_text_triples(plain, 10_000)) == list(read_text_triples(gzipped, 10_000)) == triples
 
 
 @pytest.mark.parametrize(
@@ -53,18 +61,18 @@ def test_a_faulty_line_is_named(tmp_path: Path, line: bytes, complaint: str) -> 
     path = tmp_path / "triples.tsv"
     path.write_bytes(b"a\tb\tc\n" * 2 + line)
     with pytest.raises(UserError, match=rf"triples.tsv, line 3: .*{complaint}"):
-        list(read_text_triples(path))
+        list(read_text_triples(path, 10_000))
 
 
 def test_an_empty_file_is_refused_and_never_looped_over(tmp_path: Path) -> None:
     (tmp_path / "triples.tsv").touch()
     with pytest.raises(UserError, match="is empty"):
-        next(batches_of_text_triples(tmp_path / "triples.tsv", 4))
+        next(batches_of_text_triples(tmp_path / "triples.tsv", 4, 10_000))
 
 
 def test_batches_are_endless_in_file_order(tmp_path: Path, triples: list[tuple[str, str, str]]) -> None:
     path = write(tmp_path / "triples.tsv", triples)
-    batches = list(islice(batches_of_text_triples(path, 4), 10))
+    batches = list(islice(batches_of_text_triples(path, 4, 10_000), 10))
     assert [len(batch) for batch in batches] == [4] * 10
     assert [triple for batch in batches for triple in batch] == triples * 4
 
@@ -137,3 +145,114 @@ def test_the_batch_s_known_pairs_are_masked(tiny_tokenizer: Path) -> None:
             expected = {text for text in columns if (query, text) not in known} | {positive}
             assert sorted(scored) == sorted(expected)
             assert columns[batch.target_T[t]] == positive
+
+
+# The same text becomes the same tokens, whether it comes with a triple or from the collection.
+
+BLANKS = " \u00a0\u2003\u3000\u200b\u0085\u2028\x0b\x0c\x1c\x1f\x00\x7f"
+WORDS = [*BLANKS, *"abdefgo.,É\u0301ßİ中", "[SEP]", "ba be", "\ud7ff"]
+TEXTS = st.builds(
+    lambda words, blanks: "".join([*words, *blanks]),
+    st.one_of(st.lists(st.sampled_from(WORDS), max_size=size) for size in (5, 60)),
+    st.lists(st.sampled_from(BLANKS), max_size=3),
+).filter(str.strip)
+TRUNCATIONS = [None, *({"direction": side, "max_length": 7, "strategy": strategy, "stride": 2}
+               for side in ("Left", "Right") for strategy in ("LongestFirst", "OnlyFirst"))]  # fmt: skip
+PADDINGS = [None, *({"strategy": strategy, "direction": side, "pad_to_multiple_of": 8,
+                     "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+            for strategy in ("BatchLongest", {"Fixed": 20}) for side in ("Left", "Right"))]  # fmt: skip
+
+BLANKS_ARE_TOKENS = {"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated", "invert": False}
+POST_PROCESSORS = [
+    {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+    {
+        "type": "RobertaProcessing",
+        "sep": ["[SEP]", 3],
+        "cls": ["[CLS]", 2],
+        "trim_offsets": True,
+        "add_prefix_space": True,
+    },
+]
+
+
+@st.composite
+def tokenizer_changes(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What to change in tokenizer.json and in tokenizer_config.json."""
+    normalizer = {
+        "type": "BertNormalizer",
+        "clean_text": draw(st.booleans()),
+        "handle_chinese_chars": draw(st.booleans()),
+        "strip_accents": draw(st.sampled_from([None, True, False])),
+        "lowercase": draw(st.booleans()),
+    }
+    words = draw(st.sampled_from([{"type": "BertPreTokenizer"}, {"type": "WhitespaceSplit"}, BLANKS_ARE_TOKENS]))
+    state = {
+        "truncation": draw(st.sampled_from(TRUNCATIONS)),
+        "padding": draw(st.sampled_from(PADDINGS)),
+        "normalizer": normalizer,
+        "pre_tokenizer": words,
+        "post_processor": draw(st.sampled_from(POST_PROCESSORS)),
+    }
+    config = {
+        "truncation_side": draw(st.sampled_from(["left", "right"])),
+        "padding_side": draw(st.sampled_from(["left", "right"])),
+        "model_max_length": draw(st.sampled_from([4, 512])),
+        "split_special_tokens": draw(st.booleans()),
+        "do_lower_case": draw(st.booleans()),
+        "strip_accents": draw(st.booleans()),
+        "clean_up_tokenization_spaces": draw(st.booleans()),
+    }
+    return state, config
+
+
+def changed_tokenizer(source: Path, directory: Path, state: dict[str, Any], config: dict[str, Any]) -> Path:
+    shutil.copytree(source, directory)
+    for name, changes in (("tokenizer.json", state), ("tokenizer_config.json", config)):
+        path = directory / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return directory
+
+
+def cached_ids(
+    texts: list[str], is_query: bool, tokenizer: Path, directory: Path, characters: int, cut: int
+) -> list[list[int]]:
+    """Of the texts as preprocessing reads them and a driver cuts them: kept at 16 tokens, read at ``cut``."""
+    path = directory / "texts.tsv"
+    path.write_text("".join(f"t{number}\t{text}\n" for number, text in enumerate(texts)), newline="\n")
+    read = read_queries(path) if is_query else read_passages(path, 1, characters)
+    with TokenCacheWriter(directory, "texts", 70_000) as writer:
+        for names, rows in tokenized(read, load_tokenizer(tokenizer), 16):
+            writer.append(names, rows)
+    ids_BL, lengths_B = open_token_cache(directory, "texts").gather(np.arange(len(texts)), cut, PAD)
+    return [row[:length] for row, length in zip(ids_BL.tolist(), lengths_B, strict=True)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(TEXTS, min_size=3, max_size=3),
+    tokenizer_changes(),
+    st.sampled_from([3, 7, 16]),
+    st.sampled_from([1, 4, 40]),
+)
+def test_triples_and_the_cache_give_the_same_tokens(
+    tiny_tokenizer: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str],
+    changes: tuple[dict[str, Any], dict[str, Any]],
+    cut: int,
+    characters: int,
+) -> None:
+    directory = tmp_path_factory.mktemp("both")
+    tokenizer = changed_tokenizer(tiny_tokenizer, directory / "tokenizer", *changes)
+    (directory / "triples.tsv").write_text("\t".join(texts) + "\n", newline="\n")
+    (triple,) = read_text_triples(directory / "triples.tsv", characters)
+    ids_BL, lengths_B = open_text_tokenizer(tokenizer, PAD)(list(triple), cut)
+    found = [row[:length] for row, length in zip(ids_BL.tolist(), lengths_B, strict=True)]
+    cached = cached_ids(texts[:1], True, tokenizer, directory, characters, cut)
+    assert found == cached + cached_ids(texts[1:], False, tokenizer, directory, characters, cut)
+    library = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    library.no_truncation(), library.no_padding()
+    library.encode_special_tokens = changes[1]["split_special_tokens"]
+    clean = [texts[0].rstrip(), *(text.rstrip()[:characters] for text in texts[1:])]
+    whole = [encoding.ids for encoding in library.encode_batch(clean)]
+    assert found == [ids if len(ids) <= cut else [*ids[: cut - 1], ids[-1]] for ids in whole]
