@@ -106,13 +106,15 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
 def last_negatives(flags: EvalFlags, collection: Any) -> tuple[int, Any]:
     """Number and lists of the last refresh that the model's trainer took up; the newest there where that is not known.
 
-    UserError where there is none, or it is of another collection.
+    UserError where there is none, the one that was taken up is damaged, or it is of another collection.
     """
     from data.training_data import check_offsets, read_negative_lists
-    from utils.exchange import newest_refresh, read_done
+    from utils.exchange import newest_refresh, read_done, read_refresh, record_path
 
     taken = (read_done(Path(flags.model_name_or_path).parent) or {}).get("taken") or [{}]
-    refresh = newest_refresh(Path(flags.ann_dir), taken[-1].get("refresh"))
+    ann_dir, number = Path(flags.ann_dir), taken[-1].get("refresh")
+    is_known = number is not None and record_path(ann_dir, number).exists()
+    refresh = read_refresh(ann_dir, number) if is_known else newest_refresh(ann_dir, number)
     if refresh is None:
         raise UserError(f"--ann_dir {flags.ann_dir} has no negatives, expected a generator's output; or leave it out")
     theirs, ours = refresh.record.get("collection_fingerprint"), collection.manifest["collection_fingerprint"]

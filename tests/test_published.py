@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.preprocessed import open_preprocessed
+from drivers.flags import EvalFlags
+from drivers.run_eval import last_negatives
 from drivers.schedule import Taken, read_journal
 from model.static import StaticEncoder
 from results.measures import read_returned
@@ -26,6 +29,7 @@ from tests.exchanging import lease_of
 from utils.errors import UserError
 from utils.evaluation_files import write_metrics
 from utils.exchange import mark_done, publish_checkpoint, publish_negatives
+from utils.flags import parse_flags
 from utils.publishing import write_json
 
 
@@ -176,6 +180,17 @@ def test_negatives_that_a_study_compares_are_those_of_their_record(root: Path) -
     change_a_digit(path)
     with pytest.raises(UserError, match="sha256 differs from its record"):
         read_negatives(path)
+
+
+def test_run_eval_names_damaged_negatives_that_the_model_was_trained_on(root: Path) -> None:
+    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[Taken(0, 0, 0, "", "").told()])
+    words = words_of("drivers.run_eval", root, "--ann_dir", root / "ann")
+    flags = parse_flags(EvalFlags, "run_eval", [str(word) for word in words])
+    collection = open_preprocessed(root / "data", 1, 1)
+    assert last_negatives(flags, collection)[0] == 0
+    change_a_digit(root / "ann" / "ann_training_data_0")
+    with pytest.raises(UserError, match="ann_training_data_0: sha256 differs from its record"):
+        last_negatives(flags, collection)
 
 
 def test_a_journal_is_the_one_of_its_run(tmp_path: Path) -> None:
