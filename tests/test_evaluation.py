@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PASSAGES = 40
 # The second passage of each text is its first one's twin: their scores tie, and ids would order them the other way.
 TEXTS = [f"passage of the number{place // 2} and shared words" for place in range(PASSAGES)]
-PASSAGE_IDS = [f"D\u00a0{PASSAGES - place:02d}\u2028" for place in range(PASSAGES)]
+PASSAGE_IDS = [f"D\u00a0{place:02d}\u2028" for place in range(PASSAGES)]
 QUERIES = {f"q\x85{place}": f"number{place} shared" for place in range(8)}
 GRADED = {"q\x850": {0: 1}, "q\x851": {2: 1, 3: -2}, "q\x852": {4: 3, 5: 1, 9: -1}, "q\x853": {6: 12}, "q\x854": {8: 1}}
 WITHOUT_POSITIVE = {"q\x855": {10: 0}, "q\x856": {12: -2}}
