@@ -55,15 +55,17 @@ from utils.errors import UserError
 from utils.exchange import Refresh
 from utils.peers import Peer, watch_peer
 from utils.run_log import say
+from utils.seen import SeenQueries
 
 
 @dataclass
 class InUse:
-    """The negatives being trained on, and where in them the next batch is."""
+    """The negatives being trained on, where in them the next batch is, and the queries of the batches before it."""
 
     refresh: Refresh
     lists: NegativeLists
     batches: Iterator[Batch]
+    seen: SeenQueries
 
 
 def preflight(flags: AnnFlags) -> Job:
@@ -157,6 +159,7 @@ def run_steps(job: Job, trainer: Trainer, course: Course, peer: Peer) -> None:
             refresh = refresh_for_step(job, here, course, peer, state.step, in_use.refresh if in_use else None)
             if in_use is None or refresh.number != in_use.refresh.number:
                 agree(here, partial(check_origin, job, trainer.record, refresh, course.model_of_step))
+                log_seen(trainer, in_use)
                 in_use = take_up(job, trainer, course, refresh)
             check_staleness(job, here, state.step, in_use.refresh)
             here.check_stop()
@@ -164,8 +167,15 @@ def run_steps(job: Job, trainer: Trainer, course: Course, peer: Peer) -> None:
             if is_publishing_step(flags, state.step):
                 trainer.publish(**course.stored())
                 after_publishing(job, here, course, state.step)
+        log_seen(trainer, in_use)
     except STOPPING as reason:
         trainer.save_and_stop(reason, course.stored())
+
+
+def log_seen(trainer: Trainer, in_use: InUse | None) -> None:
+    """What was trained on of a refresh that has served its last step."""
+    if trainer.log is not None and in_use is not None:
+        trainer.log.record(trainer.state.step, **in_use.seen.of_refresh(in_use.refresh.number).logged())
 
 
 def after_publishing(job: Job, here: Session, course: Course, step: int) -> None:
@@ -198,8 +208,9 @@ def open_negatives(job: Job, trainer: Trainer, refresh: Refresh, batches_done: i
     collection, world = job.collection, trainer.state.world
     lists = read_negative_lists(refresh.path)
     check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
-    batches = batches_from_lists(job.flags, collection, world, lists, refresh.number, batches_done)
-    return InUse(refresh, lists, batches)
+    seen = SeenQueries()
+    batches = batches_from_lists(job.flags, collection, world, lists, refresh.number, batches_done, seen)
+    return InUse(refresh, lists, batches, seen)
 
 
 def is_publishing_step(flags: AnnFlags, step: int) -> bool:

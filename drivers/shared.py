@@ -9,6 +9,8 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from utils.flags import RefreshFlags
 from utils.memory import keep_freed_memory
 from utils.overlap import prefetched
 from utils.run_log import header, say
+from utils.seen import SeenQueries
 
 # Starting
 
@@ -247,21 +250,42 @@ def gather_from(
 
 
 def batches_from_lists(
-    flags: Any, collection: Preprocessed, world: World, lists: NegativeLists, stream: int, start: int = 0
+    flags: Any,
+    collection: Preprocessed,
+    world: World,
+    lists: NegativeLists,
+    stream: int,
+    start: int = 0,
+    seen: SeenQueries | None = None,
 ) -> Iterator[Batch]:
     """This rank's training batches, endlessly; each of the global batch's equal parts goes to one rank.
 
     ``stream`` (the refresh number) and --seed decide their order; ``start`` batches have been trained on already.
+    ``seen`` notes the queries of those, and of each batch that is taken.
     """
     pad_id = collection.pad_token_id
     queries = gather_from(collection.queries("train"), flags.max_query_length, pad_id)
     passages = gather_from(collection.passages, flags.max_seq_length, pad_id)
     positives = collection.qrels("train").positives() if flags.loss == "in_batch" else None
-    batch_triples = flags.per_gpu_train_batch_size * world.size
-    all_triples = batches_of_triples(lists, flags.group_size, batch_triples, flags.seed, stream, start)
-    return prefetched(
-        make_batch(triples, world.rank, world.size, queries, passages, positives) for triples in all_triples
+    order = partial(
+        batches_of_triples, lists, flags.group_size, flags.per_gpu_train_batch_size * world.size, flags.seed, stream
     )
+    if seen is not None:
+        for triples in islice(order(), start):
+            seen.add(triples.query_T)
+    made = prefetched(
+        (triples.query_T, make_batch(triples, world.rank, world.size, queries, passages, positives))
+        for triples in order(start)
+    )
+    return as_taken(made, seen)
+
+
+def as_taken(made: Iterator[tuple[np.ndarray, Batch]], seen: SeenQueries | None) -> Iterator[Batch]:
+    """The batches; the queries of one are noted when it is asked for, not when it is made beforehand."""
+    for query_T, batch in made:
+        if seen is not None:
+            seen.add(query_T)
+        yield batch
 
 
 def seed_everything(seed: int, process: int) -> None:

@@ -5,7 +5,6 @@ Of a run that logged less, what is missing is empty.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, read_object
+from results.seen import logged_rows
 from utils.errors import UserError
 from utils.evaluation_files import check_as_published
 from utils.exchange import METRICS, read_done, read_records, read_run
@@ -95,22 +95,11 @@ class Measures:
 
 
 def read_logged(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl by step, none where there is no such file.
-
-    Of two lines of one step the later one's values count; what is cut short is passed over, and said.
-    """
-    by_step: dict[int, dict[str, Any]] = {}
-    passed_over = 0
-    text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
-    for line in text.removesuffix("\n").split("\n") if text else ():  # a live log's last line may be cut short
-        try:
-            row = json.loads(line)
-            by_step.setdefault(int(row["step"]), {}).update(row)
-        except (ValueError, KeyError, TypeError):
-            passed_over += 1
+    """The rows of `logged_rows`; what is cut short is passed over, and said."""
+    rows, passed_over = logged_rows(path)
     if passed_over:
         say(f"warning: {path}: {passed_over} lines are no rows of a log; passed over", sys.stderr)
-    return [by_step[step] for step in sorted(by_step)]
+    return rows
 
 
 def by_rank_of(rows: Iterable[dict[str, Any]]) -> dict[str, ByBucket]:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from results.read_log import TrainingPoint, read_log
+from results.seen import other_queries, read_seen
 from utils.errors import UserError
 from utils.evaluation_files import read_metrics
 from utils.exchange import DONE, read_done, read_failed, read_records
 from utils.publishing import read_json
+from utils.seen import SeenRefresh
 
 HEADINGS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "map@10": "MAP@10", "recall@100": "recall@100"}
 METRICS = tuple(HEADINGS)  # reported
@@ -57,6 +59,11 @@ class Arm:
     seed: int | None
     dev: tuple[DevPoint, ...]  # by step
     training: tuple[TrainingPoint, ...]  # by step
+    seen: tuple[SeenRefresh, ...]  # in the order of training; empty where the run did not note it
+
+    @property
+    def ann_dir(self) -> Path:
+        return self.directory / GENERATOR_DIRECTORY
 
 
 @dataclass(frozen=True)
@@ -182,6 +189,7 @@ def read_arm(directory: Path) -> Arm:
         seed=newest.get("seed"),
         dev=dev_points(ann_dir, records),
         training=training_points(directory),
+        seen=read_seen(training_dir),
     )
 
 
@@ -226,6 +234,7 @@ def what_differs(bm25: Evaluation, warmup: Evaluation, arms: tuple[Arm, ...]) ->
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{name} {value}" for name, value in values.items())
             warnings.append(f"The arms {what} ({listed}): they do not differ in the strategy alone.")
+    warnings += other_queries(arms)
     evaluations = {"bm25": bm25, "warmup": warmup, **{arm.name: arm.evaluation for arm in arms}}
     queries = {name: evaluation.queries for name, evaluation in evaluations.items() if evaluation.queries is not None}
     if len(set(queries.values())) > 1:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def report_of(run: Run) -> dict[str, Any]:
                 "steps": arm.steps,
                 "refreshes": arm.refreshes,
                 "seconds": arm.seconds,
+                "seen": [asdict(refresh) for refresh in arm.seen],
             }
             for arm in run.arms
         },

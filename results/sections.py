@@ -27,6 +27,7 @@ def common_sections(arms: dict[str, list[Arm]], measures: Arms, directory: Path)
         returned_section(measures),
         neighbourhood_section(directory),
         audit_section(measures),
+        seen_section(arms),
         cost_section(arms, measures),
         fork_section(),
     ]
@@ -188,6 +189,46 @@ def dropped_shares(runs: Sequence[Measures]) -> dict[str, ByBucket]:
         word: {bucket: count / candidates[bucket] for bucket, count in counts.items() if candidates.get(bucket)}
         for word, counts in dropped.items()
     }
+
+
+# Queries
+
+
+def seen_section(arms: dict[str, list[Arm]]) -> Section | None:
+    """How many triples each refresh gave, and of how many queries; refreshes of equal figures are one row."""
+    cells = {name: seen_cells(runs) for name, runs in arms.items()}
+    refreshes = sorted({refresh for by_refresh in cells.values() for refresh in by_refresh})
+    if not refreshes:
+        return None
+    rows: list[list[str]] = []
+    for refresh in refreshes:
+        row = [by_refresh.get(refresh, "n/a") for by_refresh in cells.values()]
+        if rows and rows[-1][1:] == row:
+            rows[-1][0] = f"{rows[-1][0].partition(' ')[0]} to {refresh}"
+        else:
+            rows.append([str(refresh), *row])
+    told = (
+        "Different queries in the triples that were trained on while a refresh served, from the lowest to the highest "
+        "of the seeds. Arms of one seed that did not see the same queries at the same steps are named in a warning at "
+        "the top."
+    )
+    return Section("Queries and triples of each refresh", [align([["refresh", *cells], *rows]), told])
+
+
+def seen_cells(runs: Sequence[Arm]) -> dict[int, str]:
+    """{refresh: "640 in 12,800"}, over the seeds of an arm."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for seen in [seen for run in runs for seen in run.seen]:
+        found.setdefault(seen.refresh, []).append((seen.queries, seen.triples))
+    return {
+        refresh: " in ".join(low_to_high(values) for values in zip(*counts, strict=True))
+        for refresh, counts in found.items()
+    }
+
+
+def low_to_high(values: Sequence[int]) -> str:
+    lowest, highest = min(values), max(values)
+    return f"{lowest:,}" if lowest == highest else f"{lowest:,} to {highest:,}"
 
 
 # Cost

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +277,7 @@ def summary_of(study: Study, tests: list[Test], command: str) -> dict[str, Any]:
         "tests": [vars(test) for test in tests],
         "aa_noise": {metric: noise_of(study, metric) for metric in COMPARED},
         "by_rank": {name: {what: by_rank_of_arm(runs, what) for what in MEASURED} for name, runs in measures.items()},
+        "seen": {name: [[asdict(one) for one in arm.seen] for arm in arms] for name, arms in study.by_arm.items()},
         "warnings": study.warnings,
         "seconds": {name: [run.arm.seconds for run in runs] for name, runs in study.arms.items()},
         "versions": {**installed_versions(), "git": study.commits},

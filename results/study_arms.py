@@ -12,9 +12,10 @@ import numpy as np
 
 from results.measures import Measures, read_measures
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, Unfinished, read_arm
+from results.seen import negatives_by_query, other_queries
 from utils.errors import UserError
 from utils.evaluation_files import check_as_published
-from utils.exchange import check_as_recorded, negatives_path, read_done, read_run
+from utils.exchange import negatives_path, read_done, read_run
 from utils.text_files import read_lines
 
 COMPARED = ("mrr@10", "ndcg@10")
@@ -93,10 +94,8 @@ def check_means(run: ArmRun) -> None:
 
 def read_negatives(path: Path) -> np.ndarray:
     """(query, negative) of one refresh as one number each: int64 [P], sorted, of the first SAMPLED_QUERIES queries."""
-    check_as_recorded(path)
+    rows = sorted(negatives_by_query(path))[:SAMPLED_QUERIES]
     try:
-        lines = [line.split("\t", 3)[:3] for line in read_lines(path)]
-        rows = sorted((int(query), negatives) for query, _, negatives in lines)[:SAMPLED_QUERIES]
         pairs = [np.array(negatives.split(","), np.int64) + (query << 32) for query, negatives in rows if negatives]
     except (ValueError, OverflowError):
         raise UserError(f"{path} is not a file of negatives, expected query, positive and negatives a line") from None
@@ -155,7 +154,8 @@ def read_study(places: dict[int, Path], names: list[str]) -> Study:
     for runs in arms.values():
         check_one_arm(runs)
     check_fair([run for runs in arms.values() for run in runs])
-    return Study([*places], arms, same_in_fact(arms))
+    told = [*other_queries(run.arm for runs in arms.values() for run in runs), *same_in_fact(arms)]
+    return Study([*places], arms, told)
 
 
 def check_one_arm(runs: list[ArmRun]) -> None:

@@ -18,6 +18,7 @@ from data.training_data import NegativeLists, is_positive, read_negative_lists
 from model.static import StaticEncoder
 from results.measures import by_rank_of, read_logged, read_measures
 from results.run_directory import read_arm
+from results.seen import read_seen
 from tests.exchanging import read_beat
 from utils import exchange, publishing
 from utils.lease import Life
@@ -184,7 +185,7 @@ def test_roberta_end_to_end_with_equal_negatives_from_one_process_and_two(
 ) -> None:
     model = ("--train_model_type", "rdot_nll", "--model_name_or_path", tiny_roberta)
     warmup = warm_up(tmp_path / "warmup", tiny_preprocessed, bm25, tiny_tokenizer, *model)
-    found = {}
+    found, noted = {}, {}
     for processes in (1, 2):
         arm = tmp_path / f"arm{processes}"
         trainer, generator = train_and_generate(arm, tiny_preprocessed, warmup, "rdot_nll", processes=processes)
@@ -192,8 +193,10 @@ def test_roberta_end_to_end_with_equal_negatives_from_one_process_and_two(
         assert "\r" not in trainer + generator
         done = exchange.read_done(arm / "checkpoints")
         assert done is not None and done["step"] == STEPS and done["refreshes"] == 2
+        noted[processes] = read_seen(arm / "checkpoints")
         found[processes] = published_lists(arm / "ann_data", tiny_preprocessed)
     assert sorted(found[1]) == sorted(found[2]) == [0, 1]  # refresh 2 would serve no step
+    assert noted[1] == noted[2] and [(s.refresh, s.triples) for s in noted[1]] == [(0, 20 * 16), (1, 10 * 16)]
     for number, one in found[1].items():
         two = found[2][number]
         for name in ("query_Q", "positive_Q", "negative_QN", "rank_QN"):

@@ -143,7 +143,7 @@ def test_report_json_is_the_contract(tmp_path: Path) -> None:
         "bm25": reported(0.363),
         "warmup": reported(0.211),
         "arms": {
-            name: {**reported(shape.final), "steps": 500, "refreshes": 5, "seconds": 16.25}
+            name: {**reported(shape.final), "steps": 500, "refreshes": 5, "seconds": 16.25, "seen": []}
             for name, shape in ARMS.items()
         },
     }
@@ -379,7 +379,7 @@ def test_metrics_of_short_lists_are_missing_and_said(tmp_path: Path) -> None:
     write(run)
     found = json.loads((run / "report.json").read_text())
     assert found["bm25"] == {name: value for name, value in reported(0.363).items() if name != "recall@100"}
-    assert found["warmup"] == {} and found["arms"]["top"].keys() == {"steps", "refreshes", "seconds"}
+    assert found["warmup"] == {} and found["arms"]["top"].keys() == {"steps", "refreshes", "seconds", "seen"}
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(read(run)).splitlines()]
     by_name = {row[0]: row[1:] for row in rows}
     assert by_name["BM25"][:4] == ["0.4130", "0.3630", "0.3530", "n/a"]

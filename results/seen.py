@@ -1,0 +1,100 @@
+"""Whether arms saw the same queries at the same steps, and which queries an arm had no negatives for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.errors import UserError
+from utils.exchange import METRICS, check_as_recorded, negatives_path
+from utils.seen import SeenRefresh, seen_in
+from utils.text_files import read_lines
+
+if TYPE_CHECKING:
+    from results.run_directory import Arm
+
+NAMED = 5  # queries, of those that an arm lacks
+
+
+def logged_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a metrics.jsonl by step, none where there is no such file; and how many lines are no rows.
+
+    Of two lines of one step the later one's values count.
+    """
+    by_step: dict[int, dict[str, Any]] = {}
+    passed_over = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            by_step.setdefault(int(row["step"]), {}).update(row)
+        except (ValueError, KeyError, TypeError):
+            passed_over += 1
+    return [by_step[step] for step in sorted(by_step)], passed_over
+
+
+def read_seen(training_dir: Path) -> tuple[SeenRefresh, ...]:
+    """In the order of training; empty for a run that did not note it."""
+    rows, _ = logged_rows(training_dir / METRICS)
+    return tuple(found for found in map(seen_in, rows) if found is not None)
+
+
+def negatives_by_query(path: Path) -> list[tuple[int, str]]:
+    """(query, its negatives as written) of each line of a refresh.
+
+    UserError where it is no such file, or not what its record says.
+    """
+    check_as_recorded(path)
+    try:
+        lines = [line.split("\t", 3)[:3] for line in read_lines(path)]
+        return [(int(query), negatives) for query, _, negatives in lines]
+    except ValueError:
+        raise UserError(f"{path} is not a file of negatives, expected query, positive and negatives a line") from None
+
+
+def other_queries(arms: Iterable[Arm]) -> list[str]:
+    """One sentence for each arm that did not see the queries of the first arm of its seed, step by step.
+
+    It names the train queries for which one of the two had no negatives. One seed stands for all.
+    """
+    first_of: dict[int | None, Arm] = {}
+    told: dict[tuple[str, str], str] = {}
+    for arm in arms:
+        if arm.seen:
+            first = first_of.setdefault(arm.seed, arm)
+            parted = [pair for pair in zip_longest(first.seen, arm.seen) if pair[0] != pair[1]]
+            if parted and (first.name, arm.name) not in told:
+                told[first.name, arm.name] = how_they_part(first, arm, parted)
+    return list(told.values())
+
+
+def how_they_part(first: Arm, second: Arm, parted: Sequence[tuple[SeenRefresh | None, SeenRefresh | None]]) -> str:
+    counts = [
+        f"{name} {seen.queries:,} different ones in {seen.triples:,} triples of refresh {seen.refresh}"
+        for name, seen in zip((first.name, second.name), parted[0], strict=True)
+        if seen is not None
+    ]
+    text = (
+        f"The arms {first.name} and {second.name} (seed {first.seed}) did not train on the same queries at the same "
+        f"steps, in {len(parted)} of {max(len(first.seen), len(second.seen))} refreshes: {', '.join(counts)}"
+    )
+    mine, theirs = (queries_of(arm, seen) for arm, seen in zip((first, second), parted[0], strict=True))
+    for arm, lacking in ((first, theirs - mine), (second, mine - theirs)):
+        if lacking and mine and theirs:
+            text += f"; {arm.name} has no negatives for {some_of(lacking)}"
+    return f"{text}. They do not differ in the strategy alone."
+
+
+def queries_of(arm: Arm, seen: SeenRefresh | None) -> set[int]:
+    """Those with a negative in a refresh; empty where its file is not kept."""
+    path = negatives_path(arm.ann_dir, seen.refresh) if seen is not None else None
+    return {query for query, negatives in negatives_by_query(path) if negatives} if path and path.is_file() else set()
+
+
+def some_of(queries: set[int]) -> str:
+    """By their rows in the collection's train-query, which is how files of negatives name them."""
+    rows = ", ".join(map(str, sorted(queries)[:NAMED]))
+    more = f" and {len(queries) - NAMED:,} more" if len(queries) > NAMED else ""
+    return f"train quer{'y' if len(queries) == 1 else 'ies'} {rows}{more} (rows of train-query)"
