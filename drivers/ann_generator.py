@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from drivers.agreement import (
 )
 from drivers.flags import GenerateFlags
 from drivers.model_identity import identity_of
+from drivers.opened_models import check_made_with, lengths_of_first_rank, with_lengths
 from drivers.preflight import Preflight, check_generator
 from drivers.refresh import one_refresh
 from drivers.shared import (
@@ -53,6 +55,7 @@ LOOK_EVERY_SECONDS = 2.0  # at the trainer, while encoding
 
 def preflight(flags: GenerateFlags) -> Job:
     """Find what would fail later, in the first minute. UserError for anything that would."""
+    flags = with_lengths(flags)
     strategy, strategy_from = resolve_strategy(
         flags.negative_strategy, flags.ann_measure_topk_mrr, flags.bottom_neg, flags.bottom_only
     )
@@ -70,9 +73,8 @@ def preflight(flags: GenerateFlags) -> Job:
     passages = len(collection.passages)
     retrieval.check_index_fits_model(flags, passages, flags.init_model_dir)
     if flags.load_gen:
-        stored_embeddings.read_embeddings_record(
-            stored_embeddings.newest_embeddings(Path(flags.output_dir) / EMBEDDINGS), collection
-        )
+        stored = stored_embeddings.newest_embeddings(Path(flags.output_dir) / EMBEDDINGS)
+        check_made_with(flags, stored, stored_embeddings.read_embeddings_record(stored, collection))
     selection = make_selection(strategy, flags, passages)
     if not len(collection.qrels("train").queries_with_positive()):
         raise UserError(f"{flags.data_dir}: no train query has a positive, expected some; check its qrels")
@@ -91,8 +93,9 @@ def check_same_file_system(ann_dir: Path) -> None:
 
 def generate(job: Job, resolved_flags: str) -> None:
     """Make refreshes until the trainer is done, or as many as the flags say."""
+    world, run_id = start_program("run_ann_data_gen", resolved_flags, job.flags)
+    job = replace(job, flags=lengths_of_first_rank(world, job.flags))
     flags = job.flags
-    world, run_id = start_program("run_ann_data_gen", resolved_flags, flags)
     check_generator(Preflight(world), job, refreshes_planned(job))
     if world.is_first:
         say(f"negatives: {job.strategy} ({job.strategy_from})")

@@ -21,6 +21,7 @@ from drivers.agreement import (
 )
 from drivers.flags import AnnFlags
 from drivers.model_identity import identity_of
+from drivers.opened_models import describe_lengths, with_lengths
 from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
 from drivers.schedule import (
     Course,
@@ -70,6 +71,7 @@ class InUse:
 
 def preflight(flags: AnnFlags) -> Job:
     """Find what would fail later, in the first minute. UserError for anything that would."""
+    flags = with_lengths(flags)
     dtype = check_training_flags(flags)
     check_refresh_flags(flags)
     if flags.refresh_mode == "lockstep" and flags.max_steps % flags.steps_per_refresh:
@@ -100,7 +102,7 @@ def train(job: Job, resolved_flags: str) -> None:
     world, run_id = start_program("run_ann", resolved_flags, flags)
     checks = Preflight(world)
     inputs = check_collection(job.collection, flags.tokenizer_name or flags.model_name_or_path, ("train",))
-    checks.first(*inputs, partial(check_publishing, job.output_dir))
+    checks.first(*inputs, partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
     with session(world, job.output_dir, "trainer", flags, run_id) as here:
         identity = identity_of(flags.model_name_or_path, flags.model_type, flags.config_name)
         replayed = publishing.sha256_of(Path(flags.replay)) if flags.replay else ""

@@ -21,6 +21,7 @@ from data.raw_files import Split
 from data.token_cache import TokenCache, cache_files
 from data.verify import check_inputs
 from drivers.embedding_shards import DTYPES
+from drivers.opened_models import describe_lengths
 from drivers.retrieval import encoding_settings
 from drivers.shared import open_to_encode
 from drivers.space import (
@@ -135,7 +136,8 @@ def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
     """All checks of a generator that is to make so many ``refreshes``."""
     flags, collection, device = job.flags, job.collection, checks.world.device
     tokenizer_dir = flags.tokenizer_name or flags.init_model_dir
-    checks.first(*check_collection(collection, tokenizer_dir, ("train", "dev")), partial(check_publishing, job.ann_dir))
+    inputs = check_collection(collection, tokenizer_dir, ("train", "dev"))
+    checks.first(*inputs, partial(describe_lengths, flags, collection), partial(check_publishing, job.ann_dir))
     terms, held, queries = [], 0, len(train_rows(job, 0))
     if not flags.inference:
         terms.append(negatives_term(queries, job.selection.strategy.most, refreshes))
@@ -161,6 +163,7 @@ def check_evaluation(checks: Preflight, collection: Preprocessed, flags: Any, to
     terms = [run_term(lists, min(flags.topk, len(passages)), id_bytes)]
     checks.first(
         *check_collection(collection, tokenizer_dir, (flags.split,)),
+        partial(describe_lengths, flags, collection),
         partial(check_publishing, output_dir),
         partial(check_space, output_dir, terms),
     )

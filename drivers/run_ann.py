@@ -28,7 +28,7 @@ def main() -> None:
     from drivers.ann_trainer import preflight, train
 
     job = preflight(flags)
-    resolved = flags_json(flags)
+    resolved = flags_json(job.flags)
     if flags.dry_run:
         sys.stdout.write(resolved + "\n")
         return

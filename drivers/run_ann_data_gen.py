@@ -29,7 +29,7 @@ def main() -> None:
     from drivers.ann_generator import generate, preflight
 
     job = preflight(flags)
-    resolved = flags_json(flags, resolved_strategy=job.strategy, strategy_from=job.strategy_from)
+    resolved = flags_json(job.flags, resolved_strategy=job.strategy, strategy_from=job.strategy_from)
     if job.strategy_from.startswith(NO_FLAG):
         sys.stderr.write(f"run_ann_data_gen: warning: negatives are {job.strategy}: {job.strategy_from}\n")
     if flags.dry_run:

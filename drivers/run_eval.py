@@ -29,12 +29,14 @@ from utils.text_files import check_first_line
 
 
 def main() -> None:
-    flags = parse_flags(EvalFlags, "run_eval")
+    given = parse_flags(EvalFlags, "run_eval")
+    from drivers.opened_models import with_lengths
     from drivers.retrieval import check_index_fits, check_index_fits_model, check_search
     from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
     from drivers.stored_embeddings import read_embeddings_record
     from utils.evaluation_files import check_as_published
 
+    flags = with_lengths(given)
     dtype = check_compute_flags(flags)
     if bool(flags.model_name_or_path) == bool(flags.embedding_dir):
         raise UserError(

@@ -27,13 +27,15 @@ from utils.flags import flags_json, parse_flags
 
 
 def main() -> None:
-    flags = parse_flags(NeighbourhoodFlags, "run_neighbourhood")
+    given = parse_flags(NeighbourhoodFlags, "run_neighbourhood")
     import numpy as np
 
     from data.verify import check_inputs
     from drivers.neighbourhood import choose_query, choose_texts, named_files, read_arms
+    from drivers.opened_models import with_lengths
     from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
 
+    flags = with_lengths(given)
     dtype = check_compute_flags(flags)
     if not flags.model_name_or_path:
         raise UserError("--model_name_or_path is missing, expected the checkpoint that embeds the texts")
@@ -54,11 +56,15 @@ def main() -> None:
 def run(flags: NeighbourhoodFlags, collection: Any, chosen: Any, dtype: Any) -> None:
     """Load, embed, write. Several ranks all embed these few texts; the first writes them."""
     from drivers.neighbourhood import embed
+    from drivers.opened_models import describe_lengths
     from drivers.retrieval import encoding_settings
     from drivers.shared import open_to_encode, start_program
     from utils import distributed
+    from utils.run_log import say
 
     world, _ = start_program("run_neighbourhood", flags_json(flags), flags)
+    if world.is_first:
+        say(describe_lengths(flags, collection))
     encoder = open_to_encode(flags, flags.model_name_or_path, collection, dtype, world)
     settings = encoding_settings(flags, collection, dtype)
     embedding_ND = embed(encoder, collection, chosen, settings, world)

@@ -27,7 +27,7 @@ def main() -> None:
     from drivers.warmup_trainer import preflight, run
 
     job = preflight(flags)
-    resolved = flags_json(flags)
+    resolved = flags_json(job.flags)
     if flags.dry_run:
         sys.stdout.write(resolved + "\n")
         return

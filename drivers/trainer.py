@@ -30,6 +30,7 @@ from model.training import (
 from utils import distributed, exchange
 from utils.distributed import World
 from utils.errors import PeerGone
+from utils.model_files import LENGTHS
 from utils.run_log import RunLog, progress_line, say
 from utils.stopping import StopRequested
 
@@ -169,6 +170,7 @@ def make_trainer(
 ) -> Trainer:
     """Optimiser, schedule, logs and the tokenizer's files around an encoder, which holds the weights of ``start``."""
     world = session.world
+    encoder.config.update({name: getattr(flags, name) for name in LENGTHS})  # who opens a checkpoint takes them from it
     if flags.gradient_checkpointing:
         encoder.make_activations_twice()
     settle_encoder(flags, encoder.to(world.device), dtype, world, trains=True)

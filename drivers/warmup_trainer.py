@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from drivers.agreement import (
 from drivers.evaluation import encode_split, rank_split, rerank_lists
 from drivers.flags import WarmupFlags
 from drivers.model_identity import identity_of
+from drivers.opened_models import describe_lengths, lengths_of_first_rank, to_evaluate, with_lengths
 from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
 from drivers.retrieval import UNWATCHED, Watch, check_index_fits, check_index_fits_model, check_search, search_options
 from drivers.shared import (
@@ -80,6 +81,7 @@ def preflight(flags: WarmupFlags) -> Job:
     """Find what would fail later, in the first minute. UserError for anything that would."""
     if not (flags.do_train or flags.do_eval):
         raise UserError("neither --do_train nor --do_eval is given; there is nothing to do")
+    flags = with_lengths(flags)
     dtype = check_training_flags(flags)
     check_exchange_flags(flags)
     backend = check_search(flags)
@@ -131,12 +133,14 @@ def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[Negat
 
 
 def run(job: Job, resolved_flags: str) -> None:
+    world, run_id = start_program("run_warmup", resolved_flags, job.flags)
+    job = replace(job, flags=lengths_of_first_rank(world, job.flags))
     flags = job.flags
-    world, run_id = start_program("run_warmup", resolved_flags, flags)
     checks = Preflight(world)
     splits: list[Split] = ["train"] if flags.do_train else []
     splits += ["dev"] if flags.do_eval or flags.evaluate_during_training else []
-    checks.first(*check_collection(job.collection, job.tokenizer, splits), partial(check_publishing, job.output_dir))
+    inputs = check_collection(job.collection, job.tokenizer, splits)
+    checks.first(*inputs, partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
     if world.is_first and job.candidates_QK is not None:
         longest, passages = job.candidates_QK.shape[1], len(job.collection.passages)
         if reach(longest, passages) < EVALUATION_DEPTH:
@@ -260,7 +264,7 @@ def evaluate_meanwhile(job: Job, trainer: Trainer) -> None:
 def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
     """This rank's batches of the triples file, endlessly; ``start`` of them have been trained on already."""
     flags = job.flags
-    assert job.triples is not None
+    assert job.triples is not None and flags.max_query_length and flags.max_seq_length, "preflight has found them"
     tokenizer = open_text_tokenizer(job.tokenizer, job.collection.pad_token_id)
     batch_triples = flags.per_gpu_train_batch_size * world.size
     max_doc_character = job.collection.manifest["max_doc_character"]
@@ -299,12 +303,7 @@ def evaluate_mrr(job: Job, world: World, encoder: Any, watch: Watch = UNWATCHED)
 def evaluate_stored(job: Job, world: World) -> None:
     """--do_eval: the last checkpoint trained, or all of them, or the model given."""
     flags = job.flags
-    steps = exchange.numbered(job.output_dir, exchange.CHECKPOINT_PATTERN)
-    wanted = [exchange.checkpoint_path(job.output_dir, step) for step in steps]
-    if not flags.eval_all_checkpoints:
-        wanted = wanted[-1:]
-    if not flags.do_train and not flags.eval_all_checkpoints and flags.model_name_or_path:
-        wanted = [Path(flags.model_name_or_path)]
+    wanted = to_evaluate(flags)
     if not wanted:
         raise UserError(f"{job.output_dir} holds no checkpoint, expected one to evaluate; add --do_train")
     for path in wanted:

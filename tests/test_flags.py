@@ -49,6 +49,7 @@ TYPES = {"str": str, "int": int, "float": float, "bool": bool, "store_true": boo
 OUR_SAMPLE = {"local_rank": -1, "data_type": 1}  # of a narrow range
 NONE_IS_EMPTY = "None and '' both mean not given"
 NOT_REQUIRED = "required in ANCE, needed for nothing here: an old command line's value is accepted"
+OF_THE_MODEL = "not given is known: the model's config.json says it, else ANCE's default holds"
 # Where our default is not ANCE's (a fork-only flag: not the fork's), what it is and why.
 OTHER_DEFAULT: dict[tuple[str, str], tuple[Any, str]] = {
     ("msmarco_data.py", "model_name_or_path"): (
@@ -59,6 +60,11 @@ OTHER_DEFAULT: dict[tuple[str, str], tuple[Any, str]] = {
     ("run_warmup.py", "task_name"): ("msmarco", NOT_REQUIRED),
     ("run_warmup.py", "log_dir"): ("", NONE_IS_EMPTY),
     ("run_warmup.py", "per_gpu_eval_batch_size"): (128, "one meaning in all programs: texts of full length in a batch"),
+    ("run_warmup.py", "max_seq_length"): (None, OF_THE_MODEL),
+    ("run_ann_data_gen.py", "max_seq_length"): (None, OF_THE_MODEL),
+    ("run_ann_data_gen.py", "max_query_length"): (None, OF_THE_MODEL),
+    ("run_ann.py", "max_seq_length"): (None, OF_THE_MODEL),
+    ("run_ann.py", "max_query_length"): (None, OF_THE_MODEL),
     ("run_ann_data_gen.py", "cache_dir"): ("", NOT_REQUIRED),
     ("run_ann_data_gen.py", "ann_measure_topk_mrr"): (None, "not given is known; the strategy is resolved and said"),
     ("run_ann_data_gen.py", "bottom_neg"): (None, "not given is known; the strategy is resolved and said"),

@@ -85,16 +85,32 @@ class SeedFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFlags:
-    """How long a text may be. ANCE's msmarco_data and all its drivers."""
-
-    max_seq_length: int = flag(128, "tokens kept of a passage", at_least=1)
-    max_query_length: int = flag(64, "tokens kept of a query", at_least=1)
+class DocumentFlags:
     max_doc_character: int = flag(10000, "characters kept of a document before tokenizing", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessedFlags(TextFlags):
+class TextFlags(DocumentFlags):
+    """How long a text may be. ANCE's msmarco_data."""
+
+    max_seq_length: int = flag(128, "tokens kept of a passage", at_least=1)
+    max_query_length: int = flag(64, "tokens kept of a query", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessedFlags(DocumentFlags):
+    """``drivers.opened_models`` finds the lengths that are not given."""
+
+    max_seq_length: int | None = flag(
+        None,
+        "tokens kept of a passage; default: what the model's config.json says it was trained with, else 128",
+        at_least=1,
+    )
+    max_query_length: int | None = flag(
+        None,
+        "tokens kept of a query; default: what the model's config.json says it was trained with, else 64",
+        at_least=1,
+    )
     data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data", is_path=True)
     cache_dir: str = flag("", "ignored: the token cache is memory-mapped from --data_dir", is_path=True)
 
