@@ -59,11 +59,13 @@ class Trainer:
         if self.started is None:
             self.started, self.started_step = self.clock(), self.state.step
         try:
-            self.losses.append(train_step(self.state, micro_batches, self.is_logged(self.state.step + 1)))
+            loss = train_step(self.state, micro_batches, self.is_logged(self.state.step + 1))
         except RuntimeError as error:
             if self.state.world.size > 1 and distributed.is_of_a_collective(error):
                 raise distributed.rank_gone(self.state.world, error) from None
             raise
+        if math.isfinite(loss):  # else fp16's scaler has skipped the step
+            self.losses.append(loss)
         step = self.state.step
         rate = (step - self.started_step) / max(self.clock() - self.started, 1e-9)
         self.session.tell(
@@ -73,19 +75,28 @@ class Trainer:
             rate=round(rate, 3),
             eta_seconds=round((self.total_steps - step) / rate),
         )
-        if not self.is_logged(step):
-            return
-        mean = sum(self.losses) / len(self.losses)
+        if self.is_logged(step):
+            self.log_line(step, rate)
+
+    def log_line(self, step: int, rate: float) -> None:
+        """What has been measured since the last line, by all ranks; then it starts from 0."""
         by_rank = means_by_rank(distributed.sum_rows(self.state.world, self.state.tally.state()))
+        losses, skipped = self.losses.copy(), self.state.skipped
         self.losses.clear()
         self.state.tally.clear()
-        if self.log is not None:
+        self.state.skipped = 0
+        if self.log is None:
+            return
+        if skipped:
+            say(f"skipped {skipped} of the steps since the last line: loss or gradient not finite in fp16")
+        if losses:
             measured = self.state.layer_norms.items()  # not finite in a step that fp16's scaler skipped
             norms = {f"gradient_{name}": norm for name, norm in measured if math.isfinite(norm)}
+            mean = sum(losses) / len(losses)
             self.log.training(step, self.state.learning_rate, mean, steps_per_second=rate, **norms, **by_rank)
-            done = step - self.started_step
-            eta = progress_line("step", done, self.total_steps - self.started_step, done / rate).partition(", ")[2]
-            say(f"step {step:,}/{self.total_steps:,} ({100 * step / self.total_steps:.0f}%), {eta}")
+        done = step - self.started_step
+        eta = progress_line("step", done, self.total_steps - self.started_step, done / rate).partition(", ")[2]
+        say(f"step {step:,}/{self.total_steps:,} ({100 * step / self.total_steps:.0f}%), {eta}")
 
     def is_logged(self, step: int) -> bool:
         return step % self.flags.logging_steps == 0 or step == self.total_steps

@@ -23,11 +23,12 @@ from model.lamb import Lamb
 from model.losses import in_batch_nll, pairwise_nll
 from model.passes import cached_backward, encode_in_passes
 from model.precision import autocast
-from utils.distributed import World, average_gradients, gather_rows, gather_with_gradient, mean_over_ranks
+from utils.distributed import World, average_gradients, collective, gather_rows, gather_with_gradient, mean_over_ranks
 from utils.errors import UserError, one_line
 from utils.exchange import TRAINER_STATE
 
 RNG_STATES = "rng_states.safetensors"
+SMALLEST_SCALE = 1e-4  # of fp16's loss, as fairseq has it: from the first one it takes 30 skipped steps
 GPU_PASS_TOKENS = 2**14  # enough to keep a GPU busy, where a batch's texts are padded to the longest of a pass
 INSTALL_APEX = (
     "--optimizer apex_fused_lamb needs NVIDIA apex, which is not installed: build it from github.com/NVIDIA/apex "
@@ -177,6 +178,7 @@ class TrainingState:
     tally: RankTally
     grad_cache_tokens: int = 0
     step: int = 0
+    skipped: int = 0  # of the steps made so far, those that fp16's scaler has skipped since somebody set it to 0
     layer_norms: dict[str, float] = field(default_factory=dict)  # of the newest step that measured them
 
     def restart_schedule(self, learning_rate: float, warmup_steps: int, total_steps: int) -> None:
@@ -204,7 +206,8 @@ def make_state(
     tally = RankTally(world.device)
     module: nn.Module = TrainingStep(encoder, loss, tally)
     if world.size > 1 and not grad_cache_tokens:  # which adds the ranks' gradients up by itself
-        module = DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None)
+        with collective(world):
+            module = DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
     return TrainingState(
         encoder, module, optimizer, scheduler, scaler, world, dtype, max_grad_norm, tally, grad_cache_tokens
@@ -215,9 +218,11 @@ def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: 
     """One optimiser step over the micro-batches; returns the loss, averaged over them and over the ranks.
 
     With ``measures_layers`` the gradient's norm in each of ANCE's layer groups is kept, as it was before clipping.
-    UserError where the loss or the gradient is not finite: going on would only destroy the model.
+    UserError where the loss or the gradient is not finite: going on would only destroy the model. In fp16 such a step
+    is skipped, and its loss returned as it is; UserError once that has happened again and again.
     """
     state.module.train()
+    sums_B4 = state.tally.sums_B4.clone() if state.scaler.is_enabled() else state.tally.sums_B4
     make_autocast = partial(autocast, state.world.device, state.dtype)
     losses = []
     for number, batch in enumerate(micro_batches, start=1):
@@ -233,10 +238,13 @@ def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: 
             )
     if state.grad_cache_tokens:
         average_gradients(state.world, list(state.encoder.parameters()))
-    total = mean_over_ranks(state.world, sum(map(float, losses)))
+    total = mean_over_ranks(state.world, sum((loss.double() for loss in losses), torch.zeros(())))
     # What one rank cannot go on with, all of them stop at.
     if not math.isfinite(total):
-        raise UserError(f"the loss is {total} at step {state.step + 1}; lower --learning_rate, or use --bf16")
+        if not state.scaler.is_enabled():
+            raise UserError(f"the loss is {total} at step {state.step + 1}; lower --learning_rate, or use --bf16")
+        spoil_gradients(state.encoder)
+        state.tally.sums_B4.copy_(sums_B4)
     state.scaler.unscale_(state.optimizer)
     if measures_layers:
         state.layer_norms = layer_gradient_norms(state.encoder)
@@ -245,12 +253,34 @@ def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: 
     # In fp16 the scaler skips such a step.
     if not state.scaler.is_enabled() and not torch.isfinite(norm):
         raise UserError(f"the gradient is not finite at step {state.step + 1}; lower --learning_rate")
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
+    step_with_scale(state)
     state.scheduler.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return total
+
+
+def spoil_gradients(encoder: nn.Module) -> None:
+    """Whatever gradients a loss has that is not finite: fp16's scaler is to skip the step."""
+    for parameter in encoder.parameters():
+        if parameter.grad is not None:
+            parameter.grad.fill_(math.nan)
+
+
+def step_with_scale(state: TrainingState) -> None:
+    """The optimiser's step, unless fp16's scaler skips it; UserError where its scale has sunk too far by that."""
+    before = state.scaler.get_scale()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    scale = state.scaler.get_scale()
+    if scale >= before:
+        return
+    state.skipped += 1
+    if scale < SMALLEST_SCALE:
+        raise UserError(
+            f"loss or gradient has not been finite in fp16 again and again, at step {state.step + 1} the loss scale is "
+            f"{scale:.1g}; lower --learning_rate, or use --bf16"
+        )
 
 
 def backward(

@@ -16,7 +16,7 @@ import pytest
 from model.static import StaticEncoder
 from tests.exchanging import read_beat
 from tests.shell import REPO
-from utils.errors import EXIT_CODE_FILE, PeerGone, UserError, exit_code_of
+from utils.errors import EXIT_CODE_FILE, PeerGone, RankGone, UserError, exit_code_of
 from utils.launch import STOP_SIGNALS, signals_as_stop_file
 from utils.publishing import sealed
 from utils.stopping import STOP_FILE
@@ -48,6 +48,15 @@ def test_first_process_that_fails_leaves_its_code_and_speaks(
     assert exit_code_of("program", failing_with(UserError("no file"))) == 2
     assert code_file.read_text() == "4"
     assert capsys.readouterr().err == "program: error: the trainer has failed\n"
+
+
+def test_an_exception_is_the_first_failure_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others miss the process then, and would say that it is gone."""
+    monkeypatch.setenv(EXIT_CODE_FILE, str(tmp_path / "exit_code"))
+    with pytest.raises(RuntimeError, match="boom"):
+        exit_code_of("program", failing_with(RuntimeError("boom")))
+    assert exit_code_of("program", failing_with(RankGone("another rank is gone"))) == 4
+    assert (tmp_path / "exit_code").read_text() == "1"
 
 
 def test_code_file_that_cannot_be_written_hides_nothing(

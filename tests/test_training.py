@@ -19,6 +19,7 @@ from torch import nn
 from transformers import RobertaConfig
 
 from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
+from drivers.trainer import Trainer
 from model.encoder import load_encoder
 from model.lamb import Lamb
 from model.roberta_dot import RobertaDot
@@ -283,6 +284,70 @@ def test_fp16_s_scaler_skips_a_step_that_overflows_and_goes_on() -> None:
             scale /= 2
             assert state.scaler.get_scale() == scale
     assert 1 < state.step < 127
+
+
+def fp16_state(encoder: nn.Module, loss: str) -> TrainingState:
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    return make_state(encoder, loss, optimizer, constant(optimizer), ALONE, torch.float16, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("gradient", [math.inf, 0.0])
+def test_fp16_skips_a_step_whose_loss_is_not_finite_and_goes_on(loss: str, gradient: float) -> None:
+    """Also where the loss's gradient is finite. The sums by rank hold nothing of such a step."""
+    encoder, clean = static_encoder(), static_encoder()
+    state, expected = fp16_state(encoder, loss), fp16_state(clean, loss)
+    first, second = made_up_batches(loss, 4, 2)
+    loss_of = TrainingStep.loss_of
+
+    def overflowing(*arguments: Any, **rows: torch.Tensor) -> torch.Tensor:
+        found = loss_of(*arguments, **rows)
+        return found * gradient + math.inf
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingStep, "loss_of", overflowing)
+        start = flat_weights(encoder)
+        assert not math.isfinite(train_step(state, [first]))
+    assert torch.equal(flat_weights(encoder), start)
+    assert (state.step, state.skipped, state.scaler.get_scale()) == (1, 1, 2.0**15)
+    assert float(state.tally.sums_B4.abs().sum()) == 0
+    expected.scaler.load_state_dict(state.scaler.state_dict())
+    assert train_step(state, [second]) == train_step(expected, [second])
+    assert torch.equal(flat_weights(encoder), flat_weights(clean)) and not torch.equal(flat_weights(encoder), start)
+    assert torch.equal(state.tally.sums_B4, expected.tally.sums_B4) and state.skipped == 1
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_skipped_steps_are_counted_and_not_in_the_mean_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[tuple[int, float]] = []
+    log = types.SimpleNamespace(training=lambda step, rate, mean, **others: lines.append((step, mean)))
+    session = types.SimpleNamespace(tell=lambda **told: None)
+    state = fp16_state(static_encoder(), "pairwise")
+    trainer = Trainer(types.SimpleNamespace(logging_steps=2), session, state, 6, [], {}, log)  # type: ignore[arg-type]
+    losses = []
+    for number, batch in enumerate(made_up_batches("pairwise", 4, 6)):
+        with pytest.MonkeyPatch.context() as patch:
+            if number in (1, 2, 3):
+                patch.setattr(TrainingStep, "loss_of", lambda self, queries_BD, *others, **rows: queries_BD.sum() / 0.0)
+            trainer.step([batch])
+        losses.append(trainer.losses.copy())
+    assert [step for step, _ in lines] == [2, 6] and all(math.isfinite(mean) for _, mean in lines)
+    assert lines[0][1] == losses[0][0], "the second step was skipped"
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
+    assert [line.split(":")[0] for line in said] == [f"skipped {n} of the steps since the last line" for n in (1, 2)]
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_fp16_ends_where_no_step_is_finite_any_more() -> None:
+    encoder = static_encoder()
+    with torch.no_grad():
+        encoder.norm.bias[0] = float("nan")
+    state = fp16_state(encoder, "pairwise")
+    with pytest.raises(UserError, match=r"not been finite in fp16 again and again, .* loss scale is 6e-05"):
+        for _ in range(100):
+            train_step(state, made_up_batches("pairwise", 4, 1))
+    assert state.skipped == 30
 
 
 # Optimisers

@@ -10,18 +10,28 @@ import atexit
 import contextlib
 import gc
 import json
+import mmap
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils.errors import RankGone, one_line
+from utils.errors import EXIT_CODE_FILE, RankGone, collective_mark, one_line
+
+# nccl then raises in the process what its own thread would abort the process for: a collective that is not joined in
+# time, a rank that is gone. Such a thread cannot tell the program, and another exit code than 4 would be the end.
+RAISING_NCCL = ("TORCH_NCCL_BLOCKING_WAIT", "1")
+OF_GLOO = re.compile(r"\bgloo/")  # its errors have no type of their own, and begin with the file that raises them
+# What a collective raises for a reason in this process: nccl's memory, which it takes next to torch's, a wrong call.
+OWN_FAULTS = re.compile(r"out of memory|cuda c?alloc|invalid ?usage|invalid ?argument|EADDRINUSE", re.IGNORECASE)
 
 
 @dataclass
@@ -30,6 +40,7 @@ class Waits:
 
     limit_seconds: float
     longest_seconds: float = 0.0
+    inside: bytearray | mmap.mmap = field(default_factory=lambda: bytearray(1))  # 1 while a collective runs
 
     def __str__(self) -> str:
         return f"longest collective wait {self.longest_seconds:.1f} s (limit {self.limit_seconds:.0f} s)"
@@ -60,36 +71,68 @@ def start(no_cuda: bool, timeout_seconds: float) -> World:
     """Join the process group torchrun describes: nccl on GPUs, gloo on the CPU.
 
     A collective that another rank does not join within ``timeout_seconds`` ends this one: see `collective`.
+    RankGone where one does not join the group.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = own_device(no_cuda)
     use_cuda = device.type == "cuda"
     if use_cuda:
         torch.cuda.set_device(device)
+    world = World(rank, size, device, Waits(timeout_seconds, inside=shared_mark(rank)))
     if size > 1:
-        dist.init_process_group(
-            "nccl" if use_cuda else "gloo",
-            timeout=timedelta(seconds=timeout_seconds),
-            device_id=device if use_cuda else None,
-        )
-    return World(rank, size, device, Waits(timeout_seconds))
+        if use_cuda:
+            os.environ.setdefault(*RAISING_NCCL)
+        with collective(world):
+            dist.init_process_group(
+                "nccl" if use_cuda else "gloo",
+                timeout=timedelta(seconds=timeout_seconds),
+                device_id=device if use_cuda else None,
+            )
+    return world
+
+
+def shared_mark(rank: int) -> bytearray | mmap.mmap:
+    """`Waits.inside` where utils.launch reads it once this process is no more, if that started it."""
+    code_file = os.environ.get(EXIT_CODE_FILE)
+    if not code_file or not Path(code_file).parent.is_dir():
+        return bytearray(1)
+    path = collective_mark(Path(code_file), rank)
+    path.write_bytes(b"\0")
+    with path.open("r+b") as file:
+        return mmap.mmap(file.fileno(), 1)
 
 
 @contextlib.contextmanager
 def collective(world: World) -> Iterator[None]:
-    """Measures the wait for the other ranks; RankGone where one of them did not come."""
+    """Measures the wait for the other ranks; RankGone where one of them did not come.
+
+    At its end what the block has started is done. Any other error, as of memory that runs out, is raised as it is.
+    """
     started = time.monotonic()
+    world.waits.inside[0] = 1
     try:
         yield
+        wait_for_device(world)
     except RuntimeError as error:
-        raise rank_gone(world, error) from None
+        if is_of_a_collective(error):
+            raise rank_gone(world, error) from None
+        raise
     finally:
+        world.waits.inside[0] = 0
         world.waits.longest_seconds = max(world.waits.longest_seconds, time.monotonic() - started)
 
 
+def wait_for_device(world: World) -> None:
+    """Until a GPU has done what was asked of it: a call of nccl returns before that."""
+    if world.device.type == "cuda":
+        torch.cuda.current_stream(world.device).synchronize()
+
+
 def is_of_a_collective(error: RuntimeError) -> bool:
-    """Whether a RuntimeError of a training step comes from exchanging gradients: gloo's has no type of its own."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    """Whether it says that another rank is gone or late: torch's types for that, or gloo's words."""
+    if isinstance(error, dist.DistError):
+        return not OWN_FAULTS.search(str(error))
+    return bool(OF_GLOO.search(str(error)))
 
 
 def rank_gone(world: World, error: Exception) -> RankGone:
@@ -155,14 +198,14 @@ def gather_rows(world: World, rows_RX: np.ndarray) -> list[np.ndarray]:
     counts = [torch.zeros_like(count) for _ in range(world.size)]
     with collective(world):
         dist.all_gather(counts, count)
-        lengths = [int(c) for c in counts]
+        lengths = torch.cat(counts).tolist()
     padded = torch.zeros((max(lengths), *rows_RX.shape[1:]), dtype=torch.from_numpy(rows_RX[:0]).dtype)
     padded[: len(rows_RX)] = torch.from_numpy(np.ascontiguousarray(rows_RX))
     padded = padded.to(world.device)
     gathered = [torch.empty_like(padded) for _ in range(world.size)]
     with collective(world):
         dist.all_gather(gathered, padded)
-    return [part[:length].cpu().numpy() for part, length in zip(gathered, lengths, strict=True)]
+        return [part[:length].cpu().numpy() for part, length in zip(gathered, lengths, strict=True)]
 
 
 def any_rank(world: World, flag: bool) -> bool:
@@ -175,17 +218,16 @@ def any_rank(world: World, flag: bool) -> bool:
         return bool(answer.item())
 
 
-def mean_over_ranks(world: World, value: float) -> float:
-    if world.size == 1:
-        return value
+def mean_over_ranks(world: World, value: float | torch.Tensor) -> float:
+    """A tensor is looked at in the collective: until it is there, it may be this process that the others wait for."""
     return sum_over_ranks(world, value) / world.size
 
 
-def sum_over_ranks(world: World, value: float) -> float:
+def sum_over_ranks(world: World, value: float | torch.Tensor) -> float:
     if world.size == 1:
-        return value
-    total = torch.tensor([value], dtype=torch.float64, device=world.device)
+        return float(value)
     with collective(world):
+        total = torch.as_tensor(value, dtype=torch.float64, device=world.device).reshape(1).clone()
         dist.all_reduce(total)
         return float(total)
 
@@ -226,7 +268,8 @@ class _GatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        total = gradients[0].contiguous()
+        # A copy: the same tensor may be the gradient of something else.
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         start = sum(ctx.counts[: ctx.rank])
         return total[start : start + ctx.counts[ctx.rank]], None, None

@@ -13,10 +13,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 # Names the file in which the processes that utils.launch started leave the exit code of the first that failed.
 EXIT_CODE_FILE = "ANCE_EXIT_CODE_FILE"
+
+
+def collective_mark(code_file: Path, rank: int) -> Path:
+    """Beside EXIT_CODE_FILE: a byte that is 1 while this rank is in a collective."""
+    return code_file.with_name(f"in_collective.{rank}")
 
 
 class UserError(Exception):
@@ -133,10 +139,14 @@ def exit_code_of(program: str, main: Callable[[], None]) -> int:
         return ended(program, error.exit_code, f"error: {one_line(error)}")
     except OSError as error:
         if error.errno is None:
+            is_first_to_fail(1)
             raise
         return ended(program, 2, f"error: {one_line(describe_os_error(error))}")
     except KeyboardInterrupt:
         return ended(program, 130, "interrupted")
+    except Exception:
+        is_first_to_fail(1)  # the others, which will miss this process, have not failed by themselves
+        raise
     return 0
 
 

@@ -20,11 +20,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from utils.errors import EXIT_CODE_FILE, run_program
+from utils.errors import EXIT_CODE_FILE, RankGone, collective_mark, complain, run_program
 from utils.flag_values import OneLineParser, whole_number
 from utils.stopping import STOP_FILE
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 # torchrun ends its workers on these; on those of STOP_SIGNALS they stop by themselves.
 SIGNALS = "SIGHUP,SIGQUIT,SIGUSR1"
@@ -75,6 +78,19 @@ def as_exit_code(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
+def code_of_first(error: ChildFailedError, code_file: Path) -> int:
+    """The exit code of the first worker that failed.
+
+    A worker that aborts in a collective was ended by a thread of nccl's or gloo's, which do so where they miss another.
+    """
+    rank, failure = error.get_first_failure()
+    mark = collective_mark(code_file, rank)
+    if failure.exitcode != -signal.SIGABRT or not mark.exists() or mark.read_bytes() != b"\1":
+        return as_exit_code(failure.exitcode)
+    complain("launch", f"error: rank {rank} was aborted in a collective: another rank is gone; see its messages")
+    return RankGone.exit_code
+
+
 def run_workers(processes: int, words: list[str], code_file: Path) -> int:
     """torchrun's work; the exit code of the first worker that failed, or of the signal that ended them all."""
     from torch.distributed import run as torchrun
@@ -86,7 +102,7 @@ def run_workers(processes: int, words: list[str], code_file: Path) -> int:
     try:
         torchrun.run(torchrun.parse_args([*options, "-m", *words]))
     except ChildFailedError as error:
-        code = as_exit_code(error.get_first_failure()[1].exitcode)
+        code = code_of_first(error, code_file)
     except SignalException as error:
         code = 128 + error.sigval
     else:
