@@ -235,9 +235,9 @@ split_gpus() { # sets TRAINER_GPUS, GENERATOR_GPUS, and their TRAINER_DEVICES, G
   else
     GENERATOR_GPUS=$((GPUS > 1 ? GPUS - TRAINER_GPUS : GPUS))
   fi
-  if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
-    IFS=, read -r -a devices <<<"$CUDA_VISIBLE_DEVICES"
-  else
+  visible_gpus
+  devices=("${VISIBLE[@]+"${VISIBLE[@]}"}")
+  if ((${#devices[@]} == 0)); then
     mapfile -t devices < <(seq 0 $((GPUS - 1)))
   fi
   TRAINER_DEVICES=$(IFS=,; echo "${devices[*]:0:TRAINER_GPUS}")

@@ -73,12 +73,37 @@ path_setting() { # NAME DEFAULT
   printf -v "$1" '%s' "$path"
 }
 
+# As CUDA reads CUDA_VISIBLE_DEVICES: up to the first word that is no device (-1, Slurm's NoDevFiles), numbers or UUIDs
+# of one kind; a device that is named twice leaves none.
+visible_gpus() { # sets VISIBLE
+  local word kind='^\+?[0-9]' seen=,
+  local -a words=()
+  VISIBLE=()
+  IFS=, read -r -a words <<<"${CUDA_VISIBLE_DEVICES:-}"
+  case ${words[0]:-} in
+    GPU-*) kind='^GPU-' ;;
+    MIG-*) kind='^MIG-' ;;
+  esac
+  for word in "${words[@]+"${words[@]}"}"; do
+    word=${word//[[:space:]]/}
+    [[ $word =~ $kind ]] || return 0
+    if [[ $kind == *0-9* ]]; then
+      [[ $word =~ ^\+?0*([0-9]+) ]]
+      word=${BASH_REMATCH[1]} # of "1gpu" CUDA reads the number
+    fi
+    if [[ $seen == *,$word,* ]]; then
+      VISIBLE=()
+      return 0
+    fi
+    seen+=$word,
+    VISIBLE+=("$word")
+  done
+}
+
 count_gpus() {
   if [[ ${CUDA_VISIBLE_DEVICES-unset} != unset ]]; then
-    local -a visible
-    IFS=, read -r -a visible <<<"$CUDA_VISIBLE_DEVICES"
-    [[ ${visible[0]:-} != -1 ]] || visible=()
-    echo "${#visible[@]}"
+    visible_gpus
+    echo "${#VISIBLE[@]}"
   elif [[ ${SLURM_GPUS_ON_NODE:-} =~ ^[0-9]+$ ]]; then
     echo "$SLURM_GPUS_ON_NODE"
   elif command -v nvidia-smi >/dev/null; then

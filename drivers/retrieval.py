@@ -30,7 +30,8 @@ from model.embedding import Texts, encode_blocks, share_of
 from model.encoder import dims_of_config, read_config
 from utils import distributed
 from utils.distributed import World
-from utils.errors import UserError
+from utils.errors import UserError, complain
+from utils.faiss_index import check_index, gpu_refusal
 from utils.flags import SearchFlags
 from utils.run_log import Progress, progress_line, say
 from utils.search import (
@@ -39,7 +40,6 @@ from utils.search import (
     SMALLEST_MEMORY_BYTES,
     Passages,
     SearchOptions,
-    check_index,
     choose_backend,
     describe_search,
     in_memory,
@@ -127,12 +127,20 @@ def search_options(flags: SearchFlags, backend: str, device: torch.device) -> Se
 
 
 def check_index_fits(flags: Any, passages: int, dims: int) -> None:
-    """UserError where --faiss_index cannot be built over each process's share of the passages; before encoding them."""
+    """UserError where --faiss_index cannot be built over each process's share of the passages; before encoding them.
+
+    Where faiss lacks it on a GPU, this says so: the CPU searches.
+    """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     rows = rows_of_shard(passages, dims, PASSAGE_SHARDS)
     sizes = [stop - start for start, stop in (share_of_texts(passages, rows, rank, ranks) for rank in range(ranks))]
     # A process without passages searches nothing.
     check_index(flags.faiss_index, dims, flags.nprobe, min(size for size in sizes if size))
+    device = distributed.own_device(flags.no_cuda)
+    options = SearchOptions("faiss", flags.faiss_index, flags.nprobe, device)
+    if is_on_gpu(options) and not is_on_gpu(options, dims) and os.environ.get("RANK", "0") == "0":
+        refusal = gpu_refusal(flags.faiss_index, dims, flags.nprobe, device)
+        complain("search", f"faiss has no {flags.faiss_index} on {device} ({refusal}): the CPU will search")
 
 
 def check_index_fits_model(flags: Any, passages: int, model_dir: str) -> None:
@@ -295,7 +303,8 @@ def retrieve(
     """
     k = min(k, passages)
     if world.is_first:
-        say(f"search: {describe_search(options)}; {len(queries_QD):,} queries, {passages:,} passages, top {k}")
+        where = describe_search(options, queries_QD.shape[1], k)
+        say(f"search: {where}; {len(queries_QD):,} queries, {passages:,} passages, top {k}")
     pairs = len(queries_QD) * share.passages.count
     found = None
     watched = watch.over(world, pairs, "searching pairs", "query-passage pairs searched")

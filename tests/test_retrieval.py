@@ -171,12 +171,12 @@ def test_a_config_without_usable_dims(size: Any) -> None:
 
 def test_cells_are_compared_with_the_smallest_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "static", "embedding_size": DIMS}))
-    flags = SimpleNamespace(faiss_index="IVF40,Flat", nprobe=2, model_type="static", config_name="")
+    flags = SimpleNamespace(faiss_index="IVF40,Flat", nprobe=2, model_type="static", config_name="", no_cuda=True)
     retrieval.check_index_fits_model(flags, 64, str(tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="has 40 cells, one process holds 32 passages"):
         retrieval.check_index_fits_model(flags, 64, str(tmp_path))
-    retrieval.check_index_fits(SimpleNamespace(faiss_index="IVF3,Flat", nprobe=0), 3, DIMS)  # one has all, one none
+    retrieval.check_index_fits(SimpleNamespace(faiss_index="IVF3,Flat", nprobe=0, no_cuda=True), 3, DIMS)  # one has all
     flags.faiss_index = "PQ3"
     with pytest.raises(UserError, match="PQ3"):
         retrieval.check_index_fits_model(flags, 64, str(tmp_path))

@@ -176,6 +176,18 @@ def test_gpus_are_counted(repo: Path, changes: dict[str, str], gpus: str) -> Non
     assert settings(repo, "GPUS", **changes) == [gpus]
 
 
+VISIBLE_DEVICES = (
+    *("NoDevFiles", "none", "void", "x", "0,-1,1", "0,1,NoDevFiles", "0,", ",0", " 0, 2", "1gpu,2x", "00,1", "3,03"),
+    *("GPU-8932f937-d72c,GPU-1a2b", "MIG-a,MIG-b,MIG-c", "GPU-a,1", "0,GPU-a", "1,1", "GPU-a,GPU-a"),
+)
+
+
+@pytest.mark.parametrize("value", VISIBLE_DEVICES)
+def test_gpus_are_those_that_torch_takes(repo: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert settings(repo, "GPUS", CUDA_VISIBLE_DEVICES=value) == [str(len(torch.cuda._parse_visible_devices()))]
+
+
 def test_without_gpus_the_programs_see_none(repo: Path) -> None:
     assert settings(repo, "CUDA_VISIBLE_DEVICES", CUDA_VISIBLE_DEVICES="0,1", GPUS="0") == [""]
     assert settings(repo, "CUDA_VISIBLE_DEVICES", CUDA_VISIBLE_DEVICES="0,1") == ["0,1"]

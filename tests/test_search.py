@@ -14,10 +14,10 @@ from hypothesis.extra import numpy as hnp
 
 from utils import search as search_module
 from utils.errors import UserError
+from utils.faiss_index import check_index
 from utils.search import (
     Passages,
     SearchOptions,
-    check_index,
     choose_backend,
     describe_search,
     in_memory,
@@ -353,7 +353,7 @@ def test_an_index_that_cannot_be_made_of_these_passages(index: str) -> None:
     assert "\n" not in str(caught.value) and ".cpp" not in str(caught.value)
 
 
-@pytest.mark.parametrize("index", ["IVF50,Flat", "PCA4,IVF50,PQ2", "IDMap,IVF50,Flat"])
+@pytest.mark.parametrize("index", ["IVF50,Flat", "PCA4,IVF50,PQ2x4", "IDMap,IVF50,Flat"])
 def test_more_cells_than_passages_are_found_before_encoding(index: str) -> None:
     check_index(index, 8, passages=50)
     check_index(index, 8)

@@ -10,16 +10,25 @@ left out is searched again by `torch_top_k`.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
 from utils.errors import UserError
+from utils.faiss_index import (
+    LARGEST_GPU_K,
+    faiss_has_gpu_support,
+    faiss_refusal,
+    gpu_refusal,
+    make_index,
+    on_gpu,
+    reason_of,
+)
+from utils.run_log import say
 
 MEMORY_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # of a search beside queries and lists, where nobody says
 SMALLEST_MEMORY_BYTES = 16 * 2**20
@@ -30,7 +39,6 @@ SMALLEST_BLOCK = 1024  # passages
 QUERIES_PER_FAISS_CALL = 16384  # at most; faiss's own blocks are of 4,096; between calls progress is told
 FAISS_BYTES_PER_QUERY = 4096  # the scores of faiss's own blocks, of 1,024 passages
 FAISS_BYTES_PER_PLACE = 36  # a call's list, and faiss's reservoir of twice its length
-LARGEST_GPU_K = 2048  # what a GPU index of faiss can return
 
 Advance = Callable[[int], None]  # told the query-passage pairs done since the last time
 
@@ -110,52 +118,13 @@ def choose_backend(wanted: str, faiss_index: str, use_cuda: bool = False) -> str
     return "faiss" if has_faiss and (faiss_index != "Flat" or not use_cuda or faiss_has_gpu_support()) else "torch"
 
 
-def describe_search(options: SearchOptions) -> str:
-    """What searches where, for the log."""
+def describe_search(options: SearchOptions, dims: int = 0, k: int = 1) -> str:
+    """What searches where, for the log; ``dims`` and ``k`` where they are known."""
     if options.backend == "torch":
         return f"torch, exact, on {options.device}"
     kind = "exact" if options.faiss_index == "Flat" else options.faiss_index
     probing = f", nprobe {options.nprobe}" if options.nprobe else ""
-    return f"faiss, {kind}{probing}, on {options.device if is_on_gpu(options) else 'cpu'}"
-
-
-def check_index(faiss_index: str, dims: int, nprobe: int = 0, passages: int | None = None) -> None:
-    """UserError where faiss cannot build the index_factory string, or the index has no cells to probe.
-
-    With ``passages``, the size of one rank's share, also where there are not enough to train the cells on.
-    """
-    if faiss_index == "Flat":
-        if nprobe:
-            raise UserError(f"--nprobe {nprobe} is for IVF indexes, but --faiss_index is Flat; leave it out")
-        return
-    import faiss
-
-    with faiss_refusal(f"{faiss_index} with --nprobe {nprobe}" if nprobe else faiss_index):
-        cells = faiss.try_extract_index_ivf(make_index(faiss_index, dims, nprobe))
-    if cells is not None and passages is not None and cells.nlist > passages:
-        raise UserError(
-            f"--faiss_index {faiss_index} has {cells.nlist} cells, one process holds {passages} passages "
-            "to train them on; choose fewer cells, or Flat"
-        )
-
-
-def make_index(faiss_index: str, dims: int, nprobe: int):  # type: ignore[no-untyped-def]  # faiss has no types
-    import faiss
-
-    index = faiss.index_factory(dims, faiss_index, faiss.METRIC_INNER_PRODUCT)
-    if nprobe:
-        faiss.ParameterSpace().set_index_parameter(index, "nprobe", nprobe)
-    return index
-
-
-@contextlib.contextmanager
-def faiss_refusal(faiss_index: str) -> Iterator[None]:
-    """faiss's RuntimeError as a UserError, without the C++ function and file that stand before its reason."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].rpartition(": ")[2]
-        raise UserError(f"--faiss_index {faiss_index} does not work here ({reason}); choose another, or Flat") from None
+    return f"faiss, {kind}{probing}, on {options.device if is_on_gpu(options, dims, k) else 'cpu'}"
 
 
 def search(
@@ -171,7 +140,7 @@ def search(
     approximate index found fewer than k). K is k, or N where the collection is smaller.
     In memory at a time: the queries, the lists, and what ``options.memory_bytes`` says; all passages for an index
     other than Flat.
-    An exception that ``advance`` raises ends the search.
+    An exception that ``advance`` raises ends the search. Where faiss fails on a GPU, the CPU searches; a line says so.
     All numbers are finite: else no order is defined, and each backend makes up its own. Who encodes passages or stores
     them sees to theirs, since a look at all of them takes a twentieth of a search. UserError where a query's are not.
     """
@@ -181,9 +150,33 @@ def search(
         return np.zeros((len(queries_QD), k), np.float32), np.zeros((len(queries_QD), k), np.int64)
     if options.backend == "torch":
         return torch_top_k(queries_QD, passages, k, options, advance)
-    if options.faiss_index == "Flat":
-        return faiss_top_k(queries_QD, passages, k, options, advance)
-    return faiss_index_top_k(queries_QD, passages, k, options, advance)
+    search_by_faiss = faiss_top_k if options.faiss_index == "Flat" else faiss_index_top_k
+    if not is_on_gpu(options, passages.dims, k):
+        return search_by_faiss(queries_QD, passages, k, options, advance)
+    told = Told(advance)
+    try:
+        return search_by_faiss(queries_QD, passages, k, options, told.add)
+    except RuntimeError as error:  # faiss has no type for memory that ran out, nor for what its GPU index lacks
+        say(f"search: {options.device} cannot ({reason_of(error)}); the CPU searches in its place")
+    return search_by_faiss(queries_QD, passages, k, on_cpu(options), Told(advance, told.pairs).add)
+
+
+@dataclass
+class Told:
+    """Tells ``advance`` what has been done but for the first ``skipped`` pairs, which it knows of already."""
+
+    advance: Advance
+    skipped: int = 0
+    pairs: int = 0
+
+    def add(self, pairs: int) -> None:
+        known = min(pairs, max(0, self.skipped - self.pairs))
+        self.pairs += pairs
+        self.advance(pairs - known)
+
+
+def on_cpu(options: SearchOptions) -> SearchOptions:
+    return replace(options, device=torch.device("cpu"), memory_bytes=min(options.memory_bytes, MEMORY_BYTES["cpu"]))
 
 
 def check_finite(embeddings_XD: np.ndarray, block: int = 65536) -> None:
@@ -304,7 +297,9 @@ def faiss_flat_lists(
     """The k best by score descending, in faiss's order of ties: of a block after the other, merged."""
     import faiss
 
-    index = on_gpu(faiss.IndexFlatIP(passages.dims), options) if is_on_gpu(options) else None
+    index = None
+    if is_on_gpu(options):
+        index = on_gpu(faiss.IndexFlatIP(passages.dims), options.device, options.memory_bytes // 4)
     block_bytes = options.faiss_bytes if index is None else options.passages_bytes
     queries_at_once = options.lists_bytes // (FAISS_BYTES_PER_QUERY + FAISS_BYTES_PER_PLACE * k)
     merged, first = faiss.ResultHeap(len(queries_QD), k, keep_max=True), 0
@@ -340,21 +335,31 @@ def faiss_index_top_k(
     """Top-k by a faiss index built by ``options.faiss_index``, trained on the passages themselves.
 
     Such an index is made of all passages of the share, and holds them (or their codes) in memory.
-    UserError where faiss refuses, such as more cells than passages to train them on.
+    UserError where faiss refuses on the CPU, such as more cells than passages to train them on; on a GPU its own error.
     """
-    rows = rows_in(options.passages_bytes, passages.dims)
-    with faiss_refusal(f"{options.faiss_index} over {passages.count} passages"):
-        index = make_index(options.faiss_index, passages.dims, options.nprobe)
-        if is_on_gpu(options) and k <= LARGEST_GPU_K:
-            index = on_gpu(index, options)
-        if not index.is_trained:
-            index.train(all_at_once(passages, rows))
-        for block_MD in passages.blocks(rows):
-            index.add(np.ascontiguousarray(block_MD, dtype=np.float32))
-            advance(0)
-        scores_QK, rows_QK = search_in_blocks(partial(index.search, k=k), queries_QD, k, index.ntotal, advance)
+    if is_on_gpu(options, passages.dims, k):
+        scores_QK, rows_QK = lists_of_index(queries_QD, passages, k, options, advance)
+    else:
+        with faiss_refusal(f"{options.faiss_index} over {passages.count} passages"):
+            scores_QK, rows_QK = lists_of_index(queries_QD, passages, k, options, advance)
     scores_QK[rows_QK < 0] = -np.inf
     return in_passage_order(scores_QK, rows_QK)
+
+
+def lists_of_index(
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lists in faiss's order of ties."""
+    rows = rows_in(options.passages_bytes, passages.dims)
+    index = make_index(options.faiss_index, passages.dims, options.nprobe)
+    if is_on_gpu(options, passages.dims, k):
+        index = on_gpu(index, options.device, options.memory_bytes // 4)
+    if not index.is_trained:
+        index.train(all_at_once(passages, rows))
+    for block_MD in passages.blocks(rows):
+        index.add(np.ascontiguousarray(block_MD, dtype=np.float32))
+        advance(0)
+    return search_in_blocks(partial(index.search, k=k), queries_QD, k, index.ntotal, advance)
 
 
 def all_at_once(passages: Passages, rows: int = ROWS_AT_ONCE) -> np.ndarray:
@@ -367,24 +372,13 @@ def all_at_once(passages: Passages, rows: int = ROWS_AT_ONCE) -> np.ndarray:
     return passages_ND
 
 
-def faiss_has_gpu_support() -> bool:
-    import faiss
-
-    return hasattr(faiss, "StandardGpuResources")
-
-
-def is_on_gpu(options: SearchOptions) -> bool:
-    """Whether faiss searches on a GPU: one is in use, and this faiss can."""
-    return options.device.type == "cuda" and faiss_has_gpu_support()
-
-
-def on_gpu(index, options: SearchOptions):  # type: ignore[no-untyped-def]  # faiss has no types
-    """The index on this process's GPU."""
-    import faiss
-
-    resources = faiss.StandardGpuResources()
-    resources.setTempMemory(options.memory_bytes // 4)
-    return faiss.index_cpu_to_gpu(resources, options.device.index or 0, index)
+def is_on_gpu(options: SearchOptions, dims: int = 0, k: int = 1) -> bool:
+    """Whether faiss searches on a GPU: one is in use, and this faiss can; with ``dims``, this index and k too."""
+    if options.device.type != "cuda" or options.backend != "faiss" or not faiss_has_gpu_support():
+        return False
+    if not dims or options.faiss_index == "Flat":
+        return True
+    return k <= LARGEST_GPU_K and not gpu_refusal(options.faiss_index, dims, options.nprobe, options.device)
 
 
 def search_in_blocks(
