@@ -38,6 +38,13 @@ def test_the_faults_of_a_row_are_survived(lab: Lab, name: str) -> None:
 # The instruments themselves
 
 
+def test_the_inputs_are_the_same_bytes_in_every_process(lab: Lab, tmp_path: Path) -> None:
+    code = f"from tests.faults.programs import make_inputs, Path; make_inputs(Path({str(tmp_path / 'inputs')!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True, timeout=120)
+    for name in ("tokenizer/tokenizer.json", "model/model.safetensors", "bm25/ann_training_data_0"):
+        assert (tmp_path / "inputs" / name).read_bytes() == (lab.inputs.directory / name).read_bytes()
+
+
 def operations_of(play: Play, role: str) -> list[str]:
     log = read_log(play.run.directory / f"{role}.log")
     return [each.kind for each in log if each.thread == "main" and each.at]

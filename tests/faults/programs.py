@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, write_tiny_collection, write_tiny_tokenizer
+from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, write_tiny_collection
 
 # Checkpoints within a window too: going on from them needs the position in the negatives.
 STEPS, WINDOW, SAVE_STEPS = 12, 4, 2
 REFRESHES = STEPS // WINDOW
 HEARTBEAT_SECONDS, LEASE_SECONDS = 0.2, 2.0
 NEGATIVES = 4
+VOCABULARY, MAX_DOC_CHARACTER = 500, 10_000
 TRAINER, GENERATOR, WARMUP = "trainer", "generator", "warmup"
 ROLES = (TRAINER, GENERATOR, WARMUP)
 
@@ -49,18 +50,23 @@ class Inputs:
 
 
 def make_inputs(directory: Path) -> Inputs:
-    """The collection of the other tests, a static encoder of 8 dimensions, and random negatives for the warmup."""
+    """The collection of the other tests, a static encoder of 8 dimensions, and random negatives for the warmup.
+
+    The same bytes in every process: which checkpoints retention removes, and so how many operations there are, depends
+    on the dev nDCG.
+    """
     from data.msmarco_data import PreprocessFlags, preprocess
     from data.preprocessed import open_preprocessed
     from data.raw_files import find_collection
     from data.tokenizing import load_tokenizer
+    from data.wordpiece import collection_texts, save_tokenizer, train_tokenizer
 
     inputs = Inputs(directory)
     raw = directory / "raw"
     for path in (raw, inputs.tokenizer):
         path.mkdir(parents=True)
     write_tiny_collection(raw)
-    write_tiny_tokenizer(inputs.tokenizer, (raw / "collection.tsv").read_text().splitlines())
+    save_tokenizer(train_tokenizer(lambda: collection_texts(raw, MAX_DOC_CHARACTER), VOCABULARY), inputs.tokenizer)
     flags = PreprocessFlags(
         data_dir=str(raw),
         out_data_dir=str(inputs.data_dir),
