@@ -200,17 +200,14 @@ def session(world: World, directory: Path, role: str, flags: Any, run_id: str) -
     life = Life(flags.heartbeat_seconds, flags.lease_seconds)
     stop = Stop(directory)
     with contextlib.ExitStack() as stack:
-        lease = stack.enter_context(exchange.working(directory, role, life, run_id)) if world.is_first else None
-        distributed.barrier(world)
+        working = exchange.working(directory, role, life, run_id)
+        lease = distributed.on_process0(world, partial(stack.enter_context, working))
         stack.enter_context(stop.listening())
         here = Session(world, stop, lease)
         try:
             yield here
         except StopRequested:
             raise here.stopped("before its work began, with nothing to save") from None
-
-
-ERRORS = {kind.exit_code: kind for kind in (UserError, Disagreement, PeerGone, Fenced)}
 
 
 def agree(session: Session, look: Callable[[], Any], peer: Peer | None = None, is_needed: bool = True) -> Any:
@@ -221,22 +218,18 @@ def agree(session: Session, look: Callable[[], Any], peer: Peer | None = None, i
     The others never wait long in a collective: each look is one short exchange, waiting is done between them.
     """
     session.check_stop()
-    answer: dict[str, Any] = {}
-    if session.world.is_first:
-        try:
-            has_ended = is_needed and peer is not None and peer.has_ended()
-            answer["found"] = look()
-            if answer["found"] is None and peer is not None:
-                peer.check(is_needed)
-                # What it published last may still be hidden by a cache.
-                if has_ended and peer.watch.silent_seconds > VISIBLE_WITHIN_SECONDS:
-                    raise PeerGone(f"the {peer.role} has ended, and what this job waits for will not come; see its log")
-        except UserError as error:
-            answer = {"error": str(error), "code": error.exit_code}
-    answer = distributed.broadcast_json(session.world, answer)
-    if "error" in answer:
-        raise ERRORS[answer["code"]](answer["error"])
-    return answer["found"]
+
+    def decide() -> Any:
+        has_ended = is_needed and peer is not None and peer.has_ended()
+        found = look()
+        if found is None and peer is not None:
+            peer.check(is_needed)
+            # What it published last may still be hidden by a cache.
+            if has_ended and peer.watch.silent_seconds > VISIBLE_WITHIN_SECONDS:
+                raise PeerGone(f"the {peer.role} has ended, and what this job waits for will not come; see its log")
+        return found
+
+    return distributed.decide_on_process0(session.world, decide)
 
 
 # Runs

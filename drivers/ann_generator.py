@@ -120,7 +120,7 @@ def generate(job: Job, resolved_flags: str) -> None:
             flags.lease_seconds,
             partial(check_common, science, f"the run in {job.training_dir}"),
         )
-        log = RunLog(job.ann_dir, job.ann_dir / "tensorboard") if world.is_first else None
+        log = distributed.on_process0(world, partial(RunLog, job.ann_dir, job.ann_dir / "tensorboard"))
         try:
             made = make_refreshes(job, here, peer, provenance(run_id, science), log)
         except StopRequested:

@@ -133,15 +133,14 @@ def train(job: Job, resolved_flags: str) -> None:
             partial(check_common, science, f"the negatives in {job.ann_dir}"),
         )
         run_steps(job, trainer, course, peer)
-        finish(job, trainer, course)
+        distributed.on_process0(world, partial(finish, job, trainer, course))
     distributed.stop(world)
 
 
 def finish(job: Job, trainer: Trainer, course: Course) -> None:
-    """DONE.json, and the last line of the log."""
+    """Process 0's part of the end: DONE.json, and the last line of the log."""
     here, steps, refreshes = trainer.session, trainer.state.step, len(course.taken)
-    if here.lease is None:
-        return
+    assert here.lease is not None
     if exchange.read_done(job.output_dir) is None:
         taken = [entry.told() for entry in course.taken]
         seconds = round(trainer.seconds, 3)
@@ -168,8 +167,8 @@ def run_steps(job: Job, trainer: Trainer, course: Course, peer: Peer) -> None:
             trainer.step(list(islice(in_use.batches, flags.gradient_accumulation_steps)))
             if is_publishing_step(flags, state.step):
                 trainer.publish(**course.stored())
-                after_publishing(job, here, course, state.step)
-        log_seen(trainer, in_use)
+                distributed.on_process0(here.world, partial(after_publishing, job, here, course, state.step))
+        distributed.on_process0(here.world, partial(log_seen, trainer, in_use))
     except STOPPING as reason:
         trainer.save_and_stop(reason, course.stored())
 
@@ -181,9 +180,10 @@ def log_seen(trainer: Trainer, in_use: InUse | None) -> None:
 
 
 def after_publishing(job: Job, here: Session, course: Course, step: int) -> None:
-    if here.lease is not None:
-        course.model_of_step[step] = exchange.model_sha256(exchange.checkpoint_path(job.output_dir, step))
-        exchange.remove_old_checkpoints(here.lease, job.ann_dir, job.flags.refresh_mode == "lockstep")
+    """What process 0 alone keeps: the model of each step, and the checkpoints still needed."""
+    assert here.lease is not None
+    course.model_of_step[step] = exchange.model_sha256(exchange.checkpoint_path(job.output_dir, step))
+    exchange.remove_old_checkpoints(here.lease, job.ann_dir, job.flags.refresh_mode == "lockstep")
 
 
 def in_use_before(job: Job, trainer: Trainer, course: Course) -> InUse | None:
@@ -245,10 +245,15 @@ def take_up(job: Job, trainer: Trainer, course: Course, refresh: Refresh) -> InU
             f"refresh {refresh.number} from step {refresh.step}: {len(lists.query_Q):,} lists, {lists.triples:,} "
             f"triples, {record.get('strategy', 'unknown strategy')}, taken up at step {state.step}"
         )
-        trainer.log.dev_ndcg(record["ndcg"], refresh.step)
+    distributed.on_process0(state.world, partial(log_dev_ndcg, trainer, refresh))
     goes_on = flags.load_optimizer_scheduler and state.step == 0
     if not flags.single_warmup and not goes_on:
         # Down to zero only at the end of the run: nobody knows how long these negatives will have to serve.
         state.restart_schedule(flags.learning_rate, flags.warmup_steps, flags.max_steps - state.step)
         course.schedule_from = state.step
     return in_use
+
+
+def log_dev_ndcg(trainer: Trainer, refresh: Refresh) -> None:
+    assert trainer.log is not None
+    trainer.log.dev_ndcg(refresh.record["ndcg"], refresh.step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from data.preprocessed import Preprocessed, Split, query_name
 from drivers import retrieval, stored_embeddings
 from drivers.retrieval import UNWATCHED, PassageShare, Watch
+from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.metrics import evaluate, mean_metrics, per_query_metrics, reach
@@ -74,7 +76,7 @@ def load_split(
     rows_Q = stored_embeddings.read_query_rows(directory, name)
     if not np.array_equal(rows_Q, collection.qrels(split).queries_with_positive()):
         raise UserError(f"{directory} does not embed all {split} queries of --data_dir; run with --inference again")
-    stored_embeddings.check_all_shards(world.rank, world.size, directory)
+    distributed.on_every_process(world, partial(stored_embeddings.check_all_shards, world.rank, world.size, directory))
     return stored_embeddings.read_queries(directory, name), retrieval.stored_share(world, directory)
 
 

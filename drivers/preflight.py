@@ -58,21 +58,12 @@ class Preflight:
     def first(self, *checks: Check) -> None:
         """Checks of files: rank 0 looks for all, and its error is theirs."""
         for check in checks:
-            answer: dict[str, str] = {}
-            if self.world.is_first:
-                try:
-                    answer["line"] = check()
-                except UserError as error:
-                    answer["error"] = str(error)
-            answer = distributed.broadcast_json(self.world, answer)
-            if "error" in answer:
-                raise UserError(answer["error"])
-            self.say(answer["line"])
+            self.say(distributed.decide_on_process0(self.world, check))
 
     def each(self, *checks: Check) -> None:
-        """Checks of this rank's own device. Without collectives: a rank that fails leaves none waiting in one."""
+        """Checks of this rank's own device, without collectives; all ranks end where one fails."""
         for check in checks:
-            self.say(check())
+            self.say(distributed.on_every_process(self.world, check))
 
     def end(self) -> None:
         self.say(f"all well in {self.clock() - self.started:.1f} s")

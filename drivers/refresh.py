@@ -58,10 +58,11 @@ def one_refresh(
         "encode_seconds": searching_started - encoding_started,
         "search_seconds": time.monotonic() - searching_started,
     }
-    if here.lease is not None:
-        assert log is not None
-        here.tell(doing="selecting")
-        candidates, dev_passages_QK = found
+    here.tell(doing="selecting")
+    candidates, dev_passages_QK = found
+
+    def conclude() -> None:
+        assert log is not None and here.lease is not None
         metrics = dev_metrics(job, dev_passages_QK)
         staleness = publish(job, here.lease, work, candidates, metrics, timings, {**ours, "processes": world.size})
         # 'ndcg@10' -> 'dev_ndcg_10': TensorBoard has no @ in its names
@@ -71,7 +72,8 @@ def one_refresh(
         say(f"refresh {work.refresh}: published in {seconds:.1f} s ({', '.join(in_words(timings))})")
         if flags.only_keep_latest_embedding_file:
             stored_embeddings.remove_others(here.lease, vectors.directory)
-    distributed.barrier(world)
+
+    distributed.on_process0(world, conclude)
     if world.is_first and world.size > 1:
         say(f"refresh {work.refresh}: {world.waits}")
     return True

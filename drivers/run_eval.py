@@ -77,7 +77,7 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
 
     started = time.monotonic()
     world, _ = start_program("run_eval", flags_json(flags), flags)
-    negatives = last_negatives(flags, collection) if flags.ann_dir and world.is_first else None
+    negatives = distributed.on_process0(world, partial(last_negatives, flags, collection)) if flags.ann_dir else None
     checks = Preflight(world)
     check_evaluation(checks, collection, flags, flags.tokenizer_name or flags.model_name_or_path)
     candidates_QK = None
@@ -99,9 +99,12 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
     assert ranking is not None, "nobody is told to leave"
     queries_QD, share = vectors
     mean_score_Q = mean_scores(world, queries_QD, share, len(collection.passages))
-    if world.is_first:
+
+    def write() -> None:
         by_rank = describe_ranks(collection, flags.split, ranking, mean_score_Q, negatives)
         write_results(flags, collection, ranking, by_rank, time.monotonic() - started)
+
+    distributed.on_process0(world, write)
     distributed.stop(world)
 
 

@@ -11,6 +11,7 @@ results/neighbourhood.py draws them.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,7 @@ def run(flags: NeighbourhoodFlags, collection: Any, chosen: Any, dtype: Any) -> 
     encoder = open_to_encode(flags, flags.model_name_or_path, collection, dtype, world)
     settings = encoding_settings(flags, collection, dtype)
     embedding_ND = embed(encoder, collection, chosen, settings, world)
-    if world.is_first:
-        write(flags, collection, chosen, embedding_ND)
+    distributed.on_process0(world, partial(write, flags, collection, chosen, embedding_ND))
     distributed.stop(world)
 
 

@@ -14,7 +14,7 @@ from data.preprocessed import Preprocessed
 from drivers.agreement import COMMON, SAME_FLAGS, Session, agree, check_agreement
 from drivers.flags import AnnFlags
 from drivers.trainer import read_trainer_state
-from utils import exchange, publishing
+from utils import distributed, exchange, publishing
 from utils.errors import Disagreement, PeerGone, UserError
 from utils.exchange import Refresh
 from utils.peers import Peer
@@ -145,9 +145,13 @@ def check_replayed(job: Job, science: dict[str, Any]) -> None:
 
 def write_journal(here: Session, course: Course) -> None:
     """journal.jsonl: which negatives served which steps, for --replay."""
-    if here.lease is not None:
-        text = "".join(json.dumps(asdict(entry)) + "\n" for entry in course.taken)
+    text = "".join(json.dumps(asdict(entry)) + "\n" for entry in course.taken)
+
+    def write() -> None:
+        assert here.lease is not None
         publishing.write_text(here.lease.directory / exchange.JOURNAL, text, here.lease.staging)
+
+    distributed.on_process0(here.world, write)
 
 
 # The choice

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,8 +29,8 @@ from model.training import (
     train_step,
 )
 from utils import distributed, exchange
-from utils.distributed import World
 from utils.errors import PeerGone
+from utils.flags import TrainingFlags
 from utils.model_files import LENGTHS
 from utils.run_log import RunLog, progress_line, say
 from utils.stopping import StopRequested
@@ -76,17 +77,21 @@ class Trainer:
             eta_seconds=round((self.total_steps - step) / rate),
         )
         if self.is_logged(step):
-            self.log_line(step, rate)
+            self.log_line(rate)
 
-    def log_line(self, step: int, rate: float) -> None:
+    def log_line(self, rate: float) -> None:
         """What has been measured since the last line, by all ranks; then it starts from 0."""
         by_rank = means_by_rank(distributed.sum_rows(self.state.world, self.state.tally.state()))
         losses, skipped = self.losses.copy(), self.state.skipped
         self.losses.clear()
         self.state.tally.clear()
         self.state.skipped = 0
-        if self.log is None:
-            return
+        distributed.on_process0(self.state.world, partial(self.write_line, rate, losses, skipped, by_rank))
+
+    def write_line(self, rate: float, losses: list[float], skipped: int, by_rank: dict[str, float]) -> None:
+        """The line of a logging step: ``rate`` in steps per second, the losses and means by rank since the last one."""
+        assert self.log is not None
+        step = self.state.step
         if skipped:
             say(f"skipped {skipped} of the steps since the last line: loss or gradient not finite in fp16")
         if losses:
@@ -107,12 +112,13 @@ class Trainer:
         return self.earlier_seconds + (0.0 if self.started is None else self.clock() - self.started)
 
     def publish(self, **trainer_state: Any) -> None:
-        """Publish the state as ``checkpoint-<step>``; the ranks go on together."""
+        """Publish the state as ``checkpoint-<step>``; the ranks continue together, or all fail."""
         rng = rng_states(self.state.world)
         by_rank = distributed.sum_rows(self.state.world, self.state.tally.state())
-        if self.session.lease is not None:
-            final = self.state.step == self.total_steps
-            record = {**self.record, "final": final}
+
+        def save() -> None:
+            assert self.session.lease is not None
+            record = {**self.record, "final": self.state.step == self.total_steps}
             kept = {
                 "run_id": self.record["run_id"],
                 "losses": self.losses,
@@ -124,8 +130,9 @@ class Trainer:
             with exchange.publish_checkpoint(self.session.lease, self.state.step, record) as staging:
                 save_state(self.state, staging, self.tokenizer, kept, rng)
             say(f"published {exchange.checkpoint_path(self.session.lease.directory, self.state.step)}")
+
+        distributed.on_process0(self.state.world, save)
         self.saved_step = self.state.step
-        distributed.barrier(self.state.world)
 
     def save_and_stop(self, reason: Exception, trainer_state: dict[str, Any]) -> NoReturn:
         """Publish this step's state unless that is done already; then `Stopped`, or the peer's absence."""
@@ -160,14 +167,13 @@ def read_trainer_state(checkpoint: exchange.Checkpoint) -> dict[str, Any]:
     return value
 
 
-def local_tokenizer(world: World, name: str, output_dir: Path) -> list[Path]:
+def local_tokenizer(name: str, output_dir: Path) -> list[Path]:
     """The tokenizer's files, which every checkpoint takes along; one from the hub is stored in ``output_dir``."""
     directory = Path(name)
     if not directory.is_dir():
         directory = output_dir / "tokenizer"
-        if world.is_first:
-            load_tokenizer(name).save_pretrained(str(directory))
-    return [directory / file for file in tokenizer_files(directory)] if world.is_first else []
+        load_tokenizer(name).save_pretrained(str(directory))
+    return [directory / file for file in tokenizer_files(directory)]
 
 
 def make_trainer(
@@ -196,14 +202,9 @@ def make_trainer(
         load_state(state, start.path, start.step)
     elif flags.load_optimizer_scheduler:
         load_optimizer_scheduler(state, Path(flags.model_name_or_path))
-    log = None
-    if world.is_first:
-        output_dir = Path(flags.output_dir)
-        tensorboard = Path(flags.log_dir) if flags.log_dir else output_dir / "tensorboard"
-        log = RunLog(output_dir, tensorboard, goes_on_at=(start.step, stored["metrics_bytes"]) if start else (0, 0))
-        if start:
-            say(f"going on from {start.path.name} of run {stored['run_id']}")
-    tokenizer = local_tokenizer(world, flags.tokenizer_name or flags.model_name_or_path, Path(flags.output_dir))
+    log = distributed.on_process0(world, partial(open_log, flags, start, stored))
+    name, output_dir = flags.tokenizer_name or flags.model_name_or_path, Path(flags.output_dir)
+    tokenizer = distributed.on_process0(world, partial(local_tokenizer, name, output_dir)) or []
     trainer = Trainer(flags, session, state, total_steps, tokenizer, record, log)
     if start:
         trainer.stored, trainer.saved_step = stored, start.step
@@ -212,6 +213,16 @@ def make_trainer(
             state.tally.load(stored.get("by_rank", []))
         trainer.earlier_seconds = stored["seconds"]
     return trainer
+
+
+def open_log(flags: TrainingFlags, start: exchange.Checkpoint | None, stored: dict[str, Any]) -> RunLog:
+    """The run's log, cut back to what it held at ``start``, whose trainer_state.json is ``stored``."""
+    output_dir = Path(flags.output_dir)
+    tensorboard = Path(flags.log_dir) if flags.log_dir else output_dir / "tensorboard"
+    log = RunLog(output_dir, tensorboard, goes_on_at=(start.step, stored["metrics_bytes"]) if start else (0, 0))
+    if start:
+        say(f"going on from {start.path.name} of run {stored['run_id']}")
+    return log
 
 
 STOPPING = (StopRequested, PeerGone)  # ends a training loop with its state saved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,7 @@ def encode_all(job: Job, here: Session, work: Work, ours: dict[str, Any], watch:
     retrieval.check_index_fits(job.flags, len(collection.passages), encoder.dims)
     recipe = recipe_of(job, world, work, encoder)
     directory = stored_embeddings.directory_of(embeddings_dir(job), work.step, recipe)
-    if world.is_first:
-        directory.mkdir(parents=True, exist_ok=True)
-    distributed.barrier(world)
+    distributed.on_process0(world, partial(directory.mkdir, parents=True, exist_ok=True))
     rows = {DEV_QUERY: collection.qrels("dev").queries_with_positive(), TRAIN_QUERY: train_rows(job, work.refresh)}
     shards = [
         *(recipe.query_shards(directory, name, rows_Q) for name, rows_Q in rows.items()),
@@ -114,10 +113,8 @@ def encode_all(job: Job, here: Session, work: Work, ours: dict[str, Any], watch:
     ]
     if not encode_shards(job, world, encoder, shards, rows, watch, owned):
         return None
-    if world.is_first:
-        record = {**ours, "step": work.step, "checkpoint": work.checkpoint}
-        stored_embeddings.commit(directory, shards, rows, record, owned)
-    distributed.barrier(world)
+    record = {**ours, "step": work.step, "checkpoint": work.checkpoint}
+    distributed.on_process0(world, partial(stored_embeddings.commit, directory, shards, rows, record, owned))
     return open_vectors(world, directory, rows[TRAIN_QUERY], rows[TRAIN_QUERY])
 
 
@@ -137,13 +134,18 @@ def open_checkpoint(job: Job, here: Session, work: Work) -> Any | None:
         except Exception as error:  # readers of weights have errors of their own for files that vanish
             fault = error
         if distributed.any_rank(world, fault is not None):
-            is_there = distributed.broadcast_json(world, not is_gone(path))
-        if is_there and fault is not None:
-            raise fault
+            is_there = distributed.decide_on_process0(world, lambda: not is_gone(path))
+            if is_there:
+                distributed.on_every_process(world, partial(raise_fault, fault))
     if not is_there and world.is_first:
         say(f"refresh {work.refresh}: {path} is gone, its trainer keeps newer ones; looking for one of them")
     # The ranks agree on how they encode: not before all of them have it.
     return settle_encoder(job.flags, encoder, job.dtype, world) if is_there else None
+
+
+def raise_fault(fault: Exception | None) -> None:
+    if fault is not None:
+        raise fault
 
 
 def recipe_of(job: Job, world: World, work: Work, encoder: Any) -> Recipe:
@@ -200,8 +202,8 @@ def encode_shards(
 def load_vectors(job: Job, here: Session, work: Work) -> Vectors:
     """The embeddings on disk, with this refresh's chunk of the train queries."""
     world = here.world
-    newest = str(stored_embeddings.newest_embeddings(embeddings_dir(job))) if world.is_first else None
-    directory = Path(distributed.broadcast_json(world, newest))
+    root = embeddings_dir(job)
+    directory = Path(distributed.decide_on_process0(world, lambda: str(stored_embeddings.newest_embeddings(root))))
     record = stored_embeddings.read_embeddings_record(directory, job.collection)
     retrieval.check_index_fits(job.flags, len(job.collection.passages), record["dims"])
     dev_rows_Q = stored_embeddings.read_query_rows(directory, DEV_QUERY)
@@ -210,7 +212,7 @@ def load_vectors(job: Job, here: Session, work: Work) -> Vectors:
     rows_Q = train_rows(job, work.refresh)
     if not np.array_equal(dev_rows_Q, expected) or not np.isin(rows_Q, stored_rows_Q).all():
         raise UserError(f"{directory} holds other queries than --data_dir; run with --inference again")
-    stored_embeddings.check_all_shards(world.rank, world.size, directory)
+    distributed.on_every_process(world, partial(stored_embeddings.check_all_shards, world.rank, world.size, directory))
     return open_vectors(world, directory, stored_rows_Q, rows_Q)
 
 

@@ -174,10 +174,16 @@ def train(job: Job, world: World, run_id: str, checks: Preflight) -> None:
             source = str(job.triples) if job.triples else f"BM25 negatives of {flags.bm25_dir}"
             say(f"warmup: {total_steps} steps, loss {flags.loss}, {source}")
         run_steps(job, trainer)
-        if here.lease is not None:
-            if exchange.read_done(job.output_dir) is None:
-                exchange.mark_done(here.lease, step=trainer.state.step, seconds=round(trainer.seconds, 3))
-            say(f"finished step={trainer.state.step} seconds={trainer.seconds:.1f}")
+        distributed.on_process0(world, partial(finish, job, trainer))
+
+
+def finish(job: Job, trainer: Trainer) -> None:
+    """Process 0's part of the end: DONE.json, and the last line of the log."""
+    lease = trainer.session.lease
+    assert lease is not None
+    if exchange.read_done(job.output_dir) is None:
+        exchange.mark_done(lease, step=trainer.state.step, seconds=round(trainer.seconds, 3))
+    say(f"finished step={trainer.state.step} seconds={trainer.seconds:.1f}")
 
 
 def source_of(job: Job) -> dict[str, Any]:
@@ -255,10 +261,13 @@ def evaluate_meanwhile(job: Job, trainer: Trainer) -> None:
     found = evaluate_mrr(job, state.world, state.encoder, watch)
     if found is None:
         raise StopRequested(here.stop.reason())
-    rerank_mrr, full_mrr = found
-    if trainer.log is not None:
-        say(f"Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")
-        trainer.log.record(state.step, reranking_mrr=rerank_mrr, full_ranking_mrr=full_mrr)
+    distributed.on_process0(state.world, partial(log_evaluation, trainer, *found))
+
+
+def log_evaluation(trainer: Trainer, rerank_mrr: float, full_mrr: float) -> None:
+    assert trainer.log is not None
+    say(f"Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")
+    trainer.log.record(trainer.state.step, reranking_mrr=rerank_mrr, full_ranking_mrr=full_mrr)
 
 
 def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:

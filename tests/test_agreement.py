@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +35,7 @@ from drivers.agreement import (
     session,
 )
 from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
+from drivers.preflight import Preflight
 from drivers.trainer import Trainer
 from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, read_beat
 from utils import exchange
@@ -295,12 +298,19 @@ def outcome(call: Any) -> str:
         return str(call())
     except UserError as error:
         return f"{type(error).__name__} {error.exit_code}: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def throw(error: Exception) -> None:
+    raise error
 
 
 def one_of_two_ranks(rank: int, directory: str) -> None:
     """Only rank 0 looks, only rank 1 is asked to stop, only rank 0 learns that the lease is lost: both do the same."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    limit = timedelta(seconds=60)  # a rank that waits for one which has failed is found
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2, timeout=limit)
     own = Path(directory) / str(rank)
     here = Session(World(rank, 2, torch.device("cpu")), Stop(own), lease_of(own) if rank == 0 else None)
     disagree = partial(check_agreement, {"seed": rank}, {"seed": 2}, "it", "mend it")
@@ -312,6 +322,14 @@ def one_of_two_ranks(rank: int, directory: str) -> None:
     if here.lease is not None:
         here.lease.lost = True
     said.append(outcome(here.check_stop).partition(":")[0])
+    here = Session(here.world, here.stop, None)
+    for error in (OSError(errno.ESTALE, "Stale file handle", "/x/y"), OSError(errno.EIO, "I/O error"), KeyError("k")):
+        said += [outcome(lambda e=error: agree(here, partial(throw, e)))]
+        said += [outcome(lambda e=error: Preflight(here.world).first(partial(throw, e)))]
+    said += [outcome(lambda: Preflight(here.world).first(disagree))]
+    for failing in (0, 1):
+        mine = partial(throw, UserError("no memory")) if rank == failing else lambda: "well"
+        said += [outcome(lambda m=mine: Preflight(here.world).each(m))]
     dist.destroy_process_group()
     (Path(directory) / f"said-{rank}").write_text(json.dumps(said))
 
@@ -320,17 +338,20 @@ def one_of_two_ranks(rank: int, directory: str) -> None:
 def test_two_ranks_do_the_same(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(one_of_two_ranks, (str(tmp_path),), nprocs=2)
     said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]
-    assert (
-        said[0]
-        == said[1]
-        == [
+    disagreement = "Disagreement 3: it was made with other flags: seed 2 there, 0 here; mend it"
+    of_the_disk = ["OSError: [Errno 116] Stale file handle: '/x/y'", "OSError: [Errno 5] I/O error"]
+    others = "ProcessFailed 1: another process has failed: KeyError: 'k'"
+    for rank in (0, 1):
+        assert said[rank] == [
             "rank 0",
-            "Disagreement 3: it was made with other flags: seed 2 there, 0 here; mend it",
+            disagreement,
             "StopRequested 2",
             "Stopped 75: stopped",
             "Fenced 75",
+            *(error for error in [*of_the_disk, others if rank else "KeyError: 'k'"] for _ in ("agree", "preflight")),
+            disagreement,
+            *["UserError 2: no memory"] * 2,
         ]
-    )
 
 
 # A generator whose trainer is done

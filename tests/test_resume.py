@@ -17,6 +17,18 @@ from utils.errors import UserError
 
 pytestmark = pytest.mark.slow
 __all__ = ["bm25", "static_warmup"]
+STALE = """
+import atexit, errno, os, time
+
+def rename(source, target, *more, **named):
+    if os.path.basename(target).startswith("checkpoint-"):
+        atexit.register(time.sleep, 60)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(target))
+    return real(source, target, *more, **named)
+
+if os.environ.get("RANK") == "0":
+    real, os.rename = os.rename, rename
+"""
 SIGNS = ("--heartbeat_seconds", "0.2", "--lease_seconds", "2")
 
 
@@ -102,6 +114,26 @@ def test_a_stopped_warmup_goes_on_to_the_same_bytes(
     assert start(log, "drivers.run_warmup", *flags, "--output_dir", parts, processes=processes).wait(120) == 0
     assert weights(parts, 100) == weights(whole, 100)
     assert logged(parts) == logged(whole)
+
+
+def test_a_stale_handle_on_the_first_process_ends_all_of_them_at_once(
+    tiny_preprocessed: Path, static_warmup: Path, bm25: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Publishing fails on process 0, which stays for a while: in collectives the other would wait for it."""
+    (tmp_path / "sitecustomize.py").write_text(STALE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    log, output_dir = tmp_path / "warmup.out", tmp_path / "out"
+    flags = [
+        "--data_dir", tiny_preprocessed, "--bm25_dir", bm25, "--do_train", "--train_model_type", "static",
+        "--model_name_or_path", static_warmup, *LENGTHS, "--max_steps", "20", "--save_steps", "5",
+        "--output_dir", output_dir, *SIGNS,
+    ]  # fmt: skip
+    started = time.monotonic()
+    assert start(log, "drivers.run_warmup", *flags, processes=2).wait(120) == 2, log.read_text()[-2000:]
+    assert time.monotonic() - started < 45, "the other process has waited"
+    lines = [line for line in log.read_text().splitlines() if line.startswith("run_warmup: ")]
+    path = output_dir / "checkpoint-5"
+    assert lines == [f"run_warmup: error: {path}: Stale file handle (ESTALE)"]
 
 
 def test_an_async_run_is_repeated_by_its_journal_and_a_finished_run_is_left_alone(

@@ -14,17 +14,19 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils.errors import EXIT_CODE_FILE, RankGone, collective_mark, one_line
+from utils.errors import EXIT_CODE_FILE, RankGone, collective_mark, error_of, failure_of, one_line
+
+Result = TypeVar("Result")
 
 # nccl then raises in the process what its own thread would abort the process for: a collective that is not joined in
 # time, a rank that is gone. Such a thread cannot tell the program, and another exit code than 4 would be the end.
@@ -188,6 +190,61 @@ def broadcast_json(world: World, value: Any = None) -> Any:
             buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         dist.broadcast(buffer, 0)
         return json.loads(bytes(buffer.cpu().numpy()))
+
+
+def decide_on_process0(world: World, decide: Callable[[], Any]) -> Any:
+    """The first process's JSON answer, on every process.
+
+    Where ``decide`` fails every process raises, and none waits in a collective for one that has ended: a UserError or
+    an OSError is the same everywhere, of anything else the others raise ProcessFailed.
+    """
+    told, fault = {}, None
+    if world.is_first:
+        try:
+            told = {"found": decide()}
+        except Exception as error:
+            told, fault = {"failure": failure_of(error)}, error
+    told = broadcast_json(world, told)
+    if fault is not None:
+        raise fault
+    if "failure" in told:
+        raise error_of(told["failure"])
+    return told["found"]
+
+
+def on_process0(world: World, work: Callable[[], Result]) -> Result | None:
+    """The first process works while the others wait: its result there, None on the others. Fails on all, as above."""
+    results: list[Result] = []
+    decide_on_process0(world, lambda: results.append(work()))
+    return results[0] if results else None
+
+
+def on_every_process(world: World, work: Callable[[], Result]) -> Result:
+    """Each process works for itself, without collectives; where one fails all of them raise, as above.
+
+    For short work: who fails waits for the others to end theirs.
+    """
+    if world.size == 1:
+        return work()
+    results: list[Result] = []
+    fault = None
+    try:
+        results.append(work())
+    except Exception as error:
+        fault = error
+    text = json.dumps(None if fault is None else failure_of(fault)).encode()
+    try:
+        rows = gather_rows(world, np.frombuffer(text, np.uint8))
+    except RankGone:
+        if fault is None:
+            raise
+        raise fault from None  # a device that is lost fails here too
+    if fault is not None:
+        raise fault
+    for row in rows:
+        if (failure := json.loads(row.tobytes())) is not None:
+            raise error_of(failure)
+    return results[0]
 
 
 def gather_rows(world: World, rows_RX: np.ndarray) -> list[np.ndarray]:

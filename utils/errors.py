@@ -49,6 +49,12 @@ class RankGone(UserError):
     exit_code = 4
 
 
+class ProcessFailed(UserError):
+    """Another process of this job has failed, by no fault of the user's: its own traceback says more."""
+
+    exit_code = 1
+
+
 class Stopped(UserError):
     """Stopped on request, the state is saved: start again with the same flags to go on."""
 
@@ -72,7 +78,34 @@ def describe_os_error(error: OSError) -> str:
         return f"{where}: {os.strerror(error.errno)}: give a directory this user may write and files it may read"
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"{where}: {os.strerror(error.errno)}: a file is where a directory should be; choose another directory"
-    return f"{where}: {error.strerror or error}"
+    name = errno.errorcode.get(error.errno or 0)
+    return f"{where}: {error.strerror or error}" + (f" ({name})" if name else "")
+
+
+# What an error of one process is on the others, by its exit code.
+KINDS = {kind.exit_code: kind for kind in (ProcessFailed, UserError, Disagreement, PeerGone, Fenced)}
+
+
+def failure_of(error: Exception) -> dict[str, Any]:
+    """An error as JSON, in which it travels to the other processes of the job; `error_of` makes it one again."""
+    if isinstance(error, UserError):
+        return {"code": error.exit_code, "message": str(error)}
+    if isinstance(error, OSError) and error.errno is not None:
+        where = None if error.filename is None else str(error.filename)
+        return {"code": UserError.exit_code, "os_error": [error.errno, error.strerror, where]}
+    return {"code": ProcessFailed.exit_code, "message": f"another process has failed: {described(error)}"}
+
+
+def error_of(failure: dict[str, Any]) -> Exception:
+    """What the other processes raise: the same kind of UserError, the same OSError, else ProcessFailed."""
+    if "os_error" in failure:
+        number, reason, where = failure["os_error"]
+        return OSError(number, reason) if where is None else OSError(number, reason, where)
+    return KINDS[failure["code"]](failure["message"])
+
+
+def described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def complain(program: str, message: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import publishing
-from utils.errors import PeerGone, Stopped, UserError, one_line
+from utils.errors import PeerGone, Stopped, UserError, described
 from utils.lease import Lease, Life, role_held
 from utils.model_files import weights_sha256
 from utils.publishing import check_space, read_sealed, sealed, sha256_of, staging_path, sync, write_text
@@ -264,7 +264,7 @@ def working(directory: Path, role: str, life: Life, run_id: str) -> Iterator[Lea
             raise
         except BaseException as error:
             with contextlib.suppress(OSError, UserError):
-                mark_failed(lease, f"{type(error).__name__}: {one_line(error)}")
+                mark_failed(lease, described(error))
             raise
 
 
