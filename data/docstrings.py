@@ -32,8 +32,8 @@ from typing import Any
 from data.staging import UNFINISHED, check_can_write, publish, staged_directory
 from utils.cores import core_count
 from utils.errors import UserError, run_program
-from utils.flag_values import MOST_WORKERS
-from utils.flags import ProgramFlags, flag, flags_json, parse_flags
+from utils.flag_values import MOST_WORKERS, flag
+from utils.flags import ProgramFlags, flags_json, parse_flags
 from utils.run_log import Progress, say
 
 STDLIB = "python"

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from data.raw_files import find_raw, read_passages, read_queries
 from data.staging import check_can_write, publish, staged_directory
 from utils.errors import UserError, run_program
-from utils.flags import ProgramFlags, flag, flags_json, parse_flags
+from utils.flag_values import flag
+from utils.flags import ProgramFlags, flags_json, parse_flags
 from utils.run_log import say
 from utils.text_files import check_first_line
 

@@ -5,84 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data.preprocessed import Preprocessed
+from drivers.resuming import check_resumes, resumed_otherwise, what_differs
 from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError
+from utils.flag_values import names_deciding
+from utils.flags import ExchangeFlags
 from utils.lease import Lease, Life
 from utils.peers import Peer
 from utils.run_log import git_state, say
 from utils.stopping import Stop, StopRequested
-from utils.waiting import VISIBLE_WITHIN_SECONDS, say_once
+from utils.waiting import VISIBLE_WITHIN_SECONDS
 
-# Flags that do not change what a run computes: places, names of what is known by its sha256, logs, waiting, and what is
-# resolved to something else. Every other flag of a program is science.
-NOT_SCIENCE = frozenset(
-    [
-        "dry_run",
-        "data_dir",
-        "cache_dir",
-        "output_dir",
-        "training_dir",
-        "ann_dir",
-        "init_model_dir",
-        "model_name_or_path",
-        "config_name",
-        "tokenizer_name",
-        "log_dir",
-        "no_cuda",
-        "local_rank",
-        "server_ip",
-        "server_port",
-        "task_name",
-        "do_lower_case",
-        "triplet",
-        "max_doc_character",
-        "overwrite_output_dir",
-        "overwrite_cache",
-        "resume",
-        "replay",
-        "heartbeat_seconds",
-        "lease_seconds",
-        "collective_timeout_seconds",
-        "max_staleness_steps",
-        "logging_steps",
-        "save_steps",
-        "per_gpu_eval_batch_size",
-        "last_checkpoint_dir",
-        "end_output_num",
-        "limit_total_number",
-        "only_keep_latest_embedding_file",
-        "keep_candidates",
-        "inference",
-        "load_gen",
-        "search_backend",
-        "search_memory_mib",
-        "dtype",
-        "fp16",
-        "bf16",
-        "fp16_opt_level",
-        "negative_strategy",
-        "ann_measure_topk_mrr",
-        "bottom_neg",
-        "bottom_only",
-        "do_train",
-        "do_eval",
-        "evaluate_during_training",
-        "eval_type",
-        "eval_all_checkpoints",
-        "logging_steps_per_eval",
-        "rerank_file",
-        "bm25_dir",
-        "triples",
-    ]
-)
 # What trainer and generator of one run must have in common.
 COMMON = (
     "collection_fingerprint",
@@ -99,10 +40,11 @@ COMMON = (
 
 
 def science_of(flags: Any, collection: Preprocessed, **resolved: Any) -> dict[str, Any]:
-    """All that decides what a run computes, by name: its science-relevant flags, its data, and ``resolved``."""
+    """All that decides what a run computes, by name: the flags that do, the data, and ``resolved``."""
+    left_out = names_deciding(type(flags), "nothing")
     values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(flags)}
     return {
-        **{name: value for name, value in values.items() if name not in NOT_SCIENCE},
+        **{name: value for name, value in values.items() if name not in left_out},
         "collection_fingerprint": collection.manifest["collection_fingerprint"],
         "tokenizer_fingerprint": collection.manifest["tokenizer"]["fingerprint"],
         **resolved,
@@ -131,21 +73,8 @@ def check_agreement(
 
     Only ``names``, where given; a name that one of the two does not know is passed over.
     """
-    shared = [name for name in names or tuple(ours) if name in ours and name in theirs]
-    if is_model_unknown(theirs) and "initial_model_sha256" in shared:
-        say_once(f"{what} does not say which model it began from (an earlier version wrote it): not compared")
-        shared.remove("initial_model_sha256")
-    differing = [f"{name} {theirs[name]} there, {ours[name]} here" for name in shared if theirs[name] != ours[name]]
-    if differing:
-        raise Disagreement(f"{what} was made with other flags: {'; '.join(differing)}; {remedy}")
-
-
-def is_model_unknown(record: dict[str, Any]) -> bool:
-    """Whether it is of a version that left models blank which were not one file in a directory.
-
-    Those versions recorded no ``initial_config_sha256``; in a record of ours a blank is no model's.
-    """
-    return record.get("initial_model_sha256") == "" and "initial_config_sha256" not in record
+    if differing := what_differs(ours, theirs, what, names):
+        raise Disagreement(f"{what} was made with other flags: {'; '.join(differing.values())}; {remedy}")
 
 
 def earlier_forms(science: dict[str, Any]) -> list[dict[str, Any]]:
@@ -156,6 +85,7 @@ def earlier_forms(science: dict[str, Any]) -> list[dict[str, Any]]:
 
 OF_A_SELECTION = ("topk_training", "negative_sample", "min_rank", "max_positive_ratio", "on_shortage")
 SAME_FLAGS = "start both with the same flags, in directories of their own"
+OWN_RUN = "give the flags it was begun with, choose another --output_dir, or --overwrite_output_dir to remove it"
 
 
 # Ranks
@@ -255,10 +185,36 @@ def join_run(session: Session, directory: Path, run_id: str, science: dict[str, 
                 git=git_state(),
             )
             return run_id
-        check_agreement(science, run.get("science", {}), f"the run in {directory}", remedy)
+        what = f"the run in {directory}"
+        if differing := check_resumes(science, run.get("science", {}), what, remedy):
+            say(resumed_otherwise(what, differing))
         return str(run["run_id"])
 
     return str(agree(session, look))
+
+
+def check_in_dry_run(
+    directory: Path,
+    flags: ExchangeFlags,
+    make_science: Callable[[], dict[str, Any]],
+    remedy: str,
+    unknown: Sequence[str],
+) -> bool:
+    """Whether the directory holds a run. Disagreement where the start would refuse to resume it; nothing is written.
+
+    ``make_science`` is called where there is a run: it reads the initial model, which may have to come from the hub.
+    Without a launcher the number of processes is not known; ``unknown`` are what else of ``science`` may be different
+    in the job, such as the type that its machine is quick at.
+    """
+    run = exchange.read_run(directory)
+    if run is not None and getattr(flags, "overwrite_output_dir", False) and not is_of_this_job(run):
+        return False
+    if run is None:
+        return False
+    left_out = {*unknown, *([] if distributed.has_launcher() else ["processes"])}
+    known = {name: value for name, value in make_science().items() if name not in left_out}
+    check_resumes(known, run.get("science", {}), f"the run in {directory}", remedy)
+    return True
 
 
 def check_without_run(directory: Path, science: dict[str, Any], remedy: str) -> None:
@@ -275,8 +231,7 @@ def enter_run(session: Session, directory: Path, flags: Any, run_id: str, scienc
     """`join_run` of a program that trains, after --overwrite_output_dir has removed another run."""
     if flags.overwrite_output_dir:
         agree(session, partial(remove_other_run, session, directory))
-    remedy = "give the flags it was begun with, choose another --output_dir, or --overwrite_output_dir to remove it"
-    return join_run(session, directory, run_id, science, remedy)
+    return join_run(session, directory, run_id, science, OWN_RUN)
 
 
 def check_common(ours: dict[str, Any], what: str, run: dict[str, Any]) -> None:

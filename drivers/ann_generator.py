@@ -22,6 +22,7 @@ from drivers.agreement import (
     agree,
     check_agreement,
     check_common,
+    check_in_dry_run,
     join_run,
     provenance,
     science_of,
@@ -39,6 +40,7 @@ from drivers.shared import (
     check_refresh_flags,
     open_collection,
     start_program,
+    type_is_hardware_s,
 )
 from drivers.space import UNKNOWN_REFRESHES
 from drivers.vectors import EMBEDDINGS, Job, Work, embeddings_dir
@@ -50,6 +52,7 @@ from utils.run_log import RunLog, say
 from utils.stopping import StopRequested
 from utils.waiting import wait_for
 
+OWN_SERIES = "give each series of negatives an --output_dir of its own"
 LOOK_EVERY_SECONDS = 2.0  # at the trainer, while encoding
 
 
@@ -79,7 +82,22 @@ def preflight(flags: GenerateFlags) -> Job:
     if not len(collection.qrels("train").queries_with_positive()):
         raise UserError(f"{flags.data_dir}: no train query has a positive, expected some; check its qrels")
     bm25 = read_bm25(flags.bm25_dir, collection) if selection.strategy.needs_bm25 else None
-    return Job(flags, collection, selection, strategy_from, dtype, backend, bm25)
+    job = Job(flags, collection, selection, strategy_from, dtype, backend, bm25)
+    if flags.dry_run:
+        by_hardware = ["encoded_in"] if type_is_hardware_s(flags) else []
+        check_in_dry_run(job.ann_dir, flags, partial(science_of_job, job), OWN_SERIES, by_hardware)
+    return job
+
+
+def science_of_job(job: Job) -> dict[str, Any]:
+    return science_of(
+        job.flags,
+        job.collection,
+        strategy=job.strategy,
+        encoded_in=name_of(job.dtype),
+        **({"bm25_sha256": job.bm25.sha256} if job.bm25 is not None else {}),
+        **identity_of(job.flags.init_model_dir, job.flags.model_type, job.flags.config_name),
+    )
 
 
 def check_same_file_system(ann_dir: Path) -> None:
@@ -103,17 +121,8 @@ def generate(job: Job, resolved_flags: str) -> None:
         if flags.last_checkpoint_dir and step_said_used(flags) is None:
             say(f"--last_checkpoint_dir {flags.last_checkpoint_dir} is not in --training_dir: none counts as used")
     with session(world, job.ann_dir, "generator", flags, run_id) as here:
-        science = science_of(
-            flags,
-            job.collection,
-            strategy=job.strategy,
-            encoded_in=name_of(job.dtype),
-            **({"bm25_sha256": job.bm25.sha256} if job.bm25 is not None else {}),
-            **identity_of(flags.init_model_dir, flags.model_type, flags.config_name),
-        )
-        run_id = join_run(
-            here, job.ann_dir, run_id, science, "give each series of negatives an --output_dir of its own"
-        )
+        science = science_of_job(job)
+        run_id = join_run(here, job.ann_dir, run_id, science, OWN_SERIES)
         peer = watch_peer(
             job.training_dir,
             "trainer",

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
 from drivers.agreement import (
+    OWN_RUN,
     Session,
     agree,
     check_common,
     check_holds_no_other_run,
+    check_in_dry_run,
     enter_run,
     provenance,
     science_of,
@@ -23,6 +26,7 @@ from drivers.flags import AnnFlags
 from drivers.model_identity import identity_of
 from drivers.opened_models import describe_lengths, with_lengths
 from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
+from drivers.resuming import resumed_otherwise
 from drivers.schedule import (
     Course,
     Job,
@@ -47,6 +51,7 @@ from drivers.shared import (
     open_encoder,
     seed_everything,
     start_program,
+    type_is_hardware_s,
 )
 from drivers.space import checkpoints_at_once, publishing_steps
 from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
@@ -93,7 +98,31 @@ def preflight(flags: AnnFlags) -> Job:
     check_output_dirs(flags.output_dir)
     check_holds_no_other_run(Path(flags.output_dir), flags)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
-    return Job(flags, collection, dtype, read_journal(Path(flags.replay)) if flags.replay else None)
+    job = Job(flags, collection, dtype, read_journal(Path(flags.replay)) if flags.replay else None)
+    if flags.dry_run:
+        check_own_run(job)
+    return job
+
+
+def science_of_job(job: Job, processes: int) -> dict[str, Any]:
+    flags = job.flags
+    return science_of(
+        flags,
+        job.collection,
+        processes=processes,
+        trained_in=name_of(job.dtype),
+        **identity_of(flags.model_name_or_path, flags.model_type, flags.config_name),
+        replayed_journal_sha256=publishing.sha256_of(Path(flags.replay)) if flags.replay else "",
+    )
+
+
+def check_own_run(job: Job) -> None:
+    """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
+    make_science = partial(science_of_job, job, distributed.processes_of_launcher())
+    by_hardware = ["trained_in"] if type_is_hardware_s(job.flags, "fp32") else []
+    is_resumed = check_in_dry_run(job.output_dir, job.flags, make_science, OWN_RUN, by_hardware)
+    if not is_resumed and exchange.read_records(job.ann_dir):
+        check_new_run(job, make_science())
 
 
 def train(job: Job, resolved_flags: str) -> None:
@@ -104,28 +133,20 @@ def train(job: Job, resolved_flags: str) -> None:
     inputs = check_collection(job.collection, flags.tokenizer_name or flags.model_name_or_path, ("train",))
     checks.first(*inputs, partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
     with session(world, job.output_dir, "trainer", flags, run_id) as here:
-        identity = identity_of(flags.model_name_or_path, flags.model_type, flags.config_name)
-        replayed = publishing.sha256_of(Path(flags.replay)) if flags.replay else ""
-        science = science_of(
-            flags,
-            job.collection,
-            processes=world.size,
-            trained_in=name_of(job.dtype),
-            replayed_journal_sha256=replayed,
-            **identity,
-        )
-        check_replayed(job, science)
+        science = science_of_job(job, world.size)
+        if (differing := check_replayed(job, science)) and world.is_first:
+            say(resumed_otherwise(f"the run of {flags.replay}", differing))
         own_id, run_id = run_id, enter_run(here, job.output_dir, flags, run_id, science)
         if run_id == own_id:
             agree(here, partial(check_new_run, job, science))
         start = start_point(here, job.output_dir)
-        seed_everything(flags.seed, world.rank)
+        seed_everything(flags.seed, world.rank, start.step if start else 0)
         model_dir = str(start.path) if start else flags.model_name_or_path
         encoder = open_encoder(flags, model_dir, job.collection, goes_on=start is not None)
         record = {**provenance(run_id, science), "max_steps": flags.max_steps}
         trainer = make_trainer(flags, here, encoder, job.dtype, flags.max_steps, record, start)
         check_trainer(checks, job.collection, trainer, job.dtype, checkpoints_kept(flags))
-        course = course_from(job, here, start, identity["initial_model_sha256"])
+        course = course_from(job, here, start, science["initial_model_sha256"])
         peer = watch_peer(
             job.ann_dir,
             "generator",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from utils.flag_values import LARGEST_INTEGER, Range
+from utils.flag_values import LARGEST_INTEGER, Range, flag
 from utils.flags import (
     AnceStrategyFlags,
     Bm25DirFlags,
@@ -24,7 +24,6 @@ from utils.flags import (
     SeedFlags,
     SelectionFlags,
     TrainingFlags,
-    flag,
 )
 
 MOST_EPOCHS = 1_000_000
@@ -60,9 +59,14 @@ class GenerateFlags(
         "stop after refresh number N; 0 makes the initial data only; -1 goes on",
         at_least=-1,
         at_most=LARGEST_INTEGER,
+        decides="nothing",
     )
     limit_total_number: int = flag(
-        100_000, "stop after this many refreshes (the fork's flag)", at_least=1, at_most=LARGEST_INTEGER
+        100_000,
+        "stop after this many refreshes (the fork's flag)",
+        at_least=1,
+        at_most=LARGEST_INTEGER,
+        decides="nothing",
     )
     ann_chunk_factor: int = flag(
         5, "a refresh serves one of this many parts of the train queries; 0 or -1: all of them, as ANCE", at_least=-1
@@ -70,9 +74,11 @@ class GenerateFlags(
     embedding_dtype: Literal["fp32", "fp16"] = flag(
         "fp32", "embeddings on disk; fp16 takes half the space: they are rounded, then searched in fp32 as rounded"
     )
-    only_keep_latest_embedding_file: bool = flag(False, "remove a refresh's embeddings when the next is published")
-    inference: bool = flag(False, "stop after writing the embeddings of the newest checkpoint")
-    load_gen: bool = flag(False, "make one refresh from the embeddings on disk, without a model")
+    only_keep_latest_embedding_file: bool = flag(
+        False, "remove a refresh's embeddings when the next is published", decides="nothing"
+    )
+    inference: bool = flag(False, "stop after writing the embeddings of the newest checkpoint", decides="nothing")
+    load_gen: bool = flag(False, "make one refresh from the embeddings on disk, without a model", decides="nothing")
 
     IGNORED: ClassVar[dict[str, str]] = {"ann_dir": "negatives go to --output_dir"}
 
@@ -82,7 +88,7 @@ class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Refre
     """Train on the newest ANN negatives, switching to newer ones as they appear; publish checkpoints."""
 
     ann_dir: str = flag(help="the generator's --output_dir: negatives are taken from here", is_path=True)
-    triplet: bool = flag(False, "ignored: training is always on triples")
+    triplet: bool = flag(False, "ignored: training is always on triples", decides="nothing")
     single_warmup: bool = flag(False, "one learning-rate schedule for the whole run, not a new one per refresh")
     group_size: int = flag(
         0,
@@ -94,6 +100,7 @@ class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Refre
         "warn at half, and stop (exit code 4) once the negatives are of a model that many steps old; 0: no limit",
         at_least=0,
         at_most=LARGEST_INTEGER,
+        decides="nothing",
     )
     replay: str = flag(
         "", "journal.jsonl of an earlier run: take up the same negatives at the same steps", is_path=True
@@ -106,12 +113,16 @@ class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Refre
 class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm25DirFlags, SearchFlags, ExchangeFlags):
     """Train the first checkpoint, on BM25 negatives or on a triples file."""
 
-    do_train: bool = flag(False, "train")
-    do_eval: bool = flag(False, "evaluate --model_name_or_path, or the last checkpoint trained")
-    evaluate_during_training: bool = flag(False, "evaluate every logging_steps * logging_steps_per_eval steps")
-    eval_type: Literal["full"] = flag("full", "ANCE's word: rerank and rank the whole collection")
-    eval_all_checkpoints: bool = flag(False, "with --do_eval: every checkpoint in --output_dir")
-    logging_steps_per_eval: int = flag(10, "log lines per evaluation", at_least=1, at_most=LARGEST_INTEGER)
+    do_train: bool = flag(False, "train", decides="nothing")
+    do_eval: bool = flag(False, "evaluate --model_name_or_path, or the last checkpoint trained", decides="nothing")
+    evaluate_during_training: bool = flag(
+        False, "evaluate every logging_steps * logging_steps_per_eval steps", decides="nothing"
+    )
+    eval_type: Literal["full"] = flag("full", "ANCE's word: rerank and rank the whole collection", decides="nothing")
+    eval_all_checkpoints: bool = flag(False, "with --do_eval: every checkpoint in --output_dir", decides="nothing")
+    logging_steps_per_eval: int = flag(
+        10, "log lines per evaluation", at_least=1, at_most=LARGEST_INTEGER, decides="nothing"
+    )
     scheduler: Literal["linear"] = flag("linear", "learning-rate schedule")
     num_train_epochs: float = flag(
         3.0, "passes over the training data, where --max_steps is not given", at_least=0, at_most=MOST_EPOCHS
@@ -119,7 +130,7 @@ class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm
     expected_train_size: int = flag(
         100_000, "triples in the file, to compute the steps of an epoch from", at_least=1, at_most=LARGEST_INTEGER
     )
-    overwrite_cache: bool = flag(False, "ignored: there is no cache of features")
+    overwrite_cache: bool = flag(False, "ignored: there is no cache of features", decides="nothing")
     triples: str = flag(
         "", "triples.train.small.tsv (query, positive, negative as text), plain or gzipped", is_path=True
     )

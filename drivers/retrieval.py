@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -131,7 +130,7 @@ def check_index_fits(flags: Any, passages: int, dims: int) -> None:
 
     Where faiss lacks it on a GPU, this says so: the CPU searches.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = distributed.processes_of_launcher()
     rows = rows_of_shard(passages, dims, PASSAGE_SHARDS)
     sizes = [stop - start for start, stop in (share_of_texts(passages, rows, rank, ranks) for rank in range(ranks))]
     # A process without passages searches nothing.

@@ -37,8 +37,8 @@ from utils.cores import core_count
 from utils.errors import UserError, run_program
 from utils.evaluation_files import METRICS_FILE, write_metrics
 from utils.exchange import publish_negatives, record_path, working
-from utils.flag_values import MOST_WORKERS
-from utils.flags import KeepFlags, ProgramFlags, SelectionFlags, flag, flags_json, parse_flags
+from utils.flag_values import MOST_WORKERS, flag
+from utils.flags import KeepFlags, ProgramFlags, SelectionFlags, flags_json, parse_flags
 from utils.lease import Life
 from utils.metrics import evaluate, format_metrics, metrics_record, metrics_to, reach
 from utils.run_log import Progress, git_state, header, say

@@ -13,6 +13,7 @@ import torch
 from data.preprocessed import Preprocessed
 from drivers.agreement import COMMON, SAME_FLAGS, Session, agree, check_agreement
 from drivers.flags import AnnFlags
+from drivers.resuming import check_resumes
 from drivers.trainer import read_trainer_state
 from utils import distributed, exchange, publishing
 from utils.errors import Disagreement, PeerGone, UserError
@@ -135,12 +136,13 @@ def read_journal(path: Path) -> list[Taken]:
     return entries
 
 
-def check_replayed(job: Job, science: dict[str, Any]) -> None:
-    """Disagreement where --replay's run was of other flags than this one."""
+def check_replayed(job: Job, science: dict[str, Any]) -> str:
+    """Disagreement where --replay's run was of other flags than this one; what may differ, as of `check_resumes`."""
     replayed = exchange.read_run(Path(job.flags.replay).parent) if job.flags.replay else None
-    if replayed is not None:
-        ours = {name: value for name, value in science.items() if name != "replayed_journal_sha256"}
-        check_agreement(ours, replayed.get("science", {}), f"the run of {job.flags.replay}", SAME_FLAGS)
+    if replayed is None:
+        return ""
+    ours = {name: value for name, value in science.items() if name != "replayed_journal_sha256"}
+    return check_resumes(ours, replayed.get("science", {}), f"the run of {job.flags.replay}", SAME_FLAGS)
 
 
 def write_journal(here: Session, course: Course) -> None:

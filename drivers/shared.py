@@ -29,7 +29,7 @@ from model.training import make_optimizer
 from utils import distributed, exchange
 from utils.distributed import World
 from utils.errors import UserError
-from utils.flags import RefreshFlags
+from utils.flags import ComputeFlags, RefreshFlags
 from utils.memory import keep_freed_memory
 from utils.overlap import prefetched
 from utils.run_log import header, say
@@ -72,6 +72,12 @@ def check_compute_flags(flags: Any, default_dtype: str = "auto") -> torch.dtype 
     return compute_dtype(flags.dtype, flags.fp16, flags.bf16, flags.fp16_opt_level, default_dtype, quickest)
 
 
+def type_is_hardware_s(flags: ComputeFlags, default_dtype: str = "auto") -> bool:
+    """Whether --dtype auto holds: on another machine the program may compute in another type."""
+    word = flags.dtype or ("given" if flags.fp16 or flags.bf16 else default_dtype)
+    return word == "auto"
+
+
 def check_exchange_flags(flags: Any) -> None:
     if flags.lease_seconds < 3 * flags.heartbeat_seconds:
         raise UserError(
@@ -79,7 +85,7 @@ def check_exchange_flags(flags: Any) -> None:
             "expected at least three heartbeats in a lease's life"
         )
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and flags.lease_seconds >= flags.collective_timeout_seconds:
+    if distributed.processes_of_launcher() > 1 and flags.lease_seconds >= flags.collective_timeout_seconds:
         raise UserError(
             f"--lease_seconds is {flags.lease_seconds:g}, expected less than --collective_timeout_seconds, "
             f"{flags.collective_timeout_seconds:g}: the other processes wait while the first takes a lease over"
@@ -288,12 +294,14 @@ def as_taken(made: Iterator[tuple[np.ndarray, Batch]], seen: SeenQueries | None)
         yield batch
 
 
-def seed_everything(seed: int, process: int) -> None:
+def seed_everything(seed: int, process: int, step: int = 0) -> None:
     """torch's global generator drives initial weights and dropout; all else takes its generator as an argument.
 
     Process 0 has torch's own stream of ``seed``. The others' are of the pair: seed + process would give process 1 of
-    one seed what process 0 of the next one draws.
+    one seed what process 0 of the next one draws. ``step``, of the checkpoint that is resumed, is for a process whose
+    state it does not hold: one that an earlier job did not have.
     """
     if process:
-        seed = int(np.random.SeedSequence([seed, process]).generate_state(1, np.uint64)[0])
+        numbers = [seed, process, step] if step else [seed, process]
+        seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
     torch.manual_seed(seed)

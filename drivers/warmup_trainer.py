@@ -18,7 +18,9 @@ from data.raw_files import Split
 from data.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer, read_text_triples
 from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
 from drivers.agreement import (
+    OWN_RUN,
     check_holds_no_other_run,
+    check_in_dry_run,
     enter_run,
     provenance,
     science_of,
@@ -42,6 +44,7 @@ from drivers.shared import (
     open_to_encode,
     seed_everything,
     start_program,
+    type_is_hardware_s,
 )
 from drivers.space import publishing_steps
 from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
@@ -101,7 +104,24 @@ def preflight(flags: WarmupFlags) -> Job:
     check_output_dirs(flags.output_dir)
     if flags.do_train:
         check_holds_no_other_run(Path(flags.output_dir), flags)
-    return Job(flags, collection, dtype, tokenizer, lists, triples, candidates_to_rerank(flags, collection), backend)
+    job = Job(flags, collection, dtype, tokenizer, lists, triples, candidates_to_rerank(flags, collection), backend)
+    if flags.dry_run and flags.do_train:
+        check_own_run(job)
+    return job
+
+
+def science_of_job(job: Job, processes: int) -> dict[str, Any]:
+    resolved = {"processes": processes, "trained_in": name_of(job.dtype), **source_of(job)}
+    return science_of(job.flags, job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
+
+
+def check_own_run(job: Job) -> None:
+    """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
+    unknown = ["trained_in"] if type_is_hardware_s(job.flags, "fp32") else []
+    if job.flags.max_steps <= 0 and not distributed.has_launcher():
+        unknown.append("max_steps")
+    make_science = partial(science_of_job, job, distributed.processes_of_launcher())
+    check_in_dry_run(job.output_dir, job.flags, make_science, OWN_RUN, unknown)
 
 
 def candidates_to_rerank(flags: WarmupFlags, collection: Preprocessed) -> np.ndarray | None:
@@ -158,14 +178,13 @@ def train(job: Job, world: World, run_id: str, checks: Preflight) -> None:
     """Train to the last step, from the start or from where an earlier job stopped, publishing checkpoints."""
     flags = job.flags
     with session(world, job.output_dir, "warmup", flags, run_id) as here:
-        total_steps = steps_to_train(job, world)
-        resolved = {"processes": world.size, "trained_in": name_of(job.dtype), **source_of(job)}
-        science = science_of(flags, job.collection, **resolved) | {"max_steps": total_steps}
+        total_steps = steps_to_train(job, world.size)
+        science = science_of_job(job, world.size)
         run_id = enter_run(here, job.output_dir, flags, run_id, science)
         start = start_point(here, job.output_dir)
         seed_everything(flags.seed, 0)  # the same random weights on every rank
         encoder = open_encoder(flags, str(start.path), job.collection, goes_on=True) if start else first_encoder(job)
-        seed_everything(flags.seed, world.rank)
+        seed_everything(flags.seed, world.rank, start.step if start else 0)
         record = {**provenance(run_id, science), "max_steps": total_steps}
         trainer = make_trainer(flags, here, encoder, job.dtype, total_steps, record, start)
         # All of a warmup's checkpoints stay.
@@ -211,13 +230,13 @@ def first_encoder(job: Job) -> Any:
     return new_encoder(flags.model_type, flags.config_name, changes)
 
 
-def steps_to_train(job: Job, world: World) -> int:
+def steps_to_train(job: Job, processes: int) -> int:
     """--max_steps, or --num_train_epochs over what is known or said of the data's size."""
     flags = job.flags
     if flags.max_steps > 0:
         return flags.max_steps
     size = job.lists.triples if job.lists is not None else flags.expected_train_size
-    per_step = flags.per_gpu_train_batch_size * world.size * flags.gradient_accumulation_steps
+    per_step = flags.per_gpu_train_batch_size * processes * flags.gradient_accumulation_steps
     return max(1, math.ceil(size / per_step * flags.num_train_epochs))
 
 

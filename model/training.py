@@ -363,14 +363,14 @@ def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
 def load_state(state: TrainingState, checkpoint: Path, step: int) -> None:
     """Optimiser, schedule, scaler and this rank's random state as `save_state` left them at ``step``.
 
-    The weights are the encoder's already. The schedule must have been made anew with the values it had then.
+    A rank that the earlier job did not have keeps the state it has. The weights are the encoder's already. The
+    schedule must have been made anew with the values it had then.
     """
     load_optimizer_scheduler(state, checkpoint)
     rng = load_file(checkpoint / RNG_STATES)
     rank = state.world.rank
-    if f"cpu.{rank}" not in rng:
-        raise UserError(f"{checkpoint / RNG_STATES} has no state of rank {rank}; start as many processes as before")
-    torch.set_rng_state(rng[f"cpu.{rank}"])
+    if f"cpu.{rank}" in rng:
+        torch.set_rng_state(rng[f"cpu.{rank}"])
     if state.world.device.type == "cuda" and f"cuda.{rank}" in rng:
         torch.cuda.set_rng_state(rng[f"cuda.{rank}"], state.world.device)
     state.step = step

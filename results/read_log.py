@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from utils.errors import UserError, run_program
-from utils.flags import ProgramFlags, flag, flags_json, parse_flags
+from utils.flag_values import flag
+from utils.flags import ProgramFlags, flags_json, parse_flags
 
 STEP = r"\d{1,18}(?!\d)"
 NUMBER = r"(?:[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|-?inf)"

@@ -41,8 +41,8 @@ from results.roles import (
 from utils import exchange
 from utils.disk import disk_used, in_bytes
 from utils.errors import one_line, run_program
-from utils.flag_values import LONGEST_SECONDS
-from utils.flags import ProgramFlags, flag, flags_json, parse_flags
+from utils.flag_values import LONGEST_SECONDS, flag
+from utils.flags import ProgramFlags, flags_json, parse_flags
 from utils.lease import FAILED_STATE
 from utils.run_log import say
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -11,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.exchanging import flip_byte, put_checkpoint, put_negatives
-from tests.test_loop import LENGTHS, REPO, bm25, command, environment, run, static_warmup
+from tests.test_loop import LENGTHS, REPO, bm25, command, environment, run, static_warmup, tiny_roberta
 from utils import exchange, publishing
 from utils.errors import UserError
 
 pytestmark = pytest.mark.slow
-__all__ = ["bm25", "static_warmup"]
+__all__ = ["bm25", "static_warmup", "tiny_roberta"]
 STALE = """
 import atexit, errno, os, time
 
@@ -116,6 +117,57 @@ def test_a_stopped_warmup_goes_on_to_the_same_bytes(
     assert logged(parts) == logged(whole)
 
 
+def from_the_middle(run_dir: Path, copy: Path, step: int) -> Path:
+    """The run as a job that was killed after ``step`` leaves it, a while ago."""
+    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns(".leases", ".staging", "DONE.json", "tensorboard"))
+    for later in exchange.numbered(copy, exchange.CHECKPOINT_PATTERN):
+        if later > step:
+            shutil.rmtree(exchange.checkpoint_path(copy, later))
+    return copy
+
+
+def test_a_run_resumes_with_flags_that_leave_the_mathematics_alone(
+    tiny_preprocessed: Path, bm25: Path, tiny_tokenizer: Path, tiny_roberta: Path, tmp_path: Path
+) -> None:
+    """As after an out-of-memory: the same triples in the same order, whose losses are the same but for rounding."""
+    flags = [
+        "--data_dir", tiny_preprocessed, "--bm25_dir", bm25, "--do_train", "--train_model_type", "rdot_nll",
+        "--model_name_or_path", tiny_roberta, "--tokenizer_name", tiny_tokenizer, *LENGTHS, "--max_steps", "16",
+        "--save_steps", "8", "--logging_steps", "1", "--learning_rate", "1e-3", "--optimizer", "adamW", *SIGNS,
+    ]  # fmt: skip
+
+    def divided(batch: int, micro_batches: int) -> list[str | Path]:
+        return ["--per_gpu_train_batch_size", str(batch), "--gradient_accumulation_steps", str(micro_batches)]
+
+    whole, log = tmp_path / "whole", tmp_path / "whole.out"
+    words = [*flags, *divided(4, 2), "--output_dir", whole]
+    assert start(log, "drivers.run_warmup", *words, processes=2).wait(120) == 0, log.read_text()[-2000:]
+    losses = [line["loss"] for line in logged(whole)]
+    assert len({*losses}) == 16, "different triples in each step"
+    for number, more in enumerate(
+        [[*divided(4, 4), "--gradient_checkpointing"], [*divided(16, 1), "--grad_cache_tokens", "64"]]
+    ):
+        parts = from_the_middle(whole, tmp_path / f"parts-{number}", 8)
+        output = run("drivers.run_warmup", *flags, *more, "--output_dir", parts)
+        (said,) = [line for line in output.splitlines() if line.startswith("resuming ")]
+        assert "processes 2 there, 1 here" in said and said.endswith(
+            ": the same mathematics, but bytes may differ from here"
+        )
+        assert f"{more[-1] if number else 'gradient_checkpointing False there, True'} here" in said
+        assert "going on from checkpoint-8" in output
+        assert [line["loss"] for line in logged(parts)] == pytest.approx(losses, rel=1e-4)
+        assert weights(parts, 16) != weights(whole, 16), "else the test shows nothing"
+    before = sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*"))
+    for more, why in (
+        ([*divided(4, 2), "--compile"], ""),
+        ([*divided(4, 2), "--seed", "5", "--optimizer", "lamb"], "seed 42 there, 5 here; optimizer adamW there, lamb"),
+        ([*divided(12, 1)], "a step is of 16 triples there, of 12 here"),
+    ):
+        output = run("drivers.run_warmup", *flags, *more, "--output_dir", whole, "--dry_run", code=3 if why else 0)
+        assert why in output
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")), "a --dry_run has written"
+
+
 def test_a_stale_handle_on_the_first_process_ends_all_of_them_at_once(
     tiny_preprocessed: Path, static_warmup: Path, bm25: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +227,15 @@ def test_a_stale_trainer_stops_with_its_state_saved_and_goes_on_with_newer_negat
     assert "--max_staleness_steps is 23" in output
     assert max(exchange.numbered(arm / "checkpoints", exchange.CHECKPOINT_PATTERN)) == 24
     assert "of the model of 24 steps ago" in run("drivers.run_ann", *trainer, *limit, code=4)
+    before = sorted((path, path.stat().st_mtime_ns) for path in arm.rglob("*"))
+    for words, name in (
+        ((*trainer, "--warmup_steps"), "warmup_steps"),
+        ((*generator, "--topk_training"), "topk_training"),
+    ):
+        program = "drivers.run_ann" if words[:-1] == (*trainer,) else "drivers.run_ann_data_gen"
+        assert "{" in run(program, *words[:-1], "--dry_run")
+        assert f" was made with other flags: {name} 5" in run(program, *words, "7", "--dry_run", code=3)
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in arm.rglob("*")), "a --dry_run has written"
     run("drivers.run_ann_data_gen", *generator, "--end_output_num", "1")
     output = run("drivers.run_ann", *trainer, *limit, code=4)
     assert "refresh 1 from step 24" in output and "taken up at step 24" in output

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import RobertaConfig
 
 from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
+from drivers.shared import seed_everything
 from drivers.trainer import Trainer
 from model.encoder import load_encoder
 from model.lamb import Lamb
@@ -486,11 +487,18 @@ def test_a_damaged_optimiser_is_refused(tmp_path: Path, name: str, damage: str) 
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_state_of_fewer_processes_is_refused(tmp_path: Path) -> None:
+def test_a_process_that_the_earlier_job_did_not_have_keeps_its_own_draws(tmp_path: Path) -> None:
     state = stored_run(tmp_path, static_encoder(), "lamb")
-    state.world = World(1, 2, ALONE.device)
-    with pytest.raises(UserError, match="has no state of rank 1; start as many processes as before"):
-        load_state(state, tmp_path, 1)
+    drawn = []
+    for world, step in ((ALONE, 1), (World(1, 2, ALONE.device), 1), (World(1, 2, ALONE.device), 2)):
+        state.world = world
+        seed_everything(7, world.rank, step)
+        load_state(state, tmp_path, step)
+        drawn.append(torch.rand(64).tolist())
+    torch.manual_seed(int(np.random.SeedSequence([7, 1, 1]).generate_state(1, np.uint64)[0]))
+    assert drawn[1] == torch.rand(64).tolist()
+    load_state(state, tmp_path, 1)
+    assert len({tuple(draws) for draws in drawn}) == 3, "neither process 0's, nor of an earlier step again"
 
 
 def test_another_model_s_or_optimiser_s_state_is_refused(tmp_path: Path) -> None:

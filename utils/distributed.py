@@ -69,13 +69,22 @@ def own_device(no_cuda: bool) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def has_launcher() -> bool:
+    """Whether the environment says how many processes there are: torchrun's, or a --dry_run's of utils.launch."""
+    return "WORLD_SIZE" in os.environ
+
+
+def processes_of_launcher() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def start(no_cuda: bool, timeout_seconds: float) -> World:
     """Join the process group torchrun describes: nccl on GPUs, gloo on the CPU.
 
     A collective that another rank does not join within ``timeout_seconds`` ends this one: see `collective`.
     RankGone where one does not join the group.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size = int(os.environ.get("RANK", "0")), processes_of_launcher()
     device = own_device(no_cuda)
     use_cuda = device.type == "cuda"
     if use_cuda:

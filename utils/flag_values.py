@@ -1,17 +1,19 @@
-"""What the value of a flag may be: the range of a number, and what a path means.
+"""How a flag is declared: with the range of a number, what a path means, and what its value decides.
 
-Both are declared with the flag, and checked by the parser of the program. Nothing but the standard library is imported.
+Ranges and paths are checked by the parser of the program. Nothing but the standard library is imported.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 Number = int | float
+Decides = Literal["result", "step", "bytes", "nothing"]
 AnyNumber = TypeVar("AnyNumber", int, float)
 
 LARGEST_INTEGER = 2**63 - 1  # numpy's and torch's
@@ -99,3 +101,46 @@ def _checked(value: AnyNumber, range_: Range) -> AnyNumber:
     if problem := range_.problem(value):
         raise argparse.ArgumentTypeError(f"is {value}, {problem}")
     return value
+
+
+# Declaring one
+
+
+def flag(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    at_least: Number | None = None,
+    above: Number | None = None,
+    at_most: Number | None = None,
+    is_path: bool = False,
+    decides: Decides | None = None,
+    **extra: Any,
+) -> Any:
+    """One flag of a program. What else is given is argparse's, such as ``aliases``.
+
+    A number must have at least one end of its range: ``at_least``, ``above``, ``at_most``. ``is_path``: a ``~`` is
+    expanded, and "" refused where it is not the default; a name of the hub passes as it is.
+
+    ``decides`` says what another value means to a run that has begun: "result", another run; "bytes", the same
+    mathematics with other rounding and draws of dropout; "step", as `drivers.resuming.step_refusal` has it; "nothing"
+    where its effect is recorded as something else (the sha256 of what a path names, the type that --dtype resolves to,
+    the key of the embeddings) or it has none. Without a word it decides the result, a path nothing.
+    """
+    extra["decides"] = decides or ("nothing" if is_path else "result")
+    if not at_least is above is at_most is None:
+        extra["range"] = Range(at_least, above, at_most)
+    return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%"), "is_path": is_path, **extra})
+
+
+def tristate(help: str) -> Any:
+    """A boolean that also knows "not given": ``--x`` and ``--x true`` are True, ``--x false`` is False.
+
+    It decides nothing by itself, but what it is another word for.
+    """
+    return flag(None, help, decides="nothing", nargs="?", const=True)
+
+
+def names_deciding(flags_class: type[Any], *what: Decides) -> frozenset[str]:
+    """The flags that say so at their declaration."""
+    return frozenset(field.name for field in dataclasses.fields(flags_class) if field.metadata["decides"] in what)

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 try:
@@ -26,7 +26,7 @@ except ModuleNotFoundError as missing:
     )
     sys.exit(2)
 
-from utils.flag_values import LARGEST_INTEGER, LONGEST_SECONDS, Number, OneLineParser, Range, expand_path
+from utils.flag_values import LARGEST_INTEGER, LONGEST_SECONDS, OneLineParser, Range, expand_path, flag, tristate
 
 # Flags of programs that are not part of this project yet, or that cannot mean anything here.
 # A command line that uses one fails with the line that says what to write instead.
@@ -39,37 +39,14 @@ REFUSED = {
 
 
 SMALLEST_EPSILON = 1e-30  # in float32 it is not 0: by 0 a weight without a gradient would become nan
-NOT_ARGPARSE = ("range", "is_path")  # of a flag's metadata, what is for this module
-
-
-def flag(
-    default: Any = MISSING,
-    help: str = "",
-    *,
-    at_least: Number | None = None,
-    above: Number | None = None,
-    at_most: Number | None = None,
-    is_path: bool = False,
-    **extra: Any,
-) -> Any:
-    """One flag of a program. What else is given is argparse's, such as ``aliases``.
-
-    A number must have at least one end of its range: ``at_least``, ``above``, ``at_most``. ``is_path``: a ``~`` is
-    expanded, and "" refused where it is not the default; a name of the hub passes as it is.
-    """
-    if not at_least is above is at_most is None:
-        extra["range"] = Range(at_least, above, at_most)
-    return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%"), "is_path": is_path, **extra})
-
-
-def tristate(help: str) -> Any:
-    """A boolean that also knows "not given": ``--x`` and ``--x true`` are True, ``--x false`` is False."""
-    return flag(None, help, nargs="?", const=True)
+NOT_ARGPARSE = ("range", "is_path", "decides")  # of a flag's metadata, what is for this module
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramFlags:
-    dry_run: bool = flag(False, "parse, resolve and check what can be checked, print the flags as JSON, and exit")
+    dry_run: bool = flag(
+        False, "parse, resolve and check what can be checked, print the flags as JSON, and exit", decides="nothing"
+    )
 
     DEFAULTS: ClassVar[dict[str, Any]] = {}  # where a program's default differs from the group's
     RANGES: ClassVar[dict[str, Range]] = {}  # and where its range does
@@ -86,7 +63,9 @@ class SeedFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentFlags:
-    max_doc_character: int = flag(10000, "characters kept of a document before tokenizing", at_least=1)
+    max_doc_character: int = flag(
+        10000, "characters kept of a document before tokenizing", at_least=1, decides="nothing"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,24 +121,32 @@ class ComputeFlags:
         128,
         "texts of --max_seq_length tokens that an encoding batch may hold; shorter texts make larger batches",
         at_least=1,
+        decides="nothing",
     )
-    no_cuda: bool = flag(False, "stay on the CPU even where there is a GPU")
+    no_cuda: bool = flag(False, "stay on the CPU even where there is a GPU", decides="nothing")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] | None = flag(
-        None, "type to compute in; auto: bf16 where the hardware is quick at it; default: auto, in training fp32"
+        None,
+        "type to compute in; auto: bf16 where the hardware is quick at it; default: auto, in training fp32",
+        decides="nothing",
     )
-    fp16: bool = flag(False, "the same as --dtype fp16 (training: with loss scaling)")
-    bf16: bool = flag(False, "the same as --dtype bf16")
-    compile: bool = flag(False, "torch.compile each model that is loaded: a minute, then faster, mostly on a GPU")
+    fp16: bool = flag(False, "the same as --dtype fp16 (training: with loss scaling)", decides="nothing")
+    bf16: bool = flag(False, "the same as --dtype bf16", decides="nothing")
+    compile: bool = flag(
+        False, "torch.compile each model that is loaded: a minute, then faster, mostly on a GPU", decides="bytes"
+    )
     collective_timeout_seconds: float = flag(
         1800.0,
         "several processes: a rank that the others have waited for so long ends the job",
         above=0,
         at_most=LONGEST_SECONDS,
+        decides="nothing",
     )
-    fp16_opt_level: str = flag("O1", "apex's word: O0 is float32, O1 is autocast; O2 and O3 are refused")
-    local_rank: int = flag(-1, "ignored: torchrun sets it in the environment", at_least=-1)
-    server_ip: str = flag("", "ignored: start with python -m debugpy instead")
-    server_port: str = flag("", "ignored: start with python -m debugpy instead")
+    fp16_opt_level: str = flag(
+        "O1", "apex's word: O0 is float32, O1 is autocast; O2 and O3 are refused", decides="nothing"
+    )
+    local_rank: int = flag(-1, "ignored: torchrun sets it in the environment", at_least=-1, decides="nothing")
+    server_ip: str = flag("", "ignored: start with python -m debugpy instead", decides="nothing")
+    server_port: str = flag("", "ignored: start with python -m debugpy instead", decides="nothing")
 
     IGNORED: ClassVar[dict[str, str]] = {
         "server_ip": "for remote debugging start with python -m debugpy",
@@ -171,8 +158,8 @@ class ComputeFlags:
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlags(SeedFlags, ComputeFlags):
     output_dir: str = flag(help="where checkpoints and logs are written", is_path=True)
-    task_name: str = flag("msmarco", "ignored: --data_dir decides the task")
-    do_lower_case: bool = flag(False, "ignored: the tokenizer's own files decide")
+    task_name: str = flag("msmarco", "ignored: --data_dir decides the task", decides="nothing")
+    do_lower_case: bool = flag(False, "ignored: the tokenizer's own files decide", decides="nothing")
     log_dir: str = flag("", "TensorBoard directory; default OUTPUT_DIR/tensorboard", is_path=True)
     optimizer: Literal["lamb", "adamW", "apex_fused_lamb"] = flag("lamb", "optimiser")
     learning_rate: float = flag(5e-5, "peak learning rate", above=0)
@@ -182,17 +169,24 @@ class TrainingFlags(SeedFlags, ComputeFlags):
     max_steps: int = flag(1_000_000, "optimiser steps to train", at_least=1, at_most=LARGEST_INTEGER)
     warmup_steps: int = flag(0, "steps of linear learning-rate warmup", at_least=0, at_most=LARGEST_INTEGER)
     per_gpu_train_batch_size: int = flag(
-        8, "triples (run_ann) or queries (run_warmup) per process and micro-batch", at_least=1
+        8, "triples (run_ann) or queries (run_warmup) per process and micro-batch", at_least=1, decides="step"
     )
-    gradient_accumulation_steps: int = flag(1, "micro-batches per optimiser step", at_least=1)
+    gradient_accumulation_steps: int = flag(1, "micro-batches per optimiser step", at_least=1, decides="step")
     grad_cache_tokens: int = flag(
-        0, "GradCache: a batch of any size in passes of so many tokens, each made twice; 0: in one go", at_least=0
+        0,
+        "GradCache: a batch of any size in passes of so many tokens, each made twice; 0: in one go",
+        at_least=0,
+        decides="bytes",
     )
-    gradient_checkpointing: bool = flag(False, "less memory: make each layer's activations a second time")
-    logging_steps: int = flag(500, "steps between log lines", at_least=1, at_most=LARGEST_INTEGER)
-    save_steps: int = flag(500, "steps between checkpoints", at_least=1, at_most=LARGEST_INTEGER)
+    gradient_checkpointing: bool = flag(
+        False, "less memory: make each layer's activations a second time", decides="bytes"
+    )
+    logging_steps: int = flag(500, "steps between log lines", at_least=1, at_most=LARGEST_INTEGER, decides="nothing")
+    save_steps: int = flag(500, "steps between checkpoints", at_least=1, at_most=LARGEST_INTEGER, decides="nothing")
     load_optimizer_scheduler: bool = flag(False, "go on with the optimiser and schedule stored beside the checkpoint")
-    overwrite_output_dir: bool = flag(False, "remove the run that --output_dir holds, and start anew")
+    overwrite_output_dir: bool = flag(
+        False, "remove the run that --output_dir holds, and start anew", decides="nothing"
+    )
     loss: Literal["pairwise", "in_batch"] = flag(
         "pairwise", "pairwise: ANCE's NLL of one positive and one negative; in_batch: softmax over the whole batch"
     )
@@ -208,14 +202,19 @@ class ExchangeFlags:
     """How a job shows that it lives, and goes on where an earlier one stopped."""
 
     resume: Literal["auto", "never"] = flag(
-        "auto", "auto: go on where the directory holds a run of the same flags; never: refuse such a directory"
+        "auto",
+        "auto: go on where the directory holds a run of the same flags; never: refuse such a directory",
+        decides="nothing",
     )
-    heartbeat_seconds: float = flag(10.0, "between two signs of life of a job", above=0, at_most=LONGEST_SECONDS)
+    heartbeat_seconds: float = flag(
+        10.0, "between two signs of life of a job", above=0, at_most=LONGEST_SECONDS, decides="nothing"
+    )
     lease_seconds: float = flag(
         180.0,
         "a job silent for so long counts as dead; keep it above the minute that network file systems may cache",
         above=0,
         at_most=LONGEST_SECONDS,
+        decides="nothing",
     )
 
 
@@ -241,7 +240,9 @@ class SelectionFlags(SeedFlags):
         5, "negatives per query where the strategy names no number (top_bottom: twice that)", at_least=1
     )
     negative_strategy: str | None = flag(
-        None, "top, top_bottom, bottom, random, or what README's table of strategies has: ranks:21-60, top:10+random:10"
+        None,
+        "top, top_bottom, bottom, random, or what README's table of strategies has: ranks:21-60, top:10+random:10",
+        decides="nothing",
     )
     min_rank: int = flag(1, "candidates ranked above this one are never negatives", at_least=1)
     max_positive_ratio: float = flag(
@@ -257,7 +258,9 @@ class SelectionFlags(SeedFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class KeepFlags:
-    keep_candidates: bool = flag(False, "publish the candidates too: python -m data.negatives then selects from them")
+    keep_candidates: bool = flag(
+        False, "publish the candidates too: python -m data.negatives then selects from them", decides="nothing"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +287,7 @@ class SearchFlags:
     search_backend: Literal["auto", "faiss", "torch"] = flag(
         "auto",
         "auto: faiss where installed (torch for an exact search on a GPU that this faiss cannot use), else torch",
+        decides="nothing",
     )
     faiss_index: str = flag("Flat", "faiss index_factory string; Flat is exact")
     nprobe: int = flag(0, "cells visited by an IVF index; 0 keeps the index's own", at_least=0)
@@ -291,6 +295,7 @@ class SearchFlags:
         0,
         "an exact search takes no more, beside the queries and their lists; 0: 512 on a CPU, 4096 on a GPU",
         at_least=0,
+        decides="nothing",
     )
 
 

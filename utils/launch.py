@@ -66,9 +66,11 @@ def signals_as_stop_file(directory: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def check(words: list[str]) -> None:
-    """The program's own preflight, in a single process; ends this one where it fails."""
-    code = subprocess.run([sys.executable, "-m", *words, "--dry_run"], stdout=subprocess.DEVNULL).returncode
+def check(words: list[str], processes: int) -> None:
+    """The program's own preflight, in a single process that knows how many there will be; ends this one if it fails."""
+    environment = {**os.environ, "WORLD_SIZE": str(processes)}
+    command = [sys.executable, "-m", *words, "--dry_run"]
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, env=environment).returncode
     if code != 0:
         sys.exit(as_exit_code(code))
 
@@ -120,7 +122,7 @@ def main() -> None:
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="its flags")
     given = parser.parse_args()
     words = [given.module, *given.flags]
-    check(words)
+    check(words, given.processes)
     with tempfile.TemporaryDirectory(prefix="launch-") as directory, signals_as_stop_file(Path(directory)):
         code = run_workers(given.processes, words, Path(directory) / "exit_code")
     sys.exit(code)

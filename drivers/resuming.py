@@ -1,0 +1,78 @@
+"""What of a job's flags may differ from those of the run that it resumes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
+from utils.errors import Disagreement
+from utils.flag_values import names_deciding
+from utils.flags import TrainingFlags
+from utils.waiting import say_once
+
+DECIDE_BYTES = frozenset[str]().union(
+    *(names_deciding(program, "bytes") for program in (AnnFlags, GenerateFlags, WarmupFlags))
+)
+# How a step's triples are divided; `processes` is no flag, but the launcher's.
+DIVIDE_STEP = names_deciding(TrainingFlags, "step") | {"processes"}
+
+
+def what_differs(
+    ours: dict[str, Any], theirs: dict[str, Any], what: str, names: tuple[str, ...] | None = None
+) -> dict[str, str]:
+    """{name: both values in words}: of ``names``, or all; a name that one of the two does not know is passed over.
+
+    ``what`` was made with ``theirs``.
+    """
+    shared = [name for name in names or tuple(ours) if name in ours and name in theirs]
+    if is_model_unknown(theirs) and "initial_model_sha256" in shared:
+        say_once(f"{what} does not say which model it began from (an earlier version wrote it): not compared")
+        shared.remove("initial_model_sha256")
+    return {name: f"{name} {theirs[name]} there, {ours[name]} here" for name in shared if theirs[name] != ours[name]}
+
+
+def is_model_unknown(record: dict[str, Any]) -> bool:
+    """Whether it is of a version that left models blank which were not one file in a directory.
+
+    Those versions recorded no ``initial_config_sha256``; in a record of ours a blank is no model's.
+    """
+    return record.get("initial_model_sha256") == "" and "initial_config_sha256" not in record
+
+
+def check_resumes(ours: dict[str, Any], theirs: dict[str, Any], what: str, remedy: str) -> str:
+    """Whether a job of the flags ``ours`` may resume ``what``, which was begun with ``theirs``.
+
+    Disagreement (exit 3) names all that differs, with both values. What differs but does not decide the result is
+    returned, in words: from here on the bytes may be others. "": they are the same.
+    """
+    differing = what_differs(ours, theirs, what)
+    refusal = step_refusal(ours, theirs) if DIVIDE_STEP & differing.keys() else ""
+    allowed = DECIDE_BYTES if refusal else DECIDE_BYTES | DIVIDE_STEP
+    if refused := [words for name, words in differing.items() if name not in allowed]:
+        reason = f" ({refusal})" if refusal else ""
+        raise Disagreement(f"{what} was made with other flags: {'; '.join(refused)}{reason}; {remedy}")
+    return "; ".join(differing.values())
+
+
+def step_refusal(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Why a step of ``ours`` is not one of ``theirs``, divided in another way; "" where it is.
+
+    The pairwise loss is a mean over the step's triples, and a run's position is so many of them: only the product of
+    DIVIDE_STEP counts. The in-batch loss takes a triple's negatives from its own micro-batch, of all processes.
+    """
+    if ours.get("loss") != "pairwise":
+        return f"with --loss {ours.get('loss')} a micro-batch decides its negatives"
+    there = math.prod(theirs.get(name, ours.get(name, 1)) for name in DIVIDE_STEP)
+    here = math.prod(ours.get(name, 1) for name in DIVIDE_STEP)
+    # A --dry_run without a launcher does not know the number of processes.
+    if here == there or ("processes" not in ours and there % here == 0):
+        return ""
+    return (
+        f"a step is of {there} triples there, of {here} here: give batch x micro-batches x processes the same product"
+    )
+
+
+def resumed_otherwise(what: str, differing: str) -> str:
+    """The line that says so."""
+    return f"resuming {what} with {differing}: the same mathematics, but bytes may differ from here"
