@@ -16,7 +16,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.metrics import LARGEST_GRADE
-from utils.text_files import check_first_line, columns_of, numbered_lines
+from utils.text_files import check_end, check_first_line, columns_of, numbered_lines
 
 Split = Literal["train", "dev"]
 SPLITS: tuple[Split, ...] = ("train", "dev")
@@ -85,8 +85,11 @@ def _plain_or_gzipped(directory: Path, name: str) -> Path | None:
 
 
 def find_collection(directory: Path, data_type: int) -> RawCollection:
-    """All raw files of a collection. UserError where one is missing, empty or begins with a header, or ``data_type`` is
-    the wrong one."""
+    """All raw files of a collection.
+
+    UserError where one is missing or empty, begins with a header or ends without a line end, or ``data_type`` is the
+    wrong one.
+    """
     names, other = RAW_NAMES[data_type], RAW_NAMES[1 - data_type]
     if _plain_or_gzipped(directory, names.passages) is None and _plain_or_gzipped(directory, other.passages):
         raise UserError(
@@ -100,6 +103,7 @@ def find_collection(directory: Path, data_type: int) -> RawCollection:
     )
     for path in collection.files():
         check_first_line(path)
+        check_end(path)
     return collection
 
 

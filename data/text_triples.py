@@ -13,7 +13,7 @@ from data.raw_files import clean_text
 from data.tokenizing import encoder_at, load_tokenizer
 from data.training_data import Batch, Triples, make_batch
 from utils.errors import UserError
-from utils.text_files import numbered_lines
+from utils.text_files import check_end, numbered_lines
 
 TextTriple = tuple[str, str, str]
 
@@ -31,6 +31,13 @@ def read_text_triples(path: Path, max_doc_character: int) -> Iterator[TextTriple
             raise UserError(f"{path}, line {number}: a text is blank, expected query, positive, negative text")
         query, positive, negative = map(clean_text, columns)
         yield query, positive[:max_doc_character], negative[:max_doc_character]
+
+
+def check_triples(path: Path) -> str:
+    """What a look at the file's end says. UserError where its last line has no end, or is blank."""
+    if check_end(path):
+        return f"triples: {path} ends with a whole line"
+    return f"triples: {path} is large and gzipped: its end is not looked at before it is reached"
 
 
 def batches_of_text_triples(

@@ -15,7 +15,13 @@ import torch
 
 from data.preprocessed import Preprocessed
 from data.raw_files import Split
-from data.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer, read_text_triples
+from data.text_triples import (
+    batches_of_text_triples,
+    check_triples,
+    make_text_batch,
+    open_text_tokenizer,
+    read_text_triples,
+)
 from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
 from drivers.agreement import (
     OWN_RUN,
@@ -58,6 +64,7 @@ from utils.metrics import reach
 from utils.overlap import prefetched
 from utils.run_log import say
 from utils.stopping import StopRequested
+from utils.text_files import may_have_had
 
 EVALUATION_DEPTH = 10  # of MRR@10
 
@@ -145,6 +152,8 @@ def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[Negat
         if not path.is_file() or path.stat().st_size == 0:
             raise UserError(f"{path} is missing or empty, expected lines of query, positive and negative text")
         next(read_text_triples(path, collection.manifest["max_doc_character"]))
+        if flags.dry_run:  # a job does it later, saying so
+            check_triples(path)
         return None, path
     refresh = exchange.read_refresh(Path(flags.bm25_dir), 0)
     lists = read_negative_lists(refresh.path)
@@ -160,6 +169,7 @@ def run(job: Job, resolved_flags: str) -> None:
     splits: list[Split] = ["train"] if flags.do_train else []
     splits += ["dev"] if flags.do_eval or flags.evaluate_during_training else []
     inputs = check_collection(job.collection, job.tokenizer, splits)
+    inputs += [partial(check_triples, job.triples)] if job.triples is not None else []
     checks.first(*inputs, partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
     if world.is_first and job.candidates_QK is not None:
         longest, passages = job.candidates_QK.shape[1], len(job.collection.passages)
@@ -209,7 +219,7 @@ def source_of(job: Job) -> dict[str, Any]:
     """What the warmup starts from and trains on, by what it is and not where it lies."""
     flags = job.flags
     if job.triples is not None:  # 27 GB at MS MARCO: its size has to do
-        source: dict[str, Any] = {"triples_bytes": job.triples.stat().st_size}
+        source: dict[str, Any] = {"triples_bytes": size_of_triples(job.triples, job.output_dir)}
     else:
         source = {"negatives_sha256": publishing.sha256_of(exchange.negatives_path(Path(flags.bm25_dir), 0))}
     config = Path(flags.config_name)
@@ -217,6 +227,14 @@ def source_of(job: Job) -> dict[str, Any]:
     if not flags.config_name or not config.is_dir():
         source["config_sha256"] = publishing.sha256_of(config) if config.is_file() else ""
     return {**source, **identity_of(flags.model_name_or_path, flags.model_type, flags.config_name)}
+
+
+def size_of_triples(triples: Path, output_dir: Path) -> int:
+    """In bytes; as the directory's run has it where only the end of the last line has been fixed since."""
+    recorded = ((exchange.read_run(output_dir) or {}).get("science") or {}).get("triples_bytes")
+    if isinstance(recorded, int) and may_have_had(triples, recorded):
+        return recorded
+    return triples.stat().st_size
 
 
 def first_encoder(job: Job) -> Any:

@@ -22,7 +22,7 @@ from data.raw_files import (
 )
 from utils import text_files
 from utils.errors import UserError
-from utils.text_files import estimate_lines
+from utils.text_files import check_end, estimate_lines, may_have_had
 
 
 def written(directory: Path, content: bytes, name: str = "collection.tsv") -> Path:
@@ -209,3 +209,57 @@ def test_estimated_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped
     assert estimate_lines(path) == 20_000
     monkeypatch.setattr(text_files, "SAMPLE_BYTES", 100_000)
     assert estimate_lines(path) == pytest.approx(20_000, rel=0.25)
+
+
+ENDS = {
+    b"1\tgood\n": "",
+    b"1\tgood\r\n": "",
+    b"1\tgood\n" * 5000: "",
+    b"1\tgo\n\n2\td\n": "",  # which the reader finds in its turn
+    b"1\tgood": "the last line has no line end",
+    b"1\tgood\n" * 5000 + b"2\tgoo": "the last line has no line end",
+    b"1\tgood\n\n": "the last line is empty",
+    b"1\tgood\r\n\r\n": "the last line is empty",
+    b"1\tgood\n \t\n": "the last line is empty",
+    b"\n": "the last line is empty",
+}
+
+
+@pytest.mark.parametrize("content", ENDS, ids=range(len(ENDS)))
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_end_of_a_file_is_seen_before_all_else_is_read(tmp_path: Path, content: bytes, zipped: bool) -> None:
+    path = written(tmp_path, gzip.compress(content) if zipped else content, "queries.tsv")
+    if not ENDS[content]:
+        assert check_end(path)
+        return
+    with pytest.raises(UserError, match=rf"queries.tsv, line {len(content.splitlines())}: {ENDS[content]}"):
+        check_end(path)
+    with pytest.raises(UserError):  # the reader finds the same, in the end
+        list(read_queries(path))
+
+
+def test_a_large_gzipped_file_is_not_unpacked_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, gzip.compress(b"1\tgood"))
+    monkeypatch.setattr(text_files, "GZIPPED_BYTES", path.stat().st_size - 1)
+    assert not check_end(path)
+    plain = written(tmp_path, b"1\tgood" * 99, "plain.tsv")
+    with pytest.raises(UserError, match="no line end"):
+        check_end(plain)
+
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("fault", ["cut off", "an empty line"])
+def test_no_file_of_a_collection_is_begun_that_ends_wrongly(tiny_collection: Path, number: int, fault: str) -> None:
+    path = find_collection(tiny_collection, 1).files()[number]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] if fault == "cut off" else whole + b"\n")
+    with pytest.raises(UserError, match=f"{path.name}, line [0-9]+: the last line "):
+        find_collection(tiny_collection, 1)
+
+
+def test_a_file_whose_end_was_fixed_is_known_by_its_size(tmp_path: Path) -> None:
+    for end in (b"\n", b"\r\n"):
+        path = written(tmp_path, b"1\tgood" + end)
+        sizes = {size for size in range(20) if may_have_had(path, size)}
+        assert sizes == {6, 6 + 2 * len(end)}
+    assert not any(may_have_had(written(tmp_path, gzip.compress(b"1\tgood\n")), size) for size in range(99))

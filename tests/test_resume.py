@@ -168,6 +168,36 @@ def test_a_run_resumes_with_flags_that_leave_the_mathematics_alone(
     assert before == sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")), "a --dry_run has written"
 
 
+def test_triples_that_end_wrongly_are_refused_before_a_run_begins_and_their_run_resumes_once_they_do_not(
+    tiny_preprocessed: Path, tiny_collection: Path, static_warmup: Path, tmp_path: Path
+) -> None:
+    texts = [line.split("\t")[1] for line in (tiny_collection / "collection.tsv").read_text().splitlines()]
+    triples, output_dir = tmp_path / "triples.tsv", tmp_path / "out"
+    whole = "".join(f"{texts[i][:20]}\t{texts[i]}\t{texts[i + 9]}\n" for i in range(40))
+    flags = [
+        "--data_dir", tiny_preprocessed, "--triples", triples, "--do_train", "--train_model_type", "static",
+        "--model_name_or_path", static_warmup, *LENGTHS, "--max_steps", "10", "--save_steps", "3", *SIGNS,
+    ]  # fmt: skip
+    for text, why in ((whole[:-1], "no line end"), (f"{whole}\n", "empty")):
+        triples.write_text(text)
+        for more in ([], ["--dry_run"]):
+            output = run("drivers.run_warmup", *flags, "--output_dir", output_dir, *more, code=2)
+            assert f"run_warmup: error: {triples}, line 4" in output and why in output
+            assert not (output_dir / "RUN.json").exists()
+    triples.write_text(whole)
+    run("drivers.run_warmup", *flags, "--output_dir", output_dir)
+    # An earlier version began with them as they were, and died at the end of the file.
+    stored = publishing.read_sealed(output_dir / "RUN.json")
+    died = from_the_middle(output_dir, tmp_path / "died", 3)
+    stored["science"]["triples_bytes"] -= 1
+    (died / "RUN.json").write_text(publishing.sealed(stored))
+    assert "going on from checkpoint-3" in run("drivers.run_warmup", *flags, "--output_dir", died)
+    assert weights(died, 10) == weights(output_dir, 10)
+    stored["science"]["triples_bytes"] -= 1
+    (died / "RUN.json").write_text(publishing.sealed(stored))
+    assert "triples_bytes" in run("drivers.run_warmup", *flags, "--output_dir", died, code=3)
+
+
 def test_a_stale_handle_on_the_first_process_ends_all_of_them_at_once(
     tiny_preprocessed: Path, static_warmup: Path, bm25: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

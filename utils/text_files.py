@@ -27,6 +27,11 @@ q0 0 iter iteration rank score tag run runid runname rel relevance label grade j
 """
 COLUMN_NAMES = frozenset(NAMES.split())
 READ_BYTES = 1 << 20
+TAIL_BYTES = 1 << 12
+GZIPPED_BYTES = 1 << 30  # a larger file is not unpacked for a look at its end: this takes some 20 seconds
+NO_LINE_END = (
+    "the last line has no line end, so the file looks cut off; fetch it again, or end it with a newline if it is whole"
+)
 SAMPLE_BYTES = 4 << 20
 
 
@@ -87,10 +92,49 @@ def read_lines(path: Path) -> Iterator[str]:
     if number == 0:
         raise UserError(f"{path} is empty, expected one record per line; fetch it again")
     if not line.endswith(b"\n"):
-        raise UserError(
-            f"{path}, line {number}: the last line has no line end, so the file looks cut off; "
-            "fetch it again, or end it with a newline if it is whole"
-        )
+        raise UserError(f"{path}, line {number}: {NO_LINE_END}")
+
+
+def check_end(path: Path) -> bool:
+    """UserError where the last line has no end or is blank, which `read_lines` sees when all else has been read.
+
+    Of a plain file the last bytes are looked at. A gzipped one has to be unpacked up to them, which also finds damage;
+    False where it is larger than GZIPPED_BYTES, and is not looked at.
+    """
+    if _is_gzip(path) and path.stat().st_size > GZIPPED_BYTES:
+        return False
+    tail = _tail(path)
+    fault = "" if tail.endswith(b"\n") else NO_LINE_END
+    if not fault and not tail[:-1].rpartition(b"\n")[2].strip():
+        fault = "the last line is empty, expected a record; remove that line"
+    if fault:
+        with open_text(path) as lines:
+            raise UserError(f"{path}, line {sum(1 for _ in lines)}: {fault}")
+    return True
+
+
+def _tail(path: Path) -> bytes:
+    """The last bytes of the text."""
+    if not _is_gzip(path):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            return file.read()
+    tail = b""
+    with open_text(path) as file:
+        while part := file.read(READ_BYTES):
+            tail = (tail + part)[-TAIL_BYTES:]
+    return tail
+
+
+def may_have_had(path: Path, size_bytes: int) -> bool:
+    """Whether a file was of this size before its end was fixed as `check_end` asks: a line end added, or one removed.
+
+    Of a gzipped file nobody can tell.
+    """
+    if _is_gzip(path):
+        return False
+    line_end = 2 if _tail(path).endswith(b"\r\n") else 1
+    return abs(path.stat().st_size - size_bytes) == line_end
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
