@@ -181,7 +181,7 @@ def run_steps(job: Job, trainer: Trainer, course: Course, peer: Peer) -> None:
             refresh = refresh_for_step(job, here, course, peer, state.step, in_use.refresh if in_use else None)
             if in_use is None or refresh.number != in_use.refresh.number:
                 agree(here, partial(check_origin, job, trainer.record, refresh, course.model_of_step))
-                log_seen(trainer, in_use)
+                distributed.on_process0(here.world, partial(log_seen, trainer, in_use))
                 in_use = take_up(job, trainer, course, refresh)
             check_staleness(job, here, state.step, in_use.refresh)
             here.check_stop()
