@@ -29,6 +29,7 @@ from model.training import TrainingStep, backward, tensors_of
 from utils.disk import in_bytes
 from utils.distributed import World
 from utils.errors import UserError, one_line
+from utils.norms import problem_of
 
 CPU_TEXTS = 4  # of a batch on the CPU, where it is the minute that runs out, not the memory
 
@@ -107,9 +108,9 @@ def check_encoding(
             encoder.eval()
             with torch.inference_mode(), autocast(device, settings.dtype):
                 embeddings_BD = encoder(ids_BL, attention_mask(ids_BL, lengths_B)).float()
-            if not bool(torch.isfinite(embeddings_BD).all()):
+            if problem := problem_of(embeddings_BD.cpu().numpy()):
                 raise UserError(
-                    f"the model's embeddings of {what} are not finite; take an older checkpoint, or compute in --bf16"
+                    f"the model's embeddings of {what} {problem}; take an older checkpoint, or compute in --bf16"
                 )
             told.append(f"{len(rows)} {what} of up to {longest} tokens")
         memory = peak_memory(device, "per_gpu_eval_batch_size")

@@ -17,6 +17,7 @@ import torch
 
 from model.precision import autocast
 from utils.errors import UserError
+from utils.norms import problem_of
 from utils.overlap import prefetched
 
 LARGEST_BLOCK, SMALLEST_BLOCK, WANTED_BLOCKS = 8192, 32, 64
@@ -128,6 +129,6 @@ def encode_blocks(
 
 
 def check_finite(embeddings_MD: np.ndarray) -> np.ndarray:
-    if not np.isfinite(embeddings_MD).all():
-        raise UserError("the model's embeddings are not finite; take an older checkpoint, or compute in --bf16")
+    if problem := problem_of(embeddings_MD):
+        raise UserError(f"the model's embeddings {problem}; take an older checkpoint, or compute in --bf16")
     return embeddings_MD

@@ -10,6 +10,8 @@ stands in a line, the rest is skipped, and nothing in a log makes the reader fai
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import math
 import re
@@ -22,6 +24,9 @@ from typing import Any, Literal, NamedTuple
 from utils.errors import UserError, run_program
 from utils.flag_values import flag
 from utils.flags import ProgramFlags, flags_json, parse_flags
+from utils.json_text import json_text
+from utils.run_log import say
+from utils.text_files import open_text
 
 STEP = r"\d{1,18}(?!\d)"
 NUMBER = r"(?:[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|nan|-?inf)"
@@ -36,6 +41,8 @@ EVENT = re.compile(
     r"|^program (?P<program>\w+) run ",
     re.ASCII,
 )
+PACKED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z"}
+LONGEST_MAGIC = max(map(len, PACKED))
 LONGEST_OBJECT = 2000  # characters; bounds the time that a line of broken objects can take
 KIND_OF_PROGRAM = {"run_ann": "training", "run_warmup": "warmup", "run_ann_data_gen": "generation"}
 
@@ -151,6 +158,7 @@ def training_point(line: str, start: int) -> TrainingPoint | None:
     try:
         value, _ = json.JSONDecoder().raw_decode(line[start : start + LONGEST_OBJECT])
         step, learning_rate, loss = value["step"], value["learning_rate"], value["loss"]
+        learning_rate, loss = (math.nan if x is None else x for x in (learning_rate, loss))  # as `json_text` has it
         if any(isinstance(x, bool) or not isinstance(x, int | float) for x in (step, learning_rate, loss)):
             return None
         if step < 0 or step != int(step):
@@ -203,16 +211,21 @@ def read_lines(lines: Iterable[str], file: str = "") -> LogSeries:
 
 
 def read_log(path: str | Path) -> LogSeries:
-    """Read a log. Bytes that are not UTF-8 and NULs are junk like any other; a carriage return ends a line.
+    """Read a log, plain or gzipped, in UTF-8 or with the byte order mark of UTF-16.
 
-    UserError where ``path`` is not a file.
+    Bytes that are not of its encoding and NULs are junk like any other; a carriage return ends a line. UserError where
+    ``path`` is not a file, its gzip stream is damaged, or it is packed in another way.
     """
     path = Path(path)
     if not path.is_file():
         found = "is a directory" if path.is_dir() else "is not there"
         raise UserError(f"{path} {found}, expected the .out file of a job: name the file")
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        return read_lines(lines, str(path))
+    with open_text(path) as file, io.BufferedReader(file) as content:  # type: ignore[type-var]
+        first = content.peek(LONGEST_MAGIC)[:LONGEST_MAGIC]
+        if packed := next((name for magic, name in PACKED.items() if first.startswith(magic)), ""):
+            raise UserError(f"{path} is packed by {packed}, expected a log, plain or gzipped: unpack it first")
+        encoding = "utf-16" if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        return read_lines(io.TextIOWrapper(content, encoding, errors="replace"), str(path))
 
 
 def as_json(log: LogSeries) -> str:
@@ -230,15 +243,7 @@ def as_json(log: LogSeries) -> str:
         "finished_step": log.finished_step,
         "skipped_lines": log.skipped_lines,
     }
-    return json.dumps(finite(value))
-
-
-def finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json_text(value)
 
 
 def tsv_rows(log: LogSeries) -> Iterator[tuple[str, int | None, float]]:
@@ -300,6 +305,9 @@ def main() -> None:
         sys.stdout.write(flags_json(flags) + "\n")
         return
     logs = [read_log(file) for file in flags.files]
+    for log in logs:
+        if log.kind == "unknown":
+            say(f"read_log: warning: {log.file} holds no line of a training or generating program", sys.stderr)
     text = as_tsv(logs) if flags.format == "tsv" else "\n".join(as_json(log) for log in logs)
     sys.stdout.write(text + "\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -29,8 +30,9 @@ def logged_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-            by_step.setdefault(int(row["step"]), {}).update(row)
-        except (ValueError, KeyError, TypeError):
+            known = {name: math.nan if value is None else value for name, value in row.items()}  # see `json_text`
+            by_step.setdefault(int(row["step"]), {}).update(known)
+        except (ValueError, KeyError, TypeError, AttributeError):
             passed_over += 1
     return [by_step[step] for step in sorted(by_step)], passed_over
 

@@ -189,11 +189,19 @@ def test_bfloat16_is_close_and_stored_as_float32() -> None:
     assert abs(exact_MD - rounded_MD).max() < 0.1
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_embeddings_that_are_not_finite_are_refused(value: float) -> None:
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (float("nan"), "are not finite"),
+        (float("inf"), "are not finite"),
+        (1e20, r"have norms of up to 1e\+20, expected at most 1e\+18"),
+        (1e38, r"have norms of up to 1e\+38"),
+    ],
+)
+def test_embeddings_that_cannot_be_searched_are_refused(value: float, expected: str) -> None:
     _, texts = made_up_texts(40)
     encoder = make_encoder("static")
     with torch.no_grad():
         encoder.norm.bias[3] = value
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match=f"the model's embeddings {expected}"):
         encode(encoder, texts, (0, 40), 100)

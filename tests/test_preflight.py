@@ -355,6 +355,15 @@ def test_a_model_that_computes_no_numbers_is_refused(tiny_preprocessed: Path) ->
         check_training(encoder, collection, "pairwise", SIZE, ALONE, None)
 
 
+def test_a_model_whose_scores_overflow_is_refused(tiny_preprocessed: Path) -> None:
+    collection = opened(tiny_preprocessed)
+    encoder = static_encoder(collection)
+    with torch.no_grad():
+        encoder.norm.bias[0] = 1e20
+    with pytest.raises(UserError, match=r"embeddings of passages have norms of up to 1e\+20, expected at most 1e\+18"):
+        check_encoding(encoder, collection, "dev", settings(collection), ALONE.device)
+
+
 def test_a_gradient_that_is_not_finite_is_refused(tiny_preprocessed: Path) -> None:
     collection = opened(tiny_preprocessed)
     encoder = static_encoder(collection)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import dataclasses
+import gzip
 import json
+import lzma
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from results.read_log import (
+    PACKED,
     DevNdcg,
     Generation,
     TrainingPoint,
     WarmupMrr,
     as_json,
     as_tsv,
+    main,
     pair_generation,
     read_lines,
     read_log,
@@ -244,7 +251,49 @@ def test_junk_loses_no_line_and_adds_none(
 def test_any_bytes_are_read(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes.out"
     path.write_bytes(content)
-    json.loads(as_json(read_log(path)))
+    try:
+        json.loads(as_json(read_log(path)))
+    except UserError:
+        assert content.startswith((b"\x1f\x8b", *PACKED))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("is_gzipped", [False, True])
+def test_a_log_reads_the_same_however_it_was_saved(encoding: str, is_gzipped: bool, tmp_path: Path) -> None:
+    plain = read_log(write(tmp_path, OURS))
+    start = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    content = (start + OURS).encode(encoding)
+    path = tmp_path / "saved.out"
+    path.write_bytes(gzip.compress(content) if is_gzipped else content)
+    assert plain.training and read_log(path) == dataclasses.replace(plain, file=str(path))
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
+def test_a_log_packed_otherwise_is_named(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = tmp_path / "log.out"
+    path.write_bytes(pack(OURS.encode()))
+    with pytest.raises(UserError, match=r"log.out is packed by (bzip2|xz), expected a log, plain or gzipped"):
+        read_log(path)
+    path.write_bytes(gzip.compress(OURS.encode())[:-9])
+    with pytest.raises(UserError, match=r"log.out is truncated"):
+        read_log(path)
+
+
+def test_a_log_with_nothing_in_it_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "something else\n")
+    monkeypatch.setattr(sys, "argv", ["read_log", str(path)])
+    main()
+    out, error = capsys.readouterr()
+    assert json.loads(out)["kind"] == "unknown"
+    assert error == f"read_log: warning: {path} holds no line of a training or generating program\n"
+
+
+def test_a_null_is_a_number_that_was_not_finite(tmp_path: Path) -> None:
+    line = '{"step": 100, "learning_rate": 1e-06, "loss": null, "time": 1.0}\n'
+    (point,) = read_log(write(tmp_path, line)).training
+    assert (point.step, point.learning_rate) == (100, 1e-06) and math.isnan(point.loss)
 
 
 def test_json_holds_the_issue_s_keys_and_no_nan(tmp_path: Path) -> None:

@@ -264,12 +264,16 @@ def test_more_than_a_gpu_index_can_return_is_searched_by_torch(monkeypatch: pyte
     import faiss
 
     monkeypatch.setattr(faiss, "StandardGpuResources", None, raising=False)
-    monkeypatch.setattr(
-        search_module, "torch_top_k", lambda queries_QD, passages, k, options, advance: (options.device, k)
-    )
+    asked: list[Any] = []
+
+    def top_k(queries_QD: Any, passages: Any, k: int, options: SearchOptions, advance: Any) -> Any:
+        asked.append((options.device, k))
+        return np.zeros((1, k), np.float32), np.zeros((1, k), np.int64)
+
+    monkeypatch.setattr(search_module, "torch_top_k", top_k)
     options = SearchOptions("faiss", device=torch.device("cuda", 0))
-    found: Any = search(np.ones((1, 2), np.float32), np.ones((3000, 2), np.float32), 2048, options)
-    assert found == (torch.device("cuda", 0), 2048)
+    search(np.ones((1, 2), np.float32), np.ones((3000, 2), np.float32), 2048, options)
+    assert asked == [(torch.device("cuda", 0), 2048)]
 
 
 def test_backends_agree_on_real_vectors_and_mapped_files(tmp_path: Any) -> None:
@@ -394,3 +398,19 @@ def test_choosing_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted, index in (("faiss", "Flat"), ("auto", "IVF4,Flat"), ("torch", "IVF4,Flat")):
         with pytest.raises(UserError, match="faiss is not installed"):
             choose_backend(wanted, index)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_that_overflow_are_refused(backend: str) -> None:
+    """Of embeddings as large as may be no score is infinite; of larger ones on disk it is found in the lists."""
+    rows_XD = np.random.default_rng(5).standard_normal((30, 64))
+    unit_XD = rows_XD / np.linalg.norm(rows_XD, axis=1, keepdims=True)
+    allowed_XD = (unit_XD * 0.999e18).astype(np.float32)
+    scores_QK, rows_QK = search(allowed_XD[:5], allowed_XD, 7, options_of(backend))
+    expected_QK = np.sort(allowed_XD[:5].astype(np.float64) @ allowed_XD.T.astype(np.float64))[:, ::-1][:, :7]
+    assert np.isfinite(scores_QK).all() and rows_QK[:, 0].tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(scores_QK, expected_QK, rtol=1e-4, atol=1e30)
+    with pytest.raises(UserError, match=r"embeddings of queries have norms of up to 1e\+20"):
+        search((unit_XD[:5] * 1e20).astype(np.float32), allowed_XD, 7, options_of(backend))
+    with pytest.raises(UserError, match="scores are not finite"):
+        search(allowed_XD[:5], (unit_XD * 1e37).astype(np.float32), 7, options_of(backend))

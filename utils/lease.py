@@ -29,6 +29,7 @@ from typing import Any
 
 from utils import publishing
 from utils.errors import Fenced, Stopped, UserError, one_line
+from utils.json_text import json_text
 from utils.waiting import say_once
 
 LEASES = ".leases"
@@ -204,7 +205,7 @@ class Lease:
             path = beat_path(self.directory, self.holder.role, self.holder.epoch)
             staged = self.staging / f"beat-{self.count}"
             try:
-                staged.write_text(json.dumps({**told, "time": round(time.time(), 3)}, default=str) + "\n")
+                staged.write_text(json_text({**told, "time": round(time.time(), 3)}, default=str) + "\n")
                 staged.replace(path)
             except OSError:
                 self.lost = self.lost or publishing.is_gone(self.staging)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import Fenced, UserError, describe_os_error
+from utils.json_text import finite, json_text
 from utils.run_log import say
 
 STAGING = ".staging"
@@ -120,7 +121,7 @@ def is_same_file(one: Path, other: Path) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Publish a small JSON file whole, replacing an older one."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, json_text(value, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str, owned: Path | None = None) -> None:
@@ -157,6 +158,10 @@ def parse_object(path: Path, text: bytes) -> dict[str, Any]:
 
 def sealed(value: dict[str, Any]) -> str:
     """The text of a JSON object whose last key is the sha256 of the rest: a reader finds out any changed byte."""
+    return _with_seal(finite(value))
+
+
+def _with_seal(value: dict[str, Any]) -> str:
     text = json.dumps(value, indent=1) + "\n"
     return json.dumps({**value, SEAL: hashlib.sha256(text.encode()).hexdigest()}, indent=1) + "\n"
 
@@ -165,7 +170,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """What `sealed` wrote, without the seal. UserError where the file is missing or any byte of it differs."""
     text = read_bytes(path)
     value = parse_object(path, text)
-    if value.pop(SEAL, None) is None or text != sealed(value).encode():
+    if value.pop(SEAL, None) is None or text != _with_seal(value).encode():
         raise UserError(f"{path}: its sha256 differs from what it says: it is damaged")
     return value
 

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+from utils.json_text import json_text
+
 VERSIONS_SHOWN = ("torch", "transformers", "tokenizers", "numpy", "faiss-cpu", "faiss-gpu", "bm25s")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -204,7 +206,7 @@ class RunLog:
 
     def record(self, step: int, **values: float | int | str) -> None:
         """Numbers of one step to metrics.jsonl and TensorBoard, nothing to stdout."""
-        self.file.write(json.dumps({"step": step, **values, "time": round(self.clock(), 3)}) + "\n")
+        self.file.write(json_text({"step": step, **values, "time": round(self.clock(), 3)}) + "\n")
         self.file.flush()
         if self.writer is not None:
             for name, value in values.items():
@@ -212,7 +214,7 @@ class RunLog:
                     self.writer.add_scalar(name, value, step)
 
     def training(self, step: int, learning_rate: float, loss: float, **values: float) -> None:
-        """ANCE's bare JSON line; scripts in the wild match its keys and their order."""
+        """ANCE's bare JSON line; scripts in the wild match its keys and their order, and NaN as Python spells it."""
         say(json.dumps({"learning_rate": learning_rate, "loss": loss, "step": step}))
         self.record(step, learning_rate=learning_rate, loss=loss, **values)
 

@@ -28,6 +28,7 @@ from utils.faiss_index import (
     on_gpu,
     reason_of,
 )
+from utils.norms import problem_of
 from utils.run_log import say
 
 MEMORY_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # of a search beside queries and lists, where nobody says
@@ -144,10 +145,24 @@ def search(
     All numbers are finite: else no order is defined, and each backend makes up its own. Who encodes passages or stores
     them sees to theirs, since a look at all of them takes a twentieth of a search. UserError where a query's are not.
     """
-    check_finite(queries_QD)
+    for start in range(0, len(queries_QD), ROWS_AT_ONCE):
+        if problem := problem_of(queries_QD[start : start + ROWS_AT_ONCE]):
+            raise UserError(
+                f"embeddings of queries {problem}: the model has diverged; go on from an earlier checkpoint"
+            )
     k = min(k, passages.count)
     if k == 0 or not len(queries_QD):
         return np.zeros((len(queries_QD), k), np.float32), np.zeros((len(queries_QD), k), np.int64)
+    scores_QK, rows_QK = top_k(queries_QD, passages, k, options, advance)
+    if not np.isfinite(scores_QK[rows_QK >= 0]).all():
+        raise UserError("scores are not finite: the embeddings are too large, or damaged; encode the collection again")
+    return scores_QK, rows_QK
+
+
+def top_k(
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same by the backend that the options name."""
     if options.backend == "torch":
         return torch_top_k(queries_QD, passages, k, options, advance)
     search_by_faiss = faiss_top_k if options.faiss_index == "Flat" else faiss_index_top_k
@@ -177,12 +192,6 @@ class Told:
 
 def on_cpu(options: SearchOptions) -> SearchOptions:
     return replace(options, device=torch.device("cpu"), memory_bytes=min(options.memory_bytes, MEMORY_BYTES["cpu"]))
-
-
-def check_finite(embeddings_XD: np.ndarray, block: int = 65536) -> None:
-    for start in range(0, len(embeddings_XD), block):
-        if not np.isfinite(embeddings_XD[start : start + block]).all():
-            raise UserError("embeddings hold NaN or infinity: the model has diverged; go on from an earlier checkpoint")
 
 
 # By torch

@@ -1,0 +1,22 @@
+"""JSON that any reader takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def json_text(value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """``value`` as JSON. A number that is not finite becomes null: JSON has no NaN and no Infinity."""
+    return json.dumps(finite(value), indent=indent, default=default, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """``value`` with null in the place of each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
