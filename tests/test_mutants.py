@@ -51,6 +51,7 @@ def changed(change: mutants.Change) -> str:
         (mutants.without("sync"), {"sync(lease)": "pass"}),
         (mutants.without("sync(lease)", slice(0, -1)), {"sync(lease)\n        try": "pass\n        try"}),
         (mutants.never_true("sha256"), {"sha256_of(step) != lease.sha256": "False"}),
+        (mutants.never_different(), {"sha256_of(step) != lease.sha256": "False"}),
         (mutants.first_argument("reversed"), {"reversed(lease.steps)": "lease.steps"}),
         (mutants.beginning_with("lease = None", "lease"), {"(lease):\n": "(lease):\n    lease = None\n"}),
     ],
