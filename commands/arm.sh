@@ -127,8 +127,10 @@ warmup_command() { # sets COMMAND
     bm25) negatives=(--bm25_dir "$BM25_DIR") ;;
     triples) negatives=(--triples "$TRIPLES") ;;
   esac
-  [[ $WARMUP_NEGATIVES != triples || ! -f $RERANK_FILE ]] || negatives+=(--rerank_file "$RERANK_FILE")
   with_precision FLAGS WARMUP_FLAGS
+  # BM25's output holds candidates of its own.
+  [[ $WARMUP_NEGATIVES == bm25 || ! -f $RERANK_FILE ]] || gives bm25_dir "${WORDS[@]+"${WORDS[@]}"}" ||
+    negatives+=(--rerank_file "$RERANK_FILE")
   command_for "$GPUS" drivers.run_warmup --data_dir "$DATA_DIR" "${negatives[@]+"${negatives[@]}"}" --output_dir "$WARMUP_DIR" \
     --train_model_type "$MODEL_TYPE" --model_name_or_path "$MODEL" \
     --do_train --evaluate_during_training --max_seq_length 128 --max_query_length "$MAX_QUERY_LENGTH" \
@@ -139,12 +141,13 @@ warmup_command() { # sets COMMAND
 }
 
 evaluation_command() { # CHECKPOINT DIR [FLAGS...]: sets COMMAND
-  local -a dry=()
+  local -a dry=() lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
+  # An arm's checkpoint says how long its texts were; the warmup's were shorter than those that the arms begin with.
+  [[ $1 == "$WARMUP_CHECKPOINT" ]] || ! grep -qs '"max_seq_length"' "$1/config.json" || lengths=()
   ((DRY_RUN == 0)) || dry=(--dry_run)
   with_precision EVALUATED_AS EVALUATION_FLAGS
   command_for "$GPUS" drivers.run_eval --data_dir "$DATA_DIR" --model_type "$MODEL_TYPE" --model_name_or_path "$1" \
-    --output_dir "$2" --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" \
-    --per_gpu_eval_batch_size "$EVAL_BATCH" \
+    --output_dir "$2" "${lengths[@]+"${lengths[@]}"}" --per_gpu_eval_batch_size "$EVAL_BATCH" \
     "${@:3}" "${WORDS[@]+"${WORDS[@]}"}" "${dry[@]+"${dry[@]}"}"
 }
 
@@ -190,8 +193,9 @@ initial_data() { # STRATEGY
   local arm
   arm=$(arm_dir "$1")
   [[ ! -f $arm/ann_data/ann_ndcg_0 || $DRY_RUN == 1 ]] || return 0
-  generator_command "$GPUS" "$1" --end_output_num 0
-  run_step generator "${COMMAND[@]}"
+  generator_command "$GPUS" "$1"
+  # After the user's flags: a later end is of the generator that runs at the same time as the trainer.
+  run_step generator "${COMMAND[@]}" --end_output_num 0
 }
 
 # Until run_train.sh has made the first negatives; exit code 4 once it fails, or does not come for a day. A FAILED.json

@@ -56,7 +56,7 @@ absolute() { # PATH BASE
   case $1 in
     /*) printf '%s' "$1" ;;
     "~"*) # which bash leaves as it is in quotes, and in --run_dir=~/x
-      [[ ! $home =~ ^~[A-Za-z0-9._-]*$ ]] || eval "home=$home"
+      if [[ $home == "~" ]]; then home=${HOME:-}; else home=$(getent passwd "${home#"~"}" | cut -d: -f6); fi
       [[ $home == /* ]] || die "$1: there is no such user; write ./$1 for what is called so"
       printf '%s' "$home${1#"${1%%/*}"}"
       ;;

@@ -2,6 +2,7 @@
 # Sourced after env.sh by arm.sh, whose head says what flags a script takes: which of them go to which program.
 
 TYPE_FLAGS='fp16 bf16 dtype' # at most one of them may be given
+IS_FALSE='^([Ff]alse|[Ff]|[Nn]o?|0)$'
 # shellcheck disable=SC2034 # generator_command asks
 STRATEGY_FLAGS='ann_measure_topk_mrr bottom_neg bottom_only' # ANCE's and the fork's words for --negative_strategy
 
@@ -18,7 +19,7 @@ split_flags() { # FLAGS...
   for word in "$@"; do
     case $word in
       --trainer | --generator | --warmup_trainer | --evaluation) to=${word#--} ;;
-      --dry_run | --dry-run) DRY_RUN=1 ;;
+      --dry[_-]run | --dry[_-]run=[Tt]rue) DRY_RUN=1 ;;
       *)
         case $to in
           every) FLAGS+=("$word") ;;
@@ -49,9 +50,13 @@ select_flags() { # yes|no "NAMES" FLAGS...: sets SELECTED to those of these name
   done
 }
 
-gives() { # "NAMES" FLAGS...: whether one of the names is among the flags
+gives() { # "NAMES" FLAGS...: whether one of the names is among the flags, other than as false
+  local place
   select_flags yes "$@"
-  ((${#SELECTED[@]} > 0))
+  for place in "${!SELECTED[@]}"; do
+    [[ ${SELECTED[place]} != --* || ${SELECTED[place]#*=} =~ $IS_FALSE || ${SELECTED[place + 1]:-} =~ $IS_FALSE ]] || return 0
+  done
+  return 1
 }
 
 # A default that cannot stand next to what the user says is left out; a later flag of the same name wins by itself.

@@ -4,8 +4,8 @@
 set -eu
 here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
 # A link to this file, or Slurm's copy of it:
-[[ -f $here/env.sh ]] || here=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
-  sed -n 's|/[^/]*\.sh\( .*\)*$||p' | head -n 1)
+[[ -f $here/env.sh ]] || here=$(dirname -- "$(readlink -f -- "$0")")
+[[ -f $here/env.sh ]] || here=$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')
 [[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
 
 usage() {
@@ -89,4 +89,6 @@ for name in "${strategies[@]}"; do
 done
 UPSTREAM="bm25 warmup_eval ${strategies[*]/%/.eval}"
 stage report report.json "report.json report.md report.html" report.out results.report --run_dir "$RUN"
-((dry_run == 1)) || cat "$RUN/report.out" # the table, and where the report is
+if ((dry_run == 0)); then # the table, and where the report is
+  if [[ -s $RUN/report.out ]]; then cat "$RUN/report.out"; else echo "report: $RUN/report.html"; fi
+fi

@@ -7,8 +7,8 @@
 set -eu
 here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
 # A link to this file, or Slurm's copy of it:
-[[ -f $here/env.sh ]] || here=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
-  sed -n 's|/[^/]*\.sh\( .*\)*$||p' | head -n 1)
+[[ -f $here/env.sh ]] || here=$(dirname -- "$(readlink -f -- "$0")")
+[[ -f $here/env.sh ]] || here=$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')
 [[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
 # shellcheck source=arm.sh
 source "$here/arm.sh"

@@ -6,8 +6,8 @@
 set -eu
 here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
 # A link to this file, or Slurm's copy of it:
-[[ -f $here/env.sh ]] || here=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
-  sed -n 's|/[^/]*\.sh\( .*\)*$||p' | head -n 1)
+[[ -f $here/env.sh ]] || here=$(dirname -- "$(readlink -f -- "$0")")
+[[ -f $here/env.sh ]] || here=$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')
 [[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
 # shellcheck source=arm.sh
 source "$here/arm.sh"
@@ -30,7 +30,15 @@ run_whole_step "${COMMAND[@]}"
 take_lock "$run/.report.lock" # the arms of a run may end at once
 [[ -e $run/preprocessed ]] || ln -s "$DATA_DIR" "$run/preprocessed"
 # Of the checkpoint that the arms start from: another one's has to go.
-if ! grep -qsF "\"$WARMUP_CHECKPOINT\"" "$run/warmup/eval/metrics.json"; then
+if ! "$PYTHON" - "$run/warmup/eval/metrics.json" "$WARMUP_CHECKPOINT" <<'PY'; then
+import json, pathlib, sys
+
+try:
+    model = json.loads(pathlib.Path(sys.argv[1]).read_bytes()).get("model")
+except (OSError, ValueError):
+    model = None
+sys.exit(model != str(pathlib.Path(sys.argv[2])))
+PY
   evaluation_command "$WARMUP_CHECKPOINT" "$run/warmup/eval"
   run_whole_step "${COMMAND[@]}"
 fi

@@ -553,6 +553,45 @@ def test_evaluation_has_the_lengths_and_the_flags_of_its_own(dry_run: Programs) 
     assert evaluation["output_dir"].endswith("/msmarco/arms/top/eval")
 
 
+def test_an_arm_s_checkpoint_says_its_lengths_and_the_warmup_gets_the_arms(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
+    """An arm trained at other lengths by a program's own flags is evaluated as it was trained."""
+    run_dir = tmp_path / "r\u00fcn"
+    checkpoints = run_dir / "arms" / "top" / "checkpoints"
+    for name, config in (("checkpoint-9", '{"max_seq_length": 256}'), ("checkpoint-10", "{}")):
+        (checkpoints / name).mkdir(parents=True)
+        (checkpoints / name / "config.json").write_text(config)
+    (checkpoints / "DONE.json").write_text("{}")
+    python = write_script(tmp_path / "python", f'[[ $1 == - ]] || {{ echo "$*"; exit; }}\n{sys.executable} "$@"\n')
+    changes = {**tiny, "PYTHON": str(python), "RUN_DIR": str(run_dir), "RAW_DATA_DIR": str(tmp_path / "none")}
+
+    def evaluations() -> list[str]:
+        result = run_script(REPO / "commands" / "run_evaluation.sh", **changes)
+        assert result.returncode == 0, result.stderr
+        return [line for line in result.stdout.splitlines() if "drivers.run_eval" in line]
+
+    lengths = "--max_seq_length 128 --max_query_length 64"
+    assert [lengths in line for line in evaluations()] == [True, True]  # no length is recorded
+    shutil.rmtree(checkpoints / "checkpoint-10")
+    assert [lengths in line for line in evaluations()] == [False, True]
+    (run_dir / "warmup" / "eval").mkdir(parents=True)
+    record = run_dir / "warmup" / "eval" / "metrics.json"
+    record.write_text(json.dumps({"model": "another"}))
+    assert len(evaluations()) == 2
+    warmup = tmp_path / "w\u00e4rmup" / "checkpoint-10"
+    shutil.copytree(tiny["WARMUP_CHECKPOINT"], warmup)
+    changes["WARMUP_CHECKPOINT"] = str(warmup)
+    record.write_text(json.dumps({"model": str(warmup)}))
+    assert len(evaluations()) == 1  # the warmup's is done
+
+
+@pytest.mark.parametrize("end", ["5", "-1"])
+def test_the_first_negatives_are_refresh_0_whatever_end_the_generator_has(end: str, dry_run: Programs) -> None:
+    first, _, generator = dry_run("commands/run_arm.sh", "--generator", "--end_output_num", end)
+    assert first["end_output_num"] == 0 and generator["end_output_num"] == int(end)
+
+
 TYPES = [  # the user's flags, and what trainer and generator, then evaluation compute in on GPUs
     ("", ("fp16", "fp16")),
     ("--bf16", ("bf16", "bf16")),
@@ -563,6 +602,8 @@ TYPES = [  # the user's flags, and what trainer and generator, then evaluation c
     ("--trainer --bf16 --generator --bf16", ("bf16", "fp16")),
     ("--bf16 --evaluation --dtype fp32", ("bf16", "fp32")),
     ("--no-cuda", ("default", "default")),
+    ("--no_cuda false", ("fp16", "fp16")),
+    ("--bf16=False", ("fp16", "fp16")),
 ]
 
 
@@ -606,10 +647,14 @@ def test_the_warmup_s_negatives_that_the_user_names_win(
     if has_triples:
         triples.touch()
     changes = {**tiny, "PYTHON": str(python), "BM25_DIR": str(tmp_path / "bm25"), "TRIPLES": str(triples)}
+    candidates = tmp_path / "top1000.dev"
+    candidates.touch()
+    changes["RERANK_FILE"] = str(candidates)
     result = run_script(REPO / "commands" / "run_train_warmup.sh", f"--{source}", mine, **changes)
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
     assert re.findall(r"--(?:bm25_dir|triples) \S+", line) == [f"--{source} {mine}"]
+    assert (f"--rerank_file {candidates}" in line) == (source == "triples")
 
 
 def test_ance_s_words_for_a_strategy_win_over_the_script_s(dry_run: Programs) -> None:

@@ -19,7 +19,7 @@
 set -eu
 root=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")/../..
 # A link to this file, or Slurm's copy of it:
-[[ -f $root/commands/env.sh ]] || root=$({ readlink -f -- "$0"; squeue -ho %o -j "${SLURM_JOB_ID-0}"; } 2>/dev/null |
-  sed -n 's|/[^/]*\.sh\( .*\)*$|/../..|p' | head -n 1)
+[[ -f $root/commands/env.sh ]] || root=$(dirname -- "$(readlink -f -- "$0")")/../..
+[[ -f $root/commands/env.sh ]] || root=$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$|/../..|p;q')
 [[ -f $root/commands/env.sh ]] || root=${SLURM_SUBMIT_DIR:-.}
 exec bash "$root/commands/subset_10_train-a40_bottom_neg.sh" "$@"
