@@ -22,6 +22,7 @@ from tests.shell import REPO, run_script, script_environment, single_error_line,
 # What each program does is in TOLD; $program is its name.
 PYTHON = r"""
 program=${2##*.}
+[[ $1 != - ]] || exec "$REAL_PYTHON" "$@" # a line of the script's own
 echo "$*" >>"$CALLS"
 save_and_stop() { : >"$ANCE_STOP_FILE.taken"; rm -f "$ANCE_STOP_FILE"; exit 75; }
 until_asked() { until [[ -e $ANCE_STOP_FILE ]]; do sleep 0.05; done; }
@@ -44,7 +45,13 @@ def job(tmp_path: Path) -> dict[str, str]:
     paths = {"RUN_DIR": run_dir, "DATA_DIR": tmp_path / "data", "RAW_DATA_DIR": tmp_path / "raw"}
     paths |= {"WARMUP_CHECKPOINT": tmp_path / "warmup", "CALLS": tmp_path / "calls"}
     python = write_script(tmp_path / "python", PYTHON)
-    return {**{name: str(path) for name, path in paths.items()}, "PYTHON": str(python), "GPUS": "0", "TOLD": "true"}
+    return {
+        **{name: str(path) for name, path in paths.items()},
+        "PYTHON": str(python),
+        "GPUS": "0",
+        "TOLD": "true",
+        "REAL_PYTHON": sys.executable,
+    }
 
 
 def calls(job: dict[str, str]) -> list[str]:
