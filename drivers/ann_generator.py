@@ -257,7 +257,7 @@ def as_work(refresh: int, checkpoint: exchange.Checkpoint) -> dict[str, Any]:
 
 def initial_model(job: Job) -> exchange.Checkpoint:
     """--init_model_dir, which counts as step 0 of this run."""
-    return exchange.read_checkpoint(Path(job.flags.init_model_dir), 0, of_this_run=False)
+    return exchange.read_initial_checkpoint(Path(job.flags.init_model_dir))
 
 
 def lockstep_checkpoint(job: Job, refresh: int) -> exchange.Checkpoint | None:

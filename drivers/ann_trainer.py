@@ -23,7 +23,7 @@ from drivers.agreement import (
     session,
 )
 from drivers.flags import AnnFlags
-from drivers.model_identity import identity_of
+from drivers.model_identity import check_checkpoint, identity_of
 from drivers.opened_models import describe_lengths, with_lengths
 from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
 from drivers.resuming import resumed_otherwise
@@ -131,7 +131,8 @@ def train(job: Job, resolved_flags: str) -> None:
     world, run_id = start_program("run_ann", resolved_flags, flags)
     checks = Preflight(world)
     inputs = check_collection(job.collection, flags.tokenizer_name or flags.model_name_or_path, ("train",))
-    checks.first(*inputs, partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
+    checks.first(partial(check_checkpoint, flags, flags.model_name_or_path), *inputs)
+    checks.first(partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
     with session(world, job.output_dir, "trainer", flags, run_id) as here:
         science = science_of_job(job, world.size)
         if (differing := check_replayed(job, science)) and world.is_first:

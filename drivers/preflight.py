@@ -21,6 +21,7 @@ from data.raw_files import Split
 from data.token_cache import TokenCache, cache_files
 from data.verify import check_inputs
 from drivers.embedding_shards import DTYPES
+from drivers.model_identity import check_checkpoint
 from drivers.opened_models import describe_lengths
 from drivers.retrieval import encoding_settings
 from drivers.shared import open_to_encode
@@ -128,7 +129,8 @@ def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
     flags, collection, device = job.flags, job.collection, checks.world.device
     tokenizer_dir = flags.tokenizer_name or flags.init_model_dir
     inputs = check_collection(collection, tokenizer_dir, ("train", "dev"))
-    checks.first(*inputs, partial(describe_lengths, flags, collection), partial(check_publishing, job.ann_dir))
+    checks.first(partial(check_checkpoint, flags, flags.init_model_dir), *inputs)
+    checks.first(partial(describe_lengths, flags, collection), partial(check_publishing, job.ann_dir))
     terms, held, queries = [], 0, len(train_rows(job, 0))
     if not flags.inference:
         terms.append(negatives_term(queries, job.selection.strategy.most, refreshes))
@@ -147,12 +149,14 @@ def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
 
 
 def check_evaluation(checks: Preflight, collection: Preprocessed, flags: Any, tokenizer_dir: str) -> None:
-    """The checks of an evaluation but for its model."""
+    """The checks of an evaluation, but for what its model computes."""
     output_dir, queries, passages = Path(flags.output_dir), collection.queries(flags.split), collection.passages
     lists = len(collection.qrels(flags.split).queries_with_positive())
     id_bytes = sum(mean_id_bytes(cache) for cache in (queries, passages))
     terms = [run_term(lists, min(flags.topk, len(passages)), id_bytes)]
+    model = [partial(check_checkpoint, flags, flags.model_name_or_path)] if flags.model_name_or_path else []
     checks.first(
+        *model,
         *check_collection(collection, tokenizer_dir, (flags.split,)),
         partial(describe_lengths, flags, collection),
         partial(check_publishing, output_dir),

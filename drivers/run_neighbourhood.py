@@ -56,6 +56,7 @@ def main() -> None:
 
 def run(flags: NeighbourhoodFlags, collection: Any, chosen: Any, dtype: Any) -> None:
     """Load, embed, write. Several ranks all embed these few texts; the first writes them."""
+    from drivers.model_identity import check_checkpoint
     from drivers.neighbourhood import embed
     from drivers.opened_models import describe_lengths
     from drivers.retrieval import encoding_settings
@@ -64,6 +65,7 @@ def run(flags: NeighbourhoodFlags, collection: Any, chosen: Any, dtype: Any) -> 
     from utils.run_log import say
 
     world, _ = start_program("run_neighbourhood", flags_json(flags), flags)
+    distributed.on_process0(world, partial(check_checkpoint, flags, flags.model_name_or_path))
     if world.is_first:
         say(describe_lengths(flags, collection))
     encoder = open_to_encode(flags, flags.model_name_or_path, collection, dtype, world)

@@ -22,11 +22,12 @@ from data.staging import check_can_write
 from data.token_cache import TokenCache
 from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
 from data.verify import check_inputs
+from drivers.model_identity import check_checkpoint
 from model.encoder import check_fits, check_model_type, load_encoder, read_config
 from model.hub import is_path
 from model.precision import compute_dtype, quickest_dtype
 from model.training import make_optimizer
-from utils import distributed, exchange
+from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import ComputeFlags, RefreshFlags
@@ -229,21 +230,16 @@ def check_output_dirs(*directories: str) -> None:
 
 
 def check_model_directory(flags: Any, model_dir: str) -> None:
-    """What can be known of a model before it is loaded. UserError where a file of a checkpoint of ours is damaged."""
-    check_checkpoint(Path(model_dir))
+    """What can be known of a model before it is loaded; every process looks for itself.
+
+    A --dry_run verifies the checkpoint's files here. In a job process 0 does it once for all, and says so.
+    """
+    if flags.dry_run:
+        check_checkpoint(flags, model_dir)
     if Path(model_dir).is_dir() or flags.config_name:
         read_config(model_dir, flags.model_type, flags.config_name)
     elif is_path(model_dir):
         raise UserError(f"{model_dir} is not a directory, expected a checkpoint (config.json and weights)")
-
-
-def check_checkpoint(path: Path) -> None:
-    """UserError where a file is not what the checkpoint's manifest says; one without a manifest is taken as it is."""
-    if (path / exchange.MANIFEST).is_file():
-        try:
-            exchange.read_checkpoint(path, 0, of_this_run=False)
-        except UserError as error:
-            raise UserError(f"{error}; copy the checkpoint again, or take another") from None
 
 
 def gather_from(

@@ -34,13 +34,12 @@ from drivers.agreement import (
 )
 from drivers.evaluation import encode_split, rank_split, rerank_lists
 from drivers.flags import WarmupFlags
-from drivers.model_identity import identity_of
+from drivers.model_identity import check_checkpoint, identity_of
 from drivers.opened_models import describe_lengths, lengths_of_first_rank, to_evaluate, with_lengths
 from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
 from drivers.retrieval import UNWATCHED, Watch, check_index_fits, check_index_fits_model, check_search, search_options
 from drivers.shared import (
     batches_from_lists,
-    check_checkpoint,
     check_exchange_flags,
     check_model_directory,
     check_output_dirs,
@@ -169,6 +168,8 @@ def run(job: Job, resolved_flags: str) -> None:
     splits: list[Split] = ["train"] if flags.do_train else []
     splits += ["dev"] if flags.do_eval or flags.evaluate_during_training else []
     inputs = check_collection(job.collection, job.tokenizer, splits)
+    if flags.model_name_or_path:
+        inputs.insert(0, partial(check_checkpoint, flags, flags.model_name_or_path))
     inputs += [partial(check_triples, job.triples)] if job.triples is not None else []
     checks.first(*inputs, partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
     if world.is_first and job.candidates_QK is not None:
@@ -353,7 +354,8 @@ def evaluate_stored(job: Job, world: World) -> None:
     if not wanted:
         raise UserError(f"{job.output_dir} holds no checkpoint, expected one to evaluate; add --do_train")
     for path in wanted:
-        check_checkpoint(path)
+        if path != Path(flags.model_name_or_path):  # which preflight has verified
+            distributed.decide_on_process0(world, partial(check_checkpoint, flags, str(path)))
         encoder = open_to_encode(flags, str(path), job.collection, job.dtype, world)
         found = evaluate_mrr(job, world, encoder)
         assert found is not None, "nobody was told to leave"

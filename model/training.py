@@ -28,6 +28,7 @@ from utils.errors import UserError, one_line
 from utils.exchange import TRAINER_STATE
 
 RNG_STATES = "rng_states.safetensors"
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 SMALLEST_SCALE = 1e-4  # of fp16's loss, as fairseq has it: from the first one it takes 30 skipped steps
 GPU_PASS_TOKENS = 2**14  # enough to keep a GPU busy, where a batch's texts are padded to the longest of a pass
 INSTALL_APEX = (
@@ -334,22 +335,20 @@ def save_state(
     state.encoder.save_pretrained(staging)
     for path in tokenizer:
         shutil.copyfile(path, staging / path.name)
-    torch.save(state.optimizer.state_dict(), staging / "optimizer.pt")
-    torch.save(
-        {"scheduler": state.scheduler.state_dict(), "scaler": state.scaler.state_dict()}, staging / "scheduler.pt"
-    )
+    torch.save(state.optimizer.state_dict(), staging / OPTIMIZER)
+    torch.save({"scheduler": state.scheduler.state_dict(), "scaler": state.scaler.state_dict()}, staging / SCHEDULER)
     save_file(rng, staging / RNG_STATES)
     (staging / TRAINER_STATE).write_text(json.dumps({"step": state.step, **trainer_state}, indent=1))
 
 
 def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
     """ANCE's --load_optimizer_scheduler; UserError where the checkpoint has neither or they do not fit."""
-    for name in ("optimizer.pt", "scheduler.pt"):
+    for name in (OPTIMIZER, SCHEDULER):
         if not (checkpoint / name).is_file():
             raise UserError(f"{checkpoint / name} is missing, --load_optimizer_scheduler needs it; leave the flag out")
     try:  # from the CPU: the optimiser moves what belongs on the GPU, and its step counters do not
-        state.optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
-        stored = torch.load(checkpoint / "scheduler.pt", map_location="cpu", weights_only=True)
+        state.optimizer.load_state_dict(torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True))
+        stored = torch.load(checkpoint / SCHEDULER, map_location="cpu", weights_only=True)
         state.scheduler.load_state_dict(stored.get("scheduler", stored))
         if "scaler" in stored:
             state.scaler.load_state_dict(stored["scaler"])

@@ -450,7 +450,17 @@ def test_every_program_says_its_checks_and_reckons_what_it_uses(
     ):
         output = run(f"drivers.{program}", *data, *flags)
         said = re.findall(r"^preflight: ([a-z]+)", output, re.M)
-        assert sorted(said) == ["all", "disk", "inputs", "model", "qrels", "space", "tokenizer"], output
+        assert sorted(said) == [
+            "all",
+            "checkpoint",
+            "disk",
+            "inputs",
+            "lengths",
+            "model",
+            "qrels",
+            "space",
+            "tokenizer",
+        ], output
         assert said[-1] == "all"
         used = disk_used(written)
         assert used / 2 < reckoned_bytes(output) < used * 2, f"{program}: {used} bytes\n{output}"

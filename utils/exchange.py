@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -364,14 +364,23 @@ def size_of(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def check_files(directory: Path, manifest: dict[str, Any]) -> None:
-    """Sizes first (cheap), then sha256. UserError names the first file that differs."""
+def check_files(directory: Path, manifest: dict[str, Any], omitted: Collection[str] = ()) -> None:
+    """Sizes first (cheap), then sha256. UserError names the first file that differs.
+
+    ``omitted``: names of files that nobody is going to read. They are not looked at, and need not be there.
+    """
     try:
-        listed = [(directory / name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()]
+        listed = [
+            (directory / name, entry["bytes"], entry["sha256"])
+            for name, entry in manifest["files"].items()
+            if name not in omitted
+        ]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{directory / MANIFEST} lists no files: it is damaged") from None
     for path, expected_bytes, _ in listed:
-        if (size := size_of(path)) != expected_bytes:
+        if (size := size_of(path)) is None:
+            raise UserError(f"{path} is missing, {MANIFEST} lists it")
+        if size != expected_bytes:
             raise UserError(f"{path}: {size} bytes, its manifest says {expected_bytes}: it is damaged")
     for path, _, expected_sha256 in listed:
         if sha256_of(path) != expected_sha256:
@@ -381,25 +390,29 @@ def check_files(directory: Path, manifest: dict[str, Any]) -> None:
 def model_sha256(checkpoint: Path) -> str:
     """What the weights of a checkpoint are known by: `weights_sha256`, from the manifest where there is one.
 
-    `read_checkpoint` has verified that. UserError where there are no weights.
+    `check_files` has verified that. UserError where there are no weights.
     """
     manifest = checkpoint / MANIFEST
     return weights_sha256(checkpoint, read_sealed(manifest)["files"] if manifest.is_file() else None)
 
 
-def read_checkpoint(path: Path, step: int, of_this_run: bool = True) -> Checkpoint:
-    """A checkpoint by its path. One without a manifest (ANCE's, a hub download) is taken as it is, at ``step``.
+def read_initial_checkpoint(path: Path) -> Checkpoint:
+    """The model that a run starts from: at step 0 and never final, whatever it was in the run that trained it.
 
-    One of another run (``of_this_run`` False: the initial model) is at ``step`` and never final, whatever it was there.
+    Its files are not looked at again: preflight has verified those that are read.
     """
+    manifest = read_sealed(path / MANIFEST) if publishing.exists(path / MANIFEST) else {}
+    return Checkpoint(path, 0, {**manifest, "final": False} if manifest else {})
+
+
+def read_checkpoint(path: Path, step: int) -> Checkpoint:
+    """A checkpoint by its path. One without a manifest (ANCE's, a hub download) is taken as it is, at ``step``."""
     if not path.is_dir():
         raise UserError(f"{path} is not a directory, expected a checkpoint (config.json and weights)")
     if not (path / MANIFEST).exists():
         return Checkpoint(path, step, {})
     manifest = read_sealed(path / MANIFEST)
     check_files(path, manifest)
-    if not of_this_run:
-        return Checkpoint(path, step, {**manifest, "final": False})
     if manifest.get("step") != step:
         raise UserError(f"{path / MANIFEST} is of step {manifest.get('step')}, expected {step}: it is damaged")
     return Checkpoint(path, step, manifest)
