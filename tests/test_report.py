@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -26,7 +27,7 @@ from results.run_report import best_mrr, blocks_of, gain, report_of, sentence, s
 from tests.exchanging import lease_of
 from utils.errors import UserError
 from utils.exchange import mark_done, mark_failed, record_path
-from utils.publishing import sealed, write_json, write_text
+from utils.publishing import SEAL, sealed, write_json, write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WARMUP_STEP = 800
@@ -333,6 +334,12 @@ def test_missing_pieces_end_in_one_line(tmp_path: Path, remove: str, message: st
         read(run)
 
 
+def sealed_with_nan(value: dict[str, Any]) -> str:
+    """As an earlier version wrote it; now a file has null there."""
+    text = json.dumps(value, indent=1) + "\n"
+    return json.dumps({**value, SEAL: hashlib.sha256(text.encode()).hexdigest()}, indent=1) + "\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -344,7 +351,7 @@ def test_missing_pieces_end_in_one_line(tmp_path: Path, remove: str, message: st
         ("preprocessed/manifest.json", "{}", "no counts in it"),
         ("arms/top/checkpoints/DONE.json", sealed({"step": 500}), "refreshes is None"),
         ("arms/top/checkpoints/DONE.json", '{"step": 500}', "no DONE.json in checkpoints/"),
-        ("arms/top/ann_data/ann_ndcg_1", sealed({"ndcg": math.nan, "step": 1, "refresh": 1}), "ndcg is nan"),
+        ("arms/top/ann_data/ann_ndcg_1", sealed_with_nan({"ndcg": math.nan, "step": 1, "refresh": 1}), "ndcg is nan"),
     ],
 )
 def test_damaged_pieces_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
