@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 
-from data.draws import FOR_TRIPLES, FOR_TURNS, LARGEST_KEY, random_keys
+from data.triple_order import triple_order, triples_of_a_round
 from utils.errors import UserError
 from utils.text_files import read_lines
 
@@ -136,56 +137,6 @@ def check_offsets(lists: NegativeLists, queries: int, passages: int, path: Path)
         )
 
 
-def triples_of_a_round(lists: NegativeLists, group_size: int) -> int:
-    """How many triples `triple_order` gives each time."""
-    return group_size * int((lists.negative_QN >= 0).any(1).sum()) if group_size > 0 else lists.triples
-
-
-def triple_order(
-    lists: NegativeLists, group_size: int, seed: int, stream: int, number: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Round ``number`` of training, in order: (row_T, column_T) into ``negative_QN``.
-
-    In a round each query that has a negative has one turn, of ``group_size`` triples, in an order keyed by query and
-    round. It is the same for other lists of these queries, however many negatives each has, which lets arms differ in
-    their negatives alone. A query's negatives come in random order, and when all have been used in a new one; a turn
-    may span both. ``group_size`` 0 is ANCE's: a turn is all of a query's negatives, so a round is an epoch, and lists
-    of other lengths part.
-    """
-    count_Q = (lists.negative_QN >= 0).sum(1)
-    row_R = np.flatnonzero(count_Q)
-    turn_R = random_keys(seed, stream, FOR_TURNS, lists.query_Q[row_R], 1, number)[:, 0]
-    row_R = row_R[np.argsort(turn_R, kind="stable")]
-    count_R = count_Q[row_R]
-    size_R = np.full_like(count_R, group_size) if group_size > 0 else count_R
-    row_T, column_T = np.repeat(row_R, size_R), places_of_turns(lists, row_R, size_R, seed, stream, number)
-    return row_T, column_T
-
-
-def places_of_turns(
-    lists: NegativeLists, row_R: np.ndarray, size_R: np.ndarray, seed: int, stream: int, number: int
-) -> np.ndarray:
-    """column_T of the turns of these rows, one after the other: of each row's endless sequence the next ``size``.
-
-    The sequence is one random order of the row's negatives after another; order c is drawn with the row's keys from
-    c * width on.
-    """
-    width = lists.negative_QN.shape[1]
-    count_R = (lists.negative_QN[row_R] >= 0).sum(1)
-    first_R, last_R = number * size_R // count_R, (number * size_R + size_R - 1) // count_R
-    orders_R = last_R - first_R + 1  # that a turn takes from
-    begin_R = np.cumsum(orders_R) - orders_R
-    order_P = np.arange(orders_R.sum()) + np.repeat(first_R - begin_R, orders_R)
-    row_P = np.repeat(row_R, orders_R)
-    keys_PW = random_keys(seed, stream, FOR_TRIPLES, lists.query_Q[row_P], width, order_P * width)
-    keys_PW = np.where(lists.negative_QN[row_P] >= 0, keys_PW, LARGEST_KEY)
-    column_PW = np.argsort(keys_PW, axis=1, kind="stable")
-    begin_T = np.repeat(np.cumsum(size_R) - size_R, size_R)
-    place_T = np.arange(size_R.sum()) - begin_T + np.repeat(number * size_R, size_R)
-    order_T, within_T = np.divmod(place_T, np.repeat(count_R, size_R))
-    return np.asarray(column_PW[order_T + np.repeat(begin_R - first_R, size_R), within_T])
-
-
 @dataclass(frozen=True)
 class Triples:
     """The (query, positive, negative) offsets of one batch, all ranks' together: int64 [T] each.
@@ -217,14 +168,15 @@ def batches_of_triples(
     """
     if lists.triples == 0:
         raise UserError("the negatives file holds no negative at all; use a larger --topk_training or collection")
-    number, skip = divmod(start * batch_triples, triples_of_a_round(lists, group_size))
+    first, skip = divmod(start * batch_triples, triples_of_a_round(lists, group_size))
+    rounds = (
+        triple_order(lists, group_size, seed, stream, number, skip if number == first else 0) for number in count(first)
+    )
     left: list[tuple[np.ndarray, np.ndarray]] = []
     available = 0
-    while True:
-        row_T, column_T = triple_order(lists, group_size, seed, stream, number)
-        left.append((row_T[skip:], column_T[skip:]))
-        available += len(row_T) - skip
-        number, skip = number + 1, 0
+    for part in chain.from_iterable(rounds):
+        left.append(part)
+        available += len(part[0])
         if available < batch_triples:
             continue
         row_T, column_T = (np.concatenate(parts) for parts in zip(*left, strict=True))

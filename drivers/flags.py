@@ -27,6 +27,7 @@ from utils.flags import (
 )
 
 MOST_EPOCHS = 1_000_000
+LARGEST_GROUP = 1000  # triples of one query in succession: more than a batch holds
 LARGEST_SCALE = 1e6  # of scores; a product of embeddings times that stays a number of float32's
 
 
@@ -94,6 +95,7 @@ class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Refre
         0,
         "triples of a query that follow each other, the same in every arm; 0: all its negatives once, as ANCE",
         at_least=0,
+        at_most=LARGEST_GROUP,
     )
     max_staleness_steps: int = flag(
         0,
@@ -137,7 +139,9 @@ class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm
     rerank_file: str = flag(
         "", "candidates to rerank: top1000.dev or a TREC run; default BM25_DIR/dev.trec", is_path=True
     )
-    group_size: int = flag(1, "triples of a query that follow each other; 0: all its negatives once", at_least=0)
+    group_size: int = flag(
+        1, "triples of a query that follow each other; 0: all its negatives once", at_least=0, at_most=LARGEST_GROUP
+    )
 
     pooling: Literal["first", "mean"] | None = flag(None, "rdot_nll: first token (ANCE's) or mean; default the model's")
     score_scale: float | None = flag(

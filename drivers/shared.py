@@ -9,8 +9,6 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from data.preprocessed import Preprocessed, check_tokenizer, open_preprocessed
 from data.staging import check_can_write
 from data.token_cache import TokenCache
 from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
+from data.triple_order import queries_in_order
 from data.verify import check_inputs
 from drivers.model_identity import check_checkpoint
 from model.encoder import check_fits, check_model_type, load_encoder, read_config
@@ -269,15 +268,13 @@ def batches_from_lists(
     queries = gather_from(collection.queries("train"), flags.max_query_length, pad_id)
     passages = gather_from(collection.passages, flags.max_seq_length, pad_id)
     positives = collection.qrels("train").positives() if flags.loss == "in_batch" else None
-    order = partial(
-        batches_of_triples, lists, flags.group_size, flags.per_gpu_train_batch_size * world.size, flags.seed, stream
-    )
+    batch_triples, group_size = flags.per_gpu_train_batch_size * world.size, flags.group_size
     if seen is not None:
-        for triples in islice(order(), start):
-            seen.add(triples.query_T)
+        for query_T in queries_in_order(lists, group_size, flags.seed, stream, start * batch_triples):
+            seen.add(query_T)
     made = prefetched(
         (triples.query_T, make_batch(triples, world.rank, world.size, queries, passages, positives))
-        for triples in order(start)
+        for triples in batches_of_triples(lists, group_size, batch_triples, flags.seed, stream, start)
     )
     return as_taken(made, seen)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,28 +58,31 @@ def negatives_by_query(path: Path) -> list[tuple[int, str]]:
 def other_queries(arms: Iterable[Arm]) -> list[str]:
     """One sentence for each arm that did not see the queries of the first arm of its seed, step by step.
 
-    It names the train queries for which one of the two had no negatives. One seed stands for all.
+    It names the train queries for which one of the two had no negatives. One seed stands for all. A refresh that only
+    one of the two has noted is not compared: an earlier version noted none.
     """
     first_of: dict[int | None, Arm] = {}
     told: dict[tuple[str, str], str] = {}
     for arm in arms:
         if arm.seen:
             first = first_of.setdefault(arm.seed, arm)
-            parted = [pair for pair in zip_longest(first.seen, arm.seen) if pair[0] != pair[1]]
+            noted = {seen.refresh: seen for seen in first.seen}
+            both = [(noted[seen.refresh], seen) for seen in arm.seen if seen.refresh in noted]
+            parted = [pair for pair in both if pair[0] != pair[1]]
             if parted and (first.name, arm.name) not in told:
-                told[first.name, arm.name] = how_they_part(first, arm, parted)
+                told[first.name, arm.name] = how_they_part(first, arm, parted, len(both))
     return list(told.values())
 
 
-def how_they_part(first: Arm, second: Arm, parted: Sequence[tuple[SeenRefresh | None, SeenRefresh | None]]) -> str:
+def how_they_part(first: Arm, second: Arm, parted: Sequence[tuple[SeenRefresh, SeenRefresh]], of_both: int) -> str:
+    """``parted``: what each noted of the same refresh, where that differs; ``of_both``, how many both have noted."""
     counts = [
         f"{name} {seen.queries:,} different ones in {seen.triples:,} triples of refresh {seen.refresh}"
         for name, seen in zip((first.name, second.name), parted[0], strict=True)
-        if seen is not None
     ]
     text = (
         f"The arms {first.name} and {second.name} (seed {first.seed}) did not train on the same queries at the same "
-        f"steps, in {len(parted)} of {max(len(first.seen), len(second.seen))} refreshes: {', '.join(counts)}"
+        f"steps, in {len(parted)} of {of_both} refreshes: {', '.join(counts)}"
     )
     mine, theirs = (queries_of(arm, seen) for arm, seen in zip((first, second), parted[0], strict=True))
     for arm, lacking in ((first, theirs - mine), (second, mine - theirs)):
@@ -89,10 +91,10 @@ def how_they_part(first: Arm, second: Arm, parted: Sequence[tuple[SeenRefresh | 
     return f"{text}. They do not differ in the strategy alone."
 
 
-def queries_of(arm: Arm, seen: SeenRefresh | None) -> set[int]:
+def queries_of(arm: Arm, seen: SeenRefresh) -> set[int]:
     """Those with a negative in a refresh; empty where its file is not kept."""
-    path = negatives_path(arm.ann_dir, seen.refresh) if seen is not None else None
-    return {query for query, negatives in negatives_by_query(path) if negatives} if path and path.is_file() else set()
+    path = negatives_path(arm.ann_dir, seen.refresh)
+    return {query for query, negatives in negatives_by_query(path) if negatives} if path.is_file() else set()
 
 
 def some_of(queries: set[int]) -> str:

@@ -68,6 +68,26 @@ def test_batches_note_their_queries_as_they_are_taken(start: int, processes: int
         assert seen.of_refresh(4) == seen_of([query for queries in expected for query in queries], 4)
 
 
+def test_a_resume_notes_what_was_trained_on_without_choosing_negatives(
+    tiny_preprocessed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def refuse(*lists: object) -> None:
+        pytest.fail("negatives are chosen for triples that were trained on already")
+
+    flags = AnnFlags(
+        data_dir="", ann_dir="", output_dir="", model_type="static", max_seq_length=32, max_query_length=16,
+        group_size=2, per_gpu_train_batch_size=6, seed=9,
+    )  # fmt: skip
+    lists, seen = made_up_lists([5, 2, 5, 5, 4], passages=200), SeenQueries()
+    expected = [b.query_T.tolist() for b in islice(batches_of_triples(lists, 2, 6, 9, 4), 1000)]
+    monkeypatch.setattr("data.triple_order.places_of_turns", refuse)
+    collection = open_preprocessed(tiny_preprocessed, 32, 16)
+    batches_from_lists(flags, collection, World(0, 1, torch.device("cpu")), lists, 4, 1000, seen)
+    assert seen.of_refresh(4) == seen_of([query for queries in expected for query in queries], 4)
+
+
 # Reports
 
 
@@ -128,6 +148,23 @@ def test_a_run_that_noted_nothing_is_compared_as_before(tmp_path: Path) -> None:
     found = read_run(run, "run")
     assert found.warnings == () and found.arms[1].seen == ()
     assert seen_section({"bottom": [found.arms[-1]]}) is None
+
+
+def test_a_refresh_that_one_arm_alone_has_noted_is_not_compared(tmp_path: Path) -> None:
+    """As of an arm that an earlier version began: it noted nothing before refresh 2."""
+    run = write_run(tmp_path / "run", {"top": Shape(0.2, 0.25), "bottom": Shape(0.2, 0.25)})
+    of_both = [seen_of([7, 7, 9], 2), seen_of([9, 7, 7], 3)]
+    note(run / "arms/top/checkpoints", seen_of([1, 2], 0), seen_of([3, 4], 1), *of_both)
+    note(run / "arms/bottom/checkpoints", *of_both)
+    assert read_run(run, "run").warnings == ()
+    note(run / "arms/bottom/checkpoints", seen_of([5], 4))
+    assert read_run(run, "run").warnings == ()
+    for place in ("top", "bottom"):
+        (run / "arms" / place / "checkpoints/metrics.jsonl").write_text("")
+    note(run / "arms/top/checkpoints", seen_of([1, 2], 0), *of_both)
+    note(run / "arms/bottom/checkpoints", of_both[0], seen_of([9, 9, 7], 3))
+    (warning,) = read_run(run, "run").warnings
+    assert "in 1 of 2 refreshes: top 2 different ones in 3 triples of refresh 3, bottom 2 different ones" in warning
 
 
 def test_the_report_counts_queries_and_triples_of_each_refresh(tmp_path: Path) -> None:

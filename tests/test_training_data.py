@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import count, groupby, islice
 from pathlib import Path
@@ -21,9 +22,9 @@ from data.training_data import (
     is_positive,
     make_batch,
     read_negative_lists,
-    triple_order,
     write_negative_lists,
 )
+from data.triple_order import KEYS_AT_ONCE, is_as_in_version_1, queries_in_order, triple_order
 from utils.errors import UserError
 
 NO_POSITIVES = (np.empty(0, np.int64), np.empty(0, np.int64))
@@ -286,29 +287,81 @@ def test_a_query_with_7_of_20_negatives_takes_its_turns_all_the_same() -> None:
         assert len(set(orders)) == 8, "each time in a new order"
 
 
-def order_before(lists: NegativeLists, group_size: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The epoch of full lists as the committed figures were trained on it."""
+def order_before(lists: NegativeLists, group_size: int, epoch: int) -> list[tuple[int, int]]:
+    """(query, negative) of an epoch in version 1's order, as the committed figures were trained on it."""
     queries, width = lists.negative_QN.shape
-    column_QN = np.argsort(random_keys(1, 2, FOR_TRIPLES, lists.query_Q, width, epoch * width), axis=1, kind="stable")
+    present_QN = lists.negative_QN >= 0
+    keys_QN = random_keys(1, 2, FOR_TRIPLES, lists.query_Q, width, epoch * width)
+    column_QN = np.argsort(np.where(present_QN, keys_QN, np.iinfo(np.uint64).max), axis=1, kind="stable")
     place_QN = np.broadcast_to(np.arange(width), (queries, width))
     group_QN = place_QN // group_size if group_size > 0 else np.zeros_like(place_QN)
     groups = int(group_QN.max()) + 1
     turn_QN = np.take_along_axis(random_keys(1, 2, FOR_TURNS, lists.query_Q, groups, epoch * groups), group_QN, axis=1)
-    order_T = np.lexsort((place_QN.ravel(), turn_QN.ravel(), group_QN.ravel()))
-    return np.repeat(np.arange(queries), width)[order_T], column_QN.ravel()[order_T]
+    kept_QN = place_QN < present_QN.sum(1, keepdims=True)
+    row_T, column_T = np.nonzero(kept_QN)[0], column_QN[kept_QN]
+    order_T = np.lexsort((place_QN[kept_QN], turn_QN[kept_QN], group_QN[kept_QN]))
+    row_T, column_T = row_T[order_T], column_T[order_T]
+    return list(zip(lists.query_Q[row_T].tolist(), lists.negative_QN[row_T, column_T].tolist(), strict=True))
+
+
+def has_order_before(lists: NegativeLists, group_size: int) -> bool:
+    expected = [pair for epoch in range(3) for pair in order_before(lists, group_size, epoch)]
+    found = flat(list(islice(batches_of_triples(lists, group_size, 1, 1, 2), len(expected))))
+    return [(query, negative) for query, _, negative in found] == expected
 
 
 @pytest.mark.parametrize("group_size", [0, 1, 4])
 def test_full_lists_have_the_order_that_they_always_had(group_size: int) -> None:
     lists = made_up_lists([20] * 9)
-    before = [order_before(lists, group_size, epoch) for epoch in range(3)]
+    assert has_order_before(lists, group_size) and is_as_in_version_1(lists, group_size)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    full=st.booleans(), lengths=st.lists(st.integers(0, 6), min_size=2, max_size=5).filter(any), group=st.integers(0, 7)
+)
+def test_lists_of_which_version_1_had_another_order_are_known(full: bool, lengths: list[int], group: int) -> None:
+    """Where it says that the order is the same it is; where not, it may be so by chance in a few queries only."""
+    lists = made_up_lists([max(lengths) * bool(length) for length in lengths] if full else lengths)
+    assert has_order_before(lists, group) or not is_as_in_version_1(lists, group)
+
+
+@pytest.mark.parametrize(("lengths", "group"), [([6, 6, 6, 2], 1), ([6] * 5, 4), ([6] * 5, 12), ([6, 6, 6, 4], 2)])
+def test_such_lists_do_have_another_order(lengths: list[int], group: int) -> None:
+    lists = made_up_lists(lengths)
+    assert not has_order_before(lists, group) and not is_as_in_version_1(lists, group)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(any),
+    group=st.integers(0, 8),
+    start=st.integers(0, 30),
+)
+def test_the_parts_of_a_round_make_no_difference(lengths: list[int], group: int, start: int) -> None:
+    lists = made_up_lists(lengths)
     expected = [
         (int(lists.query_Q[row]), int(lists.negative_QN[row, column]))
-        for rows, columns in before
-        for row, column in zip(rows, columns, strict=True)
+        for row, column in defined_order(lists, group, 4, 5, 3 * (start + 20))
     ]
-    found = flat(list(islice(batches_of_triples(lists, group_size, 27, 1, 2), 20)))
-    assert [(query, negative) for query, _, negative in found] == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.triple_order.KEYS_AT_ONCE", 1)  # a turn at a time
+        found = flat(list(islice(batches_of_triples(lists, group, 3, 4, 5, start), 20)))
+        queries = [query for part in queries_in_order(lists, group, 4, 5, 3 * start) for query in part.tolist()]
+    assert [(query, negative) for query, _, negative in found] == expected[3 * start :]
+    assert queries == [query for query, _ in expected[: 3 * start]]
+
+
+def test_a_large_group_takes_no_more_memory_than_a_part_of_a_round() -> None:
+    """Whole, this round would be 3 million triples, each with the keys of an order of 20 negatives: 480 MB of them."""
+    lists = made_up_lists([20] + [1] * 3000)
+    tracemalloc.start()
+    try:
+        batch = next(batches_of_triples(lists, 1000, 64, 1, 0, start=40_000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(batch.query_T) == 64 and peak < 16 * 8 * KEYS_AT_ONCE
 
 
 def test_the_order_is_uniform_over_queries_and_negatives() -> None:
@@ -316,7 +369,7 @@ def test_the_order_is_uniform_over_queries_and_negatives() -> None:
     for by in ("seed", "stream", "number"):
         first = np.zeros((3, 4))
         for number in range(3000):
-            row_T, column_T = triple_order(lists, 1, **{"seed": 5, "stream": 0, "number": 0, by: number})
+            ((row_T, column_T),) = triple_order(lists, 1, **{"seed": 5, "stream": 0, "number": 0, by: number})
             first[row_T[0], column_T[0]] += 1
         assert ((first - 250) ** 2 / 250).sum() < 31.3, by  # chi-square, 11 degrees of freedom, 0.1 %
 

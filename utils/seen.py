@@ -43,9 +43,10 @@ class SeenQueries:
         self.order = hashlib.sha256()
 
     def add(self, query_T: np.ndarray) -> None:
-        """The query of each triple of the next batch, all processes' together: int64 [T], rows of train-query."""
+        """The query of each triple of the next batches, all processes' together: int64 [T], rows of train-query."""
         self.triples += len(query_T)
-        self.different.update(query_T.tolist())
+        begins_T = np.flatnonzero(query_T[1:] != query_T[:-1])  # a turn's triples have one query
+        self.different.update(query_T[begins_T].tolist(), query_T[-1:].tolist())
         self.order.update(query_T.astype("<i8").tobytes())
 
     def of_refresh(self, number: int) -> SeenRefresh:
