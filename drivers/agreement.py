@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from data.preprocessed import Preprocessed
+from data.triple_order import TRIPLE_ORDER
+from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
 from drivers.resuming import check_resumes, resumed_otherwise, what_differs
+from drivers.shared import type_is_hardware_s
 from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError
 from utils.flag_values import names_deciding
-from utils.flags import ExchangeFlags
 from utils.lease import Lease, Life
 from utils.peers import Peer
 from utils.run_log import git_state, say
@@ -55,12 +57,19 @@ def science_sha256(science: dict[str, Any]) -> str:
     return publishing.sha256_of_json(science)
 
 
-def provenance(run_id: str, science: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Run:
+    """The run of a directory. ``science_sha256`` is of the flags it was begun with, whatever resumes it."""
+
+    run_id: str
+    science_sha256: str
+
+
+def provenance(run: Run, science: dict[str, Any]) -> dict[str, Any]:
     """What every published version says of where it comes from."""
     named = (*COMMON, "seed", "strategy", *OF_A_SELECTION, "ann_chunk_factor", "bm25_sha256")
     return {
-        "run_id": run_id,
-        "science_sha256": science_sha256(science),
+        **dataclasses.asdict(run),
         **{name: science[name] for name in named if name in science},
         "git": git_state(),
     }
@@ -165,46 +174,49 @@ def agree(session: Session, look: Callable[[], Any], peer: Peer | None = None, i
 # Runs
 
 
-def join_run(session: Session, directory: Path, run_id: str, science: dict[str, Any], remedy: str) -> str:
-    """The id of the directory's run, which this job goes on with, or begins with its own ``run_id``.
+def join_run(session: Session, directory: Path, run_id: str, science: dict[str, Any], remedy: str, **more: Any) -> Run:
+    """The directory's run, which this job resumes, or begins with its own ``run_id``; RUN.json then says ``more``.
 
     Disagreement names the flags in which this job differs from that run.
     """
+    own = Run(run_id, science_sha256(science))
 
-    def look() -> str:
+    def look() -> dict[str, Any]:
         assert session.lease is not None
         run = exchange.read_run(directory)
         if run is None:
-            check_without_run(directory, science, remedy)
+            is_new = check_without_run(directory, science, remedy)
             exchange.mark_run(
                 session.lease,
-                run_id=run_id,
                 science=science,
-                science_sha256=science_sha256(science),
+                **dataclasses.asdict(own),
                 job=os.environ.get("SLURM_JOB_ID", ""),
                 git=git_state(),
+                **(more if is_new else {}),  # an earlier version may have begun it
             )
-            return run_id
+            return dataclasses.asdict(own)
         what = f"the run in {directory}"
         if differing := check_resumes(science, run.get("science", {}), what, remedy):
             say(resumed_otherwise(what, differing))
-        return str(run["run_id"])
+        return {name: run.get(name, value) for name, value in dataclasses.asdict(own).items()}
 
-    return str(agree(session, look))
+    return Run(**agree(session, look))
 
 
 def check_in_dry_run(
     directory: Path,
-    flags: ExchangeFlags,
+    flags: AnnFlags | GenerateFlags | WarmupFlags,
     make_science: Callable[[], dict[str, Any]],
     remedy: str,
-    unknown: Sequence[str],
+    type_name: str,
+    default_dtype: str = "auto",
+    unknown: Sequence[str] = (),
 ) -> bool:
     """Whether the directory holds a run. Disagreement where the start would refuse to resume it; nothing is written.
 
     ``make_science`` is called where there is a run: it reads the initial model, which may have to come from the hub.
-    Without a launcher the number of processes is not known; ``unknown`` are what else of ``science`` may be different
-    in the job, such as the type that its machine is quick at.
+    Not compared: without a launcher the number of processes; ``type_name``, what the run is computed in, where the
+    machine decides that (``default_dtype`` is the program's); and ``unknown``, what else may be different in the job.
     """
     run = exchange.read_run(directory)
     if run is not None and getattr(flags, "overwrite_output_dir", False) and not is_of_this_job(run):
@@ -212,26 +224,31 @@ def check_in_dry_run(
     if run is None:
         return False
     left_out = {*unknown, *([] if distributed.has_launcher() else ["processes"])}
+    left_out |= {type_name} if type_is_hardware_s(flags, default_dtype) else set()
     known = {name: value for name, value in make_science().items() if name not in left_out}
     check_resumes(known, run.get("science", {}), f"the run in {directory}", remedy)
     return True
 
 
-def check_without_run(directory: Path, science: dict[str, Any], remedy: str) -> None:
-    """Where RUN.json is damaged, the versions in the directory still tell the hash of the flags they are of."""
+def check_without_run(directory: Path, science: dict[str, Any], remedy: str) -> bool:
+    """Whether the directory holds no version of a run yet.
+
+    Where RUN.json is damaged, the versions still tell the hash of the flags they are of: Disagreement if not ours.
+    """
     found = exchange.newest_science_sha256(directory)
     if found is not None and found not in map(science_sha256, [science, *earlier_forms(science)]):
         raise Disagreement(
             f"{directory / exchange.RUN} cannot be read, and the newest version there was made with other flags than "
             f"this job's (science_sha256 {found[:12]} there, {science_sha256(science)[:12]} here); {remedy}"
         )
+    return found is None
 
 
-def enter_run(session: Session, directory: Path, flags: Any, run_id: str, science: dict[str, Any]) -> str:
+def enter_run(session: Session, directory: Path, flags: Any, run_id: str, science: dict[str, Any]) -> Run:
     """`join_run` of a program that trains, after --overwrite_output_dir has removed another run."""
     if flags.overwrite_output_dir:
         agree(session, partial(remove_other_run, session, directory))
-    return join_run(session, directory, run_id, science, OWN_RUN)
+    return join_run(session, directory, run_id, science, OWN_RUN, triple_order=TRIPLE_ORDER)
 
 
 def check_common(ours: dict[str, Any], what: str, run: dict[str, Any]) -> None:

@@ -40,7 +40,6 @@ from drivers.shared import (
     check_refresh_flags,
     open_collection,
     start_program,
-    type_is_hardware_s,
 )
 from drivers.space import UNKNOWN_REFRESHES
 from drivers.vectors import EMBEDDINGS, Job, Work, embeddings_dir
@@ -84,8 +83,7 @@ def preflight(flags: GenerateFlags) -> Job:
     bm25 = read_bm25(flags.bm25_dir, collection) if selection.strategy.needs_bm25 else None
     job = Job(flags, collection, selection, strategy_from, dtype, backend, bm25)
     if flags.dry_run:
-        by_hardware = ["encoded_in"] if type_is_hardware_s(flags) else []
-        check_in_dry_run(job.ann_dir, flags, partial(science_of_job, job), OWN_SERIES, by_hardware)
+        check_in_dry_run(job.ann_dir, flags, partial(science_of_job, job), OWN_SERIES, "encoded_in")
     return job
 
 
@@ -122,7 +120,7 @@ def generate(job: Job, resolved_flags: str) -> None:
             say(f"--last_checkpoint_dir {flags.last_checkpoint_dir} is not in --training_dir: none counts as used")
     with session(world, job.ann_dir, "generator", flags, run_id) as here:
         science = science_of_job(job)
-        run_id = join_run(here, job.ann_dir, run_id, science, OWN_SERIES)
+        run = join_run(here, job.ann_dir, run_id, science, OWN_SERIES)
         peer = watch_peer(
             job.training_dir,
             "trainer",
@@ -131,7 +129,7 @@ def generate(job: Job, resolved_flags: str) -> None:
         )
         log = distributed.on_process0(world, partial(RunLog, job.ann_dir, job.ann_dir / "tensorboard"))
         try:
-            made = make_refreshes(job, here, peer, provenance(run_id, science), log)
+            made = make_refreshes(job, here, peer, provenance(run, science), log)
         except StopRequested:
             raise here.stopped("between two refreshes, or in one whose finished embeddings are kept") from None
         if world.is_first:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
+from data.triple_order import TRIPLE_ORDER
 from drivers.agreement import (
     OWN_RUN,
     Session,
@@ -34,6 +35,7 @@ from drivers.schedule import (
     check_new_run,
     check_origin,
     check_replayed,
+    check_replayed_order,
     check_staleness,
     course_from,
     read_journal,
@@ -51,7 +53,6 @@ from drivers.shared import (
     open_encoder,
     seed_everything,
     start_program,
-    type_is_hardware_s,
 )
 from drivers.space import checkpoints_at_once, publishing_steps
 from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
@@ -71,7 +72,7 @@ class InUse:
     refresh: Refresh
     lists: NegativeLists
     batches: Iterator[Batch]
-    seen: SeenQueries
+    seen: SeenQueries | None  # None: they are not noted
 
 
 def preflight(flags: AnnFlags) -> Job:
@@ -99,6 +100,7 @@ def preflight(flags: AnnFlags) -> Job:
     check_holds_no_other_run(Path(flags.output_dir), flags)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
     job = Job(flags, collection, dtype, read_journal(Path(flags.replay)) if flags.replay else None)
+    check_replayed_order(job)
     if flags.dry_run:
         check_own_run(job)
     return job
@@ -119,8 +121,7 @@ def science_of_job(job: Job, processes: int) -> dict[str, Any]:
 def check_own_run(job: Job) -> None:
     """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
     make_science = partial(science_of_job, job, distributed.processes_of_launcher())
-    by_hardware = ["trained_in"] if type_is_hardware_s(job.flags, "fp32") else []
-    is_resumed = check_in_dry_run(job.output_dir, job.flags, make_science, OWN_RUN, by_hardware)
+    is_resumed = check_in_dry_run(job.output_dir, job.flags, make_science, OWN_RUN, "trained_in", "fp32")
     if not is_resumed and exchange.read_records(job.ann_dir):
         check_new_run(job, make_science())
 
@@ -137,14 +138,14 @@ def train(job: Job, resolved_flags: str) -> None:
         science = science_of_job(job, world.size)
         if (differing := check_replayed(job, science)) and world.is_first:
             say(resumed_otherwise(f"the run of {flags.replay}", differing))
-        own_id, run_id = run_id, enter_run(here, job.output_dir, flags, run_id, science)
-        if run_id == own_id:
+        run = enter_run(here, job.output_dir, flags, run_id, science)
+        if run.run_id == run_id:
             agree(here, partial(check_new_run, job, science))
         start = start_point(here, job.output_dir)
         seed_everything(flags.seed, world.rank, start.step if start else 0)
         model_dir = str(start.path) if start else flags.model_name_or_path
         encoder = open_encoder(flags, model_dir, job.collection, goes_on=start is not None)
-        record = {**provenance(run_id, science), "max_steps": flags.max_steps}
+        record = {**provenance(run, science), "max_steps": flags.max_steps}
         trainer = make_trainer(flags, here, encoder, job.dtype, flags.max_steps, record, start)
         check_trainer(checks, job.collection, trainer, job.dtype, checkpoints_kept(flags))
         course = course_from(job, here, start, science["initial_model_sha256"])
@@ -155,21 +156,9 @@ def train(job: Job, resolved_flags: str) -> None:
             partial(check_common, science, f"the negatives in {job.ann_dir}"),
         )
         run_steps(job, trainer, course, peer)
-        distributed.on_process0(world, partial(finish, job, trainer, course))
-    distributed.stop(world)
-
-
-def finish(job: Job, trainer: Trainer, course: Course) -> None:
-    """Process 0's part of the end: DONE.json, and the last line of the log."""
-    here, steps, refreshes = trainer.session, trainer.state.step, len(course.taken)
-    assert here.lease is not None
-    if exchange.read_done(job.output_dir) is None:
         taken = [entry.told() for entry in course.taken]
-        seconds = round(trainer.seconds, 3)
-        exchange.mark_done(here.lease, step=steps, seconds=seconds, refreshes=refreshes, taken=taken)
-    if here.world.size > 1:
-        say(f"{here.world.waits}")
-    say(f"finished step={steps} refreshes={refreshes} seconds={trainer.seconds:.1f}")
+        distributed.on_process0(world, partial(trainer.finish, refreshes=len(taken), taken=taken))
+    distributed.stop(world)
 
 
 def run_steps(job: Job, trainer: Trainer, course: Course, peer: Peer) -> None:
@@ -197,7 +186,7 @@ def run_steps(job: Job, trainer: Trainer, course: Course, peer: Peer) -> None:
 
 def log_seen(trainer: Trainer, in_use: InUse | None) -> None:
     """What was trained on of a refresh that has served its last step."""
-    if trainer.log is not None and in_use is not None:
+    if trainer.log is not None and in_use is not None and in_use.seen is not None:
         trainer.log.record(trainer.state.step, **in_use.seen.of_refresh(in_use.refresh.number).logged())
 
 
@@ -232,7 +221,8 @@ def open_negatives(job: Job, trainer: Trainer, refresh: Refresh, batches_done: i
     collection, world = job.collection, trainer.state.world
     lists = read_negative_lists(refresh.path)
     check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
-    seen = SeenQueries()
+    is_noted = trainer.log is not None and not trainer.resumes_other_order(lists)
+    seen = SeenQueries() if is_noted else None
     batches = batches_from_lists(job.flags, collection, world, lists, refresh.number, batches_done, seen)
     return InUse(refresh, lists, batches, seen)
 
@@ -256,6 +246,7 @@ def checkpoints_kept(flags: AnnFlags) -> int:
 def take_up(job: Job, trainer: Trainer, course: Course, refresh: Refresh) -> InUse:
     """Read the negatives, say so, note it in the journal, and start their batches."""
     flags, state = job.flags, trainer.state
+    trainer.triple_order = TRIPLE_ORDER
     in_use = open_negatives(job, trainer, refresh, batches_done=0)
     record, lists = refresh.record, in_use.lists
     sha256 = sha256_of_negatives(refresh)

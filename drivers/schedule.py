@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from data.preprocessed import Preprocessed
+from data.training_data import read_negative_lists
+from data.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.agreement import COMMON, SAME_FLAGS, Session, agree, check_agreement
 from drivers.flags import AnnFlags
 from drivers.resuming import check_resumes
@@ -143,6 +145,22 @@ def check_replayed(job: Job, science: dict[str, Any]) -> str:
         return ""
     ours = {name: value for name, value in science.items() if name != "replayed_journal_sha256"}
     return check_resumes(ours, replayed.get("science", {}), f"the run of {job.flags.replay}", SAME_FLAGS)
+
+
+def check_replayed_order(job: Job) -> None:
+    """UserError where --replay's run was begun by a version with another order of triples for its lists."""
+    group_size = job.flags.group_size
+    run = exchange.read_run(Path(job.flags.replay).parent) if job.flags.replay else None
+    if run is None or job.journal is None or group_size == 0 or run.get("triple_order") == TRIPLE_ORDER:
+        return
+    for number in sorted({entry.refresh for entry in job.journal}):
+        lists = read_negative_lists(exchange.read_refresh(job.ann_dir, number).path)
+        if not is_as_in_version_1(lists, group_size):
+            raise UserError(
+                f"{job.flags.replay} is of an earlier version, which had another order of triples for the lists of "
+                f"refresh {number} at --group_size {group_size}, expected a run of this version's order; replay it "
+                f"with the version that its {exchange.RUN} names, or train without --replay"
+            )
 
 
 def write_journal(here: Session, course: Course) -> None:

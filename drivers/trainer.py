@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 import torch
 
 from data.tokenizing import load_tokenizer, tokenizer_files
+from data.training_data import NegativeLists
+from data.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.agreement import Session, agree
 from drivers.shared import settle_encoder
 from model.attribution import means_by_rank
@@ -54,6 +56,7 @@ class Trainer:
     earlier_seconds: float = 0.0  # of the jobs that this one goes on from
     stored: dict[str, Any] = field(default_factory=dict)  # what the earlier job left beside its weights
     saved_step: int = 0  # of the newest checkpoint; step 0 is what the job was given
+    triple_order: int = TRIPLE_ORDER  # the version in which training began on the negatives in use
 
     def step(self, micro_batches: list[Any]) -> None:
         """One optimiser step; at logging steps write the line."""
@@ -123,6 +126,8 @@ class Trainer:
                 "run_id": self.record["run_id"],
                 "losses": self.losses,
                 "by_rank": by_rank,
+                "skipped": self.state.skipped,
+                "triple_order": self.triple_order,
                 "seconds": round(self.seconds, 3),
                 "metrics_bytes": self.log.bytes if self.log is not None else 0,
                 **trainer_state,
@@ -133,6 +138,44 @@ class Trainer:
 
         distributed.on_process0(self.state.world, save)
         self.saved_step = self.state.step
+
+    def restore(self, stored: dict[str, Any], step: int) -> None:
+        """What `publish` stored at ``step``; an earlier version's lacks some of it."""
+        self.stored, self.saved_step = stored, step
+        self.losses = list(stored["losses"])
+        self.state.skipped = stored.get("skipped", 0)
+        self.triple_order = stored.get("triple_order", 1)
+        if self.session.world.is_first:  # all ranks' sums
+            self.state.tally.load(stored.get("by_rank", []))
+        self.earlier_seconds = stored["seconds"]
+
+    def resumes_other_order(self, lists: NegativeLists) -> bool:
+        """Whether an earlier version began on these lists in another order, which is said; this one continues its own.
+
+        The position is so many triples of either.
+        """
+        if self.triple_order == TRIPLE_ORDER or is_as_in_version_1(lists, self.flags.group_size):
+            return False
+        if self.session.world.is_first:
+            say(
+                f"warning: an earlier version began on these negatives, with another order of triples at --group_size "
+                f"{self.flags.group_size} for lists of other lengths: from here the order is this version's, so some "
+                "triples come twice and others not"
+            )
+        return True
+
+    def finish(self, refreshes: int | None = None, **told: Any) -> None:
+        """Process 0's part of the end: DONE.json, and the last line of the log; ``told`` is for DONE.json alone."""
+        lease, counted = self.session.lease, {"step": self.state.step}
+        assert lease is not None
+        if refreshes is not None:
+            counted["refreshes"] = refreshes
+        if exchange.read_done(lease.directory) is None:
+            exchange.mark_done(lease, **counted, seconds=round(self.seconds, 3), **told)
+        if self.session.world.size > 1:
+            say(f"{self.session.world.waits}")
+        numbers = " ".join(f"{name}={number}" for name, number in counted.items())
+        say(f"finished {numbers} seconds={self.seconds:.1f}")
 
     def save_and_stop(self, reason: Exception, trainer_state: dict[str, Any]) -> NoReturn:
         """Publish this step's state unless that is done already; then `Stopped`, or the peer's absence."""
@@ -207,11 +250,7 @@ def make_trainer(
     tokenizer = distributed.on_process0(world, partial(local_tokenizer, name, output_dir)) or []
     trainer = Trainer(flags, session, state, total_steps, tokenizer, record, log)
     if start:
-        trainer.stored, trainer.saved_step = stored, start.step
-        trainer.losses = list(stored["losses"])
-        if world.is_first:  # all ranks' sums
-            state.tally.load(stored.get("by_rank", []))
-        trainer.earlier_seconds = stored["seconds"]
+        trainer.restore(stored, start.step)
     return trainer
 
 

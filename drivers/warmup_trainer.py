@@ -49,7 +49,6 @@ from drivers.shared import (
     open_to_encode,
     seed_everything,
     start_program,
-    type_is_hardware_s,
 )
 from drivers.space import publishing_steps
 from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
@@ -123,11 +122,9 @@ def science_of_job(job: Job, processes: int) -> dict[str, Any]:
 
 def check_own_run(job: Job) -> None:
     """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
-    unknown = ["trained_in"] if type_is_hardware_s(job.flags, "fp32") else []
-    if job.flags.max_steps <= 0 and not distributed.has_launcher():
-        unknown.append("max_steps")
+    unknown = ["max_steps"] if job.flags.max_steps <= 0 and not distributed.has_launcher() else []
     make_science = partial(science_of_job, job, distributed.processes_of_launcher())
-    check_in_dry_run(job.output_dir, job.flags, make_science, OWN_RUN, unknown)
+    check_in_dry_run(job.output_dir, job.flags, make_science, OWN_RUN, "trained_in", "fp32", unknown)
 
 
 def candidates_to_rerank(flags: WarmupFlags, collection: Preprocessed) -> np.ndarray | None:
@@ -191,12 +188,12 @@ def train(job: Job, world: World, run_id: str, checks: Preflight) -> None:
     with session(world, job.output_dir, "warmup", flags, run_id) as here:
         total_steps = steps_to_train(job, world.size)
         science = science_of_job(job, world.size)
-        run_id = enter_run(here, job.output_dir, flags, run_id, science)
+        run = enter_run(here, job.output_dir, flags, run_id, science)
         start = start_point(here, job.output_dir)
         seed_everything(flags.seed, 0)  # the same random weights on every rank
         encoder = open_encoder(flags, str(start.path), job.collection, goes_on=True) if start else first_encoder(job)
         seed_everything(flags.seed, world.rank, start.step if start else 0)
-        record = {**provenance(run_id, science), "max_steps": total_steps}
+        record = {**provenance(run, science), "max_steps": total_steps}
         trainer = make_trainer(flags, here, encoder, job.dtype, total_steps, record, start)
         # All of a warmup's checkpoints stay.
         check_trainer(checks, job.collection, trainer, job.dtype, publishing_steps(total_steps, flags.save_steps))
@@ -204,16 +201,7 @@ def train(job: Job, world: World, run_id: str, checks: Preflight) -> None:
             source = str(job.triples) if job.triples else f"BM25 negatives of {flags.bm25_dir}"
             say(f"warmup: {total_steps} steps, loss {flags.loss}, {source}")
         run_steps(job, trainer)
-        distributed.on_process0(world, partial(finish, job, trainer))
-
-
-def finish(job: Job, trainer: Trainer) -> None:
-    """Process 0's part of the end: DONE.json, and the last line of the log."""
-    lease = trainer.session.lease
-    assert lease is not None
-    if exchange.read_done(job.output_dir) is None:
-        exchange.mark_done(lease, step=trainer.state.step, seconds=round(trainer.seconds, 3))
-    say(f"finished step={trainer.state.step} seconds={trainer.seconds:.1f}")
+        distributed.on_process0(world, trainer.finish)
 
 
 def source_of(job: Job) -> dict[str, Any]:
@@ -264,6 +252,7 @@ def run_steps(job: Job, trainer: Trainer) -> None:
     flags, state, here = job.flags, trainer.state, trainer.session
     done = state.step * flags.gradient_accumulation_steps
     if job.lists is not None:
+        trainer.resumes_other_order(job.lists)
         batches = batches_from_lists(flags, job.collection, state.world, job.lists, stream=0, start=done)
     else:
         batches = prefetched(batches_from_text(job, state.world, start=done))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from model.losses import in_batch_scores, pairwise_nll
@@ -35,7 +36,7 @@ class RankTally:
 
     def load(self, sums: Any) -> None:
         """What `state` gave; of another shape, from another version, it is left out."""
-        stored = torch.tensor(sums, dtype=torch.float64)
+        stored = torch.from_numpy(np.array(sums, np.float64))  # null is NaN
         if stored.shape == self.sums_B4.shape:
             self.sums_B4.copy_(stored)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from model.precision import autocast
 from utils.distributed import World, average_gradients, collective, gather_rows, gather_with_gradient, mean_over_ranks
 from utils.errors import UserError, one_line
 from utils.exchange import TRAINER_STATE
+from utils.json_text import json_text
 
 RNG_STATES = "rng_states.safetensors"
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
@@ -338,7 +338,7 @@ def save_state(
     torch.save(state.optimizer.state_dict(), staging / OPTIMIZER)
     torch.save({"scheduler": state.scheduler.state_dict(), "scaler": state.scaler.state_dict()}, staging / SCHEDULER)
     save_file(rng, staging / RNG_STATES)
-    (staging / TRAINER_STATE).write_text(json.dumps({"step": state.step, **trainer_state}, indent=1))
+    (staging / TRAINER_STATE).write_text(json_text({"step": state.step, **trainer_state}, indent=1))
 
 
 def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from drivers import ann_generator
 from drivers.agreement import (
     COMMON,
+    Run,
     Session,
     agree,
     check_agreement,
@@ -111,7 +112,7 @@ def test_the_runs_that_were_begun_so_far_are_known_by_the_same_flags(flags: Any)
 def test_what_is_common_is_known_to_both(flags: Any) -> None:
     science = science_of(flags, COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
     assert set(COMMON) <= science.keys()
-    assert {name: science[name] for name in COMMON}.items() <= provenance("r", science).items()
+    assert {name: science[name] for name in COMMON}.items() <= provenance(Run("r", ""), science).items()
 
 
 # Disagreement
@@ -161,17 +162,36 @@ def test_the_second_job_joins_the_run_of_the_first(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SLURM_JOB_ID", "41")
     science = science_of(TRAINER, COLLECTION, processes=1)
     here = alone(tmp_path)
-    assert join_run(here, tmp_path, "first", science, "give the same") == "first"
+    assert join_run(here, tmp_path, "first", science, "give the same").run_id == "first"
     stored = read_sealed(tmp_path / "RUN.json")
     assert (stored["role"], stored["run_id"], stored["job"]) == ("trainer", "first", "41")
     assert stored["science"] == json.loads(json.dumps(science)) and stored["science_sha256"] == science_sha256(science)
     before = (tmp_path / "RUN.json").read_bytes()
-    assert join_run(here, tmp_path, "second", science, "give the same") == "first"
+    assert join_run(here, tmp_path, "second", science, "give the same").run_id == "first"
     other = {**science, "seed": 7, "learning_rate": 0.5}
     with pytest.raises(Disagreement, match=r"learning_rate .* there, 0.5 here; .*give the same") as caught:
         join_run(here, tmp_path, "third", other, "give the same")
     assert "seed 42 there, 7 here" in str(caught.value) and str(tmp_path) in str(caught.value)
     assert (tmp_path / "RUN.json").read_bytes() == before
+
+
+def test_every_job_publishes_as_of_the_flags_that_the_run_was_begun_with(tmp_path: Path) -> None:
+    """A job resumes it with its steps divided otherwise; then RUN.json is lost, and those flags still resume it."""
+    begun = science_of(TRAINER, COLLECTION, processes=1, trained_in="fp32")
+    divided = {**begun, "per_gpu_train_batch_size": begun["per_gpu_train_batch_size"] // 2, "processes": 2}
+    here = alone(tmp_path)
+    join_run(here, tmp_path, "first", begun, "give the same", triple_order=2)
+    record = provenance(join_run(here, tmp_path, "second", divided, "give the same"), divided)
+    stored = read_sealed(tmp_path / "RUN.json")
+    assert (record["run_id"], record["science_sha256"]) == ("first", stored["science_sha256"])
+    assert stored["triple_order"] == 2
+    put_checkpoint(tmp_path, 100, **record)
+    (tmp_path / "RUN.json").write_text("{")
+    with pytest.raises(Disagreement, match=r"RUN\.json cannot be read"):
+        join_run(here, tmp_path, "third", divided, "give the same")
+    found = join_run(here, tmp_path, "fourth", begun, "give the same", triple_order=2)
+    assert found.science_sha256 == science_sha256(begun)
+    assert "triple_order" not in read_sealed(tmp_path / "RUN.json"), "who began it is not known"
 
 
 def test_without_its_record_a_run_is_known_by_the_hash_of_its_flags(tmp_path: Path) -> None:
@@ -187,7 +207,7 @@ def test_without_its_record_a_run_is_known_by_the_hash_of_its_flags(tmp_path: Pa
             with pytest.raises(Disagreement, match=r"RUN\.json cannot be read, and the newest version there was made"):
                 join_run(here, directory, "run", science, "give the same")
         else:
-            assert join_run(here, directory, "run", science, "give the same") == "run"
+            assert join_run(here, directory, "run", science, "give the same").run_id == "run"
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])

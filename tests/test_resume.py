@@ -23,7 +23,7 @@ import atexit, errno, os, time
 
 def rename(source, target, *more, **named):
     if os.path.basename(target).startswith("checkpoint-"):
-        atexit.register(time.sleep, 60)
+        atexit.register(time.sleep, 600)
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(target))
     return real(source, target, *more, **named)
 
@@ -210,9 +210,11 @@ def test_a_stale_handle_on_the_first_process_ends_all_of_them_at_once(
         "--model_name_or_path", static_warmup, *LENGTHS, "--max_steps", "20", "--save_steps", "5",
         "--output_dir", output_dir, *SIGNS,
     ]  # fmt: skip
-    started = time.monotonic()
-    assert start(log, "drivers.run_warmup", *flags, processes=2).wait(120) == 2, log.read_text()[-2000:]
-    assert time.monotonic() - started < 45, "the other process has waited"
+    job = start(log, "drivers.run_warmup", *flags, processes=2)
+    try:
+        assert job.wait(300) == 2, log.read_text()[-2000:]
+    finally:
+        job.terminate()
     lines = [line for line in log.read_text().splitlines() if line.startswith("run_warmup: ")]
     path = output_dir / "checkpoint-5"
     assert lines == [f"run_warmup: error: {path}: Stale file handle (ESTALE)"]

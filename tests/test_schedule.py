@@ -1,7 +1,8 @@
-"""What a run that only begins may find in the generator's directory."""
+"""What a run that only begins may find in the generator's directory, and which journals it may replay."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 
 from drivers.flags import AnnFlags
-from drivers.schedule import Job, Taken, check_new_run, check_origin, course_from
-from tests.exchanging import put_checkpoint, put_negatives
+from drivers.schedule import Job, Taken, check_new_run, check_origin, check_replayed_order, course_from
+from tests.exchanging import lease_of, put_checkpoint, put_negatives
 from utils import exchange
-from utils.errors import Disagreement
+from utils.errors import Disagreement, UserError
 
 SCIENCE = {"refresh_mode": "async", "steps_per_refresh": 0}
 
@@ -70,3 +71,22 @@ def test_the_initial_model_of_an_earlier_version_s_state_is_known_again(tmp_path
         job = Job(replace(job_over(tmp_path).flags, refresh_mode="lockstep"), nothing, None, None)
         course = course_from(job, nothing, exchange.Checkpoint(path, 100, {}), "known now")
         assert course.model_of_step == {0: expected, 50: "b", 100: exchange.model_sha256(path)}
+
+
+@pytest.mark.parametrize(("group_size", "short", "order"), list(itertools.product((0, 1), (False, True), (1, 2))))
+def test_the_journal_of_another_order_of_triples_is_not_replayed(
+    tmp_path: Path, group_size: int, short: bool, order: int
+) -> None:
+    """Version 1's recorded no order; the lists' lengths say whether it was another."""
+    job = job_over(tmp_path)
+    texts = ["1\t2\t3,4\n5\t6\t7,8\n", "1\t2\t3,4\n5\t6\t7\n" if short else "1\t2\t4,3\n"]
+    found = [put_negatives(job.ann_dir, refresh, text) for refresh, text in enumerate(texts)]
+    entries = [Taken(refresh.number, refresh.step, refresh.step, "", "") for refresh in found]
+    replay = tmp_path / "earlier" / "journal.jsonl"
+    exchange.mark_run(lease_of(replay.parent), science={}, **({"triple_order": order} if order > 1 else {}))
+    job = replace(job, flags=replace(job.flags, replay=str(replay), group_size=group_size), journal=entries)
+    if group_size == 1 and short and order == 1:
+        with pytest.raises(UserError, match=r"another order of triples for the lists of refresh 1 at --group_size 1"):
+            check_replayed_order(job)
+    else:
+        check_replayed_order(job)

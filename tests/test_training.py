@@ -20,7 +20,7 @@ from transformers import RobertaConfig
 
 from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
 from drivers.shared import seed_everything
-from drivers.trainer import Trainer
+from drivers.trainer import Trainer, read_trainer_state
 from model.encoder import load_encoder
 from model.lamb import Lamb
 from model.roberta_dot import RobertaDot
@@ -39,7 +39,9 @@ from model.training import (
     tensors_of,
     train_step,
 )
-from utils import distributed
+from tests.test_agreement import alone
+from tests.test_training_data import made_up_lists
+from utils import distributed, exchange
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -337,6 +339,45 @@ def test_skipped_steps_are_counted_and_not_in_the_mean_loss(capsys: pytest.Captu
     assert lines[0][1] == losses[0][0], "the second step was skipped"
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
     assert [line.split(":")[0] for line in said] == [f"skipped {n} of the steps since the last line" for n in (1, 2)]
+
+
+def test_a_checkpoint_keeps_what_the_next_line_will_tell(tmp_path: Path) -> None:
+    here = alone(tmp_path)
+    state = fp16_state(static_encoder(), "pairwise")
+    trainer = Trainer(types.SimpleNamespace(), here, state, 6, [], {"run_id": "r"}, None)
+    state.step, state.skipped, trainer.losses = 5, 2, [0.25, 0.5]
+    state.tally.sums_B4[1] = torch.tensor([3.0, math.nan, 0.5, math.inf])
+    trainer.publish()
+    path = tmp_path / "checkpoint-5"
+    json.loads((path / "trainer_state.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+    stored = read_trainer_state(exchange.Checkpoint(path, 5, {}))
+    again = Trainer(types.SimpleNamespace(), here, fp16_state(static_encoder(), "pairwise"), 6, [], {}, None)
+    again.restore(stored, 5)
+    assert (again.state.skipped, again.losses, again.saved_step) == (2, [0.25, 0.5], 5)
+    expected = state.tally.sums_B4.nan_to_num(nan=-1.0, posinf=-1.0)
+    assert torch.equal(again.state.tally.sums_B4.nan_to_num(nan=-1.0), expected)
+    del stored["skipped"]  # as an earlier version's
+    again.restore(stored, 5)
+    assert again.state.skipped == 0
+
+
+def test_a_position_in_an_earlier_order_of_triples_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At each resume, until other negatives are taken up; a run of this version's says nothing."""
+    full, short = made_up_lists([4] * 3), made_up_lists([4, 1, 4])
+    flags, here = types.SimpleNamespace(group_size=2), alone(tmp_path)
+    stored = {"losses": [], "seconds": 1.0}
+    for step, begun_by_earlier in ((5, True), (6, True), (7, False)):
+        trainer = Trainer(flags, here, fp16_state(static_encoder(), "pairwise"), 9, [], {"run_id": "r"}, None)
+        trainer.restore(stored, 5)
+        capsys.readouterr()
+        assert trainer.resumes_other_order(short) == begun_by_earlier and not trainer.resumes_other_order(full)
+        said = capsys.readouterr().out
+        assert said.count("\n") == ("an earlier version began on these negatives" in said) == begun_by_earlier
+        if step == 6:
+            trainer.triple_order = 2  # other negatives
+        trainer.state.step = step
+        trainer.publish()
+        stored = read_trainer_state(exchange.Checkpoint(tmp_path / f"checkpoint-{step}", step, {}))
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
