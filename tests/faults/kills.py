@@ -15,7 +15,7 @@ from tests.faults.zygote import Child, Zygote
 
 HEARTBEAT_OPERATIONS = 12  # of the heartbeat's thread, at most: how many there are is a matter of time
 EVERY_BOUNDARY, INSTANTS = 400, 100
-ATTEMPTS = 4  # a role may have ended before its instant came
+ATTEMPTS = 8  # a role may have ended before its instant came: each time it comes in half the time
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ OWN_FILE, JOB_FILE = "STOP", "ANCE_STOP_FILE"
 WAYS = (*SIGNALS, OWN_FILE, JOB_FILE)
 SAVED = 75
 AT_START = (143, 130, -signal.SIGTERM, -signal.SIGINT)  # a signal before there is a state to save
-ATTEMPTS = 6
+ATTEMPTS = 10  # each with the instant a little sooner: the machine may be quicker now than when it was chosen
 
 
 @dataclass(frozen=True)
