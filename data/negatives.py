@@ -8,8 +8,6 @@ No model is needed. With the generator's own flags it writes the generator's own
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 import sys
 from dataclasses import dataclass, replace
@@ -35,6 +33,7 @@ from utils.flags import (
     parse_flags,
 )
 from utils.lease import Life
+from utils.publishing import sha256_of_json
 from utils.run_log import git_state, say
 
 # Of a refresh's record, what another selection from the same candidates has in its own words.
@@ -127,13 +126,12 @@ def view_record(
     filters = {name: getattr(flags, name) for name in ("min_rank", "max_positive_ratio", "on_shortage")}
     made = {"strategy": selected.strategy, **view, **filters, "candidates_sha256": source["candidates"]["sha256"]}
     made |= {"bm25_sha256": bm25_sha256} if bm25_sha256 else {}
-    text = json.dumps([source.get("science_sha256"), made], sort_keys=True)
     return {
         **kept,
         **made,
         "run_id": run_id,
         "git": git_state(),
-        "science_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "science_sha256": sha256_of_json([source.get("science_sha256"), made]),
         "queries": len(lists.query_Q),
         "triples": lists.triples,
         "selection": selected.counts(),

@@ -16,7 +16,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.metrics import LARGEST_GRADE
-from utils.text_files import check_end, check_first_line, columns_of, numbered_lines
+from utils.text_files import check_ends, columns_of, numbered_lines
 
 Split = Literal["train", "dev"]
 SPLITS: tuple[Split, ...] = ("train", "dev")
@@ -102,8 +102,7 @@ def find_collection(directory: Path, data_type: int) -> RawCollection:
         {split: find_raw(directory, names.qrels[split]) for split in SPLITS},
     )
     for path in collection.files():
-        check_first_line(path)
-        check_end(path)
+        check_ends(path)
     return collection
 
 

@@ -25,7 +25,7 @@ from utils.errors import UserError, run_program
 from utils.flag_values import flag
 from utils.flags import ProgramFlags, flags_json, parse_flags
 from utils.run_log import say
-from utils.text_files import check_first_line
+from utils.text_files import check_ends
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -136,9 +136,9 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def check_inputs(data_dir: Path, out_dir: Path) -> None:
-    """Raise UserError for raw files that are missing, empty or begin with a header, or a taken directory."""
-    check_first_line(find_raw(data_dir, "collection.tsv"))
-    check_first_line(find_raw(data_dir, "queries.train.tsv"))
+    """UserError for raw files that are missing or empty, begin with a header or end wrongly, and a taken directory."""
+    check_ends(find_raw(data_dir, "collection.tsv"))
+    check_ends(find_raw(data_dir, "queries.train.tsv"))
     for name in (TOKENIZER_FILE, "vocab.txt", "vocab.json"):
         if (out_dir / name).exists():
             raise UserError(f"{out_dir} already holds a tokenizer ({name}); remove it or choose another directory")

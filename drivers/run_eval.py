@@ -25,12 +25,12 @@ if not __package__:
 from drivers.flags import EvalFlags
 from utils.errors import UserError, run_program
 from utils.flags import flags_json, parse_flags
-from utils.text_files import check_first_line
+from utils.text_files import check_ends
 
 
 def main() -> None:
     given = parse_flags(EvalFlags, "run_eval")
-    from drivers.opened_models import with_lengths
+    from drivers.opened_models import check_made_with, with_lengths
     from drivers.retrieval import check_index_fits, check_index_fits_model, check_search
     from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
     from drivers.stored_embeddings import read_embeddings_record
@@ -50,12 +50,13 @@ def main() -> None:
                 f"{flags.rerank_file} is missing, expected candidates to rerank (top1000.dev or a TREC run)"
             )
         check_as_published(Path(flags.rerank_file))
-        check_first_line(Path(flags.rerank_file))
+        check_ends(Path(flags.rerank_file))
     backend = check_search(flags)
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
     if flags.embedding_dir:
         stored = read_embeddings_record(Path(flags.embedding_dir), collection)
+        check_made_with(flags, Path(flags.embedding_dir), stored)
         check_index_fits(flags, stored["passages"], stored["dims"])
     else:
         check_index_fits_model(flags, len(collection.passages), flags.model_name_or_path)
@@ -114,12 +115,19 @@ def last_negatives(flags: EvalFlags, collection: Any) -> tuple[int, Any]:
     UserError where there is none, the one that was taken up is damaged, or it is of another collection.
     """
     from data.training_data import check_offsets, read_negative_lists
-    from utils.exchange import newest_refresh, read_done, read_refresh, record_path
+    from utils.exchange import DONE, newest_refresh, read_done, read_refresh, record_path
 
-    taken = (read_done(Path(flags.model_name_or_path).parent) or {}).get("taken") or [{}]
+    model = flags.model_name_or_path  # embeddings alone do not say who trained it
+    done = read_done(Path(model).parent) if model else None
+    taken = (done or {}).get("taken") or [{}]
     ann_dir, number = Path(flags.ann_dir), taken[-1].get("refresh")
     is_known = number is not None and record_path(ann_dir, number).exists()
     refresh = read_refresh(ann_dir, number) if is_known else newest_refresh(ann_dir, number)
+    if refresh is None and number is not None:
+        raise UserError(
+            f"--ann_dir {flags.ann_dir} has no refresh {number}, which {Path(model).parent / DONE} says was the last "
+            "in use; give the output of that run's generator, or leave it out"
+        )
     if refresh is None:
         raise UserError(f"--ann_dir {flags.ann_dir} has no negatives, expected a generator's output; or leave it out")
     theirs, ours = refresh.record.get("collection_fingerprint"), collection.manifest["collection_fingerprint"]

@@ -28,6 +28,7 @@ from drivers.agreement import (
     check_holds_no_other_run,
     check_in_dry_run,
     enter_run,
+    is_of_this_job,
     provenance,
     science_of,
     session,
@@ -62,7 +63,7 @@ from utils.metrics import reach
 from utils.overlap import prefetched
 from utils.run_log import say
 from utils.stopping import StopRequested
-from utils.text_files import may_have_had
+from utils.text_files import check_ends, may_have_had
 
 EVALUATION_DEPTH = 10  # of MRR@10
 
@@ -135,6 +136,7 @@ def candidates_to_rerank(flags: WarmupFlags, collection: Preprocessed) -> np.nda
     if not path.is_file():
         raise UserError(f"{path} is missing, expected candidates to rerank; run drivers.run_bm25 or leave it out")
     check_as_published(path)
+    check_ends(path)
     return rerank_lists(path, collection, "dev")
 
 
@@ -188,6 +190,8 @@ def train(job: Job, world: World, run_id: str, checks: Preflight) -> None:
     with session(world, job.output_dir, "warmup", flags, run_id) as here:
         total_steps = steps_to_train(job, world.size)
         science = science_of_job(job, world.size)
+        if world.is_first and job.triples is not None:
+            say_of_size(job.triples, science["triples_bytes"])
         run = enter_run(here, job.output_dir, flags, run_id, science)
         start = start_point(here, job.output_dir)
         seed_everything(flags.seed, 0)  # the same random weights on every rank
@@ -208,7 +212,7 @@ def source_of(job: Job) -> dict[str, Any]:
     """What the warmup starts from and trains on, by what it is and not where it lies."""
     flags = job.flags
     if job.triples is not None:  # 27 GB at MS MARCO: its size has to do
-        source: dict[str, Any] = {"triples_bytes": size_of_triples(job.triples, job.output_dir)}
+        source: dict[str, Any] = {"triples_bytes": size_of_triples(job.triples, flags)}
     else:
         source = {"negatives_sha256": publishing.sha256_of(exchange.negatives_path(Path(flags.bm25_dir), 0))}
     config = Path(flags.config_name)
@@ -218,12 +222,26 @@ def source_of(job: Job) -> dict[str, Any]:
     return {**source, **identity_of(flags.model_name_or_path, flags.model_type, flags.config_name)}
 
 
-def size_of_triples(triples: Path, output_dir: Path) -> int:
-    """In bytes; as the directory's run has it where only the end of the last line has been fixed since."""
-    recorded = ((exchange.read_run(output_dir) or {}).get("science") or {}).get("triples_bytes")
-    if isinstance(recorded, int) and may_have_had(triples, recorded):
+def size_of_triples(triples: Path, flags: WarmupFlags) -> int:
+    """In bytes; as the directory's run has it where only the end of the last line has been fixed since.
+
+    Of a run that --overwrite_output_dir removes nothing is taken.
+    """
+    run = exchange.read_run(Path(flags.output_dir)) or {}
+    is_removed = flags.overwrite_output_dir and not is_of_this_job(run)
+    recorded = (run.get("science") or {}).get("triples_bytes")
+    if not is_removed and isinstance(recorded, int) and may_have_had(triples, recorded):
         return recorded
     return triples.stat().st_size
+
+
+def say_of_size(triples: Path, recorded: int) -> None:
+    """A line where the size recorded by the run is not the file's own."""
+    if recorded != (size := triples.stat().st_size):
+        say(
+            f"{triples} has {size:,} bytes, the run began with {recorded:,}: taken as the same file, of which the last "
+            "line's end was fixed since"
+        )
 
 
 def first_encoder(job: Job) -> Any:

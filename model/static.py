@@ -6,7 +6,6 @@ config) is folded into the embeddings, so that training and search see the same 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.errors import UserError, one_line
+from utils.json_text import json_text
 
 WEIGHTS = "model.safetensors"
 INITIAL_STD = 0.1  # torch's 1.0 leaves Adam's steps too small beside the weights: the head alone would learn
@@ -51,7 +51,7 @@ class StaticEncoder(nn.Module):
     def save_pretrained(self, directory: Path) -> None:
         from safetensors.torch import save_file
 
-        (directory / "config.json").write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n")
+        (directory / "config.json").write_text(json_text(self.config, indent=2, sort_keys=True) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, str(directory / WEIGHTS), metadata={"format": "pt"})
 

@@ -95,10 +95,12 @@ class Measures:
 
 
 def read_logged(path: Path) -> list[dict[str, Any]]:
-    """The rows of `logged_rows`; what is cut short is passed over, and said."""
+    """The rows of `logged_rows`; what is cut short is passed over, and said, as is an empty file."""
     rows, passed_over = logged_rows(path)
     if passed_over:
         say(f"warning: {path}: {passed_over} lines are no rows of a log; passed over", sys.stderr)
+    elif not rows and path.is_file():
+        say(f"warning: {path} is empty: nothing of the training can be shown", sys.stderr)
     return rows
 
 

@@ -6,16 +6,17 @@ The layout is the quickstart's: ``preprocessed/``, ``bm25/``, ``warmup/`` and ``
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from results.read_log import TrainingPoint, read_log
 from results.seen import other_queries, read_seen
+from utils import publishing
 from utils.errors import UserError
 from utils.evaluation_files import read_metrics
 from utils.exchange import DONE, read_done, read_failed, read_records
-from utils.publishing import read_json
 from utils.seen import SeenRefresh
 
 HEADINGS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "map@10": "MAP@10", "recall@100": "recall@100"}
@@ -89,19 +90,20 @@ def number(value: Any, path: Path, key: str) -> float:
     return float(value)
 
 
-def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON object; UserError with ``remedy`` where the file is missing."""
+def read_object(
+    path: Path, remedy: str, read: Callable[[Path], dict[str, Any]] = publishing.read_json
+) -> dict[str, Any]:
+    """The JSON object of a file; UserError with ``remedy`` where it is missing, or ``read`` finds it damaged."""
     if not path.is_file():
         raise UserError(f"{path} is missing: {remedy}")
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object: {remedy}")
-    return value
+    try:
+        return read(path)
+    except UserError as error:
+        raise UserError(f"{error}: {remedy}") from None
 
 
 def read_evaluation(path: Path, remedy: str) -> Evaluation:
-    read_object(path, remedy)
-    value = read_metrics(path)
+    value = read_object(path, remedy, read_metrics)
     metrics = value.get("metrics")
     if not isinstance(metrics, dict):
         raise UserError(f"{path}: no metrics in it, expected {', '.join(METRICS)}: {remedy}")

@@ -415,3 +415,13 @@ def test_what_fits_a_static_encoder() -> None:
     check_fits(encoder, 60, 0, 100_000)
     with pytest.raises(UserError, match="61 tokens, the model 60"):
         check_fits(encoder, 61, PAD, 8)
+
+
+def test_a_static_model_s_config_is_json_that_any_reader_takes(tmp_path: Path) -> None:
+    """Its bytes are those of before: other programs know a config by them."""
+    config = {"vocab_size": 5, "embedding_size": 2, "score_scale": 1.5, "a": {"y": 1, "b": [2]}}
+    StaticEncoder(config).save_pretrained(tmp_path)
+    written = (tmp_path / "config.json").read_text()
+    assert written == json.dumps(json.loads(written), indent=2, sort_keys=True) + "\n"
+    StaticEncoder({**config, "a": float("nan")}).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)["a"] is None

@@ -147,6 +147,14 @@ def test_a_log_with_half_a_line_and_a_step_trained_twice(tmp_path: Path, capsys:
     assert capsys.readouterr().err == f"warning: {path}: 3 lines are no rows of a log; passed over\n"
 
 
+def test_a_log_without_a_row_is_said_to_be_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_logged(path) == [] and capsys.readouterr().err == "", "a run need not have one"
+    path.write_bytes(b"")
+    assert read_logged(path) == []
+    assert capsys.readouterr().err == f"warning: {path} is empty: nothing of the training can be shown\n"
+
+
 def cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
 

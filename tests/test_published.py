@@ -203,3 +203,48 @@ def test_a_journal_is_the_one_of_its_run(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"taken_at_step": 15', '"taken_at_step": 16'))
     with pytest.raises(UserError, match=r"journal\.jsonl and DONE\.json name different refreshes or steps"):
         read_journal(path)
+
+
+FOREIGN = [
+    b"[1]", b"", b"{", b"\xff\xfe{\0}\0", b"3", b'{"map": 0.3}', b'{"files": ["dev.trec"]}',
+    b'{"files": {"dev.trec": 7}}', b'{"files": {"dev.trec": {"lines": 7}}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_metrics_json_of_another_program_vouches_for_nothing(root: Path, content: bytes) -> None:
+    (root / "bm25" / "metrics.json").write_bytes(content)
+    main("drivers.run_eval", words_of("drivers.run_eval", root))
+
+
+@pytest.mark.parametrize("program", ["drivers.run_eval", "drivers.run_warmup"])
+@pytest.mark.parametrize("fault", ["no line end", "the last line is empty"])
+def test_a_dry_run_sees_candidates_that_end_wrongly(root: Path, program: str, fault: str) -> None:
+    path, words = root / "bm25" / "mine.trec", words_of(program, root)
+    whole = (root / "bm25" / "dev.trec").read_bytes()
+    given = ["--rerank_file", path]
+    path.write_bytes(whole)
+    main(program, [*words, *given])
+    path.write_bytes(whole[:-1] if fault == "no line end" else whole + b"\n")
+    with pytest.raises(UserError, match=rf"mine\.trec, line [0-9]+: .*{fault}"):
+        main(program, [*words, *given])
+
+
+def last_of(root: Path, **places: str) -> int:
+    places = {"ann_dir": str(root / "ann"), **places}
+    flags = EvalFlags(data_dir=str(root / "data"), model_type="static", output_dir="o", **places)
+    return int(last_negatives(flags, open_preprocessed(root / "data", 1, 1))[0])
+
+
+def test_run_eval_says_which_refresh_it_misses(root: Path) -> None:
+    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[Taken(7, 0, 0, "", "").told()])
+    with pytest.raises(UserError, match=r"has no refresh 7, .*DONE\.json"):
+        last_of(root, model_name_or_path=str(root / "trained" / "checkpoint-0"))
+    with pytest.raises(UserError, match="has no negatives"):
+        last_of(root, model_name_or_path=str(root), ann_dir=str(root / "raw"))
+
+
+def test_a_done_json_of_the_current_directory_decides_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[Taken(7, 0, 0, "", "").told()])
+    monkeypatch.chdir(root / "trained")
+    assert last_of(root, embedding_dir="somewhere") == 0

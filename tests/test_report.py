@@ -22,7 +22,7 @@ from results.fork import read_published
 from results.plots import arm_styles, dev_curve, moving_average, published_fits
 from results.read_log import TrainingPoint
 from results.report import main, write_runs
-from results.run_directory import Run, read_run
+from results.run_directory import Run, read_evaluation, read_run
 from results.run_report import best_mrr, blocks_of, gain, report_of, sentence, short_table, table, table_over_runs
 from tests.exchanging import lease_of
 from utils.errors import UserError
@@ -344,8 +344,12 @@ def sealed_with_nan(value: dict[str, Any]) -> str:
     ("name", "content", "message"),
     [
         ("bm25/metrics.json", '{"metrics": {"mrr@10": null}}', r"mrr@10 is None, expected a number"),
-        ("bm25/metrics.json", "[1]", "holds a JSON list, expected an object"),
-        ("bm25/metrics.json", "{", "is not JSON"),
+        ("bm25/metrics.json", "[1]", r"holds a JSON list, expected an object.* run commands/quickstart\.sh"),
+        ("bm25/metrics.json", "{", r"is not JSON.* run commands/quickstart\.sh"),
+        ("bm25/metrics.json", "", r"is not JSON.* run commands/quickstart\.sh"),
+        ("arms/top/eval/metrics.json", "[1]", "holds a JSON list.* run drivers.run_eval on the arm's last checkpoint"),
+        ("bm25/metrics.json", '{"metrics": {}, "sealed": "0"}', r"sha256 differs .* run commands/quickstart\.sh"),
+        ("preprocessed/manifest.json", "{", r"is not JSON.* run data\.msmarco_data"),
         ("bm25/metrics.json", "{}", "no metrics in it"),
         ("preprocessed/manifest.json", '{"counts": {}}', "counts passages is None"),
         ("preprocessed/manifest.json", "{}", "no counts in it"),
@@ -359,6 +363,17 @@ def test_damaged_pieces_are_named(tmp_path: Path, name: str, content: str, messa
     (run / name).write_text(content)
     with pytest.raises(UserError, match=message):
         read(run)
+
+
+def test_an_evaluation_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_bytes, names = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: names.append(path.name) or read_bytes(path))
+    path = tmp_path / "metrics.json"
+    for text in (json.dumps({"metrics": {"mrr@10": 0.5}}), sealed({"metrics": {"mrr@10": 0.5}})):
+        path.write_text(text)
+        names.clear()
+        assert read_evaluation(path, "").metrics == {"mrr@10": 0.5}
+        assert names == ["metrics.json"]
 
 
 def test_an_arm_without_logged_losses_still_has_its_report(tmp_path: Path) -> None:

@@ -191,7 +191,10 @@ def test_triples_that_end_wrongly_are_refused_before_a_run_begins_and_their_run_
     died = from_the_middle(output_dir, tmp_path / "died", 3)
     stored["science"]["triples_bytes"] -= 1
     (died / "RUN.json").write_text(publishing.sealed(stored))
-    assert "going on from checkpoint-3" in run("drivers.run_warmup", *flags, "--output_dir", died)
+    output = run("drivers.run_warmup", *flags, "--output_dir", died)
+    size = len(whole.encode())
+    assert f"{triples} has {size:,} bytes, the run began with {size - 1:,}: taken as the same file" in output
+    assert "going on from checkpoint-3" in output
     assert weights(died, 10) == weights(output_dir, 10)
     stored["science"]["triples_bytes"] -= 1
     (died / "RUN.json").write_text(publishing.sealed(stored))

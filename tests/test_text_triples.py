@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import shutil
@@ -20,8 +21,11 @@ from data.text_triples import batches_of_text_triples, make_text_batch, open_tex
 from data.token_cache import TokenCacheWriter, open_token_cache
 from data.tokenizing import load_tokenizer, tokenized
 from data.training_data import Batch
+from drivers.flags import WarmupFlags
+from drivers.warmup_trainer import size_of_triples
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from utils.errors import UserError
+from utils.publishing import sealed
 
 PAD = 0
 
@@ -256,3 +260,18 @@ def test_triples_and_the_cache_give_the_same_tokens(
     clean = [texts[0].rstrip(), *(text.rstrip()[:characters] for text in texts[1:])]
     whole = [encoding.ids for encoding in library.encode_batch(clean)]
     assert found == [ids if len(ids) <= cut else [*ids[: cut - 1], ids[-1]] for ids in whole]
+
+
+def test_a_run_s_triples_are_known_by_size_until_their_run_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that was requeued resumes its own run, whatever its flags say."""
+    path, flags = tmp_path / "triples.tsv", WarmupFlags(data_dir="d", model_type="static", output_dir=str(tmp_path))
+    path.write_text("a\tb\tc\n")
+    assert size_of_triples(path, flags) == 6
+    run = {"run_id": "r", "science": {"triples_bytes": 5}, "job": "17"}
+    (tmp_path / "RUN.json").write_text(sealed(run))
+    overwriting = dataclasses.replace(flags, overwrite_output_dir=True)
+    assert [size_of_triples(path, given) for given in (flags, overwriting)] == [5, 6]
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert size_of_triples(path, overwriting) == 5

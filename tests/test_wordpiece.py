@@ -120,6 +120,15 @@ def test_mistakes_are_named(tmp_path: Path, raw_dir: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(UserError, match=r"already holds a tokenizer \(vocab.json\)"):
         check_inputs(raw_dir, tmp_path)
+    (tmp_path / "vocab.json").unlink()
+    for name in ("collection.tsv", "queries.train.tsv"):
+        whole = (raw_dir / name).read_bytes()
+        for content in (whole[:-1], whole + b"\n"):
+            (raw_dir / name).write_bytes(content)
+            with pytest.raises(UserError, match=rf"{name}, line [0-9]+: the last line "):
+                check_inputs(raw_dir, tmp_path)
+        (raw_dir / name).write_bytes(whole)
+    check_inputs(raw_dir, tmp_path)
     (raw_dir / "queries.train.tsv").unlink()
     with pytest.raises(UserError, match=r"queries\.train\.tsv"):
         check_inputs(raw_dir, tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange import check_signature, signature_of
-from utils.publishing import SEAL, read_json, read_sealed, sealed, write_text
+from utils.publishing import read_json, read_sealed, sealed, write_text
 
 METRICS_FILE = "metrics.json"
 
@@ -24,8 +24,19 @@ def write_metrics(directory: Path, record: Mapping[str, Any], names: Sequence[st
 
 def read_metrics(path: Path) -> dict[str, Any]:
     """UserError where the file is missing or damaged; one without a seal, as of older versions, is taken as it is."""
-    value = read_json(path)
-    return read_sealed(path) if SEAL in value else value
+    return read_sealed(path, is_required=False)
+
+
+def listed_files(record: Path) -> dict[str, Any]:
+    """The ``files`` of a ``metrics.json``; none of one that another program has written, whatever it holds.
+
+    UserError where it is ours and damaged.
+    """
+    try:
+        files = read_json(record).get("files")
+    except (UserError, OSError):
+        return {}
+    return read_metrics(record)["files"] if isinstance(files, dict) else {}
 
 
 def check_as_published(path: Path) -> None:
@@ -33,8 +44,7 @@ def check_as_published(path: Path) -> None:
     record = path.with_name(METRICS_FILE)
     if path.name == METRICS_FILE or not record.is_file():
         return
-    files = read_metrics(record).get("files")
-    signature = files.get(path.name) if isinstance(files, dict) else None
+    signature = listed_files(record).get(path.name)
     if not isinstance(signature, dict):
         return
     try:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 
-def json_text(value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+def json_text(
+    value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None, sort_keys: bool = False
+) -> str:
     """``value`` as JSON. A number that is not finite becomes null: JSON has no NaN and no Infinity."""
-    return json.dumps(finite(value), indent=indent, default=default, allow_nan=False)
+    return json.dumps(finite(value), indent=indent, default=default, sort_keys=sort_keys, allow_nan=False)
 
 
 def finite(value: Any) -> Any:

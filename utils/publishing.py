@@ -166,10 +166,15 @@ def _with_seal(value: dict[str, Any]) -> str:
     return json.dumps({**value, SEAL: hashlib.sha256(text.encode()).hexdigest()}, indent=1) + "\n"
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """What `sealed` wrote, without the seal. UserError where the file is missing or any byte of it differs."""
+def read_sealed(path: Path, is_required: bool = True) -> dict[str, Any]:
+    """What `sealed` wrote, without the seal. UserError where the file is missing or any byte of it differs.
+
+    Where it is not ``is_required``, an object without a seal is taken as it is: older versions wrote some so.
+    """
     text = read_bytes(path)
     value = parse_object(path, text)
+    if SEAL not in value and not is_required:
+        return value
     if value.pop(SEAL, None) is None or text != _with_seal(value).encode():
         raise UserError(f"{path}: its sha256 differs from what it says: it is damaged")
     return value

@@ -151,9 +151,10 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         yield number, line
 
 
-def check_first_line(path: Path) -> None:
-    """UserError as `numbered_lines` for what the first line shows already."""
+def check_ends(path: Path) -> bool:
+    """UserError for what the first line shows of a file of records, and what `check_end` finds; its answer."""
     next(numbered_lines(path))
+    return check_end(path)
 
 
 def is_header(line: str) -> bool:
