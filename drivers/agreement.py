@@ -14,7 +14,7 @@ from typing import Any
 from data.preprocessed import Preprocessed
 from data.triple_order import TRIPLE_ORDER
 from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
-from drivers.resuming import check_resumes, resumed_otherwise, what_differs
+from drivers.resuming import as_earlier_version, check_resumes, resumed_otherwise, what_differs
 from drivers.shared import type_is_hardware_s
 from utils import distributed, exchange, publishing
 from utils.distributed import World
@@ -88,7 +88,7 @@ def check_agreement(
 
 def earlier_forms(science: dict[str, Any]) -> list[dict[str, Any]]:
     """What versions without ``initial_config_sha256`` would have recorded of the same run; the model perhaps blank."""
-    earlier = {name: value for name, value in science.items() if name != "initial_config_sha256"}
+    earlier = as_earlier_version(science)
     return [earlier, {**earlier, "initial_model_sha256": ""}]
 
 

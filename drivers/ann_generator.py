@@ -69,6 +69,7 @@ def preflight(flags: GenerateFlags) -> Job:
     if not Path(flags.init_model_dir).is_dir():
         raise UserError(f"--init_model_dir {flags.init_model_dir} is not a directory, expected the warmup checkpoint")
     check_model_directory(flags, flags.init_model_dir)
+    check_last_checkpoint(flags)
     check_output_dirs(flags.output_dir)
     check_same_file_system(Path(flags.output_dir))
     collection = open_collection(flags, flags.tokenizer_name or flags.init_model_dir)
@@ -274,12 +275,29 @@ def async_checkpoint(job: Job) -> exchange.Checkpoint | None:
     return initial_model(job) if newest is None and not used else newest
 
 
-def step_said_used(flags: GenerateFlags) -> int | None:
-    """The step of --last_checkpoint_dir; None of a checkpoint outside --training_dir.
-
-    That is the initial model, as ANCE's commands give it. Its name may say 150000, but the trainer counts from 0.
-    """
+def check_last_checkpoint(flags: GenerateFlags) -> None:
+    """UserError where --last_checkpoint_dir is a name in --training_dir that no checkpoint has."""
     last = Path(flags.last_checkpoint_dir).resolve()
-    named = exchange.CHECKPOINT_PATTERN.fullmatch(last.name)
-    is_trainers = bool(flags.last_checkpoint_dir) and last.parent == Path(flags.training_dir).resolve()
-    return int(named[1]) if named and is_trainers else None
+    is_initial = last == Path(flags.init_model_dir).resolve()
+    if is_in_training_dir(flags) and not is_initial and step_said_used(flags) is None:
+        raise UserError(
+            f"--last_checkpoint_dir {flags.last_checkpoint_dir} is in --training_dir, expected a checkpoint's name "
+            "there: checkpoint-STEP, without leading zeros"
+        )
+
+
+def is_in_training_dir(flags: GenerateFlags) -> bool:
+    return (
+        bool(flags.last_checkpoint_dir)
+        and Path(flags.last_checkpoint_dir).resolve().parent == Path(flags.training_dir).resolve()
+    )
+
+
+def step_said_used(flags: GenerateFlags) -> int | None:
+    """The step of --last_checkpoint_dir; None of a checkpoint outside --training_dir, and without the flag.
+
+    ANCE's commands name the initial model there: its name may say 150000, but the trainer counts from 0. Nothing is
+    read from it, the initial model is --init_model_dir.
+    """
+    named = exchange.CHECKPOINT_PATTERN.fullmatch(Path(flags.last_checkpoint_dir).resolve().name)
+    return int(named[1]) if named and is_in_training_dir(flags) else None

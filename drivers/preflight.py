@@ -34,6 +34,7 @@ from drivers.space import (
     negatives_term,
     run_term,
 )
+from drivers.stored_embeddings import describe_embeddings, newest_embeddings
 from drivers.trainer import Trainer
 from drivers.trial import TrialSize, check_encoding, check_training
 from drivers.vectors import Job, embeddings_dir, train_rows
@@ -131,6 +132,8 @@ def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
     inputs = check_collection(collection, tokenizer_dir, ("train", "dev"))
     checks.first(partial(check_checkpoint, flags, flags.init_model_dir), *inputs)
     checks.first(partial(describe_lengths, flags, collection), partial(check_publishing, job.ann_dir))
+    if flags.load_gen:
+        checks.first(lambda: describe_embeddings(newest_embeddings(embeddings_dir(job))))
     terms, held, queries = [], 0, len(train_rows(job, 0))
     if not flags.inference:
         terms.append(negatives_term(queries, job.selection.strategy.most, refreshes))
@@ -155,8 +158,10 @@ def check_evaluation(checks: Preflight, collection: Preprocessed, flags: Any, to
     id_bytes = sum(mean_id_bytes(cache) for cache in (queries, passages))
     terms = [run_term(lists, min(flags.topk, len(passages)), id_bytes)]
     model = [partial(check_checkpoint, flags, flags.model_name_or_path)] if flags.model_name_or_path else []
+    stored = [partial(describe_embeddings, Path(flags.embedding_dir))] if flags.embedding_dir else []
     checks.first(
         *model,
+        *stored,
         *check_collection(collection, tokenizer_dir, (flags.split,)),
         partial(describe_lengths, flags, collection),
         partial(check_publishing, output_dir),

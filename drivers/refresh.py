@@ -17,6 +17,7 @@ from data.selection import chunks_of, describe_selection, select_negatives
 from data.training_data import NegativeLists, read_negative_lists, write_negative_lists
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import Session
+from drivers.resuming import as_earlier_version
 from drivers.retrieval import Watch
 from drivers.vectors import Job, Vectors, Work, encode_all, load_vectors
 from utils import distributed, exchange
@@ -165,6 +166,8 @@ def publish(
     say(describe_selection(selected, job.selection.strategy, flags.topk_training, work.refresh, work.step))
     lists = selected.lists.with_negatives()
     earlier, found = churn(job, work.refresh, lists, candidates)
+    if not work.model_sha256:  # embeddings of an earlier version: nor does the refresh say which model made it
+        ours = as_earlier_version(ours)
     record = {
         "ndcg": metrics["ndcg@10"],
         "checkpoint": work.checkpoint,

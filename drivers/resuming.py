@@ -32,12 +32,18 @@ def what_differs(
     return {name: f"{name} {theirs[name]} there, {ours[name]} here" for name in shared if theirs[name] != ours[name]}
 
 
-def is_model_unknown(record: dict[str, Any]) -> bool:
+def is_model_unknown(record: dict[str, Any], name: str = "initial_model_sha256") -> bool:
     """Whether it is of a version that left models blank which were not one file in a directory.
 
-    Those versions recorded no ``initial_config_sha256``; in a record of ours a blank is no model's.
+    Those versions recorded no ``initial_config_sha256``; in a record of ours a blank is no model's. ``name`` of the
+    model in question.
     """
-    return record.get("initial_model_sha256") == "" and "initial_config_sha256" not in record
+    return record.get(name) == "" and "initial_config_sha256" not in record
+
+
+def as_earlier_version(record: dict[str, Any]) -> dict[str, Any]:
+    """What such a version would have recorded of the same."""
+    return {name: value for name, value in record.items() if name != "initial_config_sha256"}
 
 
 def check_resumes(ours: dict[str, Any], theirs: dict[str, Any], what: str, remedy: str) -> str:

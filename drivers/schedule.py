@@ -15,11 +15,12 @@ from data.training_data import read_negative_lists
 from data.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.agreement import COMMON, SAME_FLAGS, Session, agree, check_agreement
 from drivers.flags import AnnFlags
-from drivers.resuming import check_resumes
+from drivers.resuming import check_resumes, is_model_unknown
 from drivers.trainer import read_trainer_state
 from utils import distributed, exchange, publishing
 from utils.errors import Disagreement, PeerGone, UserError
 from utils.exchange import Refresh
+from utils.json_text import json_text
 from utils.peers import Peer
 from utils.run_log import say
 from utils.text_files import read_lines
@@ -165,7 +166,7 @@ def check_replayed_order(job: Job) -> None:
 
 def write_journal(here: Session, course: Course) -> None:
     """journal.jsonl: which negatives served which steps, for --replay."""
-    text = "".join(json.dumps(asdict(entry)) + "\n" for entry in course.taken)
+    text = "".join(json_text(asdict(entry)) + "\n" for entry in course.taken)
 
     def write() -> None:
         assert here.lease is not None
@@ -271,7 +272,7 @@ def check_origin(job: Job, ours: dict[str, Any], refresh: Refresh, model_of_step
             "start the generator with the same --steps_per_refresh"
         )
     made_by = record.get("model_sha256")
-    if made_by == "" and "initial_config_sha256" not in record:
+    if is_model_unknown(record, "model_sha256"):
         say(f"refresh {refresh.number} does not say which model made it (an earlier version did): not compared")
     elif made_by is not None and made_by != model_of_step.get(refresh.step):
         raise Disagreement(

@@ -25,6 +25,7 @@ from drivers.embedding_shards import (
     rows_of_shard,
     stored_passages,
 )
+from drivers.resuming import is_model_unknown
 from model.embedding import share_of
 from utils import exchange
 from utils.errors import UserError
@@ -136,7 +137,10 @@ def publish_rows(directory: Path, name: str, rows_Q: np.ndarray, owned: Path | N
 
 
 def read_embeddings_record(directory: Path, collection: Preprocessed | None = None) -> dict[str, Any]:
-    """What `commit` recorded. UserError where there are no complete embeddings, or not those of ``collection``."""
+    """What `commit` recorded. UserError where there are no complete embeddings, or not those of ``collection``.
+
+    An earlier version may have left ``model_sha256`` blank; `describe_embeddings` says so.
+    """
     path = directory / EMBEDDINGS
     if not path.is_file():
         raise UserError(f"{directory} holds no complete embeddings ({EMBEDDINGS} is missing); run with --inference")
@@ -144,11 +148,19 @@ def read_embeddings_record(directory: Path, collection: Preprocessed | None = No
         record = read_sealed(path)
     except UserError as error:
         raise UserError(f"{error}; run with --inference again") from None
-    if not record.get("model_sha256"):
+    if not record.get("model_sha256") and not is_model_unknown(record, "model_sha256"):
         raise UserError(f"{path} does not say which model made them, expected its sha256; run with --inference again")
     if collection is not None:
         check_same_collection(directory, record, collection)
     return record
+
+
+def describe_embeddings(directory: Path) -> str:
+    """Where complete embeddings come from."""
+    record = read_embeddings_record(directory)
+    unknown = ", which do not say which model made them (an earlier version did): not compared"
+    origin = unknown if is_model_unknown(record, "model_sha256") else f", of {record.get('checkpoint')}"
+    return f"embeddings: {directory}{origin}"
 
 
 def check_same_collection(directory: Path, record: dict[str, Any], collection: Preprocessed) -> None:

@@ -20,7 +20,7 @@ from data.preprocessed import Preprocessed, open_preprocessed
 from drivers import embedding_shards, evaluation, retrieval, stored_embeddings
 from drivers.embedding_shards import Shards, fault_of, publish_shard, read_blocks, rows_of_shard, stored_passages
 from drivers.run_eval import main as run_eval
-from drivers.stored_embeddings import DEV_QUERY, TRAIN_QUERY, Recipe
+from drivers.stored_embeddings import DEV_QUERY, TRAIN_QUERY, Recipe, describe_embeddings
 from model.embedding import block_size, share_of
 from model.static import StaticEncoder
 from tests.exchanging import lease_of, take
@@ -408,8 +408,29 @@ def test_the_record_says_what_the_embeddings_were_made_of(stored: Path, collecti
     assert record["model_sha256"] == RECIPE.model_sha256
     nameless = Path(shutil.copytree(stored, stored.parent.parent / "nameless"))
     (nameless / "embeddings.json").write_text(sealed({**record, "model_sha256": ""}))
-    with pytest.raises(UserError, match=r"does not say which model made them, .* run with --inference again"):
-        stored_embeddings.read_embeddings_record(nameless, collection)
+    assert stored_embeddings.describe_embeddings(stored) == f"embeddings: {stored}, of {record['checkpoint']}"
+    assert stored_embeddings.read_embeddings_record(nameless, collection)["model_sha256"] == "", "an earlier version's"
+    assert "which do not say which model made them (an earlier version did)" in describe_embeddings(nameless)
+    without = {name: value for name, value in record.items() if name != "model_sha256"}
+    for ours in ({**record, "model_sha256": "", "initial_config_sha256": "c"}, without):
+        (nameless / "embeddings.json").write_text(sealed(ours))
+        with pytest.raises(UserError, match=r"does not say which model made them, .* run with --inference again"):
+            stored_embeddings.read_embeddings_record(nameless, collection)
+
+
+def test_inference_never_takes_shards_of_an_unknown_model(stored: Path) -> None:
+    """Wherever they lie, also under the name that the known model's have."""
+    unknown = replace(RECIPE, model_sha256="")
+    shutil.rmtree(stored)
+    stored.mkdir()
+    publish_all(unknown.passage_shards(stored))
+    known = RECIPE.passage_shards(stored)
+    assert [fault_of(known, number) for number in range(len(known))] == [""] * len(known)
+    assert stored_embeddings.directory_of(stored.parent, 30, unknown) != stored
+
+
+def test_the_embeddings_of_the_highest_step_are_the_newest(stored: Path, collection: Preprocessed) -> None:
+    record = stored_embeddings.read_embeddings_record(stored, collection)
     newer = Path(shutil.copytree(stored, stored.parent / "step-200-0123456789abcdef"))
     (newer / "embeddings.json").write_text(sealed({**record, "step": 200}))
     assert stored_embeddings.newest_embeddings(stored.parent) == newer

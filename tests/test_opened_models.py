@@ -23,8 +23,9 @@ from tests.test_run_bm25 import call
 from utils import distributed, exchange
 from utils.distributed import World
 from utils.errors import Disagreement, UserError
-from utils.publishing import sealed
+from utils.publishing import read_sealed, sealed
 
+NEW_KEY = "initial_config_sha256"  # which earlier versions did not record
 TRAINED_WITH = {"max_seq_length": 20, "max_query_length": 5}
 
 
@@ -208,12 +209,34 @@ def test_trainer_and_generator_take_the_warmup_s_and_record_them_again(
         negatives=negatives,
     )  # fmt: skip
     assert "lengths: passages up to 20 tokens (as the model was trained)" in capsys.readouterr().out
+    # A name in the trainer's directory that no checkpoint can have is a mistake.
+    for name in ("checkpoint-02", "checkpoint-2.bak", "latest"):
+        with pytest.raises(UserError, match=rf"--last_checkpoint_dir .*{name} is in --training_dir, expected .*checkp"):
+            call(run_ann_data_gen.main, **generator, last_checkpoint_dir=run / name, dry_run="true")
+    for place in (run / "checkpoint-2", warmup, run / "deeper" / "latest"):
+        call(run_ann_data_gen.main, **generator, last_checkpoint_dir=place, dry_run="true", negative_strategy="top")
     # Embeddings know theirs: another length cannot be had of them.
     call(run_ann_data_gen.main, **{**generator, "output_dir": tmp_path / "stored"}, inference="true")
     load = {**generator, "output_dir": tmp_path / "stored", "load_gen": "true", "dry_run": "true"}
     call(run_ann_data_gen.main, **load)
-    with pytest.raises(UserError, match=r"--max_seq_length is 30, the embeddings in .* were made with 20: give"):
-        call(run_ann_data_gen.main, **load, max_seq_length=30)
+    (embeddings,) = (tmp_path / "stored" / "embeddings").iterdir()
+    # An earlier version may not have said which model made them.
+    earlier = Path(shutil.copytree(tmp_path / "stored", tmp_path / "earlier"))
+    for path in (earlier / "embeddings" / embeddings.name).glob("*.json"):
+        stored = {name: value for name, value in read_sealed(path).items() if name != NEW_KEY}
+        path.write_text(sealed({**stored, "model_sha256": ""}))
+    capsys.readouterr()
+    call(run_ann_data_gen.main, **{**load, "output_dir": earlier, "dry_run": "false"})
+    assert capsys.readouterr().out.count("which do not say which model made them (an earlier version did)") == 1
+    record = exchange.read_record(earlier, 0)
+    assert record["model_sha256"] == "" and NEW_KEY not in record, "as an earlier version's, which a trainer accepts"
+    evaluation = {**common, "embedding_dir": embeddings, "output_dir": tmp_path / "eval", "dry_run": "true"}
+    call(run_eval.main, **evaluation, max_query_length=5)
+    for name, (length, other) in {"max_seq_length": (20, 30), "max_query_length": (5, 4)}.items():
+        refused = rf"--{name} is {other}, the embeddings in .* were made with {length}: give"
+        for program, flags in ((run_ann_data_gen, load), (run_eval, evaluation)):
+            with pytest.raises(UserError, match=refused):
+                call(program.main, **flags, **{name: other})
 
 
 def test_a_run_begun_before_lengths_were_recorded_goes_on(inputs: Inputs, warmup: Path, tmp_path: Path) -> None:
