@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.search import stored
-from utils.search import MEMORY_BYTES, SearchOptions, choose_backend, search
+from utils.search import SearchOptions, choose_backend, search
 
 LOOKS = 20
 
@@ -20,9 +20,8 @@ def main() -> None:
     count, dims, queries, k, memory_mib = map(int, (*sys.argv[2:6], sys.argv[7]))
     queries_QD = np.random.default_rng(4).standard_normal((queries, dims), np.float32)
     device = common.own_device()
-    memory_bytes = memory_mib * 2**20 or MEMORY_BYTES[device.type]
     backend = choose_backend(backend, "Flat", device.type == "cuda")
-    options = SearchOptions(backend, device=device, memory_bytes=memory_bytes)
+    options = SearchOptions(backend, device=device, memory_bytes=memory_mib * 2**20)
     passages = stored(path, count, dims)
     search(queries_QD[:1], stored(path, min(count, 1000), dims), k, options)  # libraries are loaded
     before = common.own_bytes()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +33,14 @@ from model.embedding import Texts, encode_blocks, share_of
 from model.encoder import dims_of_config, read_config
 from utils import distributed
 from utils.distributed import World
-from utils.errors import UserError, complain
+from utils.errors import UserError
 from utils.faiss_index import check_index, gpu_refusal
 from utils.flags import SearchFlags
 from utils.run_log import Progress, progress_line, say
 from utils.search import (
-    MEMORY_BYTES,
     ROWS_AT_ONCE,
     SMALLEST_MEMORY_BYTES,
+    GpuSearchFailed,
     Passages,
     SearchOptions,
     choose_backend,
@@ -45,8 +48,11 @@ from utils.search import (
     in_memory,
     is_on_gpu,
     merge_top_k,
+    on_cpu,
     search,
+    with_search_device,
 )
+from utils.waiting import say_once
 
 EXCHANGE_BYTES = 256 * 2**20  # lists of all ranks held for merging at a time
 BYTES_OF_PLACE = 12  # a score and an offset
@@ -121,15 +127,13 @@ def check_search(flags: Any) -> str:
 
 
 def search_options(flags: SearchFlags, backend: str, device: torch.device) -> SearchOptions:
-    options = SearchOptions(backend, flags.faiss_index, flags.nprobe, device)
-    where = "cuda" if device.type == "cuda" and (backend == "torch" or is_on_gpu(options)) else "cpu"
-    return replace(options, memory_bytes=flags.search_memory_mib * 2**20 or MEMORY_BYTES[where])
+    return SearchOptions(backend, flags.faiss_index, flags.nprobe, device, flags.search_memory_mib * 2**20)
 
 
 def check_index_fits(flags: Any, passages: int, dims: int) -> None:
     """UserError where --faiss_index cannot be built over each process's share of the passages; before encoding them.
 
-    Where faiss lacks it on a GPU, this says so: the CPU searches.
+    Where faiss lacks it on a GPU, process 0 of a job says so, once: the CPU searches.
     """
     ranks = distributed.processes_of_launcher()
     rows = rows_of_shard(passages, dims, PASSAGE_SHARDS)
@@ -138,9 +142,9 @@ def check_index_fits(flags: Any, passages: int, dims: int) -> None:
     check_index(flags.faiss_index, dims, flags.nprobe, min(size for size in sizes if size))
     device = distributed.own_device(flags.no_cuda)
     options = SearchOptions("faiss", flags.faiss_index, flags.nprobe, device)
-    if is_on_gpu(options) and not is_on_gpu(options, dims) and os.environ.get("RANK", "0") == "0":
-        refusal = gpu_refusal(flags.faiss_index, dims, flags.nprobe, device)
-        complain("search", f"faiss has no {flags.faiss_index} on {device} ({refusal}): the CPU will search")
+    says = not distributed.has_launcher() or os.environ.get("RANK") == "0"  # a launcher's --dry_run leaves it to these
+    if says and is_on_gpu(options) and (refusal := gpu_refusal(flags.faiss_index, dims, flags.nprobe, device)):
+        say_once(f"search: faiss has no {flags.faiss_index} on {device} ({refusal}): the CPU will search", sys.stderr)
 
 
 def check_index_fits_model(flags: Any, passages: int, model_dir: str) -> None:
@@ -288,6 +292,13 @@ def stored_share(world: World, directory: Path) -> PassageShare:
 # Searching
 
 
+class Unfinished(Enum):
+    """Why a process has no lists of its share; the processes then agree on what all do."""
+
+    LEFT = "told to leave"
+    GPU_FAILED = "the GPU failed"
+
+
 def retrieve(
     world: World,
     queries_QD: np.ndarray,
@@ -297,23 +308,46 @@ def retrieve(
     options: SearchOptions,
     watch: Watch = UNWATCHED,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The k best passages of each query over the whole collection: scores_QK and offsets_QK, on every rank.
+    """The k best passages of each query over the whole collection: scores_QK and offsets_QK, on every process.
 
-    None on all of them where ``watch`` has told one to leave.
+    None on all of them where ``watch`` has told one to leave. What the search of one raises, all raise.
+    Where the GPU of one cannot search, all search on the CPU: of two such searches one may take hours longer, and who
+    waits in a collective so long ends the job. Shares are of nearly one size, so that all end at nearly one time.
     """
     k = min(k, passages)
-    if world.is_first:
-        where = describe_search(options, queries_QD.shape[1], k)
-        say(f"search: {where}; {len(queries_QD):,} queries, {passages:,} passages, top {k}")
-    pairs = len(queries_QD) * share.passages.count
-    found = None
-    watched = watch.over(world, pairs, "searching pairs", "query-passage pairs searched")
-    with contextlib.suppress(Left), watched as advance:
-        found = search(queries_QD, share.passages, k, options, advance)
-    if distributed.any_rank(world, found is None):
-        return None
-    assert found is not None
+    if distributed.any_rank(world, with_search_device(options, queries_QD.shape[1], k).device.type == "cpu"):
+        options = on_cpu(options)
+    while True:
+        if world.is_first:
+            where = describe_search(options, queries_QD.shape[1], k)
+            say(f"search: {where}; {len(queries_QD):,} queries, {passages:,} passages, top {k}")
+        found = distributed.on_every_process(
+            world, partial(search_share, world, queries_QD, share.passages, k, options, watch)
+        )
+        if distributed.any_rank(world, found is Unfinished.LEFT):
+            return None
+        if not distributed.any_rank(world, found is Unfinished.GPU_FAILED):
+            break
+        del found  # lists of gigabytes where this process's GPU could
+        options = on_cpu(options)
+    assert isinstance(found, tuple)
     return merge_shares(world, share.start, *found, k)
+
+
+def search_share(
+    world: World, queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, watch: Watch
+) -> tuple[np.ndarray, np.ndarray] | Unfinished:
+    """This process's lists, scores_QK and rows_QK of its share, or why there are none."""
+    pairs = len(queries_QD) * passages.count
+    watched = watch.over(world, pairs, "searching pairs", "query-passage pairs searched")
+    try:
+        with watched as advance:
+            return search(queries_QD, passages, k, options, advance)
+    except Left:
+        return Unfinished.LEFT
+    except GpuSearchFailed as error:
+        say(f"search: {error}; the CPU searches in its place")
+        return Unfinished.GPU_FAILED
 
 
 def merge_shares(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 
 from drivers import retrieval
+from drivers.retrieval import PassageShare
+from tests.ranks_as_threads import on_ranks
 from utils import search as search_module
-from utils.errors import UserError
-from utils.faiss_index import check_index, gpu_refusal, make_index, training_points
-from utils.search import SearchOptions, describe_search, in_memory, search
+from utils.distributed import World
+from utils.errors import ProcessFailed, UserError
+from utils.faiss_index import check_index, lasting_gpu_refusal, make_index, training_points
+from utils.search import GpuSearchFailed, Passages, SearchOptions, describe_search, in_memory, search
 
 DIMS = 16
 GPU = torch.device("cuda", 0)
@@ -105,7 +109,8 @@ class StandInGpu:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.done: list[Any] = []
         self.fails_after: int | None = None  # so many calls of search, then there is no memory
-        gpu_refusal.cache_clear()
+        self.has_memory = True
+        lasting_gpu_refusal.cache_clear()
         patch.setattr(faiss, "StandardGpuResources", self.resources, raising=False)
         patch.setattr(faiss, "index_cpu_to_gpu", self.moved, raising=False)
         patch.setattr(torch.cuda, "empty_cache", lambda: self.done.append("emptied"))
@@ -115,6 +120,8 @@ class StandInGpu:
         return SimpleNamespace(setTempMemory=lambda size: None)
 
     def moved(self, resources: Any, device: int, index: Any) -> Any:
+        if not self.has_memory:
+            raise RuntimeError(NO_MEMORY)
         part = index
         while isinstance(part, (faiss.IndexPreTransform, faiss.IndexIDMap)):
             part = faiss.downcast_index(part.index)
@@ -126,6 +133,16 @@ class StandInGpu:
             raise RuntimeError(MANY_PROBES)
         self.done.append(device)
         return self if self.fails_after is not None else index
+
+    class Full:
+        """An index on a GPU whose memory is used up by the passages."""
+
+        is_trained, reset, train = True, staticmethod(lambda: None), staticmethod(lambda passages_ND: None)
+
+        def __init__(self, index: Any) -> None: ...
+
+        def add(self, block_MD: np.ndarray) -> None:
+            raise RuntimeError(NO_MEMORY)
 
     is_trained, ntotal = True, 0
 
@@ -145,7 +162,7 @@ class StandInGpu:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInGpu]:
     yield StandInGpu(monkeypatch)
-    gpu_refusal.cache_clear()
+    lasting_gpu_refusal.cache_clear()
 
 
 def fits(faiss_index: str, dims: int, patch: pytest.MonkeyPatch, nprobe: int = 0, passages: int = 100_000) -> None:
@@ -210,20 +227,173 @@ def test_memory_that_runs_out_in_faiss_leaves_the_search_to_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Also after some queries, which progress counts once."""
+    """Also after some queries. `search` raises it: the processes decide together who searches where."""
     monkeypatch.setattr(search_module, "QUERIES_PER_FAISS_CALL", 10)
-    told: list[int] = []
     passages_ND, queries_QD = vectors(300), vectors(40, 1)
     gpu.fails_after = calls
     options = SearchOptions("faiss", faiss_index, 4 if faiss_index != "Flat" else 0, GPU)
-    _, rows_QK = search(queries_QD, in_memory(passages_ND), 5, options, told.append)
-    products_QN = queries_QD @ passages_ND.T
-    assert np.array_equal(rows_QK, np.argsort(-products_QN, axis=1)[:, :5])
-    line = capsys.readouterr().out.splitlines()
-    assert len(line) == 1 and line[0].startswith("search: cuda:0 cannot (") and "out of memory" in line[0]
-    assert line[0].endswith("; the CPU searches in its place")
-    if faiss_index == "Flat":
-        assert sum(told) == 40 * 300
+    with pytest.raises(GpuSearchFailed, match=r"^cuda:0 cannot \(.*out of memory"):
+        search(queries_QD, in_memory(passages_ND), 5, options)
+    gpu.fails_after = calls
+    share = PassageShare(in_memory(passages_ND), 0)
+    found = retrieval.retrieve(World(0, 1, torch.device("cpu")), queries_QD, share, 300, 5, options)
+    assert found is not None
+    assert np.array_equal(found[1], best(queries_QD, passages_ND))
+    on_gpu, refused, on_cpu = capsys.readouterr().out.splitlines()
+    assert ", on cuda:0; 40 queries" in on_gpu and ", on cpu; 40 queries" in on_cpu
+    assert refused.startswith("search: cuda:0 cannot (") and "out of memory" in refused
+    assert refused.endswith("; the CPU searches in its place")
+
+
+def best(queries_QD: np.ndarray, passages_ND: np.ndarray) -> np.ndarray:
+    return np.argsort(-(queries_QD @ passages_ND.T), axis=1)[:, :5]
+
+
+COUNTS = [60, 70, 80, 90]  # passages of each of four processes
+
+
+def retrieve_on_gpus(
+    passages_ND: np.ndarray, queries_QD: np.ndarray, faiss_index: str, patch: pytest.MonkeyPatch
+) -> tuple[list[Any], list[list[str]]]:
+    """Of four processes, each with its GPU: what `retrieve` returned or raised, and where faiss searched in turn."""
+    searched: list[list[str]] = [[] for _ in range(4)]
+    starts = [0, *np.cumsum(COUNTS)]
+    for name in ("faiss_top_k", "faiss_index_top_k"):
+        by_faiss = getattr(search_module, name)
+
+        def recorded(by_faiss: Any, queries_QD: Any, passages: Any, k: int, options: Any, *others: Any) -> Any:
+            searched[COUNTS.index(passages.count)].append(options.device.type)
+            return by_faiss(queries_QD, passages, k, options, *others)
+
+        patch.setattr(search_module, name, partial(recorded, by_faiss))
+
+    def work(world: World) -> Any:
+        first, stop = starts[world.rank : world.rank + 2]
+        share = PassageShare(in_memory(passages_ND[first:stop]), first)
+        options = SearchOptions("faiss", faiss_index, device=torch.device("cuda", world.rank))
+        try:
+            return retrieval.retrieve(world, queries_QD, share, 300, 5, options)
+        except Exception as error:
+            return error
+
+    return on_ranks(4, work, patch), searched
+
+
+@pytest.mark.parametrize("faiss_index", ["Flat", "IVF1,Flat"])
+def test_all_search_on_the_cpu_where_the_gpu_of_one_fails(
+    faiss_index: str, gpu: StandInGpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One alone would search for hours, and the others wait in a collective until they give it up."""
+    moved = gpu.moved
+
+    def on_gpu_2(resources: Any, device: int, index: Any) -> Any:
+        moved(resources, device, index)
+        return StandInGpu.Full(index) if device == 2 else index
+
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", on_gpu_2, raising=False)
+    passages_ND, queries_QD = vectors(300), vectors(40, 1)
+    found, searched = retrieve_on_gpus(passages_ND, queries_QD, faiss_index, monkeypatch)
+    assert searched == [["cuda", "cpu"]] * 4
+    for scores_QK, rows_QK in found:
+        assert np.array_equal(rows_QK, best(queries_QD, passages_ND))
+        np.testing.assert_allclose(scores_QK, np.sort(queries_QD @ passages_ND.T)[:, ::-1][:, :5], rtol=1e-5)
+    said = sorted(capsys.readouterr().out.splitlines())
+    assert len(said) == 3 and said[0].startswith("search: cuda:2 cannot (alloc fail type")
+    assert ", on cpu; " in said[1] and ", on cuda:0; " in said[2]
+
+
+def test_all_search_on_the_cpu_where_the_gpu_of_one_has_no_such_index(
+    gpu: StandInGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cards of several kinds in one job."""
+    moved = gpu.moved
+
+    def on_gpus(resources: Any, device: int, index: Any) -> Any:
+        if device == 1:
+            raise RuntimeError(SMALL_MEMORY)
+        return moved(resources, device, index)
+
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", on_gpus, raising=False)
+    passages_ND, queries_QD = vectors(300), vectors(40, 1)
+    found, searched = retrieve_on_gpus(passages_ND, queries_QD, "IVF1,Flat", monkeypatch)
+    assert searched == [["cpu"]] * 4
+    for _, rows_QK in found:
+        assert np.array_equal(rows_QK, best(queries_QD, passages_ND))
+
+
+def test_what_the_search_of_one_raises_all_raise(gpu: StandInGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores that are not finite in one share, cells that are too many for it, and what is no user's fault."""
+    passages_ND, queries_QD = vectors(300), vectors(40, 1)
+    damaged_ND = passages_ND.copy()
+    damaged_ND[160] = np.finfo(np.float32).max
+    found, _ = retrieve_on_gpus(damaged_ND, queries_QD, "Flat", monkeypatch)
+    assert [type(error) for error in found] == [UserError] * 4 and len({str(error) for error in found}) == 1
+    assert "scores are not finite" in str(found[0])
+    monkeypatch.delattr(faiss, "StandardGpuResources")
+    found, _ = retrieve_on_gpus(passages_ND, queries_QD, "IVF75,Flat", monkeypatch)
+    assert [type(error) for error in found] == [UserError] * 4
+    assert all("--faiss_index IVF75,Flat over " in str(error) for error in found)
+    search_share = search_module.faiss_top_k
+
+    def broken(queries_QD: Any, passages: Any, *others: Any) -> Any:
+        if passages.count == COUNTS[1]:
+            raise ZeroDivisionError
+        return search_share(queries_QD, passages, *others)
+
+    monkeypatch.setattr(search_module, "faiss_top_k", broken)
+    found, _ = retrieve_on_gpus(passages_ND, queries_QD, "Flat", monkeypatch)
+    assert [type(error) for error in found] == [ProcessFailed, ZeroDivisionError, ProcessFailed, ProcessFailed]
+
+
+@pytest.mark.parametrize(("mib", "cpu_mib", "gpu_mib"), [(0, 512, 4096), (1024, 1024, 1024), (16, 16, 16)])
+@pytest.mark.parametrize("faiss_index", ["HNSW8", "IVF4,Flat"])
+def test_the_memory_of_a_search_is_that_of_where_it_is(
+    mib: int, cpu_mib: int, gpu_mib: int, faiss_index: str, gpu: StandInGpu
+) -> None:
+    """By the blocks asked for, an eighth of it: HNSW is refused by the GPU."""
+    asked: list[int] = []
+    passages_ND = vectors(300)
+
+    def blocks(rows: int) -> Iterator[np.ndarray]:
+        asked.append(rows)
+        yield passages_ND
+
+    flags: Any = SimpleNamespace(faiss_index=faiss_index, nprobe=0, search_memory_mib=mib)
+    options = retrieval.search_options(flags, "faiss", GPU)
+    search(vectors(3, 1), Passages(300, DIMS, blocks), 5, options)
+    expected_mib = cpu_mib if faiss_index == "HNSW8" else gpu_mib
+    assert set(asked) == {expected_mib * 2**20 // 8 // (4 * DIMS)}
+    asked.clear()
+    search(vectors(3, 1), Passages(300, DIMS, blocks), 5, search_module.on_cpu(options))
+    assert set(asked) == {cpu_mib * 2**20 // 8 // (4 * DIMS)}
+
+
+def test_a_refusal_is_said_once(
+    gpu: StandInGpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Preflight, each refresh and each evaluation look again. The first process of a job says it, not its --dry_run."""
+    for rank, lines in ((None, 0), ("1", 0), ("0", 1), ("0", 0)):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.delenv("RANK", raising=False)
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        fits("HNSW32", 768, monkeypatch)
+        assert capsys.readouterr().err.count("the CPU will search") == lines, rank
+
+
+def test_memory_that_another_job_has_for_a_moment_is_no_refusal(
+    gpu: StandInGpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu.has_memory = False
+    for _ in range(2):
+        fits("IVF4,Flat", 16, monkeypatch)
+        fits("HNSW8", 16, monkeypatch)
+    assert capsys.readouterr().err == ""
+    gpu.has_memory = True
+    search(vectors(3), in_memory(vectors(50)), 5, SearchOptions("faiss", "IVF4,Flat", 4, GPU))
+    assert 0 in gpu.done, "searched on the GPU"
+    fits("HNSW8", 16, monkeypatch)
+    assert "faiss has no HNSW8 on cuda:0" in capsys.readouterr().err
 
 
 def test_a_search_that_is_left_on_a_gpu_is_left(gpu: StandInGpu) -> None:

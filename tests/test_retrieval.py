@@ -225,6 +225,6 @@ def test_too_little_memory_for_a_search_is_refused_at_once() -> None:
     for mib, expected in ((0, 512), (16, 16)):
         flags.search_memory_mib = mib
         assert (
-            retrieval.search_options(flags, retrieval.check_search(flags), torch.device("cpu")).memory_bytes
+            retrieval.search_options(flags, retrieval.check_search(flags), torch.device("cpu")).budget_bytes
             == expected * 2**20
         )

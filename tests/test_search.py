@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -414,3 +415,21 @@ def test_scores_that_overflow_are_refused(backend: str) -> None:
         search((unit_XD[:5] * 1e20).astype(np.float32), allowed_XD, 7, options_of(backend))
     with pytest.raises(UserError, match="scores are not finite"):
         search(allowed_XD[:5], (unit_XD * 1e37).astype(np.float32), 7, options_of(backend))
+
+
+def test_lists_are_looked_at_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a million queries with 500 candidates each have lists of 3 GB: no copy or mask of them fits the budget."""
+    queries, k = 20_000, 200
+    scores_QK, rows_QK = np.ones((queries, k), np.float32), np.zeros((queries, k), np.int64)
+    scores_QK[7, 150:], rows_QK[7, 150:] = -np.inf, -1  # an approximate index found fewer
+    monkeypatch.setattr(search_module, "top_k", lambda *arguments: (scores_QK, rows_QK))
+    options = SearchOptions("torch", memory_bytes=search_module.SMALLEST_MEMORY_BYTES)
+    queries_QD, passages_ND = np.ones((queries, 2), np.float32), np.ones((k, 2), np.float32)
+    tracemalloc.start()
+    search(queries_QD, passages_ND, k, options)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < options.passages_bytes < scores_QK.nbytes // 4
+    scores_QK[-1, -1] = np.inf
+    with pytest.raises(UserError, match="scores are not finite"):
+        search(queries_QD, passages_ND, k, options)

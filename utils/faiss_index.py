@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from utils.errors import UserError
 LARGEST_GPU_K = 2048  # what a GPU index of faiss can return
 # Where faiss's indexes, transforms and quantizers hold others that are trained, too.
 PARTS = ("index", "quantizer", "base_index", "refine_index", "storage", "pq", "rq", "prq")
+OUT_OF_MEMORY = re.compile("out of memory|alloc fail", re.IGNORECASE)  # faiss has no type for it
 OPQ_CENTROIDS = 256  # of the codes for which OPQ learns its rotation, where it has no quantizer of its own
 
 
@@ -122,11 +124,26 @@ def on_gpu(index, device: torch.device, temporary_bytes: int):  # type: ignore[n
     return faiss.index_cpu_to_gpu(resources, device.index or 0, index)
 
 
-@functools.cache
 def gpu_refusal(faiss_index: str, dims: int, nprobe: int, device: torch.device) -> str:
-    """Why faiss has no such index on its GPU, as it says itself of an empty one; "" where it has."""
+    """Why faiss has no such index on its GPU, as it says itself of an empty one; "" where it has.
+
+    Also "" where the GPU has no memory now: another job on it may have ended when the search begins.
+    """
+    try:
+        return lasting_gpu_refusal(faiss_index, dims, nprobe, device)
+    except RuntimeError as error:
+        if not OUT_OF_MEMORY.search(str(error)):
+            raise
+        return ""
+
+
+@functools.cache
+def lasting_gpu_refusal(faiss_index: str, dims: int, nprobe: int, device: torch.device) -> str:
+    """The same, found once. faiss's own error where memory ran out, which is tried again at the next call."""
     try:
         on_gpu(make_index(faiss_index, dims, nprobe), device, 0)
     except RuntimeError as error:
+        if OUT_OF_MEMORY.search(str(error)):
+            raise
         return reason_of(error)
     return ""

@@ -29,9 +29,8 @@ from utils.faiss_index import (
     reason_of,
 )
 from utils.norms import problem_of
-from utils.run_log import say
 
-MEMORY_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # of a search beside queries and lists, where nobody says
+MEMORY_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # of a search next to queries and lists, where nobody says
 SMALLEST_MEMORY_BYTES = 16 * 2**20
 ROWS_AT_ONCE = 2**14  # of passages that are read without a search
 BYTES_PER_SCORE = 64  # where every score of a block passes for a candidate; 4 where none does
@@ -50,33 +49,42 @@ def ignore(pairs: int) -> None:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How to search. ``backend`` is ``faiss`` or ``torch``; ``device`` is where torch computes."""
+    """How to search. ``backend`` is ``faiss`` or ``torch``; ``device`` is where it searches, if it can."""
 
     backend: str
     faiss_index: str = "Flat"
     nprobe: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
-    memory_bytes: int = MEMORY_BYTES["cpu"]  # beside the queries and their lists
+    memory_bytes: int = 0  # next to the queries and their lists; 0: as much as MEMORY_BYTES has for the device
+
+    @property
+    def budget_bytes(self) -> int:
+        """The same in numbers."""
+        return self.memory_bytes or MEMORY_BYTES[self.device.type]
 
     @property
     def faiss_bytes(self) -> int:
         """Of a block of passages for faiss on the CPU; each block costs a merge of all lists."""
-        return self.memory_bytes * 3 // 4
+        return self.budget_bytes * 3 // 4
 
     @property
     def passages_bytes(self) -> int:
         """Of a block of passages for torch, or for faiss on a GPU."""
-        return self.memory_bytes // 8
+        return self.budget_bytes // 8
 
     @property
     def working_bytes(self) -> int:
-        """Of what torch makes beside the block."""
-        return self.memory_bytes // 2
+        """Of what torch makes next to the block."""
+        return self.budget_bytes // 2
 
     @property
     def lists_bytes(self) -> int:
-        """Of what faiss makes beside the block."""
-        return self.memory_bytes // 4
+        """Of what faiss makes next to the block."""
+        return self.budget_bytes // 4
+
+
+class GpuSearchFailed(Exception):
+    """faiss has failed on a GPU, for the reason in the message. The CPU can search in its place."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ def describe_search(options: SearchOptions, dims: int = 0, k: int = 1) -> str:
         return f"torch, exact, on {options.device}"
     kind = "exact" if options.faiss_index == "Flat" else options.faiss_index
     probing = f", nprobe {options.nprobe}" if options.nprobe else ""
-    return f"faiss, {kind}{probing}, on {options.device if is_on_gpu(options, dims, k) else 'cpu'}"
+    return f"faiss, {kind}{probing}, on {with_search_device(options, dims, k).device}"
 
 
 def search(
@@ -139,9 +147,10 @@ def search(
 
     Returns scores_QK float32 and rows_QK int64 (rows of ``passages``; -1 and -inf where an
     approximate index found fewer than k). K is k, or N where the collection is smaller.
-    In memory at a time: the queries, the lists, and what ``options.memory_bytes`` says; all passages for an index
+    In memory at a time: the queries, the lists, and what ``options.budget_bytes`` says; all passages for an index
     other than Flat.
-    An exception that ``advance`` raises ends the search. Where faiss fails on a GPU, the CPU searches; a line says so.
+    An exception that ``advance`` raises ends the search. GpuSearchFailed where faiss fails on a GPU: who searches on
+    several processes has them all use the CPU, which takes many times as long.
     All numbers are finite: else no order is defined, and each backend makes up its own. Who encodes passages or stores
     them sees to theirs, since a look at all of them takes a twentieth of a search. UserError where a query's are not.
     """
@@ -154,9 +163,18 @@ def search(
     if k == 0 or not len(queries_QD):
         return np.zeros((len(queries_QD), k), np.float32), np.zeros((len(queries_QD), k), np.int64)
     scores_QK, rows_QK = top_k(queries_QD, passages, k, options, advance)
-    if not np.isfinite(scores_QK[rows_QK >= 0]).all():
-        raise UserError("scores are not finite: the embeddings are too large, or damaged; encode the collection again")
+    check_scores(scores_QK, rows_QK, rows_in(options.passages_bytes, k))
     return scores_QK, rows_QK
+
+
+def check_scores(scores_QK: np.ndarray, rows_QK: np.ndarray, queries_at_once: int) -> None:
+    """UserError where a score that has a row is not finite. A mask of all lists would be gigabytes."""
+    for start in range(0, len(scores_QK), queries_at_once):
+        part = slice(start, start + queries_at_once)
+        if not (np.isfinite(scores_QK[part]) | (rows_QK[part] < 0)).all():
+            raise UserError(
+                "scores are not finite: the embeddings are too large, or damaged; encode the collection again"
+            )
 
 
 def top_k(
@@ -165,33 +183,23 @@ def top_k(
     """The same by the backend that the options name."""
     if options.backend == "torch":
         return torch_top_k(queries_QD, passages, k, options, advance)
+    options = with_search_device(options, passages.dims, k)  # asked once: a GPU's memory may have room later, or none
     search_by_faiss = faiss_top_k if options.faiss_index == "Flat" else faiss_index_top_k
-    if not is_on_gpu(options, passages.dims, k):
+    if options.device.type == "cpu":
         return search_by_faiss(queries_QD, passages, k, options, advance)
-    told = Told(advance)
     try:
-        return search_by_faiss(queries_QD, passages, k, options, told.add)
+        return search_by_faiss(queries_QD, passages, k, options, advance)
     except RuntimeError as error:  # faiss has no type for memory that ran out, nor for what its GPU index lacks
-        say(f"search: {options.device} cannot ({reason_of(error)}); the CPU searches in its place")
-    return search_by_faiss(queries_QD, passages, k, on_cpu(options), Told(advance, told.pairs).add)
+        raise GpuSearchFailed(f"{options.device} cannot ({reason_of(error)})") from None
 
 
-@dataclass
-class Told:
-    """Tells ``advance`` what has been done but for the first ``skipped`` pairs, which it knows of already."""
-
-    advance: Advance
-    skipped: int = 0
-    pairs: int = 0
-
-    def add(self, pairs: int) -> None:
-        known = min(pairs, max(0, self.skipped - self.pairs))
-        self.pairs += pairs
-        self.advance(pairs - known)
+def with_search_device(options: SearchOptions, dims: int = 0, k: int = 1) -> SearchOptions:
+    """The same with the device that will search: the CPU where faiss cannot on the GPU; see `is_on_gpu`."""
+    return options if options.backend == "torch" or is_on_gpu(options, dims, k) else on_cpu(options)
 
 
 def on_cpu(options: SearchOptions) -> SearchOptions:
-    return replace(options, device=torch.device("cpu"), memory_bytes=min(options.memory_bytes, MEMORY_BYTES["cpu"]))
+    return replace(options, device=torch.device("cpu"))
 
 
 # By torch
@@ -287,7 +295,7 @@ def faiss_top_k(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact top-k by faiss; one place more is searched, to see whether the last place is tied."""
     wanted = min(k + 1, passages.count)
-    if is_on_gpu(options) and wanted > LARGEST_GPU_K:
+    if options.device.type == "cuda" and wanted > LARGEST_GPU_K:
         return torch_top_k(queries_QD, passages, k, options, advance)
     scores_QW, rows_QW = faiss_flat_lists(queries_QD, passages, wanted, options, advance)
     tied_Q = scores_QW[:, k - 1] == scores_QW[:, k] if wanted > k else np.zeros(len(scores_QW), bool)
@@ -307,8 +315,8 @@ def faiss_flat_lists(
     import faiss
 
     index = None
-    if is_on_gpu(options):
-        index = on_gpu(faiss.IndexFlatIP(passages.dims), options.device, options.memory_bytes // 4)
+    if options.device.type == "cuda":
+        index = on_gpu(faiss.IndexFlatIP(passages.dims), options.device, options.lists_bytes)
     block_bytes = options.faiss_bytes if index is None else options.passages_bytes
     queries_at_once = options.lists_bytes // (FAISS_BYTES_PER_QUERY + FAISS_BYTES_PER_PLACE * k)
     merged, first = faiss.ResultHeap(len(queries_QD), k, keep_max=True), 0
@@ -346,7 +354,7 @@ def faiss_index_top_k(
     Such an index is made of all passages of the share, and holds them (or their codes) in memory.
     UserError where faiss refuses on the CPU, such as more cells than passages to train them on; on a GPU its own error.
     """
-    if is_on_gpu(options, passages.dims, k):
+    if options.device.type == "cuda":
         scores_QK, rows_QK = lists_of_index(queries_QD, passages, k, options, advance)
     else:
         with faiss_refusal(f"{options.faiss_index} over {passages.count} passages"):
@@ -361,8 +369,8 @@ def lists_of_index(
     """The lists in faiss's order of ties."""
     rows = rows_in(options.passages_bytes, passages.dims)
     index = make_index(options.faiss_index, passages.dims, options.nprobe)
-    if is_on_gpu(options, passages.dims, k):
-        index = on_gpu(index, options.device, options.memory_bytes // 4)
+    if options.device.type == "cuda":
+        index = on_gpu(index, options.device, options.lists_bytes)
     if not index.is_trained:
         index.train(all_at_once(passages, rows))
     for block_MD in passages.blocks(rows):

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from utils import publishing
 from utils.errors import UserError
@@ -22,9 +22,9 @@ Found = TypeVar("Found")
 
 
 @functools.cache
-def say_once(text: str) -> None:
-    """What is found anew at every look is said at the first."""
-    say(text)
+def say_once(text: str, stream: TextIO | None = None) -> None:
+    """What is found again at every look is said at the first."""
+    say(text, stream)
 
 
 def wait_for(
