@@ -32,7 +32,7 @@ from drivers.stored_embeddings import PASSAGES, open_shards, wait_for_shards
 from model.embedding import Texts, encode_blocks, share_of
 from model.encoder import dims_of_config, read_config
 from utils import distributed
-from utils.distributed import World
+from utils.distributed import Notice, World
 from utils.errors import UserError
 from utils.faiss_index import check_index, gpu_refusal
 from utils.flags import SearchFlags
@@ -292,11 +292,16 @@ def stored_share(world: World, directory: Path) -> PassageShare:
 # Searching
 
 
+class NotNeeded(Exception):
+    """Another process has no lists: this one's would be thrown away."""
+
+
 class Unfinished(Enum):
     """Why a process has no lists of its share; the processes then agree on what all do."""
 
     LEFT = "told to leave"
     GPU_FAILED = "the GPU failed"
+    OTHERS = "another process has ended its own for such a reason, or by an error"
 
 
 def retrieve(
@@ -321,9 +326,8 @@ def retrieve(
         if world.is_first:
             where = describe_search(options, queries_QD.shape[1], k)
             say(f"search: {where}; {len(queries_QD):,} queries, {passages:,} passages, top {k}")
-        found = distributed.on_every_process(
-            world, partial(search_share, world, queries_QD, share.passages, k, options, watch)
-        )
+        searching = partial(search_share, world, queries_QD, share.passages, k, options, watch, Notice(world))
+        found = distributed.on_every_process(world, searching)
         if distributed.any_rank(world, found is Unfinished.LEFT):
             return None
         if not distributed.any_rank(world, found is Unfinished.GPU_FAILED):
@@ -335,17 +339,37 @@ def retrieve(
 
 
 def search_share(
-    world: World, queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, watch: Watch
+    world: World,
+    queries_QD: np.ndarray,
+    passages: Passages,
+    k: int,
+    options: SearchOptions,
+    watch: Watch,
+    notice: Notice,
 ) -> tuple[np.ndarray, np.ndarray] | Unfinished:
-    """This process's lists, scores_QK and rows_QK of its share, or why there are none."""
+    """This process's lists, scores_QK and rows_QK of its share, or why there are none.
+
+    The others learn by ``notice`` that there are none, and leave theirs.
+    """
     pairs = len(queries_QD) * passages.count
     watched = watch.over(world, pairs, "searching pairs", "query-passage pairs searched")
     try:
         with watched as advance:
-            return search(queries_QD, passages, k, options, advance)
-    except Left:
-        return Unfinished.LEFT
-    except GpuSearchFailed as error:
+
+            def advance_alike(done: int) -> None:
+                advance(done)
+                if notice.is_given():
+                    raise NotNeeded
+
+            return search(queries_QD, passages, k, options, advance_alike)
+    except NotNeeded:
+        return Unfinished.OTHERS
+    except Exception as error:
+        notice.give()
+        if isinstance(error, Left):
+            return Unfinished.LEFT
+        if not isinstance(error, GpuSearchFailed):
+            raise
         say(f"search: {error}; the CPU searches in its place")
         return Unfinished.GPU_FAILED
 

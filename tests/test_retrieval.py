@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,15 +18,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from drivers import retrieval
 from drivers.retrieval import UNWATCHED, PassageShare, Watch
 from model.encoder import dims_of_config, new_encoder
 from model.static import StaticEncoder
 from tests.ranks_as_threads import on_ranks
-from utils.distributed import World
+from utils import distributed
+from utils.distributed import Waits, World
 from utils.errors import UserError
-from utils.search import SearchOptions, in_memory
+from utils.search import GpuSearchFailed, SearchOptions, in_memory
 
 REPO = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -86,6 +89,47 @@ def test_all_ranks_leave_a_search_that_one_is_told_to_leave(monkeypatch: pytest.
     vectors = np.ones((40, 3), np.float32)
     watches = [Watch(), Watch(leave=lambda: True), Watch()]
     assert retrieve_on_ranks(vectors, vectors, [0, 10, 30, 40], 5, monkeypatch, watches) == [None] * 3
+
+
+def one_process(rank: int, directory: str) -> None:
+    """Of two: the second fails at once, in each of three ways, where the first would search for hours."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    world, vectors = World(rank, 2, CPU, Waits(30.0)), np.ones((40, 3), np.float32)
+    search, faults = retrieval.search, [UserError("of one"), retrieval.Left(), GpuSearchFailed("cuda:1 cannot")]
+    distributed.LOOK_EVERY_SECONDS = 0.05
+
+    def endless(queries_QD: Any, passages: Any, k: int, options: SearchOptions, advance: Any) -> Any:
+        if options.device.type == "cpu":
+            return search(queries_QD, passages, k, options, advance)
+        if rank == 1:
+            raise faults.pop(0)
+        while True:
+            advance(0)
+            time.sleep(0.01)
+
+    retrieval.search, retrieval.with_search_device = endless, lambda options, *others: options
+    share, options = (
+        PassageShare(in_memory(vectors[:20]), rank * 20),
+        SearchOptions("faiss", device=torch.device("cuda")),
+    )
+    with pytest.raises(UserError, match="of one"):
+        retrieval.retrieve(world, vectors, share, 40, 5, options)
+    assert retrieval.retrieve(world, vectors, share, 40, 5, options) is None
+    found = retrieval.retrieve(world, vectors, share, 40, 25, options)
+    assert found is not None and found[1].tolist() == [list(range(25))] * 40
+    distributed.stop(world)
+
+
+def test_a_process_that_cannot_search_keeps_none_at_work(tmp_path: Path) -> None:
+    processes = torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2, join=False)
+    latest = time.monotonic() + 100
+    try:
+        while not processes.join(timeout=1):
+            assert time.monotonic() < latest, "a process is still searching"
+    finally:
+        for process in processes.processes:
+            process.kill()
 
 
 def test_the_watch_is_told_in_words() -> None:

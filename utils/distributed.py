@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import itertools
 import json
 import mmap
 import os
@@ -34,6 +35,8 @@ RAISING_NCCL = ("TORCH_NCCL_BLOCKING_WAIT", "1")
 OF_GLOO = re.compile(r"\bgloo/")  # its errors have no type of their own, and begin with the file that raises them
 # What a collective raises for a reason in this process: nccl's memory, which it takes next to torch's, a wrong call.
 OWN_FAULTS = re.compile(r"out of memory|cuda c?alloc|invalid ?usage|invalid ?argument|EADDRINUSE", re.IGNORECASE)
+
+LOOK_EVERY_SECONDS = 2.0  # for a notice of another process
 
 
 @dataclass
@@ -272,6 +275,37 @@ def gather_rows(world: World, rows_RX: np.ndarray) -> list[np.ndarray]:
     with collective(world):
         dist.all_gather(gathered, padded)
         return [part[:length].cpu().numpy() for part, length in zip(gathered, lengths, strict=True)]
+
+
+class Notice:
+    """Tells the others, without a collective, that what they work at is not needed any more; they look while they work.
+
+    Each process makes its notices in the same order. They go through the store by which the processes met.
+    """
+
+    _made = itertools.count()
+
+    def __init__(self, world: World, clock: Callable[[], float] = time.monotonic) -> None:
+        self.world, self.clock, self.looked = world, clock, clock()
+        self.key = f"notice_{next(self._made)}"
+        self.store: Any = None
+        if world.size > 1 and dist.is_initialized():
+            self.store = dist.distributed_c10d._get_default_store()
+
+    def give(self) -> None:
+        if self.store is not None:
+            with contextlib.suppress(dist.DistError):  # the next collective says that the store is gone
+                self.store.set(self.key, "1")
+
+    def is_given(self) -> bool:
+        """Looks every LOOK_EVERY_SECONDS, and answers False in between. RankGone where the store is gone."""
+        if self.store is None or self.clock() - self.looked < LOOK_EVERY_SECONDS:
+            return False
+        self.looked = self.clock()
+        try:
+            return bool(self.store.check([self.key]))
+        except dist.DistError as error:
+            raise rank_gone(self.world, error) from None
 
 
 def any_rank(world: World, flag: bool) -> bool:
