@@ -12,7 +12,8 @@ import torch
 
 from data.preprocessed import Preprocessed, Split, query_name
 from drivers import retrieval, stored_embeddings
-from drivers.retrieval import UNWATCHED, PassageShare, Watch
+from drivers.progress import UNWATCHED, Watch
+from drivers.retrieval import PassageShare
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError

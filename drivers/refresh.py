@@ -17,8 +17,8 @@ from data.selection import chunks_of, describe_selection, select_negatives
 from data.training_data import NegativeLists, read_negative_lists, write_negative_lists
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import Session
+from drivers.progress import Watch
 from drivers.resuming import as_earlier_version
-from drivers.retrieval import Watch
 from drivers.vectors import Job, Vectors, Work, encode_all, load_vectors
 from utils import distributed, exchange
 from utils.errors import Fenced, UserError

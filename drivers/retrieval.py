@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -27,6 +25,7 @@ from drivers.embedding_shards import (
     rows_of_shard,
     stored_passages,
 )
+from drivers.progress import UNWATCHED, Left, Watch
 from drivers.shared import gather_from
 from drivers.stored_embeddings import PASSAGES, open_shards, wait_for_shards
 from model.embedding import Texts, encode_blocks, share_of
@@ -36,7 +35,8 @@ from utils.distributed import Notice, World
 from utils.errors import UserError
 from utils.faiss_index import check_index, gpu_refusal
 from utils.flags import SearchFlags
-from utils.run_log import Progress, progress_line, say
+from utils.ranked_lists import merge_top_k
+from utils.run_log import say
 from utils.search import (
     ROWS_AT_ONCE,
     SMALLEST_MEMORY_BYTES,
@@ -47,7 +47,6 @@ from utils.search import (
     describe_search,
     in_memory,
     is_on_gpu,
-    merge_top_k,
     on_cpu,
     search,
     with_search_device,
@@ -56,46 +55,6 @@ from utils.waiting import say_once
 
 EXCHANGE_BYTES = 256 * 2**20  # lists of all ranks held for merging at a time
 BYTES_OF_PLACE = 12  # a score and an offset
-
-
-class Left(Exception):
-    """This rank has been asked to stop in the middle of its work; the ranks then agree that all of them do."""
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Who looks on while a rank works.
-
-    ``leave`` is asked after each batch and each block searched whether to stop: it must be cheap, and is
-    this rank's own affair. ``doing`` is told as often, in words.
-    """
-
-    leave: Callable[[], bool] = lambda: False
-    doing: Callable[[str], None] = lambda text: None
-
-    @contextlib.contextmanager
-    def over(self, world: World, total: int, doing: str, done: str) -> Iterator[Callable[[int], None]]:
-        """What to tell the work's progress to: it raises `Left` when it is time to leave."""
-        progress = Progress(total, done) if world.is_first else None
-        so_far, started = 0, time.monotonic()
-
-        def advance(count: int) -> None:
-            nonlocal so_far
-            so_far += count
-            if progress is not None:
-                progress.advance(count)
-            self.doing(progress_line(doing, so_far, total, time.monotonic() - started))
-            if self.leave():
-                raise Left
-
-        try:
-            yield advance
-        finally:
-            if progress is not None:
-                progress.close()
-
-
-UNWATCHED = Watch()
 
 
 @dataclass(frozen=True)
@@ -377,11 +336,11 @@ def search_share(
 def merge_shares(
     world: World, start: int, scores_QK: np.ndarray, rows_QK: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One list of all ranks' lists: scores_QK and offsets_QK from this rank's scores and rows of its share.
+    """One list of all ranks' lists: scores_QK and offsets_QK in the place of this rank's scores and rows of its share.
 
     Some queries at a time: only so many of the other ranks' lists are held as EXCHANGE_BYTES says.
     """
-    offsets_QK = np.where(rows_QK >= 0, rows_QK + start, -1) if start else rows_QK
+    offsets_QK = np.add(rows_QK, start, out=rows_QK, where=rows_QK >= 0)
     missing = ((0, 0), (0, k - offsets_QK.shape[1]))  # a share may hold fewer than k passages
     if missing[1][1]:
         scores_QK = np.pad(scores_QK, missing, constant_values=-np.inf)

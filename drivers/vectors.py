@@ -17,7 +17,8 @@ from drivers import retrieval, stored_embeddings
 from drivers.agreement import Session, agree
 from drivers.embedding_shards import Shards
 from drivers.flags import GenerateFlags
-from drivers.retrieval import PassageShare, Watch
+from drivers.progress import Left, Watch
+from drivers.retrieval import PassageShare
 from drivers.shared import load_to_encode, settle_encoder
 from drivers.stored_embeddings import DEV_QUERY, PASSAGES, TRAIN_QUERY, Recipe
 from model.precision import name_of
@@ -194,7 +195,7 @@ def encode_shards(
         for shards in all_shards:
             texts = retrieval.texts_of(caches[shards.name], settings, rows.get(shards.name))
             retrieval.encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, watch, owned)
-    except (retrieval.Left, Fenced):
+    except (Left, Fenced):
         left = True
     return not distributed.any_rank(world, left)
 

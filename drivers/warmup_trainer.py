@@ -38,7 +38,8 @@ from drivers.flags import WarmupFlags
 from drivers.model_identity import check_checkpoint, identity_of
 from drivers.opened_models import describe_lengths, lengths_of_first_rank, to_evaluate, with_lengths
 from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
-from drivers.retrieval import UNWATCHED, Watch, check_index_fits, check_index_fits_model, check_search, search_options
+from drivers.progress import UNWATCHED, Watch
+from drivers.retrieval import check_index_fits, check_index_fits_model, check_search, search_options
 from drivers.shared import (
     batches_from_lists,
     check_exchange_flags,

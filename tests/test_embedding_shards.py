@@ -19,6 +19,7 @@ import torch
 from data.preprocessed import Preprocessed, open_preprocessed
 from drivers import embedding_shards, evaluation, retrieval, stored_embeddings
 from drivers.embedding_shards import Shards, fault_of, publish_shard, read_blocks, rows_of_shard, stored_passages
+from drivers.progress import UNWATCHED, Left, Watch
 from drivers.run_eval import main as run_eval
 from drivers.stored_embeddings import DEV_QUERY, TRAIN_QUERY, Recipe, describe_embeddings
 from model.embedding import block_size, share_of
@@ -149,9 +150,9 @@ def test_a_shard_that_is_left_half_written_is_not_there(tmp_path: Path) -> None:
 
     def blocks() -> Iterator[np.ndarray]:
         yield numbers_of(0, 16)
-        raise retrieval.Left
+        raise Left
 
-    with pytest.raises(retrieval.Left):
+    with pytest.raises(Left):
         publish_shard(shards, 0, blocks())
     assert not list(tmp_path.iterdir())
     assert fault_of(shards, 0) == ""
@@ -185,7 +186,7 @@ def test_a_damaged_shard_is_named_and_encoded_anew(
     path.unlink()
     if damage != "gone":
         path.write_bytes(DAMAGES[damage](content))
-    assert retrieval.unfinished(ALONE, shards, retrieval.UNWATCHED).tolist() == [2]
+    assert retrieval.unfinished(ALONE, shards, UNWATCHED).tolist() == [2]
     said = capsys.readouterr().out
     if (kind, damage) == ("json", "gone"):
         assert said == "", "killed before its record: not damaged, just not finished"
@@ -193,7 +194,7 @@ def test_a_damaged_shard_is_named_and_encoded_anew(
         assert str(path) in said and "encoded anew" in said and said.count("\n") == 1
     publish_shard(shards, 2, [numbers_of(64, 96)])
     assert path.read_bytes() == content
-    assert not retrieval.unfinished(ALONE, shards, retrieval.UNWATCHED).size
+    assert not retrieval.unfinished(ALONE, shards, UNWATCHED).size
 
 
 def test_a_shard_of_another_key_is_not_used(tmp_path: Path) -> None:
@@ -279,21 +280,21 @@ def test_any_number_of_ranks_writes_the_same_files_and_goes_on_from_another_s(
         shards.directory.mkdir()
     assert len(alone) == 10
     everything = np.arange(10)
-    retrieval.encode_to_shards(ALONE, encoder, texts, alone, everything, settings, retrieval.UNWATCHED)
+    retrieval.encode_to_shards(ALONE, encoder, texts, alone, everything, settings, UNWATCHED)
     batches: list[None] = []
 
     def leave() -> bool:
         batches.append(None)
         return len(batches) > 6
 
-    with pytest.raises(retrieval.Left):
-        retrieval.encode_to_shards(ALONE, encoder, texts, shared, everything, settings, retrieval.Watch(leave))
+    with pytest.raises(Left):
+        retrieval.encode_to_shards(ALONE, encoder, texts, shared, everything, settings, Watch(leave))
     finished = {path: path.stat().st_mtime_ns for path in shared.directory.iterdir()}
     assert 0 < len(finished) < 20 and all(path.is_file() for path in finished)
 
     def go_on(world: World) -> list[int]:
-        numbers = retrieval.unfinished(world, shared, retrieval.UNWATCHED)
-        retrieval.encode_to_shards(world, encoder, texts, shared, numbers, settings, retrieval.UNWATCHED)
+        numbers = retrieval.unfinished(world, shared, UNWATCHED)
+        retrieval.encode_to_shards(world, encoder, texts, shared, numbers, settings, UNWATCHED)
         return numbers.tolist()
 
     numbers = on_ranks(ranks, go_on, monkeypatch)
@@ -307,7 +308,7 @@ def test_embeddings_in_memory_are_those_on_disk(
 ) -> None:
     encoder, texts = make_encoder(collection), retrieval.texts_of(collection.passages, settings)
     shards = RECIPE.passage_shards(tmp_path)
-    retrieval.encode_to_shards(ALONE, encoder, texts, shards, np.arange(10), settings, retrieval.UNWATCHED)
+    retrieval.encode_to_shards(ALONE, encoder, texts, shards, np.arange(10), settings, UNWATCHED)
     on_disk_ND = np.concatenate([np.load(shards.path(number)) for number in range(10)])
     parts = on_ranks(
         4, lambda world: retrieval.encode_passages(world, encoder, collection.passages, settings), monkeypatch
@@ -332,7 +333,7 @@ def test_all_ranks_leave_an_evaluation_that_one_is_told_to_leave(
             asked[world.rank] += 1
             return world.rank == leaver and asked[world.rank] > at
 
-        watch = retrieval.Watch(leave)
+        watch = Watch(leave)
         vectors = evaluation.encode_split(flags, world, encoder, collection, None, "dev", watch)
         if vectors is None:
             return True, True
@@ -355,7 +356,7 @@ def test_a_rank_that_leaves_while_it_verifies_counts_the_rest_as_missing(tmp_pat
         looks.append(None)
         return len(looks) > 2
 
-    assert retrieval.unfinished(ALONE, shards, retrieval.Watch(leave)).tolist() == [2, 3]
+    assert retrieval.unfinished(ALONE, shards, Watch(leave)).tolist() == [2, 3]
 
 
 # Complete embeddings: --inference writes them, --load_gen and run_eval --embedding_dir read them

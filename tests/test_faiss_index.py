@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from drivers import retrieval
+from drivers.progress import Left
 from drivers.retrieval import PassageShare
 from tests.ranks_as_threads import on_ranks
 from utils import search as search_module
@@ -398,7 +399,7 @@ def test_memory_that_another_job_has_for_a_moment_is_no_refusal(
 
 def test_a_search_that_is_left_on_a_gpu_is_left(gpu: StandInGpu) -> None:
     def leave(pairs: int) -> None:
-        raise retrieval.Left
+        raise Left
 
-    with pytest.raises(retrieval.Left):
+    with pytest.raises(Left):
         search(vectors(3), in_memory(vectors(50)), 5, SearchOptions("faiss", "IVF4,Flat", 4, GPU), leave)

@@ -20,8 +20,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from drivers import retrieval
-from drivers.retrieval import UNWATCHED, PassageShare, Watch
+from drivers import progress, retrieval
+from drivers.progress import UNWATCHED, Left, Watch
+from drivers.retrieval import PassageShare
 from model.encoder import dims_of_config, new_encoder
 from model.static import StaticEncoder
 from tests.ranks_as_threads import on_ranks
@@ -96,7 +97,7 @@ def one_process(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     world, vectors = World(rank, 2, CPU, Waits(30.0)), np.ones((40, 3), np.float32)
-    search, faults = retrieval.search, [UserError("of one"), retrieval.Left(), GpuSearchFailed("cuda:1 cannot")]
+    search, faults = retrieval.search, [UserError("of one"), Left(), GpuSearchFailed("cuda:1 cannot")]
     distributed.LOOK_EVERY_SECONDS = 0.05
 
     def endless(queries_QD: Any, passages: Any, k: int, options: SearchOptions, advance: Any) -> Any:
@@ -135,7 +136,7 @@ def test_a_process_that_cannot_search_keeps_none_at_work(tmp_path: Path) -> None
 def test_the_watch_is_told_in_words() -> None:
     told: list[str] = []
     with (
-        pytest.raises(retrieval.Left),
+        pytest.raises(Left),
         Watch(lambda: len(told) == 3, told.append).over(
             ALONE, 4000, "encoding passages", "passages encoded"
         ) as advance,
@@ -160,7 +161,7 @@ def test_progress_is_told_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
         def close(self) -> None:
             told.append("closed")
 
-    monkeypatch.setattr(retrieval, "Progress", Recorder)
+    monkeypatch.setattr(progress, "Progress", Recorder)
     vectors = np.ones((3000, 2), np.float32)
     share = PassageShare(in_memory(vectors), 0)
     retrieval.retrieve(ALONE, vectors[:2000], share, 3000, 5, SearchOptions("torch"))

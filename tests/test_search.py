@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,13 @@ from hypothesis.extra import numpy as hnp
 from utils import search as search_module
 from utils.errors import UserError
 from utils.faiss_index import check_index
+from utils.ranked_lists import in_passage_order, merge_top_k
 from utils.search import (
     Passages,
     SearchOptions,
     choose_backend,
     describe_search,
     in_memory,
-    in_passage_order,
-    merge_top_k,
 )
 
 BACKENDS = ["torch", "faiss"]
@@ -433,3 +433,33 @@ def test_lists_are_looked_at_in_little_memory(monkeypatch: pytest.MonkeyPatch) -
     scores_QK[-1, -1] = np.inf
     with pytest.raises(UserError, match="scores are not finite"):
         search(queries_QD, passages_ND, k, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "blocks", "lists"),
+    [
+        (SearchOptions("faiss"), 1, 1),
+        (SearchOptions("faiss"), 2, 2),
+        (SearchOptions("faiss", "IVF2,Flat", 2), 1, 1),
+    ],
+)
+def test_lists_are_in_memory_as_often_as_it_says(
+    options: SearchOptions, blocks: int, lists: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "QUERIES_PER_FAISS_CALL", 1000)
+    queries, k, passages = 8_000, 200, 600
+    options = replace(options, memory_bytes=search_module.SMALLEST_MEMORY_BYTES)
+    rng = np.random.default_rng(11)
+    queries_QD, passages_ND = (rng.integers(-999, 1000, (n, 4)).astype(np.float32) for n in (queries, passages))
+    rows = passages // blocks
+    source = Passages(passages, 4, lambda _: (passages_ND[start : start + rows] for start in range(0, passages, rows)))
+    search_module.search(queries_QD[:9], source, k, options)  # libraries are loaded
+    tracemalloc.start()
+    scores_QK, rows_QK = search_module.search(queries_QD, source, k, options)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < lists * 12 * queries * (k + 1) + options.memory_bytes // 2
+    products_QN = queries_QD @ passages_ND.T
+    assert (np.diff(scores_QK) <= 0).all()
+    np.testing.assert_array_equal(scores_QK, np.take_along_axis(products_QN, rows_QK, 1))
+    assert ((np.diff(scores_QK) < 0) | (np.diff(rows_QK) > 0)).all(), "ties are in passage order"

@@ -29,6 +29,7 @@ from utils.faiss_index import (
     reason_of,
 )
 from utils.norms import problem_of
+from utils.ranked_lists import order_lists
 
 MEMORY_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # of a search next to queries and lists, where nobody says
 SMALLEST_MEMORY_BYTES = 16 * 2**20
@@ -147,8 +148,8 @@ def search(
 
     Returns scores_QK float32 and rows_QK int64 (rows of ``passages``; -1 and -inf where an
     approximate index found fewer than k). K is k, or N where the collection is smaller.
-    In memory at a time: the queries, the lists, and what ``options.budget_bytes`` says; all passages for an index
-    other than Flat.
+    In memory at a time: the queries, the lists (twice where faiss takes several blocks, or searches tied lists again),
+    and what ``options.budget_bytes`` says; all passages for an index other than Flat.
     An exception that ``advance`` raises ends the search. GpuSearchFailed where faiss fails on a GPU: who searches on
     several processes has them all use the CPU, which takes many times as long.
     All numbers are finite: else no order is defined, and each backend makes up its own. Who encodes passages or stores
@@ -231,13 +232,15 @@ def torch_top_k(
 
 
 def lists_of_keys(best: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted scores_QK and rows_QK of the keys of several blocks of queries."""
-    scores_parts, rows_parts = [], []
-    for keys_QK in best:
-        scores_QK, rows_QK = from_keys(torch.sort(keys_QK, dim=1, descending=True).values)
-        scores_parts.append(scores_QK.cpu().numpy())
-        rows_parts.append(rows_QK.cpu().numpy())
-    return np.concatenate(scores_parts), np.concatenate(rows_parts)
+    """Sorted scores_QK and rows_QK of the keys of several blocks of queries, which are given up one by one."""
+    shape = sum(map(len, best)), best[0].shape[1]
+    scores_QK, rows_QK, start = np.empty(shape, np.float32), np.empty(shape, np.int64), 0
+    while best:
+        scores_MK, rows_MK = from_keys(torch.sort(best.pop(0), dim=1, descending=True).values)
+        part = slice(start, start + len(rows_MK))
+        scores_QK[part], rows_QK[part] = scores_MK.cpu().numpy(), rows_MK.cpu().numpy()
+        start = part.stop
+    return scores_QK, rows_QK
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -299,9 +302,8 @@ def faiss_top_k(
         return torch_top_k(queries_QD, passages, k, options, advance)
     scores_QW, rows_QW = faiss_flat_lists(queries_QD, passages, wanted, options, advance)
     tied_Q = scores_QW[:, k - 1] == scores_QW[:, k] if wanted > k else np.zeros(len(scores_QW), bool)
-    scores_QK, rows_QK = scores_QW[:, :k].copy(), rows_QW[:, :k].copy()
-    unordered_Q = (scores_QK[:, 1:] == scores_QK[:, :-1]).any(1)  # elsewhere the scores decide
-    scores_QK[unordered_Q], rows_QK[unordered_Q] = in_passage_order(scores_QK[unordered_Q], rows_QK[unordered_Q])
+    scores_QK, rows_QK = scores_QW[:, :k], rows_QW[:, :k]
+    order_lists(scores_QK, rows_QK, options.passages_bytes)
     if tied_Q.any():
         again = torch_top_k(queries_QD[tied_Q], passages, k, options, lambda pairs: advance(0))
         scores_QK[tied_Q], rows_QK[tied_Q] = again
@@ -319,7 +321,7 @@ def faiss_flat_lists(
         index = on_gpu(faiss.IndexFlatIP(passages.dims), options.device, options.lists_bytes)
     block_bytes = options.faiss_bytes if index is None else options.passages_bytes
     queries_at_once = options.lists_bytes // (FAISS_BYTES_PER_QUERY + FAISS_BYTES_PER_PLACE * k)
-    merged, first = faiss.ResultHeap(len(queries_QD), k, keep_max=True), 0
+    merged, first = None, 0
     for held_MD in passages.blocks(rows_in(block_bytes, passages.dims)):
         block_MD = np.ascontiguousarray(held_MD, dtype=np.float32)
         search_block = searcher(index, block_MD, min(k, len(block_MD)))
@@ -329,8 +331,11 @@ def faiss_flat_lists(
         if len(block_MD) == passages.count:
             return scores_QK, rows_QK
         rows_QK += first
+        merged = merged or faiss.ResultHeap(len(queries_QD), k, keep_max=True)
         merged.add_result(scores_QK, rows_QK)
+        del scores_QK, rows_QK  # before there are the next block's
         first += len(block_MD)
+    assert merged is not None, "there are passages"
     merged.finalize()
     return merged.D, merged.I
 
@@ -359,8 +364,8 @@ def faiss_index_top_k(
     else:
         with faiss_refusal(f"{options.faiss_index} over {passages.count} passages"):
             scores_QK, rows_QK = lists_of_index(queries_QD, passages, k, options, advance)
-    scores_QK[rows_QK < 0] = -np.inf
-    return in_passage_order(scores_QK, rows_QK)
+    order_lists(scores_QK, rows_QK, options.passages_bytes)
+    return scores_QK, rows_QK
 
 
 def lists_of_index(
@@ -415,19 +420,3 @@ def search_in_blocks(
         scores_QK[start:stop], rows_QK[start:stop] = search_block(block_QD)
         advance(len(block_QD) * passages)
     return scores_QK, rows_QK
-
-
-# Lists
-
-
-def in_passage_order(scores_QK: np.ndarray, rows_QK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same lists, by score descending, ties by row ascending, missing entries (-1) last."""
-    rows_for_order = np.where(rows_QK < 0, np.iinfo(np.int64).max, rows_QK)
-    order = np.lexsort((rows_for_order, -scores_QK), axis=1)
-    return np.take_along_axis(scores_QK, order, 1), np.take_along_axis(rows_QK, order, 1)
-
-
-def merge_top_k(scores_parts: list[np.ndarray], rows_parts: list[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """One list of k from the lists of several shares of the collection (rows already global)."""
-    scores_QK, rows_QK = in_passage_order(np.concatenate(scores_parts, 1), np.concatenate(rows_parts, 1))
-    return scores_QK[:, :k], rows_QK[:, :k]
