@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -514,6 +515,31 @@ def test_only_what_was_seen_to_be_damaged_is_set_aside(tmp_path: Path, monkeypat
     assert numbered(tmp_path, CHECKPOINT_PATTERN) == [1, 2, 4]
     assert names(tmp_path / ".damaged") == ["checkpoint-3.1"]
     assert (again := newest_to_go_on_from(lease_of(tmp_path))) is not None and again.step == 4
+
+
+@pytest.mark.parametrize(("saved", "looks"), [(4, 1), (10, 1), (12, 2)])
+def test_what_the_last_holder_had_saved_is_waited_for_unless_newer_ones_are_there(
+    saved: int, looks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last heartbeat said 4, and then it published 6, 8 and 10, and removed 4; or said 12, which comes later."""
+    for step in (6, 8, 10):
+        put_checkpoint(tmp_path, step)
+    looked = 0
+
+    def wait_for(look: Callable[[], object], what: str, limit_seconds: float) -> None:
+        nonlocal looked
+        while looked < 2:
+            looked += 1
+            if look() is not None:
+                return
+            put_checkpoint(tmp_path, 12)
+        pytest.fail(f"{what} is waited for in vain")
+
+    monkeypatch.setattr(exchange, "wait_for", wait_for)
+    lease = lease_of(tmp_path)
+    lease.previous = {"saved": saved}
+    found = newest_to_go_on_from(lease)
+    assert found is not None and (found.step, looked) == (max(saved, 10), looks)
 
 
 # Ending

@@ -298,14 +298,15 @@ def remove(lease: Lease, path: Path) -> None:
 def newest_to_go_on_from(lease: Lease) -> Checkpoint | None:
     """The newest valid checkpoint of the run; the damaged ones before it are moved out of its way.
 
-    What the last holder said that it had saved is waited for: a job that takes over from one that has just stopped
-    elsewhere may be shown an older listing (from one that fell silent, it has waited longer than caches remember).
+    What the last holder said that it had saved is waited for, or a newer one: a job that takes over from one that has
+    just stopped elsewhere may be shown an older listing (from one that fell silent, it has waited longer than caches
+    remember). Since its last heartbeat it may have published more, and retention removed what it had spoken of.
     One listing decides: what a cache has hidden from it was not looked at, and is not touched.
     """
     if isinstance(saved := lease.previous.get("saved"), int):
         with contextlib.suppress(UserError):
             wait_for(
-                lambda: saved in numbered(lease.directory, CHECKPOINT_PATTERN) or None,
+                lambda: max(numbered(lease.directory, CHECKPOINT_PATTERN), default=-1) >= saved or None,
                 str(checkpoint_path(lease.directory, saved)),
                 limit_seconds=VISIBLE_WITHIN_SECONDS,
             )
