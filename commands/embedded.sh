@@ -26,12 +26,15 @@ setting RUN_SPACE_MB 1000
 # A mistyped number must not cost a finished stage.
 for name in VOCAB_SIZE EMBEDDING_SIZE PASSAGE_TOKENS QUERY_TOKENS WARMUP_STEPS WARMUP_BATCH MAX_STEPS BATCH \
   STEPS_PER_REFRESH ANN_CHUNK_FACTOR TOPK_TRAINING NEGATIVE_SAMPLE SEED DEV_QUERIES RUN_SPACE_MB; do
-  [[ ${!name} =~ ^[0-9]+$ ]] || die "$name is '${!name}', expected a whole number"
+  [[ ${!name} =~ ^(0|[1-9][0-9]{0,17})$ ]] || die "$name is '${!name}', expected a whole number without zeros in front"
+  [[ ${!name} != 0 || $name == SEED || $name == RUN_SPACE_MB ]] || die "$name is 0, expected at least 1"
 done
+((VOCAB_SIZE >= 100)) || die "VOCAB_SIZE is $VOCAB_SIZE, expected at least 100"
+((NEGATIVE_SAMPLE <= TOPK_TRAINING)) || die "NEGATIVE_SAMPLE is $NEGATIVE_SAMPLE, expected at most TOPK_TRAINING, $TOPK_TRAINING"
 for name in SCORE_SCALE WARMUP_LEARNING_RATE LEARNING_RATE; do
   [[ ${!name} =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]] || die "$name is '${!name}', expected a number"
 done
-((MAX_STEPS > 0 && STEPS_PER_REFRESH > 0 && MAX_STEPS % STEPS_PER_REFRESH == 0)) ||
+((MAX_STEPS % STEPS_PER_REFRESH == 0)) ||
   die "MAX_STEPS is $MAX_STEPS, expected a multiple of STEPS_PER_REFRESH, $STEPS_PER_REFRESH"
 
 # The same numbers on every machine: no GPU, no hub, one thread for each half of the pair.

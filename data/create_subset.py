@@ -163,6 +163,8 @@ def main() -> None:
     raw, out_dir = find_collection(Path(flags.data_dir), flags.data_type), Path(flags.out_data_dir)
     check_out_dir(raw, out_dir)
     if flags.dry_run:
+        for split in SPLITS:
+            read_judgements(raw.qrels[split])
         sys.stdout.write(flags_json(flags, files=[str(path) for path in raw.files()]) + "\n")
         return
     record = create_subset(raw, out_dir, flags)

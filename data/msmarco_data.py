@@ -157,6 +157,8 @@ def main() -> None:
     tokenizer = load_tokenizer(flags.tokenizer_path)
     check_tokenizer_cuts(tokenizer, flags.max_seq_length, flags.max_query_length)
     if flags.dry_run:
+        for split in SPLITS:
+            read_split(raw, split, flags.allow_missing)
         resolved = {"tokenizer": fingerprint_of(tokenizer), "files": [str(path) for path in raw.files()]}
         sys.stdout.write(flags_json(flags, **resolved) + "\n")
         return

@@ -76,7 +76,7 @@ def find_raw(directory: Path, *names: str) -> Path:
         if path := _plain_or_gzipped(directory, name):
             return path
     wanted = " or ".join(f"{name}[.gz]" for name in names)
-    raise UserError(f"{directory} has no {wanted}: fetch it, or point --data_dir at the directory that has it")
+    raise UserError(f"{directory} has no {wanted}: fetch it, or give the directory that has it")
 
 
 def _plain_or_gzipped(directory: Path, name: str) -> Path | None:

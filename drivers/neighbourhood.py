@@ -46,7 +46,7 @@ def named_files(words: list[str]) -> dict[str, Path]:
         except ValueError as error:
             raise UserError(f"--negatives {name}= {error}") from None
         if not files[name].is_file():
-            raise UserError(f"--negatives {word}: there is no file {path}, expected an ann_training_data_N")
+            raise UserError(f"--negatives {word}: there is no file {files[name]}, expected an ann_training_data_N")
     return files
 
 

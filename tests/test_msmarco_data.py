@@ -484,6 +484,15 @@ def test_dry_run_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_reads_the_judgements(
+    run: Callable[..., int], tiny_collection: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tiny_collection / "qrels.dev.small.tsv").open("a") as file:
+        file.write("q60\t0\tp3\t5000\n")
+    assert run("--dry_run") == 2
+    assert "qrels.dev.small.tsv, line 23: the relevance is '5000', expected" in capsys.readouterr().err
+
+
 # The directory as the drivers open it
 
 

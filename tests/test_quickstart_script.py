@@ -99,11 +99,18 @@ def test_changed_setting_redoes_what_depends_on_it(quickstart: Quickstart) -> No
     assert quickstart.redone(EMBEDDING_SIZE="64", MAX_STEPS="300") == STAGES[4:]
 
 
-@pytest.mark.parametrize("name, value", [("MAX_STEPS", "abc"), ("MAX_STEPS", "150"), ("LEARNING_RATE", "1e")])
+MISTYPED = [
+    ("MAX_STEPS", "abc"), ("MAX_STEPS", "150"), ("MAX_STEPS", "0200"), ("LEARNING_RATE", "1e"), ("BATCH", "0"),
+    ("EMBEDDING_SIZE", "0"), ("VOCAB_SIZE", "99"), ("NEGATIVE_SAMPLE", "500"), ("SEED", "99999999999999999999"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), MISTYPED)
 def test_mistyped_setting_costs_no_finished_stage(quickstart: Quickstart, name: str, value: str) -> None:
     quickstart.redone()
     result = quickstart.run(**{name: value})
     assert f"{name} is " in single_error_line(result)
+    assert f"{name} is " in single_error_line(quickstart.run("--dry_run", **{name: value}))
     assert quickstart.redone() == []
 
 
