@@ -181,6 +181,7 @@ def fits(faiss_index: str, dims: int, patch: pytest.MonkeyPatch, nprobe: int = 0
         ("IVF4096,PQ32", 4096, "only supports nprobe selection up to 2048"),
         ("OPQ64,IVF1024,PQ64", 0, "64 sub-quantizers requires 65536 bytes"),
         ("IVF4096,PQ32", 64, ""),
+        ("IVF65536,PQ48", 64, ""),  # as docs/scale.md recommends
         ("IVF1024,Flat", 64, ""),
     ],
 )
