@@ -563,7 +563,9 @@ def test_an_arm_s_checkpoint_says_its_lengths_and_the_warmup_gets_the_arms(
         (checkpoints / name).mkdir(parents=True)
         (checkpoints / name / "config.json").write_text(config)
     (checkpoints / "DONE.json").write_text("{}")
-    python = write_script(tmp_path / "python", f'[[ $1 == - ]] || {{ echo "$*"; exit; }}\n{sys.executable} "$@"\n')
+    python = write_script(
+        tmp_path / "python", f'[[ $1 == - ]] || {{ echo "$*"; exit; }}\n{shlex.quote(sys.executable)} "$@"\n'
+    )
     changes = {**tiny, "PYTHON": str(python), "RUN_DIR": str(run_dir), "RAW_DATA_DIR": str(tmp_path / "none")}
 
     def evaluations() -> list[str]:
