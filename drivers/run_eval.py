@@ -61,8 +61,6 @@ def main() -> None:
     else:
         check_index_fits_model(flags, len(collection.passages), flags.model_name_or_path)
     if flags.dry_run:
-        if flags.ann_dir:
-            last_negatives(flags, collection)
         sys.stdout.write(flags_json(flags) + "\n")
         return
     run(flags, collection, dtype, backend)
