@@ -15,7 +15,7 @@ import pytest
 
 TINY_PASSAGES, TINY_TRAIN_QUERIES, TINY_DEV_QUERIES = 300, 60, 20
 TINY_MAX_SEQ_LENGTH, TINY_MAX_QUERY_LENGTH = 32, 16
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TINY_VOCABULARY = 500
 LONGEST = [
     "test_slurm.py",
     "test_faults.py",
@@ -82,22 +82,15 @@ def write_tiny_collection(directory: Path) -> None:
 
 
 def write_tiny_tokenizer(directory: Path, texts: list[str]) -> None:
-    """A lower-casing WordPiece tokenizer of 500 tokens at most that puts a text between [CLS] and [SEP]."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """A lower-casing WordPiece tokenizer of 500 tokens at most that puts a text between [CLS] and [SEP].
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=500, special_tokens=SPECIAL_TOKENS, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
-    )
-    tokenizer.save(str(directory / "tokenizer.json"))
-    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **named}
+    By `data.wordpiece`, for tokenizers' own trainer gives another vocabulary in each process, with which every seeded
+    model and score of the tests would be another one from run to run.
+    """
+    from data.wordpiece import tokenizer_config, train_tokenizer
+
+    train_tokenizer(lambda: iter(texts), TINY_VOCABULARY).save(str(directory / "tokenizer.json"))
+    config = {**tokenizer_config(), "model_max_length": 512}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
 
 

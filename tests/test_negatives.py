@@ -24,13 +24,14 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import SelectionFlags
 
-GENERATED = {"topk_training": 20, "negative_sample": 5, "seed": 42}
+TOPK = 200  # of 300 passages, so that most positives are among them: --max_positive_ratio drops all where theirs is not
+GENERATED = {"topk_training": TOPK, "negative_sample": 5, "seed": 42}
 
 
 def generate(data_dir: Path, root: Path, strategy: str, **changes: Any) -> Path:
     """Refresh 0 of a generator that keeps its candidates; its directory."""
     job = make_job(data_dir, root)
-    flags = replace(job.flags, keep_candidates=True, **changes)
+    flags = replace(job.flags, topk_training=TOPK, keep_candidates=True, **changes)
     selection = make_selection(strategy, flags, len(job.collection.passages))
     here, log = start(root, World(0, 1, CPU))
     work = put_model(root / "checkpoints", data_dir, 3)
@@ -54,7 +55,7 @@ def test_the_candidates_are_published_with_the_refresh(generated: Path) -> None:
     assert {"ann_candidates_0.npz", "ann_ndcg_0", "ann_training_data_0"} <= set(names(generated))
     found = exchange.read_candidates(generated, 0)
     candidates, lists = read_candidates(found.path), read_negative_lists(exchange.negatives_path(generated, 0))
-    assert candidates.passage_QK.shape[1] == 20 and (np.diff(candidates.score_QK, axis=1) <= 0).all()
+    assert candidates.passage_QK.shape[1] == TOPK and (np.diff(candidates.score_QK, axis=1) <= 0).all()
     row_of = {query: row for row, query in enumerate(candidates.query_Q.tolist())}
     assert set(lists.query_Q.tolist()) <= set(row_of)
     for query, negative_N, rank_N, score_N in zip(
@@ -107,10 +108,10 @@ def test_what_is_refused_before_anything_is_written(generated: Path, tiny_prepro
     def said(**flags: Any) -> str:
         return refused(generated, tiny_preprocessed, tmp_path / "view", **flags)
 
-    assert "has 20 candidates a query" in said(topk_training=21)
-    assert "is no window of the candidates (--topk_training 20)" in said(negative_strategy="ranks:5-21")
+    assert "has 200 candidates a query" in said(topk_training=TOPK + 1)
+    assert "is no window of the candidates (--topk_training 200)" in said(negative_strategy="ranks:5-201")
     assert "needs --bm25_dir" in said(negative_strategy="bm25:3")
-    assert "--min_rank 21 leaves none" in said(min_rank=21)
+    assert "--min_rank 201 leaves none" in said(min_rank=TOPK + 1)
     view(generated, tiny_preprocessed, tmp_path / "view")
     with pytest.raises(UserError, match="has a refresh 0 already"):
         view(generated, tiny_preprocessed, tmp_path / "view")
