@@ -1,7 +1,7 @@
 """What each word of the strategy language takes of a query's candidates, or beyond them: one function for each kind.
 
 A new kind takes three lines: its word in data/strategies.py, what `distance` or `chosen_by` makes of it here, and a
-row in README's table.
+row in docs/strategies.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""What the README says exists and parses: its commands, its paths, its flags."""
+"""What the README and the pages of docs/ say exists and parses: their commands, paths, flags and links."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
 import shlex
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data.negatives import NegativesFlags
-from data.strategies import COUNTED, STRATEGIES, parse_strategy
+from data.strategies import COUNTED, STRATEGIES, WORDS, parse_strategy
 from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.run_bm25 import Bm25Flags
 from results.read_log import ReadLogFlags, words_to_flag
@@ -19,7 +21,10 @@ from results.status import StatusFlags
 from tests.shell import REPO, run_script
 from utils.flags import parse_flags
 
-README = (REPO / "README.md").read_text()
+README = REPO / "README.md"
+PAGES = [README, *sorted((REPO / "docs").glob("*.md")), REPO / "benchmarks" / "README.md"]
+LINKED = [*PAGES, REPO / "results" / "published" / "README.md"]
+README_BYTES = 9_000
 FLAGS_OF = {
     "data.negatives": NegativesFlags,
     "drivers.run_ann": AnnFlags,
@@ -32,37 +37,104 @@ FLAGS_OF = {
     "results.report": ReportFlags,
     "results.status": StatusFlags,
 }
+POSITIONAL = {"results.read_log": "files", "results.report": "run_dir", "results.status": "run_dir"}
+BENCHMARKS = ("encode", "train", "search", "preprocess", "refresh", "loop", "plan")
+WITH_ARGPARSE = (*(f"benchmarks.{name}" for name in BENCHMARKS), "tests.faults.__main__")
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.M | re.S)
+MADE_LATER = ("results/runs/", "tensorboard/", "commands/site.env")
+# Words that are no part of the field's vocabulary; a log's own words stand in fences and in backquotes.
+OWN_WORDS = (
+    r"\b(?:anew|mend|mends|mended|reckon\w*|beside|rank 0|every rank|(?:leave|leaves|leaving|left) out|"
+    r"(?:go|goes|going|went) on|(?:take|takes|taken|took|taking) up)\b"
+)
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", README, re.M | re.S)
-    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+def id_of(path: Path) -> str:
+    return str(path.relative_to(REPO))
 
 
-COMMANDS = commands()
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def prose_of(path: Path) -> str:
+    """The page without its fenced blocks."""
+    return FENCE.sub("", text_of(path))
+
+
+def commands_of(path: Path) -> list[str]:
+    """Every line of its bash blocks, and of its console blocks those that begin with a dollar sign."""
+    found = []
+    for language, block in FENCE.findall(text_of(path)):
+        lines = [line.strip() for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+        found += lines if language == "bash" else [line[2:] for line in lines if line.startswith("$ ")]
+    return found
+
+
+COMMANDS = list(dict.fromkeys(command for path in PAGES for command in commands_of(path)))
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_bytes()) <= README_BYTES
 
 
 def test_there_are_commands() -> None:
-    assert "bash commands/quickstart.sh --strategy all" in COMMANDS
-    assert "bash commands/test.sh" in COMMANDS
-    assert len(COMMANDS) > 10
+    in_readme = commands_of(README)
+    assert in_readme[:2] == ["bash commands/quickstart.sh --strategy all", "bash commands/test.sh"]
+    assert len(in_readme) >= 5 and len(COMMANDS) > 30
+
+
+@pytest.mark.parametrize("path", PAGES, ids=id_of)
+def test_no_block_has_a_command_that_is_not_checked(path: Path) -> None:
+    for language, block in FENCE.findall(text_of(path)):
+        assert language in ("bash", "console", "text"), f"a block has no kind: {block[:60]}"
+        if language == "text":
+            assert not re.search(r"^\s*(\$ |bash |sbatch |python |torchrun |pip |[A-Z_]+=\S+ )", block, re.M), block
+
+
+class Parsed(Exception):
+    """The parser of a program that reads its own flags, once it has read them."""
+
+
+def parser_of(module: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """Start the program up to where its flags are parsed. SystemExit where they do not parse."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_end(parser: argparse.ArgumentParser) -> None:
+        parse(parser, argv)
+        raise Parsed(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_end)
+    with pytest.raises(Parsed) as parsed:
+        importlib.import_module(module).main()
+    monkeypatch.undo()
+    parser: argparse.ArgumentParser = parsed.value.args[0]
+    return parser
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_names_what_exists_and_its_flags_parse(command: str) -> None:
+def test_every_command_names_what_exists_and_its_flags_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_0-9]+=\S+", word)]
-    if words[:2] == ["python", "-m"]:
-        positional = {"results.read_log": "files", "results.report": "run_dir", "results.status": "run_dir"}.get(
-            words[2]
-        )
+    if words[:2] == ["python", "-m"] and words[2] in FLAGS_OF:
+        positional = POSITIONAL.get(words[2])
         argv = words_to_flag(words[3:], positional, ("seeds", "arms")) if positional else words[3:]
         assert parse_flags(FLAGS_OF[words[2]], words[2].rsplit(".", 1)[1], argv)
-        return
-    assert words[0] in ("bash", "sbatch"), command
-    script = REPO / words[1]
-    assert script.is_file()
-    if words[0] == "sbatch":
-        assert "#SBATCH" in script.read_text()
+    elif words[:2] == ["python", "-m"]:
+        assert words[2] in WITH_ARGPARSE
+        assert parser_of(words[2], words[3:], monkeypatch)
+    elif words[:3] == ["pip", "install", "-r"]:
+        assert (REPO / words[3]).is_file() and len(words) == 4
+    else:
+        assert words[0] in ("bash", "sbatch"), command
+        script = REPO / words[1]
+        assert script.is_file()
+        if words[0] == "sbatch":
+            assert "#SBATCH" in script.read_text()
+
+
+def test_flags_that_a_program_with_its_own_parser_lacks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit):
+        parser_of("benchmarks.plan", ["--no_such_flag", "1"], monkeypatch)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"(quickstart|study|data_download)\.sh", c)])
@@ -86,38 +158,100 @@ def test_commands_that_submit_print_what_they_would(command: str, tmp_path: Path
     assert len(submitted) == (2 if "--colocated" in words else 4) + ("--warmup" not in words)
 
 
-def test_every_path_in_the_text_exists() -> None:
-    made_later = ("results/runs/", "tensorboard/", "commands/site.env")
-    for path in re.findall(r"`((?:drivers|data|model|utils|commands|results|tests|requirements)[\w./-]*)`", README):
-        is_a_path = "/" in path or path.endswith(".txt")
-        if not is_a_path or path.startswith(made_later):
-            continue
-        assert (REPO / path).exists(), f"README names {path}"
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (REPO / target).exists(), f"README links to {target}"
-    headings = {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", README, re.M)}
-    for anchor in re.findall(r"\]\(#([^)]+)\)", README):
-        assert anchor in headings
+@pytest.mark.parametrize("path", PAGES, ids=id_of)
+def test_every_path_in_the_text_exists(path: Path) -> None:
+    folders = "drivers|data|model|utils|commands|results|tests|docs|benchmarks|requirements"
+    for name in re.findall(rf"`((?:{folders})[\w./*-]*)`", prose_of(path)):
+        is_a_path = "/" in name or name.endswith(".txt")
+        if is_a_path and not name.startswith(MADE_LATER):
+            assert any(REPO.glob(name.rstrip("/"))), f"{path.name} names {name}"
+    for name in re.findall(r"`(\w+\.sh)`", prose_of(path)):
+        assert (REPO / "commands" / name).is_file(), f"{path.name} names {name}"
+    for name in re.findall(r"`python -m ((?!torch)[\w.]+)", prose_of(path)):
+        module = REPO / name.replace(".", "/")
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), f"{path.name} names {name}"
 
 
-def test_every_flag_in_the_text_is_a_flag_of_some_program() -> None:
+def anchors_of(path: Path) -> set[str]:
+    """The anchors that GitHub makes of its headings."""
+    headings = re.findall(r"^#+ (.+)$", prose_of(path), re.M)
+    return {re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", LINKED, ids=id_of)
+def test_every_link_resolves(path: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", prose_of(path)):
+        target, _, anchor = link.partition("#")
+        there = (path.parent / target).resolve() if target else path
+        assert there.exists() and there.is_relative_to(REPO), f"{path.name} links to {link}"
+        if anchor:
+            assert anchor in anchors_of(there), f"{path.name} links to {link}"
+
+
+def test_the_anchors_are_github_s(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# How to read an `.out`\n```bash\n# no heading\n```\n## ANCE's *four* arms, and one_more\n")
+    assert anchors_of(page) == {"how-to-read-an-out", "ances-four-arms-and-one_more"}
+
+
+@pytest.mark.parametrize("path", PAGES[1:], ids=id_of)
+def test_a_page_says_first_what_it_is_for_and_the_readme_lists_it(path: Path) -> None:
+    assert re.match(r"# [^\n:]+: [^\n]+\n", text_of(path))
+    table = text_of(README).partition("## Pages")[2].partition("\n## ")[0]
+    assert f"({path.relative_to(REPO)})" in table
+
+
+@pytest.mark.parametrize("path", PAGES, ids=id_of)
+def test_the_words_are_the_field_s(path: Path) -> None:
+    prose = " ".join(re.sub(r"`[^`\n]*`", "", prose_of(path)).split())
+    assert not re.findall(rf".{{0,40}}{OWN_WORDS}.{{0,20}}", prose, re.I)
+
+
+@pytest.fixture(scope="module")
+def known_flags() -> set[str]:
+    """The flags of every program, and of the scripts."""
     known = {name for flags in FLAGS_OF.values() for name in flags.__dataclass_fields__}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for module in WITH_ARGPARSE:
+            known |= {action.dest for action in parser_of(module, [], monkeypatch)._actions}
     usage = run_script(REPO / "commands" / "submit_ance.sh", "--help").stdout
-    of_scripts = {"nproc_per_node", *re.findall(r"--([a-z][a-z0-9_]+)", usage)}
-    of_sbatch = {option for option in ("partition", "time", "signal") if f"--{option}" in README}
-    for name in set(re.findall(r"--([a-z][a-z0-9_]+)", README)) - of_scripts - of_sbatch:
-        assert name in known, f"README names --{name}"
+    return known | {"nproc_per_node", *re.findall(r"--([a-z][a-z0-9_]+)", usage)}
 
 
-def test_the_strategies_are_those_of_the_table() -> None:
-    assert tuple(re.findall(r"^\| `(\w+)` \|", README, re.M)) == STRATEGIES
+@pytest.mark.parametrize("path", PAGES, ids=id_of)
+def test_every_flag_in_the_text_is_a_flag_of_some_program(path: Path, known_flags: set[str]) -> None:
+    of_sbatch = {"partition", "time", "signal"}
+    for name in set(re.findall(r"--([a-z][a-z0-9_]+)", text_of(path))) - of_sbatch:
+        assert name in known_flags, f"{path.name} names --{name}"
+
+
+# The page of strategies
+
+
+STRATEGIES_PAGE = text_of(REPO / "docs" / "strategies.md")
+GENERATED = STRATEGIES_PAGE.partition("<!-- strategies: generated -->\n")[2].partition("<!-- end -->")[0]
+
+
+def first_cells(table: str) -> list[str]:
+    """Of the rows whose first cell is in backquotes, without the heading."""
+    return [line.split("|")[1].strip() for line in table.splitlines() if re.match(r"\| `(?!--negative_strategy)", line)]
+
+
+def test_the_strategies_are_those_of_the_tables() -> None:
+    words, filters = GENERATED.split("\n\n")
+    assert set(first_cells(words)) == {f"`{word}`" for word in (*COUNTED, *WORDS, "ranks", "around-positive")}
+    assert [cell.split()[0].strip("`") for cell in first_cells(filters)] == ["--min_rank", "--max_positive_ratio"]
+    of_the_fork = STRATEGIES_PAGE.partition("## The four arms")[2].partition("\n## ")[0]
+    assert tuple(cell.strip("`") for cell in first_cells(of_the_fork)) == STRATEGIES
 
 
 def test_the_examples_of_the_language_are_in_it_and_show_all_of_it() -> None:
-    table = README.partition("| for example | takes |")[2].partition("\n\n")[0]
-    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    examples = [text for cell in first_cells for text in re.findall(r"`([^`]+)`", cell)]
-    found = [parse_strategy(text, 20, 200) for text in examples]
+    words = GENERATED.partition("\n\n")[0]
+    examples = [line.split("|")[3] for line in words.splitlines() if line.startswith("| `")]
+    combined = first_cells(STRATEGIES_PAGE.partition("Words combine:")[2].partition("\n## ")[0])
+    assert len(examples) > 8 and len(combined) > 1
+    texts = [text for cell in (*examples, *combined) for text in re.findall(r"`([^`]+)`", cell)]
+    found = [parse_strategy(text, 20, 200) for text in texts]
     kinds = {part.kind for strategy in found for part in strategy.parts}
     assert kinds == {*COUNTED, "ranks", "around-positive"}
     assert any(len(strategy.stages) > 1 for strategy in found)

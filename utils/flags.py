@@ -241,7 +241,7 @@ class SelectionFlags(SeedFlags):
     )
     negative_strategy: str | None = flag(
         None,
-        "top, top_bottom, bottom, random, or what README's table of strategies has: ranks:21-60, top:10+random:10",
+        "top, top_bottom, bottom, random, or what docs/strategies.md has: ranks:21-60, top:10+random:10",
         decides="nothing",
     )
     min_rank: int = flag(1, "candidates ranked above this one are never negatives", at_least=1)
