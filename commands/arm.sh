@@ -18,8 +18,7 @@ source commands/jobs.sh
 # shellcheck source=flags.sh
 source commands/flags.sh
 
-STRATEGIES=(top top_bottom bottom random)
-setting STRATEGY top      # one of these, or in a job array of four: all
+setting STRATEGY top      # one of STRATEGIES, or in a job array of four: all
 setting SUBSET_10 0       # 1: on the 10% subset of the collection; the warmup is on the whole of it
 setting TRAIN_GPUS ''     # of the GPUs that trainer and generator share, those of the trainer; default: half of them
 setting GEN_GPUS ''       # and those of the generator
@@ -40,13 +39,15 @@ setting REFRESH_LAG 1      # in lockstep: 0 the trainer waits for each refresh, 
 setting POLL_SECONDS 5     # between two looks for the first negatives
 setting FIRST_NEGATIVES_SECONDS 86400 # how long run_ann_data_gen.sh waits for them
 
-choose_arm() { # sets STRATEGY, in an array by the task, and the collection
+choose_arm() { # FLAGS...: takes the flags, and sets STRATEGY, in an array by the task, and the collection
+  split_flags "$@"
   if [[ $STRATEGY == all ]]; then
     [[ ${SLURM_ARRAY_TASK_ID:-} =~ ^[0-3]$ ]] || die "STRATEGY is all, expected one of ${STRATEGIES[*]} outside a job array of four"
     STRATEGY=${STRATEGIES[SLURM_ARRAY_TASK_ID]}
   fi
   has_word "$STRATEGY" "${STRATEGIES[@]}" || die "STRATEGY is '$STRATEGY', expected one of ${STRATEGIES[*]}"
   ((SUBSET_10 == 0)) || use_subset_10
+  need_warmup
 }
 
 use_subset_10() { # the 10% subset stands in for the whole collection, and its arms are on one schedule
@@ -129,7 +130,7 @@ warmup_command() { # sets COMMAND
   esac
   with_precision FLAGS WARMUP_FLAGS
   # BM25's output holds candidates of its own.
-  [[ $WARMUP_NEGATIVES == bm25 || ! -f $RERANK_FILE ]] || gives bm25_dir "${WORDS[@]+"${WORDS[@]}"}" ||
+  [[ $WARMUP_NEGATIVES == bm25 || ! -f $RERANK_FILE ]] || gives bm25_dir "${ARGV[@]+"${ARGV[@]}"}" ||
     negatives+=(--rerank_file "$RERANK_FILE")
   command_for "$GPUS" drivers.run_warmup --data_dir "$DATA_DIR" "${negatives[@]+"${negatives[@]}"}" --output_dir "$WARMUP_DIR" \
     --train_model_type "$MODEL_TYPE" --model_name_or_path "$MODEL" \
@@ -137,7 +138,7 @@ warmup_command() { # sets COMMAND
     --optimizer lamb --learning_rate 2e-4 --warmup_steps 1000 --per_gpu_train_batch_size 32 \
     --gradient_accumulation_steps 1 --num_train_epochs 2.0 --expected_train_size 35000000 \
     --per_gpu_eval_batch_size 256 --logging_steps 1000 --logging_steps_per_eval 20 --save_steps 30000 --seed "$SEED" \
-    "${WORDS[@]+"${WORDS[@]}"}"
+    "${ARGV[@]+"${ARGV[@]}"}"
 }
 
 evaluation_command() { # CHECKPOINT DIR [FLAGS...]: sets COMMAND
@@ -148,7 +149,7 @@ evaluation_command() { # CHECKPOINT DIR [FLAGS...]: sets COMMAND
   with_precision EVALUATED_AS EVALUATION_FLAGS
   command_for "$GPUS" drivers.run_eval --data_dir "$DATA_DIR" --model_type "$MODEL_TYPE" --model_name_or_path "$1" \
     --output_dir "$2" "${lengths[@]+"${lengths[@]}"}" --per_gpu_eval_batch_size "$EVAL_BATCH" \
-    "${@:3}" "${WORDS[@]+"${WORDS[@]}"}" "${dry[@]+"${dry[@]}"}"
+    "${@:3}" "${ARGV[@]+"${ARGV[@]}"}" "${dry[@]+"${dry[@]}"}"
 }
 
 schedule() { # sets SCHEDULE, the flags that trainer and generator must have in common
@@ -163,13 +164,13 @@ generator_command() { # GPUS STRATEGY FLAGS...: sets COMMAND
   arm=$(arm_dir "$2")
   schedule
   with_precision FLAGS GENERATOR_FLAGS
-  ! gives "$STRATEGY_FLAGS" "${WORDS[@]+"${WORDS[@]}"}" || negatives=()
+  ! gives "$STRATEGY_FLAGS" "${ARGV[@]+"${ARGV[@]}"}" || negatives=()
   command_for "$gpus" drivers.run_ann_data_gen --data_dir "$DATA_DIR" --training_dir "$arm/checkpoints" \
     --init_model_dir "$WARMUP_CHECKPOINT" --model_type "$MODEL_TYPE" --output_dir "$arm/ann_data" \
     --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" --per_gpu_eval_batch_size "$EVAL_BATCH" \
     "${negatives[@]+"${negatives[@]}"}" --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" \
     --ann_chunk_factor "$ANN_CHUNK_FACTOR" --only_keep_latest_embedding_file "${SCHEDULE[@]}" \
-    "${@:3}" "${WORDS[@]+"${WORDS[@]}"}"
+    "${@:3}" "${ARGV[@]+"${ARGV[@]}"}"
 }
 
 trainer_command() { # GPUS STRATEGY: sets COMMAND
@@ -185,7 +186,7 @@ trainer_command() { # GPUS STRATEGY: sets COMMAND
     --optimizer lamb --learning_rate 1e-6 --warmup_steps 5000 --single_warmup --max_steps 1000000 \
     --per_gpu_train_batch_size "$((GLOBAL_BATCH / (processes * ACCUMULATION)))" \
     --gradient_accumulation_steps "$ACCUMULATION" --group_size "$GROUP_SIZE" --logging_steps 100 --save_steps "$STEPS_PER_REFRESH" \
-    "${SCHEDULE[@]}" "${WORDS[@]+"${WORDS[@]}"}"
+    "${SCHEDULE[@]}" "${ARGV[@]+"${ARGV[@]}"}"
 }
 
 # The first negatives, from the warmup checkpoint, unless they are there.
@@ -219,7 +220,7 @@ wait_for_initial_data() { # STRATEGY
     for file in "${!before[@]}"; do
       now=$(cat "$file" 2>/dev/null || true)
       if [[ -n $now && $now != "${before[$file]}" ]]; then
-        say_error "error: run_train.sh has failed ($file): mend it and start both again"
+        say_error "error: run_train.sh has failed ($file): fix it and start both again"
         exit "$PEER_GONE"
       fi
     done
@@ -249,23 +250,21 @@ split_gpus() { # sets TRAINER_GPUS, GENERATOR_GPUS, and their TRAINER_DEVICES, G
 }
 
 # An arm from the warmup checkpoint to the last step, trainer and generator at once on this node.
-run_arm() { # STRATEGY FLAGS...
-  local strategy=$1 arm ended=0
+run_arm() { # FLAGS...
+  local arm ended=0
   # shellcheck disable=SC2034 # run_pair takes them by name
   local -a trainer generator
-  shift
-  split_flags "$@"
-  need_warmup
-  arm=$(arm_dir "$strategy")
-  ((DRY_RUN == 1)) || begin_job "$arm" trainer generator
+  choose_arm "$@"
+  arm=$(arm_dir "$STRATEGY")
+  begin_job "$arm" trainer generator
   need_data
-  initial_data "$strategy"
+  initial_data "$STRATEGY"
   split_gpus
   ((DRY_RUN == 1)) || CPUS=$((CPUS > 1 ? CPUS / 2 : 1))
-  trainer_command "$TRAINER_GPUS" "$strategy"
+  trainer_command "$TRAINER_GPUS" "$STRATEGY"
   with_stop_file trainer "${COMMAND[@]}"
   trainer=(env "CUDA_VISIBLE_DEVICES=$TRAINER_DEVICES" "${COMMAND[@]}")
-  generator_command "$GENERATOR_GPUS" "$strategy"
+  generator_command "$GENERATOR_GPUS" "$STRATEGY"
   with_stop_file generator "${COMMAND[@]}"
   generator=(env "CUDA_VISIBLE_DEVICES=$GENERATOR_DEVICES" "${COMMAND[@]}")
   if ((DRY_RUN == 1)); then
@@ -274,8 +273,8 @@ run_arm() { # STRATEGY FLAGS...
     return
   fi
   stop_between_steps
-  echo "arm $strategy: trainer on GPUs [$TRAINER_DEVICES], generator on [$GENERATOR_DEVICES]; logs: $arm/{trainer,generator}.out"
-  run_pair "$strategy" "$arm" trainer generator || ended=$?
+  echo "arm $STRATEGY: trainer on GPUs [$TRAINER_DEVICES], generator on [$GENERATOR_DEVICES]; logs: $arm/{trainer,generator}.out"
+  run_pair "$STRATEGY" "$arm" trainer generator || ended=$?
   ((ended != STATE_SAVED_CODE)) || end_job "$ENDED_FIRST" "$ended"
   return "$ended"
 }

@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # Downloads MS MARCO into RAW_DATA_DIR, checks it, and unpacks the tar archives; .gz files stay, the programs read them.
 set -eu
-here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
-# A link to this file, or Slurm's copy of it:
-[[ -f $here/env.sh ]] || here=$(dirname -- "$(readlink -f -- "$0")")
-[[ -f $here/env.sh ]] || here=$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')
-[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
+# The repository: of this file, or of the file that it is a link to, or that Slurm has made this copy of.
+found() { for REPO in "$(dirname -- "$1")"/{..,../..}; do [[ -L $1 || ! -f $REPO/commands/env.sh ]] || return 0; done; return 1; }
+found "${BASH_SOURCE:?run it with bash, not with sh}" || found "$(readlink -f -- "$0")" ||
+  found "$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')/." || REPO=${SLURM_SUBMIT_DIR:-.}
 # shellcheck source=env.sh
-source "$here/env.sh"
+source "$REPO/commands/env.sh"
 
 usage() {
   cat <<'TEXT'
@@ -19,7 +18,7 @@ usage: bash commands/data_download.sh [--dry_run] [passage] [document] [triples]
   top1000   top1000.dev, the candidates that are reranked (0.7 GB, 2.6 GB unpacked)
 
 Default: passage document. Goes to RAW_DATA_DIR (default results/runs/msmarco/raw). What is there is not fetched again, an
-interrupted download goes on where it stopped. --dry_run only says what would be fetched.
+interrupted download is resumed. --dry_run only says what would be fetched.
 MSMARCO_URL is the directory to fetch from, MSMARCO_FILES the list of files with sizes and md5.
 MS MARCO is for non-commercial research: https://microsoft.github.io/msmarco/
 TEXT
@@ -29,22 +28,12 @@ setting MSMARCO_URL https://msmarco.z22.web.core.windows.net/msmarcoranking
 path_setting MSMARCO_FILES commands/msmarco_files.tsv
 GROUPS_KNOWN=(passage document triples top1000)
 
-dry_run=0
-groups=()
-for word in "$@"; do
-  case $word in
-    --dry_run) dry_run=1 ;;
-    -h | --help)
-      usage
-      exit 0
-      ;;
-    *)
-      has_word "$word" "${GROUPS_KNOWN[@]}" || die "unknown argument $word, expected some of ${GROUPS_KNOWN[*]}"
-      groups+=("$word")
-      ;;
-  esac
-done
+parse_options '' dry_run "$@"
+dry_run=${OPTIONS[dry_run]:-0} groups=("${OTHERS[@]+"${OTHERS[@]}"}")
 ((${#groups[@]} > 0)) || groups=(passage document)
+for group in "${groups[@]}"; do
+  has_word "$group" "${GROUPS_KNOWN[@]}" || die "unknown argument $group, expected some of ${GROUPS_KNOWN[*]}"
+done
 
 DOWNLOADED=$RAW_DATA_DIR/.downloaded # NAME: "bytes<tab>file" of what came of it; written last
 
@@ -82,7 +71,7 @@ fetch() { # NAME BYTES: leaves RAW_DATA_DIR/NAME.part complete
     rm -f "$part"
     "${download[@]}" || code=$?
   fi
-  ((code == 0)) || die "$MSMARCO_URL/$1: curl failed with code $code; run this again to go on where it stopped"
+  ((code == 0)) || die "$MSMARCO_URL/$1: curl failed with code $code; run this again to resume"
   [[ -f $part ]] || : >"$part"
 }
 
@@ -91,7 +80,7 @@ check() { # NAME BYTES MD5: of the .part; removes one that is not what it should
   bytes=$(size_of "$part")
   if [[ $2 != - && $bytes != "$2" ]]; then
     rm -f "$part"
-    die "$1 has $bytes bytes, expected $2: damaged, removed; run this again, or mend $MSMARCO_FILES if it was published anew"
+    die "$1 has $bytes bytes, expected $2: damaged, removed; run this again, or fix $MSMARCO_FILES if it was published again"
   fi
   [[ $3 != - ]] || {
     echo "$1: md5 not known, not checked"
@@ -100,7 +89,7 @@ check() { # NAME BYTES MD5: of the .part; removes one that is not what it should
   md5=$(md5sum <"$part" | cut -d' ' -f1)
   if [[ $md5 != "$3" ]]; then
     rm -f "$part"
-    die "$1 has md5 $md5, expected $3: damaged, removed; run this again, or mend $MSMARCO_FILES if it was published anew"
+    die "$1 has md5 $md5, expected $3: damaged, removed; run this again, or fix $MSMARCO_FILES if it was published again"
   fi
 }
 
@@ -114,7 +103,7 @@ place() { # FROM NAME: moves a file into RAW_DATA_DIR; an equal one may be there
   fi
 }
 
-# Refuses any archive that holds more than plain files without a directory; unpacks beside the target, then moves.
+# Refuses any archive that holds more than plain files without a directory; unpacks next to the target, then moves.
 unpack() { # NAME RECORD: adds "bytes<tab>file" for each member to RECORD
   local part=$RAW_DATA_DIR/$1.part folder=$RAW_DATA_DIR/.unpack kind bytes name list
   local -a names=()
@@ -179,10 +168,8 @@ done < <(sed -e 's/\r$//' -e '/^#/d' -e '/^$/d' "$MSMARCO_FILES")
 ((dry_run == 0)) || exit 0
 ((${#todo[@]} > 0)) || exit 0
 command -v curl >/dev/null || die "no curl, with which files are fetched: install it (Debian: apt install curl)"
-{ mkdir -p "$DOWNLOADED" && : >>"$DOWNLOADED/.lock"; } 2>/dev/null ||
-  die "cannot write in $RAW_DATA_DIR: set RAW_DATA_DIR to a directory that this user may write"
-exec 8>>"$DOWNLOADED/.lock"
-lock 8 "$DOWNLOADED/.lock" --nonblock || die "another download into $RAW_DATA_DIR is running: wait for it"
+open_lock "$DOWNLOADED/.lock" "cannot write in $RAW_DATA_DIR: set RAW_DATA_DIR to a directory that this user may write"
+lock "$LOCK" "$DOWNLOADED/.lock" --nonblock || die "another download into $RAW_DATA_DIR is running: wait for it"
 need_space "$RAW_DATA_DIR" "$missing_mb" "MS MARCO (${groups[*]})"
 for entry in "${todo[@]}"; do
   IFS=$'\t' read -r name bytes md5 <<<"$entry"

@@ -50,10 +50,8 @@ prepare_run_dir() {
     die "$RUN is not empty and is not a run of this script: give another --run_dir"
   fi
   need_space "$RUN" "$RUN_SPACE_MB" "$RUN"
-  { mkdir -p "$STAGES" && : >>"$STAGES/.lock"; } 2>/dev/null ||
-    die "cannot write in $RUN: give a --run_dir that this user may write"
-  exec 7>>"$STAGES/.lock"
-  lock 7 "$STAGES/.lock" --nonblock || die "another ${0##*/} is working in $RUN: wait for it, or give another --run_dir"
+  open_lock "$STAGES/.lock" "cannot write in $RUN: give a --run_dir that this user may write"
+  lock "$LOCK" "$STAGES/.lock" --nonblock || die "another ${0##*/} is working in $RUN: wait for it, or give another --run_dir"
 }
 
 stamp_of() { # WORDS...: the hash of the stage's words and of the stamps of the stages it builds on (UPSTREAM)
@@ -67,30 +65,30 @@ stamp_of() { # WORDS...: the hash of the stage's words and of the stamps of the 
 }
 
 NUMBER=0
-GOES_ON=0 # 1 around the stages whose programs go on from what a killed one has published
+RESUMABLE=0 # 1 around the stages whose programs resume from what a killed one has published
 
-is_complete() { # NAME ARTEFACT
+stage_is_complete() { # NAME ARTEFACT
   [[ -s $RUN/$2 && $(head -n 1 "$STAGES/$1" 2>/dev/null) == "$STAMP" ]]
 }
 
-# Sets COMPLETE and GOING_ON. Where COMPLETE is 0, what an outdated run of the stage left has been removed, and what an
-# interrupted one left too, unless the stage's programs go on from there (GOES_ON): then GOING_ON is 1.
+# Sets COMPLETE and RESUMED. Where COMPLETE is 0, what an outdated run of the stage left has been removed, and what an
+# interrupted one left too, unless the stage's programs resume from there (RESUMABLE): then RESUMED is 1.
 begin_stage() { # NAME ARTEFACT "OUTPUTS" WORDS... (ARTEFACT and OUTPUTS relative to RUN)
   local name=$1 artefact=$2 output
   NUMBER=$((NUMBER + 1))
-  COMPLETE=1 GOING_ON=0
+  COMPLETE=1 RESUMED=0
   STAMP=$(stamp_of "${@:4}")
   printf '[%2d/%d] %-15s' "$NUMBER" "$STAGE_COUNT" "$name"
-  if is_complete "$name" "$artefact"; then
+  if stage_is_complete "$name" "$artefact"; then
     echo '  reused'
     return
   fi
   COMPLETE=0
   STAGE_START=$SECONDS
   rm -f "$RUN"/report.{json,md,html} # the report was of the run as it was
-  if ((GOES_ON == 1)) && [[ $(cat "$STAGES/$name.begun" 2>/dev/null) == "$STAMP" ]]; then
-    printf '(going on) '
-    GOING_ON=1
+  if ((RESUMABLE == 1)) && [[ $(cat "$STAGES/$name.begun" 2>/dev/null) == "$STAMP" ]]; then
+    printf '(resumed) '
+    RESUMED=1
     return
   fi
   [[ ! -f $STAGES/$name ]] || printf '(settings or inputs have changed: redone) '
@@ -117,7 +115,7 @@ stage() { # NAME ARTEFACT "OUTPUTS" LOG MODULE FLAGS...
   fi
   begin_stage "$name" "$artefact" "$outputs" "${@:5}"
   ((COMPLETE == 0)) || return 0
-  ((GOING_ON == 1)) || rm -f "$log"
+  ((RESUMED == 1)) || rm -f "$log"
   command_for 1 "${@:5}"
   run_logged "$name" "$log" "${COMMAND[@]}" || exit
   end_stage "$name" "$artefact" "$log"
@@ -153,14 +151,14 @@ JSON
 warmup() {
   UPSTREAM="bm25 config"
   # One thread: the batches are so small that a second one would mostly wait.
-  GOES_ON=1
+  RESUMABLE=1
   OMP_NUM_THREADS=1 stage warmup "warmup/checkpoint-$WARMUP_STEPS/config.json" "warmup arms" warmup/warmup.out \
     drivers.run_warmup --data_dir "$RUN/preprocessed" --bm25_dir "$RUN/bm25" --output_dir "$RUN/warmup" --do_train \
     --train_model_type static --config_name "$RUN/model.json" --score_scale "$SCORE_SCALE" --tokenizer_name "$RUN/tokenizer" \
     "${lengths[@]}" --loss in_batch --optimizer adamW --learning_rate "$WARMUP_LEARNING_RATE" --warmup_steps 100 \
     --max_steps "$WARMUP_STEPS" --save_steps "$WARMUP_STEPS" --logging_steps 100 \
     --per_gpu_train_batch_size "$WARMUP_BATCH" --seed "$SEED"
-  GOES_ON=0
+  RESUMABLE=0
 
   UPSTREAM=warmup
   stage warmup_eval warmup/eval/metrics.json warmup/eval warmup/eval.out \
@@ -194,9 +192,9 @@ arm() { # STAGE STRATEGY SEED DIRECTORY (in RUN)
     printf '%q ' "${GENERATOR[@]}" && echo
   else
     UPSTREAM=warmup
-    GOES_ON=1
+    RESUMABLE=1
     begin_stage "$1" "$ARM/checkpoints/DONE.json" "$ARM" "${TRAINER[@]}" "${GENERATOR[@]}"
-    GOES_ON=0
+    RESUMABLE=0
     if ((COMPLETE == 0)); then
       echo
       OMP_NUM_THREADS=$PAIR_THREADS command_for 1 "${TRAINER[@]}"

@@ -9,14 +9,8 @@ set -euo pipefail
 set +o posix # bash that was started as sh reads no <(...)
 unset CDPATH # with it, cd goes elsewhere and says so
 
-die() { # WORDS: one line on stderr, exit code 2 (bad flags or input)
-  say_error "error: $*"
-  exit 2
-}
-
-say_error() { # WORDS
-  printf '%s: %s\n' "${0##*/}" "$*" >&2
-}
+# shellcheck source=options.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/options.sh"
 
 # A script without a help of its own answers --help with the comment at its top.
 if [[ " $* " == *" --help "* || " $* " == *" -h "* ]] && ! grep -q '^usage()' "${BASH_SOURCE[-1]}"; then
@@ -62,6 +56,10 @@ absolute() { # PATH BASE
       ;;
     *) printf '%s/%s' "$2" "$1" ;;
   esac
+}
+
+path_option() { # NAME DEFAULT: prints the path of --NAME, from the caller's directory, or the default, from the repository
+  if [[ -n ${OPTIONS[$1]:-} ]]; then absolute "${OPTIONS[$1]}" "$CALLER_DIR"; else absolute "$2" "$REPO"; fi
 }
 
 path_setting() { # NAME DEFAULT
@@ -147,16 +145,28 @@ lock() { # DESCRIPTOR FILE OPTION OF FLOCK...: returns 1 where another process h
   local why code=0
   why=$(flock "${@:3}" "$1" 2>&1) || code=$?
   ((code > 1)) || return "$code"
-  say_error "warning: no lock on $2, going on without (exit code $code: ${why//$'\n'/ })"
+  say_error "warning: no lock on $2, continuing without (exit code $code: ${why//$'\n'/ })"
+}
+
+open_lock() { # FILE REFUSAL: makes and opens it, and sets LOCK, its descriptor; dies with REFUSAL where it cannot be written
+  { mkdir -p "$(dirname -- "$1")" && : >>"$1"; } 2>/dev/null || die "$2"
+  # shellcheck disable=SC2034 # for the caller
+  exec {LOCK}>>"$1"
 }
 
 use_venv() { # REQUIREMENTS_FILE: PYTHON becomes that of .venv, set up where it is not yet; a PYTHON that was given stays
   if [[ -n $PYTHON_GIVEN ]]; then
-    command -v "$PYTHON" >/dev/null || die "PYTHON is $PYTHON, which cannot be run: give a Python 3.11 or newer, or leave it out"
+    command -v "$PYTHON" >/dev/null || die "PYTHON is $PYTHON, which cannot be run: give a Python 3.11 or newer, or omit it"
     return
   fi
   bash commands/setup_venv.sh "$1"
   PYTHON=$REPO/.venv/bin/python
+}
+
+STRATEGIES=(top top_bottom bottom random) # the arms that are compared
+
+check_strategy() { # WORD: dies unless it is one of STRATEGIES, or all
+  has_word "$1" "${STRATEGIES[@]}" all || die "--strategy is '$1', expected one of ${STRATEGIES[*]} all"
 }
 
 # The machine.
@@ -190,15 +200,6 @@ setting MAX_QUERY_LENGTH 64
 
 export PYTHONUNBUFFERED=1
 export PYTHONUTF8=1 # a path is UTF-8 to torch, safetensors and tokenizers, whatever the locale
-
-has_word() { # WORD WORDS...: whether WORD is one of WORDS
-  local word=$1 other
-  shift
-  for other in "$@"; do
-    [[ $other != "$word" ]] || return 0
-  done
-  return 1
-}
 
 command_for() { # PROCESSES MODULE FLAGS...: sets COMMAND, the program on one process, or on one for each of several GPUs
   local processes=$1 threads

@@ -59,14 +59,14 @@ gives() { # "NAMES" FLAGS...: whether one of the names is among the flags, other
   return 1
 }
 
-# A default that cannot stand next to what the user says is left out; a later flag of the same name wins by itself.
-with_precision() { # COMMON OWN (names of arrays): sets WORDS, both and the type; what is the program's own decides
+# A default that cannot stand next to what the user says is omitted; a later flag of the same name wins by itself.
+with_precision() { # COMMON OWN (names of arrays): sets ARGV, both and the type; what is the program's own decides
   local -n common=$1 own=$2
-  WORDS=("${common[@]+"${common[@]}"}" "${own[@]+"${own[@]}"}")
+  ARGV=("${common[@]+"${common[@]}"}" "${own[@]+"${own[@]}"}")
   if gives "$TYPE_FLAGS" "${own[@]+"${own[@]}"}"; then
     select_flags no "$TYPE_FLAGS" "${common[@]+"${common[@]}"}"
-    WORDS=("${SELECTED[@]+"${SELECTED[@]}"}" "${own[@]}")
-  elif ((GPUS > 0)) && ! gives "$TYPE_FLAGS no_cuda" "${WORDS[@]+"${WORDS[@]}"}"; then
-    WORDS=(--fp16 "${WORDS[@]+"${WORDS[@]}"}")
+    ARGV=("${SELECTED[@]+"${SELECTED[@]}"}" "${own[@]}")
+  elif ((GPUS > 0)) && ! gives "$TYPE_FLAGS no_cuda" "${ARGV[@]+"${ARGV[@]}"}"; then
+    ARGV=(--fp16 "${ARGV[@]+"${ARGV[@]}"}")
   fi
 }

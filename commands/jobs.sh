@@ -103,13 +103,13 @@ stop_between_steps() { # what is complete is not done again
 
 # Bash takes a signal only once the command in front has ended, so flock itself must not wait for long.
 take_lock() { # FILE: sets LOCK, its descriptor; jobs that start together wait here for the first
-  local said=0
-  exec {LOCK}>>"$1"
+  local announced=0
+  open_lock "$1" "cannot write $1: let this user write in its directory"
   while :; do
     stop_between_steps
     ! lock "$LOCK" "$1" --wait 1 || return 0
-    ((said == 1)) || echo "waiting for another job, which holds $1"
-    said=1
+    ((announced == 1)) || echo "waiting for another job, which holds $1"
+    announced=1
   done
 }
 

@@ -78,7 +78,7 @@ stop_all() { # sets STATE_SAVED to 1 where a program answered with exit code 75
 
 on_signal() { # NAME EXIT_CODE
   trap '' INT TERM
-  printf '%s: stopped by SIG%s; run it again to go on with what is done\n' "${0##*/}" "$1" >&2
+  printf '%s: stopped by SIG%s; run it again to resume\n' "${0##*/}" "$1" >&2
   stop_all
   ((STATE_SAVED == 0)) || exit "$STATE_SAVED_CODE"
   exit "$2"
@@ -124,14 +124,14 @@ progress_line() { # TRAINER_LOG: where the trainer is, from the newest of its JS
 # their output is added to DIR/trainer.out and DIR/generator.out.
 run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
   local name=$1 directory=$2
-  local -n trainer_words=$3 generator_words=$4
+  local -n trainer_argv=$3 generator_argv=$4
   local -A pid=() code=()
-  local role failed='' reason='' deadline='' next_line=$((SECONDS + PROGRESS_SECONDS)) said='' line
+  local role failed='' reason='' deadline='' next_line=$((SECONDS + PROGRESS_SECONDS)) shown='' line
 
   rm -f "$directory"/{ann_data,checkpoints}/FAILED.json # an earlier run's must not be taken for this one's
-  start "$directory/trainer.out" "${trainer_words[@]}"
+  start "$directory/trainer.out" "${trainer_argv[@]}"
   pid[trainer]=$STARTED
-  start "$directory/generator.out" "${generator_words[@]}"
+  start "$directory/generator.out" "${generator_argv[@]}"
   pid[generator]=$STARTED
 
   while ((${#code[@]} < 2)); do
@@ -166,8 +166,8 @@ run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
     if ((SECONDS >= next_line)); then
       next_line=$((SECONDS + PROGRESS_SECONDS))
       line=$(progress_line "$directory/trainer.out")
-      [[ -z $line || $line == "$said" ]] || printf '    %s: %s\n' "$name" "$line"
-      said=$line
+      [[ -z $line || $line == "$shown" ]] || printf '    %s: %s\n' "$name" "$line"
+      shown=$line
     fi
   done
   # shellcheck disable=SC2034 # for the caller

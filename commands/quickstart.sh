@@ -2,11 +2,14 @@
 # The whole loop on real text, on a laptop: the docstrings of the installed packages as a small MS MARCO, BM25, a
 # warmup, then for each strategy trainer and generator at once, and a table and plots of the comparison.
 set -eu
-here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
-# A link to this file, or Slurm's copy of it:
-[[ -f $here/env.sh ]] || here=$(dirname -- "$(readlink -f -- "$0")")
-[[ -f $here/env.sh ]] || here=$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')
-[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
+# The repository: of this file, or of the file that it is a link to, or that Slurm has made this copy of.
+found() { for REPO in "$(dirname -- "$1")"/{..,../..}; do [[ -L $1 || ! -f $REPO/commands/env.sh ]] || return 0; done; return 1; }
+found "${BASH_SOURCE:?run it with bash, not with sh}" || found "$(readlink -f -- "$0")" ||
+  found "$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')/." || REPO=${SLURM_SUBMIT_DIR:-.}
+# shellcheck source=env.sh
+source "$REPO/commands/env.sh"
+# shellcheck source=processes.sh
+source commands/processes.sh
 
 usage() {
   cat <<'TEXT'
@@ -22,51 +25,17 @@ MAX_STEPS, can be set in the environment.
 TEXT
 }
 
-# shellcheck source=env.sh
-source "$here/env.sh"
-# shellcheck source=processes.sh
-source commands/processes.sh
-
-STRATEGIES=(top top_bottom bottom random)
-strategy=top run_dir=results/runs/quickstart dry_run=0
-RUN_BASE=$REPO
-while (($# > 0)); do
-  case $1 in
-    --strategy=* | --run_dir=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-    --strategy | --run_dir)
-      [[ -n ${2:-} ]] || die "$1 needs a value; --help says which"
-      if [[ $1 == --strategy ]]; then
-        strategy=$2
-      else
-        run_dir=$2 RUN_BASE=$CALLER_DIR
-      fi
-      shift 2
-      ;;
-    --dry_run)
-      dry_run=1
-      shift
-      ;;
-    -h | --help)
-      usage
-      exit 0
-      ;;
-    *) die "unknown argument $1; --help lists them" ;;
-  esac
-done
-case $strategy in
-  all) strategies=("${STRATEGIES[@]}") ;;
-  *)
-    has_word "$strategy" "${STRATEGIES[@]}" || die "--strategy is '$strategy', expected one of ${STRATEGIES[*]} all"
-    strategies=("$strategy")
-    ;;
-esac
-
-RUN=$(absolute "$run_dir" "$RUN_BASE")
+parse_options "strategy run_dir" dry_run "$@"
+refuse_others
+dry_run=${OPTIONS[dry_run]:-0} strategies=("${OPTIONS[strategy]:-top}")
+check_strategy "${strategies[0]}"
+[[ ${strategies[0]} != all ]] || strategies=("${STRATEGIES[@]}")
+RUN=$(path_option run_dir results/runs/quickstart)
 STAGE_COUNT=$((7 + 2 * ${#strategies[@]}))
 # shellcheck source=embedded.sh
 source commands/embedded.sh
 
-# An arm of an earlier run with other settings must not stand in the table beside this run's.
+# An arm of an earlier run with other settings must not stand in the table next to this run's.
 remove_outdated_arms() {
   local name
   for name in "${STRATEGIES[@]}"; do
@@ -74,7 +43,7 @@ remove_outdated_arms() {
       arm_programs "$name" "$SEED" "arms/$name"
       UPSTREAM=warmup
       STAMP=$(stamp_of "${TRAINER[@]}" "${GENERATOR[@]}")
-      if ! is_complete "$name" "$ARM/checkpoints/DONE.json"; then
+      if ! stage_is_complete "$name" "$ARM/checkpoints/DONE.json"; then
         echo "removing $RUN/$ARM: incomplete, or made with other settings"
         rm -rf "${RUN:?}/$ARM"
       fi

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # Makes .venv in the repository's root hold the packages of a requirements file; does nothing where it does already.
-# Complete is what has a stamp with the sha256 of the requirements; an interrupted or outdated one is made anew.
+# Complete is what has a stamp with the sha256 of the requirements; an interrupted or outdated one is made again.
 # Runs at the same time wait for each other.
 set -eu
-here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
-# A link to this file, or Slurm's copy of it:
-[[ -f $here/env.sh ]] || here=$(dirname -- "$(readlink -f -- "$0")")
-[[ -f $here/env.sh ]] || here=$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')
-[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
+# The repository: of this file, or of the file that it is a link to, or that Slurm has made this copy of.
+found() { for REPO in "$(dirname -- "$1")"/{..,../..}; do [[ -L $1 || ! -f $REPO/commands/env.sh ]] || return 0; done; return 1; }
+found "${BASH_SOURCE:?run it with bash, not with sh}" || found "$(readlink -f -- "$0")" ||
+  found "$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')/." || REPO=${SLURM_SUBMIT_DIR:-.}
 # shellcheck source=env.sh
-source "$here/env.sh"
+source "$REPO/commands/env.sh"
 
 usage() {
   cat <<'TEXT'
@@ -49,28 +48,27 @@ fingerprint() { # FILE: sha256 of it and of the requirements files it includes b
   done < <(sed -n 's/^-r *//p' "$file") | cat - "$file" | sha256sum | cut -d' ' -f1
 }
 
-is_complete() { # FILE
+venv_is_complete() { # FILE
   [[ -x $VENV/bin/python && $(cat "$VENV/.stamp-$1" 2>/dev/null) == "$(fingerprint "$1")" ]] &&
     "$VENV/bin/python" -c '' 2>/dev/null
 }
 
-take_lock() { # the lock is inside .venv, which git ignores; it lasts until this script ends
+lock_venv() { # the lock is inside .venv, which git ignores; it lasts until this script ends
   local contents # one look: another set-up makes .lock before anything else, but may do so between two looks
   contents=$(ls -A "$VENV" 2>/dev/null || true)
   if [[ -n $contents && $'\n'$contents$'\n' != *$'\n.lock\n'* ]]; then
     die "$VENV was not made by this script: remove it, or use it as it is with PYTHON=$VENV/bin/python"
   fi
-  { mkdir -p "$VENV" && : >>"$VENV/.lock"; } 2>/dev/null || die "cannot write in $REPO: use a checkout of your own"
-  exec 9>>"$VENV/.lock"
-  lock 9 "$VENV/.lock" --nonblock || {
+  open_lock "$VENV/.lock" "cannot write in $REPO: use a checkout of your own"
+  lock "$LOCK" "$VENV/.lock" --nonblock || {
     echo "waiting for another set-up of $VENV"
-    lock 9 "$VENV/.lock"
+    lock "$LOCK" "$VENV/.lock"
   }
 }
 
 build() { # FILE
   local name last_line
-  if [[ $1 != requirements.txt ]] && is_complete requirements.txt; then
+  if [[ $1 != requirements.txt ]] && venv_is_complete requirements.txt; then
     need_space "$REPO" 300 "adding $1 to .venv"
   else
     find_python
@@ -92,19 +90,14 @@ build() { # FILE
   done
 }
 
-case ${1:-} in
-  -h | --help)
-    usage
-    exit 0
-    ;;
-esac
-requirements=${1:-requirements.txt}
+parse_options '' '' "$@"
+requirements=${OTHERS[0]:-requirements.txt}
 case $requirements in
   requirements-gpu.txt) setting VENV_SPACE_MB 8000 ;;
   *) setting VENV_SPACE_MB 2500 ;;
 esac
 [[ -f $requirements ]] || die "$requirements: no such file in $REPO"
-if ! is_complete "$requirements"; then
-  take_lock
-  is_complete "$requirements" || build "$requirements"
+if ! venv_is_complete "$requirements"; then
+  lock_venv
+  venv_is_complete "$requirements" || build "$requirements"
 fi

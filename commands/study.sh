@@ -8,11 +8,14 @@
 # What the rank of the negatives does, on the embedded collection: arms x seeds from one warmup checkpoint in lockstep,
 # with tests of every pair.
 set -eu
-here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
-# A link to this file, or Slurm's copy of it:
-[[ -f $here/env.sh ]] || here=$(dirname -- "$(readlink -f -- "$0")")
-[[ -f $here/env.sh ]] || here=$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')
-[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
+# The repository: of this file, or of the file that it is a link to, or that Slurm has made this copy of.
+found() { for REPO in "$(dirname -- "$1")"/{..,../..}; do [[ -L $1 || ! -f $REPO/commands/env.sh ]] || return 0; done; return 1; }
+found "${BASH_SOURCE:?run it with bash, not with sh}" || found "$(readlink -f -- "$0")" ||
+  found "$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')/." || REPO=${SLURM_SUBMIT_DIR:-.}
+# shellcheck source=env.sh
+source "$REPO/commands/env.sh"
+# shellcheck source=processes.sh
+source commands/processes.sh
 
 usage() {
   cat <<'TEXT'
@@ -20,7 +23,7 @@ usage: bash commands/study.sh [--seeds "1 2 3 4 5"] [--arms "NAME=STRATEGY ..."]
        sbatch commands/study.sh [the same]
 
   --seeds    each arm is trained once with each (default: 1 to 5)
-  --arms     what is compared: names, each with its --negative_strategy. @N behind one adds N to the seed: beside
+  --arms     what is compared: names, each with its --negative_strategy. @N behind one adds N to the seed: next to
              top=top, again=top@1000 is an A/A arm (default: top, top_bottom, random, bottom, corpus, again)
   --run_dir  where everything is written (default: results/runs/study of the repository)
   --output   where the summary goes (default: RUN_DIR/report)
@@ -31,39 +34,10 @@ in the same order. Run again, it reuses what is complete, so a seed can be added
 TEXT
 }
 
-# shellcheck source=env.sh
-source "$here/env.sh"
-# shellcheck source=processes.sh
-source commands/processes.sh
-
-seeds="1 2 3 4 5"
-arms="top=top top_bottom=top_bottom random=random bottom=bottom corpus=corpus again=top@1000"
-run_dir=results/runs/study output='' dry_run=0
-RUN_BASE=$REPO OUTPUT_BASE=$REPO
-while (($# > 0)); do
-  case $1 in
-    --seeds=* | --arms=* | --run_dir=* | --output=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-    --seeds | --arms | --run_dir | --output)
-      [[ -n ${2:-} ]] || die "$1 needs a value; --help says which"
-      case $1 in
-        --seeds) seeds=$2 ;;
-        --arms) arms=$2 ;;
-        --run_dir) run_dir=$2 RUN_BASE=$CALLER_DIR ;;
-        --output) output=$2 OUTPUT_BASE=$CALLER_DIR ;;
-      esac
-      shift 2
-      ;;
-    --dry_run)
-      dry_run=1
-      shift
-      ;;
-    -h | --help)
-      usage
-      exit 0
-      ;;
-    *) die "unknown argument $1; --help lists them" ;;
-  esac
-done
+parse_options "seeds arms run_dir output" dry_run "$@"
+refuse_others
+dry_run=${OPTIONS[dry_run]:-0} seeds=${OPTIONS[seeds]:-1 2 3 4 5}
+arms=${OPTIONS[arms]:-top=top top_bottom=top_bottom random=random bottom=bottom corpus=corpus again=top@1000}
 read -d '' -ra SEEDS <<<"$seeds" || true
 read -d '' -ra ARMS <<<"$arms" || true
 declare -A IS_SEED=()
@@ -88,8 +62,8 @@ for word in "${ARMS[@]}"; do
 done
 ((${#SEEDS[@]} > 0 && ${#NAMES[@]} > 0)) || die "--seeds '$seeds' and --arms '$arms': expected at least one of each"
 
-RUN=$(absolute "$run_dir" "$RUN_BASE")
-OUTPUT=$(absolute "${output:-$RUN/report}" "$OUTPUT_BASE")
+RUN=$(path_option run_dir results/runs/study)
+OUTPUT=$(path_option output "$RUN/report")
 STAGE_COUNT=$((7 + 2 * ${#SEEDS[@]} * ${#NAMES[@]}))
 setting RUN_SPACE_MB $((500 + 250 * ${#SEEDS[@]} * ${#NAMES[@]}))
 # shellcheck source=embedded.sh

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Submits the jobs of one arm, or of all four, to Slurm: warmup, first negatives, trainer beside generator, evaluation.
+# Submits the jobs of one arm, or of all four, to Slurm: warmup, first negatives, trainer and generator, evaluation.
 set -eu
-here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
-# A link to this file, or Slurm's copy of it:
-[[ -f $here/env.sh ]] || here=$(dirname -- "$(readlink -f -- "$0")")
-[[ -f $here/env.sh ]] || here=$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')
-[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/commands
+# The repository: of this file, or of the file that it is a link to, or that Slurm has made this copy of.
+found() { for REPO in "$(dirname -- "$1")"/{..,../..}; do [[ -L $1 || ! -f $REPO/commands/env.sh ]] || return 0; done; return 1; }
+found "${BASH_SOURCE:?run it with bash, not with sh}" || found "$(readlink -f -- "$0")" ||
+  found "$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')/." || REPO=${SLURM_SUBMIT_DIR:-.}
+# shellcheck source=options.sh
+source "$REPO/commands/options.sh"
 
 usage() {
   cat <<'TEXT'
@@ -24,53 +25,23 @@ Flags are of every program; those after --warmup_trainer, --trainer, --generator
 follows -- is for sbatch, at every job: -- --partition=NAME --time=1-00:00:00. sbatch also has variables of its own
 (SBATCH_PARTITION, ...), which can be exported in commands/site.env. The arms run in lockstep unless REFRESH_MODE is async.
 
-A job that nears its time limit, is preempted or loses its node goes on where it was. To stop an arm for good, scancel
-its jobs: their state is saved, and the same command goes on with it.
+A job that nears its time limit, is preempted or loses its node resumes where it was. To stop an arm for good, scancel
+its jobs: their state is saved, and the same command resumes it.
 TEXT
 }
 
-# The options become settings, which the scripts of the jobs have from the environment.
-strategy='' colocated=0 wrong=''
-flags=() sbatch_options=()
-while (($# > 0)); do
-  case $1 in
-    --strategy=* | --warmup=* | --run_dir=* | --train_gpus=* | --gen_gpus=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-    --strategy | --warmup | --run_dir | --train_gpus | --gen_gpus)
-      [[ -n ${2:-} ]] || wrong="$1 needs a value; --help says which"
-      case $1 in
-        --strategy) strategy=${2:-} ;;
-        --warmup) export WARMUP_CHECKPOINT=${2:-} ;;
-        --run_dir) export RUN_DIR=${2:-} ;;
-        --train_gpus) export TRAIN_GPUS=${2:-} ;;
-        --gen_gpus) export GEN_GPUS=${2:-} ;;
-      esac
-      shift $(($# > 1 ? 2 : 1))
-      ;;
-    --subset_10 | --colocated)
-      if [[ $1 == --colocated ]]; then colocated=1; else export SUBSET_10=1; fi
-      shift
-      ;;
-    -h | --help)
-      usage
-      exit 0
-      ;;
-    --)
-      sbatch_options=("${@:2}")
-      break
-      ;;
-    *)
-      flags+=("$1")
-      shift
-      ;;
-  esac
+parse_options "strategy warmup run_dir train_gpus gen_gpus" "subset_10 colocated dry_run --" "$@"
+strategy=${OPTIONS[strategy]:-} colocated=${OPTIONS[colocated]:-0} dry_run=${OPTIONS[dry_run]:-0}
+flags=("${OTHERS[@]+"${OTHERS[@]}"}") sbatch_options=("${AFTER_DASHES[@]+"${AFTER_DASHES[@]}"}")
+# The other options become settings, which the scripts of the jobs have from the environment.
+for pair in warmup=WARMUP_CHECKPOINT run_dir=RUN_DIR train_gpus=TRAIN_GPUS gen_gpus=GEN_GPUS subset_10=SUBSET_10; do
+  [[ -z ${OPTIONS[${pair%=*}]:-} ]] || export "${pair#*=}=${OPTIONS[${pair%=*}]}"
 done
 export STRATEGY=top # of the checks below
 # shellcheck source=arm.sh
-source "$here/arm.sh"
+source "$REPO/commands/arm.sh"
 
-[[ -z $wrong ]] || die "$wrong"
-[[ $strategy == all ]] || has_word "$strategy" "${STRATEGIES[@]}" ||
-  die "--strategy is '$strategy', expected one of ${STRATEGIES[*]} all"
+check_strategy "$strategy"
 for name in TRAIN_GPUS GEN_GPUS; do
   [[ ${!name} =~ ^[0-9]*$ ]] || die "$name is '${!name}', expected a whole number"
 done
@@ -91,10 +62,10 @@ from drivers import flags
 from utils.errors import run_program
 from utils.flags import parse_flags
 
-words = iter([*sys.argv[1:], "::"])
-for kind in words:
-    program = next(words)
-    given = list(iter(lambda: next(words), "::"))
+argv = iter([*sys.argv[1:], "::"])
+for kind in argv:
+    program = next(argv)
+    given = list(iter(lambda: next(argv), "::"))
     code = [0]
     def parse():
         parse_flags(getattr(flags, kind), program, given)
@@ -180,19 +151,19 @@ table=()
 
 submit() { # NAME SCRIPT DEPENDENCY GPUS COMMENT [OPTION OF SBATCH]: sets ID
   local name=$1 script=$2 dependency=$3 gpus=$4 comment=$5 log=%x-%j.out answer
-  local -a words
+  local -a argv
   shift 5
   if [[ " $* " == *" --array="* ]]; then log=%x-%A_%a.out; fi
-  words=(sbatch --parsable --export=ALL "--job-name=$name" "--comment=$comment" "--output=$RUN/logs/$log" "$@")
-  [[ -z $dependency ]] || words+=("--dependency=$dependency" --kill-on-invalid-dep=yes)
-  [[ -z $gpus ]] || words+=("--gpus-per-node=$gpus")
-  words+=("${sbatch_options[@]+"${sbatch_options[@]}"}" "$script" "${flags[@]+"${flags[@]}"}")
+  argv=(sbatch --parsable --export=ALL "--job-name=$name" "--comment=$comment" "--output=$RUN/logs/$log" "$@")
+  [[ -z $dependency ]] || argv+=("--dependency=$dependency" --kill-on-invalid-dep=yes)
+  [[ -z $gpus ]] || argv+=("--gpus-per-node=$gpus")
+  argv+=("${sbatch_options[@]+"${sbatch_options[@]}"}" "$script" "${flags[@]+"${flags[@]}"}")
   if ((dry_run == 1)); then
     ID=\$${name#ance_}
-    printf '%q ' "${words[@]}" | sed 's/\\\$/$/g' && echo
+    printf '%q ' "${argv[@]}" | sed 's/\\\$/$/g' && echo
     return
   fi
-  if ! answer=$("${words[@]}"); then
+  if ! answer=$("${argv[@]}"); then
     ((${#submitted[@]} == 0)) || scancel "${submitted[@]}"
     die "sbatch refused $name (see the line above); nothing stays submitted"
   fi
@@ -240,20 +211,11 @@ submit_arms() {
   submit "ance_evaluation_$strategy" drivers/sbatch_evaluate.sh "$after:$ID" '' "$RUN" "${array[@]+"${array[@]}"}"
 }
 
-dry_run=0
-for word in "${flags[@]+"${flags[@]}"}"; do
-  [[ $word != --dry[_-]run ]] || dry_run=1
-done
 check_flags
 if ((dry_run == 0)); then
   command -v sbatch >/dev/null ||
     die "sbatch is not in PATH: submit from a login node, or run commands/run_arm.sh on this one"
   mkdir -p "$RUN/logs" # without it every job fails without a word
-else
-  for word in "${flags[@]}"; do
-    [[ $word == --dry[_-]run ]] || kept+=("$word")
-  done
-  flags=("${kept[@]+"${kept[@]}"}")
 fi
 look_at_queue
 refuse_second_chain

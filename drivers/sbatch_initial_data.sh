@@ -17,9 +17,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=results/%x-%j.out
 set -eu
-root=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")/..
-# A link to this file, or Slurm's copy of it:
-[[ -f $root/commands/env.sh ]] || root=$(dirname -- "$(readlink -f -- "$0")")/..
-[[ -f $root/commands/env.sh ]] || root=$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$|/..|p;q')
-[[ -f $root/commands/env.sh ]] || root=${SLURM_SUBMIT_DIR:-.}
-exec bash "$root/commands/run_initial_data.sh" "$@"
+# The repository: of this file, or of the file that it is a link to, or that Slurm has made this copy of.
+found() { for REPO in "$(dirname -- "$1")"/{..,../..}; do [[ -L $1 || ! -f $REPO/commands/env.sh ]] || return 0; done; return 1; }
+found "${BASH_SOURCE:?run it with bash, not with sh}" || found "$(readlink -f -- "$0")" ||
+  found "$(timeout 20 squeue -ho %o -j "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|/[^/]*\.sh\( .*\)*$||p;q')/." || REPO=${SLURM_SUBMIT_DIR:-.}
+exec bash "$REPO/commands/run_initial_data.sh" "$@"

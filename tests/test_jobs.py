@@ -249,7 +249,7 @@ def test_where_there_are_no_locks_the_work_goes_on_with_a_warning(job: dict[str,
     result = run_script(REPO / "commands" / "run_train.sh", **{**job, "DATA_DIR": str(tmp_path / "new"), "PATH": path})
     assert result.returncode == 0 and calls(job) == ["data.msmarco_data", "drivers.run_ann"]
     (line,) = result.stderr.splitlines()
-    assert f"warning: no lock on {tmp_path}/.prepare.lock, going on without" in line and "No locks available" in line
+    assert f"warning: no lock on {tmp_path}/.prepare.lock, continuing without" in line and "No locks available" in line
 
 
 @pytest.mark.parametrize(

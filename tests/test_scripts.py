@@ -59,7 +59,7 @@ def test_script_is_bash_and_strict(script: Path) -> None:
         before, _, after = text.partition("run it with bash, not with sh")
         assert "pipefail" not in before
         assert re.search(
-            r'^(set -o pipefail|source "\$here/(env|arm)\.sh"|exec bash "\$root/commands/.*)$', after, re.M
+            r'^(set -o pipefail|(source|exec bash) "\$REPO/commands/\w[\w.-]*\.sh"( "\$@")?)$', after, re.M
         )
     elif script.name == "env.sh":
         assert "\nset -euo pipefail\n" in text
@@ -221,6 +221,53 @@ def test_several_gpus_start_several_processes(repo: Path) -> None:
         "2 -m utils.launch --processes 4 a --x",
         "8 -m a --dry_run",
     ]
+
+
+# A script's own options
+
+
+def parsed(repo: Path, *arguments: str, switches: str = "dry_run") -> subprocess.CompletedProcess[str]:
+    """What parse_options makes of the arguments, a word a line."""
+    show = """set -eu
+source "{repo}/commands/options.sh"
+usage() {{ echo "usage: none"; }}
+parse_options "run_dir arms" "{switches}" "$@"
+for name in run_dir arms dry_run; do printf '%s=%s\\n' "$name" "${{OPTIONS[$name]-unset}}"; done
+printf 'other %s\\n' "${{OTHERS[@]+"${{OTHERS[@]}}"}}"
+printf 'after %s\\n' "${{AFTER_DASHES[@]+"${{AFTER_DASHES[@]}}"}}"
+"""
+    return run_script(write_script(repo / "show.sh", show.format(repo=repo, switches=switches)), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "others", "after"),
+    [
+        ((), ("unset", "unset", "unset"), [], []),
+        (("--run_dir", "a b", "x y", "--dry_run"), ("a b", "unset", "1"), ["x y"], []),
+        (("--run-dir=a=b", "--arms", "--dry-run", "--arms=*"), ("a=b", "*", "unset"), [], []),
+        (
+            ("--dry_run=1", "--arm", "run_dir", "--run_dir arms", ""),
+            ("unset",) * 3,
+            ["--dry_run=1", "--arm", "run_dir", "--run_dir arms", ""],
+            [],
+        ),
+        (("--dry_run", "--", "--arms", "x", "--"), ("unset", "unset", "1"), [], ["--arms", "x", "--"]),
+    ],
+)
+def test_options_are_told_from_other_arguments(
+    arguments: tuple[str, ...], options: tuple[str, ...], others: list[str], after: list[str], repo: Path
+) -> None:
+    found = parsed(repo, *arguments, switches="dry_run --")
+    assert found.returncode == 0 and not found.stderr, found
+    expected = [f"{name}={value}" for name, value in zip(("run_dir", "arms", "dry_run"), options, strict=True)]
+    expected += [f"other {word}" for word in others or [""]] + [f"after {word}" for word in after or [""]]
+    assert found.stdout.splitlines() == expected
+
+
+def test_a_script_without_options_after_dashes_gets_the_dashes(repo: Path) -> None:
+    assert "other --\nother x\nafter \n" in parsed(repo, "--", "x").stdout
+    for script in ("quickstart.sh", "study.sh", "data_download.sh"):
+        assert "unknown argument --" in single_error_line(run_script(repo / "commands" / script, "--", "--dry_run"))
 
 
 # The set-up of .venv

@@ -10,11 +10,8 @@ here=$(dirname -- "${BASH_SOURCE:?run it with bash, not with sh}")
 set -o pipefail
 here=$(CDPATH='' cd -- "$here" && pwd)
 
-die() {
-  printf '%s: error: %s\n' "${0##*/}" "$*" >&2
-  exit 2
-}
-
+# shellcheck source=../../commands/options.sh
+source "$here/../../commands/options.sh"
 START_SECONDS=${START_SECONDS:-60}
 PATH=$PATH:/usr/sbin:/sbin
 
