@@ -29,7 +29,7 @@ from model.embedding import encode_blocks
 from model.training import make_optimizer, make_state, train_step
 from utils.distributed import World
 from utils.flag_values import path_argument
-from utils.metrics import evaluate
+from utils.ir.metrics import evaluate
 from utils.search import SearchOptions, in_memory, search
 
 REPO = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.candidates import Candidates
 from data.training_data import NegativeLists, pair_keys
-from utils.ranks import NAMES, bucket_of
+from utils.ir.rank_buckets import NAMES, bucket_of
 
 
 @dataclass(frozen=True)

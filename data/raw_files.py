@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from utils.errors import UserError
-from utils.metrics import LARGEST_GRADE
+from utils.ir.metrics import LARGEST_GRADE
 from utils.text_files import check_ends, columns_of, numbered_lines
 
 Split = Literal["train", "dev"]

@@ -18,7 +18,7 @@ from data.strategies import Strategy, parse_strategy
 from data.training_data import NegativeLists, is_positive
 from utils.errors import UserError
 from utils.flags import SelectionFlags
-from utils.ranks import counted
+from utils.ir.rank_buckets import counted
 
 
 @dataclass(frozen=True)

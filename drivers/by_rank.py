@@ -13,7 +13,7 @@ from data.training_data import pair_keys
 from drivers.retrieval import PassageShare
 from utils import distributed
 from utils.distributed import World
-from utils.ranks import counted
+from utils.ir.rank_buckets import counted
 from utils.search import ROWS_AT_ONCE
 
 DEPTH = 200  # of the score curves

@@ -17,9 +17,9 @@ from drivers.retrieval import PassageShare
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.metrics import evaluate, mean_metrics, per_query_metrics, reach
+from utils.ir.metrics import evaluate, mean_metrics, per_query_metrics, reach
+from utils.ir.trec import read_candidates
 from utils.search import SearchOptions
-from utils.trec import read_candidates
 from utils.waiting import say_once
 
 

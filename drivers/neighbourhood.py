@@ -17,7 +17,7 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange import check_as_recorded
 from utils.flag_values import expand_path
-from utils.neighbourhood import BACKGROUND, NEGATIVE, NOT_NEGATIVE, POSITIVE, QUERY
+from utils.ir.query_map import BACKGROUND, NEGATIVE, NOT_NEGATIVE, POSITIVE, QUERY
 
 
 @dataclass(frozen=True)

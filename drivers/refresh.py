@@ -22,8 +22,8 @@ from drivers.resuming import as_earlier_version
 from drivers.vectors import Job, Vectors, Work, encode_all, load_vectors
 from utils import distributed, exchange
 from utils.errors import Fenced, UserError
+from utils.ir.metrics import evaluate, reach
 from utils.lease import Lease
-from utils.metrics import evaluate, reach
 from utils.publishing import is_gone
 from utils.run_log import RunLog, say
 

@@ -39,10 +39,10 @@ from utils.evaluation_files import METRICS_FILE, write_metrics
 from utils.exchange import publish_negatives, record_path, working
 from utils.flag_values import MOST_WORKERS, flag
 from utils.flags import KeepFlags, ProgramFlags, SelectionFlags, flags_json, parse_flags
+from utils.ir.metrics import evaluate, format_metrics, metrics_record, metrics_to, reach
+from utils.ir.trec import write_run
 from utils.lease import Life
-from utils.metrics import evaluate, format_metrics, metrics_record, metrics_to, reach
 from utils.run_log import Progress, git_state, header, say
-from utils.trec import write_run
 
 if TYPE_CHECKING:
     from bm25s import BM25

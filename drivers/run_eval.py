@@ -161,10 +161,10 @@ def write_results(flags: EvalFlags, collection: Any, ranking: Any, by_rank: Any,
     from drivers.stored_embeddings import EMBEDDINGS
     from utils.evaluation_files import METRICS_FILE, write_metrics
     from utils.exchange import TRAINER_STATE
-    from utils.metrics import format_metrics, metrics_record
+    from utils.ir.metrics import format_metrics, metrics_record
+    from utils.ir.trec import write_run
     from utils.publishing import read_json, write_json
     from utils.run_log import say
-    from utils.trec import write_run
 
     output_dir, model = Path(flags.output_dir), Path(flags.model_name_or_path or flags.embedding_dir)
     all_ids, passage_ids = collection.queries(flags.split).original_ids(), collection.passages.original_ids()

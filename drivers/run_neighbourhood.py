@@ -3,7 +3,7 @@
     python -m drivers.run_neighbourhood --data_dir D --model_type static --model_name_or_path W/checkpoint-250 \
         --negatives top=TOP/ann_training_data_0 bottom=BOTTOM/ann_training_data_0 --output_dir O
 
-Writes O/neighbourhood.npz and O/neighbourhood.json (utils/neighbourhood.py says what they hold): the query, its
+Writes O/neighbourhood.npz and O/neighbourhood.json (utils/ir/query_map.py says what they hold): the query, its
 positives, its negatives of each file with their ranks, and a random sample of the other passages.
 results/neighbourhood.py draws them.
 """
@@ -78,7 +78,7 @@ def run(flags: NeighbourhoodFlags, collection: Any, chosen: Any, dtype: Any) -> 
 def write(flags: NeighbourhoodFlags, collection: Any, chosen: Any, embedding_ND: Any) -> None:
     """Both files, the record last."""
     from drivers.neighbourhood import named_files
-    from utils.neighbourhood import KINDS, Neighbourhood, write_neighbourhood
+    from utils.ir.query_map import KINDS, Neighbourhood, write_neighbourhood
     from utils.run_log import say
 
     model = flags.model_name_or_path

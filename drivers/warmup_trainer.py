@@ -60,7 +60,7 @@ from utils import distributed, exchange, publishing
 from utils.distributed import World
 from utils.errors import UserError
 from utils.evaluation_files import check_as_published
-from utils.metrics import reach
+from utils.ir.metrics import reach
 from utils.overlap import prefetched
 from utils.run_log import say
 from utils.stopping import StopRequested

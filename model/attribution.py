@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from model.losses import in_batch_scores, pairwise_nll
-from utils.ranks import FIRST_RANKS, MEASURED, NAMES, TRIPLES, logged_name
+from utils.ir.rank_buckets import FIRST_RANKS, MEASURED, NAMES, TRIPLES, logged_name
 
 
 class RankTally:

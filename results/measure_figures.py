@@ -10,7 +10,7 @@ import numpy as np
 from results.fork import RAN_AS_TOP
 from results.measures import ByBucket, Measures
 from results.plots import KNOWN_STYLES, OTHER_STYLES, arm_styles, new_figure, plain, set_titles
-from utils.ranks import NAMES, NOT_RETRIEVED
+from utils.ir.rank_buckets import NAMES, NOT_RETRIEVED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,10 +20,10 @@ from results.seen import logged_rows
 from utils.errors import UserError
 from utils.evaluation_files import check_as_published
 from utils.exchange import METRICS, read_done, read_records, read_run
-from utils.ranks import MEASURED, NAMES, TRIPLES, logged_name
+from utils.ir.rank_buckets import MEASURED, NAMES, TRIPLES, logged_name
 from utils.run_log import say
 
-ByBucket = dict[str, float]  # by the names of utils/ranks.py
+ByBucket = dict[str, float]  # by the names of utils/ir/rank_buckets.py
 LAYER = "gradient_"  # and a layer's name, in metrics.jsonl
 BY_RANK = "dev.by_rank.json"  # of an evaluation
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from results.plots import new_figure, plain
 from utils.errors import UserError
-from utils.neighbourhood import BACKGROUND, NEGATIVE, NO_RANK, POSITIVE, QUERY, Neighbourhood
+from utils.ir.query_map import BACKGROUND, NEGATIVE, NO_RANK, POSITIVE, QUERY, Neighbourhood
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,8 @@ from results.measure_figures import Arms, curves_figure, fork_figure, layers_fig
 from results.measures import ByBucket, Measures
 from results.neighbourhood import neighbourhood_caption, neighbourhood_figure
 from results.run_directory import Arm
-from utils.neighbourhood import DIRECTORY, RECORD, read_neighbourhood
-from utils.ranks import NAMES, first_and_last
+from utils.ir.query_map import DIRECTORY, RECORD, read_neighbourhood
+from utils.ir.rank_buckets import NAMES, first_and_last
 
 PICTURES = ("ranks.png", "stale.png", "layers.png", "curves.png", "neighbourhood.png", "fork.png")  # that there may be
 

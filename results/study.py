@@ -21,7 +21,7 @@ from results.sections import common_sections
 from results.significance import holm, paired_randomisation, paired_t, seeds_interval, standard_error
 from results.study_arms import COMPARED, Study
 from results.study_figures import curves_of, main_figure, sweep_figure, windows_of
-from utils.ranks import MEASURED
+from utils.ir.rank_buckets import MEASURED
 from utils.run_log import installed_versions
 
 ALPHA = 0.01

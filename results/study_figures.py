@@ -11,7 +11,7 @@ import numpy as np
 from results.plots import arm_styles, new_figure, plain, set_titles
 from results.significance import seeds_interval
 from results.study_arms import Study
-from utils.ranks import TRIPLES
+from utils.ir.rank_buckets import TRIPLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

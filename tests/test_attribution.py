@@ -18,7 +18,7 @@ from model.training import layer_gradient_norms, make_state, named_groups, tenso
 from tests.test_training import ALONE, ENCODERS, LOSSES, PASSAGES, QUERIES, constant, gather_texts
 from utils import distributed
 from utils.distributed import World
-from utils.ranks import FIRST_RANKS, NAMES, bucket_of, counted
+from utils.ir.rank_buckets import FIRST_RANKS, NAMES, bucket_of, counted
 
 RANKS_DRAWN = np.array([0, 1, 5, 6, 20, 21, 50, 51, 100, 101, 200, 201, 1001, 5000])
 

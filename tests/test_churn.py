@@ -19,7 +19,7 @@ from drivers.refresh import one_refresh
 from tests.test_refresh import CPU, make_job, put_model, start, stay
 from utils import exchange
 from utils.distributed import World
-from utils.ranks import FIRST_RANKS, NAMES
+from utils.ir.rank_buckets import FIRST_RANKS, NAMES
 
 WIDTH, PASSAGES = 30, 60
 

@@ -20,8 +20,8 @@ from results.sections import audit_section, common_sections, cost_section, dropp
 from tests.test_report import Shape, write_arm
 from utils.errors import UserError
 from utils.exchange import read_records, record_path
+from utils.ir.rank_buckets import FIRST_RANKS, NAMES, bucket_of, first_and_last
 from utils.publishing import sealed
-from utils.ranks import FIRST_RANKS, NAMES, bucket_of, first_and_last
 
 STEPS, REFRESHES = 500, 5
 

@@ -1,4 +1,4 @@
-"""utils.metrics against loops written from the definitions, and against pytrec_eval on text ids."""
+"""utils.ir.metrics against loops written from the definitions, and against pytrec_eval on text ids."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import metrics as metrics_module
 from utils.errors import UserError
-from utils.metrics import LARGEST_GRADE, METRICS, metrics_record, metrics_to, reach
-from utils.metrics import evaluate as evaluate_to
-from utils.metrics import per_query_metrics as per_query_metrics_to
+from utils.ir import metrics as metrics_module
+from utils.ir.metrics import LARGEST_GRADE, METRICS, metrics_record, metrics_to, reach
+from utils.ir.metrics import evaluate as evaluate_to
+from utils.ir.metrics import per_query_metrics as per_query_metrics_to
 
 # Of lists that are long enough for every cut-off.
 evaluate = partial(evaluate_to, depth=math.inf)

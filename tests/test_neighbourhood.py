@@ -25,7 +25,7 @@ from results.plots import save
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, TINY_PASSAGES
 from utils.errors import UserError
 from utils.exchange import signature_of
-from utils.neighbourhood import Neighbourhood, read_neighbourhood, write_neighbourhood
+from utils.ir.query_map import Neighbourhood, read_neighbourhood, write_neighbourhood
 from utils.publishing import sealed
 
 REPOSITORY = Path(__file__).resolve().parent.parent

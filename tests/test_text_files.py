@@ -17,8 +17,8 @@ from data.text_triples import read_text_triples
 from drivers import run_bm25, run_eval, run_warmup
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from utils.errors import UserError, exit_code_of
+from utils.ir.trec import read_candidates
 from utils.text_files import is_header
-from utils.trec import read_candidates
 
 IDS, TEXTS = ("pid", "id", "docid", "_id"), ("text", "passage", "contents")
 HEADERS: dict[str, list[str]] = {

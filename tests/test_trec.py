@@ -1,4 +1,4 @@
-"""utils.trec: TREC runs written and read, MS MARCO's top1000 files, and their faults."""
+"""utils.ir.trec: TREC runs written and read, MS MARCO's top1000 files, and their faults."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.metrics import evaluate
-from utils.trec import read_candidates, strictly_descending, write_run
+from utils.ir.metrics import evaluate
+from utils.ir.trec import read_candidates, strictly_descending, write_run
 
 PASSAGE_IDS = [f"D{7 * offset + 3}" for offset in range(30)]
 QUERY_IDS = ["q9", "1048585", "ü"]
