@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from utils.memory import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
+from utils.system import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 
 ANCE_PASSAGE_TOKENS, ANCE_QUERY_TOKENS = 512, 64
 ANCE_ENCODING_BATCH, ANCE_TRAINING_BATCH = 16, 8

@@ -16,7 +16,7 @@ from data.msmarco_data import PreprocessFlags, output_files, preprocess
 from data.raw_files import find_collection
 from data.tokenizing import load_tokenizer
 from data.wordpiece import save_tokenizer, train_tokenizer
-from utils.cores import core_count
+from utils.system import core_count
 
 # Words of a passage, log-normal. Docstrings have more marks than MS MARCO's 56 words: 37 make as many tokens, about 76.
 LOG_WORDS, SIGMA, FEWEST, MOST = 3.51, 0.45, 5, 300

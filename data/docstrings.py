@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from data.staging import UNFINISHED, check_can_write, publish, staged_directory
-from utils.cores import core_count
 from utils.errors import UserError, run_program
 from utils.flag_values import MOST_WORKERS, flag
 from utils.flags import ProgramFlags, flags_json, parse_flags
 from utils.run_log import Progress, say
+from utils.system import core_count
 
 STDLIB = "python"
 # Installed wherever requirements.txt is; the development requirements add none, so that the collection is the same

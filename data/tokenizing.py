@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, one_line
-from utils.overlap import overlapped
+from utils.prefetch import overlapped
 from utils.publishing import sha256_of
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import numpy as np
 from data.preprocessed import MANIFEST, Preprocessed
 from data.raw_files import SPLITS
 from data.token_cache import ADVICE, TokenCache, cache_files
-from utils.disk import in_bytes
 from utils.errors import UserError
 from utils.exchange import size_of
 from utils.publishing import sha256_of
+from utils.system import in_bytes
 
 HASHED_BYTES = 64 * 2**20  # files up to this size are read whole; of larger ones sizes and offsets have to agree
 CHUNK_ROWS = 2**20

@@ -39,10 +39,10 @@ from drivers.trainer import Trainer
 from drivers.trial import TrialSize, check_encoding, check_training
 from drivers.vectors import Job, embeddings_dir, train_rows
 from utils import distributed, publishing
-from utils.disk import disk_used
 from utils.distributed import World
 from utils.errors import UserError
 from utils.run_log import say
+from utils.system import disk_used
 
 Check = Callable[[], str]
 

@@ -30,10 +30,10 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.flags import ComputeFlags, RefreshFlags
-from utils.memory import keep_freed_memory
-from utils.overlap import prefetched
+from utils.prefetch import prefetched
 from utils.run_log import header, say
 from utils.seen import SeenQueries
+from utils.system import keep_freed_memory
 
 # Starting
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from utils import exchange
-from utils.disk import disk_used, free_bytes, in_bytes
 from utils.errors import UserError
+from utils.system import disk_used, free_bytes, in_bytes
 
 STATES_PER_WEIGHT = 2  # Adam's and LAMB's two moments
 SMALL_FILES_BYTES = 64 * 2**10  # of a checkpoint: config, schedule, random states, manifest

@@ -61,7 +61,7 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.evaluation_files import check_as_published
 from utils.ir.metrics import reach
-from utils.overlap import prefetched
+from utils.prefetch import prefetched
 from utils.run_log import say
 from utils.stopping import StopRequested
 from utils.text_files import check_ends, may_have_had

@@ -18,7 +18,7 @@ import torch
 from model.precision import autocast
 from utils.errors import UserError
 from utils.norms import problem_of
-from utils.overlap import prefetched
+from utils.prefetch import prefetched
 
 LARGEST_BLOCK, SMALLEST_BLOCK, WANTED_BLOCKS = 8192, 32, 64
 

@@ -39,12 +39,12 @@ from results.roles import (
     health,
 )
 from utils import exchange
-from utils.disk import disk_used, in_bytes
 from utils.errors import one_line, run_program
 from utils.flag_values import LONGEST_SECONDS, flag
 from utils.flags import ProgramFlags, flags_json, parse_flags
 from utils.lease import FAILED_STATE
 from utils.run_log import say
+from utils.system import disk_used, in_bytes
 
 WIDTH, INDENT = 80, 11
 ERROR_CHARACTERS = 250

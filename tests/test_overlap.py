@@ -1,4 +1,4 @@
-"""utils.overlap: in order, in its place, and no further ahead than it says."""
+"""utils.prefetch: in order, in its place, and no further ahead than it says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.overlap import overlapped, prefetched
+from utils.prefetch import overlapped, prefetched
 
 
 @given(items=st.lists(st.integers()), threads=st.integers(1, 3))

@@ -32,9 +32,9 @@ from model.roberta_dot import RobertaDot
 from model.static import StaticEncoder
 from model.training import linear_schedule, make_optimizer, make_state, train_step
 from utils import exchange
-from utils.disk import disk_used, free_bytes, in_bytes
 from utils.distributed import World
 from utils.errors import UserError
+from utils.system import disk_used, free_bytes, in_bytes
 
 REPO = Path(__file__).resolve().parent.parent
 ALONE = World(0, 1, torch.device("cpu"))
