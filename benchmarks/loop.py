@@ -30,7 +30,9 @@ from model.training import make_optimizer, make_state, train_step
 from utils.distributed import World
 from utils.flag_values import path_argument
 from utils.ir.metrics import evaluate
-from utils.search import SearchOptions, in_memory, search
+from utils.search.api import search
+from utils.search.options import SearchOptions
+from utils.search.source import in_memory
 
 REPO = Path(__file__).resolve().parent.parent
 ENOUGH = 0.235  # dev MRR@10

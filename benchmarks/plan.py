@@ -21,7 +21,7 @@ from drivers import space
 from drivers.retrieval import BYTES_OF_PLACE
 from model.encoder import dims_of_config
 from utils.flag_values import path_argument, positive_number
-from utils.search import MEMORY_BYTES
+from utils.search.options import MEMORY_BYTES
 
 MEASURED = Path(__file__).parent / "measured"
 FLOAT32_BYTES, OFFSET_BYTES, TOKEN_BYTES = 4, 8, 2

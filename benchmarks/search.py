@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from utils.search import Passages, SearchOptions, choose_backend, in_memory, search
+from utils.search.api import search
+from utils.search.options import SearchOptions, choose_backend
+from utils.search.source import Passages, in_memory
 
 GROWTH = (1, 2, 4)
 

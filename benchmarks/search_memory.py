@@ -9,7 +9,8 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.search import stored
-from utils.search import SearchOptions, choose_backend, search
+from utils.search.api import search
+from utils.search.options import SearchOptions, choose_backend
 
 LOOKS = 20
 

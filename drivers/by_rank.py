@@ -14,7 +14,7 @@ from drivers.retrieval import PassageShare
 from utils import distributed
 from utils.distributed import World
 from utils.ir.rank_buckets import counted
-from utils.search import ROWS_AT_ONCE
+from utils.search.source import ROWS_AT_ONCE
 
 DEPTH = 200  # of the score curves
 OVERLAP_DEPTHS = (10, 100)

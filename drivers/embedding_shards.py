@@ -22,7 +22,7 @@ import numpy as np
 from model.embedding import block_size
 from utils.errors import UserError
 from utils.publishing import read_sealed, sealed, sha256_of, staging_path, sync
-from utils.search import Passages
+from utils.search.source import Passages
 
 SHARD_BYTES = 128 * 2**20  # as float32; a float16 shard takes half of it
 # A small collection is divided all the same: many processes share it, and little is lost when one is killed.

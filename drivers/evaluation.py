@@ -19,7 +19,7 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.ir.metrics import evaluate, mean_metrics, per_query_metrics, reach
 from utils.ir.trec import read_candidates
-from utils.search import SearchOptions
+from utils.search.options import SearchOptions
 from utils.waiting import say_once
 
 

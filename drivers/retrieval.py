@@ -33,24 +33,22 @@ from model.encoder import dims_of_config, read_config
 from utils import distributed
 from utils.distributed import Notice, World
 from utils.errors import UserError
-from utils.faiss_index import check_index, gpu_refusal
 from utils.flags import SearchFlags
-from utils.ranked_lists import merge_top_k
 from utils.run_log import say
-from utils.search import (
-    ROWS_AT_ONCE,
+from utils.search.api import search
+from utils.search.faiss_index import check_index, gpu_refusal
+from utils.search.options import (
     SMALLEST_MEMORY_BYTES,
     GpuSearchFailed,
-    Passages,
     SearchOptions,
     choose_backend,
     describe_search,
-    in_memory,
     is_on_gpu,
     on_cpu,
-    search,
     with_search_device,
 )
+from utils.search.ranked_lists import merge_top_k
+from utils.search.source import ROWS_AT_ONCE, Passages, in_memory
 from utils.waiting import say_once
 
 EXCHANGE_BYTES = 256 * 2**20  # lists of all ranks held for merging at a time

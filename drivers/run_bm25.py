@@ -32,7 +32,6 @@ from data.selection import Selected, Selection, describe_selection, make_selecti
 from data.staging import check_can_write, publish, staged_directory
 from data.training_data import write_negative_lists
 from data.verify import check_inputs
-from utils.bm25 import build_index, search, words_of
 from utils.errors import UserError, run_program
 from utils.evaluation_files import METRICS_FILE, write_metrics
 from utils.exchange import publish_negatives, record_path, working
@@ -42,6 +41,7 @@ from utils.ir.metrics import evaluate, format_metrics, metrics_record, metrics_t
 from utils.ir.trec import write_run
 from utils.lease import Life
 from utils.run_log import Progress, git_state, header, say
+from utils.search.bm25 import build_index, search, words_of
 from utils.system import core_count
 
 if TYPE_CHECKING:

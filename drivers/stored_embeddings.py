@@ -32,7 +32,7 @@ from utils.errors import UserError
 from utils.lease import Lease
 from utils.publishing import read_sealed, sealed, sha256_of, sha256_of_json, staging_path, sync, write_text
 from utils.run_log import say
-from utils.search import all_at_once
+from utils.search.source import all_at_once
 from utils.waiting import wait_until_visible
 
 EMBEDDINGS = "embeddings.json"

@@ -28,7 +28,7 @@ from model.precision import autocast, name_of
 from model.training import TrainingStep, backward, tensors_of
 from utils.distributed import World
 from utils.errors import UserError, one_line
-from utils.norms import problem_of
+from utils.search.norms import problem_of
 from utils.system import in_bytes
 
 CPU_TEXTS = 4  # of a batch on the CPU, where it is the minute that runs out, not the memory

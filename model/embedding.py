@@ -17,8 +17,8 @@ import torch
 
 from model.precision import autocast
 from utils.errors import UserError
-from utils.norms import problem_of
 from utils.prefetch import prefetched
+from utils.search.norms import problem_of
 
 LARGEST_BLOCK, SMALLEST_BLOCK, WANTED_BLOCKS = 8192, 32, 64
 

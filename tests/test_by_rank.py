@@ -12,7 +12,7 @@ from drivers.by_rank import as_json, grades_by_rank, mean_scores, overlap, score
 from drivers.retrieval import PassageShare
 from tests.ranks_as_threads import on_ranks
 from utils.distributed import World
-from utils.search import in_memory
+from utils.search.source import in_memory
 
 QUERIES, PASSAGES, DIMS, DEPTH = 23, 400, 8, 230
 

@@ -32,7 +32,7 @@ from utils.distributed import World
 from utils.errors import Fenced, UserError
 from utils.lease import Lease
 from utils.publishing import read_sealed, sealed, sha256_of
-from utils.search import SearchOptions
+from utils.search.options import SearchOptions
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)

@@ -1,8 +1,9 @@
-"""utils.faiss_index: what faiss asks for, against faiss itself; its GPU by a stand-in with the real one's refusals."""
+"""utils.search.faiss_index: what faiss asks for, against faiss itself; its GPU by a stand-in that refuses the same."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,14 @@ from drivers import retrieval
 from drivers.progress import Left
 from drivers.retrieval import PassageShare
 from tests.ranks_as_threads import on_ranks
-from utils import search as search_module
 from utils.distributed import World
 from utils.errors import ProcessFailed, UserError
-from utils.faiss_index import check_index, lasting_gpu_refusal, make_index, training_points
-from utils.search import GpuSearchFailed, Passages, SearchOptions, describe_search, in_memory, search
+from utils.search import api, faiss_backend
+from utils.search.api import search
+from utils.search.faiss_backend import faiss_top_k
+from utils.search.faiss_index import check_index, lasting_gpu_refusal, make_index, training_points
+from utils.search.options import GpuSearchFailed, SearchOptions, describe_search
+from utils.search.source import Passages, in_memory
 
 DIMS = 16
 GPU = torch.device("cuda", 0)
@@ -230,7 +234,7 @@ def test_memory_that_runs_out_in_faiss_leaves_the_search_to_the_cpu(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Also after some queries. `search` raises it: the processes decide together who searches where."""
-    monkeypatch.setattr(search_module, "QUERIES_PER_FAISS_CALL", 10)
+    monkeypatch.setattr(faiss_backend, "QUERIES_PER_FAISS_CALL", 10)
     passages_ND, queries_QD = vectors(300), vectors(40, 1)
     gpu.fails_after = calls
     options = SearchOptions("faiss", faiss_index, 4 if faiss_index != "Flat" else 0, GPU)
@@ -261,13 +265,13 @@ def retrieve_on_gpus(
     searched: list[list[str]] = [[] for _ in range(4)]
     starts = [0, *np.cumsum(COUNTS)]
     for name in ("faiss_top_k", "faiss_index_top_k"):
-        by_faiss = getattr(search_module, name)
+        by_faiss = getattr(api, name)
 
         def recorded(by_faiss: Any, queries_QD: Any, passages: Any, k: int, options: Any, *others: Any) -> Any:
             searched[COUNTS.index(passages.count)].append(options.device.type)
             return by_faiss(queries_QD, passages, k, options, *others)
 
-        patch.setattr(search_module, name, partial(recorded, by_faiss))
+        patch.setattr(api, name, partial(recorded, by_faiss))
 
     def work(world: World) -> Any:
         first, stop = starts[world.rank : world.rank + 2]
@@ -335,14 +339,14 @@ def test_what_the_search_of_one_raises_all_raise(gpu: StandInGpu, monkeypatch: p
     found, _ = retrieve_on_gpus(passages_ND, queries_QD, "IVF75,Flat", monkeypatch)
     assert [type(error) for error in found] == [UserError] * 4
     assert all("--faiss_index IVF75,Flat over " in str(error) for error in found)
-    search_share = search_module.faiss_top_k
+    search_share = faiss_top_k
 
     def broken(queries_QD: Any, passages: Any, *others: Any) -> Any:
         if passages.count == COUNTS[1]:
             raise ZeroDivisionError
         return search_share(queries_QD, passages, *others)
 
-    monkeypatch.setattr(search_module, "faiss_top_k", broken)
+    monkeypatch.setattr(api, "faiss_top_k", broken)
     found, _ = retrieve_on_gpus(passages_ND, queries_QD, "Flat", monkeypatch)
     assert [type(error) for error in found] == [ProcessFailed, ZeroDivisionError, ProcessFailed, ProcessFailed]
 
@@ -366,7 +370,7 @@ def test_the_memory_of_a_search_is_that_of_where_it_is(
     expected_mib = cpu_mib if faiss_index == "HNSW8" else gpu_mib
     assert set(asked) == {expected_mib * 2**20 // 8 // (4 * DIMS)}
     asked.clear()
-    search(vectors(3, 1), Passages(300, DIMS, blocks), 5, search_module.on_cpu(options))
+    search(vectors(3, 1), Passages(300, DIMS, blocks), 5, replace(options, device=torch.device("cpu")))
     assert set(asked) == {cpu_mib * 2**20 // 8 // (4 * DIMS)}
 
 

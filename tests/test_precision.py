@@ -14,7 +14,9 @@ from model.precision import compute_dtype, name_of, quickest_dtype
 from model.roberta_dot import RobertaDot
 from model.static import StaticEncoder
 from utils.errors import UserError
-from utils.search import SearchOptions, in_memory, search
+from utils.search.api import search
+from utils.search.options import SearchOptions
+from utils.search.source import in_memory
 
 CPU = torch.device("cpu")
 BF16, FP16 = torch.bfloat16, torch.float16

@@ -29,7 +29,8 @@ from tests.ranks_as_threads import on_ranks
 from utils import distributed
 from utils.distributed import Waits, World
 from utils.errors import UserError
-from utils.search import GpuSearchFailed, SearchOptions, in_memory
+from utils.search.options import GpuSearchFailed, SearchOptions
+from utils.search.source import in_memory
 
 REPO = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""drivers.run_bm25 and utils.bm25: against BM25 written out, and a ranking by sorting everything."""
+"""drivers.run_bm25 and utils.search.bm25: against BM25 written out, and a ranking by sorting everything."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from data.preprocessed import open_preprocessed
 from data.training_data import read_negative_lists
 from drivers import run_bm25
 from tests.exchanging import names
-from utils import bm25
 from utils.errors import UserError
 from utils.exchange import read_refresh
+from utils.search import bm25
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PASSAGES = {

@@ -14,17 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from utils import search as search_module
 from utils.errors import UserError
-from utils.faiss_index import check_index
-from utils.ranked_lists import in_passage_order, merge_top_k
-from utils.search import (
-    Passages,
-    SearchOptions,
-    choose_backend,
-    describe_search,
-    in_memory,
-)
+from utils.search import api, exact_torch, faiss_backend
+from utils.search.exact_torch import BYTES_PER_SCORE, from_keys, to_keys
+from utils.search.faiss_index import check_index
+from utils.search.options import SMALLEST_MEMORY_BYTES, SearchOptions, choose_backend, describe_search
+from utils.search.ranked_lists import in_passage_order, merge_top_k
+from utils.search.source import Passages, in_memory
 
 BACKENDS = ["torch", "faiss"]
 if torch.cuda.is_available():
@@ -34,7 +30,7 @@ if torch.cuda.is_available():
 def search(
     queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions, *more: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    return search_module.search(queries_QD, in_memory(passages_ND), k, options, *more)
+    return api.search(queries_QD, in_memory(passages_ND), k, options, *more)
 
 
 def options_of(backend: str, **values: Any) -> SearchOptions:
@@ -95,10 +91,10 @@ def test_blocks_do_not_show(
     queries_per_block: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "QUERIES_PER_BLOCK", queries_per_block)
-        patch.setattr(search_module, "SMALLEST_BLOCK", 1)
-        patch.setattr(search_module, "QUERIES_PER_FAISS_CALL", queries_per_block)
-        block_bytes = search_module.BYTES_PER_SCORE * queries_per_block * block_rows
+        patch.setattr(exact_torch, "QUERIES_PER_BLOCK", queries_per_block)
+        patch.setattr(exact_torch, "SMALLEST_BLOCK", 1)
+        patch.setattr(faiss_backend, "QUERIES_PER_FAISS_CALL", queries_per_block)
+        block_bytes = BYTES_PER_SCORE * queries_per_block * block_rows
         patch.setattr(SearchOptions, "working_bytes", block_bytes)
         patch.setattr(SearchOptions, "passages_bytes", 4 * problem[1].shape[1] * block_rows)
         patch.setattr(SearchOptions, "faiss_bytes", 4 * problem[1].shape[1] * index_rows)
@@ -175,21 +171,21 @@ def test_lists_that_every_passage_enters_or_none(backend: str, direction: int) -
 def test_keys_order_as_score_then_row(first: tuple[float, int], second: tuple[float, int]) -> None:
     scores_2 = torch.tensor([first[0], second[0]], dtype=torch.float32)
     rows_2 = torch.tensor([first[1], second[1]])
-    keys_2 = search_module.to_keys(scores_2, rows_2)
+    keys_2 = to_keys(scores_2, rows_2)
     assert (keys_2[0] > keys_2[1]).item() == ((first[0], -first[1]) > (second[0], -second[1]))
-    found_scores, found_rows = search_module.from_keys(keys_2)
+    found_scores, found_rows = from_keys(keys_2)
     assert torch.equal(found_scores, scores_2) and torch.equal(found_rows, rows_2)
 
 
 def test_torch_goes_through_the_collection_once(monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[int] = []
-    to_device = search_module.to_device
+    to_device = exact_torch.to_device
 
     def counted(array: np.ndarray, device: torch.device) -> torch.Tensor:
         moved.append(len(array))
         return to_device(array, device)
 
-    monkeypatch.setattr(search_module, "to_device", counted)
+    monkeypatch.setattr(exact_torch, "to_device", counted)
     rng = np.random.default_rng(6)
     queries_QD, passages_ND = (rng.standard_normal((n, 4)).astype(np.float32) for n in (3000, 5000))
     search(queries_QD, passages_ND, 10, SearchOptions("torch"))
@@ -210,7 +206,7 @@ def test_blocks_in_one_buffer_are_one_search(backend: str, sizes: list[int], mon
             buffer_MD[:size] = passages_ND[first : first + size]
             yield buffer_MD[:size]
 
-    scores_QK, rows_QK = search_module.search(queries_QD, Passages(500, 6, blocks), 40, options_of(backend))
+    scores_QK, rows_QK = api.search(queries_QD, Passages(500, 6, blocks), 40, options_of(backend))
     expected_scores, expected_rows = brute_force(queries_QD, passages_ND, 40)
     assert rows_QK.tolist() == expected_rows
     assert scores_QK.tolist() == expected_scores
@@ -243,17 +239,17 @@ def test_a_search_can_be_left(options: SearchOptions, last: int, monkeypatch: py
 
 def test_torch_copies_only_what_it_must(tmp_path: Any) -> None:
     mapped_ND = np.lib.format.open_memmap(tmp_path / "new.npy", mode="w+", dtype=np.float32, shape=(4, 3))
-    found = search_module.to_device(mapped_ND[1:3], torch.device("cpu"))
+    found = exact_torch.to_device(mapped_ND[1:3], torch.device("cpu"))
     assert np.shares_memory(found.numpy(), mapped_ND)
     for array in (np.load(tmp_path / "new.npy", mmap_mode="r"), np.zeros((4, 3)), mapped_ND[:, ::2]):
-        assert not np.shares_memory(search_module.to_device(array, torch.device("cpu")).numpy(), array)
+        assert not np.shares_memory(exact_torch.to_device(array, torch.device("cpu")).numpy(), array)
 
 
 @pytest.mark.parametrize(
     "options", [SearchOptions("torch"), SearchOptions("faiss"), SearchOptions("faiss", "IVF4,Flat", nprobe=4)]
 )
 def test_progress_adds_up(options: SearchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_module, "QUERIES_PER_FAISS_CALL", 100)
+    monkeypatch.setattr(faiss_backend, "QUERIES_PER_FAISS_CALL", 100)
     told: list[int] = []
     rng = np.random.default_rng(7)
     queries_QD, passages_ND = (rng.standard_normal((n, 4)).astype(np.float32) for n in (250, 5000))
@@ -271,7 +267,7 @@ def test_more_than_a_gpu_index_can_return_is_searched_by_torch(monkeypatch: pyte
         asked.append((options.device, k))
         return np.zeros((1, k), np.float32), np.zeros((1, k), np.int64)
 
-    monkeypatch.setattr(search_module, "torch_top_k", top_k)
+    monkeypatch.setattr(faiss_backend, "torch_top_k", top_k)
     options = SearchOptions("faiss", device=torch.device("cuda", 0))
     search(np.ones((1, 2), np.float32), np.ones((3000, 2), np.float32), 2048, options)
     assert asked == [(torch.device("cuda", 0), 2048)]
@@ -422,8 +418,8 @@ def test_lists_are_looked_at_in_little_memory(monkeypatch: pytest.MonkeyPatch) -
     queries, k = 20_000, 200
     scores_QK, rows_QK = np.ones((queries, k), np.float32), np.zeros((queries, k), np.int64)
     scores_QK[7, 150:], rows_QK[7, 150:] = -np.inf, -1  # an approximate index found fewer
-    monkeypatch.setattr(search_module, "top_k", lambda *arguments: (scores_QK, rows_QK))
-    options = SearchOptions("torch", memory_bytes=search_module.SMALLEST_MEMORY_BYTES)
+    monkeypatch.setattr(api, "top_k", lambda *arguments: (scores_QK, rows_QK))
+    options = SearchOptions("torch", memory_bytes=SMALLEST_MEMORY_BYTES)
     queries_QD, passages_ND = np.ones((queries, 2), np.float32), np.ones((k, 2), np.float32)
     tracemalloc.start()
     search(queries_QD, passages_ND, k, options)
@@ -446,16 +442,16 @@ def test_lists_are_looked_at_in_little_memory(monkeypatch: pytest.MonkeyPatch) -
 def test_lists_are_in_memory_as_often_as_it_says(
     options: SearchOptions, blocks: int, lists: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_module, "QUERIES_PER_FAISS_CALL", 1000)
+    monkeypatch.setattr(faiss_backend, "QUERIES_PER_FAISS_CALL", 1000)
     queries, k, passages = 8_000, 200, 600
-    options = replace(options, memory_bytes=search_module.SMALLEST_MEMORY_BYTES)
+    options = replace(options, memory_bytes=SMALLEST_MEMORY_BYTES)
     rng = np.random.default_rng(11)
     queries_QD, passages_ND = (rng.integers(-999, 1000, (n, 4)).astype(np.float32) for n in (queries, passages))
     rows = passages // blocks
     source = Passages(passages, 4, lambda _: (passages_ND[start : start + rows] for start in range(0, passages, rows)))
-    search_module.search(queries_QD[:9], source, k, options)  # libraries are loaded
+    api.search(queries_QD[:9], source, k, options)  # libraries are loaded
     tracemalloc.start()
-    scores_QK, rows_QK = search_module.search(queries_QD, source, k, options)
+    scores_QK, rows_QK = api.search(queries_QD, source, k, options)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < lists * 12 * queries * (k + 1) + options.memory_bytes // 2

@@ -1,0 +1,140 @@
+"""Search by faiss, exact or by any of its indexes.
+
+faiss does not promise an order of ties: a list of its whose last place is tied with a passage that is not in it is
+searched again by `torch_top_k`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from utils.search.exact_torch import torch_top_k
+from utils.search.faiss_index import (
+    LARGEST_GPU_K,
+    faiss_refusal,
+    make_index,
+    on_gpu,
+)
+from utils.search.options import SearchOptions
+from utils.search.ranked_lists import order_lists
+from utils.search.source import Advance, Passages, all_at_once, ignore, rows_in
+
+QUERIES_PER_FAISS_CALL = 16384  # at most; faiss's own blocks are of 4,096; between calls progress is told
+FAISS_BYTES_PER_QUERY = 4096  # the scores of faiss's own blocks, of 1,024 passages
+FAISS_BYTES_PER_PLACE = 36  # a call's list, and faiss's reservoir of twice its length
+
+
+# By faiss
+
+
+def faiss_top_k(
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = ignore
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact top-k by faiss; one place more is searched, to see whether the last place is tied."""
+    wanted = min(k + 1, passages.count)
+    if options.device.type == "cuda" and wanted > LARGEST_GPU_K:
+        return torch_top_k(queries_QD, passages, k, options, advance)
+    scores_QW, rows_QW = faiss_flat_lists(queries_QD, passages, wanted, options, advance)
+    tied_Q = scores_QW[:, k - 1] == scores_QW[:, k] if wanted > k else np.zeros(len(scores_QW), bool)
+    scores_QK, rows_QK = scores_QW[:, :k], rows_QW[:, :k]
+    order_lists(scores_QK, rows_QK, options.passages_bytes)
+    if tied_Q.any():
+        again = torch_top_k(queries_QD[tied_Q], passages, k, options, lambda pairs: advance(0))
+        scores_QK[tied_Q], rows_QK[tied_Q] = again
+    return scores_QK, rows_QK
+
+
+def faiss_flat_lists(
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best by score descending, in faiss's order of ties: of a block after the other, merged."""
+    import faiss
+
+    index = None
+    if options.device.type == "cuda":
+        index = on_gpu(faiss.IndexFlatIP(passages.dims), options.device, options.lists_bytes)
+    block_bytes = options.faiss_bytes if index is None else options.passages_bytes
+    queries_at_once = options.lists_bytes // (FAISS_BYTES_PER_QUERY + FAISS_BYTES_PER_PLACE * k)
+    merged, first = None, 0
+    for held_MD in passages.blocks(rows_in(block_bytes, passages.dims)):
+        block_MD = np.ascontiguousarray(held_MD, dtype=np.float32)
+        search_block = searcher(index, block_MD, min(k, len(block_MD)))
+        scores_QK, rows_QK = search_in_blocks(
+            search_block, queries_QD, min(k, len(block_MD)), len(block_MD), advance, queries_at_once
+        )
+        if len(block_MD) == passages.count:
+            return scores_QK, rows_QK
+        rows_QK += first
+        merged = merged or faiss.ResultHeap(len(queries_QD), k, keep_max=True)
+        merged.add_result(scores_QK, rows_QK)
+        del scores_QK, rows_QK  # before there are the next block's
+        first += len(block_MD)
+    assert merged is not None, "there are passages"
+    merged.finalize()
+    return merged.D, merged.I
+
+
+def searcher(index, block_MD: np.ndarray, k: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:  # type: ignore[no-untyped-def]
+    """Exact search of one block by the GPU's index, or (None) where the block is: an index would copy it first."""
+    import faiss
+
+    if index is None:
+        return lambda queries_QD: faiss.knn(queries_QD, block_MD, k, metric=faiss.METRIC_INNER_PRODUCT)
+    index.reset()
+    index.add(block_MD)
+    return partial(index.search, k=k)
+
+
+def faiss_index_top_k(
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = ignore
+) -> tuple[np.ndarray, np.ndarray]:
+    """Top-k by a faiss index built by ``options.faiss_index``, trained on the passages themselves.
+
+    Such an index is made of all passages of the share, and holds them (or their codes) in memory.
+    UserError where faiss refuses on the CPU, such as more cells than passages to train them on; on a GPU its own error.
+    """
+    if options.device.type == "cuda":
+        scores_QK, rows_QK = lists_of_index(queries_QD, passages, k, options, advance)
+    else:
+        with faiss_refusal(f"{options.faiss_index} over {passages.count} passages"):
+            scores_QK, rows_QK = lists_of_index(queries_QD, passages, k, options, advance)
+    order_lists(scores_QK, rows_QK, options.passages_bytes)
+    return scores_QK, rows_QK
+
+
+def lists_of_index(
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lists in faiss's order of ties."""
+    rows = rows_in(options.passages_bytes, passages.dims)
+    index = make_index(options.faiss_index, passages.dims, options.nprobe)
+    if options.device.type == "cuda":
+        index = on_gpu(index, options.device, options.lists_bytes)
+    if not index.is_trained:
+        index.train(all_at_once(passages, rows))
+    for block_MD in passages.blocks(rows):
+        index.add(np.ascontiguousarray(block_MD, dtype=np.float32))
+        advance(0)
+    return search_in_blocks(partial(index.search, k=k), queries_QD, k, index.ntotal, advance)
+
+
+def search_in_blocks(
+    search_block: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    queries_QD: np.ndarray,
+    k: int,
+    passages: int,
+    advance: Advance,
+    at_once: int = QUERIES_PER_FAISS_CALL,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lists that faiss gives for some queries at a time: scores_QK float32 and rows_QK int64."""
+    scores_QK, rows_QK = np.empty((len(queries_QD), k), np.float32), np.empty((len(queries_QD), k), np.int64)
+    at_once = max(1, min(at_once, QUERIES_PER_FAISS_CALL))
+    for start in range(0, len(queries_QD), at_once):
+        block_QD = np.ascontiguousarray(queries_QD[start : start + at_once], dtype=np.float32)
+        stop = start + len(block_QD)
+        scores_QK[start:stop], rows_QK[start:stop] = search_block(block_QD)
+        advance(len(block_QD) * passages)
+    return scores_QK, rows_QK
