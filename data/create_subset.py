@@ -20,9 +20,9 @@ from data.judgements import Judgements, check_known, read_judgements
 from data.raw_files import RAW_NAMES, SPLITS, RawCollection, Split, find_collection, read_records
 from data.staging import check_can_write, publish, staged_directory
 from utils.errors import UserError, run_program
+from utils.exchange.atomic import write_json
 from utils.flag_values import flag
 from utils.flags import ProgramFlags, SeedFlags, flags_json, parse_flags
-from utils.publishing import write_json
 from utils.run_log import Progress, say
 from utils.text_files import estimate_lines
 

@@ -27,9 +27,9 @@ from data.staging import check_can_write, publish, staged_directory
 from data.token_cache import TokenCacheWriter, cache_files
 from data.tokenizing import check_tokenizer_cuts, fingerprint_of, load_tokenizer, tokenized, tokenizer_files
 from utils.errors import UserError, run_program
+from utils.exchange.atomic import sha256_of, write_json
 from utils.flag_values import MOST_WORKERS, flag
 from utils.flags import ModelTypeFlags, ProgramFlags, TextFlags, flags_json, parse_flags
-from utils.publishing import sha256_of, write_json
 from utils.run_log import Progress, say
 from utils.text_files import estimate_lines
 

@@ -20,8 +20,13 @@ from data.selection import Selected, Selection, describe_selection, make_selecti
 from data.strategies import resolve_strategy
 from data.training_data import NegativeLists, write_negative_lists
 from data.verify import check_inputs
-from utils import exchange
 from utils.errors import UserError, run_program
+from utils.exchange import negatives
+from utils.exchange.atomic import sha256_of_json
+from utils.exchange.layout import candidates_number, negatives_path, record_path
+from utils.exchange.lease import Life
+from utils.exchange.markers import working
+from utils.exchange.negatives import Refresh, publish_negatives
 from utils.flag_values import Range
 from utils.flags import (
     AnceStrategyFlags,
@@ -32,8 +37,6 @@ from utils.flags import (
     flags_json,
     parse_flags,
 )
-from utils.lease import Life
-from utils.publishing import sha256_of_json
 from utils.run_log import git_state, say
 
 # Of a refresh's record, what another selection from the same candidates has in its own words.
@@ -58,7 +61,7 @@ class NegativesFlags(ProgramFlags, SelectionFlags, AnceStrategyFlags, Bm25DirFla
 class Source:
     """What is selected from: a refresh's search, cut at the flags' --topk_training, and how."""
 
-    refresh: exchange.Refresh
+    refresh: Refresh
     candidates: Candidates
     collection: Preprocessed
     selection: Selection
@@ -69,7 +72,7 @@ class Source:
 def open_source(flags: NegativesFlags) -> Source:
     """UserError for what cannot be read, or meant."""
     path = Path(flags.candidates)
-    refresh = exchange.read_candidates(path.parent, exchange.candidates_number(path))
+    refresh = negatives.read_candidates(path.parent, candidates_number(path))
     collection = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
     check_inputs(collection)
     if refresh.record.get("collection_fingerprint") != collection.manifest["collection_fingerprint"]:
@@ -91,7 +94,7 @@ def run(flags: NegativesFlags) -> None:
     """Select and publish. UserError before anything is written."""
     source, output_dir = open_source(flags), Path(flags.output_dir)
     number, strategy = source.refresh.number, source.selection.strategy
-    if exchange.record_path(output_dir, number).exists():
+    if record_path(output_dir, number).exists():
         raise UserError(f"{output_dir} has a refresh {number} already; choose another --output_dir")
     if flags.dry_run:
         sys.stdout.write(flags_json(flags, resolved_strategy=str(strategy), strategy_from=source.strategy_from) + "\n")
@@ -107,9 +110,9 @@ def run(flags: NegativesFlags) -> None:
         source.refresh.record, replace(flags, topk_training=width), selected, lists, bm25_sha256, run_id
     )
     output_dir.mkdir(parents=True, exist_ok=True)
-    with exchange.working(output_dir, "generator", Life(10.0, 180.0), run_id) as lease:
-        exchange.publish_negatives(lease, number, lambda to: write_negative_lists(to, lists, positives), record)
-    say(f"wrote {exchange.negatives_path(output_dir, number)}")
+    with working(output_dir, "generator", Life(10.0, 180.0), run_id) as lease:
+        publish_negatives(lease, number, lambda to: write_negative_lists(to, lists, positives), record)
+    say(f"wrote {negatives_path(output_dir, number)}")
 
 
 def view_record(

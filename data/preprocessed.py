@@ -16,8 +16,8 @@ from data.raw_files import SPLITS, Split
 from data.token_cache import TokenCache, open_token_cache
 from data.tokenizing import tokenizer_files, tokenizer_fingerprint
 from utils.errors import UserError
+from utils.exchange.atomic import read_json
 from utils.ir.metrics import LARGEST_GRADE
-from utils.publishing import read_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.publishing import held_lock, sync
+from utils.exchange.atomic import held_lock, sync
 
 UNFINISHED = ".unfinished"
 LOCK = "lock"

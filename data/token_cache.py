@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.errors import UserError
-from utils.publishing import sync
+from utils.exchange.atomic import sync
 
 LARGEST_UINT16_VOCABULARY = 65_535
 ADVICE = "run data.msmarco_data again, into an empty directory"

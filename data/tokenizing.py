@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, one_line
+from utils.exchange.atomic import sha256_of
 from utils.prefetch import overlapped
-from utils.publishing import sha256_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

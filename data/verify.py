@@ -11,8 +11,8 @@ from data.preprocessed import MANIFEST, Preprocessed
 from data.raw_files import SPLITS
 from data.token_cache import ADVICE, TokenCache, cache_files
 from utils.errors import UserError
-from utils.exchange import size_of
-from utils.publishing import sha256_of
+from utils.exchange.atomic import sha256_of
+from utils.exchange.verify import size_of
 from utils.system import in_bytes
 
 HASHED_BYTES = 64 * 2**20  # files up to this size are read whole; of larger ones sizes and offsets have to agree

@@ -16,15 +16,19 @@ from data.triple_order import TRIPLE_ORDER
 from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
 from drivers.resuming import as_earlier_version, check_resumes, resumed_otherwise, what_differs
 from drivers.shared import type_is_hardware_s
-from utils import distributed, exchange, publishing
+from utils import distributed
 from utils.distributed import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError
+from utils.exchange import atomic, markers
+from utils.exchange.layout import CHECKPOINT_PATTERN, RUN, numbered
+from utils.exchange.lease import Lease, Life
+from utils.exchange.markers import mark_run, newest_science_sha256, read_done, read_run
+from utils.exchange.peers import Peer
+from utils.exchange.retention import remove_run
+from utils.exchange.stop import Stop, StopRequested
+from utils.exchange.wait import VISIBLE_WITHIN_SECONDS
 from utils.flag_values import names_deciding
-from utils.lease import Lease, Life
-from utils.peers import Peer
 from utils.run_log import git_state, say
-from utils.stopping import Stop, StopRequested
-from utils.waiting import VISIBLE_WITHIN_SECONDS
 
 # What trainer and generator of one run must have in common.
 COMMON = (
@@ -54,7 +58,7 @@ def science_of(flags: Any, collection: Preprocessed, **resolved: Any) -> dict[st
 
 
 def science_sha256(science: dict[str, Any]) -> str:
-    return publishing.sha256_of_json(science)
+    return atomic.sha256_of_json(science)
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def session(world: World, directory: Path, role: str, flags: Any, run_id: str) -
     life = Life(flags.heartbeat_seconds, flags.lease_seconds)
     stop = Stop(directory)
     with contextlib.ExitStack() as stack:
-        working = exchange.working(directory, role, life, run_id)
+        working = markers.working(directory, role, life, run_id)
         lease = distributed.on_process0(world, partial(stack.enter_context, working))
         stack.enter_context(stop.listening())
         here = Session(world, stop, lease)
@@ -183,10 +187,10 @@ def join_run(session: Session, directory: Path, run_id: str, science: dict[str, 
 
     def look() -> dict[str, Any]:
         assert session.lease is not None
-        run = exchange.read_run(directory)
+        run = read_run(directory)
         if run is None:
             is_new = check_without_run(directory, science, remedy)
-            exchange.mark_run(
+            mark_run(
                 session.lease,
                 science=science,
                 **dataclasses.asdict(own),
@@ -218,7 +222,7 @@ def check_in_dry_run(
     Not compared: without a launcher the number of processes; ``type_name``, what the run is computed in, where the
     machine decides that (``default_dtype`` is the program's); and ``unknown``, what else may be different in the job.
     """
-    run = exchange.read_run(directory)
+    run = read_run(directory)
     if run is not None and getattr(flags, "overwrite_output_dir", False) and not is_of_this_job(run):
         return False
     if run is None:
@@ -235,10 +239,10 @@ def check_without_run(directory: Path, science: dict[str, Any], remedy: str) -> 
 
     Where RUN.json is damaged, the versions still tell the hash of the flags they are of: Disagreement if not ours.
     """
-    found = exchange.newest_science_sha256(directory)
+    found = newest_science_sha256(directory)
     if found is not None and found not in map(science_sha256, [science, *earlier_forms(science)]):
         raise Disagreement(
-            f"{directory / exchange.RUN} cannot be read, and the newest version there was made with other flags than "
+            f"{directory / RUN} cannot be read, and the newest version there was made with other flags than "
             f"this job's (science_sha256 {found[:12]} there, {science_sha256(science)[:12]} here); {remedy}"
         )
     return found is None
@@ -258,7 +262,7 @@ def check_common(ours: dict[str, Any], what: str, run: dict[str, Any]) -> None:
 
 def holds_run(directory: Path) -> bool:
     """Whether a trainer has published there."""
-    return bool(exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)) or exchange.read_done(directory) is not None
+    return bool(numbered(directory, CHECKPOINT_PATTERN)) or read_done(directory) is not None
 
 
 def is_of_this_job(run: dict[str, Any]) -> bool:
@@ -270,11 +274,11 @@ def check_holds_no_other_run(directory: Path, flags: Any) -> None:
     """UserError where the directory holds a run that this job must not, or cannot, go on with."""
     if not holds_run(directory) or flags.overwrite_output_dir:
         return
-    run = exchange.read_run(directory)
+    run = read_run(directory)
     if run is not None and (flags.resume == "auto" or is_of_this_job(run)):
         return
-    steps = exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)
-    reason = "--resume never is given" if flags.resume == "never" else f"no {exchange.RUN} says how to go on with it"
+    steps = numbered(directory, CHECKPOINT_PATTERN)
+    reason = "--resume never is given" if flags.resume == "never" else f"no {RUN} says how to go on with it"
     raise UserError(
         f"{directory} holds a run already ({len(steps)} checkpoints, the last of step {max(steps, default=0)}) and "
         f"{reason}; choose another --output_dir, or --overwrite_output_dir to remove it"
@@ -284,9 +288,9 @@ def check_holds_no_other_run(directory: Path, flags: Any) -> None:
 def remove_other_run(session: Session, directory: Path) -> None:
     """--overwrite_output_dir: remove the run that the directory holds, unless it is what this Slurm job began itself
     before it was requeued."""
-    run = exchange.read_run(directory)
+    run = read_run(directory)
     if run is not None and is_of_this_job(run):
         say(f"--overwrite_output_dir: {directory} holds what job {run['job']} began; going on with it")
         return
     assert session.lease is not None
-    exchange.remove_run(session.lease)
+    remove_run(session.lease)

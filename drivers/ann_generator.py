@@ -44,12 +44,17 @@ from drivers.shared import (
 from drivers.space import UNKNOWN_REFRESHES
 from drivers.vectors import EMBEDDINGS, Job, Work, embeddings_dir
 from model.precision import name_of
-from utils import distributed, exchange, publishing
+from utils import distributed
 from utils.errors import UserError
-from utils.peers import Peer, watch_peer
+from utils.exchange import atomic
+from utils.exchange.checkpoints import Checkpoint, model_sha256, newest_checkpoint, read_initial_checkpoint
+from utils.exchange.layout import CHECKPOINT_PATTERN
+from utils.exchange.markers import read_done, read_run
+from utils.exchange.negatives import next_refresh_number, read_records
+from utils.exchange.peers import Peer, watch_peer
+from utils.exchange.stop import StopRequested
+from utils.exchange.wait import wait_for
 from utils.run_log import RunLog, say
-from utils.stopping import StopRequested
-from utils.waiting import wait_for
 
 OWN_SERIES = "give each series of negatives an --output_dir of its own"
 LOOK_EVERY_SECONDS = 2.0  # at the trainer, while encoding
@@ -145,7 +150,7 @@ def make_refreshes(job: Job, here: Session, peer: Peer, ours: dict[str, Any], lo
     while (work := next_work(job, here, peer, ours)) is not None:
         if not one_refresh(job, here, work, ours, log, leave):
             # A stop, or the trainer gone; where it is done `next_work` says so; else the refresh is begun again.
-            agree(here, partial(exchange.read_done, job.training_dir), peer)
+            agree(here, partial(read_done, job.training_dir), peer)
             continue
         made += 1
         if flags.inference or flags.load_gen or made >= flags.limit_total_number:
@@ -173,7 +178,7 @@ def leaving(job: Job, here: Session, peer: Peer, clock: Callable[[], float] = ti
             peer.check(is_needed=False)
         except UserError:
             return True
-        return job.flags.end_output_num < 0 and exchange.read_done(job.training_dir) is not None
+        return job.flags.end_output_num < 0 and read_done(job.training_dir) is not None
 
     return leave
 
@@ -203,9 +208,9 @@ def next_work(job: Job, here: Session, peer: Peer, ours: dict[str, Any]) -> Work
 def look_for_work(job: Job, ours: dict[str, Any]) -> dict[str, Any] | None:
     """Rank 0's decision: the work, the end, or None for "not yet". Disagreement where the trainer's flags differ."""
     flags, ann_dir = job.flags, job.ann_dir
-    refresh = exchange.next_refresh_number(ann_dir)
+    refresh = next_refresh_number(ann_dir)
     if flags.inference:
-        return as_work(refresh, exchange.newest_checkpoint(job.training_dir) or initial_model(job))
+        return as_work(refresh, newest_checkpoint(job.training_dir) or initial_model(job))
     if 0 <= flags.end_output_num < refresh:
         return {"done": f"refresh {flags.end_output_num} exists"}
     if flags.load_gen:
@@ -213,7 +218,7 @@ def look_for_work(job: Job, ours: dict[str, Any]) -> dict[str, Any] | None:
             stored_embeddings.newest_embeddings(embeddings_dir(job)), job.collection
         )
         return {"work": vars(Work(refresh, stored["checkpoint"], stored["step"], stored["model_sha256"]))}
-    if exchange.read_done(job.training_dir) is not None:
+    if read_done(job.training_dir) is not None:
         return {"done": "the trainer is done"}
     if flags.refresh_mode == "lockstep" and refresh > last_refresh_needed(job):
         return {"done": f"refresh {refresh} would serve no step of the trainer"}
@@ -224,14 +229,14 @@ def look_for_work(job: Job, ours: dict[str, Any]) -> dict[str, Any] | None:
         try:
             return as_work(refresh, checkpoint)
         except (OSError, UserError):
-            if not publishing.is_gone(checkpoint.path):
+            if not atomic.is_gone(checkpoint.path):
                 raise  # else the trainer has removed it meanwhile: there are newer ones
     return None
 
 
 def last_refresh_needed(job: Job) -> float:
     """In lockstep, of the trainer's whole run; infinite as long as no trainer has said how long that is."""
-    run = exchange.read_run(job.training_dir)
+    run = read_run(job.training_dir)
     max_steps = (run or {}).get("science", {}).get("max_steps")
     if max_steps is None:
         return math.inf
@@ -245,33 +250,33 @@ def refreshes_planned(job: Job) -> int:
         return 1
     last = last_refresh_needed(job) if flags.refresh_mode == "lockstep" else math.inf
     last = min(last, flags.end_output_num) if flags.end_output_num >= 0 else last
-    left = max(0, last + 1 - exchange.next_refresh_number(job.ann_dir))
+    left = max(0, last + 1 - next_refresh_number(job.ann_dir))
     return int(min(left if math.isfinite(left) else UNKNOWN_REFRESHES, flags.limit_total_number))
 
 
-def as_work(refresh: int, checkpoint: exchange.Checkpoint) -> dict[str, Any]:
-    work = Work(refresh, str(checkpoint.path), checkpoint.step, exchange.model_sha256(checkpoint.path))
+def as_work(refresh: int, checkpoint: Checkpoint) -> dict[str, Any]:
+    work = Work(refresh, str(checkpoint.path), checkpoint.step, model_sha256(checkpoint.path))
     return {"work": vars(work)}
 
 
-def initial_model(job: Job) -> exchange.Checkpoint:
+def initial_model(job: Job) -> Checkpoint:
     """--init_model_dir, which counts as step 0 of this run."""
-    return exchange.read_initial_checkpoint(Path(job.flags.init_model_dir))
+    return read_initial_checkpoint(Path(job.flags.init_model_dir))
 
 
-def lockstep_checkpoint(job: Job, refresh: int) -> exchange.Checkpoint | None:
+def lockstep_checkpoint(job: Job, refresh: int) -> Checkpoint | None:
     """Refresh N is always made from step N * steps_per_refresh."""
     if refresh == 0:
         return initial_model(job)
-    return exchange.newest_checkpoint(job.training_dir, refresh * job.flags.steps_per_refresh)
+    return newest_checkpoint(job.training_dir, refresh * job.flags.steps_per_refresh)
 
 
-def async_checkpoint(job: Job) -> exchange.Checkpoint | None:
+def async_checkpoint(job: Job) -> Checkpoint | None:
     """The newest checkpoint that no refresh was made from yet; the initial model where there is nothing at all."""
-    used = [record["step"] for record in exchange.read_records(job.ann_dir)]
+    used = [record["step"] for record in read_records(job.ann_dir)]
     said_used = step_said_used(job.flags)
     used += [said_used] if said_used is not None else []
-    newest = exchange.newest_checkpoint(job.training_dir, above=max(used, default=-1))
+    newest = newest_checkpoint(job.training_dir, above=max(used, default=-1))
     return initial_model(job) if newest is None and not used else newest
 
 
@@ -299,5 +304,5 @@ def step_said_used(flags: GenerateFlags) -> int | None:
     ANCE's commands name the initial model there: its name may say 150000, but the trainer counts from 0. Nothing is
     read from it, the initial model is --init_model_dir.
     """
-    named = exchange.CHECKPOINT_PATTERN.fullmatch(Path(flags.last_checkpoint_dir).resolve().name)
+    named = CHECKPOINT_PATTERN.fullmatch(Path(flags.last_checkpoint_dir).resolve().name)
     return int(named[1]) if named and is_in_training_dir(flags) else None

@@ -57,10 +57,14 @@ from drivers.shared import (
 from drivers.space import checkpoints_at_once, publishing_steps
 from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
 from model.precision import name_of
-from utils import distributed, exchange, publishing
+from utils import distributed
 from utils.errors import UserError
-from utils.exchange import Refresh
-from utils.peers import Peer, watch_peer
+from utils.exchange import atomic
+from utils.exchange.checkpoints import model_sha256
+from utils.exchange.layout import checkpoint_path
+from utils.exchange.negatives import Refresh, read_records, read_visible_refresh
+from utils.exchange.peers import Peer, watch_peer
+from utils.exchange.retention import remove_old_checkpoints
 from utils.run_log import say
 from utils.seen import SeenQueries
 
@@ -114,7 +118,7 @@ def science_of_job(job: Job, processes: int) -> dict[str, Any]:
         processes=processes,
         trained_in=name_of(job.dtype),
         **identity_of(flags.model_name_or_path, flags.model_type, flags.config_name),
-        replayed_journal_sha256=publishing.sha256_of(Path(flags.replay)) if flags.replay else "",
+        replayed_journal_sha256=atomic.sha256_of(Path(flags.replay)) if flags.replay else "",
     )
 
 
@@ -122,7 +126,7 @@ def check_own_run(job: Job) -> None:
     """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
     make_science = partial(science_of_job, job, distributed.processes_of_launcher())
     is_resumed = check_in_dry_run(job.output_dir, job.flags, make_science, OWN_RUN, "trained_in", "fp32")
-    if not is_resumed and exchange.read_records(job.ann_dir):
+    if not is_resumed and read_records(job.ann_dir):
         check_new_run(job, make_science())
 
 
@@ -193,8 +197,8 @@ def log_seen(trainer: Trainer, in_use: InUse | None) -> None:
 def after_publishing(job: Job, here: Session, course: Course, step: int) -> None:
     """What process 0 alone keeps: the model of each step, and the checkpoints still needed."""
     assert here.lease is not None
-    course.model_of_step[step] = exchange.model_sha256(exchange.checkpoint_path(job.output_dir, step))
-    exchange.remove_old_checkpoints(here.lease, job.ann_dir, job.flags.refresh_mode == "lockstep")
+    course.model_of_step[step] = model_sha256(checkpoint_path(job.output_dir, step))
+    remove_old_checkpoints(here.lease, job.ann_dir, job.flags.refresh_mode == "lockstep")
 
 
 def in_use_before(job: Job, trainer: Trainer, course: Course) -> InUse | None:
@@ -202,7 +206,7 @@ def in_use_before(job: Job, trainer: Trainer, course: Course) -> InUse | None:
     if not course.taken:
         return None
     taken, flags = course.taken[-1], job.flags
-    refresh = exchange.read_visible_refresh(job.ann_dir, taken.refresh)
+    refresh = read_visible_refresh(job.ann_dir, taken.refresh)
     agree(trainer.session, partial(check_unchanged, refresh, taken))
     batches_done = (trainer.state.step - taken.taken_at_step) * flags.gradient_accumulation_steps
     if trainer.log is not None:
@@ -213,7 +217,7 @@ def in_use_before(job: Job, trainer: Trainer, course: Course) -> InUse | None:
 
 def check_unchanged(refresh: Refresh, taken: Taken) -> None:
     """UserError where the file is not what the earlier job trained on."""
-    if publishing.sha256_of(refresh.path) != taken.sha256:
+    if atomic.sha256_of(refresh.path) != taken.sha256:
         raise UserError(f"{refresh.path} has changed since this run trained on it; start anew in another --output_dir")
 
 

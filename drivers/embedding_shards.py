@@ -21,7 +21,7 @@ import numpy as np
 
 from model.embedding import block_size
 from utils.errors import UserError
-from utils.publishing import read_sealed, sealed, sha256_of, staging_path, sync
+from utils.exchange.atomic import read_sealed, sealed, sha256_of, staging_path, sync
 from utils.search.source import Passages
 
 SHARD_BYTES = 128 * 2**20  # as float32; a float16 shard takes half of it

@@ -17,10 +17,10 @@ from drivers.retrieval import PassageShare
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
+from utils.exchange.wait import say_once
 from utils.ir.metrics import evaluate, mean_metrics, per_query_metrics, reach
 from utils.ir.trec import read_candidates
 from utils.search.options import SearchOptions
-from utils.waiting import say_once
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from model.encoder import read_config
 from model.hub import model_directory
 from model.training import OPTIMIZER, RNG_STATES, SCHEDULER
 from utils.errors import UserError
-from utils.exchange import MANIFEST, TRAINER_STATE, check_files, model_sha256
+from utils.exchange.atomic import read_sealed
+from utils.exchange.checkpoints import model_sha256
+from utils.exchange.layout import MANIFEST, TRAINER_STATE
+from utils.exchange.verify import check_files
 from utils.flags import ModelTypeFlags, TrainingFlags
 from utils.model_files import CONFIG, config_sha256
-from utils.publishing import read_sealed
 
 RANDOM_WEIGHTS = "random weights"  # what the seed and the config decide
 

@@ -15,7 +15,7 @@ from drivers.retrieval import EncodingSettings, chosen_texts
 from model.embedding import encode_blocks
 from utils.distributed import World
 from utils.errors import UserError
-from utils.exchange import check_as_recorded
+from utils.exchange.negatives import check_as_recorded
 from utils.flag_values import expand_path
 from utils.ir.query_map import BACKGROUND, NEGATIVE, NOT_NEGATIVE, POSITIVE, QUERY
 

@@ -18,12 +18,13 @@ from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags
 from drivers.stored_embeddings import EMBEDDINGS, newest_embeddings
 from drivers.vectors import EMBEDDINGS as EMBEDDINGS_OF_A_RUN
 from model.hub import hub_file, is_path
-from utils import distributed, exchange
+from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
+from utils.exchange.atomic import read_json
+from utils.exchange.layout import CHECKPOINT_PATTERN, checkpoint_path, numbered
 from utils.flags import TextFlags
 from utils.model_files import CONFIG, LENGTHS
-from utils.publishing import read_json
 
 TEXTS_OF = {"max_seq_length": "passages", "max_query_length": "queries"}
 DEFAULT_OF = {field.name: field.default for field in dataclasses.fields(TextFlags) if field.name in LENGTHS}
@@ -39,8 +40,8 @@ def to_evaluate(flags: WarmupFlags) -> list[Path]:
     directory = Path(flags.output_dir)
     if not flags.do_train and not flags.eval_all_checkpoints and flags.model_name_or_path:
         return [Path(flags.model_name_or_path)]
-    steps = exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)
-    return [exchange.checkpoint_path(directory, step) for step in (steps if flags.eval_all_checkpoints else steps[-1:])]
+    steps = numbered(directory, CHECKPOINT_PATTERN)
+    return [checkpoint_path(directory, step) for step in (steps if flags.eval_all_checkpoints else steps[-1:])]
 
 
 def opened_by(flags: Opening) -> list[str]:
@@ -54,8 +55,8 @@ def opened_by(flags: Opening) -> list[str]:
         with contextlib.suppress(UserError):  # which the preflight tells
             return [str(newest_embeddings(Path(flags.output_dir) / EMBEDDINGS_OF_A_RUN))]
     training_dir = Path(flags.training_dir)
-    newest = exchange.numbered(training_dir, exchange.CHECKPOINT_PATTERN)[-1:]
-    models = [exchange.checkpoint_path(training_dir, step) for step in newest]
+    newest = numbered(training_dir, CHECKPOINT_PATTERN)[-1:]
+    models = [checkpoint_path(training_dir, step) for step in newest]
     return [*map(str, models), flags.init_model_dir, flags.config_name]
 
 

@@ -38,9 +38,10 @@ from drivers.stored_embeddings import describe_embeddings, newest_embeddings
 from drivers.trainer import Trainer
 from drivers.trial import TrialSize, check_encoding, check_training
 from drivers.vectors import Job, embeddings_dir, train_rows
-from utils import distributed, publishing
+from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
+from utils.exchange import atomic
 from utils.run_log import say
 from utils.system import disk_used
 
@@ -104,7 +105,7 @@ def check_judgements(collection: Preprocessed, splits: Sequence[Split]) -> str:
 
 def check_publishing(directory: Path) -> str:
     """Try in ``directory`` what publishing needs. UserError where it cannot be done."""
-    publishing.check_writable(directory)
+    atomic.check_writable(directory)
     return f"disk: writing, syncing, linking and renaming work in {directory}"
 
 

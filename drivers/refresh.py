@@ -20,11 +20,12 @@ from drivers.agreement import Session
 from drivers.progress import Watch
 from drivers.resuming import as_earlier_version
 from drivers.vectors import Job, Vectors, Work, encode_all, load_vectors
-from utils import distributed, exchange
+from utils import distributed
 from utils.errors import Fenced, UserError
+from utils.exchange.atomic import is_gone
+from utils.exchange.lease import Lease
+from utils.exchange.negatives import publish_negatives, read_refresh
 from utils.ir.metrics import evaluate, reach
-from utils.lease import Lease
-from utils.publishing import is_gone
 from utils.run_log import RunLog, say
 
 LOOK_EVERY_SECONDS = 2.0  # at the lease, while encoding and searching
@@ -187,7 +188,7 @@ def publish(
         write_negative_lists(path, lists, positives)
 
     kept = partial(write_candidates, candidates=candidates) if flags.keep_candidates else None
-    exchange.publish_negatives(lease, work.refresh, write, record, kept)
+    publish_negatives(lease, work.refresh, write, record, kept)
     if found is None:
         return {}
     return {f"still_rank_{name}": share for name, share in found.still_there.items()} | {
@@ -202,7 +203,7 @@ def churn(job: Job, refresh: int, lists: NegativeLists, candidates: Candidates) 
     if earlier < 0:
         return earlier, None
     try:
-        before = read_negative_lists(exchange.read_refresh(job.ann_dir, earlier).path)
+        before = read_negative_lists(read_refresh(job.ann_dir, earlier).path)
     except (UserError, OSError):
         return earlier, None
     found = churn_since(before, lists, candidates)

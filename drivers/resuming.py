@@ -7,9 +7,9 @@ from typing import Any
 
 from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
 from utils.errors import Disagreement
+from utils.exchange.wait import say_once
 from utils.flag_values import names_deciding
 from utils.flags import TrainingFlags
-from utils.waiting import say_once
 
 DECIDE_BYTES = frozenset[str]().union(
     *(names_deciding(program, "bytes") for program in (AnnFlags, GenerateFlags, WarmupFlags))

@@ -33,6 +33,7 @@ from model.encoder import dims_of_config, read_config
 from utils import distributed
 from utils.distributed import Notice, World
 from utils.errors import UserError
+from utils.exchange.wait import say_once
 from utils.flags import SearchFlags
 from utils.run_log import say
 from utils.search.api import search
@@ -49,7 +50,6 @@ from utils.search.options import (
 )
 from utils.search.ranked_lists import merge_top_k
 from utils.search.source import ROWS_AT_ONCE, Passages, in_memory
-from utils.waiting import say_once
 
 EXCHANGE_BYTES = 256 * 2**20  # lists of all ranks held for merging at a time
 BYTES_OF_PLACE = 12  # a score and an offset

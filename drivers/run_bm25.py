@@ -33,13 +33,15 @@ from data.staging import check_can_write, publish, staged_directory
 from data.training_data import write_negative_lists
 from data.verify import check_inputs
 from utils.errors import UserError, run_program
-from utils.evaluation_files import METRICS_FILE, write_metrics
-from utils.exchange import publish_negatives, record_path, working
+from utils.exchange.evaluations import METRICS_FILE, write_metrics
+from utils.exchange.layout import record_path
+from utils.exchange.lease import Life
+from utils.exchange.markers import working
+from utils.exchange.negatives import publish_negatives
 from utils.flag_values import MOST_WORKERS, flag
 from utils.flags import KeepFlags, ProgramFlags, SelectionFlags, flags_json, parse_flags
 from utils.ir.metrics import evaluate, format_metrics, metrics_record, metrics_to, reach
 from utils.ir.trec import write_run
-from utils.lease import Life
 from utils.run_log import Progress, git_state, header, say
 from utils.search.bm25 import build_index, search, words_of
 from utils.system import core_count

@@ -34,7 +34,7 @@ def main() -> None:
     from drivers.retrieval import check_index_fits, check_index_fits_model, check_search
     from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
     from drivers.stored_embeddings import read_embeddings_record
-    from utils.evaluation_files import check_as_published
+    from utils.exchange.evaluations import check_as_published
 
     flags = with_lengths(given)
     dtype = check_compute_flags(flags)
@@ -115,7 +115,9 @@ def last_negatives(flags: EvalFlags, collection: Any) -> tuple[int, Any]:
     UserError where there is none, the one that was taken up is damaged, or it is of another collection.
     """
     from data.training_data import check_offsets, read_negative_lists
-    from utils.exchange import DONE, newest_refresh, read_done, read_refresh, record_path
+    from utils.exchange.layout import DONE, record_path
+    from utils.exchange.markers import read_done
+    from utils.exchange.negatives import newest_refresh, read_refresh
 
     model = flags.model_name_or_path  # embeddings alone do not say who trained it
     done = read_done(Path(model).parent) if model else None
@@ -159,11 +161,11 @@ def describe_ranks(
 def write_results(flags: EvalFlags, collection: Any, ranking: Any, by_rank: Any, seconds: float) -> None:
     """The run files first; metrics.json last, so that its presence says that all is there."""
     from drivers.stored_embeddings import EMBEDDINGS
-    from utils.evaluation_files import METRICS_FILE, write_metrics
-    from utils.exchange import TRAINER_STATE
+    from utils.exchange.atomic import read_json, write_json
+    from utils.exchange.evaluations import METRICS_FILE, write_metrics
+    from utils.exchange.layout import TRAINER_STATE
     from utils.ir.metrics import format_metrics, metrics_record
     from utils.ir.trec import write_run
-    from utils.publishing import read_json, write_json
     from utils.run_log import say
 
     output_dir, model = Path(flags.output_dir), Path(flags.model_name_or_path or flags.embedding_dir)
@@ -190,7 +192,7 @@ def write_results(flags: EvalFlags, collection: Any, ranking: Any, by_rank: Any,
 
 def write_per_query(path: Path, query_ids: Any, by_query: dict[int, dict[str, float]]) -> None:
     """A line for each query of the qrels: its id and metrics, named in the first line; their means are the metrics."""
-    from utils.publishing import write_text
+    from utils.exchange.atomic import write_text
 
     names = [*next(iter(by_query.values()))]
     lines = ["\t".join(["query_id", *names])]

@@ -17,14 +17,18 @@ from drivers.agreement import COMMON, SAME_FLAGS, Session, agree, check_agreemen
 from drivers.flags import AnnFlags
 from drivers.resuming import check_resumes, is_model_unknown
 from drivers.trainer import read_trainer_state
-from utils import distributed, exchange, publishing
+from utils import distributed
 from utils.errors import Disagreement, PeerGone, UserError
-from utils.exchange import Refresh
+from utils.exchange import atomic, checkpoints
+from utils.exchange.checkpoints import Checkpoint
+from utils.exchange.layout import DONE, JOURNAL, RUN
+from utils.exchange.markers import read_done, read_run
+from utils.exchange.negatives import Refresh, newest_refresh, read_records, read_refresh, read_visible_refresh
+from utils.exchange.peers import Peer
+from utils.exchange.wait import wait_for
 from utils.json_text import json_text
-from utils.peers import Peer
 from utils.run_log import say
 from utils.text_files import read_lines
-from utils.waiting import wait_for
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Course:
         }
 
 
-def course_from(job: Job, here: Session, start: exchange.Checkpoint | None, initial_model: str) -> Course:
+def course_from(job: Job, here: Session, start: Checkpoint | None, initial_model: str) -> Course:
     """What the earlier job had stored, or the beginning.
 
     In async, refreshes of checkpoints newer than ``start`` were made from a model that this run will not have again.
@@ -91,7 +95,7 @@ def course_from(job: Job, here: Session, start: exchange.Checkpoint | None, init
         return Course({0: initial_model})
     stored = read_trainer_state(start)
     models = {int(step): sha256 for step, sha256 in stored["models"].items()}
-    models[start.step] = exchange.model_sha256(start.path)
+    models[start.step] = checkpoints.model_sha256(start.path)
     models[0] = models.get(0) or initial_model  # blank in the state of an earlier version
     course = Course(models, [Taken(**entry) for entry in stored["taken"]], stored["schedule_from"])
     if job.flags.refresh_mode == "async":
@@ -101,7 +105,7 @@ def course_from(job: Job, here: Session, start: exchange.Checkpoint | None, init
 
 def check_new_run(job: Job, science: dict[str, Any]) -> None:
     """Disagreement where a run that only begins finds negatives of a later model: they cannot be its own."""
-    records = exchange.read_records(job.ann_dir)
+    records = read_records(job.ann_dir)
     later = [record for record in records if record["step"] > 0 and "model_sha256" in record]
     if later and job.journal is None:
         newest = int(later[-1]["refresh"])
@@ -114,7 +118,7 @@ def check_new_run(job: Job, science: dict[str, Any]) -> None:
 
 def made_after(job: Job, step: int) -> list[int]:
     """The refreshes of checkpoints newer than ``step``."""
-    found = [int(record["refresh"]) for record in exchange.read_records(job.ann_dir) if record["step"] > step]
+    found = [int(record["refresh"]) for record in read_records(job.ann_dir) if record["step"] > step]
     if found:
         say(f"going on from step {step}, without refreshes {found}: they are of newer checkpoints, which are damaged")
     return found
@@ -133,15 +137,15 @@ def read_journal(path: Path) -> list[Taken]:
         raise UserError(f"{path} is not a journal: each line names a refresh and the step it was taken at") from None
     if not entries or entries[0].taken_at_step != 0:
         raise UserError(f"{path} does not begin at step 0: expected the journal of a whole run")
-    told = (exchange.read_done(path.parent) or {}).get("taken")
+    told = (read_done(path.parent) or {}).get("taken")
     if told is not None and told != [entry.told() for entry in entries]:
-        raise UserError(f"{path} and {exchange.DONE} name different refreshes or steps: one is damaged; put it back")
+        raise UserError(f"{path} and {DONE} name different refreshes or steps: one is damaged; put it back")
     return entries
 
 
 def check_replayed(job: Job, science: dict[str, Any]) -> str:
     """Disagreement where --replay's run was of other flags than this one; what may differ, as of `check_resumes`."""
-    replayed = exchange.read_run(Path(job.flags.replay).parent) if job.flags.replay else None
+    replayed = read_run(Path(job.flags.replay).parent) if job.flags.replay else None
     if replayed is None:
         return ""
     ours = {name: value for name, value in science.items() if name != "replayed_journal_sha256"}
@@ -151,16 +155,16 @@ def check_replayed(job: Job, science: dict[str, Any]) -> str:
 def check_replayed_order(job: Job) -> None:
     """UserError where --replay's run was begun by a version with another order of triples for its lists."""
     group_size = job.flags.group_size
-    run = exchange.read_run(Path(job.flags.replay).parent) if job.flags.replay else None
+    run = read_run(Path(job.flags.replay).parent) if job.flags.replay else None
     if run is None or job.journal is None or group_size == 0 or run.get("triple_order") == TRIPLE_ORDER:
         return
     for number in sorted({entry.refresh for entry in job.journal}):
-        lists = read_negative_lists(exchange.read_refresh(job.ann_dir, number).path)
+        lists = read_negative_lists(read_refresh(job.ann_dir, number).path)
         if not is_as_in_version_1(lists, group_size):
             raise UserError(
                 f"{job.flags.replay} is of an earlier version, which had another order of triples for the lists of "
                 f"refresh {number} at --group_size {group_size}, expected a run of this version's order; replay it "
-                f"with the version that its {exchange.RUN} names, or train without --replay"
+                f"with the version that its {RUN} names, or train without --replay"
             )
 
 
@@ -170,7 +174,7 @@ def write_journal(here: Session, course: Course) -> None:
 
     def write() -> None:
         assert here.lease is not None
-        publishing.write_text(here.lease.directory / exchange.JOURNAL, text, here.lease.staging)
+        atomic.write_text(here.lease.directory / JOURNAL, text, here.lease.staging)
 
     distributed.on_process0(here.world, write)
 
@@ -218,7 +222,7 @@ def refresh_for_step(
     if step % flags.logging_steps and not is_stale(job, step, current):
         return current
     number = agree(here, partial(newest_number, job, course, current.number), peer, is_needed=False)
-    return current if number is None else exchange.read_visible_refresh(job.ann_dir, number)
+    return current if number is None else read_visible_refresh(job.ann_dir, number)
 
 
 def replayed_refresh(job: Job, step: int, current: Refresh | None) -> Refresh:
@@ -227,7 +231,7 @@ def replayed_refresh(job: Job, step: int, current: Refresh | None) -> Refresh:
     entry = [entry for entry in job.journal if entry.taken_at_step <= step][-1]
     if current is not None and current.number == entry.refresh:
         return current
-    refresh = exchange.read_refresh(job.ann_dir, entry.refresh)
+    refresh = read_refresh(job.ann_dir, entry.refresh)
     if (found := sha256_of_negatives(refresh)) != entry.sha256:
         raise Disagreement(
             f"{refresh.path} is not what {job.flags.replay} was written about: its sha256 is "
@@ -238,12 +242,12 @@ def replayed_refresh(job: Job, step: int, current: Refresh | None) -> Refresh:
 
 def sha256_of_negatives(refresh: Refresh) -> str:
     """From its record; of ANCE's own, which says none, from the file."""
-    return refresh.record.get("sha256") or publishing.sha256_of(refresh.path)
+    return refresh.record.get("sha256") or atomic.sha256_of(refresh.path)
 
 
 def newest_number(job: Job, course: Course, above: int = -1, number: int | None = None) -> int | None:
     """Rank 0's look at the directory: the newest valid refresh, or the one of ``number``."""
-    refresh = exchange.newest_refresh(job.ann_dir, number, above, without=course.lost)
+    refresh = newest_refresh(job.ann_dir, number, above, without=course.lost)
     return None if refresh is None else refresh.number
 
 
@@ -256,7 +260,7 @@ def wait_for_refresh(job: Job, here: Session, course: Course, peer: Peer, number
         return None if found is None else int(found)
 
     found = wait_for(look, what, quiet=not here.world.is_first, hurry=here.stop.requested)
-    return exchange.read_visible_refresh(job.ann_dir, found)
+    return read_visible_refresh(job.ann_dir, found)
 
 
 def check_origin(job: Job, ours: dict[str, Any], refresh: Refresh, model_of_step: dict[int, str]) -> None:

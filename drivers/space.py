@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import exchange
 from utils.errors import UserError
+from utils.exchange.layout import CHECKPOINT_PATTERN, checkpoint_path, numbered
+from utils.exchange.retention import KEEP_CHECKPOINTS
+from utils.exchange.verify import size_of
 from utils.system import disk_used, free_bytes, in_bytes
 
 STATES_PER_WEIGHT = 2  # Adam's and LAMB's two moments
@@ -45,7 +47,7 @@ def checkpoints_at_once(published: int, unused: int = 0) -> int:
     The last three, the best, the one the newest negatives are from, and the one being written. ``unused`` (lockstep)
     is how many may lie between the newest negatives and the trainer.
     """
-    return min(published, max(exchange.KEEP_CHECKPOINTS, unused) + 3)
+    return min(published, max(KEEP_CHECKPOINTS, unused) + 3)
 
 
 def publishing_steps(steps: int, *periods: int) -> int:
@@ -57,7 +59,7 @@ def publishing_steps(steps: int, *periods: int) -> int:
 
 def checkpoint_term(encoder: Any, tokenizer: Sequence[Path], checkpoints: int) -> Term:
     weights, states = weight_bytes(encoder), optimiser_bytes(encoder)
-    rest = SMALL_FILES_BYTES + sum(exchange.size_of(path) or 0 for path in tokenizer)
+    rest = SMALL_FILES_BYTES + sum(size_of(path) or 0 for path in tokenizer)
     each = weights + states + rest
     parts = f"weights {in_bytes(weights)} + optimiser {in_bytes(states)} + tokenizer and others {in_bytes(rest)}"
     return Term(f"{checkpoints} checkpoints x {in_bytes(each)} ({parts})", checkpoints * each)
@@ -89,8 +91,8 @@ def run_term(queries: int, depth: int, id_bytes: int) -> Term:
 
 def held_by_trainer(output_dir: Path) -> int:
     """Bytes of the checkpoints that lie there, which are removed as new ones come."""
-    steps = exchange.numbered(output_dir, exchange.CHECKPOINT_PATTERN)
-    return sum(disk_used(exchange.checkpoint_path(output_dir, step)) for step in steps)
+    steps = numbered(output_dir, CHECKPOINT_PATTERN)
+    return sum(disk_used(checkpoint_path(output_dir, step)) for step in steps)
 
 
 def check_space(directory: Path, terms: Sequence[Term], held: int = 0) -> str:

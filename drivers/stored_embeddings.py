@@ -27,13 +27,13 @@ from drivers.embedding_shards import (
 )
 from drivers.resuming import is_model_unknown
 from model.embedding import share_of
-from utils import exchange
 from utils.errors import UserError
-from utils.lease import Lease
-from utils.publishing import read_sealed, sealed, sha256_of, sha256_of_json, staging_path, sync, write_text
+from utils.exchange.atomic import read_sealed, sealed, sha256_of, sha256_of_json, staging_path, sync, write_text
+from utils.exchange.lease import Lease
+from utils.exchange.retention import remove
+from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
 from utils.search.source import all_at_once
-from utils.waiting import wait_until_visible
 
 EMBEDDINGS = "embeddings.json"
 DIRECTORY = re.compile(r"step-\d+-[0-9a-f]{16}")
@@ -93,7 +93,7 @@ def remove_others(lease: Lease, keep: Path) -> None:
     """Remove all other embeddings beside ``keep``. Fenced where another job has the lease: they may be its own."""
     for directory in keep.parent.iterdir():
         if DIRECTORY.fullmatch(directory.name) and directory != keep:
-            exchange.remove(lease, directory)
+            remove(lease, directory)
 
 
 # Complete embeddings

@@ -30,12 +30,16 @@ from model.training import (
     save_state,
     train_step,
 )
-from utils import distributed, exchange
+from utils import distributed
 from utils.errors import PeerGone
+from utils.exchange.checkpoints import Checkpoint, newest_to_go_on_from, publish_checkpoint
+from utils.exchange.layout import MANIFEST, TRAINER_STATE, checkpoint_path
+from utils.exchange.markers import mark_done, read_done
+from utils.exchange.stop import StopRequested
+from utils.exchange.wait import wait_until_visible
 from utils.flags import TrainingFlags
 from utils.model_files import LENGTHS
 from utils.run_log import RunLog, progress_line, say
-from utils.stopping import StopRequested
 
 
 @dataclass
@@ -132,9 +136,9 @@ class Trainer:
                 "metrics_bytes": self.log.bytes if self.log is not None else 0,
                 **trainer_state,
             }
-            with exchange.publish_checkpoint(self.session.lease, self.state.step, record) as staging:
+            with publish_checkpoint(self.session.lease, self.state.step, record) as staging:
                 save_state(self.state, staging, self.tokenizer, kept, rng)
-            say(f"published {exchange.checkpoint_path(self.session.lease.directory, self.state.step)}")
+            say(f"published {checkpoint_path(self.session.lease.directory, self.state.step)}")
 
         distributed.on_process0(self.state.world, save)
         self.saved_step = self.state.step
@@ -170,8 +174,8 @@ class Trainer:
         assert lease is not None
         if refreshes is not None:
             counted["refreshes"] = refreshes
-        if exchange.read_done(lease.directory) is None:
-            exchange.mark_done(lease, **counted, seconds=round(self.seconds, 3), **told)
+        if read_done(lease.directory) is None:
+            mark_done(lease, **counted, seconds=round(self.seconds, 3), **told)
         if self.session.world.size > 1:
             say(f"{self.session.world.waits}")
         numbers = " ".join(f"{name}={number}" for name, number in counted.items())
@@ -188,25 +192,25 @@ class Trainer:
         raise reason
 
 
-def start_point(session: Session, directory: Path) -> exchange.Checkpoint | None:
+def start_point(session: Session, directory: Path) -> Checkpoint | None:
     """The newest valid checkpoint of the run that the directory holds; newer damaged ones are moved aside."""
 
     def look() -> int:
         assert session.lease is not None
-        found = exchange.newest_to_go_on_from(session.lease)
+        found = newest_to_go_on_from(session.lease)
         return -1 if found is None else found.step
 
     step = agree(session, look)
     if step < 0:
         return None
-    path = exchange.checkpoint_path(directory, step)
-    exchange.wait_until_visible(path / exchange.MANIFEST)
-    return exchange.Checkpoint(path, step, {})
+    path = checkpoint_path(directory, step)
+    wait_until_visible(path / MANIFEST)
+    return Checkpoint(path, step, {})
 
 
-def read_trainer_state(checkpoint: exchange.Checkpoint) -> dict[str, Any]:
+def read_trainer_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """The position that `Trainer.publish` stored beside the weights."""
-    value: dict[str, Any] = json.loads((checkpoint.path / exchange.TRAINER_STATE).read_text())
+    value: dict[str, Any] = json.loads((checkpoint.path / TRAINER_STATE).read_text())
     return value
 
 
@@ -226,7 +230,7 @@ def make_trainer(
     dtype: torch.dtype | None,
     total_steps: int,
     record: dict[str, Any],
-    start: exchange.Checkpoint | None,
+    start: Checkpoint | None,
 ) -> Trainer:
     """Optimiser, schedule, logs and the tokenizer's files around an encoder, which holds the weights of ``start``."""
     world = session.world
@@ -254,7 +258,7 @@ def make_trainer(
     return trainer
 
 
-def open_log(flags: TrainingFlags, start: exchange.Checkpoint | None, stored: dict[str, Any]) -> RunLog:
+def open_log(flags: TrainingFlags, start: Checkpoint | None, stored: dict[str, Any]) -> RunLog:
     """The run's log, cut back to what it held at ``start``, whose trainer_state.json is ``stored``."""
     output_dir = Path(flags.output_dir)
     tensorboard = Path(flags.log_dir) if flags.log_dir else output_dir / "tensorboard"

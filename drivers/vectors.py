@@ -25,9 +25,9 @@ from model.precision import name_of
 from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced, UserError
-from utils.publishing import is_gone
+from utils.exchange.atomic import is_gone
+from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
-from utils.waiting import wait_until_visible
 
 EMBEDDINGS = "embeddings"  # in --output_dir
 

@@ -56,14 +56,18 @@ from drivers.space import publishing_steps
 from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
 from model.encoder import new_encoder, read_config
 from model.precision import name_of
-from utils import distributed, exchange, publishing
+from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.evaluation_files import check_as_published
+from utils.exchange import atomic
+from utils.exchange.evaluations import check_as_published
+from utils.exchange.layout import negatives_path
+from utils.exchange.markers import read_run
+from utils.exchange.negatives import read_refresh
+from utils.exchange.stop import StopRequested
 from utils.ir.metrics import reach
 from utils.prefetch import prefetched
 from utils.run_log import say
-from utils.stopping import StopRequested
 from utils.text_files import check_ends, may_have_had
 
 EVALUATION_DEPTH = 10  # of MRR@10
@@ -154,7 +158,7 @@ def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[Negat
         if flags.dry_run:  # a job does it later, saying so
             check_triples(path)
         return None, path
-    refresh = exchange.read_refresh(Path(flags.bm25_dir), 0)
+    refresh = read_refresh(Path(flags.bm25_dir), 0)
     lists = read_negative_lists(refresh.path)
     check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
     return lists, None
@@ -215,11 +219,11 @@ def source_of(job: Job) -> dict[str, Any]:
     if job.triples is not None:  # 27 GB at MS MARCO: its size has to do
         source: dict[str, Any] = {"triples_bytes": size_of_triples(job.triples, flags)}
     else:
-        source = {"negatives_sha256": publishing.sha256_of(exchange.negatives_path(Path(flags.bm25_dir), 0))}
+        source = {"negatives_sha256": atomic.sha256_of(negatives_path(Path(flags.bm25_dir), 0))}
     config = Path(flags.config_name)
     # Of a directory the identity has it.
     if not flags.config_name or not config.is_dir():
-        source["config_sha256"] = publishing.sha256_of(config) if config.is_file() else ""
+        source["config_sha256"] = atomic.sha256_of(config) if config.is_file() else ""
     return {**source, **identity_of(flags.model_name_or_path, flags.model_type, flags.config_name)}
 
 
@@ -228,7 +232,7 @@ def size_of_triples(triples: Path, flags: WarmupFlags) -> int:
 
     Of a run that --overwrite_output_dir removes nothing is taken.
     """
-    run = exchange.read_run(Path(flags.output_dir)) or {}
+    run = read_run(Path(flags.output_dir)) or {}
     is_removed = flags.overwrite_output_dir and not is_of_this_job(run)
     recorded = (run.get("science") or {}).get("triples_bytes")
     if not is_removed and isinstance(recorded, int) and may_have_had(triples, recorded):

@@ -24,7 +24,7 @@ from model.passes import cached_backward, encode_in_passes
 from model.precision import autocast
 from utils.distributed import World, average_gradients, collective, gather_rows, gather_with_gradient, mean_over_ranks
 from utils.errors import UserError, one_line
-from utils.exchange import TRAINER_STATE
+from utils.exchange.layout import TRAINER_STATE
 from utils.json_text import json_text
 
 RNG_STATES = "rng_states.safetensors"

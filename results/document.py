@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from results.page import html_page
 from results.plots import save
-from utils.publishing import staging_path, sync
+from utils.exchange.atomic import staging_path, sync
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,8 +18,10 @@ import numpy as np
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, read_object
 from results.seen import logged_rows
 from utils.errors import UserError
-from utils.evaluation_files import check_as_published
-from utils.exchange import METRICS, read_done, read_records, read_run
+from utils.exchange.evaluations import check_as_published
+from utils.exchange.layout import METRICS
+from utils.exchange.markers import read_done, read_run
+from utils.exchange.negatives import read_records
 from utils.ir.rank_buckets import MEASURED, NAMES, TRIPLES, logged_name
 from utils.run_log import say
 

@@ -25,9 +25,9 @@ from results.read_log import words_to_flag
 from results.run_directory import Run, arm_order, read_run
 from results.study_arms import Study, read_study
 from utils.errors import UserError, run_program
+from utils.exchange.atomic import listing, write_json
 from utils.flag_values import LARGEST_INTEGER, flag
 from utils.flags import ProgramFlags, flags_json, parse_flags
-from utils.publishing import listing, write_json
 from utils.run_log import say
 
 SEED_DIRECTORY = re.compile(r"seed-(0|[1-9][0-9]*)")  # of a study

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, arm_order
-from utils import exchange, publishing
 from utils.errors import UserError
-from utils.lease import ENDED, FAILED_STATE, STOPPED, Holder, Watch, newest_epoch, parse_beat
+from utils.exchange import atomic
+from utils.exchange.layout import CHECKPOINT_PATTERN, RECORD_PATTERN, numbered
+from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, Holder, Watch, newest_epoch, parse_beat
+from utils.exchange.markers import read_done, read_failed
 
 TRAINER, GENERATOR, WARMUP = "trainer", "generator", "warmup"
 # Beside the heartbeat's own words (ended, stopped, failed):
@@ -66,7 +68,7 @@ def find_places(paths: Sequence[Path]) -> list[Place]:
 def places_of_run(path: Path) -> list[Place]:
     warmup, arms = path / WARMUP, path / "arms"
     places = [Place(WARMUP, WARMUP, warmup)] if warmup.is_dir() else []
-    found = sorted((arms / name for name in publishing.listing(arms) if not name.startswith(".")), key=arm_order)
+    found = sorted((arms / name for name in atomic.listing(arms) if not name.startswith(".")), key=arm_order)
     return places + [place for arm in found for place in places_of_arm(arm, f"arm {arm.name}")]
 
 
@@ -81,9 +83,9 @@ def places_of_arm(path: Path, group: str) -> list[Place]:
 def own_roles(path: Path) -> list[Place]:
     """The roles that have worked in the directory itself, by their leases, or by what they have published."""
     roles = [role for role in (TRAINER, GENERATOR, WARMUP) if newest_epoch(path, role)]
-    if not roles and exchange.numbered(path, exchange.RECORD_PATTERN):
+    if not roles and numbered(path, RECORD_PATTERN):
         roles = [GENERATOR]
-    if not roles and (exchange.numbered(path, exchange.CHECKPOINT_PATTERN) or exchange.read_done(path) is not None):
+    if not roles and (numbered(path, CHECKPOINT_PATTERN) or read_done(path) is not None):
         roles = [WARMUP if path.resolve().name == WARMUP else TRAINER]
     return [Place(str(path), role, path) for role in roles]
 
@@ -100,8 +102,8 @@ class Reader:
 
 def role_status(place: Place, watch: Watch) -> RoleStatus:
     said, beat = watch.look(), parse_beat(watch.text)
-    done = exchange.read_done(place.directory) if place.role != GENERATOR else None
-    failed = exchange.read_failed(place.directory) or {}
+    done = read_done(place.directory) if place.role != GENERATOR else None
+    failed = read_failed(place.directory) or {}
     if done is not None:
         state = DONE
     elif not said:

@@ -13,10 +13,12 @@ from typing import Any
 
 from results.read_log import TrainingPoint, read_log
 from results.seen import other_queries, read_seen
-from utils import publishing
 from utils.errors import UserError
-from utils.evaluation_files import read_metrics
-from utils.exchange import DONE, read_done, read_failed, read_records
+from utils.exchange import atomic
+from utils.exchange.evaluations import read_metrics
+from utils.exchange.layout import DONE
+from utils.exchange.markers import read_done, read_failed
+from utils.exchange.negatives import read_records
 from utils.seen import SeenRefresh
 
 HEADINGS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "map@10": "MAP@10", "recall@100": "recall@100"}
@@ -90,9 +92,7 @@ def number(value: Any, path: Path, key: str) -> float:
     return float(value)
 
 
-def read_object(
-    path: Path, remedy: str, read: Callable[[Path], dict[str, Any]] = publishing.read_json
-) -> dict[str, Any]:
+def read_object(path: Path, remedy: str, read: Callable[[Path], dict[str, Any]] = atomic.read_json) -> dict[str, Any]:
     """The JSON object of a file; UserError with ``remedy`` where it is missing, or ``read`` finds it damaged."""
     if not path.is_file():
         raise UserError(f"{path} is missing: {remedy}")

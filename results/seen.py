@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
-from utils.exchange import METRICS, check_as_recorded, negatives_path
+from utils.exchange.layout import METRICS, negatives_path
+from utils.exchange.negatives import check_as_recorded
 from utils.seen import SeenRefresh, seen_in
 from utils.text_files import read_lines
 

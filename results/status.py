@@ -38,11 +38,12 @@ from results.roles import (
     finished_groups,
     health,
 )
-from utils import exchange
 from utils.errors import one_line, run_program
+from utils.exchange.layout import CHECKPOINT_PATTERN, RECORD_PATTERN, numbered
+from utils.exchange.lease import FAILED_STATE
+from utils.exchange.markers import read_run
 from utils.flag_values import LONGEST_SECONDS, flag
 from utils.flags import ProgramFlags, flags_json, parse_flags
-from utils.lease import FAILED_STATE
 from utils.run_log import say
 from utils.system import disk_used, in_bytes
 
@@ -82,12 +83,12 @@ def progress_in_words(role: RoleStatus) -> list[str]:
     """Step, refresh and age of the negatives: from the heartbeat, or from what is published where there is none."""
     beat, directory, facts = role.beat, role.place.directory, []
     if role.place.role == GENERATOR:
-        published = exchange.numbered(directory, exchange.RECORD_PATTERN)
+        published = numbered(directory, RECORD_PATTERN)
         facts += [f"refresh {published[-1]} published"] if published else []
         if role.state in (ALIVE, UNSURE, GONE) and beat.get("refresh") not in (None, *published):
             facts.append(f"making refresh {beat['refresh']} from step {count(beat.get('step', '?'))}")
         return facts
-    checkpoints = exchange.numbered(directory, exchange.CHECKPOINT_PATTERN)
+    checkpoints = numbered(directory, CHECKPOINT_PATTERN)
     step = role.done.get("step", beat.get("step", checkpoints[-1] if checkpoints else None))
     total = beat.get("total_steps")
     if step is not None:
@@ -146,7 +147,7 @@ def page(roles: Sequence[RoleStatus]) -> str:
 
 
 def strategy_of(place: Place) -> str:
-    run = exchange.read_run(place.directory) or {}
+    run = read_run(place.directory) or {}
     science = run.get("science")
     return str(science.get("strategy", "")) if isinstance(science, dict) else ""
 

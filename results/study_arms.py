@@ -14,8 +14,9 @@ from results.measures import Measures, read_measures
 from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, Unfinished, read_arm
 from results.seen import negatives_by_query, other_queries
 from utils.errors import UserError
-from utils.evaluation_files import check_as_published
-from utils.exchange import negatives_path, read_done, read_run
+from utils.exchange.evaluations import check_as_published
+from utils.exchange.layout import negatives_path
+from utils.exchange.markers import read_done, read_run
 from utils.text_files import read_lines
 
 COMPARED = ("mrr@10", "ndcg@10")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from utils import exchange
-from utils.exchange import checkpoint_path, publish_checkpoint, publish_negatives
-from utils.lease import (
+from utils.exchange.atomic import STAGING
+from utils.exchange.checkpoints import publish_checkpoint
+from utils.exchange.layout import checkpoint_path
+from utils.exchange.lease import (
     LEASES,
     Holder,
     Lease,
@@ -18,7 +19,7 @@ from utils.lease import (
     read_beat_text,
     read_holder,
 )
-from utils.publishing import STAGING
+from utils.exchange.negatives import Refresh, publish_negatives
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where syncing many small files takes no time
 LIFE = Life(heartbeat_seconds=10, lease_seconds=60)
@@ -71,7 +72,7 @@ def put_checkpoint(directory: Path, step: int, weights: bytes = b"weights", **re
     return checkpoint_path(directory, step)
 
 
-def put_negatives(directory: Path, refresh: int, text: str = "1\t2\t3\n", **record: Any) -> exchange.Refresh:
+def put_negatives(directory: Path, refresh: int, text: str = "1\t2\t3\n", **record: Any) -> Refresh:
     record = {"ndcg": 0.5, "step": 100 * refresh, "checkpoint": f"checkpoint-{100 * refresh}", **record}
     lease = lease_of(directory, "generator")
     return publish_negatives(lease, refresh, lambda path: path.write_text(text) and None, record)

@@ -38,13 +38,13 @@ from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
 from drivers.preflight import Preflight
 from drivers.trainer import Trainer
 from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, read_beat
-from utils import exchange
 from utils.distributed import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError, exit_code_of
-from utils.peers import watch_peer
-from utils.publishing import read_sealed
-from utils.stopping import STOP_FILE, Stop, StopRequested
-from utils.waiting import VISIBLE_WITHIN_SECONDS
+from utils.exchange.atomic import read_sealed
+from utils.exchange.markers import mark_done, mark_run
+from utils.exchange.peers import watch_peer
+from utils.exchange.stop import STOP_FILE, Stop, StopRequested
+from utils.exchange.wait import VISIBLE_WITHIN_SECONDS
 
 ALONE = World(0, 1, torch.device("cpu"))
 COLLECTION: Any = SimpleNamespace(manifest={"collection_fingerprint": "c", "tokenizer": {"fingerprint": "t"}})
@@ -216,7 +216,7 @@ def test_without_its_record_a_run_is_known_by_the_hash_of_its_flags(tmp_path: Pa
 def test_what_a_directory_may_hold(tmp_path: Path, resume: str, holds: str, overwrite: bool) -> None:
     flags = SimpleNamespace(resume=resume, overwrite_output_dir=overwrite)
     if holds.startswith("run"):
-        exchange.mark_run(lease_of(tmp_path), run_id="r", science={})
+        mark_run(lease_of(tmp_path), run_id="r", science={})
     if holds in ("run", "checkpoints without a run"):
         put_checkpoint(tmp_path, 100)
         put_checkpoint(tmp_path, 200)
@@ -237,9 +237,9 @@ def test_overwriting_spares_what_this_very_job_began(
 ) -> None:
     here = alone(tmp_path)
     begun_by = "41" if job else ""
-    exchange.mark_run(lease_of(tmp_path), run_id="r", science={}, job=begun_by)
+    mark_run(lease_of(tmp_path), run_id="r", science={}, job=begun_by)
     put_checkpoint(tmp_path, 100)
-    exchange.mark_done(lease_of(tmp_path), step=100)
+    mark_done(lease_of(tmp_path), step=100)
     (tmp_path / "notes.txt").write_text("the user's own")
     if job:
         monkeypatch.setenv("SLURM_JOB_ID", job)
@@ -411,7 +411,7 @@ def test_a_trainer_that_is_done_while_a_refresh_is_made_ends_the_generator_well(
 
     def one_refresh(_job: Any, _here: Any, work: Any, *_: Any) -> bool:
         made.append(work.refresh)
-        exchange.mark_done(trainer, step=100)
+        mark_done(trainer, step=100)
         trainer.beat("ended")
         return False
 

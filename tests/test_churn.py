@@ -17,8 +17,8 @@ from data.strategies import parse_strategy
 from data.training_data import NegativeLists
 from drivers.refresh import one_refresh
 from tests.test_refresh import CPU, make_job, put_model, start, stay
-from utils import exchange
 from utils.distributed import World
+from utils.exchange.negatives import read_records
 from utils.ir.rank_buckets import FIRST_RANKS, NAMES
 
 WIDTH, PASSAGES = 30, 60
@@ -93,7 +93,7 @@ def test_a_refresh_says_what_became_of_the_one_that_searched_the_same_queries(
     work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
     for refresh in range(3):  # all from the same model: nothing has moved
         assert one_refresh(job, here, replace(work, refresh=refresh), {}, log, stay)
-    records = exchange.read_records(tmp_path / "ann")
+    records = read_records(tmp_path / "ann")
     assert ["churn" in record for record in records] == [False, False, True]
     churn = records[2]["churn"]
     assert churn["since_refresh"] == 0 and churn["queries"] == records[0]["queries"]

@@ -30,8 +30,8 @@ from tests.test_fencing import contents as published
 from tests.test_fencing import interrupted
 from utils.distributed import World
 from utils.errors import Fenced, UserError
-from utils.lease import Lease
-from utils.publishing import read_sealed, sealed, sha256_of
+from utils.exchange.atomic import read_sealed, sealed, sha256_of
+from utils.exchange.lease import Lease
 from utils.search.options import SearchOptions
 
 CPU = torch.device("cpu")

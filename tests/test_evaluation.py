@@ -20,7 +20,7 @@ from model.static import StaticEncoder
 from results.run_directory import read_evaluation
 from results.study_arms import read_by_query
 from utils.errors import UserError
-from utils.exchange import read_refresh
+from utils.exchange.negatives import read_refresh
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PASSAGES = 40

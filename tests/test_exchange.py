@@ -26,43 +26,50 @@ from tests.exchanging import (
     staged,
     take,
 )
-from utils import exchange, publishing
 from utils.errors import Fenced, PeerGone, Stopped, UserError, exit_code_of
-from utils.exchange import (
+from utils.exchange import atomic
+from utils.exchange.atomic import read_sealed, staging_path, write_json
+from utils.exchange.checkpoints import (
+    Checkpoint,
+    model_sha256,
+    newest_checkpoint,
+    newest_to_go_on_from,
+    publish_checkpoint,
+    read_checkpoint,
+    read_initial_checkpoint,
+    set_aside,
+)
+from utils.exchange.layout import (
     CHECKPOINT_PATTERN,
+    DONE,
+    FAILED,
     MANIFEST,
     RECORD_PATTERN,
+    RUN,
     checkpoint_path,
-    mark_done,
-    mark_failed,
     negatives_path,
-    newest_checkpoint,
-    newest_refresh,
-    newest_to_go_on_from,
-    next_refresh_number,
     numbered,
-    publish_checkpoint,
+    record_path,
+)
+from utils.exchange.markers import mark_done, mark_failed, mark_run, read_done, read_failed, read_run, working
+from utils.exchange.negatives import (
+    newest_refresh,
+    next_refresh_number,
     publish_negatives,
-    read_checkpoint,
-    read_done,
     read_records,
     read_refresh,
     read_visible_refresh,
-    record_path,
-    remove_old_checkpoints,
-    remove_run,
-    set_aside,
-    working,
 )
-from utils.publishing import read_sealed, staging_path, write_json
-from utils.waiting import say_once
+from utils.exchange.retention import remove_old_checkpoints, remove_run
+from utils.exchange.wait import say_once
 
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was said in an earlier test is said again, and no cache hides a record for long."""
     say_once.cache_clear()
-    monkeypatch.setattr(exchange, "VISIBLE_WITHIN_SECONDS", 0.0)
+    for module in ("checkpoints", "negatives", "verify"):
+        monkeypatch.setattr(f"utils.exchange.{module}.VISIBLE_WITHIN_SECONDS", 0.0)
 
 
 # Checkpoints
@@ -76,7 +83,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     assert manifest["files"]["model.safetensors"] == {"bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
     assert (manifest["step"], manifest["run_id"]) == (200, "r")
     found = newest_checkpoint(tmp_path)
-    assert found == exchange.Checkpoint(path, 200, manifest)
+    assert found == Checkpoint(path, 200, manifest)
     assert newest_checkpoint(tmp_path, step=200) == found
     assert newest_checkpoint(tmp_path, step=100) is None
     assert newest_checkpoint(tmp_path, above=199) == found
@@ -191,10 +198,10 @@ def test_any_damage_to_a_mark_passes_it_over(place: int, bit: int, cut: bool) ->
         lease = lease_of(directory)
         mark_done(lease, step=7)
         mark_failed(lease, "reason")
-        exchange.mark_run(lease, run_id="r", science={"seed": 1})
-        for file in (exchange.DONE, exchange.FAILED, exchange.RUN):
+        mark_run(lease, run_id="r", science={"seed": 1})
+        for file in (DONE, FAILED, RUN):
             (directory / file).write_bytes(damaged((directory / file).read_bytes(), place, bit, cut))
-        found = (read_done(directory), exchange.read_failed(directory), exchange.read_run(directory))
+        found = (read_done(directory), read_failed(directory), read_run(directory))
         assert found == (None, None, None)
 
 
@@ -213,15 +220,15 @@ def test_checkpoints_of_other_programs(tmp_path: Path) -> None:
     (path / "pytorch_model.bin").write_bytes(b"")
     assert newest_checkpoint(tmp_path) is None
     (path / "scheduler.pt").write_bytes(b"")
-    assert newest_checkpoint(tmp_path) == exchange.Checkpoint(path, 300, {})
-    assert read_checkpoint(path, 0) == exchange.Checkpoint(path, 0, {})
+    assert newest_checkpoint(tmp_path) == Checkpoint(path, 300, {})
+    assert read_checkpoint(path, 0) == Checkpoint(path, 0, {})
     with pytest.raises(UserError, match="not a directory"):
         read_checkpoint(tmp_path / "nowhere", 0)
 
 
 def test_a_final_checkpoint_of_another_run_is_a_start(tmp_path: Path) -> None:
     path = put_checkpoint(tmp_path, 800, final=True)
-    found = exchange.read_initial_checkpoint(path)
+    found = read_initial_checkpoint(path)
     assert (found.step, found.manifest["final"]) == (0, False)
     assert found.manifest["files"] == read_checkpoint(path, 800).manifest["files"]
 
@@ -290,7 +297,7 @@ def test_the_data_is_there_before_its_record(tmp_path: Path, monkeypatch: pytest
         links.append((target.name, names(tmp_path)))
         source.rename(target)
 
-    monkeypatch.setattr(exchange.os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     put_negatives(tmp_path, 3)
     assert links == [("ann_training_data_3", []), ("ann_ndcg_3", ["ann_training_data_3"])]
     assert names(tmp_path) == ["ann_ndcg_3", "ann_training_data_3"]
@@ -336,7 +343,7 @@ def test_a_record_of_ances(tmp_path: Path) -> None:
 def test_what_is_published_has_reached_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every byte is synced before its name appears, and the directory afterwards."""
     synced: list[tuple[str, list[str]]] = []
-    sync = publishing.sync
+    sync = atomic.sync
 
     def watched(path: Path) -> None:
         sync(path)
@@ -344,8 +351,8 @@ def test_what_is_published_has_reached_the_disk(tmp_path: Path, monkeypatch: pyt
 
     for role in ("trainer", "generator"):
         lease_of(tmp_path, role)
-    for module in (exchange, publishing):
-        monkeypatch.setattr(module, "sync", watched)
+    for module in ("checkpoints", "negatives", "atomic"):
+        monkeypatch.setattr(f"utils.exchange.{module}.sync", watched)
     put_checkpoint(tmp_path, 5)
     files = [(name, []) for name in ("config.json", "model.safetensors", MANIFEST, "checkpoint-5")]
     assert synced == [*files, (tmp_path.name, ["checkpoint-5"])]
@@ -460,7 +467,7 @@ def test_a_removed_checkpoint_is_never_half_there(tmp_path: Path, monkeypatch: p
     def killed(path: Path, ignore_errors: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(publishing.shutil, "rmtree", killed)
+    monkeypatch.setattr(atomic.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         remove_old_checkpoints(lease_of(tmp_path), tmp_path / "a", keep_unused=False)
     assert numbered(tmp_path, CHECKPOINT_PATTERN) == [2, 3, 4]
@@ -508,8 +515,8 @@ def test_only_what_was_seen_to_be_damaged_is_set_aside(tmp_path: Path, monkeypat
     for step in (1, 2, 3, 4):
         put_checkpoint(tmp_path, step)
     flip_byte(checkpoint_path(tmp_path, 3) / "config.json")
-    fresh, views = publishing.listing, iter([["checkpoint-1", "checkpoint-2", "checkpoint-3"]])
-    monkeypatch.setattr(publishing, "listing", lambda directory: next(views, None) or fresh(directory))
+    fresh, views = atomic.listing, iter([["checkpoint-1", "checkpoint-2", "checkpoint-3"]])
+    monkeypatch.setattr(atomic, "listing", lambda directory: next(views, None) or fresh(directory))
     found = newest_to_go_on_from(lease_of(tmp_path))
     assert found is not None and found.step == 2
     assert numbered(tmp_path, CHECKPOINT_PATTERN) == [1, 2, 4]
@@ -535,7 +542,7 @@ def test_what_the_last_holder_had_saved_is_waited_for_unless_newer_ones_are_ther
             put_checkpoint(tmp_path, 12)
         pytest.fail(f"{what} is waited for in vain")
 
-    monkeypatch.setattr(exchange, "wait_for", wait_for)
+    monkeypatch.setattr("utils.exchange.checkpoints.wait_for", wait_for)
     lease = lease_of(tmp_path)
     lease.previous = {"saved": saved}
     found = newest_to_go_on_from(lease)
@@ -550,16 +557,16 @@ def test_a_job_that_will_go_on_or_whose_peer_failed_leaves_no_failure(tmp_path: 
     mark_failed(lease_of(tmp_path), "an earlier job's")
     lease_of(tmp_path).beat("failed")
     with pytest.raises(type(error)), working(tmp_path, "trainer", LIFE, "run"):
-        assert exchange.read_failed(tmp_path) is None, "who starts again takes its own back"
+        assert read_failed(tmp_path) is None, "who starts again takes its own back"
         raise error
-    assert exchange.read_failed(tmp_path) is None
+    assert read_failed(tmp_path) is None
 
 
 @pytest.mark.parametrize("end", [SystemExit(143), KeyboardInterrupt()])
 def test_a_job_that_is_stopped_by_a_signal_has_not_failed(tmp_path: Path, end: BaseException) -> None:
     with pytest.raises(type(end)), working(tmp_path, "trainer", LIFE, "run"):
         raise end
-    assert exchange.read_failed(tmp_path) is None
+    assert read_failed(tmp_path) is None
     beat = read_beat(tmp_path, "trainer")
     assert beat is not None and beat["state"] == "stopped"
 
@@ -570,7 +577,7 @@ def test_failing_where_nothing_can_be_written_keeps_the_first_error(
     def full(path: Path, text: str, owned: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(exchange, "write_text", full)
+    monkeypatch.setattr("utils.exchange.markers.write_text", full)
     with pytest.raises(ZeroDivisionError), working(tmp_path, "trainer", LIFE, "run"):
         _ = 1 / 0
 
@@ -583,9 +590,9 @@ def test_the_weights_have_one_name_for_all_readers(tmp_path: Path, name: str) ->
     with publish_checkpoint(lease_of(tmp_path), 3, {}) as staging:
         (staging / name).write_bytes(b"weights")
     expected = hashlib.sha256(b"weights").hexdigest()
-    assert exchange.model_sha256(foreign) == exchange.model_sha256(tmp_path / "checkpoint-3") == expected
+    assert model_sha256(foreign) == model_sha256(tmp_path / "checkpoint-3") == expected
     with pytest.raises(UserError, match="holds no weights"):
-        exchange.model_sha256(tmp_path)
+        model_sha256(tmp_path)
 
 
 def test_done_and_failed(tmp_path: Path) -> None:
@@ -593,7 +600,7 @@ def test_done_and_failed(tmp_path: Path) -> None:
     mark_done(lease_of(tmp_path), step=7, seconds=1.5)
     assert read_done(tmp_path) == {"step": 7, "seconds": 1.5}
     mark_failed(lease_of(tmp_path), "reason")
-    failed = exchange.read_failed(tmp_path)
+    failed = read_failed(tmp_path)
     assert failed is not None and (failed["role"], failed["reason"]) == ("trainer", "reason")
     assert names(tmp_path) == ["DONE.json", "FAILED.json"]
 

@@ -13,10 +13,15 @@ from typing import Any
 import pytest
 
 from tests.exchanging import flip_byte, put_checkpoint, put_negatives, staged, take
-from utils import exchange, publishing
 from utils.errors import Fenced
-from utils.lease import LEASES, Lease, Life, try_epoch
-from utils.publishing import STAGING, write_text
+from utils.exchange import atomic
+from utils.exchange.atomic import STAGING, write_text
+from utils.exchange.checkpoints import publish_checkpoint, set_aside
+from utils.exchange.layout import CHECKPOINT_PATTERN, DAMAGED, JOURNAL, METRICS, RECORD_PATTERN, numbered, record_path
+from utils.exchange.lease import LEASES, Lease, Life, try_epoch
+from utils.exchange.markers import clear_failed, mark_done, mark_failed, mark_run
+from utils.exchange.negatives import next_refresh_number, publish_negatives, read_refresh
+from utils.exchange.retention import remove_old_checkpoints, remove_run
 
 STEPS = {"open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "os.chmod"}
 before_step: Callable[[str, tuple[Any, ...]], None] | None = None
@@ -60,13 +65,13 @@ def contents(directory: Path) -> dict[str, bytes | None]:
     found = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory)
-        if name.parts[0] not in (LEASES, STAGING) and name.parts != (exchange.DAMAGED,):
+        if name.parts[0] not in (LEASES, STAGING) and name.parts != (DAMAGED,):
             found[str(name)] = path.read_bytes() if path.is_file() else None
     return found
 
 
 def save(lease: Lease, step: int) -> None:
-    with exchange.publish_checkpoint(lease, step, {"by": lease.holder.epoch}) as staging:
+    with publish_checkpoint(lease, step, {"by": lease.holder.epoch}) as staging:
         (staging / "model.safetensors").write_text(f"step {step} by {lease.holder.epoch}")
 
 
@@ -74,29 +79,27 @@ def negatives(lease: Lease, number: int) -> None:
     def write(path: Path) -> None:
         path.write_text(f"refresh {number} by {lease.holder.epoch}")
 
-    exchange.publish_negatives(lease, number, write, {"ndcg": 0.5, "step": number})
+    publish_negatives(lease, number, write, {"ndcg": 0.5, "step": number})
 
 
 def everything(lease: Lease) -> None:
     """All marks of a job, under the names that every job gives them."""
-    exchange.mark_run(lease, by=lease.holder.epoch)
-    exchange.mark_done(lease, by=lease.holder.epoch)
-    exchange.mark_failed(lease, f"by {lease.holder.epoch}")
-    for name in (exchange.JOURNAL, exchange.METRICS):
+    mark_run(lease, by=lease.holder.epoch)
+    mark_done(lease, by=lease.holder.epoch)
+    mark_failed(lease, f"by {lease.holder.epoch}")
+    for name in (JOURNAL, METRICS):
         write_text(lease.directory / name, f"by {lease.holder.epoch}", lease.staging)
 
 
 LATE: dict[str, Callable[[Lease], object]] = {
     "checkpoint": lambda lease: save(lease, 8),
     "negatives": lambda lease: negatives(lease, 2),
-    "marks": lambda lease: (exchange.mark_done(lease, late=True), exchange.mark_failed(lease, "late")),
-    "clear failed": exchange.clear_failed,
-    "remove old checkpoints": lambda lease: exchange.remove_old_checkpoints(lease, lease.directory, keep_unused=False),
-    "remove run": exchange.remove_run,
+    "marks": lambda lease: (mark_done(lease, late=True), mark_failed(lease, "late")),
+    "clear failed": clear_failed,
+    "remove old checkpoints": lambda lease: remove_old_checkpoints(lease, lease.directory, keep_unused=False),
+    "remove run": remove_run,
     "set damaged aside": lambda lease: [
-        exchange.set_aside(lease, step)
-        for step in exchange.numbered(lease.directory, exchange.CHECKPOINT_PATTERN)
-        if step > 3
+        set_aside(lease, step) for step in numbered(lease.directory, CHECKPOINT_PATTERN) if step > 3
     ],
 }
 
@@ -127,7 +130,7 @@ def test_a_paused_job_changes_nothing_after_another_took_over(tmp_path: Path, wh
             winner = take(directory)
             everything(winner)
             save(winner, 9)
-            if not exchange.record_path(directory, 3).exists():
+            if not record_path(directory, 3).exists():
                 negatives(winner, 3)
             seen.update(contents(directory))
 
@@ -167,7 +170,7 @@ def test_the_winner_publishes_under_the_number_that_the_loser_had_half_published
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Paused between data and record; the winner's differ, and replace them once no record has appeared."""
-    monkeypatch.setattr(exchange, "VISIBLE_WITHIN_SECONDS", 0.01)
+    monkeypatch.setattr("utils.exchange.negatives.VISIBLE_WITHIN_SECONDS", 0.01)
     last: list[str] = []
     for at in range(1, 100):
         directory = tmp_path / str(at)
@@ -175,14 +178,14 @@ def test_the_winner_publishes_under_the_number_that_the_loser_had_half_published
 
         def take_over(directory: Path = directory) -> None:
             winner = take(directory)
-            negatives(winner, exchange.next_refresh_number(directory))
+            negatives(winner, next_refresh_number(directory))
 
         with interrupted(directory, at, take_over) as done, suppress(Fenced):
             negatives(loser, 0)
         if not done:
             break
-        for number in exchange.numbered(directory, exchange.RECORD_PATTERN):
-            refresh = exchange.read_refresh(directory, number)
+        for number in numbered(directory, RECORD_PATTERN):
+            refresh = read_refresh(directory, number)
             last.append(refresh.path.read_text())
     assert {"refresh 0 by 2", "refresh 0 by 1", "refresh 1 by 2"} == set(last)
 
@@ -221,7 +224,7 @@ def test_a_job_paused_while_it_takes_the_role(tmp_path: Path) -> None:
         save(newest, 2)
         with pytest.raises(Fenced):
             save(older, 3)
-        assert exchange.numbered(directory, exchange.CHECKPOINT_PATTERN) == [1, 2]
+        assert numbered(directory, CHECKPOINT_PATTERN) == [1, 2]
     assert at > 10
 
 
@@ -235,4 +238,4 @@ def test_probes_and_leftovers_of_a_killed_job_are_gone_after_the_next(tmp_path: 
     mine = take(tmp_path)
     assert {path.name for path in (tmp_path / STAGING).iterdir()} == {mine.holder.staging, other.holder.staging}
     assert put_negatives(tmp_path, 0).number == 0 and put_checkpoint(tmp_path / "t", 1).is_dir()
-    assert publishing.is_gone(killed.staging) and not publishing.is_gone(mine.staging)
+    assert atomic.is_gone(killed.staging) and not atomic.is_gone(mine.staging)

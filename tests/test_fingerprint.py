@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 from tests.fingerprint import loop as small
 from tests.fingerprint.digest import fix_clocks, lines_of
 from tests.fingerprint.programs import Programs, fork_server
-from utils.publishing import read_sealed, sealed
+from utils.exchange.atomic import read_sealed, sealed
 
 
 def digests_of(directory: Path) -> dict[str, str]:

@@ -17,7 +17,9 @@ import torch
 from transformers import RobertaConfig
 
 from model.roberta_dot import RobertaDot
-from utils import exchange
+from utils.exchange.layout import negatives_path
+from utils.exchange.markers import read_failed
+from utils.exchange.negatives import read_records
 
 REPO = Path(__file__).resolve().parent.parent
 TIMEOUT_SECONDS = 200
@@ -106,7 +108,7 @@ def interrupt(
 
 def contents(output_dir: Path) -> dict[str, bytes]:
     """What a refresh leaves: the negatives, and the embeddings without the record of when and by whom."""
-    paths = [exchange.negatives_path(output_dir, 0), *output_dir.glob("embeddings/step-0-*/*")]
+    paths = [negatives_path(output_dir, 0), *output_dir.glob("embeddings/step-0-*/*")]
     return {str(p.relative_to(output_dir)): p.read_bytes() for p in paths if p.name != "embeddings.json"}
 
 
@@ -127,7 +129,7 @@ def test_it_goes_on_from_the_finished_shards_to_the_same_bytes(
     code, output = interrupt(words, arm, after, lambda process: process.send_signal(number))
     assert code == (75 if number == signal.SIGTERM else -number), output
     finished = {path: path.stat().st_mtime_ns for path in finished_shards(arm)}
-    assert after <= len(finished) < SHARDS and not exchange.read_records(arm)
+    assert after <= len(finished) < SHARDS and not read_records(arm)
     if number == signal.SIGTERM:
         directory = next(iter(finished)).parent
         assert len(list(directory.glob("passages-*.npy"))) == len(finished), "no half shard stays"
@@ -161,8 +163,8 @@ def test_all_processes_end_together_when_another_job_takes_over(
     assert code == 75, output
     assert time.monotonic() - taken[0] < 30
     assert "run_ann_data_gen: another " in output, "said in one line, and as no error"
-    assert not exchange.read_records(arm) and not list(arm.glob("embeddings/*/embeddings.json"))
-    assert not exchange.read_failed(arm)
+    assert not read_records(arm) and not list(arm.glob("embeddings/*/embeddings.json"))
+    assert not read_failed(arm)
 
 
 def test_a_shard_damaged_meanwhile_is_named_and_encoded_anew(

@@ -17,10 +17,10 @@ from model.static import StaticEncoder
 from tests.exchanging import read_beat
 from tests.shell import REPO
 from utils.errors import EXIT_CODE_FILE, PeerGone, RankGone, UserError, exit_code_of
+from utils.exchange.atomic import sealed
+from utils.exchange.stop import STOP_FILE
+from utils.exchange.wait import wait_for
 from utils.launch import STOP_SIGNALS, signals_as_stop_file
-from utils.publishing import sealed
-from utils.stopping import STOP_FILE
-from utils.waiting import wait_for
 
 TIMEOUT_SECONDS = 120
 

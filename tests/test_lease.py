@@ -1,4 +1,4 @@
-"""utils.lease: one holder of a role, judged by its heartbeat and nothing else."""
+"""utils.exchange.lease: one holder of a role, judged by its heartbeat and nothing else."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from tests.exchanging import LIFE, MEMORY, FakeTime, flip_byte, read_beat, read_lease, take
 from tests.shell import REPO
-from utils import lease as lease_module
-from utils import publishing
 from utils.errors import Fenced, PeerGone, Stopped, UserError
-from utils.lease import (
+from utils.exchange import atomic
+from utils.exchange import lease as lease_module
+from utils.exchange.atomic import STAGING
+from utils.exchange.lease import (
     LEASES,
     Lease,
     Life,
@@ -35,8 +36,7 @@ from utils.lease import (
     role_held,
     try_epoch,
 )
-from utils.publishing import STAGING
-from utils.waiting import say_once, wait_for
+from utils.exchange.wait import say_once, wait_for
 
 QUICK = Life(heartbeat_seconds=0.05, lease_seconds=1)
 
@@ -339,7 +339,7 @@ def test_a_full_disk_while_a_lease_is_taken_leaves_no_staging(
 ) -> None:
     """Before the lease is there, after it, or while the earlier holder's staging is moved away."""
     first = take(tmp_path)
-    real_sync = publishing.sync
+    real_sync = atomic.sync
 
     def full(path: Path, *_: Any) -> None:
         if synced and path.name != synced:
@@ -348,7 +348,7 @@ def test_a_full_disk_while_a_lease_is_taken_leaves_no_staging(
             raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(publishing, "sync", full) if synced else patch.setattr(lease_module, "fence_others", full)
+        patch.setattr(atomic, "sync", full) if synced else patch.setattr(lease_module, "fence_others", full)
         take(tmp_path)
     assert [path.name for path in (tmp_path / STAGING).iterdir()] == [first.holder.staging]
     assert take(tmp_path).holder.epoch == epoch
@@ -385,7 +385,7 @@ def test_two_locks_on_one_file_exclude_each_other(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from utils.lease import Life, role_held
+from utils.exchange.lease import Life, role_held
 with role_held(Path(sys.argv[1]), "trainer", Life(0.05, 1000), "run"):
     print("held", flush=True)
     time.sleep(120)
@@ -447,4 +447,4 @@ def test_a_process_that_is_only_paused_keeps_the_lock_and_is_given_its_life(
         with pytest.raises(UserError, match="another trainer works in"):
             take(tmp_path, time=beating(second), lock=lock)
     second.check()
-    assert publishing.exists(second.staging)
+    assert atomic.exists(second.staging)

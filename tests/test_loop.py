@@ -20,9 +20,12 @@ from results.measures import by_rank_of, read_logged, read_measures
 from results.run_directory import read_arm
 from results.seen import read_seen
 from tests.exchanging import read_beat
-from utils import exchange, publishing
-from utils.lease import Life
-from utils.waiting import wait_for
+from utils.exchange import atomic
+from utils.exchange.layout import METRICS, candidates_path, checkpoint_path, negatives_path
+from utils.exchange.lease import Life
+from utils.exchange.markers import read_done, working
+from utils.exchange.negatives import next_refresh_number, read_records, read_refresh
+from utils.exchange.wait import wait_for
 
 REPO = Path(__file__).resolve().parent.parent
 LENGTHS = ("--max_seq_length", "32", "--max_query_length", "16")
@@ -151,7 +154,7 @@ def warm_up(directory: Path, data_dir: Path, bm25_dir: Path, tokenizer: Path, *m
         *LENGTHS, *steps, *learning, *model,
     )  # fmt: skip
     assert output.count("Reranking/Full ranking mrr: ") == 2
-    return exchange.checkpoint_path(directory, 40)
+    return checkpoint_path(directory, 40)
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +172,8 @@ def published_lists(ann_dir: Path, data_dir: Path) -> dict[int, NegativeLists]:
     """All refreshes, checked against the qrels: no known positive is a negative, nothing is repeated."""
     positives = open_preprocessed(data_dir, 32, 16).qrels("train").positives()
     found = {}
-    for record in exchange.read_records(ann_dir):
-        refresh = exchange.read_refresh(ann_dir, record["refresh"])
+    for record in read_records(ann_dir):
+        refresh = read_refresh(ann_dir, record["refresh"])
         lists = read_negative_lists(refresh.path)
         assert refresh.step == refresh.number * WINDOW
         assert not is_positive(lists.query_Q[:, None], lists.negative_QN, positives).any()
@@ -191,7 +194,7 @@ def test_roberta_end_to_end_with_equal_negatives_from_one_process_and_two(
         trainer, generator = train_and_generate(arm, tiny_preprocessed, warmup, "rdot_nll", processes=processes)
         assert trainer.rstrip().splitlines()[-1].startswith(f"finished step={STEPS} ")
         assert "\r" not in trainer + generator
-        done = exchange.read_done(arm / "checkpoints")
+        done = read_done(arm / "checkpoints")
         assert done is not None and done["step"] == STEPS and done["refreshes"] == 2
         noted[processes] = read_seen(arm / "checkpoints")
         found[processes] = published_lists(arm / "ann_data", tiny_preprocessed)
@@ -204,7 +207,7 @@ def test_roberta_end_to_end_with_equal_negatives_from_one_process_and_two(
         np.testing.assert_allclose(one.score_QN, two.score_QN, rtol=1e-4)
     arm = tmp_path / "arm2"
     flags = ("--data_dir", tiny_preprocessed, "--model_type", "rdot_nll", *LENGTHS, "--topk", "20")
-    final = exchange.checkpoint_path(arm / "checkpoints", STEPS)
+    final = checkpoint_path(arm / "checkpoints", STEPS)
     compared = ("--model_name_or_path", final, "--output_dir", arm / "eval", "--ann_dir")
     assert "has no refresh 1, which " in run("drivers.run_eval", *flags, *compared, arm / "checkpoints", code=2)
     run("drivers.run_eval", *flags, *compared, arm / "ann_data")
@@ -243,8 +246,8 @@ def test_strategies_give_pairwise_different_negatives_and_a_run_can_be_repeated(
     for name, strategy in (("top", "top"), ("again", "top"), ("bottom", "bottom"), ("random", "random")):
         train_and_generate(tmp_path / name, tiny_preprocessed, static_warmup, "static", strategy=strategy)
         arms[name] = published_lists(tmp_path / name / "ann_data", tiny_preprocessed)
-    final = {name: exchange.checkpoint_path(tmp_path / name / "checkpoints", STEPS) for name in arms}
-    weights = {name: publishing.sha256_of(path / "model.safetensors") for name, path in final.items()}
+    final = {name: checkpoint_path(tmp_path / name / "checkpoints", STEPS) for name in arms}
+    weights = {name: atomic.sha256_of(path / "model.safetensors") for name, path in final.items()}
     assert weights["top"] == weights["again"], "lockstep with one seed must repeat exactly"
     assert len({weights[name] for name in ("top", "bottom", "random")}) == 3
     for number in arms["top"]:
@@ -273,10 +276,10 @@ def test_embeddings_on_disk_give_the_same_negatives_and_the_same_evaluation(
     direct, stored = tmp_path / "direct", tmp_path / "stored"
     run("drivers.run_ann_data_gen", *common, "--output_dir", direct, "--end_output_num", "0")
     run("drivers.run_ann_data_gen", *common, "--output_dir", stored, "--inference")
-    assert exchange.next_refresh_number(stored) == 0
+    assert next_refresh_number(stored) == 0
     run("drivers.run_ann_data_gen", *common, "--output_dir", stored, "--load_gen", "true", processes=2)
-    data = exchange.negatives_path(direct, 0).read_bytes()
-    assert data == exchange.negatives_path(stored, 0).read_bytes()
+    data = negatives_path(direct, 0).read_bytes()
+    assert data == negatives_path(stored, 0).read_bytes()
     eval_flags = ("--data_dir", tiny_preprocessed, "--model_type", "static", *LENGTHS)
     run("drivers.run_eval", *eval_flags, "--model_name_or_path", static_warmup, "--output_dir", tmp_path / "a")
     (embeddings,) = (stored / "embeddings").glob("step-0-*")
@@ -287,7 +290,7 @@ def test_embeddings_on_disk_give_the_same_negatives_and_the_same_evaluation(
     assert [line[0] for line in lines[1:]] == open_preprocessed(tiny_preprocessed, 32, 16).queries("dev").original_ids()
     means = np.array([line[1:] for line in lines[1:]], float).mean(0)
     assert dict(zip(lines[0][1:], means.tolist(), strict=True)) == pytest.approx(metrics[0])
-    record = exchange.read_records(direct)[0]
+    record = read_records(direct)[0]
     assert record["ndcg"] == pytest.approx(metrics[0]["ndcg@10"])
 
 
@@ -297,12 +300,12 @@ def test_training_on_a_view_of_kept_candidates(tiny_preprocessed: Path, static_w
     places = ("--training_dir", checkpoints, "--init_model_dir", static_warmup, "--output_dir", kept)
     selection = ("--topk_training", "50", "--negative_sample", "5", "--negative_strategy", "top", "--keep_candidates")
     run("drivers.run_ann_data_gen", *common, *places, *selection, "--end_output_num", "0")
-    source = ("--candidates", exchange.candidates_path(kept, 0), "--data_dir", tiny_preprocessed)
+    source = ("--candidates", candidates_path(kept, 0), "--data_dir", tiny_preprocessed)
     run("data.negatives", *source, "--output_dir", view, "--negative_strategy", "ranks:21-30")
     model = ("--ann_dir", view, "--output_dir", checkpoints, "--model_name_or_path", static_warmup)
     steps = ("--max_steps", "10", "--save_steps", "10", "--logging_steps", "5", "--per_gpu_train_batch_size", "16")
     run("drivers.run_ann", *common, *model, *steps, "--learning_rate", "1e-3")
-    by_rank = by_rank_of(read_logged(checkpoints / exchange.METRICS))
+    by_rank = by_rank_of(read_logged(checkpoints / METRICS))
     assert {bucket: values["triples"] for bucket, values in by_rank.items()} == {"21-50": 160}
 
 
@@ -348,7 +351,7 @@ def test_a_collection_of_three_passages(tmp_path: Path, tiny_tokenizer: Path) ->
         "static", *LENGTHS, "--output_dir", tmp_path / "ann", "--end_output_num", "0", "--negative_strategy", "bottom",
     )  # fmt: skip
     run("drivers.run_ann_data_gen", *generate, "--topk_training", "3", "--negative_sample", "3", processes=2)
-    lists = read_negative_lists(exchange.negatives_path(tmp_path / "ann", 0))
+    lists = read_negative_lists(negatives_path(tmp_path / "ann", 0))
     assert sorted(lists.negative_QN[0].tolist()) == [1, 2]
     assert lists.positive_Q.tolist() == [0]
 
@@ -397,7 +400,7 @@ def test_a_trainer_stops_when_the_generator_fails(tiny_preprocessed: Path, stati
             limit_seconds=120,
         )
         life = Life(heartbeat_seconds=1.0, lease_seconds=60.0)
-        with pytest.raises(ZeroDivisionError), exchange.working(arm / "ann_data", "generator", life, "run"):
+        with pytest.raises(ZeroDivisionError), working(arm / "ann_data", "generator", life, "run"):
             _ = 1 / 0
         assert trainer.wait(60) == 4
     finally:

@@ -19,9 +19,10 @@ from results.run_directory import read_arm
 from results.sections import audit_section, common_sections, cost_section, dropped_shares, fork_section
 from tests.test_report import Shape, write_arm
 from utils.errors import UserError
-from utils.exchange import read_records, record_path
+from utils.exchange.atomic import sealed
+from utils.exchange.layout import record_path
+from utils.exchange.negatives import read_records
 from utils.ir.rank_buckets import FIRST_RANKS, NAMES, bucket_of, first_and_last
-from utils.publishing import sealed
 
 STEPS, REFRESHES = 500, 5
 

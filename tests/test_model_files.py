@@ -21,10 +21,11 @@ from model.roberta_dot import RobertaDot
 from tests.exchanging import lease_of
 from tests.test_encoder import SHAPE, TEXTS, embed, new_roberta
 from tests.test_run_bm25 import call
-from utils import exchange
 from utils.errors import Disagreement, UserError
+from utils.exchange.atomic import read_sealed, sealed, sha256_of
+from utils.exchange.checkpoints import model_sha256, publish_checkpoint
+from utils.exchange.markers import read_run
 from utils.model_files import WEIGHTS, config_sha256, weight_files, weights_sha256
-from utils.publishing import read_sealed, sealed, sha256_of
 
 SMALL = "6KB"  # of a shard: the model has four times that
 
@@ -111,11 +112,11 @@ def test_no_weights_and_missing_shards_are_errors(tmp_path: Path) -> None:
 
 def test_a_published_checkpoint_is_not_read_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = save(new_roberta(), tmp_path / "plain", "safetensors sharded")
-    with exchange.publish_checkpoint(lease_of(tmp_path / "run"), 3, {}) as staging:
+    with publish_checkpoint(lease_of(tmp_path / "run"), 3, {}) as staging:
         shutil.copytree(plain, staging, dirs_exist_ok=True)
     expected = weights_sha256(plain)
     monkeypatch.setattr("utils.model_files.sha256_of", lambda path: pytest.fail(f"{path} was hashed again"))
-    assert exchange.model_sha256(tmp_path / "run" / "checkpoint-3") == expected
+    assert model_sha256(tmp_path / "run" / "checkpoint-3") == expected
 
 
 # The config
@@ -221,7 +222,7 @@ def test_a_run_of_an_earlier_version_goes_on(tiny_preprocessed: Path, tiny_token
     vocab_size = json.loads((tiny_preprocessed / "manifest.json").read_text())["vocab_size"]
     initial, out = tiny_model(tmp_path / "model", tiny_tokenizer, vocab_size, seed=0), tmp_path / "ann"
     infer(tiny_preprocessed, initial, tmp_path / "none", out)
-    run = exchange.read_run(out)
+    run = read_run(out)
     assert run is not None
     science = {name: value for name, value in run["science"].items() if name != "initial_config_sha256"}
     for model in ("", science["initial_model_sha256"]):

@@ -15,8 +15,10 @@ from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.exchanging import flip_byte
 from tests.faults.programs import Inputs, make_inputs
 from tests.test_run_bm25 import call
-from utils import distributed, exchange
+from utils import distributed
 from utils.errors import UserError
+from utils.exchange import verify
+from utils.exchange.layout import checkpoint_path
 
 STEPS = (2, 4)
 STATE = ("optimizer.pt", "scheduler.pt", "rng_states.safetensors")
@@ -40,7 +42,7 @@ def fixture_trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(name="copied")
 def fixture_copied(trained: Path, tmp_path: Path) -> Path:
     """The last checkpoint, this test's own, as one copies it that wants no optimiser."""
-    checkpoint = exchange.checkpoint_path(trained, max(STEPS))
+    checkpoint = checkpoint_path(trained, max(STEPS))
     return Path(shutil.copytree(checkpoint, tmp_path / "copied", ignore=shutil.ignore_patterns(*STATE)))
 
 
@@ -110,7 +112,7 @@ def test_a_tokenizer_and_a_config_that_stand_elsewhere_are_not_missed(
 def fixture_hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, bool]]:
     """How often each file was hashed, by its name and whether it was done by process 0 for all."""
     hashed: Counter[tuple[str, bool]] = Counter()
-    sha256_of, decide = exchange.sha256_of, distributed.decide_on_process0
+    sha256_of, decide = verify.sha256_of, distributed.decide_on_process0
     depth = []
 
     def counting(path: Path) -> str:
@@ -124,7 +126,7 @@ def fixture_hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, bool]]
         finally:
             depth.pop()
 
-    monkeypatch.setattr(exchange, "sha256_of", counting)
+    monkeypatch.setattr(verify, "sha256_of", counting)
     monkeypatch.setattr(distributed, "decide_on_process0", deciding)
     return hashed
 
@@ -151,7 +153,7 @@ def test_every_evaluated_checkpoint_is_verified_once_by_process_0(
     inputs: Inputs, trained: Path, hashed: Counter[tuple[str, bool]]
 ) -> None:
     call(run_warmup.main, **warmup_flags(inputs, trained), do_eval="true", eval_all_checkpoints="true",
-         model_name_or_path=exchange.checkpoint_path(trained, max(STEPS)))  # fmt: skip
+         model_name_or_path=checkpoint_path(trained, max(STEPS)))  # fmt: skip
     weights = {name: count for name, count in hashed.items() if name[0].endswith("model.safetensors")}
     assert weights == {(f"checkpoint-{step}/model.safetensors", True): 1 for step in STEPS}
     assert not [name for name, _ in hashed if name.endswith("optimizer.pt")]

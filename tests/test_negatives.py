@@ -19,9 +19,11 @@ from drivers.refresh import one_refresh
 from tests.exchanging import names
 from tests.test_refresh import CPU, make_job, put_model, start, stay
 from tests.test_run_bm25 import call
-from utils import exchange
 from utils.distributed import World
 from utils.errors import UserError
+from utils.exchange.layout import candidates_path, negatives_path
+from utils.exchange.negatives import Refresh, read_refresh
+from utils.exchange.negatives import read_candidates as read_kept_candidates
 from utils.flags import SelectionFlags
 
 TOPK = 200  # of 300 passages, so that most positives are among them: --max_positive_ratio drops all where theirs is not
@@ -45,16 +47,16 @@ def generated(tiny_preprocessed: Path, tmp_path_factory: pytest.TempPathFactory)
     return generate(tiny_preprocessed, tmp_path_factory.mktemp("generated"), "random")
 
 
-def view(generated: Path, data_dir: Path, output_dir: Path, **flags: Any) -> exchange.Refresh:
-    candidates = exchange.candidates_path(generated, 0)
+def view(generated: Path, data_dir: Path, output_dir: Path, **flags: Any) -> Refresh:
+    candidates = candidates_path(generated, 0)
     call(negatives.main, candidates=candidates, data_dir=data_dir, output_dir=output_dir, **flags)
-    return exchange.read_refresh(output_dir, 0)
+    return read_refresh(output_dir, 0)
 
 
 def test_the_candidates_are_published_with_the_refresh(generated: Path) -> None:
     assert {"ann_candidates_0.npz", "ann_ndcg_0", "ann_training_data_0"} <= set(names(generated))
-    found = exchange.read_candidates(generated, 0)
-    candidates, lists = read_candidates(found.path), read_negative_lists(exchange.negatives_path(generated, 0))
+    found = read_kept_candidates(generated, 0)
+    candidates, lists = read_candidates(found.path), read_negative_lists(negatives_path(generated, 0))
     assert candidates.passage_QK.shape[1] == TOPK and (np.diff(candidates.score_QK, axis=1) <= 0).all()
     row_of = {query: row for row, query in enumerate(candidates.query_Q.tolist())}
     assert set(lists.query_Q.tolist()) <= set(row_of)
@@ -78,13 +80,13 @@ def test_the_candidates_are_published_with_the_refresh(generated: Path) -> None:
 def test_a_view_with_the_generator_s_flags_has_the_generator_s_bytes(
     strategy: str, changes: dict[str, Any], generated: Path, tiny_preprocessed: Path, tmp_path: Path
 ) -> None:
-    made = exchange.read_refresh(generate(tiny_preprocessed, tmp_path / "again", strategy, **changes), 0)
+    made = read_refresh(generate(tiny_preprocessed, tmp_path / "again", strategy, **changes), 0)
     flags = {**GENERATED, **changes, "negative_strategy": strategy}
     found = view(generated, tiny_preprocessed, tmp_path / "view", **flags)
     assert found.path.read_bytes() == made.path.read_bytes()
     shared = ("ndcg", "mrr", "step", "metrics", "queries", "triples", "selection", "model_sha256")
     assert {name: found.record[name] for name in shared} == {name: made.record[name] for name in shared}
-    kept = exchange.read_candidates(generated, 0).record["candidates"]["sha256"]
+    kept = read_kept_candidates(generated, 0).record["candidates"]["sha256"]
     assert (found.record["strategy"], found.record["candidates_sha256"]) == (strategy, kept)
     assert found.record["science_sha256"] != made.record["science_sha256"]
     assert "candidates" not in found.record and names(tmp_path / "view") == ["ann_ndcg_0", "ann_training_data_0"]
@@ -159,7 +161,7 @@ def test_bm25_s_candidates_serve_the_strategy_of_that_name(
         "negative_sample": 5,
     }
     call(run_bm25.main, output_dir=tmp_path / "bm25", negative_strategy="top", keep_candidates=True, **flags)
-    theirs = read_negative_lists(exchange.negatives_path(tmp_path / "bm25", 0))
+    theirs = read_negative_lists(negatives_path(tmp_path / "bm25", 0))
     found = view(
         generated, tiny_preprocessed, tmp_path / "view", negative_strategy="bm25:5", bm25_dir=tmp_path / "bm25"
     )

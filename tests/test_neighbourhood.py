@@ -24,9 +24,9 @@ from results.neighbourhood import coordinates, neighbourhood_caption, neighbourh
 from results.plots import save
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, TINY_PASSAGES
 from utils.errors import UserError
-from utils.exchange import signature_of
+from utils.exchange.atomic import sealed
+from utils.exchange.verify import signature_of
 from utils.ir.query_map import Neighbourhood, read_neighbourhood, write_neighbourhood
-from utils.publishing import sealed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUERIES = {"top": (30, 12, 5), "bottom": (12, 7, 30), "corpus": (9, 30, 12)}  # of each file, in its order

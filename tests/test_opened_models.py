@@ -20,10 +20,13 @@ from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.exchanging import put_checkpoint
 from tests.faults.programs import Inputs, make_inputs
 from tests.test_run_bm25 import call
-from utils import distributed, exchange
+from utils import distributed
 from utils.distributed import World
 from utils.errors import Disagreement, UserError
-from utils.publishing import read_sealed, sealed
+from utils.exchange.atomic import read_sealed, sealed
+from utils.exchange.layout import negatives_path
+from utils.exchange.markers import read_done, read_run
+from utils.exchange.negatives import read_record
 
 NEW_KEY = "initial_config_sha256"  # which earlier versions did not record
 TRAINED_WITH = {"max_seq_length": 20, "max_query_length": 5}
@@ -196,14 +199,14 @@ def test_trainer_and_generator_take_the_warmup_s_and_record_them_again(
     trainer = {**common, "model_name_or_path": warmup, "ann_dir": ann, "output_dir": run, "max_steps": 2}
     call(run_ann_data_gen.main, **generator, negative_strategy="top", end_output_num=0)
     call(run_ann.main, **trainer, learning_rate=1e-3)
-    for directory, read in ((run, exchange.read_run(run)), (ann, exchange.read_run(ann))):
+    for directory, read in ((run, read_run(run)), (ann, read_run(ann))):
         assert read is not None and read["science"] | TRAINED_WITH == read["science"], directory
-    record, config = exchange.read_record(ann, 0), json.loads((run / "checkpoint-2" / "config.json").read_text())
+    record, config = read_record(ann, 0), json.loads((run / "checkpoint-2" / "config.json").read_text())
     assert record | TRAINED_WITH == record and config | TRAINED_WITH == config
     with pytest.raises(Disagreement, match="max_seq_length 20 there, 30 here"):
         call(run_ann.main, **trainer, learning_rate=1e-3, max_seq_length=30)
     capsys.readouterr()
-    negatives = f"top={exchange.negatives_path(ann, 0)}"
+    negatives = f"top={negatives_path(ann, 0)}"
     call(
         run_neighbourhood.main, **common, model_name_or_path=run / "checkpoint-2", output_dir=tmp_path / "near",
         negatives=negatives,
@@ -228,7 +231,7 @@ def test_trainer_and_generator_take_the_warmup_s_and_record_them_again(
     capsys.readouterr()
     call(run_ann_data_gen.main, **{**load, "output_dir": earlier, "dry_run": "false"})
     assert capsys.readouterr().out.count("which do not say which model made them (an earlier version did)") == 1
-    record = exchange.read_record(earlier, 0)
+    record = read_record(earlier, 0)
     assert record["model_sha256"] == "" and NEW_KEY not in record, "as an earlier version's, which a trainer accepts"
     evaluation = {**common, "embedding_dir": embeddings, "output_dir": tmp_path / "eval", "dry_run": "true"}
     call(run_eval.main, **evaluation, max_query_length=5)
@@ -251,13 +254,13 @@ def test_a_run_begun_before_lengths_were_recorded_goes_on(inputs: Inputs, warmup
     )  # fmt: skip
     trainer = {**common, "model_name_or_path": plain, "ann_dir": ann, "output_dir": run, "learning_rate": 1e-3}
     call(run_ann.main, **trainer, max_steps=2)
-    stored = exchange.read_run(run)
+    stored = read_run(run)
     assert stored is not None
     earlier = {name: value for name, value in stored["science"].items() if name != "initial_config_sha256"}
     (run / "RUN.json").write_text(sealed({**stored, "science": earlier}))
     (run / "DONE.json").unlink()
     call(run_ann.main, **trainer, max_steps=2)
-    assert exchange.read_done(run) is not None
+    assert read_done(run) is not None
 
 
 def test_other_readers_pass_the_two_keys_over(tmp_path: Path) -> None:

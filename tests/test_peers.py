@@ -1,4 +1,4 @@
-"""utils.peers: when the other job is gone, and when to go on waiting for it."""
+"""utils.exchange.peers: when the other job is gone, and when to go on waiting for it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.exchanging import LIFE, MEMORY, FakeTime, lease_of, take
-from utils import exchange
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped
-from utils.exchange import mark_failed, working
-from utils.peers import ABSENT_LIVES, Peer, watch_peer
-from utils.waiting import say_once
+from utils.exchange.markers import mark_failed, mark_run, read_failed, working
+from utils.exchange.peers import ABSENT_LIVES, Peer, watch_peer
+from utils.exchange.wait import say_once
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +150,7 @@ def test_a_peer_that_left_without_failed_json(tmp_path: Path, error: Exception |
                 raise error
     except type(error or KeyError()):
         pass
-    assert exchange.read_failed(tmp_path) is None
+    assert read_failed(tmp_path) is None
     later = watched(tmp_path, time)
     if isinstance(error, PeerGone):
         with pytest.raises(PeerGone, match=r"the generator has failed \(no sign of life\)"):
@@ -203,7 +202,7 @@ def test_a_peer_of_other_flags(tmp_path: Path) -> None:
         directory = tmp_path / str(seed)
         peer = watch_peer(directory, "generator", 60, check, FakeTime().clock)
         peer.check()
-        exchange.mark_run(lease_of(directory, "generator"), science={"seed": seed})
+        mark_run(lease_of(directory, "generator"), science={"seed": seed})
         if seed == 1:
             peer.check()
             peer.check()

@@ -31,9 +31,9 @@ from drivers.trial import TrialSize, check_encoding, check_training, longest_row
 from model.roberta_dot import RobertaDot
 from model.static import StaticEncoder
 from model.training import linear_schedule, make_optimizer, make_state, train_step
-from utils import exchange
 from utils.distributed import World
 from utils.errors import UserError
+from utils.exchange.layout import RECORD_PATTERN, checkpoint_path, numbered
 from utils.system import disk_used, free_bytes, in_bytes
 
 REPO = Path(__file__).resolve().parent.parent
@@ -441,7 +441,7 @@ def test_every_program_says_its_checks_and_reckons_what_it_uses(
     )  # fmt: skip
     trainer = ("--ann_dir", ann, "--output_dir", trained, "--model_name_or_path", untrained, *training)
     warm = ("--do_train", "--bm25_dir", ann, "--output_dir", warmup, "--model_name_or_path", untrained, *training)
-    model = exchange.checkpoint_path(trained, 30)
+    model = checkpoint_path(trained, 30)
     for program, flags, written in (
         ("run_ann_data_gen", generator, ann),
         ("run_ann", trainer, trained),
@@ -480,7 +480,7 @@ def test_damaged_inputs_and_a_broken_model_end_a_program_in_one_line(
     encoder.save_pretrained(broken)
     output = run("drivers.run_ann_data_gen", *flags, *small, "--init_model_dir", broken, code=2)
     assert output.splitlines()[-1].startswith("run_ann_data_gen: error: the model's embeddings of passages are not fin")
-    assert exchange.numbered(ann, exchange.RECORD_PATTERN) == []
+    assert numbered(ann, RECORD_PATTERN) == []
     ids = damaged / "train-query.ids.txt"
     ids.write_bytes(ids.read_bytes().replace(b"q1\n", b"q2\n", 1))
     for more in ((), ("--dry_run",)):

@@ -27,10 +27,12 @@ from results.study_arms import read_by_query, read_negatives
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.exchanging import lease_of
 from utils.errors import UserError
-from utils.evaluation_files import write_metrics
-from utils.exchange import mark_done, publish_checkpoint, publish_negatives
+from utils.exchange.atomic import write_json
+from utils.exchange.checkpoints import publish_checkpoint
+from utils.exchange.evaluations import write_metrics
+from utils.exchange.markers import mark_done
+from utils.exchange.negatives import publish_negatives
 from utils.flags import parse_flags
-from utils.publishing import write_json
 
 
 def change_a_digit(path: Path, after: bytes = b"") -> None:

@@ -1,4 +1,4 @@
-"""utils.publishing: a small file is there whole or not at all, and any changed byte of a sealed one is found."""
+"""utils.exchange.atomic: a small file is there whole or not at all, and any changed byte of a sealed one is found."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from tests.exchanging import MEMORY, names, staged, take
 from tests.shell import REPO
-from utils import publishing
 from utils.errors import Fenced, UserError
-from utils.publishing import (
+from utils.exchange import atomic
+from utils.exchange.atomic import (
     SEAL,
     STAGING,
     check_writable,
@@ -164,7 +164,7 @@ def test_without_locks_there_is_a_warning_and_no_refusal(
     def flock(descriptor: int, operation: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(publishing.fcntl, "flock", flock)
+    monkeypatch.setattr(atomic.fcntl, "flock", flock)
     with held_lock(tmp_path / "lock", "another process is writing"):
         (line,) = capsys.readouterr().err.splitlines()
     assert line == f"warning: no lock on {tmp_path / 'lock'}, going on without ({os.strerror(number)})"
@@ -230,7 +230,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     def link(source: Path, target: Path) -> None:
         raise OSError(95, "Operation not supported", str(source))
 
-    monkeypatch.setattr(publishing.os, "link", link)
+    monkeypatch.setattr(atomic.os, "link", link)
     with pytest.raises(UserError, match=r"cannot publish in .*Operation not supported"):
         check_writable(tmp_path / "x")
     assert names(tmp_path / "x") == []
@@ -241,9 +241,10 @@ import resource, sys
 from pathlib import Path
 import {modules}
 from utils.errors import run_program
-from utils.exchange import publish_checkpoint, publish_negatives
-from utils.lease import Life, acquire
-from utils.publishing import write_json
+from utils.exchange.checkpoints import publish_checkpoint
+from utils.exchange.negatives import publish_negatives
+from utils.exchange.lease import Life, acquire
+from utils.exchange.atomic import write_json
 
 directory = Path(sys.argv[1])
 lease = acquire(directory, 'trainer', Life(10, 60), 'run', None)

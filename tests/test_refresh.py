@@ -24,11 +24,15 @@ from drivers.refresh import leaving_when_fenced, one_refresh
 from drivers.vectors import Job, Work
 from model.static import StaticEncoder
 from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
-from utils import distributed, exchange
+from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced
+from utils.exchange.checkpoints import model_sha256, publish_checkpoint
+from utils.exchange.layout import RECORD_PATTERN, checkpoint_path, numbered
+from utils.exchange.negatives import read_refresh
+from utils.exchange.retention import remove, remove_old_checkpoints
+from utils.exchange.stop import Stop
 from utils.run_log import RunLog
-from utils.stopping import Stop
 
 CPU = torch.device("cpu")
 
@@ -36,11 +40,11 @@ CPU = torch.device("cpu")
 def put_model(training_dir: Path, data_dir: Path, step: int) -> Work:
     """A checkpoint as a trainer publishes it, and a refresh to make from it."""
     vocab_size = json.loads((data_dir / "manifest.json").read_text())["vocab_size"]
-    with exchange.publish_checkpoint(lease_of(training_dir), step, {}) as staging:
+    with publish_checkpoint(lease_of(training_dir), step, {}) as staging:
         torch.manual_seed(step)
         StaticEncoder({"vocab_size": vocab_size, "embedding_size": 8}).save_pretrained(staging)
-    path = exchange.checkpoint_path(training_dir, step)
-    return Work(0, str(path), step, exchange.model_sha256(path))
+    path = checkpoint_path(training_dir, step)
+    return Work(0, str(path), step, model_sha256(path))
 
 
 def make_job(data_dir: Path, root: Path) -> Job:
@@ -97,13 +101,13 @@ def test_a_checkpoint_that_is_gone_before_it_is_read(
 ) -> None:
     here, log = start(tmp_path, World(0, 1, CPU))
     work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
-    exchange.remove(lease_of(tmp_path / "checkpoints"), Path(work.checkpoint))
+    remove(lease_of(tmp_path / "checkpoints"), Path(work.checkpoint))
     job = make_job(tiny_preprocessed, tmp_path)
     assert one_refresh(job, here, work, {}, log, stay) is False
     assert f"{work.checkpoint} is gone" in capsys.readouterr().out
     newer = put_model(tmp_path / "checkpoints", tiny_preprocessed, 4)
     assert one_refresh(job, here, newer, {}, log, stay) is True
-    assert exchange.read_refresh(tmp_path / "ann", 0).step == 4
+    assert read_refresh(tmp_path / "ann", 0).step == 4
 
 
 def test_a_checkpoint_that_goes_while_it_is_read(
@@ -119,7 +123,7 @@ def test_a_checkpoint_that_goes_while_it_is_read(
 
     def open_late(*given: Any) -> Any:
         opened.append(given[1])
-        exchange.remove_old_checkpoints(trainer, tmp_path / "ann", keep_unused=False)
+        remove_old_checkpoints(trainer, tmp_path / "ann", keep_unused=False)
         return load_to_encode(*given)
 
     load_to_encode = vectors.load_to_encode
@@ -157,7 +161,7 @@ def one_of_two_ranks(rank: int, directory: str, data_dir: str) -> None:
         work = put_model(root / "checkpoints", Path(data_dir), 3) if rank == 0 else None
         dist.barrier()
         path = root / "checkpoints" / "checkpoint-3"
-        work = work or Work(0, str(path), 3, exchange.model_sha256(path))
+        work = work or Work(0, str(path), 3, model_sha256(path))
         job = make_job(Path(data_dir), root)
         dist.barrier()
         said.append(outcome(partial(refresh_with, fault, job, here, work, log)))
@@ -207,7 +211,5 @@ def test_two_ranks_leave_a_refresh_together(tiny_preprocessed: Path, tmp_path: P
     torch.multiprocessing.spawn(one_of_two_ranks, (str(tmp_path), str(tiny_preprocessed)), nprocs=2)
     said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]
     assert said[0] == said[1] == ["True", "False", "False", "Fenced 75", "Fenced 75"]
-    assert exchange.read_refresh(tmp_path / "0" / "ann", 0).step == 3
-    assert not any(
-        exchange.numbered(tmp_path / str(number) / "ann", exchange.RECORD_PATTERN) for number in (1, 2, 3, 4)
-    )
+    assert read_refresh(tmp_path / "0" / "ann", 0).step == 3
+    assert not any(numbered(tmp_path / str(number) / "ann", RECORD_PATTERN) for number in (1, 2, 3, 4))

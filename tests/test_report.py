@@ -26,8 +26,9 @@ from results.run_directory import Run, read_evaluation, read_run
 from results.run_report import best_mrr, blocks_of, gain, report_of, sentence, short_table, table, table_over_runs
 from tests.exchanging import lease_of
 from utils.errors import UserError
-from utils.exchange import mark_done, mark_failed, record_path
-from utils.publishing import SEAL, sealed, write_json, write_text
+from utils.exchange.atomic import SEAL, sealed, write_json, write_text
+from utils.exchange.layout import record_path
+from utils.exchange.markers import mark_done, mark_failed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WARMUP_STEP = 800

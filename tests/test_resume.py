@@ -13,8 +13,11 @@ import pytest
 
 from tests.exchanging import flip_byte, put_checkpoint, put_negatives
 from tests.test_loop import LENGTHS, REPO, bm25, command, environment, run, static_warmup, tiny_roberta
-from utils import exchange, publishing
 from utils.errors import UserError
+from utils.exchange import atomic
+from utils.exchange.checkpoints import newest_checkpoint
+from utils.exchange.layout import CHECKPOINT_PATTERN, checkpoint_path, negatives_path, numbered
+from utils.exchange.negatives import newest_refresh
 
 pytestmark = pytest.mark.slow
 __all__ = ["bm25", "static_warmup", "tiny_roberta"]
@@ -49,7 +52,7 @@ def await_size(path: Path, size: int, limit_seconds: float = 90.0) -> None:
 
 
 def weights(directory: Path, step: int) -> str:
-    return publishing.sha256_of(exchange.checkpoint_path(directory, step) / "model.safetensors")
+    return atomic.sha256_of(checkpoint_path(directory, step) / "model.safetensors")
 
 
 def arm_flags(
@@ -110,7 +113,7 @@ def test_a_stopped_warmup_goes_on_to_the_same_bytes(
     finally:
         job.kill()
     assert not (parts / "STOP").exists()
-    stopped_at = max(exchange.numbered(parts, exchange.CHECKPOINT_PATTERN))
+    stopped_at = max(numbered(parts, CHECKPOINT_PATTERN))
     assert f"stopped by {'SIGTERM' if processes == 1 else parts / 'STOP'} at step {stopped_at}" in log.read_text()
     assert start(log, "drivers.run_warmup", *flags, "--output_dir", parts, processes=processes).wait(120) == 0
     assert weights(parts, 100) == weights(whole, 100)
@@ -120,9 +123,9 @@ def test_a_stopped_warmup_goes_on_to_the_same_bytes(
 def from_the_middle(run_dir: Path, copy: Path, step: int) -> Path:
     """The run as a job that was killed after ``step`` leaves it, a while ago."""
     shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns(".leases", ".staging", "DONE.json", "tensorboard"))
-    for later in exchange.numbered(copy, exchange.CHECKPOINT_PATTERN):
+    for later in numbered(copy, CHECKPOINT_PATTERN):
         if later > step:
-            shutil.rmtree(exchange.checkpoint_path(copy, later))
+            shutil.rmtree(checkpoint_path(copy, later))
     return copy
 
 
@@ -187,17 +190,17 @@ def test_triples_that_end_wrongly_are_refused_before_a_run_begins_and_their_run_
     triples.write_text(whole)
     run("drivers.run_warmup", *flags, "--output_dir", output_dir)
     # An earlier version began with them as they were, and died at the end of the file.
-    stored = publishing.read_sealed(output_dir / "RUN.json")
+    stored = atomic.read_sealed(output_dir / "RUN.json")
     died = from_the_middle(output_dir, tmp_path / "died", 3)
     stored["science"]["triples_bytes"] -= 1
-    (died / "RUN.json").write_text(publishing.sealed(stored))
+    (died / "RUN.json").write_text(atomic.sealed(stored))
     output = run("drivers.run_warmup", *flags, "--output_dir", died)
     size = len(whole.encode())
     assert f"{triples} has {size:,} bytes, the run began with {size - 1:,}: taken as the same file" in output
     assert "going on from checkpoint-3" in output
     assert weights(died, 10) == weights(output_dir, 10)
     stored["science"]["triples_bytes"] -= 1
-    (died / "RUN.json").write_text(publishing.sealed(stored))
+    (died / "RUN.json").write_text(atomic.sealed(stored))
     assert "triples_bytes" in run("drivers.run_warmup", *flags, "--output_dir", died, code=3)
 
 
@@ -260,7 +263,7 @@ def test_a_stale_trainer_stops_with_its_state_saved_and_goes_on_with_newer_negat
     output = run("drivers.run_ann", *trainer, *limit, code=4)
     assert "warning: refresh 0 is 12 steps old; training stops at 23" in output
     assert "--max_staleness_steps is 23" in output
-    assert max(exchange.numbered(arm / "checkpoints", exchange.CHECKPOINT_PATTERN)) == 24
+    assert max(numbered(arm / "checkpoints", CHECKPOINT_PATTERN)) == 24
     assert "of the model of 24 steps ago" in run("drivers.run_ann", *trainer, *limit, code=4)
     before = sorted((path, path.stat().st_mtime_ns) for path in arm.rglob("*"))
     for words, name in (
@@ -274,9 +277,9 @@ def test_a_stale_trainer_stops_with_its_state_saved_and_goes_on_with_newer_negat
     run("drivers.run_ann_data_gen", *generator, "--end_output_num", "1")
     output = run("drivers.run_ann", *trainer, *limit, code=4)
     assert "refresh 1 from step 24" in output and "taken up at step 24" in output
-    assert max(exchange.numbered(arm / "checkpoints", exchange.CHECKPOINT_PATTERN)) == 48
+    assert max(numbered(arm / "checkpoints", CHECKPOINT_PATTERN)) == 48
     # What it goes on with must be what it was trained on.
-    negatives = exchange.negatives_path(arm / "ann_data", 1)
+    negatives = negatives_path(arm / "ann_data", 1)
     text = negatives.read_bytes()
     negatives.write_bytes(text.replace(b"\t1", b"\t2", 1) if b"\t1" in text else text[:-2] + b"0\n")
     assert f"{negatives} has changed since this run trained on it" in run("drivers.run_ann", *trainer, code=2)
@@ -290,14 +293,14 @@ def test_a_damaged_version_that_nothing_can_replace_ends_the_wait(tmp_path: Path
         flip_byte(path)
     now = [0.0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchange.time, "monotonic", lambda: now[0])
+        patch.setattr("utils.exchange.verify.time.monotonic", lambda: now[0])
         for seconds in (0.0, 119.0):
             now[0] = seconds
-            assert exchange.newest_refresh(tmp_path / "ann", number=3) is None
-            assert exchange.newest_checkpoint(tmp_path / "checkpoints", step=30) is None
+            assert newest_refresh(tmp_path / "ann", number=3) is None
+            assert newest_checkpoint(tmp_path / "checkpoints", step=30) is None
         now[0] = 121.0
-        assert exchange.newest_refresh(tmp_path / "ann", above=2) is None, "an older one serves as long"
+        assert newest_refresh(tmp_path / "ann", above=2) is None, "an older one serves as long"
         with pytest.raises(UserError, match=r"ann_training_data_3: sha256 differs .* nothing else can take its place"):
-            exchange.newest_refresh(tmp_path / "ann", number=3)
+            newest_refresh(tmp_path / "ann", number=3)
         with pytest.raises(UserError, match=r"config.json: sha256 differs .* nothing else can take its place"):
-            exchange.newest_checkpoint(tmp_path / "checkpoints", step=30)
+            newest_checkpoint(tmp_path / "checkpoints", step=30)

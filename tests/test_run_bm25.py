@@ -20,7 +20,7 @@ from data.training_data import read_negative_lists
 from drivers import run_bm25
 from tests.exchanging import names
 from utils.errors import UserError
-from utils.exchange import read_refresh
+from utils.exchange.negatives import read_refresh
 from utils.search import bm25
 
 REPOSITORY = Path(__file__).resolve().parent.parent

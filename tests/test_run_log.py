@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from results.measures import read_logged
 from utils import run_log
-from utils.publishing import read_sealed, sealed, write_json
+from utils.exchange.atomic import read_sealed, sealed, write_json
 from utils.run_log import Progress, RunLog, git_state, header, installed_versions, progress_line, say
 
 # The pattern of the predecessors' log readers: the three keys, in this order, and nothing else on the line.

@@ -13,8 +13,10 @@ import pytest
 from drivers.flags import AnnFlags
 from drivers.schedule import Job, Taken, check_new_run, check_origin, check_replayed_order, course_from
 from tests.exchanging import lease_of, put_checkpoint, put_negatives
-from utils import exchange
 from utils.errors import Disagreement, UserError
+from utils.exchange.checkpoints import Checkpoint, model_sha256
+from utils.exchange.layout import TRAINER_STATE
+from utils.exchange.markers import mark_run
 
 SCIENCE = {"refresh_mode": "async", "steps_per_refresh": 0}
 
@@ -66,11 +68,11 @@ def test_the_initial_model_of_an_earlier_version_s_state_is_known_again(tmp_path
     path = put_checkpoint(tmp_path, 100)
     for stored, expected in (("", "known now"), ("as stored", "as stored")):
         state = {"models": {"0": stored, "50": "b"}, "taken": [], "schedule_from": 0}
-        (path / exchange.TRAINER_STATE).write_text(json.dumps(state))
+        (path / TRAINER_STATE).write_text(json.dumps(state))
         nothing: Any = None
         job = Job(replace(job_over(tmp_path).flags, refresh_mode="lockstep"), nothing, None, None)
-        course = course_from(job, nothing, exchange.Checkpoint(path, 100, {}), "known now")
-        assert course.model_of_step == {0: expected, 50: "b", 100: exchange.model_sha256(path)}
+        course = course_from(job, nothing, Checkpoint(path, 100, {}), "known now")
+        assert course.model_of_step == {0: expected, 50: "b", 100: model_sha256(path)}
 
 
 @pytest.mark.parametrize(("group_size", "short", "order"), list(itertools.product((0, 1), (False, True), (1, 2))))
@@ -83,7 +85,7 @@ def test_the_journal_of_another_order_of_triples_is_not_replayed(
     found = [put_negatives(job.ann_dir, refresh, text) for refresh, text in enumerate(texts)]
     entries = [Taken(refresh.number, refresh.step, refresh.step, "", "") for refresh in found]
     replay = tmp_path / "earlier" / "journal.jsonl"
-    exchange.mark_run(lease_of(replay.parent), science={}, **({"triple_order": order} if order > 1 else {}))
+    mark_run(lease_of(replay.parent), science={}, **({"triple_order": order} if order > 1 else {}))
     job = replace(job, flags=replace(job.flags, replay=str(replay), group_size=group_size), journal=entries)
     if group_size == 1 and short and order == 1:
         with pytest.raises(UserError, match=r"another order of triples for the lists of refresh 1 at --group_size 1"):

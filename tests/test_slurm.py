@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.shell import REPO, run_script, script_environment, single_error_line, write_script
 from tests.slurm.cluster import ENDED, SMALL, TOLD_PYTHON, Cluster, Told, lacking, wait_until
-from utils.publishing import sha256_of
+from utils.exchange.atomic import sha256_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -22,16 +22,16 @@ from results import status
 from results.roles import ABSENT, ALIVE, DONE, GONE, UNSURE, Place, Reader, RoleStatus, find_places, health
 from results.status import look_until_sure, page, watch
 from tests.test_loop import LENGTHS, command, environment
-from utils import exchange
 from utils.errors import PeerGone, Stopped, UserError
-from utils.lease import ENDED, FAILED_STATE, STOPPED, Holder, Lease, Life, beat_path, role_held
+from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, Holder, Lease, Life, beat_path, role_held
+from utils.exchange.markers import mark_done, working
 
 REPO = Path(__file__).resolve().parent.parent
 LIFE = Life(heartbeat_seconds=0.1, lease_seconds=1.5)
 HOLD = """
 import sys, time
 from pathlib import Path
-from utils.lease import Life, role_held
+from utils.exchange.lease import Life, role_held
 directory, role, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 with role_held(directory, role, Life(0.1, 1.5), "run-1") as lease:
     lease.tell(step=step, total_steps=500, refresh=2, made_from_step=200, rate=25.0, eta_seconds=8, doing="training")
@@ -79,7 +79,7 @@ def arm_at(run: Path, name: str = "top") -> tuple[Path, Path]:
 def leave(directory: Path, role: str, error: BaseException | None = None, **told: Any) -> None:
     """Have a role for a moment, and end as told."""
     try:
-        with exchange.working(directory, role, LIFE, "run-1") as lease:
+        with working(directory, role, LIFE, "run-1") as lease:
             lease.tell(**told)
             if error is not None:
                 raise error
@@ -89,8 +89,8 @@ def leave(directory: Path, role: str, error: BaseException | None = None, **told
 
 
 def finish(directory: Path, role: str, step: int) -> None:
-    with exchange.working(directory, role, LIFE, "run-1") as lease:
-        exchange.mark_done(lease, step=step)
+    with working(directory, role, LIFE, "run-1") as lease:
+        mark_done(lease, step=step)
 
 
 def states(run: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""utils.stopping: signals and files only leave a note; whoever works asks for it."""
+"""utils.exchange.stop: signals and files only leave a note; whoever works asks for it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.exchanging import FakeTime
-from utils import publishing, stopping
-from utils.stopping import STOP_FILE, Stop
+from utils.exchange import atomic
+from utils.exchange import stop as stop_module
+from utils.exchange.stop import STOP_FILE, Stop
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,7 @@ def test_files_are_looked_at_once_a_second(pauses: list[float], at: float, is_jo
             looks.append((path, time.now))
             return path == wanted and time.now >= 1000 + at
 
-        patch.setattr(publishing, "exists", exists)
+        patch.setattr(atomic, "exists", exists)
         looked = -1.0
         for pause in pauses:
             is_due = looked < 0 or time.now - looked >= 1.0
@@ -121,4 +122,4 @@ def test_the_first_look_is_at_once() -> None:
     stop = Stop(Path("/proc/self"), time.clock)
     stop.directory_file = Path("/proc/self/status")
     assert stop.requested() == "/proc/self/status"
-    assert stopping.LOOK_EVERY_SECONDS == 1.0
+    assert stop_module.LOOK_EVERY_SECONDS == 1.0

@@ -18,7 +18,7 @@ from results.study_arms import read_by_query, read_study
 from tests.test_report import Shape, colours, write_arm, write_run
 from tests.test_run_bm25 import call
 from utils.errors import UserError
-from utils.publishing import sealed
+from utils.exchange.atomic import sealed
 
 QUERIES = 300
 # {arm: (strategy, mean reciprocal rank)}

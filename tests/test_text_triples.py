@@ -25,7 +25,7 @@ from drivers.flags import WarmupFlags
 from drivers.warmup_trainer import size_of_triples
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from utils.errors import UserError
-from utils.publishing import sealed
+from utils.exchange.atomic import sealed
 
 PAD = 0
 

@@ -41,9 +41,10 @@ from model.training import (
 )
 from tests.test_agreement import alone
 from tests.test_training_data import made_up_lists
-from utils import distributed, exchange
+from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
+from utils.exchange.checkpoints import Checkpoint
 
 ALONE = World(0, 1, torch.device("cpu"))
 QUERIES, PASSAGES, VOCABULARY = 12, 40, 50
@@ -350,7 +351,7 @@ def test_a_checkpoint_keeps_what_the_next_line_will_tell(tmp_path: Path) -> None
     trainer.publish()
     path = tmp_path / "checkpoint-5"
     json.loads((path / "trainer_state.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
-    stored = read_trainer_state(exchange.Checkpoint(path, 5, {}))
+    stored = read_trainer_state(Checkpoint(path, 5, {}))
     again = Trainer(types.SimpleNamespace(), here, fp16_state(static_encoder(), "pairwise"), 6, [], {}, None)
     again.restore(stored, 5)
     assert (again.state.skipped, again.losses, again.saved_step) == (2, [0.25, 0.5], 5)
@@ -377,7 +378,7 @@ def test_a_position_in_an_earlier_order_of_triples_is_said(tmp_path: Path, capsy
             trainer.triple_order = 2  # other negatives
         trainer.state.step = step
         trainer.publish()
-        stored = read_trainer_state(exchange.Checkpoint(tmp_path / f"checkpoint-{step}", step, {}))
+        stored = read_trainer_state(Checkpoint(tmp_path / f"checkpoint-{step}", step, {}))
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")

@@ -1,4 +1,4 @@
-"""utils.waiting: patient, but neither silent nor deaf."""
+"""utils.exchange.wait: patient, but neither silent nor deaf."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.exchanging import FakeTime
-from utils import waiting
 from utils.errors import UserError
-from utils.waiting import say_once, wait_for, wait_until_visible
+from utils.exchange import wait
+from utils.exchange.wait import say_once, wait_for, wait_until_visible
 
 
 def test_waiting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +81,7 @@ def test_an_error_of_the_look_ends_the_waiting() -> None:
 
 def test_a_name_that_a_cache_hides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wait_until_visible(tmp_path)
-    monkeypatch.setattr(waiting, "VISIBLE_WITHIN_SECONDS", 0.05)
+    monkeypatch.setattr(wait, "VISIBLE_WITHIN_SECONDS", 0.05)
     with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'x'} did not appear within")):
         wait_until_visible(tmp_path / "x")
 

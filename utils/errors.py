@@ -139,7 +139,7 @@ def ended(program: str, code: int, message: str) -> int:
 def leave(signal_number: int, _frame: Any) -> NoReturn:
     """Handler of SIGTERM until the work begins: unwinds the stack, so that what is half-written is removed.
 
-    A second one changes nothing. While there is a state to save, utils/stopping.py listens in its place.
+    A second one changes nothing. While there is a state to save, utils/exchange/stop.py listens in its place.
     """
     signal.signal(signal_number, signal.SIG_IGN)
     raise SystemExit(128 + signal_number)

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import EXIT_CODE_FILE, RankGone, collective_mark, complain, run_program
+from utils.exchange.stop import STOP_FILE
 from utils.flag_values import OneLineParser, whole_number
-from utils.stopping import STOP_FILE
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.publishing import read_json, sha256_of, sha256_of_json
+from utils.exchange.atomic import read_json, sha256_of, sha256_of_json
 
 CONFIG = "config.json"
 INDEX = ".index.json"  # ends the name of a file that lists the shards of weights in several files

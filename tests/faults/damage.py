@@ -12,6 +12,10 @@ from pathlib import Path
 
 from tests.faults.programs import ROLES, Run
 from tests.faults.runs import Lab, Miss, Outcome, outcome_of
+from utils.exchange.checkpoints import newest_checkpoint
+from utils.exchange.layout import DONE, RUN
+from utils.exchange.markers import read_done, read_run
+from utils.exchange.negatives import newest_refresh, next_refresh_number
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,10 @@ def damaged(damage: Damage) -> Iterator[None]:
 
 def read_aloud(read: Callable[[], object]) -> tuple[object, str]:
     """What a reader answers, or the error it ends with, and what it says."""
-    from utils import waiting
     from utils.errors import UserError
+    from utils.exchange import wait
 
-    waiting.say_once.cache_clear()
+    wait.say_once.cache_clear()
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         try:
@@ -60,23 +64,21 @@ def read_aloud(read: Callable[[], object]) -> tuple[object, str]:
 
 
 def check_checkpoint(directory: Path, name: str) -> None:
-    from utils import exchange
 
     step = int(name.removeprefix("checkpoint-"))
-    found, said = read_aloud(lambda: exchange.newest_checkpoint(directory))
+    found, said = read_aloud(lambda: newest_checkpoint(directory))
     steps = [int(path.name.removeprefix("checkpoint-")) for path in directory.glob("checkpoint-*")]
     older = max((other for other in steps if other < step), default=None)
     expect_older(getattr(found, "step", None), older, said, name)
 
 
 def check_refresh(directory: Path, name: str) -> None:
-    from utils import exchange
 
     number = int(name.rpartition("_")[2])
-    found, said = read_aloud(lambda: exchange.newest_refresh(directory))
+    found, said = read_aloud(lambda: newest_refresh(directory))
     older = number - 1 if number else None
     expect_older(getattr(found, "number", None), older, said, f"refresh {number}")
-    if exchange.next_refresh_number(directory) != number + 1:
+    if next_refresh_number(directory) != number + 1:
         raise Miss(f"the damaged number {number} would be used again")
 
 
@@ -90,16 +92,15 @@ def expect_older(found: int | None, older: int | None, said: str, name: str) -> 
 
 def check_mark(directory: Path, name: str) -> None:
     """DONE.json, RUN.json."""
-    from utils import exchange
 
-    read = {exchange.DONE: exchange.read_done, exchange.RUN: exchange.read_run}[name]
+    read = {DONE: read_done, RUN: read_run}[name]
     found, said = read_aloud(lambda: read(directory))
     if isinstance(found, dict) or name not in f"{found}{said}":
         raise Miss(f"read as {found!r}, said {said!r}")
 
 
 def check_lease(directory: Path, name: str) -> None:
-    from utils import lease
+    from utils.exchange import lease
 
     role, _, epoch = name.removesuffix(".json").rpartition("-")
     found, _ = read_aloud(lambda: lease.read_holder(directory, role, int(epoch)))

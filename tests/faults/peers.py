@@ -12,7 +12,10 @@ from tests.faults.runs import PAIR, TEMPO, Lab, Miss, Outcome, Play, steps_logge
 from tests.faults.zygote import Child, Zygote
 
 POLL_SECONDS = 0.5
-POLLS = {"utils.waiting.FIRST_POLL_SECONDS": POLL_SECONDS, "utils.waiting.LONGEST_POLL_SECONDS": POLL_SECONDS}
+POLLS = {
+    "utils.exchange.wait.FIRST_POLL_SECONDS": POLL_SECONDS,
+    "utils.exchange.wait.LONGEST_POLL_SECONDS": POLL_SECONDS,
+}
 GRACE_SECONDS = 1.5  # for a loaded machine to end a process
 SLOW_MICRO_BATCHES = 60
 # Soon after the last of these: a trainer that has come to the last refresh's checkpoint leaves nothing to wait for.

@@ -40,9 +40,9 @@ RESTARTS = 8
 RESTARTED = (4, 75, -signal.SIGKILL)  # the peer is gone, stopped, killed
 # The tempo of a small run: polls that a run of days makes every ten seconds.
 TEMPO = {
-    "utils.waiting.FIRST_POLL_SECONDS": 0.02,
-    "utils.waiting.LONGEST_POLL_SECONDS": 0.2,
-    "utils.stopping.LOOK_EVERY_SECONDS": 0.02,
+    "utils.exchange.wait.FIRST_POLL_SECONDS": 0.02,
+    "utils.exchange.wait.LONGEST_POLL_SECONDS": 0.2,
+    "utils.exchange.stop.LOOK_EVERY_SECONDS": 0.02,
 }
 PAIR = (TRAINER, GENERATOR)
 Case = TypeVar("Case")

@@ -1,9 +1,9 @@
 """Trainers and generators of several hosts, killed, paused and doubled, over directories seen up to 60 s late.
 
 The jobs here are the loops of the drivers without the work: they hold roles, publish, look, wait and read through
-utils.exchange, utils.lease and utils.peers as they are. Time is simulated, one job runs at a time, and another's turn
-may come before every change of a file. What a job publishes names the job, so that two of them never have the same
-bytes; on a real cluster the rounding of a GPU may do that.
+utils.exchange as it is. Time is simulated, one job runs at a time, and another's turn may come before every change of a
+file. What a job publishes names the job, so that two of them never have the same bytes; on a real cluster the rounding
+of a GPU may do that.
 """
 
 from __future__ import annotations
@@ -31,10 +31,15 @@ from drivers.trainer import start_point
 from drivers.vectors import Work
 from tests.faults.runs import Lab, Miss, Outcome
 from tests.faults.stale_files import Files, Host, content_of, installed
-from utils import exchange, lease, peers, waiting
 from utils.distributed import World
 from utils.errors import Fenced, PeerGone, Stopped, UserError
-from utils.stopping import Stop, StopRequested
+from utils.exchange import lease, peers, wait
+from utils.exchange.checkpoints import publish_checkpoint
+from utils.exchange.layout import DONE, negatives_path
+from utils.exchange.markers import mark_done, read_done, working
+from utils.exchange.negatives import publish_negatives, read_visible_refresh
+from utils.exchange.retention import remove_old_checkpoints
+from utils.exchange.stop import Stop, StopRequested
 
 HOSTS = 3
 WINDOWS, WINDOW = 3, 10
@@ -240,7 +245,7 @@ class Simulation:
         newest = max(self.begun[job.role], default=0)
         if job.epoch < newest:
             self.problem = f"{job.name} of epoch {job.epoch} published {target.name} after epoch {newest} had begun"
-        paths = [target] if target.is_dir() else [target, exchange.negatives_path(self.ann, number_of(target))]
+        paths = [target] if target.is_dir() else [target, negatives_path(self.ann, number_of(target))]
         for each in paths:
             content = content_of(each)
             if self.published.setdefault(each.name, content) != content:
@@ -291,7 +296,7 @@ def work(sim: Simulation, job: Job) -> None:
     directory = sim.training if job.role == TRAINER else sim.ann
     again = None
     try:
-        with exchange.working(directory, job.role, lease.Life(10**9, LEASE_SECONDS), job.name) as held:
+        with working(directory, job.role, lease.Life(10**9, LEASE_SECONDS), job.name) as held:
             sim.begin(job, held.holder.epoch)
             sim.act(job, HEARTBEAT_SECONDS, functools.partial(keep_beating, sim, job, held), is_heart=True)
             here = Session(World(0, 1, torch.device("cpu")), Asked(sim, job), held)
@@ -336,18 +341,18 @@ def train(sim: Simulation, job: Job, here: Session) -> None:
     while step < WINDOWS * WINDOW:
         number = step // WINDOW
         look = functools.partial(schedule.newest_number, sim.drivers_job(), schedule.Course({}), -1, number)
-        waiting.wait_for(lambda: agree(here, look, peer), "negatives", sim.sleep, sim.clock)  # noqa: B023
-        refresh = exchange.read_visible_refresh(sim.ann, number)
+        wait.wait_for(lambda: agree(here, look, peer), "negatives", sim.sleep, sim.clock)  # noqa: B023
+        refresh = read_visible_refresh(sim.ann, number)
         sim.expect(refresh.path)
         here.check_stop()
         sim.sleep(sim.rng.uniform(0, WORK_SECONDS))
         step += WINDOW
-        with exchange.publish_checkpoint(here.lease, step, {"final": step == WINDOWS * WINDOW}) as staging:
+        with publish_checkpoint(here.lease, step, {"final": step == WINDOWS * WINDOW}) as staging:
             (staging / "model.safetensors").write_text(f"step {step} by {job.name}")
             (staging / "scheduler.pt").touch()
-        exchange.remove_old_checkpoints(here.lease, sim.ann, keep_unused=True)
-    if exchange.read_done(sim.training) is None:
-        exchange.mark_done(here.lease, step=step)
+        remove_old_checkpoints(here.lease, sim.ann, keep_unused=True)
+    if read_done(sim.training) is None:
+        mark_done(here.lease, step=step)
 
 
 def generate(sim: Simulation, job: Job, here: Session) -> None:
@@ -357,7 +362,7 @@ def generate(sim: Simulation, job: Job, here: Session) -> None:
     peer = peers.watch_peer(sim.training, TRAINER, LEASE_SECONDS, clock=sim.clock)
     while True:
         look = functools.partial(ann_generator.look_for_work, sim.drivers_job(), {})
-        answer = waiting.wait_for(lambda: agree(here, look, peer), "work", sim.sleep, sim.clock)  # noqa: B023
+        answer = wait.wait_for(lambda: agree(here, look, peer), "work", sim.sleep, sim.clock)  # noqa: B023
         if "done" in answer:
             return
         made = Work(**answer["work"])
@@ -367,7 +372,7 @@ def generate(sim: Simulation, job: Job, here: Session) -> None:
         here.check_stop()
         text = f"refresh {made.refresh} by {job.name}"
         record = {"ndcg": 0.5, "step": made.step, "model_sha256": made.model_sha256, "checkpoint": made.checkpoint}
-        exchange.publish_negatives(here.lease, made.refresh, lambda path: path.write_text(text) and None, record)  # noqa: B023
+        publish_negatives(here.lease, made.refresh, lambda path: path.write_text(text) and None, record)  # noqa: B023
 
 
 # Runs
@@ -376,7 +381,7 @@ def generate(sim: Simulation, job: Job, here: Session) -> None:
 @contextlib.contextmanager
 def simulated(sim: Simulation) -> Iterator[None]:
     """The product's waiting and leases on the simulation's clock, over its files."""
-    real_acquire, real_wait_for = lease.acquire, waiting.wait_for
+    real_acquire, real_wait_for = lease.acquire, wait.wait_for
 
     def acquire(
         directory: Path, role: str, life: lease.Life, run_id: str, lock: int | None, _clock: Any
@@ -394,8 +399,8 @@ def simulated(sim: Simulation) -> Iterator[None]:
         stack.enter_context(mock.patch.object(lease, "acquire", acquire))
         stack.enter_context(mock.patch.object(lease, "boot_id", boot_id))
         stack.enter_context(mock.patch.object(agreement, "git_state", dict))  # processes take real time
-        for module in (waiting, exchange):
-            stack.enter_context(mock.patch.object(module, "wait_for", wait_for))
+        for module in ("wait", "checkpoints", "negatives"):
+            stack.enter_context(mock.patch(f"utils.exchange.{module}.wait_for", wait_for))
         stack.enter_context(installed(sim.files))
         yield
 
@@ -410,7 +415,7 @@ def simulate(faults: list[Fault], number: int) -> Simulation:
         sim = Simulation(root, faults, number)
         with simulated(sim), contextlib.redirect_stdout(io.StringIO()):
             sim.run()
-        if not sim.problem and not (sim.training / exchange.DONE).exists():
+        if not sim.problem and not (sim.training / DONE).exists():
             sim.problem = "all jobs have ended, but the run is not done"
         if sim.problem:
             raise Miss(f"{sim.problem} ({faults}, number {number})")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.publishing import SEAL, sealed
+from utils.exchange.atomic import SEAL, sealed
 
 # Clocks by their keys in JSON, and what stands there for `fix_clocks`.
 CLOCKS = {

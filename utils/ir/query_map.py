@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError, one_line
-from utils.publishing import read_sealed, sealed, sha256_of, staging_path, sync, write_text
+from utils.exchange.atomic import read_sealed, sealed, sha256_of, staging_path, sync, write_text
 
 DIRECTORY = "neighbourhood"  # in a run's or a study's, where a report looks
 ARRAYS = "neighbourhood.npz"

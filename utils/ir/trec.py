@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.publishing import staging_path
+from utils.exchange.atomic import staging_path
 from utils.text_files import columns_of, numbered_lines
 
 LARGEST_PLACE = int(np.finfo(np.float32).max.view(np.int32))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import exchange
 from utils.errors import PeerGone
-from utils.lease import ENDED, FAILED_STATE, RUNNING, STOPPED, Watch, parse_beat
-from utils.waiting import say_once
+from utils.exchange.lease import ENDED, FAILED_STATE, RUNNING, STOPPED, Watch, parse_beat
+from utils.exchange.markers import read_failed, read_run
+from utils.exchange.wait import say_once
 
 # A job whose heartbeat stood still when we first looked may have been requeued; it has so many of its lease's lives.
 ABSENT_LIVES = 10
@@ -35,10 +35,10 @@ class Peer:
         ``is_needed``: this job waits for it, and does not wait for ever for one that never began.
         Disagreement where it was started with other flags than this job.
         """
-        if not self.run_checked and (run := exchange.read_run(self.directory)) is not None:
+        if not self.run_checked and (run := read_run(self.directory)) is not None:
             self.check_run(run)
             self.run_checked = True
-        failed = exchange.read_failed(self.directory)
+        failed = read_failed(self.directory)
         if failed is not None and failed != self.old_failure:
             role, reason = failed.get("role", "other job"), failed.get("reason", "no reason given")
             raise PeerGone(f"the {role} has failed ({reason}): mend it and start both again")
@@ -85,4 +85,4 @@ def watch_peer(
     """The first look: failures and silences from before it are an earlier job's."""
     watch = Watch(directory, role, lease_seconds, clock)
     watch.look()
-    return Peer(directory, role, watch, exchange.read_failed(directory), check_run)
+    return Peer(directory, role, watch, read_failed(directory), check_run)

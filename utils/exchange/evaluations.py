@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.exchange import check_signature, signature_of
-from utils.publishing import read_json, read_sealed, sealed, write_text
+from utils.exchange.atomic import read_json, read_sealed, sealed, write_text
+from utils.exchange.verify import check_signature, signature_of
 
 METRICS_FILE = "metrics.json"
 

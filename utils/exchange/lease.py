@@ -27,10 +27,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils import publishing
 from utils.errors import Fenced, Stopped, UserError, one_line
+from utils.exchange import atomic
+from utils.exchange.wait import say_once
 from utils.json_text import json_text
-from utils.waiting import say_once
 
 LEASES = ".leases"
 RUNNING, ENDED, STOPPED, FAILED_STATE = "running", "ended", "stopped", "failed"
@@ -87,14 +87,14 @@ def boot_id() -> str:
 def newest_epoch(directory: Path, role: str) -> int:
     """0 where nobody ever had the role."""
     pattern = re.compile(rf"{re.escape(role)}-([1-9][0-9]*)\.json")
-    matches = (pattern.fullmatch(name) for name in publishing.listing(directory / LEASES))
+    matches = (pattern.fullmatch(name) for name in atomic.listing(directory / LEASES))
     return max((int(match[1]) for match in matches if match), default=0)
 
 
 def read_holder(directory: Path, role: str, epoch: int) -> Holder | None:
     """The lease of an epoch; None where it is not there or damaged: then only its heartbeat tells."""
     try:
-        return Holder(**publishing.read_sealed(lease_path(directory, role, epoch)))
+        return Holder(**atomic.read_sealed(lease_path(directory, role, epoch)))
     except (UserError, OSError, TypeError):
         return None
 
@@ -181,7 +181,7 @@ class Lease:
 
     @property
     def staging(self) -> Path:
-        return self.directory / publishing.STAGING / self.holder.staging
+        return self.directory / atomic.STAGING / self.holder.staging
 
     def tell(self, **values: Any) -> None:
         """What the next heartbeat says of the work: step, refresh, doing, rate, …"""
@@ -208,7 +208,7 @@ class Lease:
                 staged.write_text(json_text({**told, "time": round(time.time(), 3)}, default=str) + "\n")
                 staged.replace(path)
             except OSError:
-                self.lost = self.lost or publishing.is_gone(self.staging)
+                self.lost = self.lost or atomic.is_gone(self.staging)
                 with contextlib.suppress(OSError):
                     staged.unlink()
 
@@ -267,7 +267,7 @@ def try_epoch(directory: Path, role: str, epoch: int, life: Life, run_id: str, l
 
     The staging directory is there before the lease: whoever comes after us finds it and can move it away.
     """
-    staging = publishing.make_own_directory(directory / publishing.STAGING, f"{role}-{epoch}-{secrets.token_hex(4)}")
+    staging = atomic.make_own_directory(directory / atomic.STAGING, f"{role}-{epoch}-{secrets.token_hex(4)}")
     holder = Holder(
         role=role,
         epoch=epoch,
@@ -285,14 +285,14 @@ def try_epoch(directory: Path, role: str, epoch: int, life: Life, run_id: str, l
     staged = staging / "lease"
     try:
         try:
-            staged.write_text(publishing.sealed(asdict(holder)), encoding="utf-8")
-            publishing.sync(staged)
+            staged.write_text(atomic.sealed(asdict(holder)), encoding="utf-8")
+            atomic.sync(staged)
             os.link(staged, lease_path(directory, role, epoch))
         except (FileExistsError, FileNotFoundError):  # taken; or swept away by the one that took it
-            if not publishing.is_same_file(staged, lease_path(directory, role, epoch)):
+            if not atomic.is_same_file(staged, lease_path(directory, role, epoch)):
                 shutil.rmtree(staging, ignore_errors=True)
                 return None
-        publishing.sync(directory / LEASES)
+        atomic.sync(directory / LEASES)
         staged.unlink(missing_ok=True)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -306,15 +306,15 @@ def fence_others(directory: Path, role: str, lease: Lease) -> None:
 
     Leases stay: who looked long ago, or into an old listing, must not get an epoch that has been.
     """
-    staging = directory / publishing.STAGING
+    staging = directory / atomic.STAGING
     pattern = re.compile(rf"{re.escape(role)}-([1-9][0-9]*)-[0-9a-f]+")
-    for name in publishing.listing(staging):
+    for name in atomic.listing(staging):
         match = pattern.fullmatch(name)
         is_left_over = name.startswith(f"gone-{role}-")
         if is_left_over or (match and int(match[1]) <= lease.holder.epoch and name != lease.holder.staging):
             move_away(staging / name, staging / f"gone-{role}-{secrets.token_hex(4)}")
     for epoch in range(lease.holder.epoch - KEEP_BEATS, 0, -1):
-        if not publishing.exists(beat_path(directory, role, epoch)):
+        if not atomic.exists(beat_path(directory, role, epoch)):
             break
         beat_path(directory, role, epoch).unlink(missing_ok=True)
 
@@ -324,12 +324,12 @@ def move_away(path: Path, gone: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.rename(gone)
     for _ in range(SWEEPS):
-        for token in publishing.listing(gone):
-            for inner in publishing.listing(gone / token):
+        for token in atomic.listing(gone):
+            for inner in atomic.listing(gone / token):
                 with contextlib.suppress(OSError):
                     (gone / token / inner).rename(gone / token / "gone")
         shutil.rmtree(gone, ignore_errors=True)
-        if not publishing.exists(gone):
+        if not atomic.exists(gone):
             return
     raise UserError(f"{gone}, of an earlier job, cannot be removed: end that job, remove the directory, start again")
 
@@ -373,7 +373,7 @@ def role_held(
             state = STOPPED
             raise
         except BaseException as error:
-            if publishing.is_gone(lease.staging):  # whatever it failed at: what it was writing has been moved away
+            if atomic.is_gone(lease.staging):  # whatever it failed at: what it was writing has been moved away
                 lease.lost, state = True, STOPPED
                 raise lease.fenced() from None
             error_text = one_line(error) or type(error).__name__
@@ -384,6 +384,6 @@ def role_held(
             lease.beat(state, error=error_text)
             shutil.rmtree(lease.staging, ignore_errors=True)
             with contextlib.suppress(OSError):
-                (directory / publishing.STAGING).rmdir()
+                (directory / atomic.STAGING).rmdir()
         if lease.lost:  # noticed only by the last word
             raise lease.fenced()

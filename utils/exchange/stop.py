@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from utils import publishing
 from utils.errors import UserError
+from utils.exchange import atomic
 
 STOP = "STOP"  # in a program's own output directory: for people
 STOP_FILE = "ANCE_STOP_FILE"  # names the stop file of a job script
@@ -47,7 +47,7 @@ class Stop:
         if now - self.looked >= LOOK_EVERY_SECONDS:
             self.looked = now
             for path in (self.directory_file, self.job_file):
-                if path is not None and publishing.exists(path):
+                if path is not None and atomic.exists(path):
                     self.file_name = str(path)
         return self.file_name
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from utils import publishing
 from utils.errors import UserError
+from utils.exchange import atomic
 from utils.run_log import say
 
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 10.0
@@ -65,4 +65,4 @@ def wait_for(
 
 def wait_until_visible(path: Path) -> None:
     """A name that another host has just published may be hidden by an attribute cache for a while."""
-    wait_for(lambda: publishing.exists(path) or None, str(path), limit_seconds=VISIBLE_WITHIN_SECONDS)
+    wait_for(lambda: atomic.exists(path) or None, str(path), limit_seconds=VISIBLE_WITHIN_SECONDS)
