@@ -13,8 +13,8 @@ import numpy as np
 from benchmarks import common
 from data.docstrings import installed_sources, read_all
 from data.msmarco_data import PreprocessFlags, output_files, preprocess
-from data.raw_files import find_collection
-from data.tokenizing import load_tokenizer
+from data.sources.msmarco import find_collection
+from data.tokens.tokenizer import load_tokenizer
 from data.wordpiece import save_tokenizer, train_tokenizer
 from utils.system import core_count
 

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks import common
 from data.msmarco_data import PreprocessFlags, preprocess
-from data.raw_files import find_collection
-from data.tokenizing import load_tokenizer
+from data.sources.msmarco import find_collection
+from data.tokens.tokenizer import load_tokenizer
 from model.static import StaticEncoder
 
 PASSAGE_TOKENS, QUERY_TOKENS = 512, 64  # all there are

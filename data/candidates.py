@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.preprocessed import Preprocessed
+from data.tokens.collection import Preprocessed
 from data.training_data import pair_keys
 from utils.errors import UserError, one_line
 from utils.exchange import negatives

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.judgements import Judgements, check_known, read_judgements
-from data.raw_files import RAW_NAMES, SPLITS, RawCollection, Split, find_collection, read_records
-from data.staging import check_can_write, publish, staged_directory
+from data.sources.atomic_dir import check_can_write, publish, staged_directory
+from data.sources.msmarco import RAW_NAMES, SPLITS, RawCollection, Split, find_collection, read_records
+from data.sources.qrels import Judgements, check_known, read_judgements
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
 from utils.flag_values import flag

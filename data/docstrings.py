@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.staging import UNFINISHED, check_can_write, publish, staged_directory
+from data.sources.atomic_dir import UNFINISHED, check_can_write, publish, staged_directory
 from utils.errors import UserError, run_program
 from utils.flag_values import MOST_WORKERS, flag
 from utils.flags import ProgramFlags, flags_json, parse_flags

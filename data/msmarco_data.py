@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data.judgements import ResolvedSplit, read_split, resolve
-from data.preprocessed import FORMAT_VERSION, MANIFEST, PASSAGES, qrel_name, query_name
-from data.raw_files import SPLITS, RawCollection, find_collection, read_passages
-from data.staging import check_can_write, publish, staged_directory
-from data.token_cache import TokenCacheWriter, cache_files
-from data.tokenizing import check_tokenizer_cuts, fingerprint_of, load_tokenizer, tokenized, tokenizer_files
+from data.sources.atomic_dir import check_can_write, publish, staged_directory
+from data.sources.msmarco import SPLITS, RawCollection, find_collection, read_passages
+from data.sources.qrels import ResolvedSplit, read_split, resolve
+from data.tokens.collection import FORMAT_VERSION, MANIFEST, PASSAGES, qrel_name, query_name
+from data.tokens.token_cache import TokenCacheWriter, cache_files
+from data.tokens.tokenizer import check_tokenizer_cuts, fingerprint_of, load_tokenizer, tokenized, tokenizer_files
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import sha256_of, write_json
 from utils.flag_values import MOST_WORKERS, flag

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data.raw_files import clean_text
-from data.tokenizing import encoder_at, load_tokenizer
+from data.sources.msmarco import clean_text
+from data.tokens.tokenizer import encoder_at, load_tokenizer
 from data.training_data import Batch, Triples, make_batch
 from utils.errors import UserError
 from utils.text_files import check_end, numbered_lines

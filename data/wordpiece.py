@@ -19,8 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.raw_files import find_raw, read_passages, read_queries
-from data.staging import check_can_write, publish, staged_directory
+from data.sources.atomic_dir import check_can_write, publish, staged_directory
+from data.sources.msmarco import find_raw, read_passages, read_queries
 from utils.errors import UserError, run_program
 from utils.flag_values import flag
 from utils.flags import ProgramFlags, flags_json, parse_flags

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.preprocessed import Preprocessed
+from data.tokens.collection import Preprocessed
 from data.triple_order import TRIPLE_ORDER
 from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
 from drivers.resuming import as_earlier_version, check_resumes, resumed_otherwise, what_differs

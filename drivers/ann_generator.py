@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from data.candidates import read_bm25
-from data.preprocessed import Preprocessed
 from data.selection import make_selection
 from data.strategies import resolve_strategy
+from data.tokens.collection import Preprocessed
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import (
     COMMON,

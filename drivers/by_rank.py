@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data.preprocessed import Qrels
+from data.tokens.collection import Qrels
 from data.training_data import pair_keys
 from drivers.retrieval import PassageShare
 from utils import distributed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.preprocessed import Preprocessed, Split, query_name
+from data.tokens.collection import Preprocessed, Split, query_name
 from drivers import retrieval, stored_embeddings
 from drivers.progress import UNWATCHED, Watch
 from drivers.retrieval import PassageShare

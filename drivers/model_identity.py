@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.tokenizing import TOKENIZER_FILES, TOKENIZER_OPTIONS
+from data.tokens.tokenizer import TOKENIZER_FILES, TOKENIZER_OPTIONS
 from model.encoder import read_config
 from model.hub import model_directory
 from model.training import OPTIMIZER, RNG_STATES, SCHEDULER

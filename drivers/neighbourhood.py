@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.preprocessed import Preprocessed
+from data.tokens.collection import Preprocessed
 from data.training_data import NegativeLists, check_offsets, read_negative_lists
 from drivers.retrieval import EncodingSettings, chosen_texts
 from model.embedding import encode_blocks

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.preprocessed import Preprocessed, read_manifest
+from data.tokens.collection import Preprocessed, read_manifest
 from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.stored_embeddings import EMBEDDINGS, newest_embeddings
 from drivers.vectors import EMBEDDINGS as EMBEDDINGS_OF_A_RUN

@@ -1,7 +1,8 @@
 """What would end a job after hours, looked for in its first minute: inputs, qrels, tokenizer, disk, model, memory.
 
 Each check answers with the line it says, or raises the UserError that ends the program. The checks of the files of
---data_dir are in data/verify.py, of the model and its memory in drivers/trial.py, of the space in drivers/space.py.
+--data_dir are in data/tokens/verify.py, of the model and its memory in drivers/trial.py, of the space in
+drivers/space.py.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import Any
 
 import torch
 
-from data.preprocessed import Preprocessed, check_tokenizer
-from data.raw_files import Split
-from data.token_cache import TokenCache, cache_files
-from data.verify import check_inputs
+from data.sources.msmarco import Split
+from data.tokens.collection import Preprocessed, check_tokenizer
+from data.tokens.token_cache import TokenCache, cache_files
+from data.tokens.verify import check_inputs
 from drivers.embedding_shards import DTYPES
 from drivers.model_identity import check_checkpoint
 from drivers.opened_models import describe_lengths

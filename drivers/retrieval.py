@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.preprocessed import Preprocessed
-from data.token_cache import TokenCache
+from data.tokens.collection import Preprocessed
+from data.tokens.token_cache import TokenCache
 from drivers.embedding_shards import (
     PASSAGE_SHARDS,
     QUERY_SHARDS,

@@ -26,12 +26,12 @@ if not __package__:
 import numpy as np
 
 from data.candidates import Candidates, write_candidates
-from data.preprocessed import Preprocessed, open_preprocessed
-from data.raw_files import RawCollection, Split, find_collection, read_passages, read_queries
 from data.selection import Selected, Selection, describe_selection, make_selection, select_negatives
-from data.staging import check_can_write, publish, staged_directory
+from data.sources.atomic_dir import check_can_write, publish, staged_directory
+from data.sources.msmarco import RawCollection, Split, find_collection, read_passages, read_queries
+from data.tokens.collection import Preprocessed, open_preprocessed
+from data.tokens.verify import check_inputs
 from data.training_data import write_negative_lists
-from data.verify import check_inputs
 from utils.errors import UserError, run_program
 from utils.exchange.evaluations import METRICS_FILE, write_metrics
 from utils.exchange.layout import record_path

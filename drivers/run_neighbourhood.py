@@ -31,7 +31,7 @@ def main() -> None:
     given = parse_flags(NeighbourhoodFlags, "run_neighbourhood")
     import numpy as np
 
-    from data.verify import check_inputs
+    from data.tokens.verify import check_inputs
     from drivers.neighbourhood import choose_query, choose_texts, named_files, read_arms
     from drivers.opened_models import with_lengths
     from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from data.preprocessed import Preprocessed
+from data.tokens.collection import Preprocessed
 from data.training_data import read_negative_lists
 from data.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.agreement import COMMON, SAME_FLAGS, Session, agree, check_agreement

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.preprocessed import Preprocessed
+from data.tokens.collection import Preprocessed
 from drivers.embedding_shards import (
     PASSAGE_SHARDS,
     QUERY_SHARDS,

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from data.tokenizing import load_tokenizer, tokenizer_files
+from data.tokens.tokenizer import load_tokenizer, tokenizer_files
 from data.training_data import NegativeLists
 from data.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.agreement import Session, agree

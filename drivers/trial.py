@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.preprocessed import Preprocessed
-from data.raw_files import Split
-from data.token_cache import TokenCache
+from data.sources.msmarco import Split
+from data.tokens.collection import Preprocessed
+from data.tokens.token_cache import TokenCache
 from data.training_data import Batch
 from drivers.retrieval import EncodingSettings
 from drivers.shared import gather_from

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from data.candidates import Bm25Source
-from data.preprocessed import Preprocessed
 from data.selection import Selection, chunk_of_queries
+from data.tokens.collection import Preprocessed
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import Session, agree
 from drivers.embedding_shards import Shards

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.preprocessed import Preprocessed
-from data.raw_files import Split
+from data.sources.msmarco import Split
 from data.text_triples import (
     batches_of_text_triples,
     check_triples,
@@ -22,6 +21,7 @@ from data.text_triples import (
     open_text_tokenizer,
     read_text_triples,
 )
+from data.tokens.collection import Preprocessed
 from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
 from drivers.agreement import (
     OWN_RUN,

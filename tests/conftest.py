@@ -119,8 +119,8 @@ def tiny_tokenizer(shared_collection: Path, tmp_path_factory: pytest.TempPathFac
 def tiny_preprocessed(shared_collection: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny collection preprocessed with the tiny tokenizer at 32 and 16 tokens."""
     from data.msmarco_data import PreprocessFlags, preprocess
-    from data.raw_files import find_collection
-    from data.tokenizing import load_tokenizer
+    from data.sources.msmarco import find_collection
+    from data.tokens.tokenizer import load_tokenizer
 
     directory = tmp_path_factory.mktemp("preprocessed")
     flags = PreprocessFlags(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from data.preprocessed import sorted_qrels
+from data.tokens.collection import sorted_qrels
 from drivers.by_rank import as_json, grades_by_rank, mean_scores, overlap, score_curves
 from drivers.retrieval import PassageShare
 from tests.ranks_as_threads import on_ranks

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data import create_subset
 from data.create_subset import SubsetFlags, is_kept
-from data.raw_files import find_collection
+from data.sources.msmarco import find_collection
 from utils.errors import UserError, exit_code_of
 
 KNOWN_CHOICE = [3, 4, 6, 14, 20]

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from data import docstrings
 from data.docstrings import PACKAGES, SUMMARY, Pair, Source, build, keep_pairs, read_pairs, split_docstring
-from data.staging import UNFINISHED
+from data.sources.atomic_dir import UNFINISHED
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent

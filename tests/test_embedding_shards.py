@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.preprocessed import Preprocessed, open_preprocessed
+from data.tokens.collection import Preprocessed, open_preprocessed
 from drivers import embedding_shards, evaluation, retrieval, stored_embeddings
 from drivers.embedding_shards import Shards, fault_of, publish_shard, read_blocks, rows_of_shard, stored_passages
 from drivers.progress import UNWATCHED, Left, Watch

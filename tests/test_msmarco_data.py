@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import msmarco_data, tokenizing
-from data.preprocessed import check_tokenizer, open_preprocessed, read_qrel_offsets, tokenizer_fingerprint
-from data.tokenizing import load_tokenizer
+from data import msmarco_data
+from data.tokens import tokenizer as tokenizer_module
+from data.tokens.collection import check_tokenizer, open_preprocessed, read_qrel_offsets, tokenizer_fingerprint
+from data.tokens.tokenizer import load_tokenizer
 from utils.errors import UserError, exit_code_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -111,8 +112,8 @@ def test_batches_and_compression_change_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tokenizing, "BATCH_TEXTS", 7)
-    monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 900)
+    monkeypatch.setattr(tokenizer_module, "BATCH_TEXTS", 7)
+    monkeypatch.setattr(tokenizer_module, "BATCH_CHARACTERS", 900)
     for path in list(tiny_collection.iterdir()):
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, RobertaConfig, RobertaModel
 
-from data.preprocessed import open_preprocessed
+from data.tokens.collection import open_preprocessed
 from drivers import run_ann, run_ann_data_gen, run_eval, run_neighbourhood, run_warmup
 from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.opened_models import describe_lengths, lengths_of_first_rank, with_lengths

@@ -19,9 +19,9 @@ import torch
 from torch.nn import functional as F
 from transformers import RobertaConfig
 
-from data import verify
-from data.preprocessed import Preprocessed, open_preprocessed
-from data.verify import check_cache, check_inputs
+from data.tokens import verify
+from data.tokens.collection import Preprocessed, open_preprocessed
+from data.tokens.verify import check_cache, check_inputs
 from drivers import trial
 from drivers.ann_generator import check_same_file_system
 from drivers.preflight import Preflight, check_collection, check_judgements, check_publishing

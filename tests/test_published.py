@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.preprocessed import open_preprocessed
+from data.tokens.collection import open_preprocessed
 from drivers.flags import EvalFlags
 from drivers.run_eval import last_negatives
 from drivers.schedule import Taken, read_journal

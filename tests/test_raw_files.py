@@ -1,4 +1,4 @@
-"""data.raw_files: MS MARCO's files read as they come, and every fault named by file and line."""
+"""data.sources.msmarco: MS MARCO's files read as they come, and every fault named by file and line."""
 
 from __future__ import annotations
 
@@ -11,15 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import raw_files
-from data.raw_files import (
-    RepeatedIds,
-    find_collection,
-    find_raw,
-    read_passages,
-    read_qrels,
-    read_queries,
-)
+from data.sources import msmarco
+from data.sources.msmarco import RepeatedIds, find_collection, find_raw, read_passages, read_qrels, read_queries
 from utils import text_files
 from utils.errors import UserError
 from utils.text_files import check_end, estimate_lines, may_have_had
@@ -128,7 +121,7 @@ def test_repeated_ids_are_those_a_set_finds(batches: list[list[str]]) -> None:
 def test_repeated_id_is_found_across_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, second: int
 ) -> None:
-    monkeypatch.setattr(raw_files, "IDS_PER_CHECK", 4)
+    monkeypatch.setattr(msmarco, "IDS_PER_CHECK", 4)
     ids = [f"id{first if line == second else line}" for line in range(1, 12)]
     path = written(tmp_path, "".join(f"{text_id}\ttext\n" for text_id in ids).encode())
     with pytest.raises(UserError, match=f"line {second}: the id 'id{first}'"):

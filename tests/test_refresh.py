@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data.preprocessed import open_preprocessed
 from data.selection import Selection
 from data.strategies import parse_strategy
+from data.tokens.collection import open_preprocessed
 from drivers import refresh, vectors
 from drivers.agreement import Session
 from drivers.flags import GenerateFlags

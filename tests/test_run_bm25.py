@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import msmarco_data, wordpiece
-from data.preprocessed import open_preprocessed
+from data.tokens.collection import open_preprocessed
 from data.training_data import read_negative_lists
 from drivers import run_bm25
 from tests.exchanging import names

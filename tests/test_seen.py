@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.preprocessed import open_preprocessed
+from data.tokens.collection import open_preprocessed
 from data.training_data import batches_of_triples
 from drivers.flags import AnnFlags
 from drivers.shared import batches_from_lists

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from data.raw_files import read_passages, read_queries
+from data.sources.msmarco import read_passages, read_queries
 from data.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer, read_text_triples
-from data.token_cache import TokenCacheWriter, open_token_cache
-from data.tokenizing import load_tokenizer, tokenized
+from data.tokens.token_cache import TokenCacheWriter, open_token_cache
+from data.tokens.tokenizer import load_tokenizer, tokenized
 from data.training_data import Batch
 from drivers.flags import WarmupFlags
 from drivers.warmup_trainer import size_of_triples

@@ -1,4 +1,4 @@
-"""data.token_cache against a padded loop in plain Python."""
+"""data.tokens.token_cache against a padded loop in plain Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.token_cache import TokenCache, TokenCacheWriter, cache_files, open_token_cache
+from data.tokens.token_cache import TokenCache, TokenCacheWriter, cache_files, open_token_cache
 from utils.errors import UserError
 
 TOKENS = st.integers(0, 69_999)

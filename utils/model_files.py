@@ -1,7 +1,7 @@
 """The files that decide what a model computes, and the sha256 by which one model is known from another.
 
 A model is its weights (`weights_sha256`) and its config (`config_sha256`: pooling, score_scale, sizes). The tokenizer
-is known by its fingerprint (`data.tokenizing`), which has to be the collection's.
+is known by its fingerprint (`data.tokens.tokenizer`), which has to be the collection's.
 """
 
 from __future__ import annotations

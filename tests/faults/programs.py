@@ -56,9 +56,9 @@ def make_inputs(directory: Path) -> Inputs:
     on the dev nDCG.
     """
     from data.msmarco_data import PreprocessFlags, preprocess
-    from data.preprocessed import open_preprocessed
-    from data.raw_files import find_collection
-    from data.tokenizing import load_tokenizer
+    from data.sources.msmarco import find_collection
+    from data.tokens.collection import open_preprocessed
+    from data.tokens.tokenizer import load_tokenizer
     from data.wordpiece import collection_texts, save_tokenizer, train_tokenizer
 
     inputs = Inputs(directory)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.preprocessed import Qrels, qrel_name, query_name, sorted_qrels
-from data.raw_files import RawCollection, Split, read_qrels, read_queries
+from data.sources.msmarco import RawCollection, Split, read_qrels, read_queries
+from data.tokens.collection import Qrels, qrel_name, query_name, sorted_qrels
 from utils.errors import UserError
 from utils.run_log import say
 

@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from data.preprocessed import MANIFEST, Preprocessed
-from data.raw_files import SPLITS
-from data.token_cache import ADVICE, TokenCache, cache_files
+from data.sources.msmarco import SPLITS
+from data.tokens.collection import MANIFEST, Preprocessed
+from data.tokens.token_cache import ADVICE, TokenCache, cache_files
 from utils.errors import UserError
 from utils.exchange.atomic import sha256_of
 from utils.exchange.verify import size_of

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from data.raw_files import SPLITS, Split
-from data.token_cache import TokenCache, open_token_cache
-from data.tokenizing import tokenizer_files, tokenizer_fingerprint
+from data.sources.msmarco import SPLITS, Split
+from data.tokens.token_cache import TokenCache, open_token_cache
+from data.tokens.tokenizer import tokenizer_files, tokenizer_fingerprint
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.ir.metrics import LARGEST_GRADE
