@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 from benchmarks import baselines, common
-from data.candidates import Candidates
-from data.selection import Selection, chunk_of_queries, select_negatives
-from data.strategies import parse_strategy
+from data.mining.candidates import Candidates
+from data.mining.negative_lists import NegativeLists
+from data.mining.select import Selection, chunk_of_queries, select_negatives
+from data.mining.strategy import parse_strategy
 from data.tokens.collection import Preprocessed, open_preprocessed, read_manifest
 from data.tokens.token_cache import TokenCache
-from data.training_data import NegativeLists, Triples, batches_of_triples, make_batch
+from data.training.batches import Triples, batches_of_triples, make_batch
 from drivers.retrieval import EncodingSettings, texts_of
 from drivers.shared import gather_from, leave_padding_out
 from model.embedding import encode_blocks

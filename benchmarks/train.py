@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks import baselines, common
-from data.training_data import Batch, Triples, make_batch
+from data.training.batches import Batch, Triples, make_batch
 from drivers.shared import leave_padding_out
 from model.precision import quickest_dtype
 from model.training import make_optimizer, make_state, train_step

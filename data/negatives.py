@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data.candidates import Bm25Source, Candidates, read_bm25, read_candidates
-from data.selection import Selected, Selection, describe_selection, make_selection, select_negatives
-from data.strategies import resolve_strategy
+from data.mining.candidates import Bm25Source, Candidates, read_bm25, read_candidates
+from data.mining.negative_lists import NegativeLists, write_negative_lists
+from data.mining.select import Selected, Selection, describe_selection, make_selection, select_negatives
+from data.mining.strategy import resolve_strategy
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.verify import check_inputs
-from data.training_data import NegativeLists, write_negative_lists
 from utils.errors import UserError, run_program
 from utils.exchange import negatives
 from utils.exchange.atomic import sha256_of_json

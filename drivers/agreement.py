@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.tokens.collection import Preprocessed
-from data.triple_order import TRIPLE_ORDER
+from data.training.triple_order import TRIPLE_ORDER
 from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
 from drivers.resuming import as_earlier_version, check_resumes, resumed_otherwise, what_differs
 from drivers.shared import type_is_hardware_s

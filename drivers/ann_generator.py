@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.candidates import read_bm25
-from data.selection import make_selection
-from data.strategies import resolve_strategy
+from data.mining.candidates import read_bm25
+from data.mining.select import make_selection
+from data.mining.strategy import resolve_strategy
 from data.tokens.collection import Preprocessed
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import (

@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
-from data.triple_order import TRIPLE_ORDER
+from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
+from data.training.batches import Batch
+from data.training.triple_order import TRIPLE_ORDER
 from drivers.agreement import (
     OWN_RUN,
     Session,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from data.mining.negative_lists import pair_keys
 from data.tokens.collection import Qrels
-from data.training_data import pair_keys
 from drivers.retrieval import PassageShare
 from utils import distributed
 from utils.distributed import World

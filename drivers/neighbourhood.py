@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
-from data.training_data import NegativeLists, check_offsets, read_negative_lists
 from drivers.retrieval import EncodingSettings, chosen_texts
 from model.embedding import encode_blocks
 from utils.distributed import World

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from data.candidates import Candidates, write_candidates
-from data.churn import Churn, churn_since
-from data.selection import chunks_of, describe_selection, select_negatives
-from data.training_data import NegativeLists, read_negative_lists, write_negative_lists
+from data.mining.candidates import Candidates, write_candidates
+from data.mining.negative_lists import NegativeLists, read_negative_lists, write_negative_lists
+from data.mining.select import chunks_of, describe_selection, select_negatives
+from data.mining.staleness import Churn, churn_since
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import Session
 from drivers.progress import Watch

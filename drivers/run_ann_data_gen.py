@@ -25,7 +25,7 @@ from utils.flags import flags_json, parse_flags
 
 def main() -> None:
     flags = parse_flags(GenerateFlags, "run_ann_data_gen")
-    from data.strategies import NO_FLAG
+    from data.mining.strategy import NO_FLAG
     from drivers.ann_generator import generate, preflight
 
     job = preflight(flags)

@@ -25,13 +25,13 @@ if not __package__:
 
 import numpy as np
 
-from data.candidates import Candidates, write_candidates
-from data.selection import Selected, Selection, describe_selection, make_selection, select_negatives
+from data.mining.candidates import Candidates, write_candidates
+from data.mining.negative_lists import write_negative_lists
+from data.mining.select import Selected, Selection, describe_selection, make_selection, select_negatives
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.msmarco import RawCollection, Split, find_collection, read_passages, read_queries
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.verify import check_inputs
-from data.training_data import write_negative_lists
 from utils.errors import UserError, run_program
 from utils.exchange.evaluations import METRICS_FILE, write_metrics
 from utils.exchange.layout import record_path

@@ -114,7 +114,7 @@ def last_negatives(flags: EvalFlags, collection: Any) -> tuple[int, Any]:
 
     UserError where there is none, the one that was taken up is damaged, or it is of another collection.
     """
-    from data.training_data import check_offsets, read_negative_lists
+    from data.mining.negative_lists import check_offsets, read_negative_lists
     from utils.exchange.layout import DONE, record_path
     from utils.exchange.markers import read_done
     from utils.exchange.negatives import newest_refresh, read_refresh

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from data.mining.negative_lists import read_negative_lists
 from data.tokens.collection import Preprocessed
-from data.training_data import read_negative_lists
-from data.triple_order import TRIPLE_ORDER, is_as_in_version_1
+from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.agreement import COMMON, SAME_FLAGS, Session, agree, check_agreement
 from drivers.flags import AnnFlags
 from drivers.resuming import check_resumes, is_model_unknown

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.mining.negative_lists import NegativeLists
 from data.sources.atomic_dir import check_can_write
 from data.tokens.collection import Preprocessed, check_tokenizer, open_preprocessed
 from data.tokens.token_cache import TokenCache
 from data.tokens.verify import check_inputs
-from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
-from data.triple_order import queries_in_order
+from data.training.batches import Batch, batches_of_triples, make_batch
+from data.training.triple_order import queries_in_order
 from drivers.model_identity import check_checkpoint
 from model.encoder import check_fits, check_model_type, load_encoder, read_config
 from model.hub import is_path

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from data.mining.negative_lists import NegativeLists
 from data.tokens.tokenizer import load_tokenizer, tokenizer_files
-from data.training_data import NegativeLists
-from data.triple_order import TRIPLE_ORDER, is_as_in_version_1
+from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.agreement import Session, agree
 from drivers.shared import settle_encoder
 from model.attribution import means_by_rank

@@ -19,7 +19,7 @@ import torch
 from data.sources.msmarco import Split
 from data.tokens.collection import Preprocessed
 from data.tokens.token_cache import TokenCache
-from data.training_data import Batch
+from data.training.batches import Batch
 from drivers.retrieval import EncodingSettings
 from drivers.shared import gather_from
 from drivers.space import optimiser_bytes

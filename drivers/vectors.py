@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.candidates import Bm25Source
-from data.selection import Selection, chunk_of_queries
+from data.mining.candidates import Bm25Source
+from data.mining.select import Selection, chunk_of_queries
 from data.tokens.collection import Preprocessed
 from drivers import retrieval, stored_embeddings
 from drivers.agreement import Session, agree

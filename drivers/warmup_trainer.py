@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.sources.msmarco import Split
-from data.text_triples import (
+from data.tokens.collection import Preprocessed
+from data.training.batches import Batch
+from data.training.text_triples import (
     batches_of_text_triples,
     check_triples,
     make_text_batch,
     open_text_tokenizer,
     read_text_triples,
 )
-from data.tokens.collection import Preprocessed
-from data.training_data import Batch, NegativeLists, check_offsets, read_negative_lists
 from drivers.agreement import (
     OWN_RUN,
     check_holds_no_other_run,

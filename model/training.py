@@ -52,7 +52,7 @@ class TrainingStep(nn.Module):
         passage_lengths_M: torch.Tensor,
         **rows: torch.Tensor,
     ) -> torch.Tensor:
-        """The names are those of data.training_data.Batch; ``rows`` are those that `loss_of` takes."""
+        """The names are those of data.training.batches.Batch; ``rows`` are those that `loss_of` takes."""
         budget_tokens = self.budget_tokens(query_ids_BL.device)
         queries_BD = encode_in_passes(self.encoder, query_ids_BL, query_lengths_B, budget_tokens)
         passages_MD = encode_in_passes(self.encoder, passage_ids_ML, passage_lengths_M, budget_tokens)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from data import docstrings
-from data.training_data import NegativeLists, batches_of_triples, read_negative_lists
+from data.mining.negative_lists import NegativeLists, read_negative_lists
+from data.training.batches import batches_of_triples
 from results.seen import read_seen
 from tests.shell import REPO, run_script
 

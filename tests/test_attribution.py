@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
+from data.mining.negative_lists import NegativeLists
+from data.training.batches import Batch, batches_of_triples, make_batch
 from model.attribution import RankTally, means_by_rank
 from model.training import layer_gradient_norms, make_state, named_groups, tensors_of, train_step
 from tests.test_training import ALONE, ENCODERS, LOSSES, PASSAGES, QUERIES, constant, gather_texts

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.candidates import Candidates
-from data.churn import churn_since
-from data.selection import Selection, select_negatives
-from data.strategies import parse_strategy
-from data.training_data import NegativeLists
+from data.mining.candidates import Candidates
+from data.mining.negative_lists import NegativeLists
+from data.mining.select import Selection, select_negatives
+from data.mining.staleness import churn_since
+from data.mining.strategy import parse_strategy
 from drivers.refresh import one_refresh
 from tests.test_refresh import CPU, make_job, put_model, start, stay
 from utils.distributed import World

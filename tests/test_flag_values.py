@@ -18,10 +18,11 @@ import torch
 
 from data.create_subset import SubsetFlags
 from data.docstrings import DocstringsFlags
-from data.draws import random_keys
+from data.mining.keyed_random import random_keys
+from data.mining.negative_lists import NegativeLists
 from data.msmarco_data import PreprocessFlags
 from data.negatives import NegativesFlags
-from data.training_data import NegativeLists, batches_of_triples
+from data.training.batches import batches_of_triples
 from data.wordpiece import WordPieceFlags
 from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.neighbourhood import named_files

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from data.mining.strategy import resolve_strategy
 from data.msmarco_data import PreprocessFlags
-from data.strategies import resolve_strategy
 from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.run_bm25 import Bm25Flags
 from utils.errors import UserError

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.mining.negative_lists import NegativeLists, is_positive, read_negative_lists
 from data.tokens.collection import open_preprocessed
-from data.training_data import NegativeLists, is_positive, read_negative_lists
 from model.static import StaticEncoder
 from results.measures import by_rank_of, read_logged, read_measures
 from results.run_directory import read_arm

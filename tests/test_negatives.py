@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data import negatives
-from data.candidates import Candidates, read_candidates, write_candidates
-from data.selection import make_selection
-from data.training_data import read_negative_lists
+from data.mining.candidates import Candidates, read_candidates, write_candidates
+from data.mining.negative_lists import read_negative_lists
+from data.mining.select import make_selection
 from drivers import run_bm25
 from drivers.refresh import one_refresh
 from tests.exchanging import names

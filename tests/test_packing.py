@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import RobertaConfig
 
-from data.training_data import Batch
+from data.training.batches import Batch
 from drivers import shared
 from model import packing
 from model.dropout import BY_DEVICE

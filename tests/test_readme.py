@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from data.mining.strategy import COUNTED, STRATEGIES, WORDS, parse_strategy
 from data.negatives import NegativesFlags
-from data.strategies import COUNTED, STRATEGIES, WORDS, parse_strategy
 from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.run_bm25 import Bm25Flags
 from results.read_log import ReadLogFlags, words_to_flag

@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data.selection import Selection
-from data.strategies import parse_strategy
+from data.mining.select import Selection
+from data.mining.strategy import parse_strategy
 from data.tokens.collection import open_preprocessed
 from drivers import refresh, vectors
 from drivers.agreement import Session

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import msmarco_data, wordpiece
+from data.mining.negative_lists import read_negative_lists
 from data.tokens.collection import open_preprocessed
-from data.training_data import read_negative_lists
 from drivers import run_bm25
 from tests.exchanging import names
 from utils.errors import UserError

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.tokens.collection import open_preprocessed
-from data.training_data import batches_of_triples
+from data.training.batches import batches_of_triples
 from drivers.flags import AnnFlags
 from drivers.shared import batches_from_lists
 from results.run_directory import read_run
@@ -82,7 +82,7 @@ def test_a_resume_notes_what_was_trained_on_without_choosing_negatives(
     )  # fmt: skip
     lists, seen = made_up_lists([5, 2, 5, 5, 4], passages=200), SeenQueries()
     expected = [b.query_T.tolist() for b in islice(batches_of_triples(lists, 2, 6, 9, 4), 1000)]
-    monkeypatch.setattr("data.triple_order.places_of_turns", refuse)
+    monkeypatch.setattr("data.training.triple_order.places_of_turns", refuse)
     collection = open_preprocessed(tiny_preprocessed, 32, 16)
     batches_from_lists(flags, collection, World(0, 1, torch.device("cpu")), lists, 4, 1000, seen)
     assert seen.of_refresh(4) == seen_of([query for queries in expected for query in queries], 4)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.candidates import Candidates
-from data.draws import FOR_LINE_ORDER, FOR_NEGATIVES, FOR_POSITIVES, random_keys
-from data.selection import (
+from data.mining.candidates import Candidates
+from data.mining.keyed_random import FOR_LINE_ORDER, FOR_NEGATIVES, FOR_POSITIVES, random_keys
+from data.mining.negative_lists import NegativeLists
+from data.mining.select import (
     Selected,
     Selection,
     choose_positives,
@@ -22,8 +23,7 @@ from data.selection import (
     ranks_of,
     select_negatives,
 )
-from data.strategies import STRATEGIES, parse_strategy
-from data.training_data import NegativeLists
+from data.mining.strategy import STRATEGIES, parse_strategy
 from utils.errors import UserError
 
 PASSAGES = 40

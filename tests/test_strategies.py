@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.strategies import COUNTED, STRATEGIES, Part, Stage, Strategy, parse_strategy
+from data.mining.strategy import COUNTED, STRATEGIES, Part, Stage, Strategy, parse_strategy
 from utils.errors import UserError
 
 TOPK = 200

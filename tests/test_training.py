@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import nn
 from transformers import RobertaConfig
 
-from data.training_data import Batch, NegativeLists, batches_of_triples, make_batch
+from data.mining.negative_lists import NegativeLists
+from data.training.batches import Batch, batches_of_triples, make_batch
 from drivers.shared import seed_everything
 from drivers.trainer import Trainer, read_trainer_state
 from model.encoder import load_encoder

@@ -12,19 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.draws import FOR_TRIPLES, FOR_TURNS, random_keys
-from data.training_data import (
+from data.mining.keyed_random import FOR_TRIPLES, FOR_TURNS, random_keys
+from data.mining.negative_lists import (
     NegativeLists,
-    Triples,
-    batches_of_triples,
     check_offsets,
-    in_batch_mask,
     is_positive,
-    make_batch,
     read_negative_lists,
     write_negative_lists,
 )
-from data.triple_order import KEYS_AT_ONCE, is_as_in_version_1, queries_in_order, triple_order
+from data.training.batches import Triples, batches_of_triples, in_batch_mask, make_batch
+from data.training.triple_order import KEYS_AT_ONCE, is_as_in_version_1, queries_in_order, triple_order
 from utils.errors import UserError
 
 NO_POSITIVES = (np.empty(0, np.int64), np.empty(0, np.int64))
@@ -345,7 +342,7 @@ def test_the_parts_of_a_round_make_no_difference(lengths: list[int], group: int,
         for row, column in defined_order(lists, group, 4, 5, 3 * (start + 20))
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.triple_order.KEYS_AT_ONCE", 1)  # a turn at a time
+        patch.setattr("data.training.triple_order.KEYS_AT_ONCE", 1)  # a turn at a time
         found = flat(list(islice(batches_of_triples(lists, group, 3, 4, 5, start), 20)))
         queries = [query for part in queries_in_order(lists, group, 4, 5, 3 * start) for query in part.tolist()]
     assert [(query, negative) for query, _, negative in found] == expected[3 * start :]

@@ -233,7 +233,7 @@ class RefreshFlags(ExchangeFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionFlags(SeedFlags):
-    """Which candidates become negatives; data/strategies.py has the language."""
+    """Which candidates become negatives; data/mining/strategy.py has the language."""
 
     topk_training: int = flag(500, "candidates per train query", at_least=1)
     negative_sample: int = flag(

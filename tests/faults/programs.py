@@ -97,7 +97,7 @@ def write_model(inputs: Inputs, vocab_size: int) -> None:
 
 
 def write_random_negatives(inputs: Inputs, query_P: np.ndarray, positive_P: np.ndarray, passages: int) -> None:
-    from data.training_data import NegativeLists, write_negative_lists
+    from data.mining.negative_lists import NegativeLists, write_negative_lists
 
     rng = np.random.default_rng(3)
     query_Q, first_Q = np.unique(query_P, return_index=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.sources.msmarco import clean_text
 from data.tokens.tokenizer import encoder_at, load_tokenizer
-from data.training_data import Batch, Triples, make_batch
+from data.training.batches import Batch, Triples, make_batch
 from utils.errors import UserError
 from utils.text_files import check_end, numbered_lines
 

@@ -2,7 +2,8 @@
 
 A candidate's rank is its 1-based place in the raw retrieved list. Known positives are removed first, so ``top`` takes
 the best ranked *others*. Everything is vectorised over queries, and a random choice depends on (seed, refresh, query)
-alone. data/strategies.py has the language that says what is chosen, data/parts.py what each of its words does.
+alone. data/mining/strategy.py has the language that says what is chosen, data/mining/samplers.py what each of its
+words does.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.candidates import Candidates
-from data.draws import FOR_LINE_ORDER, FOR_POSITIVES, random_keys
-from data.parts import View, take, widen
-from data.strategies import Strategy, parse_strategy
-from data.training_data import NegativeLists, is_positive
+from data.mining.candidates import Candidates
+from data.mining.keyed_random import FOR_LINE_ORDER, FOR_POSITIVES, random_keys
+from data.mining.negative_lists import NegativeLists, is_positive
+from data.mining.samplers import View, take, widen
+from data.mining.strategy import Strategy, parse_strategy
 from utils.errors import UserError
 from utils.flags import SelectionFlags
 from utils.ir.rank_buckets import counted

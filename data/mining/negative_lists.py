@@ -1,4 +1,4 @@
-"""The ann_training_data format, and training batches made from it.
+"""Negatives as a table, and the file that carries it, ann_training_data.
 
 One line per query, tab-separated: query_offset, positive_offset, negatives (comma-separated offsets):
 ANCE's three columns. Then two that ANCE's reader ignores: the negatives' raw ranks and their scores.
@@ -6,14 +6,11 @@ ANCE's three columns. Then two that ANCE's reader ignores: the negatives' raw ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 
-from data.triple_order import triple_order, triples_of_a_round
 from utils.errors import UserError
 from utils.text_files import read_lines
 
@@ -135,128 +132,3 @@ def check_offsets(lists: NegativeLists, queries: int, passages: int, path: Path)
             f"{path} names query {lists.query_Q.max()} and passage {largest}, the collection has {queries} train "
             f"queries and {passages} passages: it was made from another --data_dir"
         )
-
-
-@dataclass(frozen=True)
-class Triples:
-    """The (query, positive, negative) offsets of one batch, all ranks' together: int64 [T] each.
-
-    ``rank_T`` are the negatives' ranks in the search that found them, 0 where they are unknown.
-    """
-
-    query_T: np.ndarray
-    positive_T: np.ndarray
-    negative_T: np.ndarray
-    rank_T: np.ndarray | None = None
-
-    def part(self, rank: int, ranks: int) -> Triples:
-        """The rank's equal, contiguous share."""
-        size = len(self.query_T) // ranks
-        mine = slice(rank * size, (rank + 1) * size)
-        rank_T = None if self.rank_T is None else self.rank_T[mine]
-        return Triples(self.query_T[mine], self.positive_T[mine], self.negative_T[mine], rank_T)
-
-
-def batches_of_triples(
-    lists: NegativeLists, group_size: int, batch_triples: int, seed: int, stream: int, start: int = 0
-) -> Iterator[Triples]:
-    """Endless batches of ``batch_triples``, one round of `triple_order` after another.
-
-    The order depends on (seed, stream, query, round) alone; ``stream`` is the refresh number. ``start`` skips
-    that many batches, to go on where an interrupted run was. A batch may span several rounds.
-    UserError where there is no triple at all.
-    """
-    if lists.triples == 0:
-        raise UserError("the negatives file holds no negative at all; use a larger --topk_training or collection")
-    first, skip = divmod(start * batch_triples, triples_of_a_round(lists, group_size))
-    rounds = (
-        triple_order(lists, group_size, seed, stream, number, skip if number == first else 0) for number in count(first)
-    )
-    left: list[tuple[np.ndarray, np.ndarray]] = []
-    available = 0
-    for part in chain.from_iterable(rounds):
-        left.append(part)
-        available += len(part[0])
-        if available < batch_triples:
-            continue
-        row_T, column_T = (np.concatenate(parts) for parts in zip(*left, strict=True))
-        used = 0
-        while available - used >= batch_triples:
-            row, column = row_T[used : used + batch_triples], column_T[used : used + batch_triples]
-            yield Triples(
-                lists.query_Q[row], lists.positive_Q[row], lists.negative_QN[row, column], lists.rank_QN[row, column]
-            )
-            used += batch_triples
-        left, available = [(row_T[used:], column_T[used:])], available - used
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's batch as the model takes it: each different query and passage once.
-
-    ``query_index_T`` and the others say which rows make up triple t. For the in-batch loss,
-    ``allowed_TG`` marks which passages of all ranks (rank after rank, each rank's in its own row order)
-    triple t is scored against, and ``target_T`` is its positive's place among them.
-    """
-
-    query_ids_BL: np.ndarray
-    query_lengths_B: np.ndarray
-    passage_ids_ML: np.ndarray
-    passage_lengths_M: np.ndarray
-    query_index_T: np.ndarray
-    positive_index_T: np.ndarray
-    negative_index_T: np.ndarray
-    allowed_TG: np.ndarray | None = None
-    target_T: np.ndarray | None = None
-    negative_rank_T: np.ndarray | None = None
-
-
-Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows_B -> (ids_BL, lengths_B)
-
-
-def make_batch(
-    triples: Triples,
-    rank: int,
-    ranks: int,
-    gather_queries: Gather,
-    gather_passages: Gather,
-    positives: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Batch:
-    """Look up the tokens of the rank's share of ``triples``.
-
-    With ``positives`` the batch is made for the in-batch loss: known positives of a query are masked out
-    of its negatives, and a passage that several ranks hold counts once.
-    """
-    mine = triples.part(rank, ranks)
-    query_B, query_index_T = np.unique(mine.query_T, return_inverse=True)
-    passage_M, both_2T = np.unique(np.concatenate([mine.positive_T, mine.negative_T]), return_inverse=True)
-    positive_index_T, negative_index_T = np.split(both_2T, 2)
-    allowed_TG = target_T = None
-    if positives is not None:
-        allowed_TG, target_T = in_batch_mask(triples, rank, ranks, positives)
-    return Batch(
-        *gather_queries(query_B),
-        *gather_passages(passage_M),
-        query_index_T=query_index_T,
-        positive_index_T=positive_index_T,
-        negative_index_T=negative_index_T,
-        allowed_TG=allowed_TG,
-        target_T=target_T,
-        negative_rank_T=mine.rank_T,
-    )
-
-
-def in_batch_mask(
-    triples: Triples, rank: int, ranks: int, positives: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """``allowed_TG`` and ``target_T`` of `Batch`. Every rank knows the whole batch, so nothing is sent."""
-    parts = [triples.part(r, ranks) for r in range(ranks)]
-    passage_G = np.concatenate([np.unique(np.concatenate([p.positive_T, p.negative_T])) for p in parts])
-    different, first_G = np.unique(passage_G, return_index=True)
-    counts_once_G = np.zeros(len(passage_G), bool)
-    counts_once_G[first_G] = True
-    mine = parts[rank]
-    target_T = first_G[np.searchsorted(different, mine.positive_T)]
-    allowed_TG = counts_once_G & ~is_positive(mine.query_T[:, None], passage_G[None, :], positives)
-    allowed_TG[np.arange(len(target_T)), target_T] = True
-    return allowed_TG, target_T

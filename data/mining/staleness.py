@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.candidates import Candidates
-from data.training_data import NegativeLists, pair_keys
+from data.mining.candidates import Candidates
+from data.mining.negative_lists import NegativeLists, pair_keys
 from utils.ir.rank_buckets import NAMES, bucket_of
 
 

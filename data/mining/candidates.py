@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.mining.negative_lists import pair_keys
 from data.tokens.collection import Preprocessed
-from data.training_data import pair_keys
 from utils.errors import UserError, one_line
 from utils.exchange import negatives
 

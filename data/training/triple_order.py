@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.draws import FOR_TRIPLES, FOR_TURNS, LARGEST_KEY, random_keys
+from data.mining.keyed_random import FOR_TRIPLES, FOR_TURNS, LARGEST_KEY, random_keys
 
 if TYPE_CHECKING:
-    from data.training_data import NegativeLists
+    from data.mining.negative_lists import NegativeLists
 
 TRIPLE_ORDER = 2  # the version of this order, which runs record; those of version 1 recorded none
 KEYS_AT_ONCE = 2**21  # random keys drawn for a part of a round: 16 MiB, and a few arrays of that size

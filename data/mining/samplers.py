@@ -1,7 +1,7 @@
 """What each word of the strategy language takes of a query's candidates, or beyond them: one function for each kind.
 
-A new kind takes three lines: its word in data/strategies.py, what `distance` or `chosen_by` makes of it here, and a
-row in docs/strategies.md.
+A new kind takes three lines: its word in data/mining/strategy.py, what `distance` or `chosen_by` makes of it here, and
+a row in docs/strategies.md.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.candidates import Candidates
-from data.draws import FOR_LATER_PARTS, FOR_NEGATIVES, as_races, random_keys, repeats_in_row, smallest
-from data.strategies import OUTSIDE, WINDOWED, Part, Stage
-from data.training_data import is_positive
+from data.mining.candidates import Candidates
+from data.mining.keyed_random import FOR_LATER_PARTS, FOR_NEGATIVES, as_races, random_keys, repeats_in_row, smallest
+from data.mining.negative_lists import is_positive
+from data.mining.strategy import OUTSIDE, WINDOWED, Part, Stage
 from utils.errors import UserError
 
 
