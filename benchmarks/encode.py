@@ -11,8 +11,8 @@ import torch
 
 from benchmarks import baselines, common
 from drivers.shared import settle_encoder
-from model.embedding import Texts, encode_blocks
-from model.precision import name_of, quickest_dtype
+from model.encode import Texts, encode_blocks
+from model.kernels.precision import name_of, quickest_dtype
 from utils.distributed import World
 
 MS_MARCO_PASSAGES = 8_841_823

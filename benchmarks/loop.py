@@ -26,7 +26,7 @@ from data.tokens.token_cache import TokenCache
 from data.training.batches import Triples, batches_of_triples, make_batch
 from drivers.retrieval import EncodingSettings, texts_of
 from drivers.shared import gather_from, leave_padding_out
-from model.embedding import encode_blocks
+from model.encode import encode_blocks
 from model.training import make_optimizer, make_state, train_step
 from utils.distributed import World
 from utils.flag_values import path_argument

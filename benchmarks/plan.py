@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import common
 from drivers import space
 from drivers.retrieval import BYTES_OF_PLACE
-from model.encoder import dims_of_config
+from model.encoders.registry import dims_of_config
 from utils.flag_values import path_argument, positive_number
 from utils.search.options import MEMORY_BYTES
 

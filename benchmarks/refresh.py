@@ -16,7 +16,7 @@ from benchmarks import common
 from data.msmarco_data import PreprocessFlags, preprocess
 from data.sources.msmarco import find_collection
 from data.tokens.tokenizer import load_tokenizer
-from model.static import StaticEncoder
+from model.encoders.static import StaticEncoder
 
 PASSAGE_TOKENS, QUERY_TOKENS = 512, 64  # all there are
 STATIC_DIMS = 128

@@ -15,7 +15,7 @@ import torch
 from benchmarks import baselines, common
 from data.training.batches import Batch, Triples, make_batch
 from drivers.shared import leave_padding_out
-from model.precision import quickest_dtype
+from model.kernels.precision import quickest_dtype
 from model.training import make_optimizer, make_state, train_step
 from utils.distributed import World
 

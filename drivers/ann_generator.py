@@ -43,7 +43,7 @@ from drivers.shared import (
 )
 from drivers.space import UNKNOWN_REFRESHES
 from drivers.vectors import EMBEDDINGS, Job, Work, embeddings_dir
-from model.precision import name_of
+from model.kernels.precision import name_of
 from utils import distributed
 from utils.errors import UserError
 from utils.exchange import atomic

@@ -57,7 +57,7 @@ from drivers.shared import (
 )
 from drivers.space import checkpoints_at_once, publishing_steps
 from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
-from model.precision import name_of
+from model.kernels.precision import name_of
 from utils import distributed
 from utils.errors import UserError
 from utils.exchange import atomic

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from model.embedding import block_size
+from model.encode import block_size
 from utils.errors import UserError
 from utils.exchange.atomic import read_sealed, sealed, sha256_of, staging_path, sync
 from utils.search.source import Passages
@@ -71,7 +71,7 @@ class Shards:
 
 
 def rows_of_shard(count: int, dims: int, wanted: int) -> int:
-    """Texts in a shard: whole blocks of `model.embedding`, for at least ``wanted`` shards where there are enough."""
+    """Texts in a shard: whole blocks of `model.encode`, for at least ``wanted`` shards where there are enough."""
     block = block_size(count)
     by_number = -(-count // block) // wanted
     by_bytes = SHARD_BYTES // (4 * dims * block)

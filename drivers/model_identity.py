@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.tokens.tokenizer import TOKENIZER_FILES, TOKENIZER_OPTIONS
-from model.encoder import read_config
+from model.encoders.registry import read_config
 from model.hub import model_directory
 from model.training import OPTIMIZER, RNG_STATES, SCHEDULER
 from utils.errors import UserError

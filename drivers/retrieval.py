@@ -28,8 +28,8 @@ from drivers.embedding_shards import (
 from drivers.progress import UNWATCHED, Left, Watch
 from drivers.shared import gather_from
 from drivers.stored_embeddings import PASSAGES, open_shards, wait_for_shards
-from model.embedding import Texts, encode_blocks, share_of
-from model.encoder import dims_of_config, read_config
+from model.encode import Texts, encode_blocks, share_of
+from model.encoders.registry import dims_of_config, read_config
 from utils import distributed
 from utils.distributed import Notice, World
 from utils.errors import UserError

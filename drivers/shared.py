@@ -23,9 +23,9 @@ from data.tokens.verify import check_inputs
 from data.training.batches import Batch, batches_of_triples, make_batch
 from data.training.triple_order import queries_in_order
 from drivers.model_identity import check_checkpoint
-from model.encoder import check_fits, check_model_type, load_encoder, read_config
+from model.encoders.registry import check_fits, check_model_type, load_encoder, read_config
 from model.hub import is_path
-from model.precision import compute_dtype, quickest_dtype
+from model.kernels.precision import compute_dtype, quickest_dtype
 from model.training import make_optimizer
 from utils import distributed
 from utils.distributed import World
@@ -181,7 +181,7 @@ def leave_padding_out(encoder: Any, dtype: torch.dtype | None, world: World, tra
 
 def pack_on_gpus(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
     """Where every rank can; each tries it out first."""
-    from model.packing import refusal_to_pack
+    from model.kernels.packed_attention import refusal_to_pack
 
     refusal = refusal_to_pack(encoder, world.device, dtype, trains)
     if refusal:

@@ -26,7 +26,7 @@ from drivers.embedding_shards import (
     stored_passages,
 )
 from drivers.resuming import is_model_unknown
-from model.embedding import share_of
+from model.encode import share_of
 from utils.errors import UserError
 from utils.exchange.atomic import read_sealed, sealed, sha256_of, sha256_of_json, staging_path, sync, write_text
 from utils.exchange.lease import Lease

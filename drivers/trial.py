@@ -23,8 +23,8 @@ from data.training.batches import Batch
 from drivers.retrieval import EncodingSettings
 from drivers.shared import gather_from
 from drivers.space import optimiser_bytes
-from model.embedding import attention_mask
-from model.precision import autocast, name_of
+from model.encode import attention_mask
+from model.kernels.precision import autocast, name_of
 from model.training import TrainingStep, backward, tensors_of
 from utils.distributed import World
 from utils.errors import UserError, one_line

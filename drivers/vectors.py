@@ -21,7 +21,7 @@ from drivers.progress import Left, Watch
 from drivers.retrieval import PassageShare
 from drivers.shared import load_to_encode, settle_encoder
 from drivers.stored_embeddings import DEV_QUERY, PASSAGES, TRAIN_QUERY, Recipe
-from model.precision import name_of
+from model.kernels.precision import name_of
 from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced, UserError

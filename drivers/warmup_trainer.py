@@ -55,8 +55,8 @@ from drivers.shared import (
 )
 from drivers.space import publishing_steps
 from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
-from model.encoder import new_encoder, read_config
-from model.precision import name_of
+from model.encoders.registry import new_encoder, read_config
+from model.kernels.precision import name_of
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from model.embedding import attention_mask, plan_batches
+from model.encode import attention_mask, plan_batches
 
 
 def plan_passes(lengths_B: torch.Tensor, budget_tokens: int) -> list[torch.Tensor]:

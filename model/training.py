@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.attribution import RankTally, measure_in_batch, measure_pairwise
+from model.kernels.precision import autocast
 from model.lamb import Lamb
 from model.losses import in_batch_nll, pairwise_nll
 from model.passes import cached_backward, encode_in_passes
-from model.precision import autocast
 from utils.distributed import World, average_gradients, collective, gather_rows, gather_with_gradient, mean_over_ranks
 from utils.errors import UserError, one_line
 from utils.exchange.layout import TRAINER_STATE

@@ -29,7 +29,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | Path]:
     """Settings that point arm.sh to the smaller part of the embedded collection, and to a model with random weights."""
     import torch
 
-    from model.static import StaticEncoder
+    from model.encoders.static import StaticEncoder
 
     root = tmp_path_factory.mktemp("embedded collection")
     raw, tokenizer, data, checkpoint = (root / name for name in ("raw", "tokenizer", "preprocessed", "checkpoint-10"))

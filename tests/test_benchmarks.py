@@ -19,8 +19,8 @@ from benchmarks.encode import texts_of
 from benchmarks.plan import MEASURED, parameters_of
 from benchmarks.search import peak_bytes
 from benchmarks.train import NEGATIVES, our_batch
-from model.dropout import Dropout
-from model.embedding import encode_blocks
+from model.encode import encode_blocks
+from model.kernels.cpu_dropout import Dropout
 from model.training import make_state, train_step
 from tests.shell import REPO
 from tests.test_training import ALONE, constant, flat_weights

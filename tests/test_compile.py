@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from drivers import shared
-from model.embedding import Texts, encode_blocks
+from model.encode import Texts, encode_blocks
 from tests.shell import REPO, script_environment
 from tests.test_packing import batch_of, gradient, make_encoder
 from tests.test_passes import embeddings_of_passes, with_dropout

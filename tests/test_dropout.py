@@ -12,9 +12,9 @@ from scipy.stats import binom
 from torch.nn import functional as F
 from transformers import RobertaConfig
 
-from model import dropout
-from model.dropout import attention_by_device, dropped
-from model.roberta_dot import RobertaDot
+from model.encoders.roberta_dot import RobertaDot
+from model.kernels import cpu_dropout
+from model.kernels.cpu_dropout import attention_by_device, dropped
 from tests.test_encoder import SHAPE, padded
 
 COUNT = 1_000_003
@@ -77,7 +77,7 @@ def test_attention_that_drops_almost_nothing_is_attention(with_mask: bool) -> No
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
-@pytest.mark.parametrize("longest", [5, dropout.MOST_BY_PRODUCTS, dropout.MOST_BY_PRODUCTS + 1])
+@pytest.mark.parametrize("longest", [5, cpu_dropout.MOST_BY_PRODUCTS, cpu_dropout.MOST_BY_PRODUCTS + 1])
 def test_attention_in_bfloat16_is_attention(longest: int, with_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the products up to so many tokens, by torch's own kernel above."""
     draw = torch.Generator().manual_seed(7)
@@ -90,17 +90,17 @@ def test_attention_in_bfloat16_is_attention(longest: int, with_mask: bool, monke
         scores = scores.masked_fill(~mask, -torch.inf)
     expected = (scores.softmax(-1) @ value).transpose(1, 2)
     by_kernel: list[torch.Tensor] = []
-    real = dropout.sdpa_attention_forward
+    real = cpu_dropout.sdpa_attention_forward
 
     def noting(module: torch.nn.Module, query: torch.Tensor, *others: Any, **words: Any) -> Any:
         by_kernel.append(query)
         return real(module, query, *others, **words)
 
-    monkeypatch.setattr(dropout, "sdpa_attention_forward", noting)
+    monkeypatch.setattr(cpu_dropout, "sdpa_attention_forward", noting)
     module = torch.nn.Module()
     module.is_causal = False  # type: ignore[assignment]
     found, _ = attention_by_device(module, *heads, mask, 0.0, 0.4)
-    assert len(by_kernel) == (longest > dropout.MOST_BY_PRODUCTS)
+    assert len(by_kernel) == (longest > cpu_dropout.MOST_BY_PRODUCTS)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
 
@@ -133,13 +133,13 @@ def test_a_model_s_every_dropout_is_this_one(p: float, attention_p: float, monke
     changes = {"hidden_dropout_prob": p, "attention_probs_dropout_prob": attention_p}
     encoder = RobertaDot(RobertaConfig(**{**SHAPE, **changes})).train()
     asked: list[int] = []
-    real = dropout.dropped
+    real = cpu_dropout.dropped
 
     def noting(tensor: torch.Tensor, p: float) -> torch.Tensor:
         asked.append(tensor.dim())
         return real(tensor, p)
 
-    monkeypatch.setattr(dropout, "dropped", noting)
+    monkeypatch.setattr(cpu_dropout, "dropped", noting)
     batch = padded([[0, 7, 8, 2], [0, 9, 2]])
     assert not torch.equal(encoder(*batch), encoder(*batch))
     # In each of 2 forwards: the attention's of 2 layers; or their two others, and the embeddings'.

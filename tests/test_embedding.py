@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RobertaConfig
 
-from model.embedding import (
+from model.encode import (
     LARGEST_BLOCK,
     Texts,
     attention_mask,
@@ -23,8 +23,8 @@ from model.embedding import (
     plan_blocks,
     share_of,
 )
-from model.roberta_dot import RobertaDot
-from model.static import StaticEncoder
+from model.encoders.roberta_dot import RobertaDot
+from model.encoders.static import StaticEncoder
 from utils.errors import UserError
 
 CPU = torch.device("cpu")

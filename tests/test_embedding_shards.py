@@ -22,8 +22,8 @@ from drivers.embedding_shards import Shards, fault_of, publish_shard, read_block
 from drivers.progress import UNWATCHED, Left, Watch
 from drivers.run_eval import main as run_eval
 from drivers.stored_embeddings import DEV_QUERY, TRAIN_QUERY, Recipe, describe_embeddings
-from model.embedding import block_size, share_of
-from model.static import StaticEncoder
+from model.encode import block_size, share_of
+from model.encoders.static import StaticEncoder
 from tests.exchanging import lease_of, take
 from tests.ranks_as_threads import on_ranks
 from tests.test_fencing import contents as published

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel
 
-from model.encoder import check_fits, load_encoder, new_encoder
-from model.roberta_dot import RobertaDot
-from model.static import StaticEncoder
+from model.encoders.registry import check_fits, load_encoder, new_encoder
+from model.encoders.roberta_dot import RobertaDot
+from model.encoders.static import StaticEncoder
 from utils.errors import UserError
 
 PAD = 1

@@ -16,7 +16,7 @@ import pytest
 import pytrec_eval
 
 from drivers import run_bm25
-from model.static import StaticEncoder
+from model.encoders.static import StaticEncoder
 from results.run_directory import read_evaluation
 from results.study_arms import read_by_query
 from utils.errors import UserError

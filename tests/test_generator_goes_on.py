@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import RobertaConfig
 
-from model.roberta_dot import RobertaDot
+from model.encoders.roberta_dot import RobertaDot
 from utils.exchange.layout import negatives_path
 from utils.exchange.markers import read_failed
 from utils.exchange.negatives import read_records

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from model.static import StaticEncoder
+from model.encoders.static import StaticEncoder
 from tests.exchanging import read_beat
 from tests.shell import REPO
 from utils.errors import EXIT_CODE_FILE, PeerGone, RankGone, UserError, exit_code_of

@@ -19,10 +19,10 @@ from transformers import RobertaConfig
 from transformers.models.roberta.modeling_roberta import RobertaIntermediate
 
 from drivers.shared import settle_encoder
-from model import linear
-from model.linear import ArrangedIntermediate, ArrangedLinear, arrange_products
-from model.precision import autocast, is_quick_at_bfloat16
-from model.roberta_dot import RobertaDot
+from model.encoders.roberta_dot import RobertaDot
+from model.kernels import cpu_linear
+from model.kernels.cpu_linear import ArrangedIntermediate, ArrangedLinear, arrange_products
+from model.kernels.precision import autocast, is_quick_at_bfloat16
 from utils.distributed import World
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
@@ -140,13 +140,13 @@ def no_kernel(*_args: Any) -> torch.Tensor:
 
 
 def another_product(input: torch.Tensor, *_others: Any) -> torch.Tensor:
-    return torch.zeros(len(input), linear.TRIED_SHAPE[2], dtype=BF16)
+    return torch.zeros(len(input), cpu_linear.TRIED_SHAPE[2], dtype=BF16)
 
 
 @pytest.mark.parametrize("lacking", ["instructions", "oneDNN", "type", "kernel", "operation", "result"])
 def test_where_it_cannot_be_the_layers_stay(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
     intermediate = make_intermediate()
-    monkeypatch.setattr(linear, "is_arranging_right", linear.is_arranging_right.__wrapped__)  # tried anew
+    monkeypatch.setattr(cpu_linear, "is_arranging_right", cpu_linear.is_arranging_right.__wrapped__)  # tried anew
     if lacking == "instructions":
         monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     elif lacking == "oneDNN":
@@ -154,11 +154,11 @@ def test_where_it_cannot_be_the_layers_stay(lacking: str, monkeypatch: pytest.Mo
     elif lacking == "type":
         intermediate.float()
     elif lacking == "kernel":
-        monkeypatch.setattr(linear, "arrange", no_kernel)
+        monkeypatch.setattr(cpu_linear, "arrange", no_kernel)
     elif lacking == "operation":
         monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True))
     else:
-        monkeypatch.setattr(linear, "arranged_product", another_product)
+        monkeypatch.setattr(cpu_linear, "arranged_product", another_product)
     arrange_products(intermediate, ROWS)
     assert type(intermediate) is RobertaIntermediate and type(intermediate.dense) is nn.Linear
 

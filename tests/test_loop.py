@@ -15,7 +15,7 @@ import pytest
 
 from data.mining.negative_lists import NegativeLists, is_positive, read_negative_lists
 from data.tokens.collection import open_preprocessed
-from model.static import StaticEncoder
+from model.encoders.static import StaticEncoder
 from results.measures import by_rank_of, read_logged, read_measures
 from results.run_directory import read_arm
 from results.seen import read_seen

@@ -16,8 +16,8 @@ from transformers import RobertaConfig
 
 from drivers import run_ann_data_gen
 from drivers.model_identity import RANDOM_WEIGHTS, identity_of
-from model.encoder import load_encoder
-from model.roberta_dot import RobertaDot
+from model.encoders.registry import load_encoder
+from model.encoders.roberta_dot import RobertaDot
 from tests.exchanging import lease_of
 from tests.test_encoder import SHAPE, TEXTS, embed, new_roberta
 from tests.test_run_bm25 import call

@@ -18,8 +18,8 @@ import torch
 from matplotlib.colors import to_rgba
 
 from drivers import run_neighbourhood
-from model.encoder import load_encoder
-from model.static import StaticEncoder
+from model.encoders.registry import load_encoder
+from model.encoders.static import StaticEncoder
 from results.neighbourhood import coordinates, neighbourhood_caption, neighbourhood_figure
 from results.plots import save
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, TINY_PASSAGES

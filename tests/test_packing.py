@@ -17,12 +17,12 @@ from transformers import RobertaConfig
 
 from data.training.batches import Batch
 from drivers import shared
-from model import packing
-from model.dropout import BY_DEVICE
-from model.embedding import attention_mask
-from model.packing import PACKED, PACKED_ON_CPU, refusal_to_pack, tried_batch
-from model.precision import autocast
-from model.roberta_dot import RobertaDot
+from model.encode import attention_mask
+from model.encoders.roberta_dot import RobertaDot
+from model.kernels import packed_attention
+from model.kernels.cpu_dropout import BY_DEVICE
+from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, refusal_to_pack, tried_batch
+from model.kernels.precision import autocast
 from model.training import make_state, train_step
 from tests.test_training import ALONE, constant, flat_weights
 
@@ -93,7 +93,7 @@ def test_rounded_shapes_are_few_and_change_nothing(pooling: str, lengths: list[i
     with torch.inference_mode(), autocast(CPU, torch.bfloat16):
         found_BD = encoder(*batch_of(lengths))
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(packing, "rounds_shapes", lambda _roberta: False)
+            patched.setattr(packed_attention, "rounds_shapes", lambda _roberta: False)
             assert torch.allclose(found_BD, encoder(*batch_of(lengths)), atol=0.05)
     products = len(rows) // 2
     of_tokens, of_texts = -(-sum(lengths) // 32) * 32, -(-len(lengths) // 8) * 8
@@ -156,7 +156,7 @@ def test_packing_is_left_where_it_fails_or_differs(
 ) -> None:
     encoder = make_encoder()
     expected_BD = encoder(*batch_of([3, 9]))
-    monkeypatch.setattr(packing, "F", SimpleNamespace(scaled_dot_product_attention=kernel, pad=F.pad))
+    monkeypatch.setattr(packed_attention, "F", SimpleNamespace(scaled_dot_product_attention=kernel, pad=F.pad))
     said = refusal_to_pack(encoder, CPU, None, trains)
     monkeypatch.undo()
     assert said.startswith(reason) and "\n" not in said
@@ -222,7 +222,7 @@ def test_a_training_step_on_packed_texts_is_one_on_padded_ones(grad_cache_tokens
 def test_ranks_pack_together_or_not_at_all(
     fails_here: bool, fails_elsewhere: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(packing, "refusal_to_pack", lambda *_args: "no kernel" if fails_here else "")
+    monkeypatch.setattr(packed_attention, "refusal_to_pack", lambda *_args: "no kernel" if fails_here else "")
     monkeypatch.setattr(shared.distributed, "any_rank", lambda _world, here: here or fails_elsewhere)
     encoder = make_encoder()
     shared.pack_on_gpus(encoder, None, ALONE, trains=True)

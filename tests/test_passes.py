@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import passes
+from model.encoders.roberta_dot import RobertaDot
 from model.passes import plan_passes
-from model.roberta_dot import RobertaDot
 from model.training import TrainingState, TrainingStep, make_state, tensors_of, train_step
 from tests.test_training import ALONE, ENCODERS, LOSSES, constant, flat_weights, made_up_batches, roberta_encoder
 from utils.distributed import World

@@ -28,8 +28,8 @@ from drivers.preflight import Preflight, check_collection, check_judgements, che
 from drivers.retrieval import EncodingSettings
 from drivers.space import Term, check_space, checkpoints_at_once, embeddings_term, negatives_term, publishing_steps
 from drivers.trial import TrialSize, check_encoding, check_training, longest_rows, trial_batch
-from model.roberta_dot import RobertaDot
-from model.static import StaticEncoder
+from model.encoders.roberta_dot import RobertaDot
+from model.encoders.static import StaticEncoder
 from model.training import linear_schedule, make_optimizer, make_state, train_step
 from utils.distributed import World
 from utils.errors import UserError

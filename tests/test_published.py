@@ -20,7 +20,7 @@ from data.tokens.collection import open_preprocessed
 from drivers.flags import EvalFlags
 from drivers.run_eval import last_negatives
 from drivers.schedule import Taken, read_journal
-from model.static import StaticEncoder
+from model.encoders.static import StaticEncoder
 from results.measures import read_returned
 from results.run_directory import read_evaluation
 from results.study_arms import read_by_query, read_negatives

@@ -22,7 +22,7 @@ from drivers.agreement import Session
 from drivers.flags import GenerateFlags
 from drivers.refresh import leaving_when_fenced, one_refresh
 from drivers.vectors import Job, Work
-from model.static import StaticEncoder
+from model.encoders.static import StaticEncoder
 from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
 from utils import distributed
 from utils.distributed import World

@@ -23,8 +23,8 @@ import torch.distributed as dist
 from drivers import progress, retrieval
 from drivers.progress import UNWATCHED, Left, Watch
 from drivers.retrieval import PassageShare
-from model.encoder import dims_of_config, new_encoder
-from model.static import StaticEncoder
+from model.encoders.registry import dims_of_config, new_encoder
+from model.encoders.static import StaticEncoder
 from tests.ranks_as_threads import on_ranks
 from utils import distributed
 from utils.distributed import Waits, World

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.precision import compute_dtype
+from model.kernels.precision import compute_dtype
 from tests.shell import (
     REPO,
     copy_scripts,
@@ -363,7 +363,7 @@ def test_setup_is_made_once_and_again_when_it_was_interrupted_or_is_outdated(rep
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Settings that point the scripts to six passages, two queries, a tokenizer and a checkpoint."""
     from data import msmarco_data, wordpiece
-    from model.static import StaticEncoder
+    from model.encoders.static import StaticEncoder
 
     root = tmp_path_factory.mktemp("tiny data")
     raw, tokenizer, checkpoint = root / "raw", root / "tokenizer", root / "warmup" / "checkpoint-10"

@@ -81,7 +81,7 @@ def settings(shared_collection: Path, tiny_tokenizer: Path, tmp_path_factory: py
     """The tiny collection, not yet preprocessed, and a static encoder with random weights."""
     import torch
 
-    from model.static import StaticEncoder
+    from model.encoders.static import StaticEncoder
 
     root = tmp_path_factory.mktemp("chains")
     (root / "model").mkdir()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from model.static import StaticEncoder
+from model.encoders.static import StaticEncoder
 from results import status
 from results.roles import ABSENT, ALIVE, DONE, GONE, UNSURE, Place, Reader, RoleStatus, find_places, health
 from results.status import look_until_sure, page, watch

@@ -22,10 +22,10 @@ from data.mining.negative_lists import NegativeLists
 from data.training.batches import Batch, batches_of_triples, make_batch
 from drivers.shared import seed_everything
 from drivers.trainer import Trainer, read_trainer_state
-from model.encoder import load_encoder
+from model.encoders.registry import load_encoder
+from model.encoders.roberta_dot import RobertaDot
+from model.encoders.static import StaticEncoder
 from model.lamb import Lamb
-from model.roberta_dot import RobertaDot
-from model.static import StaticEncoder
 from model.training import (
     TrainingState,
     TrainingStep,

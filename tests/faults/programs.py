@@ -87,7 +87,7 @@ def make_inputs(directory: Path) -> Inputs:
 def write_model(inputs: Inputs, vocab_size: int) -> None:
     import torch
 
-    from model.static import StaticEncoder
+    from model.encoders.static import StaticEncoder
 
     torch.manual_seed(5)
     inputs.model.mkdir()

@@ -34,7 +34,7 @@ PRELOADED = (
     "drivers.ann_trainer",
     "drivers.ann_generator",
     "drivers.warmup_trainer",
-    "model.static",
+    "model.encoders.static",
     "faiss",
     "safetensors.torch",
     "tensorboardX",

@@ -4,7 +4,7 @@ Every encoder is a module called with ``(input_ids_BL, attention_mask_BL)`` that
 with ``query_emb`` and ``body_emb`` as ANCE names them, ``dims``, ``config``, ``save_pretrained(directory)``,
 ``cpu_batch_tokens`` (in batches of more it encodes no faster on a CPU), ``lower_weights(dtype)`` for encoding alone,
 and ``is_packed``, whether its texts stand one after the other without padding; if not, it can ``pack_texts``
-(`model.packing`), and ``arrange_weights()`` for encoding alone (`model.linear`).
+(`model.kernels.packed_attention`), and ``arrange_weights()`` for encoding alone (`model.kernels.cpu_linear`).
 Training may also ask for ``make_activations_twice()`` of one that has layers.
 Another model type takes three lines: its word in MODEL_TYPES and CONFIG_TYPE_OF, and a branch in `load_encoder`
 and `new_encoder`. The modules are imported when asked for: the static one does without transformers' models.
@@ -76,13 +76,13 @@ def load_encoder(
     """
     check_model_type(model_type)
     if model_type == "static":
-        from model.static import StaticEncoder
+        from model.encoders.static import StaticEncoder
 
         config = {**read_config(name_or_path, model_type, config_name), **(changes or {})}
         return StaticEncoder.from_pretrained(Path(name_or_path), config)
     if Path(name_or_path).is_dir() or config_name:
         read_config(name_or_path, model_type, config_name)
-    from model.roberta_dot import load_roberta_dot
+    from model.encoders.roberta_dot import load_roberta_dot
 
     return load_roberta_dot(name_or_path, config_name, new_head, changes or {})
 
@@ -97,10 +97,10 @@ def new_encoder(model_type: str, config_name: str, changes: dict[str, Any]) -> A
     config = {**read_config(config_name, model_type), **changes}
     try:
         if model_type == "static":
-            from model.static import StaticEncoder
+            from model.encoders.static import StaticEncoder
 
             return StaticEncoder(config)
-        from model.roberta_dot import new_roberta_dot
+        from model.encoders.roberta_dot import new_roberta_dot
 
         return new_roberta_dot(config)
     except Exception as error:  # transformers raises many types for sizes that are missing or do not fit

@@ -15,9 +15,9 @@ from transformers import RobertaConfig
 from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaModel, RobertaPreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from model.dropout import BY_DEVICE, make_dropout_quick
-from model.linear import arrange_products
-from model.packing import PACKED, PACKED_ON_CPU, hidden_of_packed
+from model.kernels.cpu_dropout import BY_DEVICE, make_dropout_quick
+from model.kernels.cpu_linear import arrange_products
+from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, hidden_of_packed
 from utils.errors import UserError, one_line
 
 LARGEST_EMBEDDING = 768  # ANCE's; a narrower model keeps its own width
@@ -104,7 +104,7 @@ class RobertaDot(RobertaPreTrainedModel):
         return 2048 if self.is_packed else 1024
 
     def pack_texts(self, packed: bool, attention: str = "") -> None:
-        """Whether texts stand without padding, and by which of `model.packing`'s attentions: the device's own."""
+        """Whether texts stand without padding, and by which attention of `packed_attention`: the device's own."""
         self.is_packed = packed
         own = PACKED_ON_CPU if self.device.type == "cpu" else PACKED
         self.roberta.set_attn_implementation((attention or own) if packed else BY_DEVICE)
@@ -136,7 +136,7 @@ class RobertaDot(RobertaPreTrainedModel):
 
 
 def load_roberta_dot(name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> RobertaDot:
-    """See `model.encoder.load_encoder`."""
+    """See `model.encoders.registry.load_encoder`."""
     try:
         config = RobertaConfig.from_pretrained(config_name or name_or_path)
         config.update(changes)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.precision import autocast
+from model.kernels.precision import autocast
 from utils.errors import UserError
 from utils.prefetch import prefetched
 from utils.search.norms import problem_of

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.roberta.modeling_roberta import RobertaIntermediate
 
-from model.dropout import is_for_cpu
-from model.precision import encodes_in_bfloat16_on_cpu, is_quick_at_bfloat16
+from model.kernels.cpu_dropout import is_for_cpu
+from model.kernels.precision import encodes_in_bfloat16_on_cpu, is_quick_at_bfloat16
 
 TRIED_SHAPE = (5, 48, 80)  # rows, and the matrix's two sides
 TOLERANCE = 0.02  # between numbers below 2, which are rounded once or twice
