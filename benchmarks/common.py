@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.training import GPU_PASS_TOKENS
+from model.train.step import GPU_PASS_TOKENS
 from utils.flag_values import OneLineParser, path_argument, whole_number
 
 # Tokens of a passage: log-normal with a mean of 76, as long as MS MARCO's 56 words make it, few of them above 200.

@@ -27,7 +27,8 @@ from data.training.batches import Triples, batches_of_triples, make_batch
 from drivers.retrieval import EncodingSettings, texts_of
 from drivers.shared import gather_from, leave_padding_out
 from model.encode import encode_blocks
-from model.training import make_optimizer, make_state, train_step
+from model.train.optim import make_optimizer
+from model.train.step import make_state, train_step
 from utils.distributed import World
 from utils.flag_values import path_argument
 from utils.ir.metrics import evaluate

@@ -16,7 +16,8 @@ from benchmarks import baselines, common
 from data.training.batches import Batch, Triples, make_batch
 from drivers.shared import leave_padding_out
 from model.kernels.precision import quickest_dtype
-from model.training import make_optimizer, make_state, train_step
+from model.train.optim import make_optimizer
+from model.train.step import make_state, train_step
 from utils.distributed import World
 
 NEGATIVES = 8

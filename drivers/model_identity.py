@@ -7,7 +7,7 @@ from pathlib import Path
 from data.tokens.tokenizer import TOKENIZER_FILES, TOKENIZER_OPTIONS
 from model.encoders.registry import read_config
 from model.hub import model_directory
-from model.training import OPTIMIZER, RNG_STATES, SCHEDULER
+from model.train.checkpoint import OPTIMIZER, RNG_STATES, SCHEDULER
 from utils.errors import UserError
 from utils.exchange.atomic import read_sealed
 from utils.exchange.checkpoints import model_sha256

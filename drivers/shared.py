@@ -26,7 +26,7 @@ from drivers.model_identity import check_checkpoint
 from model.encoders.registry import check_fits, check_model_type, load_encoder, read_config
 from model.hub import is_path
 from model.kernels.precision import compute_dtype, quickest_dtype
-from model.training import make_optimizer
+from model.train.optim import make_optimizer
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError

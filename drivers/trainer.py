@@ -18,18 +18,10 @@ from data.tokens.tokenizer import load_tokenizer, tokenizer_files
 from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.agreement import Session, agree
 from drivers.shared import settle_encoder
-from model.attribution import means_by_rank
-from model.training import (
-    TrainingState,
-    linear_schedule,
-    load_optimizer_scheduler,
-    load_state,
-    make_optimizer,
-    make_state,
-    rng_states,
-    save_state,
-    train_step,
-)
+from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_states, save_state
+from model.train.optim import linear_schedule, make_optimizer
+from model.train.rank_stats import means_by_rank
+from model.train.step import TrainingState, make_state, train_step
 from utils import distributed
 from utils.errors import PeerGone
 from utils.exchange.checkpoints import Checkpoint, newest_to_go_on_from, publish_checkpoint

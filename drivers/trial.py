@@ -25,7 +25,7 @@ from drivers.shared import gather_from
 from drivers.space import optimiser_bytes
 from model.encode import attention_mask
 from model.kernels.precision import autocast, name_of
-from model.training import TrainingStep, backward, tensors_of
+from model.train.step import TrainingStep, backward, tensors_of
 from utils.distributed import World
 from utils.errors import UserError, one_line
 from utils.search.norms import problem_of
@@ -178,7 +178,7 @@ def check_training(
 
 
 def check_finite(loss: float, encoder: Any, dtype: torch.dtype | None) -> None:
-    """UserError as in `model.training.train_step`, before the first step in place of at it."""
+    """UserError as in `model.train.step.train_step`, before the first step in place of at it."""
     if not math.isfinite(loss):
         raise UserError(f"the loss of a first batch is {loss}; take another checkpoint, or compute in --bf16")
     gradients = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]

@@ -14,8 +14,9 @@ from torch import nn
 
 from data.mining.negative_lists import NegativeLists
 from data.training.batches import Batch, batches_of_triples, make_batch
-from model.attribution import RankTally, means_by_rank
-from model.training import layer_gradient_norms, make_state, named_groups, tensors_of, train_step
+from model.train.optim import layer_gradient_norms, named_groups
+from model.train.rank_stats import RankTally, means_by_rank
+from model.train.step import make_state, tensors_of, train_step
 from tests.test_training import ALONE, ENCODERS, LOSSES, PASSAGES, QUERIES, constant, gather_texts
 from utils import distributed
 from utils.distributed import World

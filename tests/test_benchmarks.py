@@ -21,7 +21,7 @@ from benchmarks.search import peak_bytes
 from benchmarks.train import NEGATIVES, our_batch
 from model.encode import encode_blocks
 from model.kernels.cpu_dropout import Dropout
-from model.training import make_state, train_step
+from model.train.step import make_state, train_step
 from tests.shell import REPO
 from tests.test_training import ALONE, constant, flat_weights
 

@@ -36,7 +36,7 @@ def test_two_loops_are_equal_and_another_constant_changes_what_comes_after_it(tm
         for place, settings in (
             ("one", {}),
             ("another place", {}),
-            ("changed", {"model.lamb.LARGEST_WEIGHT_NORM": 1.0}),
+            ("changed", {"model.train.lamb.LARGEST_WEIGHT_NORM": 1.0}),
         ):
             loop = small.Loop(tmp_path / place / "loop", Programs(server, settings))
             for part in parts:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.lamb import Lamb
+from model.train.lamb import Lamb
 
 SHAPES = [(4, 3), (5,), (2, 3, 2)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.losses import in_batch_nll, pairwise_nll
+from model.train.losses import in_batch_nll, pairwise_nll
 
 
 def drawn(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:

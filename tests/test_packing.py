@@ -23,7 +23,7 @@ from model.kernels import packed_attention
 from model.kernels.cpu_dropout import BY_DEVICE
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, refusal_to_pack, tried_batch
 from model.kernels.precision import autocast
-from model.training import make_state, train_step
+from model.train.step import make_state, train_step
 from tests.test_training import ALONE, constant, flat_weights
 
 CPU = torch.device("cpu")

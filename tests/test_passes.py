@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import passes
 from model.encoders.roberta_dot import RobertaDot
-from model.passes import plan_passes
-from model.training import TrainingState, TrainingStep, make_state, tensors_of, train_step
+from model.train import grad_cache
+from model.train.grad_cache import plan_passes
+from model.train.step import TrainingState, TrainingStep, make_state, tensors_of, train_step
 from tests.test_training import ALONE, ENCODERS, LOSSES, constant, flat_weights, made_up_batches, roberta_encoder
 from utils.distributed import World
 
@@ -92,7 +92,7 @@ def embeddings_of_passes(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """What each pass of a GradCache step gives, all once and then all again, and the gradient, which is applied."""
     seen: list[torch.Tensor] = []
-    encode_pass = passes.encode_pass
+    encode_pass = grad_cache.encode_pass
 
     def noting(*arguments: Any) -> torch.Tensor:
         embeddings = encode_pass(*arguments)
@@ -101,7 +101,7 @@ def embeddings_of_passes(
 
     torch.manual_seed(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "encode_pass", noting)
+        patch.setattr(grad_cache, "encode_pass", noting)
         _, gradient = gradient_of(encoder, "in_batch", 40, dtype=dtype, micro_batches=1)
     return seen, gradient
 

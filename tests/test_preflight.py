@@ -30,7 +30,8 @@ from drivers.space import Term, check_space, checkpoints_at_once, embeddings_ter
 from drivers.trial import TrialSize, check_encoding, check_training, longest_rows, trial_batch
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
-from model.training import linear_schedule, make_optimizer, make_state, train_step
+from model.train.optim import linear_schedule, make_optimizer
+from model.train.step import make_state, train_step
 from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange.layout import RECORD_PATTERN, checkpoint_path, numbered

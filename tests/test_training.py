@@ -25,21 +25,10 @@ from drivers.trainer import Trainer, read_trainer_state
 from model.encoders.registry import load_encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
-from model.lamb import Lamb
-from model.training import (
-    TrainingState,
-    TrainingStep,
-    linear_schedule,
-    load_optimizer_scheduler,
-    load_state,
-    make_optimizer,
-    make_state,
-    parameter_groups,
-    rng_states,
-    save_state,
-    tensors_of,
-    train_step,
-)
+from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_states, save_state
+from model.train.lamb import Lamb
+from model.train.optim import linear_schedule, make_optimizer, parameter_groups
+from model.train.step import TrainingState, TrainingStep, make_state, tensors_of, train_step
 from tests.test_agreement import alone
 from tests.test_training_data import made_up_lists
 from utils import distributed

@@ -220,7 +220,7 @@ MUTANTS = (
     ),
     Mutant(
         "going on with a learning-rate schedule begun anew",
-        "model.training",
+        "model.train.checkpoint",
         "load_optimizer_scheduler",
         without("scheduler.load_state_dict"),
         ("kills", "stops"),

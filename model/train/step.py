@@ -1,40 +1,29 @@
-"""The training step and the state that a checkpoint holds."""
+"""One training step, from micro-batches to changed weights."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.attribution import RankTally, measure_in_batch, measure_pairwise
 from model.kernels.precision import autocast
-from model.lamb import Lamb
-from model.losses import in_batch_nll, pairwise_nll
-from model.passes import cached_backward, encode_in_passes
-from utils.distributed import World, average_gradients, collective, gather_rows, gather_with_gradient, mean_over_ranks
-from utils.errors import UserError, one_line
-from utils.exchange.layout import TRAINER_STATE
-from utils.json_text import json_text
+from model.train.grad_cache import cached_backward, encode_in_passes
+from model.train.losses import in_batch_nll, pairwise_nll
+from model.train.optim import layer_gradient_norms, linear_schedule
+from model.train.rank_stats import RankTally, measure_in_batch, measure_pairwise
+from utils.distributed import World, average_gradients, collective, gather_with_gradient, mean_over_ranks
+from utils.errors import UserError
 
-RNG_STATES = "rng_states.safetensors"
-OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 SMALLEST_SCALE = 1e-4  # of fp16's loss, as fairseq has it: from the first one it takes 30 skipped steps
 GPU_PASS_TOKENS = 2**14  # enough to keep a GPU busy, where a batch's texts are padded to the longest of a pass
-INSTALL_APEX = (
-    "--optimizer apex_fused_lamb needs NVIDIA apex, which is not installed: build it from github.com/NVIDIA/apex "
-    "with --cpp_ext and --cuda_ext (PyPI's package called apex is another program), or use --optimizer lamb"
-)
 
 
 class TrainingStep(nn.Module):
@@ -96,72 +85,6 @@ def tensors_of(batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
         for name, array in arrays.items()
         if array is not None
     }
-
-
-def named_groups(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """ANCE's layer-wise groups: the embeddings, each transformer layer, and the rest."""
-    groups: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in encoder.named_parameters():
-        if "embeddings." in name:
-            group = "embeddings"
-        elif ".encoder.layer." in name:
-            group = "layer_" + name.split(".encoder.layer.")[1].split(".")[0]
-        else:
-            group = "head"
-        groups.setdefault(group, []).append(parameter)
-    return groups
-
-
-def parameter_groups(encoder: nn.Module) -> list[dict[str, Any]]:
-    return [{"params": parameters} for parameters in named_groups(encoder).values()]
-
-
-def layer_gradient_norms(encoder: nn.Module) -> dict[str, float]:
-    """The norm of each group's gradient (the ANCE paper's figure 4)."""
-    gradients = {
-        name: [parameter.grad for parameter in parameters if parameter.grad is not None]
-        for name, parameters in named_groups(encoder).items()
-    }
-    return {name: float(torch.nn.utils.get_total_norm(found)) for name, found in gradients.items() if found}
-
-
-def make_optimizer(
-    name: str, encoder: nn.Module, learning_rate: float, epsilon: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """lamb (ANCE's default), adamW, or NVIDIA's fused LAMB; UserError where apex is not installed."""
-    groups = parameter_groups(encoder)
-    if name == "lamb":
-        return Lamb(groups, lr=learning_rate, eps=epsilon, weight_decay=weight_decay)
-    if name == "adamW":
-        # Fused: one pass over the memory in place of one for each operation.
-        return torch.optim.AdamW(groups, lr=learning_rate, eps=epsilon, weight_decay=weight_decay, fused=True)
-    try:
-        from apex.optimizers import FusedLAMB
-    except ImportError:
-        raise UserError(INSTALL_APEX) from None
-    # use_nvlamb: the trust ratio also where weight decay is 0, as ours and ANCE's. Clipping is the trainer's.
-    return FusedLAMB(
-        groups,
-        lr=learning_rate,
-        eps=epsilon,
-        weight_decay=weight_decay,
-        bias_correction=False,
-        use_nvlamb=True,
-        max_grad_norm=1e9,
-    )
-
-
-def linear_schedule(
-    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Up from 0 in ``warmup_steps``, then linearly down to 0 at ``total_steps``."""
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return step / max(1, warmup_steps)
-        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 @dataclass
@@ -310,66 +233,3 @@ def backward(
         make_autocast,
         scale,
     )
-
-
-def rng_states(world: World) -> dict[str, torch.Tensor]:
-    """The state of every rank's random generators, on all ranks: ``cpu.RANK`` and ``cuda.RANK``, uint8."""
-    states = {"cpu": torch.get_rng_state()}
-    if world.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(world.device)
-    found = {}
-    for kind, state in states.items():
-        for rank, row in enumerate(gather_rows(world, state.numpy()[None])):
-            found[f"{kind}.{rank}"] = torch.from_numpy(row[0].copy())
-    return found
-
-
-def save_state(
-    state: TrainingState,
-    staging: Path,
-    tokenizer: list[Path],
-    trainer_state: dict[str, Any],
-    rng: dict[str, torch.Tensor],
-) -> None:
-    """Write everything a checkpoint holds into ``staging``: weights, the tokenizer's files, all `load_state` needs."""
-    state.encoder.save_pretrained(staging)
-    for path in tokenizer:
-        shutil.copyfile(path, staging / path.name)
-    torch.save(state.optimizer.state_dict(), staging / OPTIMIZER)
-    torch.save({"scheduler": state.scheduler.state_dict(), "scaler": state.scaler.state_dict()}, staging / SCHEDULER)
-    save_file(rng, staging / RNG_STATES)
-    (staging / TRAINER_STATE).write_text(json_text({"step": state.step, **trainer_state}, indent=1))
-
-
-def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
-    """ANCE's --load_optimizer_scheduler; UserError where the checkpoint has neither or they do not fit."""
-    for name in (OPTIMIZER, SCHEDULER):
-        if not (checkpoint / name).is_file():
-            raise UserError(f"{checkpoint / name} is missing, --load_optimizer_scheduler needs it; leave the flag out")
-    try:  # from the CPU: the optimiser moves what belongs on the GPU, and its step counters do not
-        state.optimizer.load_state_dict(torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True))
-        stored = torch.load(checkpoint / SCHEDULER, map_location="cpu", weights_only=True)
-        state.scheduler.load_state_dict(stored.get("scheduler", stored))
-        if "scaler" in stored:
-            state.scaler.load_state_dict(stored["scaler"])
-    except Exception as error:  # torch raises many types for a file that is damaged or of something else
-        raise UserError(
-            f"{checkpoint}: its optimiser does not fit this model and --optimizer, or is damaged "
-            f"({one_line(error)[:200]}); leave --load_optimizer_scheduler out"
-        ) from None
-
-
-def load_state(state: TrainingState, checkpoint: Path, step: int) -> None:
-    """Optimiser, schedule, scaler and this rank's random state as `save_state` left them at ``step``.
-
-    A rank that the earlier job did not have keeps the state it has. The weights are the encoder's already. The
-    schedule must have been made anew with the values it had then.
-    """
-    load_optimizer_scheduler(state, checkpoint)
-    rng = load_file(checkpoint / RNG_STATES)
-    rank = state.world.rank
-    if f"cpu.{rank}" in rng:
-        torch.set_rng_state(rng[f"cpu.{rank}"])
-    if state.world.device.type == "cuda" and f"cuda.{rank}" in rng:
-        torch.cuda.set_rng_state(rng[f"cuda.{rank}"], state.world.device)
-    state.step = step

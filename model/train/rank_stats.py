@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.losses import in_batch_scores, pairwise_nll
+from model.train.losses import in_batch_scores, pairwise_nll
 from utils.ir.rank_buckets import FIRST_RANKS, MEASURED, NAMES, TRIPLES, logged_name
 
 

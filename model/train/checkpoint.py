@@ -1,0 +1,83 @@
+"""What a checkpoint holds of training: weights, optimiser, schedule, the state of every process's generators."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.train.step import TrainingState
+from utils.distributed import World, gather_rows
+from utils.errors import UserError, one_line
+from utils.exchange.layout import TRAINER_STATE
+from utils.json_text import json_text
+
+RNG_STATES = "rng_states.safetensors"
+OPTIMIZER = "optimizer.pt"
+SCHEDULER = "scheduler.pt"
+
+
+def rng_states(world: World) -> dict[str, torch.Tensor]:
+    """The state of every rank's random generators, on all ranks: ``cpu.RANK`` and ``cuda.RANK``, uint8."""
+    states = {"cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(world.device)
+    found = {}
+    for kind, state in states.items():
+        for rank, row in enumerate(gather_rows(world, state.numpy()[None])):
+            found[f"{kind}.{rank}"] = torch.from_numpy(row[0].copy())
+    return found
+
+
+def save_state(
+    state: TrainingState,
+    staging: Path,
+    tokenizer: list[Path],
+    trainer_state: dict[str, Any],
+    rng: dict[str, torch.Tensor],
+) -> None:
+    """Write everything a checkpoint holds into ``staging``: weights, the tokenizer's files, all `load_state` needs."""
+    state.encoder.save_pretrained(staging)
+    for path in tokenizer:
+        shutil.copyfile(path, staging / path.name)
+    torch.save(state.optimizer.state_dict(), staging / OPTIMIZER)
+    torch.save({"scheduler": state.scheduler.state_dict(), "scaler": state.scaler.state_dict()}, staging / SCHEDULER)
+    save_file(rng, staging / RNG_STATES)
+    (staging / TRAINER_STATE).write_text(json_text({"step": state.step, **trainer_state}, indent=1))
+
+
+def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
+    """ANCE's --load_optimizer_scheduler; UserError where the checkpoint has neither or they do not fit."""
+    for name in (OPTIMIZER, SCHEDULER):
+        if not (checkpoint / name).is_file():
+            raise UserError(f"{checkpoint / name} is missing, --load_optimizer_scheduler needs it; leave the flag out")
+    try:  # from the CPU: the optimiser moves what belongs on the GPU, and its step counters do not
+        state.optimizer.load_state_dict(torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True))
+        stored = torch.load(checkpoint / SCHEDULER, map_location="cpu", weights_only=True)
+        state.scheduler.load_state_dict(stored.get("scheduler", stored))
+        if "scaler" in stored:
+            state.scaler.load_state_dict(stored["scaler"])
+    except Exception as error:  # torch raises many types for a file that is damaged or of something else
+        raise UserError(
+            f"{checkpoint}: its optimiser does not fit this model and --optimizer, or is damaged "
+            f"({one_line(error)[:200]}); leave --load_optimizer_scheduler out"
+        ) from None
+
+
+def load_state(state: TrainingState, checkpoint: Path, step: int) -> None:
+    """Optimiser, schedule, scaler and this rank's random state as `save_state` left them at ``step``.
+
+    A rank that the earlier job did not have keeps the state it has. The weights are the encoder's already. The
+    schedule must have been made anew with the values it had then.
+    """
+    load_optimizer_scheduler(state, checkpoint)
+    rng = load_file(checkpoint / RNG_STATES)
+    rank = state.world.rank
+    if f"cpu.{rank}" in rng:
+        torch.set_rng_state(rng[f"cpu.{rank}"])
+    if state.world.device.type == "cuda" and f"cuda.{rank}" in rng:
+        torch.cuda.set_rng_state(rng[f"cuda.{rank}"], state.world.device)
+    state.step = step

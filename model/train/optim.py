@@ -1,0 +1,82 @@
+"""Optimisers, learning-rate schedules, and how an encoder's parameters fall into groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.train.lamb import Lamb
+from utils.errors import UserError
+
+INSTALL_APEX = (
+    "--optimizer apex_fused_lamb needs NVIDIA apex, which is not installed: build it from github.com/NVIDIA/apex "
+    "with --cpp_ext and --cuda_ext (PyPI's package called apex is another program), or use --optimizer lamb"
+)
+
+
+def named_groups(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """ANCE's layer-wise groups: the embeddings, each transformer layer, and the rest."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in encoder.named_parameters():
+        if "embeddings." in name:
+            group = "embeddings"
+        elif ".encoder.layer." in name:
+            group = "layer_" + name.split(".encoder.layer.")[1].split(".")[0]
+        else:
+            group = "head"
+        groups.setdefault(group, []).append(parameter)
+    return groups
+
+
+def parameter_groups(encoder: nn.Module) -> list[dict[str, Any]]:
+    return [{"params": parameters} for parameters in named_groups(encoder).values()]
+
+
+def layer_gradient_norms(encoder: nn.Module) -> dict[str, float]:
+    """The norm of each group's gradient (the ANCE paper's figure 4)."""
+    gradients = {
+        name: [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for name, parameters in named_groups(encoder).items()
+    }
+    return {name: float(torch.nn.utils.get_total_norm(found)) for name, found in gradients.items() if found}
+
+
+def make_optimizer(
+    name: str, encoder: nn.Module, learning_rate: float, epsilon: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """lamb (ANCE's default), adamW, or NVIDIA's fused LAMB; UserError where apex is not installed."""
+    groups = parameter_groups(encoder)
+    if name == "lamb":
+        return Lamb(groups, lr=learning_rate, eps=epsilon, weight_decay=weight_decay)
+    if name == "adamW":
+        # Fused: one pass over the memory in place of one for each operation.
+        return torch.optim.AdamW(groups, lr=learning_rate, eps=epsilon, weight_decay=weight_decay, fused=True)
+    try:
+        from apex.optimizers import FusedLAMB
+    except ImportError:
+        raise UserError(INSTALL_APEX) from None
+    # use_nvlamb: the trust ratio also where weight decay is 0, as ours and ANCE's. Clipping is the trainer's.
+    return FusedLAMB(
+        groups,
+        lr=learning_rate,
+        eps=epsilon,
+        weight_decay=weight_decay,
+        bias_correction=False,
+        use_nvlamb=True,
+        max_grad_norm=1e9,
+    )
+
+
+def linear_schedule(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Up from 0 in ``warmup_steps``, then linearly down to 0 at ``total_steps``."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / max(1, warmup_steps)
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
