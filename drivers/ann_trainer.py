@@ -27,7 +27,7 @@ from drivers.agreement import (
 from drivers.flags import AnnFlags
 from drivers.model_identity import check_checkpoint, identity_of
 from drivers.opened_models import describe_lengths, with_lengths
-from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
+from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer, check_training_flags
 from drivers.resuming import resumed_otherwise
 from drivers.schedule import (
     Course,
@@ -49,7 +49,6 @@ from drivers.shared import (
     check_model_directory,
     check_output_dirs,
     check_refresh_flags,
-    check_training_flags,
     open_collection,
     open_encoder,
     seed_everything,

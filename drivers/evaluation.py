@@ -14,6 +14,7 @@ from data.tokens.collection import Preprocessed, Split, query_name
 from drivers import retrieval, stored_embeddings
 from drivers.progress import UNWATCHED, Watch
 from drivers.retrieval import PassageShare
+from drivers.shared import encoding_settings
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
@@ -59,7 +60,7 @@ def encode_split(
 
     None on all ranks where ``watch`` has told one to leave.
     """
-    settings = retrieval.encoding_settings(flags, collection, dtype)
+    settings = encoding_settings(flags, collection, dtype)
     query_Q = collection.qrels(split).queries_with_positive()
     queries_QD = retrieval.encode_queries(world, encoder, collection.queries(split), query_Q, settings, watch)
     if queries_QD is None:

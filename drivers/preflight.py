@@ -24,8 +24,7 @@ from data.tokens.verify import check_inputs
 from drivers.embedding_shards import DTYPES
 from drivers.model_identity import check_checkpoint
 from drivers.opened_models import describe_lengths
-from drivers.retrieval import encoding_settings
-from drivers.shared import open_to_encode
+from drivers.shared import check_compute_flags, encoding_settings, open_to_encode
 from drivers.space import (
     candidates_term,
     check_space,
@@ -39,6 +38,7 @@ from drivers.stored_embeddings import describe_embeddings, newest_embeddings
 from drivers.trainer import Trainer
 from drivers.trial import TrialSize, check_encoding, check_training
 from drivers.vectors import Job, embeddings_dir, train_rows
+from model.train.optim import make_optimizer
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
@@ -174,3 +174,17 @@ def check_evaluation(checks: Preflight, collection: Preprocessed, flags: Any, to
 def mean_id_bytes(cache: TokenCache) -> int:
     ids_path = cache.directory / cache_files(cache.name)[2]
     return math.ceil(ids_path.stat().st_size / max(len(cache), 1))
+
+
+def check_training_flags(flags: Any) -> torch.dtype | None:
+    longest = max(flags.max_seq_length, flags.max_query_length)
+    if flags.grad_cache_tokens != 0 and flags.grad_cache_tokens < longest:
+        raise UserError(
+            f"--grad_cache_tokens is {flags.grad_cache_tokens}, expected 0 or at least one text's {longest} tokens; "
+            "as many as fit into memory make it quickest"
+        )
+    if flags.gradient_checkpointing and flags.model_type == "static":
+        raise UserError("--gradient_checkpointing is given, the static model has no layers to make twice; leave it out")
+    if flags.optimizer == "apex_fused_lamb":
+        make_optimizer("apex_fused_lamb", torch.nn.Linear(1, 1), 1.0, 1e-6, 0.0)
+    return check_compute_flags(flags, default_dtype="fp32")

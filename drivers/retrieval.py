@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.tokens.collection import Preprocessed
-from data.tokens.token_cache import TokenCache
+from data.tokens.token_cache import TokenCache, gather_from
 from drivers.embedding_shards import (
     PASSAGE_SHARDS,
     QUERY_SHARDS,
@@ -26,9 +25,8 @@ from drivers.embedding_shards import (
     stored_passages,
 )
 from drivers.progress import UNWATCHED, Left, Watch
-from drivers.shared import gather_from
 from drivers.stored_embeddings import PASSAGES, open_shards, wait_for_shards
-from model.encode import Texts, encode_blocks, share_of
+from model.encode import EncodingSettings, Texts, encode_blocks, share_of
 from model.encoders.registry import dims_of_config, read_config
 from utils import distributed
 from utils.distributed import Notice, World
@@ -53,17 +51,6 @@ from utils.search.source import ROWS_AT_ONCE, Passages, in_memory
 
 EXCHANGE_BYTES = 256 * 2**20  # lists of all ranks held for merging at a time
 BYTES_OF_PLACE = 12  # a score and an offset
-
-
-@dataclass(frozen=True)
-class EncodingSettings:
-    """How texts become vectors; ``dtype`` is the type to autocast to, or None."""
-
-    max_seq_length: int
-    max_query_length: int
-    pad_id: int
-    budget_tokens: int
-    dtype: torch.dtype | None
 
 
 @dataclass(frozen=True)
@@ -108,16 +95,6 @@ def check_index_fits_model(flags: Any, passages: int, model_dir: str) -> None:
     """The same from the config of a model that is not loaded yet. One under a hub name says nothing so early."""
     if Path(model_dir).is_dir() or flags.config_name:
         check_index_fits(flags, passages, dims_of_config(read_config(model_dir, flags.model_type, flags.config_name)))
-
-
-def encoding_settings(flags: Any, collection: Preprocessed, dtype: torch.dtype | None) -> EncodingSettings:
-    return EncodingSettings(
-        max_seq_length=flags.max_seq_length,
-        max_query_length=flags.max_query_length,
-        pad_id=collection.manifest["pad_token_id"],
-        budget_tokens=flags.per_gpu_eval_batch_size * flags.max_seq_length,
-        dtype=dtype,
-    )
 
 
 # Encoding

@@ -71,8 +71,8 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
     from drivers.by_rank import mean_scores
     from drivers.evaluation import encode_split, load_split, rank_split, rerank_lists
     from drivers.preflight import Preflight, check_evaluation
-    from drivers.retrieval import check_index_fits, encoding_settings, search_options
-    from drivers.shared import open_to_encode, start_program
+    from drivers.retrieval import check_index_fits, search_options
+    from drivers.shared import encoding_settings, open_to_encode, start_program
     from drivers.trial import check_encoding
     from utils import distributed
 

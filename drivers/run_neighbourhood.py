@@ -59,8 +59,7 @@ def run(flags: NeighbourhoodFlags, collection: Any, chosen: Any, dtype: Any) -> 
     from drivers.model_identity import check_checkpoint
     from drivers.neighbourhood import embed
     from drivers.opened_models import describe_lengths
-    from drivers.retrieval import encoding_settings
-    from drivers.shared import open_to_encode, start_program
+    from drivers.shared import encoding_settings, open_to_encode, start_program
     from utils import distributed
     from utils.run_log import say
 

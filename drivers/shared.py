@@ -8,7 +8,7 @@ import secrets
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,15 @@ import torch
 from data.mining.negative_lists import NegativeLists
 from data.sources.atomic_dir import check_can_write
 from data.tokens.collection import Preprocessed, check_tokenizer, open_preprocessed
-from data.tokens.token_cache import TokenCache
+from data.tokens.token_cache import gather_from
 from data.tokens.verify import check_inputs
 from data.training.batches import Batch, batches_of_triples, make_batch
 from data.training.triple_order import queries_in_order
 from drivers.model_identity import check_checkpoint
+from model.encode import EncodingSettings
 from model.encoders.registry import check_fits, check_model_type, load_encoder, read_config
 from model.hub import is_path
 from model.kernels.precision import compute_dtype, quickest_dtype
-from model.train.optim import make_optimizer
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
@@ -97,20 +97,6 @@ def check_refresh_flags(flags: RefreshFlags) -> None:
     check_exchange_flags(flags)
     if flags.refresh_mode == "lockstep" and not flags.steps_per_refresh:
         raise UserError("--refresh_mode lockstep needs --steps_per_refresh above 0; how many steps between refreshes?")
-
-
-def check_training_flags(flags: Any) -> torch.dtype | None:
-    longest = max(flags.max_seq_length, flags.max_query_length)
-    if flags.grad_cache_tokens != 0 and flags.grad_cache_tokens < longest:
-        raise UserError(
-            f"--grad_cache_tokens is {flags.grad_cache_tokens}, expected 0 or at least one text's {longest} tokens; "
-            "as many as fit into memory make it quickest"
-        )
-    if flags.gradient_checkpointing and flags.model_type == "static":
-        raise UserError("--gradient_checkpointing is given, the static model has no layers to make twice; leave it out")
-    if flags.optimizer == "apex_fused_lamb":
-        make_optimizer("apex_fused_lamb", torch.nn.Linear(1, 1), 1.0, 1e-6, 0.0)
-    return check_compute_flags(flags, default_dtype="fp32")
 
 
 def open_encoder(
@@ -242,15 +228,6 @@ def check_model_directory(flags: Any, model_dir: str) -> None:
         raise UserError(f"{model_dir} is not a directory, expected a checkpoint (config.json and weights)")
 
 
-def gather_from(
-    cache: TokenCache, max_length: int, pad_id: int, rows: np.ndarray | None = None
-) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Row numbers to padded token ids: rows of the cache, or of the selection ``rows`` of it."""
-    if rows is None:
-        return lambda wanted: cache.gather(wanted, max_length, pad_id)
-    return lambda wanted: cache.gather(rows[wanted], max_length, pad_id)
-
-
 def batches_from_lists(
     flags: Any,
     collection: Preprocessed,
@@ -299,3 +276,13 @@ def seed_everything(seed: int, process: int, step: int = 0) -> None:
         numbers = [seed, process, step] if step else [seed, process]
         seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
     torch.manual_seed(seed)
+
+
+def encoding_settings(flags: Any, collection: Preprocessed, dtype: torch.dtype | None) -> EncodingSettings:
+    return EncodingSettings(
+        max_seq_length=flags.max_seq_length,
+        max_query_length=flags.max_query_length,
+        pad_id=collection.manifest["pad_token_id"],
+        budget_tokens=flags.per_gpu_eval_batch_size * flags.max_seq_length,
+        dtype=dtype,
+    )

@@ -18,12 +18,10 @@ import torch
 
 from data.sources.msmarco import Split
 from data.tokens.collection import Preprocessed
-from data.tokens.token_cache import TokenCache
+from data.tokens.token_cache import TokenCache, gather_from
 from data.training.batches import Batch
-from drivers.retrieval import EncodingSettings
-from drivers.shared import gather_from
 from drivers.space import optimiser_bytes
-from model.encode import attention_mask
+from model.encode import EncodingSettings, attention_mask
 from model.kernels.precision import autocast, name_of
 from model.train.step import TrainingStep, backward, tensors_of
 from utils.distributed import World

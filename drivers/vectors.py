@@ -19,7 +19,7 @@ from drivers.embedding_shards import Shards
 from drivers.flags import GenerateFlags
 from drivers.progress import Left, Watch
 from drivers.retrieval import PassageShare
-from drivers.shared import load_to_encode, settle_encoder
+from drivers.shared import encoding_settings, load_to_encode, settle_encoder
 from drivers.stored_embeddings import DEV_QUERY, PASSAGES, TRAIN_QUERY, Recipe
 from model.kernels.precision import name_of
 from utils import distributed
@@ -152,7 +152,7 @@ def raise_fault(fault: Exception | None) -> None:
 def recipe_of(job: Job, world: World, work: Work, encoder: Any) -> Recipe:
     """What decides the numbers of this refresh's embeddings."""
     flags, manifest = job.flags, job.collection.manifest
-    settings = retrieval.encoding_settings(flags, job.collection, job.dtype)
+    settings = encoding_settings(flags, job.collection, job.dtype)
     return Recipe(
         model_sha256=work.model_sha256,
         config=encoder.config if isinstance(encoder.config, dict) else encoder.config.to_dict(),
@@ -179,7 +179,7 @@ def encode_shards(
     owned: Path,
 ) -> bool:
     """Encode the shards that are not there yet; False on all ranks where one was told to leave, or is fenced."""
-    settings = retrieval.encoding_settings(job.flags, job.collection, job.dtype)
+    settings = encoding_settings(job.flags, job.collection, job.dtype)
     caches = {
         PASSAGES: job.collection.passages,
         DEV_QUERY: job.collection.queries("dev"),

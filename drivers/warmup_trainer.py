@@ -38,7 +38,7 @@ from drivers.evaluation import encode_split, rank_split, rerank_lists
 from drivers.flags import WarmupFlags
 from drivers.model_identity import check_checkpoint, identity_of
 from drivers.opened_models import describe_lengths, lengths_of_first_rank, to_evaluate, with_lengths
-from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer
+from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer, check_training_flags
 from drivers.progress import UNWATCHED, Watch
 from drivers.retrieval import check_index_fits, check_index_fits_model, check_search, search_options
 from drivers.shared import (
@@ -46,7 +46,6 @@ from drivers.shared import (
     check_exchange_flags,
     check_model_directory,
     check_output_dirs,
-    check_training_flags,
     open_collection,
     open_encoder,
     open_to_encode,

@@ -132,3 +132,14 @@ def check_finite(embeddings_MD: np.ndarray) -> np.ndarray:
     if problem := problem_of(embeddings_MD):
         raise UserError(f"the model's embeddings {problem}; take an older checkpoint, or compute in --bf16")
     return embeddings_MD
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """How texts become vectors; ``dtype`` is the type to autocast to, or None."""
+
+    max_seq_length: int
+    max_query_length: int
+    pad_id: int
+    budget_tokens: int
+    dtype: torch.dtype | None

@@ -22,7 +22,7 @@ from drivers.embedding_shards import Shards, fault_of, publish_shard, read_block
 from drivers.progress import UNWATCHED, Left, Watch
 from drivers.run_eval import main as run_eval
 from drivers.stored_embeddings import DEV_QUERY, TRAIN_QUERY, Recipe, describe_embeddings
-from model.encode import block_size, share_of
+from model.encode import EncodingSettings, block_size, share_of
 from model.encoders.static import StaticEncoder
 from tests.exchanging import lease_of, take
 from tests.ranks_as_threads import on_ranks
@@ -253,8 +253,8 @@ def collection(tiny_preprocessed: Path) -> Preprocessed:
 
 
 @pytest.fixture
-def settings(collection: Preprocessed) -> retrieval.EncodingSettings:
-    return retrieval.EncodingSettings(32, 16, collection.pad_token_id, 1024, None)
+def settings(collection: Preprocessed) -> EncodingSettings:
+    return EncodingSettings(32, 16, collection.pad_token_id, 1024, None)
 
 
 def make_encoder(collection: Preprocessed) -> StaticEncoder:
@@ -269,7 +269,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("ranks", [2, 3, 16])
 def test_any_number_of_ranks_writes_the_same_files_and_goes_on_from_another_s(
     collection: Preprocessed,
-    settings: retrieval.EncodingSettings,
+    settings: EncodingSettings,
     tmp_path: Path,
     ranks: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -304,7 +304,7 @@ def test_any_number_of_ranks_writes_the_same_files_and_goes_on_from_another_s(
 
 
 def test_embeddings_in_memory_are_those_on_disk(
-    collection: Preprocessed, settings: retrieval.EncodingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    collection: Preprocessed, settings: EncodingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, texts = make_encoder(collection), retrieval.texts_of(collection.passages, settings)
     shards = RECIPE.passage_shards(tmp_path)

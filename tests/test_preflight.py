@@ -25,9 +25,9 @@ from data.tokens.verify import check_cache, check_inputs
 from drivers import trial
 from drivers.ann_generator import check_same_file_system
 from drivers.preflight import Preflight, check_collection, check_judgements, check_publishing
-from drivers.retrieval import EncodingSettings
 from drivers.space import Term, check_space, checkpoints_at_once, embeddings_term, negatives_term, publishing_steps
 from drivers.trial import TrialSize, check_encoding, check_training, longest_rows, trial_batch
+from model.encode import EncodingSettings
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
 from model.train.optim import linear_schedule, make_optimizer

@@ -8,7 +8,7 @@ batch is padded to its own longest text, not to the collection's. Three files ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -190,3 +190,12 @@ def open_token_cache(directory: Path, name: str) -> TokenCache:
     raise UserError(
         f"{tokens_path}: {size} bytes, expected 2 or 4 for each of the {count} tokens of {offsets_path.name}; {ADVICE}"
     )
+
+
+def gather_from(
+    cache: TokenCache, max_length: int, pad_id: int, rows: np.ndarray | None = None
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Row numbers to padded token ids: rows of the cache, or of the selection ``rows`` of it."""
+    if rows is None:
+        return lambda wanted: cache.gather(wanted, max_length, pad_id)
+    return lambda wanted: cache.gather(rows[wanted], max_length, pad_id)
