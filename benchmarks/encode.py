@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks import baselines, common
-from drivers.shared import settle_encoder
+from drivers.job.encoder_setup import settle_encoder
 from model.encode import Texts, encode_blocks
 from model.kernels.precision import name_of, quickest_dtype
 from utils.distributed import World

@@ -24,8 +24,8 @@ from data.mining.strategy import parse_strategy
 from data.tokens.collection import Preprocessed, open_preprocessed, read_manifest
 from data.tokens.token_cache import TokenCache, gather_from
 from data.training.batches import Triples, batches_of_triples, make_batch
-from drivers.retrieval import texts_of
-from drivers.shared import leave_padding_out
+from drivers.embeddings.encode import texts_of
+from drivers.job.encoder_setup import leave_padding_out
 from model.encode import EncodingSettings, encode_blocks
 from model.train.optim import make_optimizer
 from model.train.step import make_state, train_step

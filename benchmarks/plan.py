@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
-from drivers import space
-from drivers.retrieval import BYTES_OF_PLACE
+from drivers.embeddings.distributed_search import BYTES_OF_PLACE
+from drivers.job import disk_budget
 from model.encoders.registry import dims_of_config
 from utils.flag_values import path_argument, positive_number
 from utils.search.options import MEMORY_BYTES
@@ -97,8 +97,11 @@ def reckon(size: Size, rates: Rates) -> Cost:
         wall_hours=sum(hours.values()) / size.gpus,
         embeddings_gb=embeddings_bytes / 1e9,
         token_cache_gb=(tokens * TOKEN_BYTES + (size.passages + size.queries) * OFFSET_BYTES) / 1e9,
-        checkpoints_gb=space.checkpoints_at_once(UNTIL_FULL) * (1 + space.STATES_PER_WEIGHT) * weights_bytes / 1e9,
-        negatives_gb=searched * (size.negatives * space.NEGATIVE_BYTES + space.LINE_BYTES) / 1e9,
+        checkpoints_gb=disk_budget.checkpoints_at_once(UNTIL_FULL)
+        * (1 + disk_budget.STATES_PER_WEIGHT)
+        * weights_bytes
+        / 1e9,
+        negatives_gb=searched * (size.negatives * disk_budget.NEGATIVE_BYTES + disk_budget.LINE_BYTES) / 1e9,
         # Vectors and lists of all queries are in every process, twice where they are put together or merged.
         memory_gb=(weights_bytes + 2 * searched * size.dims * FLOAT32_BYTES + 2 * lists_bytes + SEARCH_BYTES) / 1e9,
         read_per_gpu_gb=size.passages * size.dims * size.embedding_bytes / size.gpus / 1e9,

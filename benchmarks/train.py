@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import baselines, common
 from data.training.batches import Batch, Triples, make_batch
-from drivers.shared import leave_padding_out
+from drivers.job.encoder_setup import leave_padding_out
 from model.kernels.precision import quickest_dtype
 from model.train.optim import make_optimizer
 from model.train.step import make_state, train_step

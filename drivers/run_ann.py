@@ -4,7 +4,7 @@
 
 Waits for negatives in A, trains, publishes ``checkpoint-S`` in T, and takes up newer negatives as
 ``drivers.run_ann_data_gen`` publishes them. Several processes: ``torchrun --nproc_per_node 4 -m drivers.run_ann …``.
-The work itself is in drivers/ann_trainer.py.
+The work itself is in drivers/train/ann.py.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if not __package__:
     )
     sys.exit(2)
 
-from drivers.flags import AnnFlags
+from drivers.cli import AnnFlags
 from utils.errors import run_program
 from utils.flags import flags_json, parse_flags
 
 
 def main() -> None:
     flags = parse_flags(AnnFlags, "run_ann")
-    from drivers.ann_trainer import preflight, train
+    from drivers.train.ann import preflight, train
 
     job = preflight(flags)
     resolved = flags_json(job.flags)

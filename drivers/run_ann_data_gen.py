@@ -4,7 +4,7 @@
         --output_dir A --negative_strategy top
 
 Runs beside ``drivers.run_ann``, which trains on what this publishes in A and publishes checkpoints in T.
-The work itself is in drivers/ann_generator.py.
+The work itself is in drivers/generate/generator.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if not __package__:
     )
     sys.exit(2)
 
-from drivers.flags import GenerateFlags
+from drivers.cli import GenerateFlags
 from utils.errors import run_program
 from utils.flags import flags_json, parse_flags
 
@@ -26,7 +26,7 @@ from utils.flags import flags_json, parse_flags
 def main() -> None:
     flags = parse_flags(GenerateFlags, "run_ann_data_gen")
     from data.mining.strategy import NO_FLAG
-    from drivers.ann_generator import generate, preflight
+    from drivers.generate.generator import generate, preflight
 
     job = preflight(flags)
     resolved = flags_json(job.flags, resolved_strategy=job.strategy, strategy_from=job.strategy_from)

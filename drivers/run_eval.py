@@ -22,7 +22,7 @@ if not __package__:
     )
     sys.exit(2)
 
-from drivers.flags import EvalFlags
+from drivers.cli import EvalFlags
 from utils.errors import UserError, run_program
 from utils.flags import flags_json, parse_flags
 from utils.text_files import check_ends
@@ -30,10 +30,11 @@ from utils.text_files import check_ends
 
 def main() -> None:
     given = parse_flags(EvalFlags, "run_eval")
-    from drivers.opened_models import check_made_with, with_lengths
-    from drivers.retrieval import check_index_fits, check_index_fits_model, check_search
-    from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
-    from drivers.stored_embeddings import read_embeddings_record
+    from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model, check_search
+    from drivers.embeddings.store import read_embeddings_record
+    from drivers.embeddings.text_lengths import check_made_with, with_lengths
+    from drivers.job.encoder_setup import check_model_directory
+    from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection
     from utils.exchange.evaluations import check_as_published
 
     flags = with_lengths(given)
@@ -68,12 +69,14 @@ def main() -> None:
 
 def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
     """Load, rank, write."""
-    from drivers.by_rank import mean_scores
-    from drivers.evaluation import encode_split, load_split, rank_split, rerank_lists
-    from drivers.preflight import Preflight, check_evaluation
-    from drivers.retrieval import check_index_fits, search_options
-    from drivers.shared import encoding_settings, open_to_encode, start_program
-    from drivers.trial import check_encoding
+    from drivers.embeddings.distributed_search import check_index_fits, search_options
+    from drivers.evaluate.checks import check_evaluation
+    from drivers.evaluate.ranking import encode_split, load_split, rank_split, rerank_lists
+    from drivers.evaluate.score_curves import mean_scores
+    from drivers.job.encoder_setup import encoding_settings, open_to_encode
+    from drivers.job.preflight import Preflight
+    from drivers.job.sanity_batch import check_encoding
+    from drivers.job.setup import start_program
     from utils import distributed
 
     started = time.monotonic()
@@ -144,7 +147,7 @@ def describe_ranks(
     collection: Any, split: Any, ranking: Any, mean_score_Q: Any, negatives: tuple[int, Any] | None
 ) -> dict[str, Any]:
     """What SPLIT.by_rank.json holds."""
-    from drivers.by_rank import as_json, grades_by_rank, overlap, score_curves
+    from drivers.evaluate.score_curves import as_json, grades_by_rank, overlap, score_curves
 
     qrels, lists_QK = collection.qrels(split), ranking.passages_QK
     curves = score_curves(ranking.query_Q, lists_QK, ranking.scores_QK, mean_score_Q)
@@ -160,7 +163,7 @@ def describe_ranks(
 
 def write_results(flags: EvalFlags, collection: Any, ranking: Any, by_rank: Any, seconds: float) -> None:
     """The run files first; metrics.json last, so that its presence says that all is there."""
-    from drivers.stored_embeddings import EMBEDDINGS
+    from drivers.embeddings.store import EMBEDDINGS
     from utils.exchange.atomic import read_json, write_json
     from utils.exchange.evaluations import METRICS_FILE, write_metrics
     from utils.exchange.layout import TRAINER_STATE

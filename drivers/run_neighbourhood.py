@@ -22,7 +22,7 @@ if not __package__:
     )
     sys.exit(2)
 
-from drivers.flags import NeighbourhoodFlags
+from drivers.cli import NeighbourhoodFlags
 from utils.errors import UserError, run_program
 from utils.flags import flags_json, parse_flags
 
@@ -32,9 +32,10 @@ def main() -> None:
     import numpy as np
 
     from data.tokens.verify import check_inputs
-    from drivers.neighbourhood import choose_query, choose_texts, named_files, read_arms
-    from drivers.opened_models import with_lengths
-    from drivers.shared import check_compute_flags, check_model_directory, check_output_dirs, open_collection
+    from drivers.embeddings.text_lengths import with_lengths
+    from drivers.evaluate.query_map import choose_query, choose_texts, named_files, read_arms
+    from drivers.job.encoder_setup import check_model_directory
+    from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection
 
     flags = with_lengths(given)
     dtype = check_compute_flags(flags)
@@ -56,10 +57,11 @@ def main() -> None:
 
 def run(flags: NeighbourhoodFlags, collection: Any, chosen: Any, dtype: Any) -> None:
     """Load, embed, write. Several ranks all embed these few texts; the first writes them."""
-    from drivers.model_identity import check_checkpoint
-    from drivers.neighbourhood import embed
-    from drivers.opened_models import describe_lengths
-    from drivers.shared import encoding_settings, open_to_encode, start_program
+    from drivers.embeddings.text_lengths import describe_lengths
+    from drivers.evaluate.query_map import embed
+    from drivers.job.encoder_setup import encoding_settings, open_to_encode
+    from drivers.job.model_identity import check_checkpoint
+    from drivers.job.setup import start_program
     from utils import distributed
     from utils.run_log import say
 
@@ -76,7 +78,7 @@ def run(flags: NeighbourhoodFlags, collection: Any, chosen: Any, dtype: Any) -> 
 
 def write(flags: NeighbourhoodFlags, collection: Any, chosen: Any, embedding_ND: Any) -> None:
     """Both files, the record last."""
-    from drivers.neighbourhood import named_files
+    from drivers.evaluate.query_map import named_files
     from utils.ir.query_map import KINDS, Neighbourhood, write_neighbourhood
     from utils.run_log import say
 

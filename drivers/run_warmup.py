@@ -3,7 +3,7 @@
     python -m drivers.run_warmup --do_train --data_dir D --train_model_type rdot_nll --model_name_or_path roberta-base \
         --tokenizer_name D/tokenizer --bm25_dir B --output_dir W
 
-The work itself is in drivers/warmup_trainer.py.
+The work itself is in drivers/train/warmup.py.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if not __package__:
     )
     sys.exit(2)
 
-from drivers.flags import WarmupFlags
+from drivers.cli import WarmupFlags
 from utils.errors import run_program
 from utils.flags import flags_json, parse_flags
 
 
 def main() -> None:
     flags = parse_flags(WarmupFlags, "run_warmup")
-    from drivers.warmup_trainer import preflight, run
+    from drivers.train.warmup import preflight, run
 
     job = preflight(flags)
     resolved = flags_json(job.flags)

@@ -62,7 +62,7 @@ class Returned:
     ``curve_K`` float64: scores over the corpus's mean by rank; ``example_EK`` those of single queries;
     ``grades`` are those above 0 that the qrels have; ``by_grade`` {"retrieved" or a grade: {bucket: passages}}, grade 0
     being judged irrelevant; ``trained_on`` the overlap with the last refresh's negatives at a depth, and with negatives
-    spread evenly (drivers/by_rank.py).
+    spread evenly (drivers/evaluate/score_curves.py).
     """
 
     curve_K: np.ndarray

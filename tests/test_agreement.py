@@ -19,12 +19,12 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivers import ann_generator
-from drivers.agreement import (
+from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
+from drivers.generate import generator as ann_generator
+from drivers.job.preflight import Preflight
+from drivers.job.run_config import (
     COMMON,
     Run,
-    Session,
-    agree,
     check_agreement,
     check_holds_no_other_run,
     join_run,
@@ -32,11 +32,9 @@ from drivers.agreement import (
     remove_other_run,
     science_of,
     science_sha256,
-    session,
 )
-from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
-from drivers.preflight import Preflight
-from drivers.trainer import Trainer
+from drivers.job.session import Session, agree, session
+from drivers.train.trainer import Trainer
 from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, read_beat
 from utils.distributed import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError, exit_code_of

@@ -1,4 +1,4 @@
-"""drivers.ann_generator: which checkpoint the next refresh is made from."""
+"""drivers.generate.generator: which checkpoint the next refresh is made from."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from drivers.ann_generator import look_for_work
-from drivers.flags import GenerateFlags
-from drivers.vectors import Job
+from drivers.cli import GenerateFlags
+from drivers.generate.encode_corpus import Job
+from drivers.generate.generator import look_for_work
 from tests.exchanging import put_checkpoint, put_negatives
 
 

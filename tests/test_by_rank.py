@@ -1,4 +1,4 @@
-"""drivers.by_rank against loops over queries and ranks."""
+"""drivers.evaluate.score_curves against loops over queries and ranks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data.tokens.collection import sorted_qrels
-from drivers.by_rank import as_json, grades_by_rank, mean_scores, overlap, score_curves
-from drivers.retrieval import PassageShare
+from drivers.embeddings.encode import PassageShare
+from drivers.evaluate.score_curves import as_json, grades_by_rank, mean_scores, overlap, score_curves
 from tests.ranks_as_threads import on_ranks
 from utils.distributed import World
 from utils.search.source import in_memory

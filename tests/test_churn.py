@@ -15,7 +15,7 @@ from data.mining.negative_lists import NegativeLists
 from data.mining.select import Selection, select_negatives
 from data.mining.staleness import churn_since
 from data.mining.strategy import parse_strategy
-from drivers.refresh import one_refresh
+from drivers.generate.refresh import one_refresh
 from tests.test_refresh import CPU, make_job, put_model, start, stay
 from utils.distributed import World
 from utils.exchange.negatives import read_records

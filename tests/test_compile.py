@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from drivers import shared
+from drivers.job.encoder_setup import check_compiler, settle_encoder
+from drivers.job.setup import check_compute_flags
 from model.encode import Texts, encode_blocks
 from tests.shell import REPO, script_environment
 from tests.test_packing import batch_of, gradient, make_encoder
@@ -40,7 +43,7 @@ def texts(lengths: list[int]) -> Texts:
 def test_a_compiled_model_computes_the_same_in_batches_of_any_shape() -> None:
     plain, compiled = make_encoder(), make_encoder()
     names = list(plain.state_dict())
-    shared.settle_encoder(SimpleNamespace(compile=True), compiled, None, ALONE)
+    settle_encoder(SimpleNamespace(compile=True), compiled, None, ALONE)
     assert list(compiled.state_dict()) == names
     lengths = [30, 29, 12, 11, 11, 7, 3, 3, 3, 2, 1]
     expected_ND, found_ND = (
@@ -69,7 +72,7 @@ def train_compiled(rank: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     world = World(rank, 2, CPU)
     encoder = roberta_encoder()
-    shared.settle_encoder(SimpleNamespace(compile=True), encoder, None, world, trains=True)
+    settle_encoder(SimpleNamespace(compile=True), encoder, None, world, trains=True)
     weights, losses = train_run(encoder, "pairwise", 0, world, steps=1)
     distributed.stop(world)
     torch.save((weights, losses), Path(directory) / f"rank-{rank}.pt")
@@ -117,20 +120,20 @@ def test_compiling_in_a_directory_with_a_blank_is_refused_at_once(
 ) -> None:
     (tmp_path / "a blank").mkdir()
     monkeypatch.setenv(variable, str(tmp_path / "a blank"))
-    monkeypatch.setattr(shared.tempfile, "tempdir", None)  # what it found before
-    shared.check_compiler(on_gpu=True)
+    monkeypatch.setattr(tempfile, "tempdir", None)  # what it found before
+    check_compiler(on_gpu=True)
     with pytest.raises(UserError, match=f"a blank, which has a blank in it: set {variable} to a directory without one"):
-        shared.check_compiler(on_gpu=False)
+        check_compiler(on_gpu=False)
 
 
 def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"per_gpu_eval_batch_size": 1, "max_seq_length": 8, "max_query_length": 8, "collective_timeout_seconds": 1}
     flags = SimpleNamespace(**sizes, model_type="static", no_cuda=True, compile=True)
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(shared.shutil, "which", lambda name: "/opt/bin/" + name if name == "icpx" else None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/opt/bin/" + name if name == "icpx" else None)
     with pytest.raises(UserError, match=r"--compile needs a compiler, there is no g\+\+ or clang\+\+"):
-        shared.check_compute_flags(flags)
+        check_compute_flags(flags)
     monkeypatch.setenv("CXX", "icpx")
-    shared.check_compiler(on_gpu=False)
+    check_compiler(on_gpu=False)
     with pytest.raises(UserError, match="no gcc or clang"):
-        shared.check_compiler(on_gpu=True)
+        check_compiler(on_gpu=True)

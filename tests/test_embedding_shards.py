@@ -17,11 +17,22 @@ import pytest
 import torch
 
 from data.tokens.collection import Preprocessed, open_preprocessed
-from drivers import embedding_shards, evaluation, retrieval, stored_embeddings
-from drivers.embedding_shards import Shards, fault_of, publish_shard, read_blocks, rows_of_shard, stored_passages
-from drivers.progress import UNWATCHED, Left, Watch
+from drivers.embeddings import shards as embedding_shards
+from drivers.embeddings import store
+from drivers.embeddings.distributed_search import retrieve
+from drivers.embeddings.encode import (
+    PassageShare,
+    encode_passages,
+    encode_to_shards,
+    stored_share,
+    texts_of,
+    unfinished,
+)
+from drivers.embeddings.shards import Shards, fault_of, publish_shard, read_blocks, rows_of_shard, stored_passages
+from drivers.embeddings.store import DEV_QUERY, TRAIN_QUERY, Recipe, describe_embeddings
+from drivers.evaluate import ranking as evaluation
+from drivers.job.progress import UNWATCHED, Left, Watch
 from drivers.run_eval import main as run_eval
-from drivers.stored_embeddings import DEV_QUERY, TRAIN_QUERY, Recipe, describe_embeddings
 from model.encode import EncodingSettings, block_size, share_of
 from model.encoders.static import StaticEncoder
 from tests.exchanging import lease_of, take
@@ -122,9 +133,9 @@ def test_float16_is_rounded_and_both_backends_search_the_rounded_numbers(tmp_pat
     shards = made_shards(tmp_path, rows=100, storage="fp16")
     publish_shard(shards, 0, [passages_ND])
     products_QN = queries_QD.astype(np.float64) @ passages_ND.astype(np.float16).astype(np.float64).T
-    share = retrieval.PassageShare(stored_passages(shards, 0, 1), 0)
+    share = PassageShare(stored_passages(shards, 0, 1), 0)
     for backend in ("torch", "faiss"):
-        found = retrieval.retrieve(ALONE, queries_QD, share, 100, 20, SearchOptions(backend))
+        found = retrieve(ALONE, queries_QD, share, 100, 20, SearchOptions(backend))
         assert found is not None
         np.testing.assert_array_equal(found[1], np.argsort(-products_QN, 1)[:, :20])
         np.testing.assert_allclose(found[0], -np.sort(-products_QN, 1)[:, :20], rtol=1e-5, atol=1e-5)
@@ -186,7 +197,7 @@ def test_a_damaged_shard_is_named_and_encoded_anew(
     path.unlink()
     if damage != "gone":
         path.write_bytes(DAMAGES[damage](content))
-    assert retrieval.unfinished(ALONE, shards, UNWATCHED).tolist() == [2]
+    assert unfinished(ALONE, shards, UNWATCHED).tolist() == [2]
     said = capsys.readouterr().out
     if (kind, damage) == ("json", "gone"):
         assert said == "", "killed before its record: not damaged, just not finished"
@@ -194,7 +205,7 @@ def test_a_damaged_shard_is_named_and_encoded_anew(
         assert str(path) in said and "encoded anew" in said and said.count("\n") == 1
     publish_shard(shards, 2, [numbers_of(64, 96)])
     assert path.read_bytes() == content
-    assert not retrieval.unfinished(ALONE, shards, UNWATCHED).size
+    assert not unfinished(ALONE, shards, UNWATCHED).size
 
 
 def test_a_shard_of_another_key_is_not_used(tmp_path: Path) -> None:
@@ -274,13 +285,13 @@ def test_any_number_of_ranks_writes_the_same_files_and_goes_on_from_another_s(
     ranks: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encoder, texts = make_encoder(collection), retrieval.texts_of(collection.passages, settings)
+    encoder, texts = make_encoder(collection), texts_of(collection.passages, settings)
     alone, shared = (replace(RECIPE, passages=300).passage_shards(tmp_path / name) for name in ("alone", "shared"))
     for shards in (alone, shared):
         shards.directory.mkdir()
     assert len(alone) == 10
     everything = np.arange(10)
-    retrieval.encode_to_shards(ALONE, encoder, texts, alone, everything, settings, UNWATCHED)
+    encode_to_shards(ALONE, encoder, texts, alone, everything, settings, UNWATCHED)
     batches: list[None] = []
 
     def leave() -> bool:
@@ -288,13 +299,13 @@ def test_any_number_of_ranks_writes_the_same_files_and_goes_on_from_another_s(
         return len(batches) > 6
 
     with pytest.raises(Left):
-        retrieval.encode_to_shards(ALONE, encoder, texts, shared, everything, settings, Watch(leave))
+        encode_to_shards(ALONE, encoder, texts, shared, everything, settings, Watch(leave))
     finished = {path: path.stat().st_mtime_ns for path in shared.directory.iterdir()}
     assert 0 < len(finished) < 20 and all(path.is_file() for path in finished)
 
     def go_on(world: World) -> list[int]:
-        numbers = retrieval.unfinished(world, shared, UNWATCHED)
-        retrieval.encode_to_shards(world, encoder, texts, shared, numbers, settings, UNWATCHED)
+        numbers = unfinished(world, shared, UNWATCHED)
+        encode_to_shards(world, encoder, texts, shared, numbers, settings, UNWATCHED)
         return numbers.tolist()
 
     numbers = on_ranks(ranks, go_on, monkeypatch)
@@ -306,13 +317,11 @@ def test_any_number_of_ranks_writes_the_same_files_and_goes_on_from_another_s(
 def test_embeddings_in_memory_are_those_on_disk(
     collection: Preprocessed, settings: EncodingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder, texts = make_encoder(collection), retrieval.texts_of(collection.passages, settings)
+    encoder, texts = make_encoder(collection), texts_of(collection.passages, settings)
     shards = RECIPE.passage_shards(tmp_path)
-    retrieval.encode_to_shards(ALONE, encoder, texts, shards, np.arange(10), settings, UNWATCHED)
+    encode_to_shards(ALONE, encoder, texts, shards, np.arange(10), settings, UNWATCHED)
     on_disk_ND = np.concatenate([np.load(shards.path(number)) for number in range(10)])
-    parts = on_ranks(
-        4, lambda world: retrieval.encode_passages(world, encoder, collection.passages, settings), monkeypatch
-    )
+    parts = on_ranks(4, lambda world: encode_passages(world, encoder, collection.passages, settings), monkeypatch)
     assert [part.start for part in parts] == [share_of(10, rank, 4)[0] * 32 for rank in range(4)]
     in_memory_ND = np.concatenate([block for part in parts for block in part.passages.blocks(1000)])
     assert in_memory_ND.tobytes() == on_disk_ND.tobytes()
@@ -356,7 +365,7 @@ def test_a_rank_that_leaves_while_it_verifies_counts_the_rest_as_missing(tmp_pat
         looks.append(None)
         return len(looks) > 2
 
-    assert retrieval.unfinished(ALONE, shards, Watch(leave)).tolist() == [2, 3]
+    assert unfinished(ALONE, shards, Watch(leave)).tolist() == [2, 3]
 
 
 # Complete embeddings: --inference writes them, --load_gen and run_eval --embedding_dir read them
@@ -376,7 +385,7 @@ def made_from(collection: Preprocessed, step: int = 30) -> dict[str, Any]:
 @pytest.fixture
 def stored(collection: Preprocessed, tmp_path: Path) -> Path:
     """Embeddings of the tiny collection, row r of passages being all r; of two dev queries and three train queries."""
-    directory = stored_embeddings.directory_of(tmp_path / "embeddings", 30, RECIPE)
+    directory = store.directory_of(tmp_path / "embeddings", 30, RECIPE)
     directory.mkdir(parents=True)
     rows = {DEV_QUERY: np.array([4, 9]), TRAIN_QUERY: np.array([1, 2, 7])}
     queries = [RECIPE.query_shards(directory, name, rows_Q) for name, rows_Q in rows.items()]
@@ -386,7 +395,7 @@ def stored(collection: Preprocessed, tmp_path: Path) -> Path:
     for number in range(len(passages)):
         start, stop = passages.bounds(number)
         publish_shard(passages, number, [np.arange(start, stop, dtype=np.float32)[:, None].repeat(DIMS, 1)])
-    stored_embeddings.commit(directory, [*queries, passages], rows, made_from(collection))
+    store.commit(directory, [*queries, passages], rows, made_from(collection))
     return directory
 
 
@@ -394,29 +403,29 @@ def stored(collection: Preprocessed, tmp_path: Path) -> Path:
 def test_any_number_of_ranks_reads_them(stored: Path, ranks: int) -> None:
     parts = []
     for rank in range(ranks):
-        share = retrieval.stored_share(World(rank, ranks, CPU), stored)
+        share = stored_share(World(rank, ranks, CPU), stored)
         assert share.start == sum(map(len, parts))
         parts.append(np.concatenate([np.empty((0, DIMS)), *(block.copy() for block in share.passages.blocks(1000))]))
     np.testing.assert_array_equal(np.concatenate(parts), np.arange(300)[:, None].repeat(DIMS, 1))
-    assert stored_embeddings.read_query_rows(stored, TRAIN_QUERY).tolist() == [1, 2, 7]
-    assert stored_embeddings.read_queries(stored, DEV_QUERY).tolist() == [[0.5] * DIMS] * 2
+    assert store.read_query_rows(stored, TRAIN_QUERY).tolist() == [1, 2, 7]
+    assert store.read_queries(stored, DEV_QUERY).tolist() == [[0.5] * DIMS] * 2
 
 
 def test_the_record_says_what_the_embeddings_were_made_of(stored: Path, collection: Preprocessed) -> None:
-    record = stored_embeddings.read_embeddings_record(stored, collection)
+    record = store.read_embeddings_record(stored, collection)
     assert record | made_from(collection) == record
     assert (record["passages"], record["dims"], record["storage"]) == (300, DIMS, "fp32")
     assert record["model_sha256"] == RECIPE.model_sha256
     nameless = Path(shutil.copytree(stored, stored.parent.parent / "nameless"))
     (nameless / "embeddings.json").write_text(sealed({**record, "model_sha256": ""}))
-    assert stored_embeddings.describe_embeddings(stored) == f"embeddings: {stored}, of {record['checkpoint']}"
-    assert stored_embeddings.read_embeddings_record(nameless, collection)["model_sha256"] == "", "an earlier version's"
+    assert store.describe_embeddings(stored) == f"embeddings: {stored}, of {record['checkpoint']}"
+    assert store.read_embeddings_record(nameless, collection)["model_sha256"] == "", "an earlier version's"
     assert "which do not say which model made them (an earlier version did)" in describe_embeddings(nameless)
     without = {name: value for name, value in record.items() if name != "model_sha256"}
     for ours in ({**record, "model_sha256": "", "initial_config_sha256": "c"}, without):
         (nameless / "embeddings.json").write_text(sealed(ours))
         with pytest.raises(UserError, match=r"does not say which model made them, .* run with --inference again"):
-            stored_embeddings.read_embeddings_record(nameless, collection)
+            store.read_embeddings_record(nameless, collection)
 
 
 def test_inference_never_takes_shards_of_an_unknown_model(stored: Path) -> None:
@@ -427,27 +436,27 @@ def test_inference_never_takes_shards_of_an_unknown_model(stored: Path) -> None:
     publish_all(unknown.passage_shards(stored))
     known = RECIPE.passage_shards(stored)
     assert [fault_of(known, number) for number in range(len(known))] == [""] * len(known)
-    assert stored_embeddings.directory_of(stored.parent, 30, unknown) != stored
+    assert store.directory_of(stored.parent, 30, unknown) != stored
 
 
 def test_the_embeddings_of_the_highest_step_are_the_newest(stored: Path, collection: Preprocessed) -> None:
-    record = stored_embeddings.read_embeddings_record(stored, collection)
+    record = store.read_embeddings_record(stored, collection)
     newer = Path(shutil.copytree(stored, stored.parent / "step-200-0123456789abcdef"))
     (newer / "embeddings.json").write_text(sealed({**record, "step": 200}))
-    assert stored_embeddings.newest_embeddings(stored.parent) == newer
+    assert store.newest_embeddings(stored.parent) == newer
     (newer.parent / "mine").mkdir()
     lease = lease_of(stored.parent.parent, "generator")
-    stored_embeddings.remove_others(lease, newer)
+    store.remove_others(lease, newer)
     assert sorted(stored.parent.iterdir()) == [newer.parent / "mine", newer]
     assert not list(lease.staging.iterdir())
 
 
 LATE: dict[str, Callable[[Lease], object]] = {
     "shard": lambda lease: publish_shard(of_step(lease, 2), 1, [numbers_of(32, 64)], lease.staging),
-    "record": lambda lease: stored_embeddings.commit(
+    "record": lambda lease: store.commit(
         of_step(lease, 2).directory, [of_step(lease, 2)], {DEV_QUERY: np.array([1])}, {"step": 2}, lease.staging
     ),
-    "remove": lambda lease: stored_embeddings.remove_others(lease, of_step(lease, 2).directory),
+    "remove": lambda lease: store.remove_others(lease, of_step(lease, 2).directory),
 }
 
 
@@ -490,7 +499,7 @@ def test_a_paused_generator_changes_no_embeddings_after_another_took_over(tmp_pa
 def test_two_of_one_step_are_not_chosen_from(stored: Path) -> None:
     shutil.copytree(stored, stored.parent / "step-30-0123456789abcdef")
     with pytest.raises(UserError, match="one step made in 2 ways"):
-        stored_embeddings.newest_embeddings(stored.parent)
+        store.newest_embeddings(stored.parent)
 
 
 @pytest.mark.parametrize("key", ["collection_fingerprint", "tokenizer_fingerprint", "passages"])
@@ -500,14 +509,14 @@ def test_embeddings_of_another_collection_are_refused(stored: Path, collection: 
     for other in ({**record, key: 7}, {name: value for name, value in record.items() if name != key}):
         path.write_text(sealed(other))
         with pytest.raises(UserError, match=key):
-            stored_embeddings.read_embeddings_record(stored, collection)
+            store.read_embeddings_record(stored, collection)
 
 
 def read_all(directory: Path, collection: Preprocessed) -> None:
-    stored_embeddings.newest_embeddings(directory.parent)
-    stored_embeddings.read_embeddings_record(directory, collection)
-    stored_embeddings.read_query_rows(directory, DEV_QUERY)
-    stored_embeddings.check_all_shards(0, 1, directory)
+    store.newest_embeddings(directory.parent)
+    store.read_embeddings_record(directory, collection)
+    store.read_query_rows(directory, DEV_QUERY)
+    store.check_all_shards(0, 1, directory)
 
 
 @pytest.mark.parametrize("name", ["embeddings.json", "dev-query-0*.npy", "dev-query.rows.npy", "passages-*.npy"])
@@ -527,7 +536,7 @@ def test_damaged_files_are_named(stored: Path, collection: Preprocessed, name: s
 
 @pytest.mark.parametrize("size", [0, 40, 128, 140])
 def test_a_file_that_is_cut_while_it_is_searched_is_named(stored: Path, size: int) -> None:
-    share = retrieval.stored_share(ALONE, stored)
+    share = stored_share(ALONE, stored)
     path = sorted(stored.glob("passages-*.npy"))[3]
     os.truncate(path, size)
     with pytest.raises(UserError, match=path.name):

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from drivers import retrieval
-from drivers.progress import Left
-from drivers.retrieval import PassageShare
+from drivers.embeddings.distributed_search import check_index_fits, retrieve, search_options
+from drivers.embeddings.encode import PassageShare
+from drivers.job.progress import Left
 from tests.ranks_as_threads import on_ranks
+from utils import distributed
 from utils.distributed import World
 from utils.errors import ProcessFailed, UserError
 from utils.search import api, faiss_backend
@@ -171,9 +172,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInGpu]:
 
 
 def fits(faiss_index: str, dims: int, patch: pytest.MonkeyPatch, nprobe: int = 0, passages: int = 100_000) -> None:
-    patch.setattr(retrieval.distributed, "own_device", lambda no_cuda: GPU)
+    patch.setattr(distributed, "own_device", lambda no_cuda: GPU)
     flags = SimpleNamespace(faiss_index=faiss_index, nprobe=nprobe, no_cuda=False)
-    retrieval.check_index_fits(flags, passages, dims)
+    check_index_fits(flags, passages, dims)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_memory_that_runs_out_in_faiss_leaves_the_search_to_the_cpu(
         search(queries_QD, in_memory(passages_ND), 5, options)
     gpu.fails_after = calls
     share = PassageShare(in_memory(passages_ND), 0)
-    found = retrieval.retrieve(World(0, 1, torch.device("cpu")), queries_QD, share, 300, 5, options)
+    found = retrieve(World(0, 1, torch.device("cpu")), queries_QD, share, 300, 5, options)
     assert found is not None
     assert np.array_equal(found[1], best(queries_QD, passages_ND))
     on_gpu, refused, on_cpu = capsys.readouterr().out.splitlines()
@@ -278,7 +279,7 @@ def retrieve_on_gpus(
         share = PassageShare(in_memory(passages_ND[first:stop]), first)
         options = SearchOptions("faiss", faiss_index, device=torch.device("cuda", world.rank))
         try:
-            return retrieval.retrieve(world, queries_QD, share, 300, 5, options)
+            return retrieve(world, queries_QD, share, 300, 5, options)
         except Exception as error:
             return error
 
@@ -365,7 +366,7 @@ def test_the_memory_of_a_search_is_that_of_where_it_is(
         yield passages_ND
 
     flags: Any = SimpleNamespace(faiss_index=faiss_index, nprobe=0, search_memory_mib=mib)
-    options = retrieval.search_options(flags, "faiss", GPU)
+    options = search_options(flags, "faiss", GPU)
     search(vectors(3, 1), Passages(300, DIMS, blocks), 5, options)
     expected_mib = cpu_mib if faiss_index == "HNSW8" else gpu_mib
     assert set(asked) == {expected_mib * 2**20 // 8 // (4 * DIMS)}

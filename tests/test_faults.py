@@ -80,7 +80,7 @@ def test_a_run_that_outlives_its_limit_leaves_stacks_and_logs(lab: Lab) -> None:
         play.stop_all()
         lab.zygotes.put(zygote)
     stacks = play.run.err(TRAINER).read_text()
-    assert "drivers/ann_trainer.py" in stacks and "in keep_beating" in stacks  # the work and the heartbeat
+    assert "drivers/train/ann.py" in stacks and "in keep_beating" in stacks  # the work and the heartbeat
     assert (play.run.directory / "waits").read_text().startswith(f"process {trainer.pid}\nthread {trainer.pid} (")
 
 

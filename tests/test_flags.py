@@ -17,7 +17,7 @@ import pytest
 
 from data.mining.strategy import resolve_strategy
 from data.msmarco_data import PreprocessFlags
-from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
+from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.run_bm25 import Bm25Flags
 from utils.errors import UserError
 from utils.flags import REFUSED, ProgramFlags, flags_json, parse_flags

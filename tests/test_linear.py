@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import RobertaConfig
 from transformers.models.roberta.modeling_roberta import RobertaIntermediate
 
-from drivers.shared import settle_encoder
+from drivers.job.encoder_setup import settle_encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.kernels import cpu_linear
 from model.kernels.cpu_linear import ArrangedIntermediate, ArrangedLinear, arrange_products

@@ -48,7 +48,7 @@ import sys
 from types import SimpleNamespace
 import torch
 from benchmarks.common import make_encoder
-from drivers.shared import settle_encoder
+from drivers.job.encoder_setup import settle_encoder
 from utils.distributed import World
 
 PR_SET_THP_DISABLE = 41  # of linux/prctl.h

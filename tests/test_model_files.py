@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import RobertaConfig
 
 from drivers import run_ann_data_gen
-from drivers.model_identity import RANDOM_WEIGHTS, identity_of
+from drivers.job.model_identity import RANDOM_WEIGHTS, identity_of
 from model.encoders.registry import load_encoder
 from model.encoders.roberta_dot import RobertaDot
 from tests.exchanging import lease_of

@@ -15,7 +15,7 @@ from data.mining.candidates import Candidates, read_candidates, write_candidates
 from data.mining.negative_lists import read_negative_lists
 from data.mining.select import make_selection
 from drivers import run_bm25
-from drivers.refresh import one_refresh
+from drivers.generate.refresh import one_refresh
 from tests.exchanging import names
 from tests.test_refresh import CPU, make_job, put_model, start, stay
 from tests.test_run_bm25 import call

@@ -14,8 +14,8 @@ from transformers import AutoConfig, RobertaConfig, RobertaModel
 
 from data.tokens.collection import open_preprocessed
 from drivers import run_ann, run_ann_data_gen, run_eval, run_neighbourhood, run_warmup
-from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
-from drivers.opened_models import describe_lengths, lengths_of_first_rank, with_lengths
+from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
+from drivers.embeddings.text_lengths import describe_lengths, lengths_of_first_rank, with_lengths
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.exchanging import put_checkpoint
 from tests.faults.programs import Inputs, make_inputs

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import RobertaConfig
 
 from data.training.batches import Batch
-from drivers import shared
+from drivers.job.encoder_setup import pack_on_gpus, settle_encoder
 from model.encode import attention_mask
 from model.encoders.roberta_dot import RobertaDot
 from model.kernels import packed_attention
@@ -25,6 +25,7 @@ from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, refusal_to_pac
 from model.kernels.precision import autocast
 from model.train.step import make_state, train_step
 from tests.test_training import ALONE, constant, flat_weights
+from utils import distributed
 
 CPU = torch.device("cpu")
 PAD, VOCABULARY = 1, 50
@@ -190,7 +191,7 @@ def test_on_a_cpu_packed_is_padded_with_lower_precision_and_layers_made_twice(
     if made_twice:
         encoder.make_activations_twice()
     expected = gradient(encoder, *batch_of(lengths))
-    shared.settle_encoder(SimpleNamespace(compile=False), encoder, None, ALONE, trains=True)
+    settle_encoder(SimpleNamespace(compile=False), encoder, None, ALONE, trains=True)
     assert encoder.is_packed
     for packed, padded in zip(gradient(encoder, *batch_of(lengths)), expected, strict=True):
         assert float((packed - padded).norm()) <= 1e-4 * float(padded.norm())
@@ -223,9 +224,9 @@ def test_ranks_pack_together_or_not_at_all(
     fails_here: bool, fails_elsewhere: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(packed_attention, "refusal_to_pack", lambda *_args: "no kernel" if fails_here else "")
-    monkeypatch.setattr(shared.distributed, "any_rank", lambda _world, here: here or fails_elsewhere)
+    monkeypatch.setattr(distributed, "any_rank", lambda _world, here: here or fails_elsewhere)
     encoder = make_encoder()
-    shared.pack_on_gpus(encoder, None, ALONE, trains=True)
+    pack_on_gpus(encoder, None, ALONE, trains=True)
     said = capsys.readouterr().out
     assert encoder.is_packed is not (fails_here or fails_elsewhere)
     assert ("rank 0 cannot leave padding out (no kernel)" in said) is fails_here

@@ -22,11 +22,18 @@ from transformers import RobertaConfig
 from data.tokens import verify
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.verify import check_cache, check_inputs
-from drivers import trial
-from drivers.ann_generator import check_same_file_system
-from drivers.preflight import Preflight, check_collection, check_judgements, check_publishing
-from drivers.space import Term, check_space, checkpoints_at_once, embeddings_term, negatives_term, publishing_steps
-from drivers.trial import TrialSize, check_encoding, check_training, longest_rows, trial_batch
+from drivers.generate.generator import check_same_file_system
+from drivers.job import sanity_batch
+from drivers.job.disk_budget import (
+    Term,
+    check_space,
+    checkpoints_at_once,
+    embeddings_term,
+    negatives_term,
+    publishing_steps,
+)
+from drivers.job.preflight import Preflight, check_collection, check_judgements, check_publishing
+from drivers.job.sanity_batch import TrialSize, check_encoding, check_training, longest_rows, trial_batch
 from model.encode import EncodingSettings
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
@@ -285,7 +292,7 @@ def test_encoding_takes_the_longest_texts_that_fit(tiny_preprocessed: Path) -> N
     line = check_encoding(Recorder(), collection, "dev", settings(collection, texts=3), ALONE.device)
     longest = [int(np.diff(cache.offsets_N1).max()) for cache in (collection.passages, collection.queries("dev"))]
     assert [shape[1] for shape in seen] == longest
-    assert seen[0][0] == 3 * 32 // longest[0] and seen[1][0] == trial.CPU_TEXTS
+    assert seen[0][0] == 3 * 32 // longest[0] and seen[1][0] == sanity_batch.CPU_TEXTS
     assert f"{seen[0][0]} passages of up to {longest[0]} tokens" in line and "2 finite dims in float32" in line
 
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from data.tokens.collection import open_preprocessed
-from drivers.flags import EvalFlags
+from drivers.cli import EvalFlags
 from drivers.run_eval import last_negatives
-from drivers.schedule import Taken, read_journal
+from drivers.train.refresh_schedule import Taken, read_journal
 from model.encoders.static import StaticEncoder
 from results.measures import read_returned
 from results.run_directory import read_evaluation

@@ -13,7 +13,7 @@ import pytest
 
 from data.mining.strategy import COUNTED, STRATEGIES, WORDS, parse_strategy
 from data.negatives import NegativesFlags
-from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
+from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.run_bm25 import Bm25Flags
 from results.read_log import ReadLogFlags, words_to_flag
 from results.report import ReportFlags

@@ -17,11 +17,11 @@ import torch.distributed as dist
 from data.mining.select import Selection
 from data.mining.strategy import parse_strategy
 from data.tokens.collection import open_preprocessed
-from drivers import refresh, vectors
-from drivers.agreement import Session
-from drivers.flags import GenerateFlags
-from drivers.refresh import leaving_when_fenced, one_refresh
-from drivers.vectors import Job, Work
+from drivers.cli import GenerateFlags
+from drivers.generate import encode_corpus, refresh
+from drivers.generate.encode_corpus import Job, Work
+from drivers.generate.refresh import leaving_when_fenced, one_refresh
+from drivers.job.session import Session
 from model.encoders.static import StaticEncoder
 from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
 from utils import distributed
@@ -126,8 +126,8 @@ def test_a_checkpoint_that_goes_while_it_is_read(
         remove_old_checkpoints(trainer, tmp_path / "ann", keep_unused=False)
         return load_to_encode(*given)
 
-    load_to_encode = vectors.load_to_encode
-    monkeypatch.setattr(vectors, "load_to_encode", open_late)
+    load_to_encode = encode_corpus.load_to_encode
+    monkeypatch.setattr(encode_corpus, "load_to_encode", open_late)
     assert one_refresh(make_job(tiny_preprocessed, tmp_path), here, work, {}, log, stay) is False
     assert opened == [work.checkpoint] and "checkpoint-3" not in names(tmp_path / "checkpoints")
 
@@ -175,7 +175,7 @@ def passage_records(job: Job) -> set[str]:
 
 def refresh_with(fault: str, job: Job, here: Session, work: Work, log: RunLog | None) -> bool:
     strikes = here.world.rank == 1
-    load_to_encode, settle_encoder = vectors.load_to_encode, vectors.settle_encoder
+    load_to_encode, settle_encoder = encode_corpus.load_to_encode, encode_corpus.settle_encoder
     refresh.LOOK_EVERY_SECONDS = 0 if fault == "fenced, seen" else 1e9
     if fault == "gone" and here.world.is_first:
         shutil.rmtree(work.checkpoint)
@@ -199,11 +199,11 @@ def refresh_with(fault: str, job: Job, here: Session, work: Work, log: RunLog | 
                 path.rename(path.with_name(f"gone-{path.name}"))
         return False
 
-    vectors.load_to_encode, vectors.settle_encoder = open_late, settle_on_gpus
+    encode_corpus.load_to_encode, encode_corpus.settle_encoder = open_late, settle_on_gpus
     try:
         return one_refresh(job, here, work, {}, log, leave)
     finally:
-        vectors.load_to_encode, vectors.settle_encoder = load_to_encode, settle_encoder
+        encode_corpus.load_to_encode, encode_corpus.settle_encoder = load_to_encode, settle_encoder
 
 
 @pytest.mark.slow

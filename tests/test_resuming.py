@@ -1,4 +1,4 @@
-"""drivers.resuming: with which flags a job resumes a run, and what it says."""
+"""drivers.job.resume: with which flags a job resumes a run, and what it says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from drivers.resuming import DIVIDE_STEP, check_resumes
+from drivers.job.resume import DIVIDE_STEP, check_resumes
 from utils.errors import Disagreement
 
 BATCH, MICRO_BATCHES = "per_gpu_train_batch_size", "gradient_accumulation_steps"

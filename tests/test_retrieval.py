@@ -20,9 +20,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from drivers import progress, retrieval
-from drivers.progress import UNWATCHED, Left, Watch
-from drivers.retrieval import PassageShare
+from drivers.embeddings import distributed_search
+from drivers.embeddings.distributed_search import (
+    check_index_fits,
+    check_index_fits_model,
+    check_search,
+    retrieve,
+    score_candidates,
+    search_options,
+)
+from drivers.embeddings.encode import PassageShare
+from drivers.job import progress
+from drivers.job.progress import UNWATCHED, Left, Watch
 from model.encoders.registry import dims_of_config, new_encoder
 from model.encoders.static import StaticEncoder
 from tests.ranks_as_threads import on_ranks
@@ -54,7 +63,7 @@ def retrieve_on_ranks(
     def work(world: World) -> Any:
         share = PassageShare(in_memory(passages_ND[cuts[world.rank] : cuts[world.rank + 1]]), cuts[world.rank])
         watch = watches[world.rank] if watches else UNWATCHED
-        return retrieval.retrieve(world, queries_QD, share, len(passages_ND), k, SearchOptions("torch"), watch)
+        return retrieve(world, queries_QD, share, len(passages_ND), k, SearchOptions("torch"), watch)
 
     return on_ranks(len(cuts) - 1, work, patch)
 
@@ -67,15 +76,15 @@ def test_shares_merged_in_blocks_are_one_search(
     rng = np.random.default_rng(1)
     queries_QD, passages_ND = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (queries, 40))
     exchanged_bytes = 3 * 10 * (len(cuts) - 1) * (4 + 8)  # three queries' lists of ten at a time
-    monkeypatch.setattr(retrieval, "EXCHANGE_BYTES", exchanged_bytes)
+    monkeypatch.setattr(distributed_search, "EXCHANGE_BYTES", exchanged_bytes)
     searches: list[int] = []
-    search = retrieval.search
+    search = distributed_search.search
 
     def counted(queries_QD: np.ndarray, *others: Any) -> Any:
         searches.append(len(queries_QD))
         return search(queries_QD, *others)
 
-    monkeypatch.setattr(retrieval, "search", counted)
+    monkeypatch.setattr(distributed_search, "search", counted)
     products_QN = queries_QD @ passages_ND.T
     expected = [sorted(range(40), key=lambda row: (-products_N[row], row))[:10] for products_N in products_QN]
     for scores_QK, offsets_QK in retrieve_on_ranks(queries_QD, passages_ND, cuts, 10, monkeypatch):
@@ -98,7 +107,7 @@ def one_process(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     world, vectors = World(rank, 2, CPU, Waits(30.0)), np.ones((40, 3), np.float32)
-    search, faults = retrieval.search, [UserError("of one"), Left(), GpuSearchFailed("cuda:1 cannot")]
+    search, faults = distributed_search.search, [UserError("of one"), Left(), GpuSearchFailed("cuda:1 cannot")]
     distributed.LOOK_EVERY_SECONDS = 0.05
 
     def endless(queries_QD: Any, passages: Any, k: int, options: SearchOptions, advance: Any) -> Any:
@@ -110,15 +119,15 @@ def one_process(rank: int, directory: str) -> None:
             advance(0)
             time.sleep(0.01)
 
-    retrieval.search, retrieval.with_search_device = endless, lambda options, *others: options
+    distributed_search.search, distributed_search.with_search_device = endless, lambda options, *others: options
     share, options = (
         PassageShare(in_memory(vectors[:20]), rank * 20),
         SearchOptions("faiss", device=torch.device("cuda")),
     )
     with pytest.raises(UserError, match="of one"):
-        retrieval.retrieve(world, vectors, share, 40, 5, options)
-    assert retrieval.retrieve(world, vectors, share, 40, 5, options) is None
-    found = retrieval.retrieve(world, vectors, share, 40, 25, options)
+        retrieve(world, vectors, share, 40, 5, options)
+    assert retrieve(world, vectors, share, 40, 5, options) is None
+    found = retrieve(world, vectors, share, 40, 25, options)
     assert found is not None and found[1].tolist() == [list(range(25))] * 40
     distributed.stop(world)
 
@@ -165,7 +174,7 @@ def test_progress_is_told_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "Progress", Recorder)
     vectors = np.ones((3000, 2), np.float32)
     share = PassageShare(in_memory(vectors), 0)
-    retrieval.retrieve(ALONE, vectors[:2000], share, 3000, 5, SearchOptions("torch"))
+    retrieve(ALONE, vectors[:2000], share, 3000, 5, SearchOptions("torch"))
     assert told[0] == (2000 * 3000, "query-passage pairs searched") and told[-1] == "closed"
     assert sum(told[1:-1]) == 2000 * 3000
 
@@ -176,12 +185,12 @@ def test_candidates_are_scored_by_who_holds_them(cuts: list[int], monkeypatch: p
     queries_QD, passages_ND = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (6, 40))
     passages_QK = np.array([rng.choice(40, 8, replace=False) for _ in queries_QD])
     passages_QK[2, 5:] = -1
-    monkeypatch.setattr(retrieval, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(distributed_search, "ROWS_AT_ONCE", 7)
     parts = []
-    monkeypatch.setattr(retrieval.distributed, "gather_rows", lambda world, scores_QK: [scores_QK])
+    monkeypatch.setattr(distributed, "gather_rows", lambda world, scores_QK: [scores_QK])
     for start, stop in pairwise(cuts):
         share = PassageShare(in_memory(passages_ND[start:stop]), start)
-        parts.append(retrieval.score_candidates(ALONE, queries_QD, share, passages_QK))
+        parts.append(score_candidates(ALONE, queries_QD, share, passages_QK))
     expected_QK = np.take_along_axis(queries_QD @ passages_ND.T, passages_QK, 1)
     np.testing.assert_array_equal(np.max(parts, 0), np.where(passages_QK < 0, -np.inf, expected_QK))
 
@@ -218,15 +227,15 @@ def test_a_config_without_usable_dims(size: Any) -> None:
 def test_cells_are_compared_with_the_smallest_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "static", "embedding_size": DIMS}))
     flags = SimpleNamespace(faiss_index="IVF40,Flat", nprobe=2, model_type="static", config_name="", no_cuda=True)
-    retrieval.check_index_fits_model(flags, 64, str(tmp_path))
+    check_index_fits_model(flags, 64, str(tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="has 40 cells, one process holds 32 passages"):
-        retrieval.check_index_fits_model(flags, 64, str(tmp_path))
-    retrieval.check_index_fits(SimpleNamespace(faiss_index="IVF3,Flat", nprobe=0, no_cuda=True), 3, DIMS)  # one has all
+        check_index_fits_model(flags, 64, str(tmp_path))
+    check_index_fits(SimpleNamespace(faiss_index="IVF3,Flat", nprobe=0, no_cuda=True), 3, DIMS)  # one has all
     flags.faiss_index = "PQ3"
     with pytest.raises(UserError, match="PQ3"):
-        retrieval.check_index_fits_model(flags, 64, str(tmp_path))
-    retrieval.check_index_fits_model(flags, 64, "somebody/hub-model")
+        check_index_fits_model(flags, 64, str(tmp_path))
+    check_index_fits_model(flags, 64, "somebody/hub-model")
 
 
 # A disk that is full
@@ -267,10 +276,7 @@ def test_the_generator_on_a_full_disk(tiny_preprocessed: Path, tiny_tokenizer: P
 def test_too_little_memory_for_a_search_is_refused_at_once() -> None:
     flags = SimpleNamespace(search_backend="torch", faiss_index="Flat", nprobe=0, no_cuda=True, search_memory_mib=15)
     with pytest.raises(UserError, match="--search_memory_mib is 15, expected 0 or at least 16"):
-        retrieval.check_search(flags)
+        check_search(flags)
     for mib, expected in ((0, 512), (16, 16)):
         flags.search_memory_mib = mib
-        assert (
-            retrieval.search_options(flags, retrieval.check_search(flags), torch.device("cpu")).budget_bytes
-            == expected * 2**20
-        )
+        assert search_options(flags, check_search(flags), torch.device("cpu")).budget_bytes == expected * 2**20

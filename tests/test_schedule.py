@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from drivers.flags import AnnFlags
-from drivers.schedule import Job, Taken, check_new_run, check_origin, check_replayed_order, course_from
+from drivers.cli import AnnFlags
+from drivers.train.refresh_schedule import Job, Taken, check_new_run, check_origin, check_replayed_order, course_from
 from tests.exchanging import lease_of, put_checkpoint, put_negatives
 from utils.errors import Disagreement, UserError
 from utils.exchange.checkpoints import Checkpoint, model_sha256

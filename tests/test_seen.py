@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from data.tokens.collection import open_preprocessed
 from data.training.batches import batches_of_triples
-from drivers.flags import AnnFlags
-from drivers.shared import batches_from_lists
+from drivers.cli import AnnFlags
+from drivers.train.batches import batches_from_lists
 from results.run_directory import read_run
 from results.run_report import report_of
 from results.sections import seen_section

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from drivers.shared import seed_everything
+from drivers.job.setup import seed_everything
 
 
 def drawn(seed: int, process: int) -> list[float]:

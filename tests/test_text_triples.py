@@ -21,8 +21,8 @@ from data.tokens.token_cache import TokenCacheWriter, open_token_cache
 from data.tokens.tokenizer import load_tokenizer, tokenized
 from data.training.batches import Batch
 from data.training.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer, read_text_triples
-from drivers.flags import WarmupFlags
-from drivers.warmup_trainer import size_of_triples
+from drivers.cli import WarmupFlags
+from drivers.train.warmup import size_of_triples
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from utils.errors import UserError
 from utils.exchange.atomic import sealed

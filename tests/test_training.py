@@ -20,8 +20,8 @@ from transformers import RobertaConfig
 
 from data.mining.negative_lists import NegativeLists
 from data.training.batches import Batch, batches_of_triples, make_batch
-from drivers.shared import seed_everything
-from drivers.trainer import Trainer, read_trainer_state
+from drivers.job.setup import seed_everything
+from drivers.train.trainer import Trainer, read_trainer_state
 from model.encoders.registry import load_encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder

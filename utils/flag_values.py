@@ -123,7 +123,7 @@ def flag(
     expanded, and "" refused where it is not the default; a name of the hub passes as it is.
 
     ``decides`` says what another value means to a run that has begun: "result", another run; "bytes", the same
-    mathematics with other rounding and draws of dropout; "step", as `drivers.resuming.step_refusal` has it; "nothing"
+    mathematics with other rounding and draws of dropout; "step", as `drivers.job.resume.step_refusal` has it; "nothing"
     where its effect is recorded as something else (the sha256 of what a path names, the type that --dtype resolves to,
     the key of the embeddings) or it has none. Without a word it decides the result, a path nothing.
     """

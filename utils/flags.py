@@ -78,7 +78,7 @@ class TextFlags(DocumentFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessedFlags(DocumentFlags):
-    """``drivers.opened_models`` finds the lengths that are not given."""
+    """``drivers.embeddings.text_lengths`` finds the lengths that are not given."""
 
     max_seq_length: int | None = flag(
         None,

@@ -213,7 +213,7 @@ MUTANTS = (
     ),
     Mutant(
         "going on without the position in the negatives",
-        "drivers.ann_trainer",
+        "drivers.train.ann",
         "open_negatives",
         beginning_with("batches_done = 0", "batches_done"),
         ("kills", "stops"),
@@ -227,7 +227,7 @@ MUTANTS = (
     ),
     Mutant(
         "a stop that saves nothing",
-        "drivers.trainer",
+        "drivers.train.trainer",
         "Trainer.save_and_stop",
         without("self.publish"),
         ("stops",),

@@ -25,10 +25,12 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from drivers import agreement, ann_generator, schedule
-from drivers.agreement import Session, agree, join_run
-from drivers.trainer import start_point
-from drivers.vectors import Work
+from drivers.generate import generator
+from drivers.generate.encode_corpus import Work
+from drivers.job.run_config import join_run
+from drivers.job.session import Session, agree
+from drivers.train import refresh_schedule
+from drivers.train.trainer import start_point
 from tests.faults.runs import Lab, Miss, Outcome
 from tests.faults.stale_files import Files, Host, content_of, installed
 from utils.distributed import World
@@ -330,7 +332,7 @@ def keep_beating(sim: Simulation, job: Job, held: lease.Lease) -> None:
 
 
 def train(sim: Simulation, job: Job, here: Session) -> None:
-    """drivers.ann_trainer in lockstep: wait for the window's negatives, train, publish, and remove old checkpoints."""
+    """drivers.train.ann in lockstep: wait for the window's negatives, train, publish, and remove old checkpoints."""
     assert here.lease is not None
     join_run(here, sim.training, job.name, {"max_steps": WINDOWS * WINDOW}, "")
     peer = peers.watch_peer(sim.ann, GENERATOR, LEASE_SECONDS, clock=sim.clock)
@@ -340,7 +342,9 @@ def train(sim: Simulation, job: Job, here: Session) -> None:
     step = start.step if start else 0
     while step < WINDOWS * WINDOW:
         number = step // WINDOW
-        look = functools.partial(schedule.newest_number, sim.drivers_job(), schedule.Course({}), -1, number)
+        look = functools.partial(
+            refresh_schedule.newest_number, sim.drivers_job(), refresh_schedule.Course({}), -1, number
+        )
         wait.wait_for(lambda: agree(here, look, peer), "negatives", sim.sleep, sim.clock)  # noqa: B023
         refresh = read_visible_refresh(sim.ann, number)
         sim.expect(refresh.path)
@@ -356,12 +360,12 @@ def train(sim: Simulation, job: Job, here: Session) -> None:
 
 
 def generate(sim: Simulation, job: Job, here: Session) -> None:
-    """drivers.ann_generator: its decision what to make next, of which checkpoint, until the trainer is done."""
+    """drivers.generate.generator: its decision what to make next, of which checkpoint, until the trainer is done."""
     assert here.lease is not None
     join_run(here, sim.ann, job.name, {}, "")
     peer = peers.watch_peer(sim.training, TRAINER, LEASE_SECONDS, clock=sim.clock)
     while True:
-        look = functools.partial(ann_generator.look_for_work, sim.drivers_job(), {})
+        look = functools.partial(generator.look_for_work, sim.drivers_job(), {})
         answer = wait.wait_for(lambda: agree(here, look, peer), "work", sim.sleep, sim.clock)  # noqa: B023
         if "done" in answer:
             return
@@ -398,7 +402,7 @@ def simulated(sim: Simulation) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(lease, "acquire", acquire))
         stack.enter_context(mock.patch.object(lease, "boot_id", boot_id))
-        stack.enter_context(mock.patch.object(agreement, "git_state", dict))  # processes take real time
+        stack.enter_context(mock.patch("drivers.job.run_config.git_state", dict))  # processes take real time
         for module in ("wait", "checkpoints", "negatives"):
             stack.enter_context(mock.patch(f"utils.exchange.{module}.wait_for", wait_for))
         stack.enter_context(installed(sim.files))

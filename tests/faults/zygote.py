@@ -31,9 +31,9 @@ from tests.faults import mutants, stacks, victim
 
 REPO = Path(__file__).resolve().parent.parent.parent
 PRELOADED = (
-    "drivers.ann_trainer",
-    "drivers.ann_generator",
-    "drivers.warmup_trainer",
+    "drivers.train.ann",
+    "drivers.generate.generator",
+    "drivers.train.warmup",
     "model.encoders.static",
     "faiss",
     "safetensors.torch",

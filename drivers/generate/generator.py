@@ -14,35 +14,35 @@ from data.mining.candidates import read_bm25
 from data.mining.select import make_selection
 from data.mining.strategy import resolve_strategy
 from data.tokens.collection import Preprocessed
-from drivers import retrieval, stored_embeddings
-from drivers.agreement import (
+from drivers.cli import GenerateFlags
+from drivers.embeddings import store
+from drivers.embeddings.distributed_search import check_index_fits_model, check_search
+from drivers.embeddings.text_lengths import check_made_with, lengths_of_first_rank, with_lengths
+from drivers.generate.checks import check_generator
+from drivers.generate.encode_corpus import EMBEDDINGS, Job, Work, embeddings_dir
+from drivers.generate.refresh import one_refresh
+from drivers.job.disk_budget import UNKNOWN_REFRESHES
+from drivers.job.encoder_setup import check_model_directory
+from drivers.job.model_identity import identity_of
+from drivers.job.preflight import Preflight
+from drivers.job.run_config import (
     COMMON,
     SAME_FLAGS,
-    Session,
-    agree,
     check_agreement,
     check_common,
     check_in_dry_run,
     join_run,
     provenance,
     science_of,
-    session,
 )
-from drivers.flags import GenerateFlags
-from drivers.model_identity import identity_of
-from drivers.opened_models import check_made_with, lengths_of_first_rank, with_lengths
-from drivers.preflight import Preflight, check_generator
-from drivers.refresh import one_refresh
-from drivers.shared import (
+from drivers.job.session import Session, agree, session
+from drivers.job.setup import (
     check_compute_flags,
-    check_model_directory,
     check_output_dirs,
     check_refresh_flags,
     open_collection,
     start_program,
 )
-from drivers.space import UNKNOWN_REFRESHES
-from drivers.vectors import EMBEDDINGS, Job, Work, embeddings_dir
 from model.kernels.precision import name_of
 from utils import distributed
 from utils.errors import UserError
@@ -70,7 +70,7 @@ def preflight(flags: GenerateFlags) -> Job:
     check_refresh_flags(flags)
     if flags.inference and flags.load_gen:
         raise UserError("--inference writes embeddings and --load_gen reads them; give one of the two")
-    backend = retrieval.check_search(flags)
+    backend = check_search(flags)
     if not Path(flags.init_model_dir).is_dir():
         raise UserError(f"--init_model_dir {flags.init_model_dir} is not a directory, expected the warmup checkpoint")
     check_model_directory(flags, flags.init_model_dir)
@@ -79,10 +79,10 @@ def preflight(flags: GenerateFlags) -> Job:
     check_same_file_system(Path(flags.output_dir))
     collection = open_collection(flags, flags.tokenizer_name or flags.init_model_dir)
     passages = len(collection.passages)
-    retrieval.check_index_fits_model(flags, passages, flags.init_model_dir)
+    check_index_fits_model(flags, passages, flags.init_model_dir)
     if flags.load_gen:
-        stored = stored_embeddings.newest_embeddings(Path(flags.output_dir) / EMBEDDINGS)
-        check_made_with(flags, stored, stored_embeddings.read_embeddings_record(stored, collection))
+        stored = store.newest_embeddings(Path(flags.output_dir) / EMBEDDINGS)
+        check_made_with(flags, stored, store.read_embeddings_record(stored, collection))
     selection = make_selection(strategy, flags, passages)
     if not len(collection.qrels("train").queries_with_positive()):
         raise UserError(f"{flags.data_dir}: no train query has a positive, expected some; check its qrels")
@@ -214,9 +214,7 @@ def look_for_work(job: Job, ours: dict[str, Any]) -> dict[str, Any] | None:
     if 0 <= flags.end_output_num < refresh:
         return {"done": f"refresh {flags.end_output_num} exists"}
     if flags.load_gen:
-        stored = stored_embeddings.read_embeddings_record(
-            stored_embeddings.newest_embeddings(embeddings_dir(job)), job.collection
-        )
+        stored = store.read_embeddings_record(store.newest_embeddings(embeddings_dir(job)), job.collection)
         return {"work": vars(Work(refresh, stored["checkpoint"], stored["step"], stored["model_sha256"]))}
     if read_done(job.training_dir) is not None:
         return {"done": "the trainer is done"}

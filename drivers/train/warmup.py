@@ -24,7 +24,16 @@ from data.training.text_triples import (
     open_text_tokenizer,
     read_text_triples,
 )
-from drivers.agreement import (
+from drivers.cli import WarmupFlags
+from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model, check_search, search_options
+from drivers.embeddings.text_lengths import describe_lengths, lengths_of_first_rank, to_evaluate, with_lengths
+from drivers.evaluate.ranking import encode_split, rank_split, rerank_lists
+from drivers.job.disk_budget import publishing_steps
+from drivers.job.encoder_setup import check_model_directory, open_encoder, open_to_encode
+from drivers.job.model_identity import check_checkpoint, identity_of
+from drivers.job.preflight import Preflight, check_collection, check_publishing
+from drivers.job.progress import UNWATCHED, Watch
+from drivers.job.run_config import (
     OWN_RUN,
     check_holds_no_other_run,
     check_in_dry_run,
@@ -32,28 +41,12 @@ from drivers.agreement import (
     is_of_this_job,
     provenance,
     science_of,
-    session,
 )
-from drivers.evaluation import encode_split, rank_split, rerank_lists
-from drivers.flags import WarmupFlags
-from drivers.model_identity import check_checkpoint, identity_of
-from drivers.opened_models import describe_lengths, lengths_of_first_rank, to_evaluate, with_lengths
-from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer, check_training_flags
-from drivers.progress import UNWATCHED, Watch
-from drivers.retrieval import check_index_fits, check_index_fits_model, check_search, search_options
-from drivers.shared import (
-    batches_from_lists,
-    check_exchange_flags,
-    check_model_directory,
-    check_output_dirs,
-    open_collection,
-    open_encoder,
-    open_to_encode,
-    seed_everything,
-    start_program,
-)
-from drivers.space import publishing_steps
-from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
+from drivers.job.session import session
+from drivers.job.setup import check_exchange_flags, check_output_dirs, open_collection, seed_everything, start_program
+from drivers.train.batches import batches_from_lists
+from drivers.train.checks import check_trainer, check_training_flags
+from drivers.train.trainer import STOPPING, Trainer, make_trainer, start_point
 from model.encoders.registry import new_encoder, read_config
 from model.kernels.precision import name_of
 from utils import distributed

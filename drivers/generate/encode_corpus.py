@@ -13,14 +13,15 @@ import torch
 from data.mining.candidates import Bm25Source
 from data.mining.select import Selection, chunk_of_queries
 from data.tokens.collection import Preprocessed
-from drivers import retrieval, stored_embeddings
-from drivers.agreement import Session, agree
-from drivers.embedding_shards import Shards
-from drivers.flags import GenerateFlags
-from drivers.progress import Left, Watch
-from drivers.retrieval import PassageShare
-from drivers.shared import encoding_settings, load_to_encode, settle_encoder
-from drivers.stored_embeddings import DEV_QUERY, PASSAGES, TRAIN_QUERY, Recipe
+from drivers.cli import GenerateFlags
+from drivers.embeddings import store
+from drivers.embeddings.distributed_search import check_index_fits
+from drivers.embeddings.encode import PassageShare, encode_to_shards, stored_share, texts_of, unfinished
+from drivers.embeddings.shards import Shards
+from drivers.embeddings.store import DEV_QUERY, PASSAGES, TRAIN_QUERY, Recipe
+from drivers.job.encoder_setup import encoding_settings, load_to_encode, settle_encoder
+from drivers.job.progress import Left, Watch
+from drivers.job.session import Session, agree
 from model.kernels.precision import name_of
 from utils import distributed
 from utils.distributed import World
@@ -103,9 +104,9 @@ def encode_all(job: Job, here: Session, work: Work, ours: dict[str, Any], watch:
     encoder = open_checkpoint(job, here, work)
     if encoder is None:
         return None
-    retrieval.check_index_fits(job.flags, len(collection.passages), encoder.dims)
+    check_index_fits(job.flags, len(collection.passages), encoder.dims)
     recipe = recipe_of(job, world, work, encoder)
-    directory = stored_embeddings.directory_of(embeddings_dir(job), work.step, recipe)
+    directory = store.directory_of(embeddings_dir(job), work.step, recipe)
     distributed.on_process0(world, partial(directory.mkdir, parents=True, exist_ok=True))
     rows = {DEV_QUERY: collection.qrels("dev").queries_with_positive(), TRAIN_QUERY: train_rows(job, work.refresh)}
     shards = [
@@ -115,7 +116,7 @@ def encode_all(job: Job, here: Session, work: Work, ours: dict[str, Any], watch:
     if not encode_shards(job, world, encoder, shards, rows, watch, owned):
         return None
     record = {**ours, "step": work.step, "checkpoint": work.checkpoint}
-    distributed.on_process0(world, partial(stored_embeddings.commit, directory, shards, rows, record, owned))
+    distributed.on_process0(world, partial(store.commit, directory, shards, rows, record, owned))
     return open_vectors(world, directory, rows[TRAIN_QUERY], rows[TRAIN_QUERY])
 
 
@@ -185,7 +186,7 @@ def encode_shards(
         DEV_QUERY: job.collection.queries("dev"),
         TRAIN_QUERY: job.collection.queries("train"),
     }
-    missing = {shards.name: retrieval.unfinished(world, shards, watch) for shards in all_shards}
+    missing = {shards.name: unfinished(world, shards, watch) for shards in all_shards}
     there = sum(len(shards) - len(missing[shards.name]) for shards in all_shards)
     if world.is_first and there:
         total = sum(len(shards) for shards in all_shards)
@@ -193,8 +194,8 @@ def encode_shards(
     left = False
     try:
         for shards in all_shards:
-            texts = retrieval.texts_of(caches[shards.name], settings, rows.get(shards.name))
-            retrieval.encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, watch, owned)
+            texts = texts_of(caches[shards.name], settings, rows.get(shards.name))
+            encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, watch, owned)
     except (Left, Fenced):
         left = True
     return not distributed.any_rank(world, left)
@@ -204,23 +205,23 @@ def load_vectors(job: Job, here: Session, work: Work) -> Vectors:
     """The embeddings on disk, with this refresh's chunk of the train queries."""
     world = here.world
     root = embeddings_dir(job)
-    directory = Path(distributed.decide_on_process0(world, lambda: str(stored_embeddings.newest_embeddings(root))))
-    record = stored_embeddings.read_embeddings_record(directory, job.collection)
-    retrieval.check_index_fits(job.flags, len(job.collection.passages), record["dims"])
-    dev_rows_Q = stored_embeddings.read_query_rows(directory, DEV_QUERY)
-    stored_rows_Q = stored_embeddings.read_query_rows(directory, TRAIN_QUERY)
+    directory = Path(distributed.decide_on_process0(world, lambda: str(store.newest_embeddings(root))))
+    record = store.read_embeddings_record(directory, job.collection)
+    check_index_fits(job.flags, len(job.collection.passages), record["dims"])
+    dev_rows_Q = store.read_query_rows(directory, DEV_QUERY)
+    stored_rows_Q = store.read_query_rows(directory, TRAIN_QUERY)
     expected = job.collection.qrels("dev").queries_with_positive()
     rows_Q = train_rows(job, work.refresh)
     if not np.array_equal(dev_rows_Q, expected) or not np.isin(rows_Q, stored_rows_Q).all():
         raise UserError(f"{directory} holds other queries than --data_dir; run with --inference again")
-    distributed.on_every_process(world, partial(stored_embeddings.check_all_shards, world.rank, world.size, directory))
+    distributed.on_every_process(world, partial(store.check_all_shards, world.rank, world.size, directory))
     return open_vectors(world, directory, stored_rows_Q, rows_Q)
 
 
 def open_vectors(world: World, directory: Path, stored_rows_Q: np.ndarray, rows_Q: np.ndarray) -> Vectors:
     """Complete embeddings: the queries read, this rank's share of the passages to be read while searching."""
-    wait_until_visible(directory / stored_embeddings.EMBEDDINGS)
-    dev_QD, train_QD = (stored_embeddings.read_queries(directory, name) for name in (DEV_QUERY, TRAIN_QUERY))
+    wait_until_visible(directory / store.EMBEDDINGS)
+    dev_QD, train_QD = (store.read_queries(directory, name) for name in (DEV_QUERY, TRAIN_QUERY))
     if not np.array_equal(stored_rows_Q, rows_Q):
         train_QD = train_QD[np.searchsorted(stored_rows_Q, rows_Q)]
-    return Vectors(directory, dev_QD, rows_Q, train_QD, retrieval.stored_share(world, directory))
+    return Vectors(directory, dev_QD, rows_Q, train_QD, stored_share(world, directory))

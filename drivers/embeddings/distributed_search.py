@@ -1,11 +1,9 @@
-"""Encode and search: every rank holds its share of the passages and searches all queries in it."""
+"""Search on several processes: each searches all queries in its share of the passages, and the lists are merged."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -14,19 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.tokens.token_cache import TokenCache, gather_from
-from drivers.embedding_shards import (
+from drivers.embeddings.encode import PassageShare, share_of_texts
+from drivers.embeddings.shards import (
     PASSAGE_SHARDS,
-    QUERY_SHARDS,
-    Shards,
-    fault_of,
-    publish_shard,
     rows_of_shard,
-    stored_passages,
 )
-from drivers.progress import UNWATCHED, Left, Watch
-from drivers.stored_embeddings import PASSAGES, open_shards, wait_for_shards
-from model.encode import EncodingSettings, Texts, encode_blocks, share_of
+from drivers.job.progress import UNWATCHED, Left, Watch
 from model.encoders.registry import dims_of_config, read_config
 from utils import distributed
 from utils.distributed import Notice, World
@@ -47,18 +38,10 @@ from utils.search.options import (
     with_search_device,
 )
 from utils.search.ranked_lists import merge_top_k
-from utils.search.source import ROWS_AT_ONCE, Passages, in_memory
+from utils.search.source import ROWS_AT_ONCE, Passages
 
 EXCHANGE_BYTES = 256 * 2**20  # lists of all ranks held for merging at a time
 BYTES_OF_PLACE = 12  # a score and an offset
-
-
-@dataclass(frozen=True)
-class PassageShare:
-    """This rank's passages: those of offsets [start, start + passages.count)."""
-
-    passages: Passages
-    start: int
 
 
 def check_search(flags: Any) -> str:
@@ -95,132 +78,6 @@ def check_index_fits_model(flags: Any, passages: int, model_dir: str) -> None:
     """The same from the config of a model that is not loaded yet. One under a hub name says nothing so early."""
     if Path(model_dir).is_dir() or flags.config_name:
         check_index_fits(flags, passages, dims_of_config(read_config(model_dir, flags.model_type, flags.config_name)))
-
-
-# Encoding
-
-
-def texts_of(cache: TokenCache, settings: EncodingSettings, rows: np.ndarray | None = None) -> Texts:
-    """The passages of the cache, or the queries ``rows`` of it."""
-    if rows is not None:
-        return chosen_texts(cache, rows, settings.max_query_length, settings.pad_id)
-    limit = settings.max_seq_length
-    gather = gather_from(cache, limit, settings.pad_id)
-    return Texts(len(cache), lambda start, stop: cache.lengths(limit, start, stop), gather)
-
-
-def chosen_texts(cache: TokenCache, rows_M: np.ndarray, max_length: int, pad_id: int) -> Texts:
-    """The texts ``rows_M`` of the cache, queries or passages."""
-    lengths_M = cache.lengths(max_length)[rows_M]
-    return Texts(len(rows_M), lambda start, stop: lengths_M[start:stop], gather_from(cache, max_length, pad_id, rows_M))
-
-
-def share_of_texts(count: int, rows: int, rank: int, ranks: int) -> tuple[int, int]:
-    """The rank's texts [start, stop): whole shards of ``rows`` texts."""
-    first, last = share_of(-(-count // rows), rank, ranks)
-    return min(first * rows, count), min(last * rows, count)
-
-
-def encode_in_memory(
-    world: World, encoder: Any, texts: Texts, settings: EncodingSettings, wanted_shards: int, what: str, watch: Watch
-) -> tuple[int, np.ndarray] | None:
-    """The first row of this rank's share, and its embeddings, float32 [M, D].
-
-    None on all ranks where ``watch`` has told one to leave.
-    """
-    rows = rows_of_shard(texts.count, encoder.dims, wanted_shards)
-    start, stop = share_of_texts(texts.count, rows, world.rank, world.size)
-    embeddings_MD, filled, left = np.empty((stop - start, encoder.dims), np.float32), 0, True
-    watched = watch.over(world, stop - start, f"encoding {what}", f"{what} encoded")
-    with contextlib.suppress(Left), watched as advance:
-        for block_MD in encode_blocks(
-            encoder, texts, (start, stop), settings.budget_tokens, world.device, settings.dtype, advance
-        ):
-            embeddings_MD[filled : filled + len(block_MD)] = block_MD
-            filled += len(block_MD)
-        left = False
-    return None if distributed.any_rank(world, left) else (start, embeddings_MD)
-
-
-def encode_passages(
-    world: World, encoder: Any, cache: TokenCache, settings: EncodingSettings, watch: Watch = UNWATCHED
-) -> PassageShare | None:
-    """This rank's share of the passages, in memory; None on all ranks where ``watch`` has told one to leave."""
-    texts = texts_of(cache, settings)
-    encoded = encode_in_memory(world, encoder, texts, settings, PASSAGE_SHARDS, "passages", watch)
-    if encoded is None:
-        return None
-    start, embeddings_MD = encoded
-    return PassageShare(in_memory(embeddings_MD), start)
-
-
-def encode_queries(
-    world: World,
-    encoder: Any,
-    cache: TokenCache,
-    rows_Q: np.ndarray,
-    settings: EncodingSettings,
-    watch: Watch = UNWATCHED,
-) -> np.ndarray | None:
-    """float32 [Q, D] of the cache's ``rows_Q`` on every rank, each having encoded its share; or None as above."""
-    texts = texts_of(cache, settings, rows_Q)
-    encoded = encode_in_memory(world, encoder, texts, settings, QUERY_SHARDS, "queries", watch)
-    return None if encoded is None else np.concatenate(distributed.gather_rows(world, encoded[1]))
-
-
-# Encoding to disk
-
-
-def unfinished(world: World, shards: Shards, watch: Watch) -> np.ndarray:
-    """int64: the numbers of the shards that are missing or damaged, the same on every rank; each verifies its share.
-
-    Damaged ones are named. A rank that has to leave counts those it has not looked at as missing.
-    """
-    first, last = share_of(len(shards), world.rank, world.size)
-    missing = np.ones(last - first, np.uint8)
-    for number in range(first, last):
-        if watch.leave():
-            break
-        fault = fault_of(shards, number)
-        if fault:
-            say(f"{fault}; it is encoded anew")
-        missing[number - first] = fault is not None
-    return np.flatnonzero(np.concatenate(distributed.gather_rows(world, missing)))
-
-
-def encode_to_shards(
-    world: World,
-    encoder: Any,
-    texts: Texts,
-    shards: Shards,
-    numbers: np.ndarray,
-    settings: EncodingSettings,
-    watch: Watch,
-    owned: Path | None = None,
-) -> None:
-    """Encode this rank's part of the shards ``numbers`` and publish each when it is whole. Raises `Left`.
-
-    ``owned``: the staging directory of this job's lease; Fenced where another job has it.
-    """
-    first, last = share_of(len(numbers), world.rank, world.size)
-    mine = [int(number) for number in numbers[first:last]]
-    total = sum(stop - start for start, stop in map(shards.bounds, mine))
-    what = "passages" if shards.name == PASSAGES else "queries"
-    with watch.over(world, total, f"encoding {what}", f"{what} encoded") as advance:
-        for number in mine:
-            bounds = shards.bounds(number)
-            blocks = encode_blocks(
-                encoder, texts, bounds, settings.budget_tokens, world.device, settings.dtype, advance
-            )
-            publish_shard(shards, number, blocks, owned)
-
-
-def stored_share(world: World, directory: Path) -> PassageShare:
-    """This rank's share of complete embeddings on disk, written by any number of ranks."""
-    shards = open_shards(directory, PASSAGES)
-    first, last = share_of(len(shards), world.rank, world.size)
-    wait_for_shards(shards, first, last)
-    return PassageShare(stored_passages(shards, first, last), shards.bounds(first)[0])
 
 
 # Searching

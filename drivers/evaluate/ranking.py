@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from data.tokens.collection import Preprocessed, Split, query_name
-from drivers import retrieval, stored_embeddings
-from drivers.progress import UNWATCHED, Watch
-from drivers.retrieval import PassageShare
-from drivers.shared import encoding_settings
+from drivers.embeddings import store
+from drivers.embeddings.distributed_search import rerank, retrieve, score_candidates
+from drivers.embeddings.encode import PassageShare, encode_passages, encode_queries, stored_share
+from drivers.job.encoder_setup import encoding_settings
+from drivers.job.progress import UNWATCHED, Watch
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
@@ -62,10 +63,10 @@ def encode_split(
     """
     settings = encoding_settings(flags, collection, dtype)
     query_Q = collection.qrels(split).queries_with_positive()
-    queries_QD = retrieval.encode_queries(world, encoder, collection.queries(split), query_Q, settings, watch)
+    queries_QD = encode_queries(world, encoder, collection.queries(split), query_Q, settings, watch)
     if queries_QD is None:
         return None
-    share = retrieval.encode_passages(world, encoder, collection.passages, settings, watch)
+    share = encode_passages(world, encoder, collection.passages, settings, watch)
     return None if share is None else (queries_QD, share)
 
 
@@ -73,13 +74,13 @@ def load_split(
     world: World, directory: Path, collection: Preprocessed, split: Split
 ) -> tuple[np.ndarray, PassageShare]:
     """The same from embeddings on disk; UserError where they are damaged, or of other queries or passages."""
-    stored_embeddings.read_embeddings_record(directory, collection)
+    store.read_embeddings_record(directory, collection)
     name = query_name(split)
-    rows_Q = stored_embeddings.read_query_rows(directory, name)
+    rows_Q = store.read_query_rows(directory, name)
     if not np.array_equal(rows_Q, collection.qrels(split).queries_with_positive()):
         raise UserError(f"{directory} does not embed all {split} queries of --data_dir; run with --inference again")
-    distributed.on_every_process(world, partial(stored_embeddings.check_all_shards, world.rank, world.size, directory))
-    return stored_embeddings.read_queries(directory, name), retrieval.stored_share(world, directory)
+    distributed.on_every_process(world, partial(store.check_all_shards, world.rank, world.size, directory))
+    return store.read_queries(directory, name), stored_share(world, directory)
 
 
 def rank_split(
@@ -100,7 +101,7 @@ def rank_split(
     queries_QD, share = vectors
     qrels = collection.qrels(split)
     query_Q, judgements = qrels.queries_with_positive(), qrels.as_dict()
-    found = retrieval.retrieve(world, queries_QD, share, len(collection.passages), k, options, watch)
+    found = retrieve(world, queries_QD, share, len(collection.passages), k, options, watch)
     if found is None:
         return None
     scores_QK, passages_QK = found
@@ -117,7 +118,7 @@ def rank_split(
     without = int((candidates_QK < 0).all(1).sum())
     if world.is_first and without:
         say_once(f"{split}: {without:,} of {len(query_Q):,} queries have no candidates, and count as 0 in reranking")
-    candidate_scores_QK = retrieval.score_candidates(world, queries_QD, share, candidates_QK)
-    reranked = retrieval.rerank(candidate_scores_QK, candidates_QK)
+    candidate_scores_QK = score_candidates(world, queries_QD, share, candidates_QK)
+    reranked = rerank(candidate_scores_QK, candidates_QK)
     rerank_metrics = evaluate(judgements, query_Q, reranked[1], reach(candidates_QK.shape[1], passages))
     return Ranking(query_Q, passages_QK, scores_QK, metrics, by_query, reranked, rerank_metrics)

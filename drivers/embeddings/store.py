@@ -17,15 +17,8 @@ import numpy as np
 import torch
 
 from data.tokens.collection import Preprocessed
-from drivers.embedding_shards import (
-    PASSAGE_SHARDS,
-    QUERY_SHARDS,
-    Shards,
-    fault_of,
-    rows_of_shard,
-    stored_passages,
-)
-from drivers.resuming import is_model_unknown
+from drivers.embeddings.shards import PASSAGE_SHARDS, QUERY_SHARDS, Shards, fault_of, rows_of_shard, stored_passages
+from drivers.job.resume import is_model_unknown
 from model.encode import share_of
 from utils.errors import UserError
 from utils.exchange.atomic import read_sealed, sealed, sha256_of, sha256_of_json, staging_path, sync, write_text

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.mining.negative_lists import pair_keys
 from data.tokens.collection import Qrels
-from drivers.retrieval import PassageShare
+from drivers.embeddings.encode import PassageShare
 from utils import distributed
 from utils.distributed import World
 from utils.ir.rank_buckets import counted

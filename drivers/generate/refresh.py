@@ -15,11 +15,12 @@ from data.mining.candidates import Candidates, write_candidates
 from data.mining.negative_lists import NegativeLists, read_negative_lists, write_negative_lists
 from data.mining.select import chunks_of, describe_selection, select_negatives
 from data.mining.staleness import Churn, churn_since
-from drivers import retrieval, stored_embeddings
-from drivers.agreement import Session
-from drivers.progress import Watch
-from drivers.resuming import as_earlier_version
-from drivers.vectors import Job, Vectors, Work, encode_all, load_vectors
+from drivers.embeddings import store
+from drivers.embeddings.distributed_search import retrieve, search_options
+from drivers.generate.encode_corpus import Job, Vectors, Work, encode_all, load_vectors
+from drivers.job.progress import Watch
+from drivers.job.resume import as_earlier_version
+from drivers.job.session import Session
 from utils import distributed
 from utils.errors import Fenced, UserError
 from utils.exchange.atomic import is_gone
@@ -73,7 +74,7 @@ def one_refresh(
         seconds = time.monotonic() - started
         say(f"refresh {work.refresh}: published in {seconds:.1f} s ({', '.join(in_words(timings))})")
         if flags.only_keep_latest_embedding_file:
-            stored_embeddings.remove_others(here.lease, vectors.directory)
+            store.remove_others(here.lease, vectors.directory)
 
     distributed.on_process0(world, conclude)
     if world.is_first and world.size > 1:
@@ -134,11 +135,11 @@ def search_all(job: Job, here: Session, vectors: Vectors, watch: Watch) -> tuple
     """Candidates of the train queries, and the dev queries' lists; None on all ranks where one was told to leave."""
     flags, world = job.flags, here.world
     here.tell(doing="searching")
-    options = retrieval.search_options(flags, job.backend, world.device)
+    options = search_options(flags, job.backend, world.device)
     k = depth_of_search(job)
     queries_QD = np.concatenate([vectors.dev_QD, vectors.train_QD])
     passages = len(job.collection.passages)
-    found = retrieval.retrieve(world, queries_QD, vectors.share, passages, k, options, watch)
+    found = retrieve(world, queries_QD, vectors.share, passages, k, options, watch)
     if found is None:
         return None
     scores_QK, passages_QK = found

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
-from drivers.retrieval import chosen_texts
+from drivers.embeddings.encode import chosen_texts
 from model.encode import EncodingSettings, encode_blocks
 from utils.distributed import World
 from utils.errors import UserError

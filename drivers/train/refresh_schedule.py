@@ -13,10 +13,11 @@ import torch
 from data.mining.negative_lists import read_negative_lists
 from data.tokens.collection import Preprocessed
 from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
-from drivers.agreement import COMMON, SAME_FLAGS, Session, agree, check_agreement
-from drivers.flags import AnnFlags
-from drivers.resuming import check_resumes, is_model_unknown
-from drivers.trainer import read_trainer_state
+from drivers.cli import AnnFlags
+from drivers.job.resume import check_resumes, is_model_unknown
+from drivers.job.run_config import COMMON, SAME_FLAGS, check_agreement
+from drivers.job.session import Session, agree
+from drivers.train.trainer import read_trainer_state
 from utils import distributed
 from utils.errors import Disagreement, PeerGone, UserError
 from utils.exchange import atomic, checkpoints

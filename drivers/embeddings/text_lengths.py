@@ -1,7 +1,7 @@
 """Which models a program opens, and how long the texts may be where its flags do not say.
 
-A checkpoint's config.json records the lengths that it was trained with (`drivers.trainer`), embeddings those that they
-were made with. A length that is not given is taken from there; else the default of ANCE's flag holds.
+A checkpoint's config.json records the lengths that it was trained with, embeddings those that they were made with. A
+length that is not given is taken from there; else the default of ANCE's flag holds.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.tokens.collection import Preprocessed, read_manifest
-from drivers.flags import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
-from drivers.stored_embeddings import EMBEDDINGS, newest_embeddings
-from drivers.vectors import EMBEDDINGS as EMBEDDINGS_OF_A_RUN
+from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
+from drivers.embeddings.store import EMBEDDINGS, newest_embeddings
+from drivers.generate.encode_corpus import EMBEDDINGS as EMBEDDINGS_OF_A_RUN
 from model.hub import hub_file, is_path
 from utils import distributed
 from utils.distributed import World

@@ -16,8 +16,8 @@ import torch
 from data.mining.negative_lists import NegativeLists
 from data.tokens.tokenizer import load_tokenizer, tokenizer_files
 from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
-from drivers.agreement import Session, agree
-from drivers.shared import settle_encoder
+from drivers.job.encoder_setup import settle_encoder
+from drivers.job.session import Session, agree
 from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_states, save_state
 from model.train.optim import linear_schedule, make_optimizer
 from model.train.rank_stats import means_by_rank

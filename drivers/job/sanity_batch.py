@@ -20,7 +20,7 @@ from data.sources.msmarco import Split
 from data.tokens.collection import Preprocessed
 from data.tokens.token_cache import TokenCache, gather_from
 from data.training.batches import Batch
-from drivers.space import optimiser_bytes
+from drivers.job.disk_budget import optimiser_bytes
 from model.encode import EncodingSettings, attention_mask
 from model.kernels.precision import autocast, name_of
 from model.train.step import TrainingStep, backward, tensors_of

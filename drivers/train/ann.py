@@ -12,24 +12,27 @@ from typing import Any
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.training.batches import Batch
 from data.training.triple_order import TRIPLE_ORDER
-from drivers.agreement import (
+from drivers.cli import AnnFlags
+from drivers.embeddings.text_lengths import describe_lengths, with_lengths
+from drivers.job.disk_budget import checkpoints_at_once, publishing_steps
+from drivers.job.encoder_setup import check_model_directory, open_encoder
+from drivers.job.model_identity import check_checkpoint, identity_of
+from drivers.job.preflight import Preflight, check_collection, check_publishing
+from drivers.job.resume import resumed_otherwise
+from drivers.job.run_config import (
     OWN_RUN,
-    Session,
-    agree,
     check_common,
     check_holds_no_other_run,
     check_in_dry_run,
     enter_run,
     provenance,
     science_of,
-    session,
 )
-from drivers.flags import AnnFlags
-from drivers.model_identity import check_checkpoint, identity_of
-from drivers.opened_models import describe_lengths, with_lengths
-from drivers.preflight import Preflight, check_collection, check_publishing, check_trainer, check_training_flags
-from drivers.resuming import resumed_otherwise
-from drivers.schedule import (
+from drivers.job.session import Session, agree, session
+from drivers.job.setup import check_output_dirs, check_refresh_flags, open_collection, seed_everything, start_program
+from drivers.train.batches import batches_from_lists
+from drivers.train.checks import check_trainer, check_training_flags
+from drivers.train.refresh_schedule import (
     Course,
     Job,
     Taken,
@@ -44,18 +47,7 @@ from drivers.schedule import (
     sha256_of_negatives,
     write_journal,
 )
-from drivers.shared import (
-    batches_from_lists,
-    check_model_directory,
-    check_output_dirs,
-    check_refresh_flags,
-    open_collection,
-    open_encoder,
-    seed_everything,
-    start_program,
-)
-from drivers.space import checkpoints_at_once, publishing_steps
-from drivers.trainer import STOPPING, Trainer, make_trainer, start_point
+from drivers.train.trainer import STOPPING, Trainer, make_trainer, start_point
 from model.kernels.precision import name_of
 from utils import distributed
 from utils.errors import UserError

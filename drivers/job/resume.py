@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from drivers.flags import AnnFlags, GenerateFlags, WarmupFlags
+from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
 from utils.errors import Disagreement
 from utils.exchange.wait import say_once
 from utils.flag_values import names_deciding

@@ -1,0 +1,156 @@
+"""Opening an encoder, and making it as fast as this machine can."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.tokens.collection import Preprocessed
+from drivers.job.model_identity import check_checkpoint
+from model.encode import EncodingSettings
+from model.encoders.registry import check_fits, load_encoder, read_config
+from model.hub import is_path
+from utils import distributed
+from utils.distributed import World
+from utils.errors import UserError
+from utils.run_log import say
+from utils.system import keep_freed_memory
+
+
+def open_encoder(
+    flags: Any,
+    model_dir: str,
+    collection: Preprocessed,
+    new_head: bool = False,
+    changes: dict[str, Any] | None = None,
+    goes_on: bool = False,
+) -> Any:
+    """The model in ``model_dir``, checked to have a place for every token of the collection.
+
+    ``goes_on``: it is a checkpoint of this run, which has its own config and not --config_name's.
+    """
+    config_name = "" if goes_on else flags.config_name
+    encoder = load_encoder(flags.model_type, model_dir, config_name, new_head, changes)
+    longest = max(flags.max_seq_length, flags.max_query_length)
+    check_fits(encoder, collection.manifest["vocab_size"], collection.pad_token_id, longest)
+    return encoder
+
+
+def load_to_encode(
+    flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
+) -> Any:
+    """The same on this rank's device, for encoding alone. The ranks do not speak: one may fail where others do not."""
+    encoder = open_encoder(flags, model_dir, collection)
+    if dtype is not None:
+        encoder.lower_weights(dtype)
+    return encoder.to(world.device)
+
+
+def open_to_encode(
+    flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
+) -> Any:
+    """The same, as fast as it can be; all ranks together."""
+    return settle_encoder(flags, load_to_encode(flags, model_dir, collection, dtype, world), dtype, world)
+
+
+def settle_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: World, trains: bool = False) -> Any:
+    """Make an encoder on this rank's device compute as fast as it can there; all ranks together.
+
+    On a CPU the process keeps the memory that it frees from here on.
+    """
+    if world.device.type == "cpu":
+        keep_freed_memory()
+    if flags.compile:
+        if not encoder.is_packed:
+            say_of_padding(world, False)
+        if world.size > 1:
+            torch._dynamo.config.optimize_ddp = False  # which cuts the program up by DDP's buckets
+        quote_library_path()
+        encoder.compile(dynamic=True)  # one program for batches of all lengths
+    elif not encoder.is_packed:
+        leave_padding_out(encoder, dtype, world, trains)
+        if not trains:
+            encoder.arrange_weights()
+    return encoder
+
+
+def leave_padding_out(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
+    """On a CPU always, by nothing but torch's plain operations; on GPUs where every rank has the kernels."""
+    if world.device.type == "cpu":
+        encoder.pack_texts(True)
+        say_of_padding(world, True)
+    else:
+        pack_on_gpus(encoder, dtype, world, trains)
+
+
+def pack_on_gpus(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
+    """Where every rank can; each tries it out first."""
+    from model.kernels.packed_attention import refusal_to_pack
+
+    refusal = refusal_to_pack(encoder, world.device, dtype, trains)
+    if refusal:
+        say(f"attention: rank {world.rank} cannot leave padding out ({refusal})")
+    can_all = not distributed.any_rank(world, bool(refusal))
+    encoder.pack_texts(can_all)
+    say_of_padding(world, can_all)
+
+
+def say_of_padding(world: World, is_packed: bool) -> None:
+    if world.is_first:
+        say(f"attention: texts {'packed without padding' if is_packed else 'padded to the longest of a batch'}")
+
+
+def check_compiler(on_gpu: bool) -> None:
+    """UserError where torch.compile would find no compiler, or on a CPU no place that it can work in."""
+    variable, known = ("CC", ("gcc", "clang")) if on_gpu else ("CXX", ("g++", "clang++"))
+    if not any(shutil.which(name) for name in (os.environ.get(variable, ""), *known) if name):
+        raise UserError(
+            f"--compile needs a compiler, there is no {' or '.join(known)} on this machine; "
+            f"install one, name it in {variable}, or leave --compile out"
+        )
+
+    places = {"TMPDIR": tempfile.gettempdir(), "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")}
+    for variable, directory in places.items():
+        if not on_gpu and any(map(str.isspace, directory)):
+            raise UserError(
+                f"--compile cannot work in {directory}, which has a blank in it: set {variable} to a directory without "
+                "one, or leave --compile out"
+            )
+
+
+def quote_library_path() -> None:
+    """Because torch's compiler gives the linker the directory of torch's libraries unquoted, in pieces at a blank."""
+    from torch.utils import cpp_extension
+
+    path = cpp_extension.TORCH_LIB_PATH
+    if Path(path).is_dir():  # not quoted yet
+        cpp_extension.TORCH_LIB_PATH = shlex.quote(path)
+
+
+def check_model_directory(flags: Any, model_dir: str) -> None:
+    """What can be known of a model before it is loaded; every process looks for itself.
+
+    A --dry_run verifies the checkpoint's files here. In a job process 0 does it once for all, and says so.
+    """
+    if flags.dry_run:
+        check_checkpoint(flags, model_dir)
+    if Path(model_dir).is_dir() or flags.config_name:
+        read_config(model_dir, flags.model_type, flags.config_name)
+    elif is_path(model_dir):
+        raise UserError(f"{model_dir} is not a directory, expected a checkpoint (config.json and weights)")
+
+
+def encoding_settings(flags: Any, collection: Preprocessed, dtype: torch.dtype | None) -> EncodingSettings:
+    return EncodingSettings(
+        max_seq_length=flags.max_seq_length,
+        max_query_length=flags.max_query_length,
+        pad_id=collection.manifest["pad_token_id"],
+        budget_tokens=flags.per_gpu_eval_batch_size * flags.max_seq_length,
+        dtype=dtype,
+    )

@@ -1,0 +1,54 @@
+"""The trainer's batches, made from negatives ahead of the step that takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from data.mining.negative_lists import NegativeLists
+from data.tokens.collection import Preprocessed
+from data.tokens.token_cache import gather_from
+from data.training.batches import Batch, batches_of_triples, make_batch
+from data.training.triple_order import queries_in_order
+from utils.distributed import World
+from utils.prefetch import prefetched
+from utils.seen import SeenQueries
+
+
+def batches_from_lists(
+    flags: Any,
+    collection: Preprocessed,
+    world: World,
+    lists: NegativeLists,
+    stream: int,
+    start: int = 0,
+    seen: SeenQueries | None = None,
+) -> Iterator[Batch]:
+    """This rank's training batches, endlessly; each of the global batch's equal parts goes to one rank.
+
+    ``stream`` (the refresh number) and --seed decide their order; ``start`` batches have been trained on already.
+    ``seen`` notes the queries of those, and of each batch that is taken.
+    """
+    pad_id = collection.pad_token_id
+    queries = gather_from(collection.queries("train"), flags.max_query_length, pad_id)
+    passages = gather_from(collection.passages, flags.max_seq_length, pad_id)
+    positives = collection.qrels("train").positives() if flags.loss == "in_batch" else None
+    batch_triples, group_size = flags.per_gpu_train_batch_size * world.size, flags.group_size
+    if seen is not None:
+        for query_T in queries_in_order(lists, group_size, flags.seed, stream, start * batch_triples):
+            seen.add(query_T)
+    made = prefetched(
+        (triples.query_T, make_batch(triples, world.rank, world.size, queries, passages, positives))
+        for triples in batches_of_triples(lists, group_size, batch_triples, flags.seed, stream, start)
+    )
+    return as_taken(made, seen)
+
+
+def as_taken(made: Iterator[tuple[np.ndarray, Batch]], seen: SeenQueries | None) -> Iterator[Batch]:
+    """The batches; the queries of one are noted when it is asked for, not when it is made beforehand."""
+    for query_T, batch in made:
+        if seen is not None:
+            seen.add(query_T)
+        yield batch
