@@ -5,7 +5,7 @@
 
 Writes O/neighbourhood.npz and O/neighbourhood.json (utils/ir/query_map.py says what they hold): the query, its
 positives, its negatives of each file with their ranks, and a random sample of the other passages.
-results/neighbourhood.py draws them.
+results/plots/tsne.py draws them.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python -m results.report results/runs/study
     python -m results.report RUN_SEED_1 RUN_SEED_2 --output results/runs/both
 
-A run's JSON is report.json (results/run_report.py), a study's summary.json (results/study.py). Several runs with
+A run's JSON is report.json (results/page/run.py), a study's summary.json (results/page/study.py). Several runs with
 different seeds and the same arms are compared as a study is, and have both.
 """
 
@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from results import run_report, sections, study
-from results.document import HTML, MARKDOWN, markdown_of, write_document
-from results.plots import arm_names
+from results.page import run as run_report
+from results.page import sections, study
+from results.page.markdown import HTML, MARKDOWN, markdown_of, write_document
+from results.plots.curves import arm_names
+from results.read.run import Run, arm_order, read_run
+from results.read.study import Study, read_study
 from results.read_log import words_to_flag
-from results.run_directory import Run, arm_order, read_run
-from results.study_arms import Study, read_study
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import listing, write_json
 from utils.flag_values import LARGEST_INTEGER, flag

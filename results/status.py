@@ -21,8 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from results.read_log import words_to_flag
-from results.roles import (
+from results.read.job_states import (
     ABSENT,
     ALIVE,
     DONE,
@@ -38,6 +37,7 @@ from results.roles import (
     finished_groups,
     health,
 )
+from results.read_log import words_to_flag
 from utils.errors import one_line, run_program
 from utils.exchange.layout import CHECKPOINT_PATTERN, RECORD_PATTERN, numbered
 from utils.exchange.lease import FAILED_STATE

@@ -15,7 +15,7 @@ import pytest
 from data import docstrings
 from data.mining.negative_lists import NegativeLists, read_negative_lists
 from data.training.batches import batches_of_triples
-from results.seen import read_seen
+from results.read.seen import read_seen
 from tests.shell import REPO, run_script
 
 STEPS, WINDOW, BATCH, SEED, GROUP_SIZE = 40, 20, 64, 42, 4

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from results.significance import holm
-from results.study import ALPHA, NOISES
+from results.page.study import ALPHA, NOISES
+from results.stats import holm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EMBEDDED = REPOSITORY / "results" / "embedded"

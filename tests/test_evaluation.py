@@ -17,8 +17,8 @@ import pytrec_eval
 
 from drivers import run_bm25
 from model.encoders.static import StaticEncoder
-from results.run_directory import read_evaluation
-from results.study_arms import read_by_query
+from results.read.run import read_evaluation
+from results.read.study import read_by_query
 from utils.errors import UserError
 from utils.exchange.negatives import read_refresh
 

@@ -16,9 +16,9 @@ import pytest
 from data.mining.negative_lists import NegativeLists, is_positive, read_negative_lists
 from data.tokens.collection import open_preprocessed
 from model.encoders.static import StaticEncoder
-from results.measures import by_rank_of, read_logged, read_measures
-from results.run_directory import read_arm
-from results.seen import read_seen
+from results.read.logged import by_rank_of, read_logged, read_measures
+from results.read.run import read_arm
+from results.read.seen import read_seen
 from tests.exchanging import read_beat
 from utils.exchange import atomic
 from utils.exchange.layout import METRICS, candidates_path, checkpoint_path, negatives_path

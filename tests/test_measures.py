@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from results import measure_figures
-from results.fork import NOISE_REFRESHES, PUBLISHED, RAN_AS_TOP, apart, read_dev_ndcg
-from results.measures import ages_of, read_logged, read_measures, read_returned
-from results.run_directory import read_arm
-from results.sections import audit_section, common_sections, cost_section, dropped_shares, fork_section
+from results.page.sections import audit_section, common_sections, cost_section, dropped_shares, fork_section
+from results.plots import by_rank
+from results.read.logged import ages_of, read_logged, read_measures, read_returned
+from results.read.published import NOISE_REFRESHES, PUBLISHED, RAN_AS_TOP, apart, read_dev_ndcg
+from results.read.run import read_arm
 from tests.test_report import Shape, write_arm
 from utils.errors import UserError
 from utils.exchange.atomic import sealed
@@ -230,11 +230,11 @@ def test_the_fork_s_equal_arms_lie_apart_as_published() -> None:
 
 def test_layers_in_thirds() -> None:
     bert = ["embeddings", *(f"layer_{layer}" for layer in reversed(range(12))), "head"]
-    assert measure_figures.layer_groups(bert) == {
+    assert by_rank.layer_groups(bert) == {
         "bottom layers": ["layer_0", "layer_1", "layer_2", "layer_3"],
         "middle layers": ["layer_4", "layer_5", "layer_6", "layer_7"],
         "top layers": ["layer_8", "layer_9", "layer_10", "layer_11"],
         "embeddings": ["embeddings"],
         "head": ["head"],
     }
-    assert measure_figures.layer_groups(["embeddings", "head"]) == {"embeddings": ["embeddings"], "head": ["head"]}
+    assert by_rank.layer_groups(["embeddings", "head"]) == {"embeddings": ["embeddings"], "head": ["head"]}

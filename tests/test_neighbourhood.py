@@ -20,8 +20,8 @@ from matplotlib.colors import to_rgba
 from drivers import run_neighbourhood
 from model.encoders.registry import load_encoder
 from model.encoders.static import StaticEncoder
-from results.neighbourhood import coordinates, neighbourhood_caption, neighbourhood_figure
-from results.plots import save
+from results.plots.curves import save
+from results.plots.tsne import coordinates, neighbourhood_caption, neighbourhood_figure
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, TINY_PASSAGES
 from utils.errors import UserError
 from utils.exchange.atomic import sealed

@@ -1,4 +1,4 @@
-"""results.page: the tokens it makes, and the page in a real browser, opened as a reader opens it."""
+"""results.page.html: the tokens it makes, and the page in a real browser, opened as a reader opens it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from results import report
-from results.document import align, markdown_of
-from results.page import html_page
-from results.plots import new_figure, save
-from results.run_directory import read_run
-from results.run_report import CAPTIONS, blocks_of, title_of, training_section
+from results.page.html import html_page
+from results.page.markdown import align, markdown_of
+from results.page.run import CAPTIONS, blocks_of, title_of, training_section
+from results.plots.curves import new_figure, save
+from results.read.run import read_run
 from tests.test_measures import add_measures
 from tests.test_report import write_run
 from tests.test_study import write_arm_of_study

@@ -21,9 +21,9 @@ from drivers.cli import EvalFlags
 from drivers.run_eval import last_negatives
 from drivers.train.refresh_schedule import Taken, read_journal
 from model.encoders.static import StaticEncoder
-from results.measures import read_returned
-from results.run_directory import read_evaluation
-from results.study_arms import read_by_query, read_negatives
+from results.read.logged import read_returned
+from results.read.run import read_evaluation
+from results.read.study import read_by_query, read_negatives
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.exchanging import lease_of
 from utils.errors import UserError

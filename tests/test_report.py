@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from results import plots
-from results.document import align, markdown_of, publish
-from results.fork import read_published
-from results.plots import arm_styles, dev_curve, moving_average, published_fits
+from results.page.markdown import align, markdown_of, publish
+from results.page.run import best_mrr, blocks_of, gain, report_of, sentence, short_table, table, table_over_runs
+from results.plots import curves as plots
+from results.plots.curves import arm_styles, dev_curve, moving_average, published_fits
+from results.read.published import read_published
+from results.read.run import Run, read_evaluation, read_run
 from results.read_log import TrainingPoint
 from results.report import main, write_runs
-from results.run_directory import Run, read_evaluation, read_run
-from results.run_report import best_mrr, blocks_of, gain, report_of, sentence, short_table, table, table_over_runs
 from tests.exchanging import lease_of
 from utils.errors import UserError
 from utils.exchange.atomic import SEAL, sealed, write_json, write_text

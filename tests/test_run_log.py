@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from results.measures import read_logged
+from results.read.logged import read_logged
 from utils import run_log
 from utils.exchange.atomic import read_sealed, sealed, write_json
 from utils.run_log import Progress, RunLog, git_state, header, installed_versions, progress_line, say

@@ -16,11 +16,11 @@ from data.tokens.collection import open_preprocessed
 from data.training.batches import batches_of_triples
 from drivers.cli import AnnFlags
 from drivers.train.batches import batches_from_lists
-from results.run_directory import read_run
-from results.run_report import report_of
-from results.sections import seen_section
-from results.seen import read_seen
-from results.study_arms import read_study
+from results.page.run import report_of
+from results.page.sections import seen_section
+from results.read.run import read_run
+from results.read.seen import read_seen
+from results.read.study import read_study
 from tests.test_report import Shape, write_run
 from tests.test_study import places, write_arm_of_study
 from tests.test_training_data import made_up_lists

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import stats as scipy_stats
 
-from results import significance
-from results.significance import holm, paired_randomisation, seeds_interval
+from results import stats
+from results.stats import holm, paired_randomisation, seeds_interval
 
 
 def one(first_Q: np.ndarray, second_Q: np.ndarray, rng: np.random.Generator, resamples: int = 0) -> float:
@@ -18,7 +18,7 @@ def one(first_Q: np.ndarray, second_Q: np.ndarray, rng: np.random.Generator, res
 
 def test_p_values_are_uniform_where_two_arms_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulated A/A pairs: 5 seeds of both arms on 300 queries whose difficulty they share."""
-    monkeypatch.setattr(significance, "RESAMPLES", 1000)
+    monkeypatch.setattr(stats, "RESAMPLES", 1000)
     rng = np.random.default_rng(0)
     found = []
     for _ in range(400):
@@ -27,7 +27,7 @@ def test_p_values_are_uniform_where_two_arms_are_one(monkeypatch: pytest.MonkeyP
             np.mean([1 / np.maximum(1, rng.geometric(difficulty_Q)) for _ in range(5)], axis=0) for _ in range(2)
         ]
         found.append(one(*arms_2Q, rng))
-    assert stats.kstest(found, "uniform").pvalue > 0.001
+    assert scipy_stats.kstest(found, "uniform").pvalue > 0.001
     assert 0.02 < np.mean(np.array(found) < 0.05) < 0.09
 
 
@@ -35,10 +35,10 @@ def test_p_values_are_small_where_they_differ() -> None:
     rng = np.random.default_rng(1)
     first_Q = rng.normal(0.25, 0.3, 1000)
     second_Q = first_Q - 0.02 + rng.normal(0, 0.1, 1000)
-    assert one(first_Q, second_Q, rng) == pytest.approx(1 / (significance.RESAMPLES + 1))
+    assert one(first_Q, second_Q, rng) == pytest.approx(1 / (stats.RESAMPLES + 1))
     assert one(first_Q, second_Q, rng, 50_000) == pytest.approx(1 / 50_001)
     near = first_Q - 0.006 + rng.normal(0, 0.1, 1000)
-    assert one(first_Q, near, rng) == pytest.approx(stats.ttest_rel(first_Q, near).pvalue, abs=0.02)
+    assert one(first_Q, near, rng) == pytest.approx(scipy_stats.ttest_rel(first_Q, near).pvalue, abs=0.02)
 
 
 def test_it_is_scipy_s_test_for_every_pair_at_once() -> None:
@@ -47,7 +47,7 @@ def test_it_is_scipy_s_test_for_every_pair_at_once() -> None:
     differences_QP = np.round(rng.normal([0.0, 0.4, 1.0], 1, (12, 3)), 1)
     found_P = paired_randomisation(differences_QP, rng, 100_000)
     for column_Q, found in zip(differences_QP.T, found_P, strict=True):
-        exact = stats.permutation_test(
+        exact = scipy_stats.permutation_test(
             (column_Q, np.zeros(12)), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=10_000
         )
         assert found == pytest.approx(exact.pvalue, abs=0.006)

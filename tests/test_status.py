@@ -19,7 +19,7 @@ import pytest
 
 from model.encoders.static import StaticEncoder
 from results import status
-from results.roles import ABSENT, ALIVE, DONE, GONE, UNSURE, Place, Reader, RoleStatus, find_places, health
+from results.read.job_states import ABSENT, ALIVE, DONE, GONE, UNSURE, Place, Reader, RoleStatus, find_places, health
 from results.status import look_until_sure, page, watch
 from tests.test_loop import LENGTHS, command, environment
 from utils.errors import PeerGone, Stopped, UserError

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from results import report, significance, study, study_figures
-from results.measures import by_rank_of, read_logged
-from results.run_directory import read_run
-from results.study_arms import read_by_query, read_study
+from results import report, stats
+from results.page import study
+from results.plots.study import sweep_figure
+from results.read.logged import by_rank_of, read_logged
+from results.read.run import read_run
+from results.read.study import read_by_query, read_study
 from tests.test_report import Shape, colours, write_arm, write_run
 from tests.test_run_bm25 import call
 from utils.errors import UserError
@@ -77,7 +79,7 @@ def write_study(root: Path, arms: dict[str, tuple[str, float]] = ARMS, seeds: tu
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(significance, "RESAMPLES", 2000)
+    monkeypatch.setattr(stats, "RESAMPLES", 2000)
 
 
 def test_the_summary_is_what_was_put_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,7 +301,7 @@ def test_a_sweep_without_attribution_is_drawn_all_the_same(tmp_path: Path) -> No
     root = write_study(tmp_path, arms, (1,))
     for path in root.glob("seed-1/*/checkpoints/metrics.jsonl"):
         path.unlink()
-    figure = study_figures.sweep_figure(read_study(places(root, [1]), [*arms]))
+    figure = sweep_figure(read_study(places(root, [1]), [*arms]))
     assert len(figure.axes) == 1
 
 

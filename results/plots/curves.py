@@ -11,9 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.fork import read_dev_ndcg, read_published
+from results.read.published import read_dev_ndcg, read_published
+from results.read.run import STRATEGIES, Arm, Run
 from results.read_log import TrainingPoint
-from results.run_directory import STRATEGIES, Arm, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from results.fork import RAN_AS_TOP
-from results.measures import ByBucket, Measures
-from results.plots import KNOWN_STYLES, OTHER_STYLES, arm_styles, new_figure, plain, set_titles
+from results.plots.curves import KNOWN_STYLES, OTHER_STYLES, arm_styles, new_figure, plain, set_titles
+from results.read.logged import ByBucket, Measures
+from results.read.published import RAN_AS_TOP
 from utils.ir.rank_buckets import NAMES, NOT_RETRIEVED
 
 if TYPE_CHECKING:

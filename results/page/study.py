@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from results.document import Section, align, columns, picture
-from results.measure_figures import by_rank_of_arm
-from results.run_directory import HEADINGS
-from results.sections import common_sections
-from results.significance import holm, paired_randomisation, paired_t, seeds_interval, standard_error
-from results.study_arms import COMPARED, Study
-from results.study_figures import curves_of, main_figure, sweep_figure, windows_of
+from results.page.markdown import Section, align, columns, picture
+from results.page.sections import common_sections
+from results.plots.by_rank import by_rank_of_arm
+from results.plots.study import curves_of, main_figure, sweep_figure, windows_of
+from results.read.run import HEADINGS
+from results.read.study import COMPARED, Study
+from results.stats import holm, paired_randomisation, paired_t, seeds_interval, standard_error
 from utils.ir.rank_buckets import MEASURED
 from utils.run_log import installed_versions
 

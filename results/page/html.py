@@ -24,7 +24,7 @@ from markdown_it.token import Token
 
 from utils.errors import UserError
 
-TEMPLATE = Path(__file__).resolve().with_suffix(".html")
+TEMPLATE = Path(__file__).resolve().with_name("template.html")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NUMBER = re.compile(r"[-+<]? ?\.?\d|n/a$|nan$|[-+]?inf$")
 

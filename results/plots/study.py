@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from results.plots import arm_styles, new_figure, plain, set_titles
-from results.significance import seeds_interval
-from results.study_arms import Study
+from results.plots.curves import arm_styles, new_figure, plain, set_titles
+from results.read.study import Study
+from results.stats import seeds_interval
 from utils.ir.rank_buckets import TRIPLES
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
+PUBLISHED = Path(__file__).resolve().parents[1] / "published"
 RAN_AS_TOP = "random_as_run"
 NOISE_REFRESHES = range(40, 91)  # after the start, as far as both equal arms go
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from results.document import Section, align, picture
-from results.fork import NOISE_REFRESHES, RAN_AS_TOP, apart, read_dev_ndcg
-from results.measure_figures import Arms, curves_figure, fork_figure, layers_figure, ranks_figure, stale_figure
-from results.measures import ByBucket, Measures
-from results.neighbourhood import neighbourhood_caption, neighbourhood_figure
-from results.run_directory import Arm
+from results.page.markdown import Section, align, picture
+from results.plots.by_rank import Arms, curves_figure, fork_figure, layers_figure, ranks_figure, stale_figure
+from results.plots.tsne import neighbourhood_caption, neighbourhood_figure
+from results.read.logged import ByBucket, Measures
+from results.read.published import NOISE_REFRESHES, RAN_AS_TOP, apart, read_dev_ndcg
+from results.read.run import Arm
 from utils.ir.query_map import DIRECTORY, RECORD, read_neighbourhood
 from utils.ir.rank_buckets import NAMES, first_and_last
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from results.page import html_page
-from results.plots import save
+from results.page.html import html_page
+from results.plots.curves import save
 from utils.exchange.atomic import staging_path, sync
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, read_object
-from results.seen import logged_rows
+from results.read.run import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, read_object
+from results.read.seen import logged_rows
 from utils.errors import UserError
 from utils.exchange.evaluations import check_as_published
 from utils.exchange.layout import METRICS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from results.plots import new_figure, plain
+from results.plots.curves import new_figure, plain
 from utils.errors import UserError
 from utils.ir.query_map import BACKGROUND, NEGATIVE, NO_RANK, POSITIVE, QUERY, Neighbourhood
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, arm_order
+from results.read.run import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, arm_order
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.layout import CHECKPOINT_PATTERN, RECORD_PATTERN, numbered

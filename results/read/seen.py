@@ -15,7 +15,7 @@ from utils.seen import SeenRefresh, seen_in
 from utils.text_files import read_lines
 
 if TYPE_CHECKING:
-    from results.run_directory import Arm
+    from results.read.run import Arm
 
 NAMED = 5  # queries, of those that an arm lacks
 

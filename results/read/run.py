@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from results.read.seen import other_queries, read_seen
 from results.read_log import TrainingPoint, read_log
-from results.seen import other_queries, read_seen
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.evaluations import read_metrics

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from results.document import Section, align, columns, picture
-from results.measures import read_measures
-from results.plots import arm_names, figures
-from results.run_directory import HEADINGS, METRICS, Arm, Evaluation, Run
-from results.sections import common_sections
-from results.study_arms import Study
+from results.page.markdown import Section, align, columns, picture
+from results.page.sections import common_sections
+from results.plots.curves import arm_names, figures
+from results.read.logged import read_measures
+from results.read.run import HEADINGS, METRICS, Arm, Evaluation, Run
+from results.read.study import Study
 
 NOISE = (
     "Neighbouring arms of one run differ by less than the noise between seeds: "

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from results.measures import Measures, read_measures
-from results.run_directory import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, Unfinished, read_arm
-from results.seen import negatives_by_query, other_queries
+from results.read.logged import Measures, read_measures
+from results.read.run import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, Unfinished, read_arm
+from results.read.seen import negatives_by_query, other_queries
 from utils.errors import UserError
 from utils.exchange.evaluations import check_as_published
 from utils.exchange.layout import negatives_path
