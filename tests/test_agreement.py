@@ -1,4 +1,4 @@
-"""drivers.agreement: what has to be the same, between the ranks of a job, a job and its run, and the jobs of a run."""
+"""drivers.job.run_config: what has to be the same between processes, a job and its run, and the jobs of a run."""
 
 from __future__ import annotations
 

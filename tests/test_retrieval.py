@@ -1,4 +1,4 @@
-"""drivers.retrieval: searching over ranks' shares, leaving it, and a disk that is full."""
+"""drivers.embeddings.distributed_search: shares of several processes."""
 
 from __future__ import annotations
 
