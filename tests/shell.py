@@ -7,7 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parent.parent
+from tests import REPO
+
 # The variables that the scripts read must not leak in from the machine that runs the tests.
 KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
 

@@ -22,8 +22,8 @@ from benchmarks.train import NEGATIVES, our_batch
 from model.encode import encode_blocks
 from model.kernels.cpu_dropout import Dropout
 from model.train.step import make_state, train_step
-from tests.shell import REPO
-from tests.test_training import ALONE, constant, flat_weights
+from tests import REPO
+from tests.model.train.test_step import ALONE, constant, flat_weights
 
 CPU = torch.device("cpu")
 TINY = {

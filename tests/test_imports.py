@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parent.parent
+from tests import REPO
+
 MAY_IMPORT = {
     "utils": {"utils"},
     "data": {"data", "utils"},

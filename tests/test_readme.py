@@ -18,7 +18,8 @@ from drivers.run_bm25 import Bm25Flags
 from results.read_log import ReadLogFlags, words_to_flag
 from results.report import ReportFlags
 from results.status import StatusFlags
-from tests.shell import REPO, run_script
+from tests import REPO
+from tests.shell import run_script
 from utils.flags import parse_flags
 
 README = REPO / "README.md"

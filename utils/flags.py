@@ -2,7 +2,7 @@
 
 A program's flags are one frozen dataclass put together from the groups below, so that
 ``--learning_rate`` means the same and has the same default wherever it appears. The names are
-ANCE's; ``tests/test_flags.py`` holds them against the list of all flags of ANCE and its fork.
+ANCE's; ``tests/utils/test_flags.py`` holds them against the list of all flags of ANCE and its fork.
 Importing this module must stay cheap: ``--help`` and a mistyped flag answer before torch is loaded.
 """
 

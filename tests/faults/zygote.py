@@ -27,9 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests import REPO
 from tests.faults import mutants, stacks, victim
 
-REPO = Path(__file__).resolve().parent.parent.parent
 PRELOADED = (
     "drivers.train.ann",
     "drivers.generate.generator",

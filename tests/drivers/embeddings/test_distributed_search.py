@@ -1,0 +1,282 @@
+"""drivers.embeddings.distributed_search: shares of several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from drivers.embeddings import distributed_search
+from drivers.embeddings.distributed_search import (
+    check_index_fits,
+    check_index_fits_model,
+    check_search,
+    retrieve,
+    score_candidates,
+    search_options,
+)
+from drivers.embeddings.encode import PassageShare
+from drivers.job import progress
+from drivers.job.progress import UNWATCHED, Left, Watch
+from model.encoders.registry import dims_of_config, new_encoder
+from model.encoders.static import StaticEncoder
+from tests import REPO
+from tests.ranks_as_threads import on_ranks
+from utils import distributed
+from utils.distributed import Waits, World
+from utils.errors import UserError
+from utils.search.options import GpuSearchFailed, SearchOptions
+from utils.search.source import in_memory
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+DIMS = 8
+
+
+# Searching
+
+
+def retrieve_on_ranks(
+    queries_QD: np.ndarray,
+    passages_ND: np.ndarray,
+    cuts: list[int],
+    k: int,
+    patch: pytest.MonkeyPatch,
+    watches: list[Watch] | None = None,
+) -> list[Any]:
+    """`retrieve` on as many ranks as there are shares; their results."""
+
+    def work(world: World) -> Any:
+        share = PassageShare(in_memory(passages_ND[cuts[world.rank] : cuts[world.rank + 1]]), cuts[world.rank])
+        watch = watches[world.rank] if watches else UNWATCHED
+        return retrieve(world, queries_QD, share, len(passages_ND), k, SearchOptions("torch"), watch)
+
+    return on_ranks(len(cuts) - 1, work, patch)
+
+
+@pytest.mark.parametrize("cuts", [[0, 40], [0, 25, 40], [0, 0, 3, 40]])
+@pytest.mark.parametrize("queries", [0, 1, 7])
+def test_shares_merged_in_blocks_are_one_search(
+    cuts: list[int], queries: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    queries_QD, passages_ND = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (queries, 40))
+    exchanged_bytes = 3 * 10 * (len(cuts) - 1) * (4 + 8)  # three queries' lists of ten at a time
+    monkeypatch.setattr(distributed_search, "EXCHANGE_BYTES", exchanged_bytes)
+    searches: list[int] = []
+    search = distributed_search.search
+
+    def counted(queries_QD: np.ndarray, *others: Any) -> Any:
+        searches.append(len(queries_QD))
+        return search(queries_QD, *others)
+
+    monkeypatch.setattr(distributed_search, "search", counted)
+    products_QN = queries_QD @ passages_ND.T
+    expected = [sorted(range(40), key=lambda row: (-products_N[row], row))[:10] for products_N in products_QN]
+    for scores_QK, offsets_QK in retrieve_on_ranks(queries_QD, passages_ND, cuts, 10, monkeypatch):
+        assert offsets_QK.shape == (queries, 10)
+        assert offsets_QK.tolist() == expected
+        np.testing.assert_array_equal(scores_QK, np.take_along_axis(products_QN, offsets_QK, 1))
+    assert searches == [queries] * (len(cuts) - 1), "each rank builds its index once"
+    said = capsys.readouterr().out
+    assert said == f"search: torch, exact, on cpu; {queries} queries, 40 passages, top 10\n"
+
+
+def test_all_ranks_leave_a_search_that_one_is_told_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.ones((40, 3), np.float32)
+    watches = [Watch(), Watch(leave=lambda: True), Watch()]
+    assert retrieve_on_ranks(vectors, vectors, [0, 10, 30, 40], 5, monkeypatch, watches) == [None] * 3
+
+
+def one_process(rank: int, directory: str) -> None:
+    """Of two: the second fails at once, in each of three ways, where the first would search for hours."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    world, vectors = World(rank, 2, CPU, Waits(30.0)), np.ones((40, 3), np.float32)
+    search, faults = distributed_search.search, [UserError("of one"), Left(), GpuSearchFailed("cuda:1 cannot")]
+    distributed.LOOK_EVERY_SECONDS = 0.05
+
+    def endless(queries_QD: Any, passages: Any, k: int, options: SearchOptions, advance: Any) -> Any:
+        if options.device.type == "cpu":
+            return search(queries_QD, passages, k, options, advance)
+        if rank == 1:
+            raise faults.pop(0)
+        while True:
+            advance(0)
+            time.sleep(0.01)
+
+    distributed_search.search, distributed_search.with_search_device = endless, lambda options, *others: options
+    share, options = (
+        PassageShare(in_memory(vectors[:20]), rank * 20),
+        SearchOptions("faiss", device=torch.device("cuda")),
+    )
+    with pytest.raises(UserError, match="of one"):
+        retrieve(world, vectors, share, 40, 5, options)
+    assert retrieve(world, vectors, share, 40, 5, options) is None
+    found = retrieve(world, vectors, share, 40, 25, options)
+    assert found is not None and found[1].tolist() == [list(range(25))] * 40
+    distributed.stop(world)
+
+
+def test_a_process_that_cannot_search_keeps_none_at_work(tmp_path: Path) -> None:
+    processes = torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2, join=False)
+    latest = time.monotonic() + 100
+    try:
+        while not processes.join(timeout=1):
+            assert time.monotonic() < latest, "a process is still searching"
+    finally:
+        for process in processes.processes:
+            process.kill()
+
+
+def test_the_watch_is_told_in_words() -> None:
+    told: list[str] = []
+    with (
+        pytest.raises(Left),
+        Watch(lambda: len(told) == 3, told.append).over(
+            ALONE, 4000, "encoding passages", "passages encoded"
+        ) as advance,
+    ):
+        for _ in range(9):
+            advance(1000)
+    for text, expected in zip(told[-2:], ("2,000/4,000 (50%)", "3,000/4,000 (75%)"), strict=True):
+        assert re.fullmatch(rf"encoding passages {re.escape(expected)}, [\d.,]+/s, ETA [\d:]+", text)
+    with Watch(doing=told.append).over(ALONE, 0, "searching pairs", "pairs") as advance:
+        advance(0)
+    assert told[-1] == "searching pairs 0, 0.0/s"
+
+
+def test_progress_is_told_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    class Recorder:
+        def __init__(self, total: int, what: str) -> None:
+            told.append((total, what))
+            self.advance = told.append
+
+        def close(self) -> None:
+            told.append("closed")
+
+    monkeypatch.setattr(progress, "Progress", Recorder)
+    vectors = np.ones((3000, 2), np.float32)
+    share = PassageShare(in_memory(vectors), 0)
+    retrieve(ALONE, vectors[:2000], share, 3000, 5, SearchOptions("torch"))
+    assert told[0] == (2000 * 3000, "query-passage pairs searched") and told[-1] == "closed"
+    assert sum(told[1:-1]) == 2000 * 3000
+
+
+@pytest.mark.parametrize("cuts", [[0, 40], [0, 25, 40], [0, 0, 3, 40]])
+def test_candidates_are_scored_by_who_holds_them(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    queries_QD, passages_ND = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (6, 40))
+    passages_QK = np.array([rng.choice(40, 8, replace=False) for _ in queries_QD])
+    passages_QK[2, 5:] = -1
+    monkeypatch.setattr(distributed_search, "ROWS_AT_ONCE", 7)
+    parts = []
+    monkeypatch.setattr(distributed, "gather_rows", lambda world, scores_QK: [scores_QK])
+    for start, stop in pairwise(cuts):
+        share = PassageShare(in_memory(passages_ND[start:stop]), start)
+        parts.append(score_candidates(ALONE, queries_QD, share, passages_QK))
+    expected_QK = np.take_along_axis(queries_QD @ passages_ND.T, passages_QK, 1)
+    np.testing.assert_array_equal(np.max(parts, 0), np.where(passages_QK < 0, -np.inf, expected_QK))
+
+
+# The index, before anything is encoded
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "static", "vocab_size": 30, "embedding_size": 12},
+        {"model_type": "roberta", "hidden_size": 16, "embedding_size": 24},
+        {"model_type": "roberta", "hidden_size": 16},
+        {"model_type": "roberta", "hidden_size": 800},
+        {"model_type": "roberta"},
+    ],
+)
+def test_dims_are_those_of_the_model(config: dict[str, Any], tmp_path: Path) -> None:
+    sizes = {"vocab_size": 30, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**sizes, **config}))
+    encoder = new_encoder("static" if config["model_type"] == "static" else "rdot_nll", str(path), {})
+    assert dims_of_config(config) == encoder.dims
+
+
+@pytest.mark.parametrize("size", [None, "wide", 0, -3])
+def test_a_config_without_usable_dims(size: Any) -> None:
+    with pytest.raises(UserError, match="embedding_size"):
+        dims_of_config({"model_type": "static", "embedding_size": size})
+    with pytest.raises(UserError, match="embedding_size"):
+        dims_of_config({"model_type": "static"})
+
+
+def test_cells_are_compared_with_the_smallest_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "static", "embedding_size": DIMS}))
+    flags = SimpleNamespace(faiss_index="IVF40,Flat", nprobe=2, model_type="static", config_name="", no_cuda=True)
+    check_index_fits_model(flags, 64, str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="has 40 cells, one process holds 32 passages"):
+        check_index_fits_model(flags, 64, str(tmp_path))
+    check_index_fits(SimpleNamespace(faiss_index="IVF3,Flat", nprobe=0, no_cuda=True), 3, DIMS)  # one has all
+    flags.faiss_index = "PQ3"
+    with pytest.raises(UserError, match="PQ3"):
+        check_index_fits_model(flags, 64, str(tmp_path))
+    check_index_fits_model(flags, 64, "somebody/hub-model")
+
+
+# A disk that is full
+
+
+def test_the_generator_on_a_full_disk(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    model, disk = tmp_path / "model", tmp_path / "disk"
+    model.mkdir()
+    vocab_size = json.loads((tiny_preprocessed / "manifest.json").read_text())["vocab_size"]
+    StaticEncoder({"vocab_size": vocab_size, "embedding_size": 512}).save_pretrained(model)  # 600 KiB of embeddings
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_tokenizer / name, model / name)
+    command = [
+        sys.executable, "-m", "drivers.run_ann_data_gen", "--data_dir", tiny_preprocessed, "--training_dir",
+        tmp_path / "none", "--init_model_dir", model, "--model_type", "static", "--max_seq_length", "32",
+        "--max_query_length", "16", "--output_dir", disk, "--end_output_num", "0", "--topk_training", "50",
+        "--negative_strategy", "top",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    largest = 50_000  # bytes: more than the queries' shards take, less than the passages'
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=REPO,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
+    )
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert len(done.stderr.splitlines()) == 1 and "no space left writing" in done.stderr
+    assert "passages-0000000000.npy" in done.stderr
+    (directory,) = (disk / "embeddings").iterdir()
+    left = sorted(path.name for path in directory.iterdir())
+    assert left == [f"{name}-query-0000000000.{kind}" for name in ("dev", "train") for kind in ("json", "npy")]
+
+
+def test_too_little_memory_for_a_search_is_refused_at_once() -> None:
+    flags = SimpleNamespace(search_backend="torch", faiss_index="Flat", nprobe=0, no_cuda=True, search_memory_mib=15)
+    with pytest.raises(UserError, match="--search_memory_mib is 15, expected 0 or at least 16"):
+        check_search(flags)
+    for mib, expected in ((0, 512), (16, 16)):
+        flags.search_memory_mib = mib
+        assert search_options(flags, check_search(flags), torch.device("cpu")).budget_bytes == expected * 2**20

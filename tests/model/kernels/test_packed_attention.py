@@ -1,0 +1,264 @@
+"""Packed texts: the embeddings and gradients of padded ones, and the way back where the device cannot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from transformers import RobertaConfig
+
+from data.training.batches import Batch
+from drivers.job.encoder_setup import pack_on_gpus, settle_encoder
+from model.encode import attention_mask
+from model.encoders.roberta_dot import RobertaDot
+from model.kernels import packed_attention
+from model.kernels.cpu_dropout import BY_DEVICE
+from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, refusal_to_pack, tried_batch
+from model.kernels.precision import autocast
+from model.train.step import make_state, train_step
+from tests.model.train.test_step import ALONE, constant, flat_weights
+from utils import distributed
+
+CPU = torch.device("cpu")
+PAD, VOCABULARY = 1, 50
+
+
+def make_encoder(pooling: str = "first", dropout: float = 0.0) -> RobertaDot:
+    torch.manual_seed(4)
+    config = RobertaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=40,
+        pad_token_id=PAD,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pooling=pooling,
+    )
+    return RobertaDot(config).eval()
+
+
+def batch_of(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths_B = torch.tensor(lengths)
+    ids_BL = torch.randint(2, VOCABULARY, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(5))
+    mask_BL = attention_mask(ids_BL, lengths_B)
+    return ids_BL.where(mask_BL.bool(), PAD), mask_BL
+
+
+def gradient(encoder: RobertaDot, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    encoder.zero_grad()
+    embeddings_BD = encoder(ids_BL, mask_BL)
+    weights_BD = torch.randn(embeddings_BD.shape, generator=torch.Generator().manual_seed(6))
+    (embeddings_BD * weights_BD).sum().backward()
+    return embeddings_BD.detach(), torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("attention", [PACKED, PACKED_ON_CPU])
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6), pooling=st.sampled_from(["first", "mean"]))
+def test_packed_is_padded(attention: str, lengths: list[int], pooling: str) -> None:
+    encoder = make_encoder(pooling)
+    expected = gradient(encoder, *batch_of(lengths))
+    encoder.pack_texts(True, attention)
+    found = gradient(encoder, *batch_of(lengths))
+    for packed, padded in zip(found, expected, strict=True):
+        assert float((packed - padded).norm()) <= 1e-4 * float(padded.norm())
+    alone = [encoder(*batch_of([length])) for length in lengths[:1]]  # a text alone has no other to attend to
+    encoder.pack_texts(False)
+    assert float((alone[0] - encoder(*batch_of(lengths[:1]))).detach().abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20))
+def test_rounded_shapes_are_few_and_change_nothing(pooling: str, lengths: list[int]) -> None:
+    """Encoding in bfloat16 on a CPU; texts without tokens are added to a batch, tokens to none of its texts."""
+    encoder = make_encoder(pooling)
+    exact_BD = encoder(*batch_of(lengths)).detach()
+    encoder.lower_weights(torch.bfloat16)
+    encoder.pack_texts(True)
+    rows = []
+    for module in encoder.roberta.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _module, inputs: rows.append(inputs[0].shape[1]))
+    with torch.inference_mode(), autocast(CPU, torch.bfloat16):
+        found_BD = encoder(*batch_of(lengths))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(packed_attention, "rounds_shapes", lambda _roberta: False)
+            assert torch.allclose(found_BD, encoder(*batch_of(lengths)), atol=0.05)
+    products = len(rows) // 2
+    of_tokens, of_texts = -(-sum(lengths) // 32) * 32, -(-len(lengths) // 8) * 8
+    last = {sum(lengths), len(lengths)} if pooling == "first" else {sum(lengths)}
+    assert set(rows[:products]) == ({of_tokens, of_texts} if pooling == "first" else {of_tokens})
+    assert set(rows[products:]) == last
+    assert found_BD.shape == exact_BD.shape and float((found_BD - exact_BD).norm() / exact_BD.norm()) < 0.03
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_packing_is_taken_up_where_it_agrees(dtype: torch.dtype | None, trains: bool, tmp_path: Path) -> None:
+    encoder = make_encoder(dropout=0.1).train()
+    if dtype is not None and not trains:
+        encoder.lower_weights(dtype)
+    before = torch.get_rng_state()
+    assert refusal_to_pack(encoder, CPU, dtype, trains) == ""
+    assert encoder.training and not encoder.is_packed
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    assert torch.equal(before, torch.get_rng_state())
+    encoder.pack_texts(True, PACKED)
+    encoder.save_pretrained(tmp_path)
+    written = (tmp_path / "config.json").read_text()
+    assert "hidden_size" in written and "packed" not in written and BY_DEVICE not in written
+
+
+@pytest.mark.parametrize(("pad_id", "positions"), [(0, 40), (1, 40), (49, 60), (0, 3), (1, 300)])
+def test_any_model_is_tried_with_texts_that_fit_it(pad_id: int, positions: int) -> None:
+    config = make_encoder().config
+    config.pad_token_id, config.max_position_embeddings = pad_id, positions
+    ids_BL, mask_BL = tried_batch(config, CPU)
+    assert ids_BL.shape == mask_BL.shape and ids_BL.shape[1] <= positions - pad_id - 1
+    assert int(ids_BL.min()) >= 0 and int(ids_BL.max()) < VOCABULARY
+    assert torch.equal(ids_BL != pad_id, mask_BL.bool())
+    assert ids_BL.shape[1] == 150 or positions < 152
+
+
+def no_kernel(*_args: Any, **_words: Any) -> Any:
+    raise RuntimeError("no kernel for this GPU\nC++ stack")
+
+
+def without_scores(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_words: Any) -> torch.Tensor:
+    return value
+
+
+def without_gradient(*heads: torch.Tensor, **words: Any) -> torch.Tensor:
+    return F.scaled_dot_product_attention(*(head.detach() for head in heads), **words)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "trains", "reason"),
+    [
+        (no_kernel, False, "RuntimeError: no kernel for this GPU"),
+        (without_scores, False, "the embeddings differ"),
+        (without_gradient, True, "the gradients differ"),
+    ],
+)
+def test_packing_is_left_where_it_fails_or_differs(
+    kernel: Any, trains: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = make_encoder()
+    expected_BD = encoder(*batch_of([3, 9]))
+    monkeypatch.setattr(packed_attention, "F", SimpleNamespace(scaled_dot_product_attention=kernel, pad=F.pad))
+    said = refusal_to_pack(encoder, CPU, None, trains)
+    monkeypatch.undo()
+    assert said.startswith(reason) and "\n" not in said
+    assert not encoder.is_packed and torch.equal(encoder(*batch_of([3, 9])), expected_BD)
+
+
+def test_a_pad_token_inside_a_text_counts_as_it_does_in_a_padded_batch() -> None:
+    encoder = make_encoder()
+    ids_BL, mask_BL = batch_of([9, 5])
+    ids_BL[0, 3] = PAD
+    expected_BD = encoder(ids_BL, mask_BL)
+    encoder.pack_texts(True, PACKED)
+    assert float((encoder(ids_BL, mask_BL) - expected_BD).detach().abs().max()) < 1e-4
+
+
+def test_layers_that_are_made_twice_are_not_packed_on_a_gpu() -> None:
+    """Gradient checkpointing cannot keep nested tensors: found before training, not in its first step."""
+    encoder = make_encoder(dropout=0.1)
+    encoder.make_activations_twice()
+    assert refusal_to_pack(encoder, CPU, None, trains=False) == ""
+    assert refusal_to_pack(encoder, CPU, None, trains=True).startswith("RuntimeError")
+
+
+@pytest.mark.parametrize("lengths", [[30, 30, 30], [30, 2, 17]])
+@pytest.mark.parametrize("made_twice", [False, True])
+def test_on_a_cpu_packed_is_padded_with_lower_precision_and_layers_made_twice(
+    lengths: list[int], made_twice: bool
+) -> None:
+    encoder = make_encoder()
+    encoder.roberta.train(made_twice)  # where transformers makes them twice
+    if made_twice:
+        encoder.make_activations_twice()
+    expected = gradient(encoder, *batch_of(lengths))
+    settle_encoder(SimpleNamespace(compile=False), encoder, None, ALONE, trains=True)
+    assert encoder.is_packed
+    for packed, padded in zip(gradient(encoder, *batch_of(lengths)), expected, strict=True):
+        assert float((packed - padded).norm()) <= 1e-4 * float(padded.norm())
+    with autocast(CPU, torch.bfloat16):
+        rounded = gradient(encoder, *batch_of(lengths))
+    for packed, padded in zip(rounded, expected, strict=True):
+        assert 0 < float((packed - padded).norm()) <= 0.1 * float(padded.norm())
+
+
+@pytest.mark.parametrize("grad_cache_tokens", [0, 40])
+@pytest.mark.parametrize("attention", [PACKED, PACKED_ON_CPU])
+def test_a_training_step_on_packed_texts_is_one_on_padded_ones(grad_cache_tokens: int, attention: str) -> None:
+    weights = []
+    for packed in (False, True):
+        encoder = make_encoder()
+        encoder.pack_texts(packed, attention)
+        optimizer = torch.optim.SGD(encoder.parameters(), lr=1.0)
+        state = make_state(encoder, "pairwise", optimizer, constant(optimizer), ALONE, None, 0.0, grad_cache_tokens)
+        (query_ids_BL, query_mask_BL), (passage_ids_ML, passage_mask_ML) = batch_of([4, 7]), batch_of([20, 3, 11, 30])
+        arrays = (query_ids_BL, query_mask_BL.sum(1), passage_ids_ML, passage_mask_ML.sum(1))
+        indices = (np.array([0, 1, 1]), np.array([0, 2, 2]), np.array([1, 1, 3]))
+        train_step(state, [Batch(*(array.numpy() for array in arrays), *indices)])
+        weights.append(flat_weights(encoder))
+    moved = float((weights[0] - flat_weights(make_encoder())).norm())
+    assert float((weights[1] - weights[0]).norm()) <= 1e-4 * moved
+
+
+@pytest.mark.parametrize(("fails_here", "fails_elsewhere"), [(False, False), (True, False), (False, True)])
+def test_ranks_pack_together_or_not_at_all(
+    fails_here: bool, fails_elsewhere: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packed_attention, "refusal_to_pack", lambda *_args: "no kernel" if fails_here else "")
+    monkeypatch.setattr(distributed, "any_rank", lambda _world, here: here or fails_elsewhere)
+    encoder = make_encoder()
+    pack_on_gpus(encoder, None, ALONE, trains=True)
+    said = capsys.readouterr().out
+    assert encoder.is_packed is not (fails_here or fails_elsewhere)
+    assert ("rank 0 cannot leave padding out (no kernel)" in said) is fails_here
+    assert ("packed without padding" in said) is encoder.is_packed
+
+
+@pytest.mark.parametrize("attention", [PACKED, PACKED_ON_CPU])
+def test_no_product_is_made_for_padding(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = make_encoder()
+    encoder.pack_texts(True, attention)
+    rows: Counter[int] = Counter()
+    linear = F.linear
+
+    def counted(input: torch.Tensor, *others: Any) -> torch.Tensor:
+        rows[input.shape[:-1].numel()] += 1
+        return linear(input, *others)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    encoder(*batch_of([30, 2, 2]))
+    # All tokens: six products of the first layer, and queries, keys and values of the last. Then one token a text.
+    assert rows == {34: 6 + 3, 3: 3 + 1}
+
+
+@pytest.mark.parametrize("attention", [PACKED, PACKED_ON_CPU])
+def test_dropout_reaches_packed_attention(attention: str) -> None:
+    encoder = make_encoder(dropout=0.5).train()
+    encoder.pack_texts(True, attention)
+    for module in encoder.modules():
+        if (
+            isinstance(module, torch.nn.Dropout)
+            and module is not encoder.roberta.encoder.layer[0].attention.self.dropout
+        ):
+            module.p = 0.0
+    first_BD, again_BD = (encoder(*batch_of([12, 7])) for _ in range(2))
+    assert not torch.allclose(first_BD, again_BD)
