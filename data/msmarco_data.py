@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.msmarco import SPLITS, RawCollection, find_collection, read_passages
-from data.sources.qrels import ResolvedSplit, read_split, resolve
-from data.tokens.collection import FORMAT_VERSION, MANIFEST, PASSAGES, qrel_name, query_name
+from data.sources.qrels import ResolvedSplit, qrel_name, query_name, read_split, resolve
+from data.tokens.collection import FORMAT_VERSION, MANIFEST, PASSAGES
 from data.tokens.token_cache import TokenCacheWriter, cache_files
 from data.tokens.tokenizer import check_tokenizer_cuts, fingerprint_of, load_tokenizer, tokenized, tokenizer_files
 from utils.errors import UserError, run_program

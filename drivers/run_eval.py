@@ -163,10 +163,9 @@ def describe_ranks(
 
 def write_results(flags: EvalFlags, collection: Any, ranking: Any, by_rank: Any, seconds: float) -> None:
     """The run files first; metrics.json last, so that its presence says that all is there."""
-    from drivers.embeddings.store import EMBEDDINGS
     from utils.exchange.atomic import read_json, write_json
     from utils.exchange.evaluations import METRICS_FILE, write_metrics
-    from utils.exchange.layout import TRAINER_STATE
+    from utils.exchange.layout import EMBEDDINGS_RECORD, TRAINER_STATE
     from utils.ir.metrics import format_metrics, metrics_record
     from utils.ir.trec import write_run
     from utils.run_log import say
@@ -179,7 +178,7 @@ def write_results(flags: EvalFlags, collection: Any, ranking: Any, by_rank: Any,
     write_run(run_path, query_ids, passage_ids, ranking.passages_QK, ranking.scores_QK, "ance")
     write_per_query(per_query_path, all_ids, ranking.by_query)
     write_json(by_rank_path, by_rank)
-    state = model / (EMBEDDINGS if flags.embedding_dir else TRAINER_STATE)
+    state = model / (EMBEDDINGS_RECORD if flags.embedding_dir else TRAINER_STATE)
     step = read_json(state).get("step") if state.is_file() else None
     record = metrics_record(ranking.metrics, len(ranking.by_query), str(model), step, seconds)
     say(f"full ranking {flags.split}: {format_metrics(ranking.metrics)}")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from model.kernels.precision import autocast
+from model.token_batch import attention_mask
 from utils.errors import UserError
 from utils.prefetch import prefetched
 from utils.search.norms import problem_of
@@ -59,11 +60,6 @@ def plan_batches(lengths_M: np.ndarray, first: int, budget_tokens: int) -> Itera
         count = max(1, budget_tokens // max(1, int(lengths_M[order[at]])))
         yield first + order[at : at + count]
         at += count
-
-
-def attention_mask(ids_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-    """1 for tokens, 0 for padding: int64 [B, L]."""
-    return (torch.arange(ids_BL.shape[1], device=ids_BL.device) < lengths_B[:, None]).to(torch.int64)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils.model_files import CONFIG, INDEX, WEIGHTS, shards_of
+from utils.exchange.model_files import CONFIG, INDEX, WEIGHTS, shards_of
 
 
 def is_path(name_or_path: str) -> bool:

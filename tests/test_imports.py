@@ -1,8 +1,12 @@
-"""The rule of the rooms: utils <- data, utils <- model, drivers import all three, results only utils."""
+"""Imports go one way: between the rooms, and between the packages of each room.
+
+utils <- data, utils <- model, drivers import all three, results only utils.
+"""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,27 @@ MAY_IMPORT = {
     "results": {"results", "utils"},
 }
 ROOMS = set(MAY_IMPORT) | {"tests", "benchmarks", "commands"}
+# The packages of a room that each of them may import, next to the room's own modules.
+PACKAGES_BELOW: dict[str, set[str]] = {
+    "utils.exchange": set(),
+    "utils.ir": {"utils.exchange"},
+    "utils.search": set(),
+    "data.sources": set(),
+    "data.tokens": {"data.sources"},
+    "data.mining": {"data.sources", "data.tokens"},
+    "data.training": {"data.sources", "data.tokens", "data.mining"},
+    "model.kernels": set(),
+    "model.encoders": {"model.kernels"},
+    "model.train": {"model.kernels", "model.encoders"},
+    "drivers.job": set(),
+    "drivers.embeddings": {"drivers.job"},
+    "drivers.evaluate": {"drivers.job", "drivers.embeddings"},
+    "drivers.generate": {"drivers.job", "drivers.embeddings"},
+    "drivers.train": {"drivers.job", "drivers.embeddings", "drivers.evaluate"},
+    "results.read": set(),
+    "results.plots": {"results.read"},
+    "results.page": {"results.read", "results.plots"},
+}
 
 
 def modules_imported(source: str) -> set[str]:
@@ -40,6 +65,48 @@ def test_a_room_imports_only_the_rooms_below_it(path: Path) -> None:
     room = path.relative_to(REPO).parts[0]
     ours = {name.split(".")[0] for name in modules_imported(path.read_text())} & ROOMS
     assert ours <= MAY_IMPORT[room], f"{path} imports {ours - MAY_IMPORT[room]}"
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(REPO).with_suffix("").parts)
+
+
+def place_of(module: str) -> str:
+    """The package of a room that a module is in, or the module where it is the room's own."""
+    return ".".join(module.split(".")[:2])
+
+
+def is_ours(module: str) -> bool:
+    path = REPO / module.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPO)))
+def test_a_package_imports_only_the_packages_below_it(path: Path) -> None:
+    place, room = place_of(module_of(path)), path.relative_to(REPO).parts[0]
+    imported = {place_of(name) for name in modules_imported(path.read_text()) if name.startswith(f"{room}.")}
+    if place in PACKAGES_BELOW:
+        above = imported & set(PACKAGES_BELOW) - PACKAGES_BELOW[place] - {place}
+        assert not above, f"{path} imports {above}"
+
+
+def test_every_package_has_its_place_in_the_order() -> None:
+    """And so a new one gets one."""
+    packages = {place_of(module_of(path)) for path in SOURCES if len(path.relative_to(REPO).parts) > 2}
+    assert packages == set(PACKAGES_BELOW)
+    for package, below in PACKAGES_BELOW.items():
+        assert all(PACKAGES_BELOW[lower] < below for lower in below), f"{package}'s order is no order"
+
+
+def test_no_two_places_import_each_other() -> None:
+    """Also by way of a room's own modules: the packages and those modules have an order."""
+    arrows: dict[str, set[str]] = {}
+    for path in SOURCES:
+        place = place_of(module_of(path))
+        ours = {place_of(name) for name in modules_imported(path.read_text()) if is_ours(name)}
+        arrows.setdefault(place, set()).update(ours - {place} - set(MAY_IMPORT))
+    order = graphlib.TopologicalSorter(arrows)
+    assert len(list(order.static_order())) >= len(PACKAGES_BELOW)  # CycleError names the circle
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPO)))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.sources.msmarco import SPLITS, Split
+from data.sources.qrels import Qrels, qrel_name, query_name, sorted_qrels
 from data.tokens.token_cache import TokenCache, open_token_cache
 from data.tokens.tokenizer import tokenizer_files, tokenizer_fingerprint
 from utils.errors import UserError
@@ -23,46 +24,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PASSAGES = "passages"
 REQUIRED_KEYS = ("max_seq_length", "max_query_length", "pad_token_id", "tokenizer", "counts", "collection_fingerprint")
-
-
-def query_name(split: Split) -> str:
-    return f"{split}-query"
-
-
-def qrel_name(split: Split) -> str:
-    return f"{split}-qrel"
-
-
-@dataclass(frozen=True)
-class Qrels:
-    """R judgements by query and passage offset, all int64 [R], sorted by (query, passage)."""
-
-    query_R: np.ndarray
-    passage_R: np.ndarray
-    relevance_R: np.ndarray
-
-    def queries_with_positive(self) -> np.ndarray:
-        """The query offsets with a relevance of at least 1, sorted, each once."""
-        return np.unique(self.query_R[self.relevance_R >= 1])
-
-    def positives(self) -> tuple[np.ndarray, np.ndarray]:
-        """(query_P, passage_P) of a relevance of at least 1, sorted."""
-        positive_R = self.relevance_R >= 1
-        return self.query_R[positive_R], self.passage_R[positive_R]
-
-    def as_dict(self) -> dict[int, dict[int, int]]:
-        """{query: {passage: relevance}}"""
-        judged: dict[int, dict[int, int]] = {}
-        rows = zip(self.query_R.tolist(), self.passage_R.tolist(), self.relevance_R.tolist(), strict=True)
-        for query, passage, relevance in rows:
-            judged.setdefault(query, {})[passage] = relevance
-        return judged
-
-
-def sorted_qrels(rows_R3: np.ndarray) -> Qrels:
-    """Qrels from (query, passage, relevance) in any order."""
-    rows_R3 = rows_R3[np.lexsort((rows_R3[:, 1], rows_R3[:, 0]))]
-    return Qrels(*np.ascontiguousarray(rows_R3.T))
 
 
 def read_qrel_offsets(path: Path) -> Qrels:

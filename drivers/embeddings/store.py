@@ -22,13 +22,13 @@ from drivers.job.resume import is_model_unknown
 from model.encode import share_of
 from utils.errors import UserError
 from utils.exchange.atomic import read_sealed, sealed, sha256_of, sha256_of_json, staging_path, sync, write_text
+from utils.exchange.layout import EMBEDDINGS_RECORD
 from utils.exchange.lease import Lease
 from utils.exchange.retention import remove
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
 from utils.search.source import all_at_once
 
-EMBEDDINGS = "embeddings.json"
 DIRECTORY = re.compile(r"step-\d+-[0-9a-f]{16}")
 FORMAT = 1
 PASSAGES, DEV_QUERY, TRAIN_QUERY = "passages", "dev-query", "train-query"
@@ -113,7 +113,7 @@ def commit(
     passages = next(shards for shards in all_shards if shards.name == PASSAGES)
     about = {"model_sha256": passages.model_sha256, "passages": passages.count, "dims": passages.dims}
     about["storage"] = passages.storage
-    write_text(directory / EMBEDDINGS, sealed({**record, **about, "shards": held}), owned)
+    write_text(directory / EMBEDDINGS_RECORD, sealed({**record, **about, "shards": held}), owned)
     say(f"embeddings of {passages.count:,} passages in {directory}")
 
 
@@ -134,9 +134,11 @@ def read_embeddings_record(directory: Path, collection: Preprocessed | None = No
 
     An earlier version may have left ``model_sha256`` blank; `describe_embeddings` says so.
     """
-    path = directory / EMBEDDINGS
+    path = directory / EMBEDDINGS_RECORD
     if not path.is_file():
-        raise UserError(f"{directory} holds no complete embeddings ({EMBEDDINGS} is missing); run with --inference")
+        raise UserError(
+            f"{directory} holds no complete embeddings ({EMBEDDINGS_RECORD} is missing); run with --inference"
+        )
     try:
         record = read_sealed(path)
     except UserError as error:
@@ -175,7 +177,8 @@ def check_same_collection(directory: Path, record: dict[str, Any], collection: P
 def newest_embeddings(root: Path) -> Path:
     """The complete embeddings of the highest step under ``root``. UserError where there are none, two, or damaged."""
     steps = {
-        path.parent: int(read_embeddings_record(path.parent)["step"]) for path in root.glob(f"step-*/{EMBEDDINGS}")
+        path.parent: int(read_embeddings_record(path.parent)["step"])
+        for path in root.glob(f"step-*/{EMBEDDINGS_RECORD}")
     }
     if not steps:
         raise UserError(f"{root} holds no complete embeddings, --load_gen needs them; run with --inference first")
@@ -227,5 +230,7 @@ def read_query_rows(directory: Path, name: str) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path} is missing, expected the rows of the queries; run with --inference again") from None
     if found != expected:
-        raise UserError(f"{path}: its sha256 differs from {EMBEDDINGS}'s: it is damaged; run with --inference again")
+        raise UserError(
+            f"{path}: its sha256 differs from {EMBEDDINGS_RECORD}'s: it is damaged; run with --inference again"
+        )
     return np.load(path, allow_pickle=False)

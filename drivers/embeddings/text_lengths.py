@@ -15,16 +15,15 @@ from typing import Any, TypeVar
 
 from data.tokens.collection import Preprocessed, read_manifest
 from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
-from drivers.embeddings.store import EMBEDDINGS, newest_embeddings
-from drivers.generate.encode_corpus import EMBEDDINGS as EMBEDDINGS_OF_A_RUN
+from drivers.embeddings.store import newest_embeddings
 from model.hub import hub_file, is_path
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
-from utils.exchange.layout import CHECKPOINT_PATTERN, checkpoint_path, numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, EMBEDDINGS, EMBEDDINGS_RECORD, checkpoint_path, numbered
+from utils.exchange.model_files import CONFIG, LENGTHS
 from utils.flags import TextFlags
-from utils.model_files import CONFIG, LENGTHS
 
 TEXTS_OF = {"max_seq_length": "passages", "max_query_length": "queries"}
 DEFAULT_OF = {field.name: field.default for field in dataclasses.fields(TextFlags) if field.name in LENGTHS}
@@ -53,7 +52,7 @@ def opened_by(flags: Opening) -> list[str]:
         return [*map(str, models), flags.model_name_or_path, flags.config_name]
     if flags.load_gen:
         with contextlib.suppress(UserError):  # which the preflight tells
-            return [str(newest_embeddings(Path(flags.output_dir) / EMBEDDINGS_OF_A_RUN))]
+            return [str(newest_embeddings(Path(flags.output_dir) / EMBEDDINGS))]
     training_dir = Path(flags.training_dir)
     newest = numbered(training_dir, CHECKPOINT_PATTERN)[-1:]
     models = [checkpoint_path(training_dir, step) for step in newest]
@@ -68,7 +67,7 @@ def records_of(places: list[str], local_only: bool) -> Iterator[tuple[Path, dict
     for place in filter(None, places):
         path = Path(place)
         if path.is_dir():
-            path = path / EMBEDDINGS if (path / EMBEDDINGS).is_file() else path / CONFIG
+            path = path / EMBEDDINGS_RECORD if (path / EMBEDDINGS_RECORD).is_file() else path / CONFIG
         elif not path.is_file():
             path = (None if is_path(place) else hub_file(place, CONFIG, local_only)) or path
         with contextlib.suppress(UserError, OSError):
@@ -121,7 +120,7 @@ def describe_lengths(flags: Opening, collection: Preprocessed) -> str:
     for name, texts in TEXTS_OF.items():
         length, held = getattr(flags, name), collection.manifest[name]
         known, path = recorded.get(name, (None, Path()))
-        what = "the embeddings were made" if path.name == EMBEDDINGS else "the model was trained"
+        what = "the embeddings were made" if path.name == EMBEDDINGS_RECORD else "the model was trained"
         if known is None:
             origin = f"--{name} or its default: the model's {CONFIG} records none"
         elif known == length:

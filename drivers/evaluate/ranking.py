@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.tokens.collection import Preprocessed, Split, query_name
+from data.sources.qrels import query_name
+from data.tokens.collection import Preprocessed, Split
 from drivers.embeddings import store
 from drivers.embeddings.distributed_search import rerank, retrieve, score_candidates
 from drivers.embeddings.encode import PassageShare, encode_passages, encode_queries, stored_share

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.mining.negative_lists import pair_keys
-from data.tokens.collection import Qrels
+from data.sources.qrels import Qrels
 from drivers.embeddings.encode import PassageShare
 from utils import distributed
 from utils.distributed import World

@@ -27,10 +27,9 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced, UserError
 from utils.exchange.atomic import is_gone
+from utils.exchange.layout import EMBEDDINGS, EMBEDDINGS_RECORD
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
-
-EMBEDDINGS = "embeddings"  # in --output_dir
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ def load_vectors(job: Job, here: Session, work: Work) -> Vectors:
 
 def open_vectors(world: World, directory: Path, stored_rows_Q: np.ndarray, rows_Q: np.ndarray) -> Vectors:
     """Complete embeddings: the queries read, this rank's share of the passages to be read while searching."""
-    wait_until_visible(directory / store.EMBEDDINGS)
+    wait_until_visible(directory / EMBEDDINGS_RECORD)
     dev_QD, train_QD = (store.read_queries(directory, name) for name in (DEV_QUERY, TRAIN_QUERY))
     if not np.array_equal(stored_rows_Q, rows_Q):
         train_QD = train_QD[np.searchsorted(stored_rows_Q, rows_Q)]

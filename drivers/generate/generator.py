@@ -19,7 +19,7 @@ from drivers.embeddings import store
 from drivers.embeddings.distributed_search import check_index_fits_model, check_search
 from drivers.embeddings.text_lengths import check_made_with, lengths_of_first_rank, with_lengths
 from drivers.generate.checks import check_generator
-from drivers.generate.encode_corpus import EMBEDDINGS, Job, Work, embeddings_dir
+from drivers.generate.encode_corpus import Job, Work, embeddings_dir
 from drivers.generate.refresh import one_refresh
 from drivers.job.disk_budget import UNKNOWN_REFRESHES
 from drivers.job.encoder_setup import check_model_directory
@@ -48,7 +48,7 @@ from utils import distributed
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import Checkpoint, model_sha256, newest_checkpoint, read_initial_checkpoint
-from utils.exchange.layout import CHECKPOINT_PATTERN
+from utils.exchange.layout import CHECKPOINT_PATTERN, EMBEDDINGS
 from utils.exchange.markers import read_done, read_run
 from utils.exchange.negatives import next_refresh_number, read_records
 from utils.exchange.peers import Peer, watch_peer

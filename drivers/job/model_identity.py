@@ -12,9 +12,9 @@ from utils.errors import UserError
 from utils.exchange.atomic import read_sealed
 from utils.exchange.checkpoints import model_sha256
 from utils.exchange.layout import MANIFEST, TRAINER_STATE
+from utils.exchange.model_files import CONFIG, config_sha256
 from utils.exchange.verify import check_files
 from utils.flags import ModelTypeFlags, TrainingFlags
-from utils.model_files import CONFIG, config_sha256
 
 RANDOM_WEIGHTS = "random weights"  # what the seed and the config decide
 

@@ -21,8 +21,9 @@ from data.tokens.collection import Preprocessed
 from data.tokens.token_cache import TokenCache, gather_from
 from data.training.batches import Batch
 from drivers.job.disk_budget import optimiser_bytes
-from model.encode import EncodingSettings, attention_mask
+from model.encode import EncodingSettings
 from model.kernels.precision import autocast, name_of
+from model.token_batch import attention_mask
 from model.train.step import TrainingStep, backward, tensors_of
 from utils.distributed import World
 from utils.errors import UserError, one_line

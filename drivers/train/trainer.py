@@ -27,10 +27,10 @@ from utils.errors import PeerGone
 from utils.exchange.checkpoints import Checkpoint, newest_to_go_on_from, publish_checkpoint
 from utils.exchange.layout import MANIFEST, TRAINER_STATE, checkpoint_path
 from utils.exchange.markers import mark_done, read_done
+from utils.exchange.model_files import LENGTHS
 from utils.exchange.stop import StopRequested
 from utils.exchange.wait import wait_until_visible
 from utils.flags import TrainingFlags
-from utils.model_files import LENGTHS
 from utils.run_log import RunLog, progress_line, say
 
 

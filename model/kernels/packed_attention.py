@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
-from model.encode import attention_mask
 from model.kernels.cpu_dropout import MOST_BY_PRODUCTS, attention_by_device
 from model.kernels.precision import autocast, encodes_in_bfloat16_on_cpu
+from model.token_batch import attention_mask
 from utils.errors import one_line
 
 PACKED, PACKED_ON_CPU = "packed", "packed_on_cpu"  # transformers' words for the attentions below

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from model.encode import attention_mask, plan_batches
+from model.encode import plan_batches
+from model.token_batch import attention_mask
 
 
 def plan_passes(lengths_B: torch.Tensor, budget_tokens: int) -> list[torch.Tensor]:

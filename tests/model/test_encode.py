@@ -13,18 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RobertaConfig
 
-from model.encode import (
-    LARGEST_BLOCK,
-    Texts,
-    attention_mask,
-    block_size,
-    encode_blocks,
-    plan_batches,
-    plan_blocks,
-    share_of,
-)
+from model.encode import LARGEST_BLOCK, Texts, block_size, encode_blocks, plan_batches, plan_blocks, share_of
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
+from model.token_batch import attention_mask
 from utils.errors import UserError
 
 CPU = torch.device("cpu")

@@ -17,9 +17,9 @@ from utils.exchange import atomic
 from utils.exchange.atomic import check_space, read_sealed, sealed, sha256_of, staging_path, sync
 from utils.exchange.layout import CHECKPOINT_PATTERN, DAMAGED, MANIFEST, checkpoint_path, numbered
 from utils.exchange.lease import Lease
+from utils.exchange.model_files import weights_sha256
 from utils.exchange.verify import check_files, check_not_lasting
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, say_once, wait_for
-from utils.model_files import weights_sha256
 from utils.run_log import say
 
 

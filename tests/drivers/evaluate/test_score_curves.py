@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from data.tokens.collection import sorted_qrels
+from data.sources.qrels import sorted_qrels
 from drivers.embeddings.encode import PassageShare
 from drivers.evaluate.score_curves import as_json, grades_by_rank, mean_scores, overlap, score_curves
 from tests.ranks_as_threads import on_ranks

@@ -17,12 +17,12 @@ from transformers import RobertaConfig
 
 from data.training.batches import Batch
 from drivers.job.encoder_setup import pack_on_gpus, settle_encoder
-from model.encode import attention_mask
 from model.encoders.roberta_dot import RobertaDot
 from model.kernels import packed_attention
 from model.kernels.cpu_dropout import BY_DEVICE
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, refusal_to_pack, tried_batch
 from model.kernels.precision import autocast
+from model.token_batch import attention_mask
 from model.train.step import make_state, train_step
 from tests.model.train.test_step import ALONE, constant, flat_weights
 from utils import distributed

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import RobertaConfig
 
-from model.encode import Texts, attention_mask, encode_blocks
+from model.encode import Texts, encode_blocks
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
 from model.kernels.precision import compute_dtype, name_of, quickest_dtype
+from model.token_batch import attention_mask
 from utils.errors import UserError
 from utils.search.api import search
 from utils.search.options import SearchOptions

@@ -25,7 +25,7 @@ from utils.errors import Disagreement, UserError
 from utils.exchange.atomic import read_sealed, sealed, sha256_of
 from utils.exchange.checkpoints import model_sha256, publish_checkpoint
 from utils.exchange.markers import read_run
-from utils.model_files import WEIGHTS, config_sha256, weight_files, weights_sha256
+from utils.exchange.model_files import WEIGHTS, config_sha256, weight_files, weights_sha256
 
 SMALL = "6KB"  # of a shard: the model has four times that
 
@@ -115,7 +115,7 @@ def test_a_published_checkpoint_is_not_read_a_second_time(tmp_path: Path, monkey
     with publish_checkpoint(lease_of(tmp_path / "run"), 3, {}) as staging:
         shutil.copytree(plain, staging, dirs_exist_ok=True)
     expected = weights_sha256(plain)
-    monkeypatch.setattr("utils.model_files.sha256_of", lambda path: pytest.fail(f"{path} was hashed again"))
+    monkeypatch.setattr("utils.exchange.model_files.sha256_of", lambda path: pytest.fail(f"{path} was hashed again"))
     assert model_sha256(tmp_path / "run" / "checkpoint-3") == expected
 
 
