@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.train.step import GPU_PASS_TOKENS
+from model.train.step import GPU_MICRO_BATCH_TOKENS
 from utils.flag_values import OneLineParser, path_argument, whole_number
 
 # Tokens of a passage: log-normal with a mean of 76, as long as MS MARCO's 56 words make it, few of them above 200.
@@ -154,7 +154,7 @@ class MatrixProduct:
 
 def encoders_product(encoder: Any, device: torch.device, dtype: torch.dtype | None) -> MatrixProduct:
     """Of as many rows as a pass of the encoder has."""
-    rows = encoder.cpu_batch_tokens if device.type == "cpu" else GPU_PASS_TOKENS
+    rows = encoder.cpu_batch_tokens if device.type == "cpu" else GPU_MICRO_BATCH_TOKENS
     return MatrixProduct(rows, encoder.config.hidden_size, device, dtype or torch.float32)
 
 

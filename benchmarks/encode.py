@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from benchmarks import baselines, common
-from drivers.job.encoder_setup import settle_encoder
-from model.encode import Texts, encode_blocks
+from drivers.job.encoder_setup import prepare_encoder
+from model.encode import TextSource, encode_blocks
 from model.kernels.precision import name_of, quickest_dtype
 from utils.distributed import World
 
@@ -20,7 +20,7 @@ TOKENS_OF_A_BATCH = 128 * 512  # --per_gpu_eval_batch_size 128 at ANCE's length
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.5}  # between embeddings with a norm of 28
 
 
-def texts_of(ids: list[np.ndarray], of_collection: int | None = None) -> Texts:
+def texts_of(ids: list[np.ndarray], of_collection: int | None = None) -> TextSource:
     """``of_collection``: the first of so many, whose number decides how many texts are sorted together."""
     lengths_N = np.array([len(tokens) for tokens in ids])
 
@@ -30,7 +30,7 @@ def texts_of(ids: list[np.ndarray], of_collection: int | None = None) -> Texts:
             ids_BL[place, : lengths_N[row]] = ids[row]
         return ids_BL, lengths_N[rows_B]
 
-    return Texts(of_collection or len(ids), lambda start, stop: lengths_N[start:stop], gather)
+    return TextSource(of_collection or len(ids), lambda start, stop: lengths_N[start:stop], gather)
 
 
 def main() -> None:
@@ -52,8 +52,8 @@ def main() -> None:
         theirs = baselines.sentence_transformer(ours, directory, torch.float32, device)
         theirs_equal = baselines.sentence_transformer(ours, directory, weights_dtype, device)
     if dtype is not None:
-        ours.lower_weights(dtype)
-    settle_encoder(argparse.Namespace(compile=False), ours, dtype, World(0, 1, device))
+        ours.cast_linear_weights(dtype)
+    prepare_encoder(argparse.Namespace(compile=False), ours, dtype, World(0, 1, device))
     few = ids[: 2 * baselines.ANCE_ENCODING_BATCH]
     source = texts_of(ids, MS_MARCO_PASSAGES)
 

@@ -25,7 +25,7 @@ from data.tokens.collection import Preprocessed, open_preprocessed, read_manifes
 from data.tokens.token_cache import TokenCache, gather_from
 from data.training.batches import Triples, batches_of_triples, make_batch
 from drivers.embeddings.encode import texts_of
-from drivers.job.encoder_setup import leave_padding_out
+from drivers.job.encoder_setup import enable_packing
 from model.encode import EncodingSettings, encode_blocks
 from model.train.optim import make_optimizer
 from model.train.step import make_state, train_step
@@ -89,7 +89,7 @@ def first(steps: int, lists: NegativeLists, group_size: int, batch: int, refresh
 
 def our_way(encoder: Any, collection: Preprocessed, device: torch.device) -> tuple[Encode, Step]:
     pad_id, world = collection.pad_token_id, World(0, 1, device)
-    leave_padding_out(encoder, None, world, trains=True)
+    enable_packing(encoder, None, world, trains=True)
     settings = EncodingSettings(PASSAGE_TOKENS, QUERY_TOKENS, pad_id, 128 * PASSAGE_TOKENS, None)
     optimizer = make_optimizer("adamW", encoder, LEARNING_RATE, 1e-8, 0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import baselines, common
 from data.training.batches import Batch, Triples, make_batch
-from drivers.job.encoder_setup import leave_padding_out
+from drivers.job.encoder_setup import enable_packing
 from model.kernels.precision import quickest_dtype
 from model.train.optim import make_optimizer
 from model.train.step import make_state, train_step
@@ -56,7 +56,7 @@ def our_step(
     encoder: Any, loss: str, dtype: torch.dtype | None, device: torch.device, batch: Batch
 ) -> Callable[[], Any]:
     world = World(0, 1, device)
-    leave_padding_out(encoder, dtype, world, trains=True)
+    enable_packing(encoder, dtype, world, trains=True)
     optimizer = make_optimizer("adamW", encoder, LEARNING_RATE, 1e-8, 0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     state = make_state(encoder, loss, optimizer, scheduler, world, dtype, 0.0)

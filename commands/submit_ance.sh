@@ -58,7 +58,7 @@ RUN=$(run_dir)
 
 PARSE='
 import sys
-from drivers import flags
+from drivers import cli
 from utils.errors import run_program
 from utils.flags import parse_flags
 
@@ -68,7 +68,7 @@ for kind in argv:
     given = list(iter(lambda: next(argv), "::"))
     code = [0]
     def parse():
-        parse_flags(getattr(flags, kind), program, given)
+        parse_flags(getattr(cli, kind), program, given)
     try:
         run_program(program, parse)
     except SystemExit as ended:

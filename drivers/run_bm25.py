@@ -35,7 +35,7 @@ from data.tokens.verify import check_inputs
 from utils.errors import UserError, run_program
 from utils.exchange.evaluations import METRICS_FILE, write_metrics
 from utils.exchange.layout import record_path
-from utils.exchange.lease import Life
+from utils.exchange.lease import LeaseTimeouts
 from utils.exchange.markers import working
 from utils.exchange.negatives import publish_negatives
 from utils.flag_values import MOST_WORKERS, flag
@@ -212,7 +212,7 @@ def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, select
         write_metrics(staged, record, [RUN_FILE])
         publish(staged, out, [RUN_FILE, METRICS_FILE])
         positives = preprocessed.qrels("train").positives()
-        with working(out, "bm25", Life(10.0, 180.0), run_id) as lease:
+        with working(out, "bm25", LeaseTimeouts(10.0, 180.0), run_id) as lease:
             publish_negatives(
                 lease,
                 0,

@@ -94,7 +94,7 @@ def run(flags: EvalFlags, collection: Any, dtype: Any, backend: str) -> None:
         encoder = open_to_encode(flags, flags.model_name_or_path, collection, dtype, world)
         check_index_fits(flags, len(collection.passages), encoder.dims)
         settings = encoding_settings(flags, collection, dtype)
-        checks.each(partial(check_encoding, encoder, collection, flags.split, settings, world.device))
+        checks.on_every_process(partial(check_encoding, encoder, collection, flags.split, settings, world.device))
         checks.end()
         vectors = encode_split(flags, world, encoder, collection, dtype, flags.split)
         assert vectors is not None, "nobody is told to leave"

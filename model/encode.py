@@ -27,7 +27,7 @@ Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows_B -> (ids
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextSource:
     """What is to be encoded: ``count`` texts by row, ``lengths(start, stop)`` int [stop - start] in tokens."""
 
     count: int
@@ -73,7 +73,7 @@ class Gathered:
     lengths_B: torch.Tensor
 
 
-def gather_batches(texts: Texts, rows: tuple[int, int], budget_tokens: int, pin: bool) -> Iterator[Gathered]:
+def gather_batches(texts: TextSource, rows: tuple[int, int], budget_tokens: int, pin: bool) -> Iterator[Gathered]:
     """The batches of the rows [start, stop), block after block. ``pin``: for copies that the GPU makes by itself."""
     for first, last in plan_blocks(texts.count, *rows):
         for rows_B in plan_batches(texts.lengths(first, last), first, budget_tokens):
@@ -93,7 +93,7 @@ def encode_batch(encoder: Any, batch: Gathered, device: torch.device, dtype: tor
 
 def encode_blocks(
     encoder: Any,
-    texts: Texts,
+    texts: TextSource,
     rows: tuple[int, int],
     budget_tokens: int,
     device: torch.device,

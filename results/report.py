@@ -72,7 +72,7 @@ def study_places(directory: Path, flags: ReportFlags) -> tuple[dict[int, Path], 
     return places, names
 
 
-def write_study(found: Study, tests: list[study.Test], directory: Path, output: Path) -> None:
+def write_study(found: Study, tests: list[study.PairTest], directory: Path, output: Path) -> None:
     """summary.json last: where it is new, all of it is."""
     warnings = [f"**Warning:** {warning}" for warning in found.warnings]
     parts, command = study.sections_of(found, tests, directory), study.study_command(found)
@@ -145,7 +145,7 @@ def report_runs(directories: list[Path], flags: ReportFlags) -> None:
     say_written(output, REPORT_JSON)
 
 
-def write_runs(runs: list[Run], compared: Study | None, tests: list[study.Test], reason: str, output: Path) -> None:
+def write_runs(runs: list[Run], compared: Study | None, tests: list[study.PairTest], reason: str, output: Path) -> None:
     """report.json last: where it is new, all of it is."""
     parts, summary = run_report.run_sections(runs, compared), None
     if compared is not None:

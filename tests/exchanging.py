@@ -10,9 +10,9 @@ from utils.exchange.checkpoints import publish_checkpoint
 from utils.exchange.layout import checkpoint_path
 from utils.exchange.lease import (
     LEASES,
-    Holder,
     Lease,
-    Life,
+    LeaseRecord,
+    LeaseTimeouts,
     acquire,
     newest_epoch,
     parse_beat,
@@ -22,7 +22,7 @@ from utils.exchange.lease import (
 from utils.exchange.negatives import Refresh, publish_negatives
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where syncing many small files takes no time
-LIFE = Life(heartbeat_seconds=10, lease_seconds=60)
+LIFE = LeaseTimeouts(heartbeat_seconds=10, lease_seconds=60)
 HELD: dict[tuple[Path, str], Lease] = {}
 
 
@@ -53,7 +53,7 @@ def lease_of(directory: Path, role: str = "trainer") -> Lease:
     return held
 
 
-def read_lease(directory: Path, role: str) -> Holder | None:
+def read_lease(directory: Path, role: str) -> LeaseRecord | None:
     """The lease of the highest epoch."""
     epoch = newest_epoch(directory, role)
     return read_holder(directory, role, epoch) if epoch else None

@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 from tests.fingerprint import loop as small
 from tests.fingerprint.digest import fix_clocks, lines_of
 from tests.fingerprint.programs import Programs, fork_server
-from utils.exchange.atomic import read_sealed, sealed
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum
 
 
 def digests_of(directory: Path) -> dict[str, str]:
@@ -60,7 +60,9 @@ def test_two_loops_are_equal_and_another_constant_changes_what_comes_after_it(tm
 
 
 def write_record(path: Path, value: float, clock: float) -> None:
-    path.write_text(sealed({"ndcg": value, "encode_seconds": clock, "checkpoint": f"{path.parent}/checkpoint-4"}))
+    path.write_text(
+        dump_with_checksum({"ndcg": value, "encode_seconds": clock, "checkpoint": f"{path.parent}/checkpoint-4"})
+    )
 
 
 def write_metrics(path: Path, value: float, clock: float) -> None:
@@ -69,7 +71,7 @@ def write_metrics(path: Path, value: float, clock: float) -> None:
 
 def write_manifest(path: Path, value: float, clock: float) -> None:
     files = {"trainer_state.json": {"sha256": str(clock)}, "model.safetensors": {"sha256": str(value)}}
-    path.write_text(sealed({"files": files, "run_id": str(clock), "git": {"commit": str(clock)}}))
+    path.write_text(dump_with_checksum({"files": files, "run_id": str(clock), "git": {"commit": str(clock)}}))
 
 
 def write_candidates(path: Path, value: float, clock: float) -> None:
@@ -146,7 +148,7 @@ def test_fixed_clocks_leave_a_record_that_verifies_and_its_values(tmp_path: Path
     before = digests_of(tmp_path)
     fix_clocks(tmp_path)
     assert digests_of(tmp_path) == before
-    record = read_sealed(tmp_path / "ann_ndcg_0")
+    record = load_with_checksum(tmp_path / "ann_ndcg_0")
     assert record["ndcg"] == 0.25 and record["encode_seconds"] == 0.5
     assert [json.loads(line)["time"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1e9, 1e9]
     assert (tmp_path / "dev.by_rank.json").read_text() == '{"curve":  [1]}'

@@ -253,7 +253,7 @@ def test_the_examples_of_the_language_are_in_it_and_show_all_of_it() -> None:
     assert len(examples) > 8 and len(combined) > 1
     texts = [text for cell in (*examples, *combined) for text in re.findall(r"`([^`]+)`", cell)]
     found = [parse_strategy(text, 20, 200) for text in texts]
-    kinds = {part.kind for strategy in found for part in strategy.parts}
+    kinds = {sampler.kind for strategy in found for sampler in strategy.samplers}
     assert kinds == {*COUNTED, "ranks", "around-positive"}
     assert any(len(strategy.stages) > 1 for strategy in found)
 

@@ -108,7 +108,7 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def complain(program: str, message: str) -> None:
+def write_error(program: str, message: str) -> None:
     sys.stderr.write(f"{program}: {message}\n")
     sys.stderr.flush()
 
@@ -132,7 +132,7 @@ def is_first_to_fail(code: int) -> bool:
 def ended(program: str, code: int, message: str) -> int:
     """Say why in one line, of several processes only in the first that fails; returns ``code``."""
     if is_first_to_fail(code):
-        complain(program, message)
+        write_error(program, message)
     return code
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import EXIT_CODE_FILE, RankGone, collective_mark, complain, run_program
+from utils.errors import EXIT_CODE_FILE, RankGone, collective_mark, run_program, write_error
 from utils.exchange.stop import STOP_FILE
 from utils.flag_values import OneLineParser, whole_number
 
@@ -89,7 +89,7 @@ def code_of_first(error: ChildFailedError, code_file: Path) -> int:
     mark = collective_mark(code_file, rank)
     if failure.exitcode != -signal.SIGABRT or not mark.exists() or mark.read_bytes() != b"\1":
         return as_exit_code(failure.exitcode)
-    complain("launch", f"error: rank {rank} was aborted in a collective: another rank is gone; see its messages")
+    write_error("launch", f"error: rank {rank} was aborted in a collective: another rank is gone; see its messages")
     return RankGone.exit_code
 
 

@@ -36,7 +36,7 @@ def random_keys(
     return mixed_bits(state_Q[:, None] + column_QW.astype(np.uint64) * golden)
 
 
-def as_races(keys_QW: np.ndarray, weight_W: np.ndarray) -> np.ndarray:
+def exponential_keys(keys_QW: np.ndarray, weight_W: np.ndarray) -> np.ndarray:
     """Arrival times: the n earliest are n draws without replacement, each in proportion to its weight.
 
     Efraimidis and Spirakis 2006; the columns of ``keys_QW`` are the contestants.
@@ -45,7 +45,7 @@ def as_races(keys_QW: np.ndarray, weight_W: np.ndarray) -> np.ndarray:
     return -np.log(uniform_QW) / weight_W
 
 
-def smallest(keys_QK: np.ndarray, eligible_QK: np.ndarray, count: int) -> np.ndarray:
+def k_smallest_mask(keys_QK: np.ndarray, eligible_QK: np.ndarray, count: int) -> np.ndarray:
     """bool [Q, K]: the ``count`` smallest keys of those eligible, or all of these where they are fewer.
 
     Keys are uint64 or float, distinct in a row.

@@ -15,7 +15,7 @@ import numpy as np
 from data.mining.candidates import Candidates
 from data.mining.keyed_random import FOR_LINE_ORDER, FOR_POSITIVES, random_keys
 from data.mining.negative_lists import NegativeLists, is_positive
-from data.mining.samplers import View, take, widen
+from data.mining.samplers import CandidatePool, apply_strategy, widen
 from data.mining.strategy import Strategy, parse_strategy
 from utils.errors import UserError
 from utils.flags import SelectionFlags
@@ -48,7 +48,7 @@ def make_selection(text: str, flags: SelectionFlags, passages: int) -> Selection
     if flags.min_rank > flags.topk_training:
         raise UserError(f"--min_rank {flags.min_rank} leaves none of --topk_training {flags.topk_training}; lower it")
     strategy = parse_strategy(text, flags.negative_sample, flags.topk_training, flags.min_rank)
-    if any(part.kind == "corpus" and part.count > passages // 2 for part in strategy.parts):
+    if any(sampler.kind == "corpus" and sampler.count > passages // 2 for sampler in strategy.samplers):
         raise UserError(f"--negative_strategy {text!r} draws more than half of the {passages} passages; ask for fewer")
     return Selection(strategy, flags.min_rank, flags.max_positive_ratio, flags.on_shortage, passages)
 
@@ -110,19 +110,19 @@ def select_negatives(
     positive_rank_Q = ranks_of(passage_QK, positive_Q)
     usable_QK = (passage_QK >= 0) & ~is_positive(query_Q[:, None], passage_QK, positives)
     usable_QK, dropped = filtered(candidates, usable_QK, positive_rank_Q, selection)
-    view = View(candidates, positives, positive_rank_Q, usable_QK, seed, refresh)
-    stage = selection.strategy.at(refresh)
-    taken_QK, outside_QM = take(view, stage, selection.passages, bm25)
+    pool = CandidatePool(candidates, positives, positive_rank_Q, usable_QK, seed, refresh)
+    phase = selection.strategy.at(refresh)
+    taken_QK, outside_QM = apply_strategy(pool, phase, selection.passages, bm25)
     found_Q = taken_QK.sum(1) + (outside_QM >= 0).sum(1)
-    is_short_Q, widened = found_Q < stage.most, 0
+    is_short_Q, widened = found_Q < phase.most, 0
     if selection.on_shortage == "widen":
-        taken_QK = widen(view, stage, taken_QK, stage.most - found_Q)
+        taken_QK = widen(pool, phase, taken_QK, phase.most - found_Q)
         widened = int((taken_QK.sum(1) + (outside_QM >= 0).sum(1) > found_Q).sum())
-    lists = as_lists(candidates, positive_Q, taken_QK, outside_QM, stage.most)
+    lists = as_lists(candidates, positive_Q, taken_QK, outside_QM, phase.most)
     skipped = 0
     if selection.on_shortage == "skip":
         lists, skipped = lists.rows(~is_short_Q), int(is_short_Q.sum())
-    return Selected(lists, selection.strategy.text, stage.most, int(is_short_Q.sum()), widened, skipped, dropped)
+    return Selected(lists, selection.strategy.text, phase.most, int(is_short_Q.sum()), widened, skipped, dropped)
 
 
 def ranks_of(passage_QK: np.ndarray, wanted_Q: np.ndarray) -> np.ndarray:

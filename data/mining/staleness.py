@@ -24,7 +24,7 @@ class Churn:
     jaccard: dict[str, float]
 
 
-def churn_since(before: NegativeLists, now: NegativeLists, candidates: Candidates) -> Churn:
+def staleness_since(before: NegativeLists, now: NegativeLists, candidates: Candidates) -> Churn:
     """Over the queries that all three have. ``candidates`` are what ``now`` was chosen from."""
     shared = np.intersect1d(np.intersect1d(before.query_Q, now.query_Q), candidates.query_Q)
     before, now = (lists.rows(np.isin(lists.query_Q, shared)) for lists in (before, now))

@@ -30,7 +30,7 @@ NO_FLAG = "no strategy flag given"
 
 
 @dataclass(frozen=True)
-class Part:
+class Sampler:
     """One source of negatives. ``count`` 0 is all of the window; ``first`` and ``last`` are its raw ranks."""
 
     kind: str
@@ -51,20 +51,20 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Phase:
     """What holds from refresh ``first`` on, to ``last`` or (None) for good."""
 
     first: int
     last: int | None
-    parts: tuple[Part, ...]
+    samplers: tuple[Sampler, ...]
 
     def __str__(self) -> str:
-        return "+".join(map(str, self.parts))
+        return "+".join(map(str, self.samplers))
 
     @property
     def most(self) -> int:
         """Negatives that a query can have."""
-        return sum(part.most for part in self.parts)
+        return sum(sampler.most for sampler in self.samplers)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Strategy:
     """``text`` is what the user wrote; the stages follow each other from refresh 0 without a gap."""
 
     text: str
-    stages: tuple[Stage, ...]
+    stages: tuple[Phase, ...]
 
     def __str__(self) -> str:
         """In the language, with every number said; parsing it gives the same stages."""
@@ -83,7 +83,7 @@ class Strategy:
         )
         return ";".join(f"{when}={stage}" for when, stage in zip(ranges, self.stages, strict=True))
 
-    def at(self, refresh: int) -> Stage:
+    def at(self, refresh: int) -> Phase:
         return next(stage for stage in self.stages if stage.last is None or refresh <= stage.last)
 
     def word_at(self, refresh: int) -> str:
@@ -91,13 +91,13 @@ class Strategy:
         return self.text if len(self.stages) == 1 else f"{self.at(refresh)} ({self.text})"
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def samplers(self) -> tuple[Sampler, ...]:
         """Of all stages."""
-        return tuple(part for stage in self.stages for part in stage.parts)
+        return tuple(sampler for stage in self.stages for sampler in stage.samplers)
 
     @property
     def needs_bm25(self) -> bool:
-        return any(part.kind == "bm25" for part in self.parts)
+        return any(sampler.kind == "bm25" for sampler in self.samplers)
 
     @property
     def most(self) -> int:
@@ -149,13 +149,13 @@ def parse_strategy(text: str, default_count: int, topk: int, min_rank: int = 1) 
         stages = tuple(parse_stage(stage, default_count) for stage in text.split(";"))
         check_schedule(stages)
         for stage in stages:
-            check_parts(stage.parts, topk, min_rank)
+            check_parts(stage.samplers, topk, min_rank)
     except ValueError as error:
         raise UserError(f"--negative_strategy {text!r}: {error}; for example {EXAMPLES}") from None
     return Strategy(text, stages)
 
 
-def parse_stage(text: str, default_count: int) -> Stage:
+def parse_stage(text: str, default_count: int) -> Phase:
     when, equals, mixture = text.rpartition("=")
     first, last = 0, None
     if equals:
@@ -165,27 +165,27 @@ def parse_stage(text: str, default_count: int) -> Stage:
         first = int(found[1])
         last = first if found[2] is None else int(found[3]) if found[3] else None
     words = "+".join(WORDS.get(word, word) for word in mixture.split("+")).split("+")
-    return Stage(first, last, tuple(parse_part(word, default_count) for word in words))
+    return Phase(first, last, tuple(parse_part(word, default_count) for word in words))
 
 
-def parse_part(text: str, default_count: int) -> Part:
+def parse_part(text: str, default_count: int) -> Sampler:
     kind, colon, rest = text.partition(":")
     if kind == "ranks":
         found = re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?", rest, re.ASCII)
         if not found:
             raise ValueError(f"{text!r} has no window such as ranks:21-60 or ranks:21-60:20")
-        return Part("ranks", above_zero(text, found[3]) if found[3] else 0, int(found[1]), int(found[2]))
+        return Sampler("ranks", above_zero(text, found[3]) if found[3] else 0, int(found[1]), int(found[2]))
     if kind == "around-positive":
         found = re.fullmatch(r"(\d*)[±~](\d+)", rest, re.ASCII)
         if not found:
             raise ValueError(f"{text!r} has no reach such as around-positive:20±40")
         count = above_zero(text, found[1]) if found[1] else default_count
-        return Part(kind, count, reach=above_zero(text, found[2]))
+        return Sampler(kind, count, reach=above_zero(text, found[2]))
     if kind not in COUNTED:
         raise ValueError(f"{text!r} is not a strategy")
     if colon and not re.fullmatch(r"\d+", rest, re.ASCII):
         raise ValueError(f"{rest!r} is no number of negatives in {text!r}")
-    return Part(kind, above_zero(text, rest) if colon else default_count)
+    return Sampler(kind, above_zero(text, rest) if colon else default_count)
 
 
 def above_zero(text: str, number: str) -> int:
@@ -194,7 +194,7 @@ def above_zero(text: str, number: str) -> int:
     return int(number)
 
 
-def check_schedule(stages: tuple[Stage, ...]) -> None:
+def check_schedule(stages: tuple[Phase, ...]) -> None:
     """ValueError where not every refresh has exactly one stage."""
     expected = 0
     for number, stage in enumerate(stages):
@@ -207,17 +207,17 @@ def check_schedule(stages: tuple[Stage, ...]) -> None:
             expected = stage.last + 1
 
 
-def check_parts(parts: tuple[Part, ...], topk: int, min_rank: int) -> None:
+def check_parts(samplers: tuple[Sampler, ...], topk: int, min_rank: int) -> None:
     """ValueError where a window is not within the candidates, a kind stands twice, or more is asked than there is."""
     usable = topk - min_rank + 1
     among = f"of the candidates (--topk_training {topk}" + (f", --min_rank {min_rank})" if min_rank > 1 else ")")
-    for part in parts:
-        if part.kind == "ranks" and not (1 <= part.first <= part.last <= topk and part.last >= min_rank):
-            raise ValueError(f"{part} is no window {among}")
-        if part.kind == "ranks" and part.count > part.last - part.first + 1:
-            raise ValueError(f"{part} asks for more than its window holds")
-        if part.kind not in OUTSIDE and part.count > usable:
-            raise ValueError(f"{part} asks for more {among} than there are")
-    kinds = [part.kind for part in parts if part.kind != "ranks"]
+    for sampler in samplers:
+        if sampler.kind == "ranks" and not (1 <= sampler.first <= sampler.last <= topk and sampler.last >= min_rank):
+            raise ValueError(f"{sampler} is no window {among}")
+        if sampler.kind == "ranks" and sampler.count > sampler.last - sampler.first + 1:
+            raise ValueError(f"{sampler} asks for more than its window holds")
+        if sampler.kind not in OUTSIDE and sampler.count > usable:
+            raise ValueError(f"{sampler} asks for more {among} than there are")
+    kinds = [sampler.kind for sampler in samplers if sampler.kind != "ranks"]
     if len(set(kinds)) < len(kinds):
         raise ValueError("a source is named twice, add its numbers up")

@@ -17,12 +17,12 @@ from drivers.embeddings.shards import (
     PASSAGE_SHARDS,
     rows_of_shard,
 )
-from drivers.job.progress import UNWATCHED, Left, Watch
+from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from model.encoders.registry import dims_of_config, read_config
 from utils import distributed
 from utils.distributed import Notice, World
 from utils.errors import UserError
-from utils.exchange.wait import say_once
+from utils.exchange.wait import log_once
 from utils.flags import SearchFlags
 from utils.run_log import say
 from utils.search.api import search
@@ -71,7 +71,7 @@ def check_index_fits(flags: Any, passages: int, dims: int) -> None:
     options = SearchOptions("faiss", flags.faiss_index, flags.nprobe, device)
     says = not distributed.has_launcher() or os.environ.get("RANK") == "0"  # a launcher's --dry_run leaves it to these
     if says and is_on_gpu(options) and (refusal := gpu_refusal(flags.faiss_index, dims, flags.nprobe, device)):
-        say_once(f"search: faiss has no {flags.faiss_index} on {device} ({refusal}): the CPU will search", sys.stderr)
+        log_once(f"search: faiss has no {flags.faiss_index} on {device} ({refusal}): the CPU will search", sys.stderr)
 
 
 def check_index_fits_model(flags: Any, passages: int, model_dir: str) -> None:
@@ -102,11 +102,11 @@ def retrieve(
     passages: int,
     k: int,
     options: SearchOptions,
-    watch: Watch = UNWATCHED,
+    monitor: Monitor = UNMONITORED,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The k best passages of each query over the whole collection: scores_QK and offsets_QK, on every process.
 
-    None on all of them where ``watch`` has told one to leave. What the search of one raises, all raise.
+    None on all of them where ``monitor`` has told one to leave. What the search of one raises, all raise.
     Where the GPU of one cannot search, all search on the CPU: of two such searches one may take hours longer, and who
     waits in a collective so long ends the job. Shares are of nearly one size, so that all end at nearly one time.
     """
@@ -117,7 +117,7 @@ def retrieve(
         if world.is_first:
             where = describe_search(options, queries_QD.shape[1], k)
             say(f"search: {where}; {len(queries_QD):,} queries, {passages:,} passages, top {k}")
-        searching = partial(search_share, world, queries_QD, share.passages, k, options, watch, Notice(world))
+        searching = partial(search_share, world, queries_QD, share.passages, k, options, monitor, Notice(world))
         found = distributed.on_every_process(world, searching)
         if distributed.any_rank(world, found is Unfinished.LEFT):
             return None
@@ -135,7 +135,7 @@ def search_share(
     passages: Passages,
     k: int,
     options: SearchOptions,
-    watch: Watch,
+    monitor: Monitor,
     notice: Notice,
 ) -> tuple[np.ndarray, np.ndarray] | Unfinished:
     """This process's lists, scores_QK and rows_QK of its share, or why there are none.
@@ -143,7 +143,7 @@ def search_share(
     The others learn by ``notice`` that there are none, and leave theirs.
     """
     pairs = len(queries_QD) * passages.count
-    watched = watch.over(world, pairs, "searching pairs", "query-passage pairs searched")
+    watched = monitor.over(world, pairs, "searching pairs", "query-passage pairs searched")
     try:
         with watched as advance:
 
@@ -157,7 +157,7 @@ def search_share(
         return Unfinished.OTHERS
     except Exception as error:
         notice.give()
-        if isinstance(error, Left):
+        if isinstance(error, StopEncoding):
             return Unfinished.LEFT
         if not isinstance(error, GpuSearchFailed):
             raise

@@ -20,8 +20,8 @@ from drivers.embeddings.shards import (
     stored_passages,
 )
 from drivers.embeddings.store import PASSAGES, open_shards, wait_for_shards
-from drivers.job.progress import UNWATCHED, Left, Watch
-from model.encode import EncodingSettings, Texts, encode_blocks, share_of
+from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
+from model.encode import EncodingSettings, TextSource, encode_blocks, share_of
 from utils import distributed
 from utils.distributed import World
 from utils.run_log import say
@@ -39,19 +39,21 @@ class PassageShare:
 # Encoding
 
 
-def texts_of(cache: TokenCache, settings: EncodingSettings, rows: np.ndarray | None = None) -> Texts:
+def texts_of(cache: TokenCache, settings: EncodingSettings, rows: np.ndarray | None = None) -> TextSource:
     """The passages of the cache, or the queries ``rows`` of it."""
     if rows is not None:
         return chosen_texts(cache, rows, settings.max_query_length, settings.pad_id)
     limit = settings.max_seq_length
     gather = gather_from(cache, limit, settings.pad_id)
-    return Texts(len(cache), lambda start, stop: cache.lengths(limit, start, stop), gather)
+    return TextSource(len(cache), lambda start, stop: cache.lengths(limit, start, stop), gather)
 
 
-def chosen_texts(cache: TokenCache, rows_M: np.ndarray, max_length: int, pad_id: int) -> Texts:
+def chosen_texts(cache: TokenCache, rows_M: np.ndarray, max_length: int, pad_id: int) -> TextSource:
     """The texts ``rows_M`` of the cache, queries or passages."""
     lengths_M = cache.lengths(max_length)[rows_M]
-    return Texts(len(rows_M), lambda start, stop: lengths_M[start:stop], gather_from(cache, max_length, pad_id, rows_M))
+    return TextSource(
+        len(rows_M), lambda start, stop: lengths_M[start:stop], gather_from(cache, max_length, pad_id, rows_M)
+    )
 
 
 def share_of_texts(count: int, rows: int, rank: int, ranks: int) -> tuple[int, int]:
@@ -61,17 +63,23 @@ def share_of_texts(count: int, rows: int, rank: int, ranks: int) -> tuple[int, i
 
 
 def encode_in_memory(
-    world: World, encoder: Any, texts: Texts, settings: EncodingSettings, wanted_shards: int, what: str, watch: Watch
+    world: World,
+    encoder: Any,
+    texts: TextSource,
+    settings: EncodingSettings,
+    wanted_shards: int,
+    what: str,
+    monitor: Monitor,
 ) -> tuple[int, np.ndarray] | None:
     """The first row of this rank's share, and its embeddings, float32 [M, D].
 
-    None on all ranks where ``watch`` has told one to leave.
+    None on all ranks where ``monitor`` has told one to leave.
     """
     rows = rows_of_shard(texts.count, encoder.dims, wanted_shards)
     start, stop = share_of_texts(texts.count, rows, world.rank, world.size)
     embeddings_MD, filled, left = np.empty((stop - start, encoder.dims), np.float32), 0, True
-    watched = watch.over(world, stop - start, f"encoding {what}", f"{what} encoded")
-    with contextlib.suppress(Left), watched as advance:
+    watched = monitor.over(world, stop - start, f"encoding {what}", f"{what} encoded")
+    with contextlib.suppress(StopEncoding), watched as advance:
         for block_MD in encode_blocks(
             encoder, texts, (start, stop), settings.budget_tokens, world.device, settings.dtype, advance
         ):
@@ -82,11 +90,11 @@ def encode_in_memory(
 
 
 def encode_passages(
-    world: World, encoder: Any, cache: TokenCache, settings: EncodingSettings, watch: Watch = UNWATCHED
+    world: World, encoder: Any, cache: TokenCache, settings: EncodingSettings, monitor: Monitor = UNMONITORED
 ) -> PassageShare | None:
-    """This rank's share of the passages, in memory; None on all ranks where ``watch`` has told one to leave."""
+    """This rank's share of the passages, in memory; None on all ranks where ``monitor`` has told one to leave."""
     texts = texts_of(cache, settings)
-    encoded = encode_in_memory(world, encoder, texts, settings, PASSAGE_SHARDS, "passages", watch)
+    encoded = encode_in_memory(world, encoder, texts, settings, PASSAGE_SHARDS, "passages", monitor)
     if encoded is None:
         return None
     start, embeddings_MD = encoded
@@ -99,18 +107,18 @@ def encode_queries(
     cache: TokenCache,
     rows_Q: np.ndarray,
     settings: EncodingSettings,
-    watch: Watch = UNWATCHED,
+    monitor: Monitor = UNMONITORED,
 ) -> np.ndarray | None:
     """float32 [Q, D] of the cache's ``rows_Q`` on every rank, each having encoded its share; or None as above."""
     texts = texts_of(cache, settings, rows_Q)
-    encoded = encode_in_memory(world, encoder, texts, settings, QUERY_SHARDS, "queries", watch)
+    encoded = encode_in_memory(world, encoder, texts, settings, QUERY_SHARDS, "queries", monitor)
     return None if encoded is None else np.concatenate(distributed.gather_rows(world, encoded[1]))
 
 
 # Encoding to disk
 
 
-def unfinished(world: World, shards: Shards, watch: Watch) -> np.ndarray:
+def unfinished(world: World, shards: Shards, monitor: Monitor) -> np.ndarray:
     """int64: the numbers of the shards that are missing or damaged, the same on every rank; each verifies its share.
 
     Damaged ones are named. A rank that has to leave counts those it has not looked at as missing.
@@ -118,7 +126,7 @@ def unfinished(world: World, shards: Shards, watch: Watch) -> np.ndarray:
     first, last = share_of(len(shards), world.rank, world.size)
     missing = np.ones(last - first, np.uint8)
     for number in range(first, last):
-        if watch.leave():
+        if monitor.should_stop():
             break
         fault = fault_of(shards, number)
         if fault:
@@ -130,28 +138,28 @@ def unfinished(world: World, shards: Shards, watch: Watch) -> np.ndarray:
 def encode_to_shards(
     world: World,
     encoder: Any,
-    texts: Texts,
+    texts: TextSource,
     shards: Shards,
     numbers: np.ndarray,
     settings: EncodingSettings,
-    watch: Watch,
-    owned: Path | None = None,
+    monitor: Monitor,
+    lease_staging_dir: Path | None = None,
 ) -> None:
-    """Encode this rank's part of the shards ``numbers`` and publish each when it is whole. Raises `Left`.
+    """Encode this rank's part of the shards ``numbers`` and publish each when it is whole. Raises `StopEncoding`.
 
-    ``owned``: the staging directory of this job's lease; Fenced where another job has it.
+    ``lease_staging_dir``: the staging directory of this job's lease; Fenced where another job has it.
     """
     first, last = share_of(len(numbers), world.rank, world.size)
     mine = [int(number) for number in numbers[first:last]]
     total = sum(stop - start for start, stop in map(shards.bounds, mine))
     what = "passages" if shards.name == PASSAGES else "queries"
-    with watch.over(world, total, f"encoding {what}", f"{what} encoded") as advance:
+    with monitor.over(world, total, f"encoding {what}", f"{what} encoded") as advance:
         for number in mine:
             bounds = shards.bounds(number)
             blocks = encode_blocks(
                 encoder, texts, bounds, settings.budget_tokens, world.device, settings.dtype, advance
             )
-            publish_shard(shards, number, blocks, owned)
+            publish_shard(shards, number, blocks, lease_staging_dir)
 
 
 def stored_share(world: World, directory: Path) -> PassageShare:

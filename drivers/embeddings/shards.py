@@ -21,7 +21,7 @@ import numpy as np
 
 from model.encode import block_size
 from utils.errors import UserError
-from utils.exchange.atomic import read_sealed, sealed, sha256_of, staging_path, sync
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync
 from utils.search.source import Passages
 
 SHARD_BYTES = 128 * 2**20  # as float32; a float16 shard takes half of it
@@ -81,18 +81,20 @@ def rows_of_shard(count: int, dims: int, wanted: int) -> int:
 # Writing
 
 
-def publish_shard(shards: Shards, number: int, blocks: Iterable[np.ndarray], owned: Path | None = None) -> None:
+def publish_shard(
+    shards: Shards, number: int, blocks: Iterable[np.ndarray], lease_staging_dir: Path | None = None
+) -> None:
     """Write the shard from float32 [M, D] at a time; it gets its name when it is whole and on the disk.
 
-    ``owned``: the staging directory of this job's lease. UserError where a number does not fit float16, Fenced where
+    ``lease_staging_dir`` is that of this job's lease. UserError where a number does not fit float16, Fenced where
     another job has the lease. Whatever ``blocks`` raises leaves nothing behind.
     """
     path, record_path = shards.path(number), shards.record_path(number)
     try:
-        with staging_path(shards.directory, path.name, owned) as staged:
+        with staging_path(shards.directory, path.name, lease_staging_dir) as staged:
             record = write_array(staged, shards, number, blocks)
             staged_record = staged.with_name(record_path.name)
-            staged_record.write_text(sealed(record), encoding="utf-8")
+            staged_record.write_text(dump_with_checksum(record), encoding="utf-8")
             for written in (staged, staged_record):
                 sync(written)
             staged.replace(path)
@@ -147,7 +149,7 @@ def fault_of(shards: Shards, number: int) -> str | None:
     if not record_path.exists():
         return ""
     try:
-        record = read_sealed(record_path)
+        record = load_with_checksum(record_path)
     except UserError as error:
         return str(error)
     if record | shards.identity(number) != record:

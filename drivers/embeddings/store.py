@@ -21,7 +21,15 @@ from drivers.embeddings.shards import PASSAGE_SHARDS, QUERY_SHARDS, Shards, faul
 from drivers.job.resume import is_model_unknown
 from model.encode import share_of
 from utils.errors import UserError
-from utils.exchange.atomic import read_sealed, sealed, sha256_of, sha256_of_json, staging_path, sync, write_text
+from utils.exchange.atomic import (
+    dump_with_checksum,
+    load_with_checksum,
+    sha256_of,
+    sha256_of_json,
+    staging_path,
+    sync,
+    write_text,
+)
 from utils.exchange.layout import EMBEDDINGS_RECORD
 from utils.exchange.lease import Lease
 from utils.exchange.retention import remove
@@ -35,7 +43,7 @@ PASSAGES, DEV_QUERY, TRAIN_QUERY = "passages", "dev-query", "train-query"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EmbeddingSpec:
     """All that decides the numbers of the embeddings, beside the texts chosen.
 
     The kind of device is part of it, its model is not: a job that goes on on another GPU would lose hours for the last
@@ -78,8 +86,8 @@ def sha256_of_rows(rows_Q: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows_Q, np.int64).tobytes()).hexdigest()
 
 
-def directory_of(root: Path, step: int, recipe: Recipe) -> Path:
-    return root / f"step-{step}-{recipe.key[:16]}"
+def directory_of(root: Path, step: int, spec: EmbeddingSpec) -> Path:
+    return root / f"step-{step}-{spec.key[:16]}"
 
 
 def remove_others(lease: Lease, keep: Path) -> None:
@@ -97,14 +105,14 @@ def commit(
     all_shards: list[Shards],
     rows: dict[str, np.ndarray],
     record: dict[str, Any],
-    owned: Path | None = None,
+    lease_staging_dir: Path | None = None,
 ) -> None:
     """Publish the queries' rows and, last, the record: a directory with it is complete.
 
     ``record`` says where the embeddings come from: step, checkpoint, and the fingerprints of the collection.
-    ``owned`` as in `publish_shard`.
+    ``lease_staging_dir`` as in `publish_shard`.
     """
-    digests = {name: publish_rows(directory, name, rows_Q, owned) for name, rows_Q in rows.items()}
+    digests = {name: publish_rows(directory, name, rows_Q, lease_staging_dir) for name, rows_Q in rows.items()}
     held = {
         shards.name: {"count": shards.count, "rows": shards.rows, "key": shards.key}
         | ({"rows_sha256": digests[shards.name]} if shards.name in digests else {})
@@ -113,14 +121,16 @@ def commit(
     passages = next(shards for shards in all_shards if shards.name == PASSAGES)
     about = {"model_sha256": passages.model_sha256, "passages": passages.count, "dims": passages.dims}
     about["storage"] = passages.storage
-    write_text(directory / EMBEDDINGS_RECORD, sealed({**record, **about, "shards": held}), owned)
+    write_text(
+        directory / EMBEDDINGS_RECORD, dump_with_checksum({**record, **about, "shards": held}), lease_staging_dir
+    )
     say(f"embeddings of {passages.count:,} passages in {directory}")
 
 
-def publish_rows(directory: Path, name: str, rows_Q: np.ndarray, owned: Path | None) -> str:
+def publish_rows(directory: Path, name: str, rows_Q: np.ndarray, lease_staging_dir: Path | None) -> str:
     """Which queries are embedded; the sha256 of the file."""
     path = directory / f"{name}.rows.npy"
-    with staging_path(directory, path.name, owned) as staged:
+    with staging_path(directory, path.name, lease_staging_dir) as staged:
         np.save(staged, np.asarray(rows_Q, np.int64))
         sync(staged)
         digest = sha256_of(staged)
@@ -140,7 +150,7 @@ def read_embeddings_record(directory: Path, collection: Preprocessed | None = No
             f"{directory} holds no complete embeddings ({EMBEDDINGS_RECORD} is missing); run with --inference"
         )
     try:
-        record = read_sealed(path)
+        record = load_with_checksum(path)
     except UserError as error:
         raise UserError(f"{error}; run with --inference again") from None
     if not record.get("model_sha256") and not is_model_unknown(record, "model_sha256"):

@@ -13,7 +13,7 @@ from drivers.embeddings.store import describe_embeddings
 from drivers.embeddings.text_lengths import describe_lengths
 from drivers.job.disk_budget import (
     check_space,
-    run_term,
+    run_item,
 )
 from drivers.job.model_identity import check_checkpoint
 from drivers.job.preflight import Preflight, check_collection, check_publishing
@@ -24,16 +24,16 @@ def check_evaluation(checks: Preflight, collection: Preprocessed, flags: Any, to
     output_dir, queries, passages = Path(flags.output_dir), collection.queries(flags.split), collection.passages
     lists = len(collection.qrels(flags.split).queries_with_positive())
     id_bytes = sum(mean_id_bytes(cache) for cache in (queries, passages))
-    terms = [run_term(lists, min(flags.topk, len(passages)), id_bytes)]
+    items = [run_item(lists, min(flags.topk, len(passages)), id_bytes)]
     model = [partial(check_checkpoint, flags, flags.model_name_or_path)] if flags.model_name_or_path else []
     stored = [partial(describe_embeddings, Path(flags.embedding_dir))] if flags.embedding_dir else []
-    checks.first(
+    checks.on_process0(
         *model,
         *stored,
         *check_collection(collection, tokenizer_dir, (flags.split,)),
         partial(describe_lengths, flags, collection),
         partial(check_publishing, output_dir),
-        partial(check_space, output_dir, terms),
+        partial(check_space, output_dir, items),
     )
 
 

@@ -16,11 +16,11 @@ from drivers.embeddings import store
 from drivers.embeddings.distributed_search import rerank, retrieve, score_candidates
 from drivers.embeddings.encode import PassageShare, encode_passages, encode_queries, stored_share
 from drivers.job.encoder_setup import encoding_settings
-from drivers.job.progress import UNWATCHED, Watch
+from drivers.job.progress import UNMONITORED, Monitor
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.exchange.wait import say_once
+from utils.exchange.wait import log_once
 from utils.ir.metrics import evaluate, mean_metrics, per_query_metrics, reach
 from utils.ir.trec import read_candidates
 from utils.search.options import SearchOptions
@@ -56,18 +56,18 @@ def encode_split(
     collection: Preprocessed,
     dtype: torch.dtype | None,
     split: Split,
-    watch: Watch = UNWATCHED,
+    monitor: Monitor = UNMONITORED,
 ) -> tuple[np.ndarray, PassageShare] | None:
     """Embeddings of the split's judged queries, and of this rank's passages.
 
-    None on all ranks where ``watch`` has told one to leave.
+    None on all ranks where ``monitor`` has told one to leave.
     """
     settings = encoding_settings(flags, collection, dtype)
     query_Q = collection.qrels(split).queries_with_positive()
-    queries_QD = encode_queries(world, encoder, collection.queries(split), query_Q, settings, watch)
+    queries_QD = encode_queries(world, encoder, collection.queries(split), query_Q, settings, monitor)
     if queries_QD is None:
         return None
-    share = encode_passages(world, encoder, collection.passages, settings, watch)
+    share = encode_passages(world, encoder, collection.passages, settings, monitor)
     return None if share is None else (queries_QD, share)
 
 
@@ -92,17 +92,17 @@ def rank_split(
     k: int,
     options: SearchOptions,
     candidates_QK: np.ndarray | None,
-    watch: Watch = UNWATCHED,
+    monitor: Monitor = UNMONITORED,
 ) -> Ranking | None:
     """Rank the whole collection for every query of the split with a positive; rerank ``candidates_QK`` where given.
 
     The metrics are means over all queries of the qrels, as deep as ``k``, and of the candidates as their longest list.
-    None on all ranks where ``watch`` has told one to leave.
+    None on all ranks where ``monitor`` has told one to leave.
     """
     queries_QD, share = vectors
     qrels = collection.qrels(split)
     query_Q, judgements = qrels.queries_with_positive(), qrels.as_dict()
-    found = retrieve(world, queries_QD, share, len(collection.passages), k, options, watch)
+    found = retrieve(world, queries_QD, share, len(collection.passages), k, options, monitor)
     if found is None:
         return None
     scores_QK, passages_QK = found
@@ -112,13 +112,13 @@ def rank_split(
     metrics = mean_metrics(judgements, rows, depth)
     unranked = len(judgements) - len(query_Q)
     if world.is_first and unranked:
-        say_once(f"{split}: {unranked:,} of {len(judgements):,} judged queries have no positive, and count as 0")
+        log_once(f"{split}: {unranked:,} of {len(judgements):,} judged queries have no positive, and count as 0")
     by_query = {query: rows.get(query, dict.fromkeys(metrics, 0.0)) for query in sorted(judgements)}
     if candidates_QK is None:
         return Ranking(query_Q, passages_QK, scores_QK, metrics, by_query)
     without = int((candidates_QK < 0).all(1).sum())
     if world.is_first and without:
-        say_once(f"{split}: {without:,} of {len(query_Q):,} queries have no candidates, and count as 0 in reranking")
+        log_once(f"{split}: {without:,} of {len(query_Q):,} queries have no candidates, and count as 0 in reranking")
     candidate_scores_QK = score_candidates(world, queries_QD, share, candidates_QK)
     reranked = rerank(candidate_scores_QK, candidates_QK)
     rerank_metrics = evaluate(judgements, query_Q, reranked[1], reach(candidates_QK.shape[1], passages))

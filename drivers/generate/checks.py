@@ -9,10 +9,10 @@ from drivers.embeddings.store import describe_embeddings, newest_embeddings
 from drivers.embeddings.text_lengths import describe_lengths
 from drivers.generate.encode_corpus import Job, embeddings_dir, train_rows
 from drivers.job.disk_budget import (
-    candidates_term,
+    candidates_item,
     check_space,
-    embeddings_term,
-    negatives_term,
+    embeddings_item,
+    negatives_item,
 )
 from drivers.job.encoder_setup import encoding_settings, open_to_encode
 from drivers.job.model_identity import check_checkpoint
@@ -26,22 +26,22 @@ def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
     flags, collection, device = job.flags, job.collection, checks.world.device
     tokenizer_dir = flags.tokenizer_name or flags.init_model_dir
     inputs = check_collection(collection, tokenizer_dir, ("train", "dev"))
-    checks.first(partial(check_checkpoint, flags, flags.init_model_dir), *inputs)
-    checks.first(partial(describe_lengths, flags, collection), partial(check_publishing, job.ann_dir))
+    checks.on_process0(partial(check_checkpoint, flags, flags.init_model_dir), *inputs)
+    checks.on_process0(partial(describe_lengths, flags, collection), partial(check_publishing, job.ann_dir))
     if flags.load_gen:
-        checks.first(lambda: describe_embeddings(newest_embeddings(embeddings_dir(job))))
-    terms, held, queries = [], 0, len(train_rows(job, 0))
+        checks.on_process0(lambda: describe_embeddings(newest_embeddings(embeddings_dir(job))))
+    items, held, queries = [], 0, len(train_rows(job, 0))
     if not flags.inference:
-        terms.append(negatives_term(queries, job.selection.strategy.most, refreshes))
+        items.append(negatives_item(queries, job.selection.strategy.most, refreshes))
         if flags.keep_candidates:
-            terms.append(candidates_term(queries, flags.topk_training, refreshes))
+            items.append(candidates_item(queries, flags.topk_training, refreshes))
     if not flags.load_gen:
         encoder = open_to_encode(flags, flags.init_model_dir, collection, job.dtype, checks.world)
         texts = len(collection.passages) + queries + len(collection.qrels("dev").queries_with_positive())
         value_bytes, only_latest = DTYPES[flags.embedding_dtype].itemsize, flags.only_keep_latest_embedding_file
-        terms.append(embeddings_term(texts, encoder.dims, value_bytes, refreshes, only_latest))
+        items.append(embeddings_item(texts, encoder.dims, value_bytes, refreshes, only_latest))
         held = disk_used(embeddings_dir(job)) if only_latest else 0
         settings = encoding_settings(flags, collection, job.dtype)
-        checks.each(partial(check_encoding, encoder, collection, "train", settings, device))
-    checks.first(partial(check_space, job.ann_dir, terms, held))
+        checks.on_every_process(partial(check_encoding, encoder, collection, "train", settings, device))
+    checks.on_process0(partial(check_space, job.ann_dir, items, held))
     checks.end()

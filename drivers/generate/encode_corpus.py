@@ -18,10 +18,10 @@ from drivers.embeddings import store
 from drivers.embeddings.distributed_search import check_index_fits
 from drivers.embeddings.encode import PassageShare, encode_to_shards, stored_share, texts_of, unfinished
 from drivers.embeddings.shards import Shards
-from drivers.embeddings.store import DEV_QUERY, PASSAGES, TRAIN_QUERY, Recipe
-from drivers.job.encoder_setup import encoding_settings, load_to_encode, settle_encoder
-from drivers.job.progress import Left, Watch
-from drivers.job.session import Session, agree
+from drivers.embeddings.store import DEV_QUERY, PASSAGES, TRAIN_QUERY, EmbeddingSpec
+from drivers.job.encoder_setup import encoding_settings, load_to_encode, prepare_encoder
+from drivers.job.progress import Monitor, StopEncoding
+from drivers.job.session import Session
 from model.kernels.precision import name_of
 from utils import distributed
 from utils.distributed import World
@@ -59,7 +59,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Work:
+class RefreshRequest:
     """One refresh to make: its number and the checkpoint it is made from."""
 
     refresh: int
@@ -69,7 +69,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Vectors:
+class RefreshEmbeddings:
     """The embeddings a refresh needs: queries whole, passages by shares on disk, in ``directory``."""
 
     directory: Path
@@ -92,46 +92,48 @@ def train_rows(job: Job, refresh: int) -> np.ndarray:
     return chunk_of_queries(with_positive, chunk_factor, refresh, flags.seed)
 
 
-def encode_all(job: Job, here: Session, work: Work, ours: dict[str, Any], watch: Watch, owned: Path) -> Vectors | None:
+def encode_all(
+    job: Job, session: Session, request: RefreshRequest, ours: dict[str, Any], monitor: Monitor, lease_staging_dir: Path
+) -> RefreshEmbeddings | None:
     """Encode dev queries, the chunk of train queries, and the passages, into shards on disk.
 
-    What an earlier process has finished is verified and used again. None on all ranks where ``watch`` told one of
+    What an earlier process has finished is verified and used again. None on all ranks where ``monitor`` told one of
     them to leave, where the checkpoint is gone, or where another job has the lease whose staging directory is
-    ``owned``: the shards finished so far stay.
+    ``lease_staging_dir``: the shards finished so far stay.
     """
-    world, collection = here.world, job.collection
-    encoder = open_checkpoint(job, here, work)
+    world, collection = session.world, job.collection
+    encoder = open_checkpoint(job, session, request)
     if encoder is None:
         return None
     check_index_fits(job.flags, len(collection.passages), encoder.dims)
-    recipe = recipe_of(job, world, work, encoder)
-    directory = store.directory_of(embeddings_dir(job), work.step, recipe)
+    spec = embedding_spec(job, world, request, encoder)
+    directory = store.directory_of(embeddings_dir(job), request.step, spec)
     distributed.on_process0(world, partial(directory.mkdir, parents=True, exist_ok=True))
-    rows = {DEV_QUERY: collection.qrels("dev").queries_with_positive(), TRAIN_QUERY: train_rows(job, work.refresh)}
+    rows = {DEV_QUERY: collection.qrels("dev").queries_with_positive(), TRAIN_QUERY: train_rows(job, request.refresh)}
     shards = [
-        *(recipe.query_shards(directory, name, rows_Q) for name, rows_Q in rows.items()),
-        recipe.passage_shards(directory),
+        *(spec.query_shards(directory, name, rows_Q) for name, rows_Q in rows.items()),
+        spec.passage_shards(directory),
     ]
-    if not encode_shards(job, world, encoder, shards, rows, watch, owned):
+    if not encode_shards(job, world, encoder, shards, rows, monitor, lease_staging_dir):
         return None
-    record = {**ours, "step": work.step, "checkpoint": work.checkpoint}
-    distributed.on_process0(world, partial(store.commit, directory, shards, rows, record, owned))
-    return open_vectors(world, directory, rows[TRAIN_QUERY], rows[TRAIN_QUERY])
+    record = {**ours, "step": request.step, "checkpoint": request.checkpoint}
+    distributed.on_process0(world, partial(store.commit, directory, shards, rows, record, lease_staging_dir))
+    return open_embeddings(world, directory, rows[TRAIN_QUERY], rows[TRAIN_QUERY])
 
 
-def open_checkpoint(job: Job, here: Session, work: Work) -> Any | None:
+def open_checkpoint(job: Job, session: Session, request: RefreshRequest) -> Any | None:
     """The model, on this rank's device; None on all ranks where its directory is gone, as rank 0 sees it.
 
     A trainer keeps its last checkpoints only: one that was the newest may have to go before it is read.
     """
-    world, path = here.world, Path(work.checkpoint)
+    world, path = session.world, Path(request.checkpoint)
     encoder, fault = None, None
-    is_there = agree(here, lambda: not is_gone(path))
+    is_there = session.decide_on_process0(lambda: not is_gone(path))
     if is_there:
         try:
             if not world.is_first:  # rank 0 has seen it
                 wait_until_visible(path / "config.json")
-            encoder = load_to_encode(job.flags, work.checkpoint, job.collection, job.dtype, world)
+            encoder = load_to_encode(job.flags, request.checkpoint, job.collection, job.dtype, world)
         except Exception as error:  # readers of weights have errors of their own for files that vanish
             fault = error
         if distributed.any_rank(world, fault is not None):
@@ -139,9 +141,9 @@ def open_checkpoint(job: Job, here: Session, work: Work) -> Any | None:
             if is_there:
                 distributed.on_every_process(world, partial(raise_fault, fault))
     if not is_there and world.is_first:
-        say(f"refresh {work.refresh}: {path} is gone, its trainer keeps newer ones; looking for one of them")
+        say(f"refresh {request.refresh}: {path} is gone, its trainer keeps newer ones; looking for one of them")
     # The ranks agree on how they encode: not before all of them have it.
-    return settle_encoder(job.flags, encoder, job.dtype, world) if is_there else None
+    return prepare_encoder(job.flags, encoder, job.dtype, world) if is_there else None
 
 
 def raise_fault(fault: Exception | None) -> None:
@@ -149,12 +151,12 @@ def raise_fault(fault: Exception | None) -> None:
         raise fault
 
 
-def recipe_of(job: Job, world: World, work: Work, encoder: Any) -> Recipe:
+def embedding_spec(job: Job, world: World, request: RefreshRequest, encoder: Any) -> EmbeddingSpec:
     """What decides the numbers of this refresh's embeddings."""
     flags, manifest = job.flags, job.collection.manifest
     settings = encoding_settings(flags, job.collection, job.dtype)
-    return Recipe(
-        model_sha256=work.model_sha256,
+    return EmbeddingSpec(
+        model_sha256=request.model_sha256,
         config=encoder.config if isinstance(encoder.config, dict) else encoder.config.to_dict(),
         collection_fingerprint=manifest["collection_fingerprint"],
         tokenizer_fingerprint=manifest["tokenizer"]["fingerprint"],
@@ -175,8 +177,8 @@ def encode_shards(
     encoder: Any,
     all_shards: list[Shards],
     rows: dict[str, np.ndarray],
-    watch: Watch,
-    owned: Path,
+    monitor: Monitor,
+    lease_staging_dir: Path,
 ) -> bool:
     """Encode the shards that are not there yet; False on all ranks where one was told to leave, or is fenced."""
     settings = encoding_settings(job.flags, job.collection, job.dtype)
@@ -185,7 +187,7 @@ def encode_shards(
         DEV_QUERY: job.collection.queries("dev"),
         TRAIN_QUERY: job.collection.queries("train"),
     }
-    missing = {shards.name: unfinished(world, shards, watch) for shards in all_shards}
+    missing = {shards.name: unfinished(world, shards, monitor) for shards in all_shards}
     there = sum(len(shards) - len(missing[shards.name]) for shards in all_shards)
     if world.is_first and there:
         total = sum(len(shards) for shards in all_shards)
@@ -194,15 +196,15 @@ def encode_shards(
     try:
         for shards in all_shards:
             texts = texts_of(caches[shards.name], settings, rows.get(shards.name))
-            encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, watch, owned)
-    except (Left, Fenced):
+            encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, monitor, lease_staging_dir)
+    except (StopEncoding, Fenced):
         left = True
     return not distributed.any_rank(world, left)
 
 
-def load_vectors(job: Job, here: Session, work: Work) -> Vectors:
+def load_embeddings(job: Job, session: Session, request: RefreshRequest) -> RefreshEmbeddings:
     """The embeddings on disk, with this refresh's chunk of the train queries."""
-    world = here.world
+    world = session.world
     root = embeddings_dir(job)
     directory = Path(distributed.decide_on_process0(world, lambda: str(store.newest_embeddings(root))))
     record = store.read_embeddings_record(directory, job.collection)
@@ -210,17 +212,17 @@ def load_vectors(job: Job, here: Session, work: Work) -> Vectors:
     dev_rows_Q = store.read_query_rows(directory, DEV_QUERY)
     stored_rows_Q = store.read_query_rows(directory, TRAIN_QUERY)
     expected = job.collection.qrels("dev").queries_with_positive()
-    rows_Q = train_rows(job, work.refresh)
+    rows_Q = train_rows(job, request.refresh)
     if not np.array_equal(dev_rows_Q, expected) or not np.isin(rows_Q, stored_rows_Q).all():
         raise UserError(f"{directory} holds other queries than --data_dir; run with --inference again")
     distributed.on_every_process(world, partial(store.check_all_shards, world.rank, world.size, directory))
-    return open_vectors(world, directory, stored_rows_Q, rows_Q)
+    return open_embeddings(world, directory, stored_rows_Q, rows_Q)
 
 
-def open_vectors(world: World, directory: Path, stored_rows_Q: np.ndarray, rows_Q: np.ndarray) -> Vectors:
+def open_embeddings(world: World, directory: Path, stored_rows_Q: np.ndarray, rows_Q: np.ndarray) -> RefreshEmbeddings:
     """Complete embeddings: the queries read, this rank's share of the passages to be read while searching."""
     wait_until_visible(directory / EMBEDDINGS_RECORD)
     dev_QD, train_QD = (store.read_queries(directory, name) for name in (DEV_QUERY, TRAIN_QUERY))
     if not np.array_equal(stored_rows_Q, rows_Q):
         train_QD = train_QD[np.searchsorted(stored_rows_Q, rows_Q)]
-    return Vectors(directory, dev_QD, rows_Q, train_QD, stored_share(world, directory))
+    return RefreshEmbeddings(directory, dev_QD, rows_Q, train_QD, stored_share(world, directory))

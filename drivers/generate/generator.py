@@ -19,7 +19,7 @@ from drivers.embeddings import store
 from drivers.embeddings.distributed_search import check_index_fits_model, check_search
 from drivers.embeddings.text_lengths import check_made_with, lengths_of_first_rank, with_lengths
 from drivers.generate.checks import check_generator
-from drivers.generate.encode_corpus import Job, Work, embeddings_dir
+from drivers.generate.encode_corpus import Job, RefreshRequest, embeddings_dir
 from drivers.generate.refresh import one_refresh
 from drivers.job.disk_budget import UNKNOWN_REFRESHES
 from drivers.job.encoder_setup import check_model_directory
@@ -33,9 +33,9 @@ from drivers.job.run_config import (
     check_in_dry_run,
     join_run,
     provenance,
-    science_of,
+    run_config,
 )
-from drivers.job.session import Session, agree, session
+from drivers.job.session import Session, open_session
 from drivers.job.setup import (
     check_compute_flags,
     check_output_dirs,
@@ -94,7 +94,7 @@ def preflight(flags: GenerateFlags) -> Job:
 
 
 def science_of_job(job: Job) -> dict[str, Any]:
-    return science_of(
+    return run_config(
         job.flags,
         job.collection,
         strategy=job.strategy,
@@ -124,9 +124,9 @@ def generate(job: Job, resolved_flags: str) -> None:
         say_coverage(job.collection)
         if flags.last_checkpoint_dir and step_said_used(flags) is None:
             say(f"--last_checkpoint_dir {flags.last_checkpoint_dir} is not in --training_dir: none counts as used")
-    with session(world, job.ann_dir, "generator", flags, run_id) as here:
+    with open_session(world, job.ann_dir, "generator", flags, run_id) as session:
         science = science_of_job(job)
-        run = join_run(here, job.ann_dir, run_id, science, OWN_SERIES)
+        run = join_run(session, job.ann_dir, run_id, science, OWN_SERIES)
         peer = watch_peer(
             job.training_dir,
             "trainer",
@@ -135,32 +135,32 @@ def generate(job: Job, resolved_flags: str) -> None:
         )
         log = distributed.on_process0(world, partial(RunLog, job.ann_dir, job.ann_dir / "tensorboard"))
         try:
-            made = make_refreshes(job, here, peer, provenance(run, science), log)
+            made = make_refreshes(job, session, peer, provenance(run, science), log)
         except StopRequested:
-            raise here.stopped("between two refreshes, or in one whose finished embeddings are kept") from None
+            raise session.stopped("between two refreshes, or in one whose finished embeddings are kept") from None
         if world.is_first:
             say(f"finished refreshes={made}")
     distributed.stop(world)
 
 
-def make_refreshes(job: Job, here: Session, peer: Peer, ours: dict[str, Any], log: RunLog | None) -> int:
+def make_refreshes(job: Job, session: Session, peer: Peer, ours: dict[str, Any], log: RunLog | None) -> int:
     """One refresh after the other; returns how many were published."""
     flags, made = job.flags, 0
-    leave = leaving(job, here, peer)
-    while (work := next_work(job, here, peer, ours)) is not None:
-        if not one_refresh(job, here, work, ours, log, leave):
+    leave = leaving(job, session, peer)
+    while (request := next_work(job, session, peer, ours)) is not None:
+        if not one_refresh(job, session, request, ours, log, leave):
             # A stop, or the trainer gone; where it is done `next_work` says so; else the refresh is begun again.
-            agree(here, partial(read_done, job.training_dir), peer)
+            session.decide_on_process0(partial(read_done, job.training_dir), peer)
             continue
         made += 1
         if flags.inference or flags.load_gen or made >= flags.limit_total_number:
             break
-        if 0 <= flags.end_output_num <= work.refresh:
+        if 0 <= flags.end_output_num <= request.refresh:
             break
     return made
 
 
-def leaving(job: Job, here: Session, peer: Peer, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
+def leaving(job: Job, session: Session, peer: Peer, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
     """Asked between two batches: whether this refresh is to be left unfinished. Every rank looks for itself.
 
     A stop, a lost lease, and now and then the trainer: nobody will train on this where it is gone or done.
@@ -169,7 +169,7 @@ def leaving(job: Job, here: Session, peer: Peer, clock: Callable[[], float] = ti
 
     def leave() -> bool:
         nonlocal looked
-        if here.stop.requested() or (here.lease is not None and here.lease.lost):
+        if session.stop.requested() or (session.lease is not None and session.lease.lost):
             return True
         if job.flags.inference or job.flags.load_gen or clock() - looked < LOOK_EVERY_SECONDS:
             return False
@@ -190,19 +190,19 @@ def say_coverage(collection: Preprocessed) -> None:
         say(f"{split}: {held:,} queries, {judged:,} with a positive in the collection, {held - judged:,} left out")
 
 
-def next_work(job: Job, here: Session, peer: Peer, ours: dict[str, Any]) -> Work | None:
+def next_work(job: Job, session: Session, peer: Peer, ours: dict[str, Any]) -> RefreshRequest | None:
     """The next refresh, waited for; None once the trainer is done."""
-    here.tell(doing=f"waiting for a new checkpoint in {job.training_dir}")
+    session.set_status(doing=f"waiting for a new checkpoint in {job.training_dir}")
 
     def look() -> dict[str, Any] | None:
-        found = agree(here, partial(look_for_work, job, ours), peer)
+        found = session.decide_on_process0(partial(look_for_work, job, ours), peer)
         return None if found is None else dict(found)
 
     what = f"a new checkpoint in {job.training_dir}"
-    answer = wait_for(look, what, quiet=not here.world.is_first, hurry=here.stop.requested)
-    if "done" in answer and here.world.is_first:
+    answer = wait_for(look, what, quiet=not session.world.is_first, hurry=session.stop.requested)
+    if "done" in answer and session.world.is_first:
         say(f"no more refreshes: {answer['done']}")
-    return None if "done" in answer else Work(**answer["work"])
+    return None if "done" in answer else RefreshRequest(**answer["work"])
 
 
 def look_for_work(job: Job, ours: dict[str, Any]) -> dict[str, Any] | None:
@@ -215,7 +215,7 @@ def look_for_work(job: Job, ours: dict[str, Any]) -> dict[str, Any] | None:
         return {"done": f"refresh {flags.end_output_num} exists"}
     if flags.load_gen:
         stored = store.read_embeddings_record(store.newest_embeddings(embeddings_dir(job)), job.collection)
-        return {"work": vars(Work(refresh, stored["checkpoint"], stored["step"], stored["model_sha256"]))}
+        return {"work": vars(RefreshRequest(refresh, stored["checkpoint"], stored["step"], stored["model_sha256"]))}
     if read_done(job.training_dir) is not None:
         return {"done": "the trainer is done"}
     if flags.refresh_mode == "lockstep" and refresh > last_refresh_needed(job):
@@ -253,8 +253,8 @@ def refreshes_planned(job: Job) -> int:
 
 
 def as_work(refresh: int, checkpoint: Checkpoint) -> dict[str, Any]:
-    work = Work(refresh, str(checkpoint.path), checkpoint.step, model_sha256(checkpoint.path))
-    return {"work": vars(work)}
+    request = RefreshRequest(refresh, str(checkpoint.path), checkpoint.step, model_sha256(checkpoint.path))
+    return {"work": vars(request)}
 
 
 def initial_model(job: Job) -> Checkpoint:

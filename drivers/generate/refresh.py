@@ -14,11 +14,11 @@ import numpy as np
 from data.mining.candidates import Candidates, write_candidates
 from data.mining.negative_lists import NegativeLists, read_negative_lists, write_negative_lists
 from data.mining.select import chunks_of, describe_selection, select_negatives
-from data.mining.staleness import Churn, churn_since
+from data.mining.staleness import Churn, staleness_since
 from drivers.embeddings import store
 from drivers.embeddings.distributed_search import retrieve, search_options
-from drivers.generate.encode_corpus import Job, Vectors, Work, encode_all, load_vectors
-from drivers.job.progress import Watch
+from drivers.generate.encode_corpus import Job, RefreshEmbeddings, RefreshRequest, encode_all, load_embeddings
+from drivers.job.progress import Monitor
 from drivers.job.resume import as_earlier_version
 from drivers.job.session import Session
 from utils import distributed
@@ -34,7 +34,12 @@ DEV_CANDIDATES = 100  # enough for recall@100 and everything at 10
 
 
 def one_refresh(
-    job: Job, here: Session, work: Work, ours: dict[str, Any], log: RunLog | None, leave: Callable[[], bool]
+    job: Job,
+    session: Session,
+    request: RefreshRequest,
+    ours: dict[str, Any],
+    log: RunLog | None,
+    leave: Callable[[], bool],
 ) -> bool:
     """Encode, search, evaluate, select, publish.
 
@@ -42,53 +47,61 @@ def one_refresh(
     them, or the checkpoint is gone. Fenced on all of them where one sees that another job has the lease.
     """
     started = time.monotonic()
-    flags, world = job.flags, here.world
+    flags, world = job.flags, session.world
     if world.is_first:
-        say(f"refresh {work.refresh}: from {work.checkpoint} (step {work.step})")
-    here.tell(refresh=work.refresh, step=work.step, doing="encoding")
-    owned = staging_of(here)
-    watch = Watch(leaving_when_fenced(leave, owned), lambda doing: here.tell(doing=doing))
+        say(f"refresh {request.refresh}: from {request.checkpoint} (step {request.step})")
+    session.set_status(refresh=request.refresh, step=request.step, doing="encoding")
+    lease_staging_dir = staging_of(session)
+    monitor = Monitor(leaving_when_fenced(leave, lease_staging_dir), lambda doing: session.set_status(doing=doing))
     encoding_started = time.monotonic()
-    vectors = load_vectors(job, here, work) if flags.load_gen else encode_all(job, here, work, ours, watch, owned)
-    if vectors is not None and flags.inference:
+    embeddings = (
+        load_embeddings(job, session, request)
+        if flags.load_gen
+        else encode_all(job, session, request, ours, monitor, lease_staging_dir)
+    )
+    if embeddings is not None and flags.inference:
         return True
     searching_started = time.monotonic()
-    found = None if vectors is None else search_all(job, here, vectors, watch)
-    if vectors is None or found is None:
-        check_not_fenced(here, owned)
+    found = None if embeddings is None else search_all(job, session, embeddings, monitor)
+    if embeddings is None or found is None:
+        check_not_fenced(session, lease_staging_dir)
         return False
     timings = {
         "encode_seconds": searching_started - encoding_started,
         "search_seconds": time.monotonic() - searching_started,
     }
-    here.tell(doing="selecting")
+    session.set_status(doing="selecting")
     candidates, dev_passages_QK = found
 
     def conclude() -> None:
-        assert log is not None and here.lease is not None
+        assert log is not None and session.lease is not None
         metrics = dev_metrics(job, dev_passages_QK)
-        staleness = publish(job, here.lease, work, candidates, metrics, timings, {**ours, "processes": world.size})
+        staleness = publish(
+            job, session.lease, request, candidates, metrics, timings, {**ours, "processes": world.size}
+        )
         # 'ndcg@10' -> 'dev_ndcg_10': TensorBoard has no @ in its names
         dev = {f"dev_{name.replace('@', '_')}": value for name, value in metrics.items()}
-        log.record(work.step, **dev, **timings, **staleness)
+        log.record(request.step, **dev, **timings, **staleness)
         seconds = time.monotonic() - started
-        say(f"refresh {work.refresh}: published in {seconds:.1f} s ({', '.join(in_words(timings))})")
+        say(f"refresh {request.refresh}: published in {seconds:.1f} s ({', '.join(format_metrics(timings))})")
         if flags.only_keep_latest_embedding_file:
-            store.remove_others(here.lease, vectors.directory)
+            store.remove_others(session.lease, embeddings.directory)
 
     distributed.on_process0(world, conclude)
     if world.is_first and world.size > 1:
-        say(f"refresh {work.refresh}: {world.waits}")
+        say(f"refresh {request.refresh}: {world.waits}")
     return True
 
 
-def staging_of(here: Session) -> Path:
+def staging_of(session: Session) -> Path:
     """The staging directory of the lease, which rank 0 holds, on every rank."""
-    return Path(distributed.broadcast_json(here.world, str(here.lease.staging) if here.lease is not None else None))
+    return Path(
+        distributed.broadcast_json(session.world, str(session.lease.staging) if session.lease is not None else None)
+    )
 
 
 def leaving_when_fenced(
-    leave: Callable[[], bool], owned: Path, clock: Callable[[], float] = time.monotonic
+    leave: Callable[[], bool], lease_staging_dir: Path, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[], bool]:
     """``leave``, and now and then a look whether the lease's staging is gone: every rank sees for itself.
 
@@ -99,15 +112,15 @@ def leaving_when_fenced(
     def ask() -> bool:
         nonlocal looked, is_fenced
         if not is_fenced and clock() - looked >= LOOK_EVERY_SECONDS:
-            looked, is_fenced = clock(), is_gone(owned)
+            looked, is_fenced = clock(), is_gone(lease_staging_dir)
         return is_fenced or leave()
 
     return ask
 
 
-def check_not_fenced(here: Session, owned: Path) -> None:
+def check_not_fenced(session: Session, lease_staging_dir: Path) -> None:
     """Fenced on all ranks where one of them sees that another job has taken this one's role over."""
-    if distributed.any_rank(here.world, is_gone(owned)):
+    if distributed.any_rank(session.world, is_gone(lease_staging_dir)):
         raise Fenced("another job has taken this one's role over; it ends")
 
 
@@ -127,26 +140,28 @@ def depth_of_search(job: Job) -> int:
     return max(job.flags.topk_training, DEV_CANDIDATES)
 
 
-def in_words(timings: dict[str, float]) -> list[str]:
+def format_metrics(timings: dict[str, float]) -> list[str]:
     return [f"{name.removesuffix('_seconds')} {seconds:.1f} s" for name, seconds in timings.items()]
 
 
-def search_all(job: Job, here: Session, vectors: Vectors, watch: Watch) -> tuple[Candidates, np.ndarray] | None:
+def search_all(
+    job: Job, session: Session, embeddings: RefreshEmbeddings, monitor: Monitor
+) -> tuple[Candidates, np.ndarray] | None:
     """Candidates of the train queries, and the dev queries' lists; None on all ranks where one was told to leave."""
-    flags, world = job.flags, here.world
-    here.tell(doing="searching")
+    flags, world = job.flags, session.world
+    session.set_status(doing="searching")
     options = search_options(flags, job.backend, world.device)
     k = depth_of_search(job)
-    queries_QD = np.concatenate([vectors.dev_QD, vectors.train_QD])
+    queries_QD = np.concatenate([embeddings.dev_QD, embeddings.train_QD])
     passages = len(job.collection.passages)
-    found = retrieve(world, queries_QD, vectors.share, passages, k, options, watch)
+    found = retrieve(world, queries_QD, embeddings.share, passages, k, options, monitor)
     if found is None:
         return None
     scores_QK, passages_QK = found
-    first = len(vectors.dev_QD)
+    first = len(embeddings.dev_QD)
     wanted = flags.topk_training
     return (
-        Candidates(vectors.train_rows_Q, passages_QK[first:, :wanted], scores_QK[first:, :wanted]),
+        Candidates(embeddings.train_rows_Q, passages_QK[first:, :wanted], scores_QK[first:, :wanted]),
         passages_QK[:first],
     )
 
@@ -154,7 +169,7 @@ def search_all(job: Job, here: Session, vectors: Vectors, watch: Watch) -> tuple
 def publish(
     job: Job,
     lease: Lease,
-    work: Work,
+    request: RefreshRequest,
     candidates: Candidates,
     metrics: dict[str, float],
     timings: dict[str, float],
@@ -164,19 +179,19 @@ def publish(
     flags = job.flags
     positives = job.collection.qrels("train").positives()
     bm25 = job.bm25.candidates if job.bm25 is not None else None
-    selected = select_negatives(candidates, positives, job.selection, flags.seed, work.refresh, bm25)
-    say(describe_selection(selected, job.selection.strategy, flags.topk_training, work.refresh, work.step))
+    selected = select_negatives(candidates, positives, job.selection, flags.seed, request.refresh, bm25)
+    say(describe_selection(selected, job.selection.strategy, flags.topk_training, request.refresh, request.step))
     lists = selected.lists.with_negatives()
-    earlier, found = churn(job, work.refresh, lists, candidates)
-    if not work.model_sha256:  # embeddings of an earlier version: nor does the refresh say which model made it
+    earlier, found = churn(job, request.refresh, lists, candidates)
+    if not request.model_sha256:  # embeddings of an earlier version: nor does the refresh say which model made it
         ours = as_earlier_version(ours)
     record = {
         "ndcg": metrics["ndcg@10"],
-        "checkpoint": work.checkpoint,
+        "checkpoint": request.checkpoint,
         "mrr": metrics["mrr@10"],
         "metrics": metrics,
-        "step": work.step,
-        "model_sha256": work.model_sha256,
+        "step": request.step,
+        "model_sha256": request.model_sha256,
         "queries": len(lists.query_Q),
         "triples": lists.triples,
         "selection": selected.counts(),
@@ -189,7 +204,7 @@ def publish(
         write_negative_lists(path, lists, positives)
 
     kept = partial(write_candidates, candidates=candidates) if flags.keep_candidates else None
-    publish_negatives(lease, work.refresh, write, record, kept)
+    publish_negatives(lease, request.refresh, write, record, kept)
     if found is None:
         return {}
     return {f"still_rank_{name}": share for name, share in found.still_there.items()} | {
@@ -207,7 +222,7 @@ def churn(job: Job, refresh: int, lists: NegativeLists, candidates: Candidates) 
         before = read_negative_lists(read_refresh(job.ann_dir, earlier).path)
     except (UserError, OSError):
         return earlier, None
-    found = churn_since(before, lists, candidates)
+    found = staleness_since(before, lists, candidates)
     shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in found.still_there.items())
     say(f"of refresh {earlier}'s negatives are still in their ranks: {shares} ({found.queries:,} queries)")
     return earlier, found

@@ -27,8 +27,8 @@ UNKNOWN_REFRESHES = 10  # reckoned with where the flags name no end
 
 
 @dataclass(frozen=True)
-class Term:
-    words: str
+class Item:
+    label: str
     bytes: int
 
 
@@ -57,36 +57,36 @@ def publishing_steps(steps: int, *periods: int) -> int:
     return sum(steps // period for period in periods) - both + (not is_one_already)
 
 
-def checkpoint_term(encoder: Any, tokenizer: Sequence[Path], checkpoints: int) -> Term:
+def checkpoint_item(encoder: Any, tokenizer: Sequence[Path], checkpoints: int) -> Item:
     weights, states = weight_bytes(encoder), optimiser_bytes(encoder)
     rest = SMALL_FILES_BYTES + sum(size_of(path) or 0 for path in tokenizer)
     each = weights + states + rest
     parts = f"weights {in_bytes(weights)} + optimiser {in_bytes(states)} + tokenizer and others {in_bytes(rest)}"
-    return Term(f"{checkpoints} checkpoints x {in_bytes(each)} ({parts})", checkpoints * each)
+    return Item(f"{checkpoints} checkpoints x {in_bytes(each)} ({parts})", checkpoints * each)
 
 
-def negatives_term(queries: int, negatives: int, refreshes: int) -> Term:
+def negatives_item(queries: int, negatives: int, refreshes: int) -> Item:
     """``queries`` of a refresh with ``negatives`` each."""
     each = queries * (negatives * NEGATIVE_BYTES + LINE_BYTES)
-    return Term(f"negatives {in_bytes(each)} x {refreshes} refreshes", refreshes * each)
+    return Item(f"negatives {in_bytes(each)} x {refreshes} refreshes", refreshes * each)
 
 
-def candidates_term(queries: int, candidates: int, refreshes: int) -> Term:
+def candidates_item(queries: int, candidates: int, refreshes: int) -> Item:
     each = queries * (candidates * CANDIDATE_BYTES + CANDIDATES_QUERY_BYTES)
-    return Term(f"candidates {in_bytes(each)} x {refreshes} refreshes", refreshes * each)
+    return Item(f"candidates {in_bytes(each)} x {refreshes} refreshes", refreshes * each)
 
 
-def embeddings_term(texts: int, dims: int, bytes_per_value: int, refreshes: int, only_latest: bool) -> Term:
+def embeddings_item(texts: int, dims: int, bytes_per_value: int, refreshes: int, only_latest: bool) -> Item:
     """With ``only_latest`` the old ones stay while the new ones are made, else all of them do."""
     each = texts * dims * bytes_per_value
     sets = min(refreshes, 2) if only_latest else refreshes
     advice = "" if sets <= 2 else " (--only_keep_latest_embedding_file keeps 2)"
-    return Term(f"embeddings {in_bytes(each)} x {sets}{advice}", sets * each)
+    return Item(f"embeddings {in_bytes(each)} x {sets}{advice}", sets * each)
 
 
-def run_term(queries: int, depth: int, id_bytes: int) -> Term:
+def run_item(queries: int, depth: int, id_bytes: int) -> Item:
     """A TREC run of ``depth`` passages a query; ``id_bytes`` is the length of a query's and a passage's id."""
-    return Term(f"run of {queries:,} x {depth:,} lines", queries * depth * (RUN_LINE_BYTES + id_bytes))
+    return Item(f"run of {queries:,} x {depth:,} lines", queries * depth * (RUN_LINE_BYTES + id_bytes))
 
 
 def held_by_trainer(output_dir: Path) -> int:
@@ -95,13 +95,13 @@ def held_by_trainer(output_dir: Path) -> int:
     return sum(disk_used(checkpoint_path(output_dir, step)) for step in steps)
 
 
-def check_space(directory: Path, terms: Sequence[Term], held: int = 0) -> str:
+def check_space(directory: Path, items: Sequence[Item], held: int = 0) -> str:
     """UserError where ``directory`` has no space for the terms, of which ``held`` bytes are there already."""
-    total = sum(term.bytes for term in terms)
+    total = sum(item.bytes for item in items)
     needed, free = max(0, total - held), free_bytes(directory)
     already = f" less {in_bytes(min(held, total))} there already = {in_bytes(needed)}" if held else ""
     line = (
-        f"space: {' + '.join(term.words for term in terms)} = {in_bytes(total)}{already} needed, "
+        f"space: {' + '.join(item.label for item in items)} = {in_bytes(total)}{already} needed, "
         f"{in_bytes(free)} free in {directory}"
     )
     if needed > free:

@@ -48,7 +48,7 @@ def load_to_encode(
     """The same on this rank's device, for encoding alone. The ranks do not speak: one may fail where others do not."""
     encoder = open_encoder(flags, model_dir, collection)
     if dtype is not None:
-        encoder.lower_weights(dtype)
+        encoder.cast_linear_weights(dtype)
     return encoder.to(world.device)
 
 
@@ -56,10 +56,10 @@ def open_to_encode(
     flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
 ) -> Any:
     """The same, as fast as it can be; all ranks together."""
-    return settle_encoder(flags, load_to_encode(flags, model_dir, collection, dtype, world), dtype, world)
+    return prepare_encoder(flags, load_to_encode(flags, model_dir, collection, dtype, world), dtype, world)
 
 
-def settle_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: World, trains: bool = False) -> Any:
+def prepare_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: World, trains: bool = False) -> Any:
     """Make an encoder on this rank's device compute as fast as it can there; all ranks together.
 
     On a CPU the process keeps the memory that it frees from here on.
@@ -74,13 +74,13 @@ def settle_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: W
         quote_library_path()
         encoder.compile(dynamic=True)  # one program for batches of all lengths
     elif not encoder.is_packed:
-        leave_padding_out(encoder, dtype, world, trains)
+        enable_packing(encoder, dtype, world, trains)
         if not trains:
-            encoder.arrange_weights()
+            encoder.prepack_weights()
     return encoder
 
 
-def leave_padding_out(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
+def enable_packing(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
     """On a CPU always, by nothing but torch's plain operations; on GPUs where every rank has the kernels."""
     if world.device.type == "cpu":
         encoder.pack_texts(True)
@@ -91,9 +91,9 @@ def leave_padding_out(encoder: Any, dtype: torch.dtype | None, world: World, tra
 
 def pack_on_gpus(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
     """Where every rank can; each tries it out first."""
-    from model.kernels.packed_attention import refusal_to_pack
+    from model.kernels.packed_attention import packing_problem
 
-    refusal = refusal_to_pack(encoder, world.device, dtype, trains)
+    refusal = packing_problem(encoder, world.device, dtype, trains)
     if refusal:
         say(f"attention: rank {world.rank} cannot leave padding out ({refusal})")
     can_all = not distributed.any_rank(world, bool(refusal))

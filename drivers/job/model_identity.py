@@ -9,7 +9,7 @@ from model.encoders.registry import read_config
 from model.hub import model_directory
 from model.train.checkpoint import OPTIMIZER, RNG_STATES, SCHEDULER
 from utils.errors import UserError
-from utils.exchange.atomic import read_sealed
+from utils.exchange.atomic import load_with_checksum
 from utils.exchange.checkpoints import model_sha256
 from utils.exchange.layout import MANIFEST, TRAINER_STATE
 from utils.exchange.model_files import CONFIG, config_sha256
@@ -42,7 +42,7 @@ def check_checkpoint(flags: ModelTypeFlags, model_dir: str) -> str:
     if not (path / MANIFEST).is_file():
         return f"checkpoint: {model_dir} has no {MANIFEST}, and is taken as it is"
     try:
-        check_files(path, read_sealed(path / MANIFEST), unread_files(flags, path))
+        check_files(path, load_with_checksum(path / MANIFEST), unread_files(flags, path))
     except UserError as error:
         raise UserError(f"{error}; copy the checkpoint again, or take another") from None
     return f"checkpoint: {model_dir} is what its {MANIFEST} says"

@@ -35,12 +35,12 @@ class Preflight:
     def __post_init__(self) -> None:
         self.started = self.clock()
 
-    def first(self, *checks: Check) -> None:
+    def on_process0(self, *checks: Check) -> None:
         """Checks of files: rank 0 looks for all, and its error is theirs."""
         for check in checks:
             self.say(distributed.decide_on_process0(self.world, check))
 
-    def each(self, *checks: Check) -> None:
+    def on_every_process(self, *checks: Check) -> None:
         """Checks of this rank's own device, without collectives; all ranks end where one fails."""
         for check in checks:
             self.say(distributed.on_every_process(self.world, check))

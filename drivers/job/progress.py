@@ -11,24 +11,24 @@ from utils.distributed import World
 from utils.run_log import Progress, progress_line
 
 
-class Left(Exception):
-    """This rank has been asked to stop in the middle of its work; the ranks then agree that all of them do."""
+class StopEncoding(Exception):
+    """This process has been asked to stop in the middle of its work; the processes then agree that all of them do."""
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Who looks on while a rank works.
+class Monitor:
+    """Who looks on while a process works.
 
-    ``leave`` is asked after each batch and each block searched whether to stop: it must be cheap, and is
-    this rank's own affair. ``doing`` is told as often, in words.
+    ``should_stop`` is asked after each batch and each block searched whether to stop: it must be cheap, and is
+    this process's own affair. ``set_status`` is told as often, in words.
     """
 
-    leave: Callable[[], bool] = lambda: False
-    doing: Callable[[str], None] = lambda text: None
+    should_stop: Callable[[], bool] = lambda: False
+    set_status: Callable[[str], None] = lambda text: None
 
     @contextlib.contextmanager
     def over(self, world: World, total: int, doing: str, done: str) -> Iterator[Callable[[int], None]]:
-        """What to tell the work's progress to: it raises `Left` when it is time to leave."""
+        """What to tell the work's progress to: it raises `StopEncoding` when it is time to stop."""
         progress = Progress(total, done) if world.is_first else None
         so_far, started = 0, time.monotonic()
 
@@ -37,9 +37,9 @@ class Watch:
             so_far += count
             if progress is not None:
                 progress.advance(count)
-            self.doing(progress_line(doing, so_far, total, time.monotonic() - started))
-            if self.leave():
-                raise Left
+            self.set_status(progress_line(doing, so_far, total, time.monotonic() - started))
+            if self.should_stop():
+                raise StopEncoding
 
         try:
             yield advance
@@ -48,4 +48,4 @@ class Watch:
                 progress.close()
 
 
-UNWATCHED = Watch()
+UNMONITORED = Monitor()

@@ -7,7 +7,7 @@ from typing import Any
 
 from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
 from utils.errors import Disagreement
-from utils.exchange.wait import say_once
+from utils.exchange.wait import log_once
 from utils.flag_values import names_deciding
 from utils.flags import TrainingFlags
 
@@ -27,7 +27,7 @@ def what_differs(
     """
     shared = [name for name in names or tuple(ours) if name in ours and name in theirs]
     if is_model_unknown(theirs) and "initial_model_sha256" in shared:
-        say_once(f"{what} does not say which model it began from (an earlier version wrote it): not compared")
+        log_once(f"{what} does not say which model it began from (an earlier version wrote it): not compared")
         shared.remove("initial_model_sha256")
     return {name: f"{name} {theirs[name]} there, {ours[name]} here" for name in shared if theirs[name] != ours[name]}
 

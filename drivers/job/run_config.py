@@ -14,7 +14,7 @@ from data.tokens.collection import Preprocessed
 from data.training.triple_order import TRIPLE_ORDER
 from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
 from drivers.job.resume import as_earlier_version, check_resumes, resumed_otherwise, what_differs
-from drivers.job.session import Session, agree
+from drivers.job.session import Session
 from drivers.job.setup import type_is_hardware_s
 from utils import distributed
 from utils.errors import Disagreement, UserError
@@ -40,7 +40,7 @@ COMMON = (
 )
 
 
-def science_of(flags: Any, collection: Preprocessed, **resolved: Any) -> dict[str, Any]:
+def run_config(flags: Any, collection: Preprocessed, **resolved: Any) -> dict[str, Any]:
     """All that decides what a run computes, by name: the flags that do, the data, and ``resolved``."""
     left_out = names_deciding(type(flags), "nothing")
     values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(flags)}
@@ -125,7 +125,7 @@ def join_run(session: Session, directory: Path, run_id: str, science: dict[str, 
             say(resumed_otherwise(what, differing))
         return {name: run.get(name, value) for name, value in dataclasses.asdict(own).items()}
 
-    return Run(**agree(session, look))
+    return Run(**session.decide_on_process0(look))
 
 
 def check_in_dry_run(
@@ -172,7 +172,7 @@ def check_without_run(directory: Path, science: dict[str, Any], remedy: str) -> 
 def enter_run(session: Session, directory: Path, flags: Any, run_id: str, science: dict[str, Any]) -> Run:
     """`join_run` of a program that trains, after --overwrite_output_dir has removed another run."""
     if flags.overwrite_output_dir:
-        agree(session, partial(remove_other_run, session, directory))
+        session.decide_on_process0(partial(remove_other_run, session, directory))
     return join_run(session, directory, run_id, science, OWN_RUN, triple_order=TRIPLE_ORDER)
 
 

@@ -13,7 +13,7 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced, PeerGone, Stopped
 from utils.exchange import markers
-from utils.exchange.lease import Lease, Life
+from utils.exchange.lease import Lease, LeaseTimeouts
 from utils.exchange.peers import Peer
 from utils.exchange.stop import Stop, StopRequested
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS
@@ -29,10 +29,10 @@ class Session:
     stop: Stop
     lease: Lease | None
 
-    def tell(self, **values: Any) -> None:
+    def set_status(self, **values: Any) -> None:
         """What the heartbeat says of the work from now on."""
         if self.lease is not None:
-            self.lease.tell(**values)
+            self.lease.set_status(**values)
 
     def check_stop(self) -> None:
         """StopRequested on all ranks together once one was asked to stop; Fenced where the lease is lost."""
@@ -53,40 +53,40 @@ class Session:
             self.stop.taken()
         return Stopped(f"stopped by {by} {where}; start again with the same flags to go on")
 
+    def decide_on_process0(self, look: Callable[[], Any], peer: Peer | None = None, is_needed: bool = True) -> Any:
+        """Rank 0 looks, all ranks get its answer or its error; PeerGone on all of them where the peer is gone.
+
+        ``is_needed``: this job cannot continue without what it looks for, so that a peer that has ended properly is
+        gone too.
+
+        The others never wait long in a collective: each look is one short exchange, waiting is done between them.
+        """
+        self.check_stop()
+
+        def decide() -> Any:
+            has_ended = is_needed and peer is not None and peer.has_ended()
+            found = look()
+            if found is None and peer is not None:
+                peer.check(is_needed)
+                # What it published last may still be hidden by a cache.
+                if has_ended and peer.watch.silent_seconds > VISIBLE_WITHIN_SECONDS:
+                    raise PeerGone(f"the {peer.role} has ended, and what this job waits for will not come; see its log")
+            return found
+
+        return distributed.decide_on_process0(self.world, decide)
+
 
 @contextlib.contextmanager
-def session(world: World, directory: Path, role: str, flags: Any, run_id: str) -> Iterator[Session]:
+def open_session(world: World, directory: Path, role: str, flags: Any, run_id: str) -> Iterator[Session]:
     """Hold the role for the block; requests to stop are noted from here on instead of ending the program."""
-    life = Life(flags.heartbeat_seconds, flags.lease_seconds)
+    life = LeaseTimeouts(flags.heartbeat_seconds, flags.lease_seconds)
     stop = Stop(directory)
     with contextlib.ExitStack() as stack:
         working = markers.working(directory, role, life, run_id)
         lease = distributed.on_process0(world, partial(stack.enter_context, working))
         stack.enter_context(stop.listening())
-        here = Session(world, stop, lease)
+        session = Session(world, stop, lease)
         try:
-            yield here
+            yield session
         except StopRequested:
-            raise here.stopped("before its work began, with nothing to save") from None
-
-
-def agree(session: Session, look: Callable[[], Any], peer: Peer | None = None, is_needed: bool = True) -> Any:
-    """Rank 0 looks, all ranks get its answer or its error; PeerGone on all of them where the peer is gone.
-
-    ``is_needed``: this job cannot go on without what it looks for, so that a peer that has ended properly is gone too.
-
-    The others never wait long in a collective: each look is one short exchange, waiting is done between them.
-    """
-    session.check_stop()
-
-    def decide() -> Any:
-        has_ended = is_needed and peer is not None and peer.has_ended()
-        found = look()
-        if found is None and peer is not None:
-            peer.check(is_needed)
-            # What it published last may still be hidden by a cache.
-            if has_ended and peer.watch.silent_seconds > VISIBLE_WITHIN_SECONDS:
-                raise PeerGone(f"the {peer.role} has ended, and what this job waits for will not come; see its log")
-        return found
-
-    return distributed.decide_on_process0(session.world, decide)
+            raise session.stopped("before its work began, with nothing to save") from None

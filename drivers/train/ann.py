@@ -26,22 +26,22 @@ from drivers.job.run_config import (
     check_in_dry_run,
     enter_run,
     provenance,
-    science_of,
+    run_config,
 )
-from drivers.job.session import Session, agree, session
+from drivers.job.session import Session, open_session
 from drivers.job.setup import check_output_dirs, check_refresh_flags, open_collection, seed_everything, start_program
 from drivers.train.batches import batches_from_lists
 from drivers.train.checks import check_trainer, check_training_flags
 from drivers.train.refresh_schedule import (
-    Course,
     Job,
-    Taken,
+    RefreshUse,
+    TrainingHistory,
     check_new_run,
     check_origin,
     check_replayed,
     check_replayed_order,
     check_staleness,
-    course_from,
+    history_from,
     read_journal,
     refresh_for_step,
     sha256_of_negatives,
@@ -62,7 +62,7 @@ from utils.seen import SeenQueries
 
 
 @dataclass
-class InUse:
+class ActiveNegatives:
     """The negatives being trained on, where in them the next batch is, and the queries of the batches before it."""
 
     refresh: Refresh
@@ -104,7 +104,7 @@ def preflight(flags: AnnFlags) -> Job:
 
 def science_of_job(job: Job, processes: int) -> dict[str, Any]:
     flags = job.flags
-    return science_of(
+    return run_config(
         flags,
         job.collection,
         processes=processes,
@@ -128,99 +128,99 @@ def train(job: Job, resolved_flags: str) -> None:
     world, run_id = start_program("run_ann", resolved_flags, flags)
     checks = Preflight(world)
     inputs = check_collection(job.collection, flags.tokenizer_name or flags.model_name_or_path, ("train",))
-    checks.first(partial(check_checkpoint, flags, flags.model_name_or_path), *inputs)
-    checks.first(partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
-    with session(world, job.output_dir, "trainer", flags, run_id) as here:
+    checks.on_process0(partial(check_checkpoint, flags, flags.model_name_or_path), *inputs)
+    checks.on_process0(partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
+    with open_session(world, job.output_dir, "trainer", flags, run_id) as session:
         science = science_of_job(job, world.size)
         if (differing := check_replayed(job, science)) and world.is_first:
             say(resumed_otherwise(f"the run of {flags.replay}", differing))
-        run = enter_run(here, job.output_dir, flags, run_id, science)
+        run = enter_run(session, job.output_dir, flags, run_id, science)
         if run.run_id == run_id:
-            agree(here, partial(check_new_run, job, science))
-        start = start_point(here, job.output_dir)
+            session.decide_on_process0(partial(check_new_run, job, science))
+        start = start_point(session, job.output_dir)
         seed_everything(flags.seed, world.rank, start.step if start else 0)
         model_dir = str(start.path) if start else flags.model_name_or_path
         encoder = open_encoder(flags, model_dir, job.collection, goes_on=start is not None)
         record = {**provenance(run, science), "max_steps": flags.max_steps}
-        trainer = make_trainer(flags, here, encoder, job.dtype, flags.max_steps, record, start)
+        trainer = make_trainer(flags, session, encoder, job.dtype, flags.max_steps, record, start)
         check_trainer(checks, job.collection, trainer, job.dtype, checkpoints_kept(flags))
-        course = course_from(job, here, start, science["initial_model_sha256"])
+        history = history_from(job, session, start, science["initial_model_sha256"])
         peer = watch_peer(
             job.ann_dir,
             "generator",
             flags.lease_seconds,
             partial(check_common, science, f"the negatives in {job.ann_dir}"),
         )
-        run_steps(job, trainer, course, peer)
-        taken = [entry.told() for entry in course.taken]
+        run_steps(job, trainer, history, peer)
+        taken = [entry.told() for entry in history.taken]
         distributed.on_process0(world, partial(trainer.finish, refreshes=len(taken), taken=taken))
     distributed.stop(world)
 
 
-def run_steps(job: Job, trainer: Trainer, course: Course, peer: Peer) -> None:
+def run_steps(job: Job, trainer: Trainer, history: TrainingHistory, peer: Peer) -> None:
     """The loop. A stop, or the generator's end, is taken between two steps with the state saved."""
-    flags, state, here = job.flags, trainer.state, trainer.session
-    in_use = in_use_before(job, trainer, course)
-    write_journal(here, course)
+    flags, state, session = job.flags, trainer.state, trainer.session
+    in_use = in_use_before(job, trainer, history)
+    write_journal(session, history)
     try:
         while state.step < flags.max_steps:
-            refresh = refresh_for_step(job, here, course, peer, state.step, in_use.refresh if in_use else None)
+            refresh = refresh_for_step(job, session, history, peer, state.step, in_use.refresh if in_use else None)
             if in_use is None or refresh.number != in_use.refresh.number:
-                agree(here, partial(check_origin, job, trainer.record, refresh, course.model_of_step))
-                distributed.on_process0(here.world, partial(log_seen, trainer, in_use))
-                in_use = take_up(job, trainer, course, refresh)
-            check_staleness(job, here, state.step, in_use.refresh)
-            here.check_stop()
+                session.decide_on_process0(partial(check_origin, job, trainer.record, refresh, history.model_of_step))
+                distributed.on_process0(session.world, partial(log_seen, trainer, in_use))
+                in_use = take_up(job, trainer, history, refresh)
+            check_staleness(job, session, state.step, in_use.refresh)
+            session.check_stop()
             trainer.step(list(islice(in_use.batches, flags.gradient_accumulation_steps)))
             if is_publishing_step(flags, state.step):
-                trainer.publish(**course.stored())
-                distributed.on_process0(here.world, partial(after_publishing, job, here, course, state.step))
-        distributed.on_process0(here.world, partial(log_seen, trainer, in_use))
+                trainer.publish(**history.stored())
+                distributed.on_process0(session.world, partial(after_publishing, job, session, history, state.step))
+        distributed.on_process0(session.world, partial(log_seen, trainer, in_use))
     except STOPPING as reason:
-        trainer.save_and_stop(reason, course.stored())
+        trainer.save_and_stop(reason, history.stored())
 
 
-def log_seen(trainer: Trainer, in_use: InUse | None) -> None:
+def log_seen(trainer: Trainer, in_use: ActiveNegatives | None) -> None:
     """What was trained on of a refresh that has served its last step."""
     if trainer.log is not None and in_use is not None and in_use.seen is not None:
         trainer.log.record(trainer.state.step, **in_use.seen.of_refresh(in_use.refresh.number).logged())
 
 
-def after_publishing(job: Job, here: Session, course: Course, step: int) -> None:
+def after_publishing(job: Job, session: Session, history: TrainingHistory, step: int) -> None:
     """What process 0 alone keeps: the model of each step, and the checkpoints still needed."""
-    assert here.lease is not None
-    course.model_of_step[step] = model_sha256(checkpoint_path(job.output_dir, step))
-    remove_old_checkpoints(here.lease, job.ann_dir, job.flags.refresh_mode == "lockstep")
+    assert session.lease is not None
+    history.model_of_step[step] = model_sha256(checkpoint_path(job.output_dir, step))
+    remove_old_checkpoints(session.lease, job.ann_dir, job.flags.refresh_mode == "lockstep")
 
 
-def in_use_before(job: Job, trainer: Trainer, course: Course) -> InUse | None:
+def in_use_before(job: Job, trainer: Trainer, history: TrainingHistory) -> ActiveNegatives | None:
     """The negatives that the earlier job was training on, at the position it had reached; None at the beginning."""
-    if not course.taken:
+    if not history.taken:
         return None
-    taken, flags = course.taken[-1], job.flags
+    taken, flags = history.taken[-1], job.flags
     refresh = read_visible_refresh(job.ann_dir, taken.refresh)
-    agree(trainer.session, partial(check_unchanged, refresh, taken))
+    trainer.session.decide_on_process0(partial(check_unchanged, refresh, taken))
     batches_done = (trainer.state.step - taken.taken_at_step) * flags.gradient_accumulation_steps
     if trainer.log is not None:
         say(f"refresh {taken.refresh}, taken up at step {taken.taken_at_step}: {batches_done} batches are done")
-    trainer.session.tell(refresh=taken.refresh, made_from_step=taken.made_from_step, step=trainer.state.step)
+    trainer.session.set_status(refresh=taken.refresh, made_from_step=taken.made_from_step, step=trainer.state.step)
     return open_negatives(job, trainer, refresh, batches_done)
 
 
-def check_unchanged(refresh: Refresh, taken: Taken) -> None:
+def check_unchanged(refresh: Refresh, taken: RefreshUse) -> None:
     """UserError where the file is not what the earlier job trained on."""
     if atomic.sha256_of(refresh.path) != taken.sha256:
         raise UserError(f"{refresh.path} has changed since this run trained on it; start anew in another --output_dir")
 
 
-def open_negatives(job: Job, trainer: Trainer, refresh: Refresh, batches_done: int) -> InUse:
+def open_negatives(job: Job, trainer: Trainer, refresh: Refresh, batches_done: int) -> ActiveNegatives:
     collection, world = job.collection, trainer.state.world
     lists = read_negative_lists(refresh.path)
     check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
     is_noted = trainer.log is not None and not trainer.resumes_other_order(lists)
     seen = SeenQueries() if is_noted else None
     batches = batches_from_lists(job.flags, collection, world, lists, refresh.number, batches_done, seen)
-    return InUse(refresh, lists, batches, seen)
+    return ActiveNegatives(refresh, lists, batches, seen)
 
 
 def is_publishing_step(flags: AnnFlags, step: int) -> bool:
@@ -239,16 +239,16 @@ def checkpoints_kept(flags: AnnFlags) -> int:
     return checkpoints_at_once(published, unused=in_a_window * (1 + flags.refresh_lag))
 
 
-def take_up(job: Job, trainer: Trainer, course: Course, refresh: Refresh) -> InUse:
+def take_up(job: Job, trainer: Trainer, history: TrainingHistory, refresh: Refresh) -> ActiveNegatives:
     """Read the negatives, say so, note it in the journal, and start their batches."""
     flags, state = job.flags, trainer.state
     trainer.triple_order = TRIPLE_ORDER
     in_use = open_negatives(job, trainer, refresh, batches_done=0)
     record, lists = refresh.record, in_use.lists
     sha256 = sha256_of_negatives(refresh)
-    course.taken.append(Taken(refresh.number, refresh.step, state.step, sha256, record.get("model_sha256", "")))
-    write_journal(trainer.session, course)
-    trainer.session.tell(refresh=refresh.number, made_from_step=refresh.step, step=state.step)
+    history.taken.append(RefreshUse(refresh.number, refresh.step, state.step, sha256, record.get("model_sha256", "")))
+    write_journal(trainer.session, history)
+    trainer.session.set_status(refresh=refresh.number, made_from_step=refresh.step, step=state.step)
     if trainer.log is not None:
         say(
             f"refresh {refresh.number} from step {refresh.step}: {len(lists.query_Q):,} lists, {lists.triples:,} "
@@ -259,7 +259,7 @@ def take_up(job: Job, trainer: Trainer, course: Course, refresh: Refresh) -> InU
     if not flags.single_warmup and not goes_on:
         # Down to zero only at the end of the run: nobody knows how long these negatives will have to serve.
         state.restart_schedule(flags.learning_rate, flags.warmup_steps, flags.max_steps - state.step)
-        course.schedule_from = state.step
+        history.schedule_from = state.step
     return in_use
 
 

@@ -11,7 +11,7 @@ import torch
 from data.tokens.collection import Preprocessed
 from drivers.job.disk_budget import (
     check_space,
-    checkpoint_term,
+    checkpoint_item,
     held_by_trainer,
 )
 from drivers.job.preflight import Preflight
@@ -29,12 +29,12 @@ def check_trainer(
 ) -> None:
     """The checks of a trainer that is ready to begin; ``checkpoints`` of it lie on the disk at once."""
     flags, encoder, output_dir = trainer.flags, trainer.state.encoder, Path(trainer.flags.output_dir)
-    term = checkpoint_term(encoder, trainer.tokenizer, checkpoints)
+    item = checkpoint_item(encoder, trainer.tokenizer, checkpoints)
     size = TrialSize(
         flags.per_gpu_train_batch_size, flags.max_seq_length, flags.max_query_length, flags.grad_cache_tokens
     )
-    checks.first(partial(check_space, output_dir, [term], held_by_trainer(output_dir)))
-    checks.each(partial(check_training, encoder, collection, flags.loss, size, trainer.state.world, dtype))
+    checks.on_process0(partial(check_space, output_dir, [item], held_by_trainer(output_dir)))
+    checks.on_every_process(partial(check_training, encoder, collection, flags.loss, size, trainer.state.world, dtype))
     checks.end()
 
 

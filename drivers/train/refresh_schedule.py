@@ -16,7 +16,7 @@ from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.cli import AnnFlags
 from drivers.job.resume import check_resumes, is_model_unknown
 from drivers.job.run_config import COMMON, SAME_FLAGS, check_agreement
-from drivers.job.session import Session, agree
+from drivers.job.session import Session
 from drivers.train.trainer import read_trainer_state
 from utils import distributed
 from utils.errors import Disagreement, PeerGone, UserError
@@ -39,7 +39,7 @@ class Job:
     flags: AnnFlags
     collection: Preprocessed
     dtype: torch.dtype | None
-    journal: list[Taken] | None  # to replay
+    journal: list[RefreshUse] | None  # to replay
 
     @property
     def ann_dir(self) -> Path:
@@ -51,7 +51,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Taken:
+class RefreshUse:
     """A line of the journal: from ``taken_at_step`` on, training is on these negatives."""
 
     refresh: int
@@ -66,7 +66,7 @@ class Taken:
 
 
 @dataclass
-class Course:
+class TrainingHistory:
     """What the loop knows beside the trainer's state; all of it is stored with every checkpoint.
 
     ``model_of_step``: sha256 of the weights that negatives may have been made from, this run's own.
@@ -74,7 +74,7 @@ class Course:
     """
 
     model_of_step: dict[int, str]
-    taken: list[Taken] = field(default_factory=list)
+    taken: list[RefreshUse] = field(default_factory=list)
     schedule_from: int = 0
     lost: frozenset[int] = frozenset()  # refreshes of checkpoints that this run has lost, and will not train again
 
@@ -87,21 +87,21 @@ class Course:
         }
 
 
-def course_from(job: Job, here: Session, start: Checkpoint | None, initial_model: str) -> Course:
+def history_from(job: Job, session: Session, start: Checkpoint | None, initial_model: str) -> TrainingHistory:
     """What the earlier job had stored, or the beginning.
 
     In async, refreshes of checkpoints newer than ``start`` were made from a model that this run will not have again.
     """
     if start is None:
-        return Course({0: initial_model})
+        return TrainingHistory({0: initial_model})
     stored = read_trainer_state(start)
     models = {int(step): sha256 for step, sha256 in stored["models"].items()}
     models[start.step] = checkpoints.model_sha256(start.path)
     models[0] = models.get(0) or initial_model  # blank in the state of an earlier version
-    course = Course(models, [Taken(**entry) for entry in stored["taken"]], stored["schedule_from"])
+    history = TrainingHistory(models, [RefreshUse(**entry) for entry in stored["taken"]], stored["schedule_from"])
     if job.flags.refresh_mode == "async":
-        course.lost = frozenset(agree(here, partial(made_after, job, start.step)))
-    return course
+        history.lost = frozenset(session.decide_on_process0(partial(made_after, job, start.step)))
+    return history
 
 
 def check_new_run(job: Job, science: dict[str, Any]) -> None:
@@ -128,12 +128,12 @@ def made_after(job: Job, step: int) -> list[int]:
 # The journal
 
 
-def read_journal(path: Path) -> list[Taken]:
+def read_journal(path: Path) -> list[RefreshUse]:
     """The lines of an earlier run's journal. UserError where there are none, or one is not of it."""
     if not path.is_file():
         raise UserError(f"{path} is missing, expected the journal.jsonl of the run to replay, in its --output_dir")
     try:
-        entries = [Taken(**json.loads(line)) for line in read_lines(path)]
+        entries = [RefreshUse(**json.loads(line)) for line in read_lines(path)]
     except (ValueError, TypeError):
         raise UserError(f"{path} is not a journal: each line names a refresh and the step it was taken at") from None
     if not entries or entries[0].taken_at_step != 0:
@@ -169,15 +169,15 @@ def check_replayed_order(job: Job) -> None:
             )
 
 
-def write_journal(here: Session, course: Course) -> None:
+def write_journal(session: Session, history: TrainingHistory) -> None:
     """journal.jsonl: which negatives served which steps, for --replay."""
-    text = "".join(json_text(asdict(entry)) + "\n" for entry in course.taken)
+    text = "".join(json_text(asdict(entry)) + "\n" for entry in history.taken)
 
     def write() -> None:
-        assert here.lease is not None
-        atomic.write_text(here.lease.directory / JOURNAL, text, here.lease.staging)
+        assert session.lease is not None
+        atomic.write_text(session.lease.directory / JOURNAL, text, session.lease.staging)
 
-    distributed.on_process0(here.world, write)
+    distributed.on_process0(session.world, write)
 
 
 # The choice
@@ -188,7 +188,7 @@ def is_stale(job: Job, step: int, refresh: Refresh) -> bool:
     return 0 < job.flags.max_staleness_steps < step - refresh.step
 
 
-def check_staleness(job: Job, here: Session, step: int, refresh: Refresh) -> None:
+def check_staleness(job: Job, session: Session, step: int, refresh: Refresh) -> None:
     """Warn at half of --max_staleness_steps; PeerGone, with the state saved, beyond it."""
     limit = job.flags.max_staleness_steps
     age_steps = step - refresh.step
@@ -199,12 +199,12 @@ def check_staleness(job: Job, here: Session, step: int, refresh: Refresh) -> Non
             f"the negatives of refresh {refresh.number} are of the model of {age_steps} steps ago, "
             f"--max_staleness_steps is {limit}: see the generator's log, and start both again to go on"
         )
-    if age_steps == limit // 2 + 1 and here.world.is_first:
+    if age_steps == limit // 2 + 1 and session.world.is_first:
         say(f"warning: refresh {refresh.number} is {age_steps} steps old; training stops at {limit}")
 
 
 def refresh_for_step(
-    job: Job, here: Session, course: Course, peer: Peer, step: int, current: Refresh | None
+    job: Job, session: Session, history: TrainingHistory, peer: Peer, step: int, current: Refresh | None
 ) -> Refresh:
     """The negatives that the step after ``step`` is trained on, waited for where they must be."""
     flags = job.flags
@@ -213,16 +213,18 @@ def refresh_for_step(
     if flags.refresh_mode == "lockstep":
         needed = max(step // flags.steps_per_refresh - flags.refresh_lag, 0)
         if current is None or current.number != needed:
-            return wait_for_refresh(job, here, course, peer, number=needed)
+            return wait_for_refresh(job, session, history, peer, number=needed)
         last_needed = (flags.max_steps - 1) // flags.steps_per_refresh - flags.refresh_lag
         if step % flags.logging_steps == 0 and current.number < last_needed:
-            agree(here, lambda: None, peer, is_needed=False)  # a generator that is gone is seen before the window's end
+            session.decide_on_process0(
+                lambda: None, peer, is_needed=False
+            )  # a generator that is gone is seen before the window's end
         return current
     if current is None:
-        return wait_for_refresh(job, here, course, peer)
+        return wait_for_refresh(job, session, history, peer)
     if step % flags.logging_steps and not is_stale(job, step, current):
         return current
-    number = agree(here, partial(newest_number, job, course, current.number), peer, is_needed=False)
+    number = session.decide_on_process0(partial(newest_number, job, history, current.number), peer, is_needed=False)
     return current if number is None else read_visible_refresh(job.ann_dir, number)
 
 
@@ -246,21 +248,23 @@ def sha256_of_negatives(refresh: Refresh) -> str:
     return refresh.record.get("sha256") or atomic.sha256_of(refresh.path)
 
 
-def newest_number(job: Job, course: Course, above: int = -1, number: int | None = None) -> int | None:
+def newest_number(job: Job, history: TrainingHistory, above: int = -1, number: int | None = None) -> int | None:
     """Rank 0's look at the directory: the newest valid refresh, or the one of ``number``."""
-    refresh = newest_refresh(job.ann_dir, number, above, without=course.lost)
+    refresh = newest_refresh(job.ann_dir, number, above, without=history.lost)
     return None if refresh is None else refresh.number
 
 
-def wait_for_refresh(job: Job, here: Session, course: Course, peer: Peer, number: int | None = None) -> Refresh:
+def wait_for_refresh(
+    job: Job, session: Session, history: TrainingHistory, peer: Peer, number: int | None = None
+) -> Refresh:
     what = f"negatives{'' if number is None else f' of refresh {number}'} in {job.ann_dir}"
-    here.tell(doing=f"waiting for {what}", rate=None, eta_seconds=None)
+    session.set_status(doing=f"waiting for {what}", rate=None, eta_seconds=None)
 
     def look() -> int | None:
-        found = agree(here, partial(newest_number, job, course, -1, number), peer)
+        found = session.decide_on_process0(partial(newest_number, job, history, -1, number), peer)
         return None if found is None else int(found)
 
-    found = wait_for(look, what, quiet=not here.world.is_first, hurry=here.stop.requested)
+    found = wait_for(look, what, quiet=not session.world.is_first, hurry=session.stop.requested)
     return read_visible_refresh(job.ann_dir, found)
 
 

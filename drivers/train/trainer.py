@@ -16,15 +16,15 @@ import torch
 from data.mining.negative_lists import NegativeLists
 from data.tokens.tokenizer import load_tokenizer, tokenizer_files
 from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
-from drivers.job.encoder_setup import settle_encoder
-from drivers.job.session import Session, agree
+from drivers.job.encoder_setup import prepare_encoder
+from drivers.job.session import Session
 from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_states, save_state
 from model.train.optim import linear_schedule, make_optimizer
 from model.train.rank_stats import means_by_rank
 from model.train.step import TrainingState, make_state, train_step
 from utils import distributed
 from utils.errors import PeerGone
-from utils.exchange.checkpoints import Checkpoint, newest_to_go_on_from, publish_checkpoint
+from utils.exchange.checkpoints import Checkpoint, latest_resumable_checkpoint, publish_checkpoint
 from utils.exchange.layout import MANIFEST, TRAINER_STATE, checkpoint_path
 from utils.exchange.markers import mark_done, read_done
 from utils.exchange.model_files import LENGTHS
@@ -68,7 +68,7 @@ class Trainer:
             self.losses.append(loss)
         step = self.state.step
         rate = (step - self.started_step) / max(self.clock() - self.started, 1e-9)
-        self.session.tell(
+        self.session.set_status(
             step=step,
             total_steps=self.total_steps,
             doing="training",
@@ -189,10 +189,10 @@ def start_point(session: Session, directory: Path) -> Checkpoint | None:
 
     def look() -> int:
         assert session.lease is not None
-        found = newest_to_go_on_from(session.lease)
+        found = latest_resumable_checkpoint(session.lease)
         return -1 if found is None else found.step
 
-    step = agree(session, look)
+    step = session.decide_on_process0(look)
     if step < 0:
         return None
     path = checkpoint_path(directory, step)
@@ -228,8 +228,8 @@ def make_trainer(
     world = session.world
     encoder.config.update({name: getattr(flags, name) for name in LENGTHS})  # who opens a checkpoint takes them from it
     if flags.gradient_checkpointing:
-        encoder.make_activations_twice()
-    settle_encoder(flags, encoder.to(world.device), dtype, world, trains=True)
+        encoder.enable_gradient_checkpointing()
+    prepare_encoder(flags, encoder.to(world.device), dtype, world, trains=True)
     optimizer = make_optimizer(flags.optimizer, encoder, flags.learning_rate, flags.adam_epsilon, flags.weight_decay)
     stored = read_trainer_state(start) if start else {}
     schedule_from = stored.get("schedule_from", 0)

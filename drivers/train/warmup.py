@@ -32,7 +32,7 @@ from drivers.job.disk_budget import publishing_steps
 from drivers.job.encoder_setup import check_model_directory, open_encoder, open_to_encode
 from drivers.job.model_identity import check_checkpoint, identity_of
 from drivers.job.preflight import Preflight, check_collection, check_publishing
-from drivers.job.progress import UNWATCHED, Watch
+from drivers.job.progress import UNMONITORED, Monitor
 from drivers.job.run_config import (
     OWN_RUN,
     check_holds_no_other_run,
@@ -40,9 +40,9 @@ from drivers.job.run_config import (
     enter_run,
     is_of_this_job,
     provenance,
-    science_of,
+    run_config,
 )
-from drivers.job.session import session
+from drivers.job.session import open_session
 from drivers.job.setup import check_exchange_flags, check_output_dirs, open_collection, seed_everything, start_program
 from drivers.train.batches import batches_from_lists
 from drivers.train.checks import check_trainer, check_training_flags
@@ -116,7 +116,7 @@ def preflight(flags: WarmupFlags) -> Job:
 
 def science_of_job(job: Job, processes: int) -> dict[str, Any]:
     resolved = {"processes": processes, "trained_in": name_of(job.dtype), **source_of(job)}
-    return science_of(job.flags, job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
+    return run_config(job.flags, job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
 
 
 def check_own_run(job: Job) -> None:
@@ -168,7 +168,8 @@ def run(job: Job, resolved_flags: str) -> None:
     if flags.model_name_or_path:
         inputs.insert(0, partial(check_checkpoint, flags, flags.model_name_or_path))
     inputs += [partial(check_triples, job.triples)] if job.triples is not None else []
-    checks.first(*inputs, partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
+    inputs += [partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir)]
+    checks.on_process0(*inputs)
     if world.is_first and job.candidates_QK is not None:
         longest, passages = job.candidates_QK.shape[1], len(job.collection.passages)
         if reach(longest, passages) < EVALUATION_DEPTH:
@@ -185,18 +186,18 @@ def run(job: Job, resolved_flags: str) -> None:
 def train(job: Job, world: World, run_id: str, checks: Preflight) -> None:
     """Train to the last step, from the start or from where an earlier job stopped, publishing checkpoints."""
     flags = job.flags
-    with session(world, job.output_dir, "warmup", flags, run_id) as here:
+    with open_session(world, job.output_dir, "warmup", flags, run_id) as session:
         total_steps = steps_to_train(job, world.size)
         science = science_of_job(job, world.size)
         if world.is_first and job.triples is not None:
             say_of_size(job.triples, science["triples_bytes"])
-        run = enter_run(here, job.output_dir, flags, run_id, science)
-        start = start_point(here, job.output_dir)
+        run = enter_run(session, job.output_dir, flags, run_id, science)
+        start = start_point(session, job.output_dir)
         seed_everything(flags.seed, 0)  # the same random weights on every rank
         encoder = open_encoder(flags, str(start.path), job.collection, goes_on=True) if start else first_encoder(job)
         seed_everything(flags.seed, world.rank, start.step if start else 0)
         record = {**provenance(run, science), "max_steps": total_steps}
-        trainer = make_trainer(flags, here, encoder, job.dtype, total_steps, record, start)
+        trainer = make_trainer(flags, session, encoder, job.dtype, total_steps, record, start)
         # All of a warmup's checkpoints stay.
         check_trainer(checks, job.collection, trainer, job.dtype, publishing_steps(total_steps, flags.save_steps))
         if world.is_first:
@@ -265,7 +266,7 @@ def steps_to_train(job: Job, processes: int) -> int:
 
 def run_steps(job: Job, trainer: Trainer) -> None:
     """The loop. A stop is taken between two steps with the state saved."""
-    flags, state, here = job.flags, trainer.state, trainer.session
+    flags, state, session = job.flags, trainer.state, trainer.session
     done = state.step * flags.gradient_accumulation_steps
     if job.lists is not None:
         trainer.resumes_other_order(job.lists)
@@ -278,7 +279,7 @@ def run_steps(job: Job, trainer: Trainer) -> None:
             evaluate_meanwhile(job, trainer)
         is_evaluated = True
         while state.step < trainer.total_steps:
-            here.check_stop()
+            session.check_stop()
             trainer.step(list(islice(batches, flags.gradient_accumulation_steps)))
             is_evaluated = False
             evaluate_meanwhile(job, trainer)
@@ -294,16 +295,16 @@ def evaluate_meanwhile(job: Job, trainer: Trainer) -> None:
 
     StopRequested on all ranks where one was asked to stop meanwhile: the next job evaluates this step first.
     """
-    flags, state, here = job.flags, trainer.state, trainer.session
+    flags, state, session = job.flags, trainer.state, trainer.session
     if not flags.evaluate_during_training or state.step % (flags.logging_steps * flags.logging_steps_per_eval):
         return
-    watch = Watch(
-        leave=lambda: bool(here.stop.requested()),
-        doing=lambda doing: here.tell(doing=doing, rate=None, eta_seconds=None),
+    monitor = Monitor(
+        should_stop=lambda: bool(session.stop.requested()),
+        set_status=lambda doing: session.set_status(doing=doing, rate=None, eta_seconds=None),
     )
-    found = evaluate_mrr(job, state.world, state.encoder, watch)
+    found = evaluate_mrr(job, state.world, state.encoder, monitor)
     if found is None:
-        raise StopRequested(here.stop.reason())
+        raise StopRequested(session.stop.reason())
     distributed.on_process0(state.world, partial(log_evaluation, trainer, *found))
 
 
@@ -335,18 +336,18 @@ def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
 # Evaluating
 
 
-def evaluate_mrr(job: Job, world: World, encoder: Any, watch: Watch = UNWATCHED) -> tuple[float, float] | None:
+def evaluate_mrr(job: Job, world: World, encoder: Any, monitor: Monitor = UNMONITORED) -> tuple[float, float] | None:
     """MRR@10 over the dev split: reranking the given candidates (nan without ten), and the whole collection.
 
-    None on all ranks where ``watch`` has told one to leave.
+    None on all ranks where ``monitor`` has told one to leave.
     """
     flags = job.flags
     check_index_fits(flags, len(job.collection.passages), encoder.dims)
     options = search_options(flags, job.backend, world.device)
-    vectors = encode_split(flags, world, encoder, job.collection, job.dtype, "dev", watch)
+    vectors = encode_split(flags, world, encoder, job.collection, job.dtype, "dev", monitor)
     if vectors is None:
         return None
-    found = rank_split(world, job.collection, "dev", vectors, EVALUATION_DEPTH, options, job.candidates_QK, watch)
+    found = rank_split(world, job.collection, "dev", vectors, EVALUATION_DEPTH, options, job.candidates_QK, monitor)
     if found is None:
         return None
     return (found.rerank_metrics or {}).get("mrr@10", math.nan), found.metrics["mrr@10"]

@@ -2,10 +2,10 @@
 
 Every encoder is a module called with ``(input_ids_BL, attention_mask_BL)`` that returns ``embeddings_BD``,
 with ``query_emb`` and ``body_emb`` as ANCE names them, ``dims``, ``config``, ``save_pretrained(directory)``,
-``cpu_batch_tokens`` (in batches of more it encodes no faster on a CPU), ``lower_weights(dtype)`` for encoding alone,
-and ``is_packed``, whether its texts stand one after the other without padding; if not, it can ``pack_texts``
-(`model.kernels.packed_attention`), and ``arrange_weights()`` for encoding alone (`model.kernels.cpu_linear`).
-Training may also ask for ``make_activations_twice()`` of one that has layers.
+``cpu_batch_tokens`` (in batches of more it encodes no faster on a CPU), ``cast_linear_weights(dtype)`` for encoding
+alone, and ``is_packed``, whether its texts stand one after the other without padding; if not, it can ``pack_texts``
+(`model.kernels.packed_attention`), and ``prepack_weights()`` for encoding alone (`model.kernels.cpu_linear`).
+Training may also ask for ``enable_gradient_checkpointing()`` of one that has layers.
 Another model type takes three lines: its word in MODEL_TYPES and CONFIG_TYPE_OF, and a branch in `load_encoder`
 and `new_encoder`. The modules are imported when asked for: the static one does without transformers' models.
 """

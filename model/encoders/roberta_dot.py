@@ -16,7 +16,7 @@ from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaMo
 from transformers.utils.logging import disable_progress_bar
 
 from model.kernels.cpu_dropout import BY_DEVICE, make_dropout_quick
-from model.kernels.cpu_linear import arrange_products
+from model.kernels.cpu_linear import prepack_products
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, hidden_of_packed
 from utils.errors import UserError, one_line
 
@@ -109,13 +109,13 @@ class RobertaDot(RobertaPreTrainedModel):
         own = PACKED_ON_CPU if self.device.type == "cpu" else PACKED
         self.roberta.set_attn_implementation((attention or own) if packed else BY_DEVICE)
 
-    def make_activations_twice(self) -> None:
+    def enable_gradient_checkpointing(self) -> None:
         """Gradient checkpointing: only a layer's input is kept for the gradient."""
         # Newer transformers say "activation", and warn of the older name.
         enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
         enable({"use_reentrant": False})
 
-    def lower_weights(self, dtype: torch.dtype) -> None:
+    def cast_linear_weights(self, dtype: torch.dtype) -> None:
         """For encoding alone: the matrices in ``dtype``, to which autocast would cast them anew for each batch.
 
         What is added up from layer to layer stays in float32, as under autocast: in bfloat16 throughout, the
@@ -126,13 +126,13 @@ class RobertaDot(RobertaPreTrainedModel):
             if isinstance(module, nn.Linear):
                 module.to(dtype)
 
-    def arrange_weights(self) -> None:
+    def prepack_weights(self) -> None:
         """For encoding alone, on the device where it is: a CPU keeps lowered matrices as its products read them, too.
 
         Those take the memory of the matrices once more, and cannot be copied. Nothing happens where there is nothing to
         gain.
         """
-        arrange_products(self.roberta, self.cpu_batch_tokens)
+        prepack_products(self.roberta, self.cpu_batch_tokens)
 
 
 def load_roberta_dot(name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> RobertaDot:

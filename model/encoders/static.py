@@ -45,7 +45,7 @@ class StaticEncoder(nn.Module):
 
     query_emb = body_emb = forward
 
-    def lower_weights(self, dtype: torch.dtype) -> None:
+    def cast_linear_weights(self, dtype: torch.dtype) -> None:
         """Nothing: autocast has only the head to cast."""
 
     def save_pretrained(self, directory: Path) -> None:

@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 BY_DEVICE = "by_device"  # transformers' word for the attention below
-MOST_BY_PRODUCTS = 160  # tokens of a text
+MAX_EAGER_LENGTH = 160  # tokens of a text
 DRAWS = 2**16  # that 16 bits can make
 
 
@@ -43,7 +43,7 @@ def is_quicker_by_products(query_BHQD: torch.Tensor) -> bool:
     times with 221. The scores are rounded here, as queries and keys were before: embeddings are 1.02 to 1.1 times as
     far from float32's as the kernel's, the most where scores are spread out as far as 20.
     """
-    return query_BHQD.dtype == torch.bfloat16 and query_BHQD.shape[2] <= MOST_BY_PRODUCTS
+    return query_BHQD.dtype == torch.bfloat16 and query_BHQD.shape[2] <= MAX_EAGER_LENGTH
 
 
 class Dropout(nn.Dropout):
@@ -53,7 +53,7 @@ class Dropout(nn.Dropout):
         return super().forward(input)
 
 
-def attention_by_device(
+def cpu_eager_or_sdpa(
     module: nn.Module,
     query_BHQD: torch.Tensor,
     key_BHLD: torch.Tensor,
@@ -84,7 +84,7 @@ def attention_by_device(
     return (weights_BHQL @ value_BHLD).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(BY_DEVICE, attention_by_device)
+AttentionInterface.register(BY_DEVICE, cpu_eager_or_sdpa)
 AttentionMaskInterface.register(BY_DEVICE, sdpa_mask)
 
 

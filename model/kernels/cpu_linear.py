@@ -20,7 +20,7 @@ TRIED_SHAPE = (5, 48, 80)  # rows, and the matrix's two sides
 TOLERANCE = 0.02  # between numbers below 2, which are rounded once or twice
 
 
-class ArrangedLinear(nn.Linear):
+class PrepackedLinear(nn.Linear):
     """The same layer with the same parameters, and the weight once more, ``arranged``, as it was then.
 
     The plain layer computes wherever a gradient may be asked for, on a GPU, in a compiled model, and in another type.
@@ -40,7 +40,7 @@ class ArrangedLinear(nn.Linear):
 class ArrangedIntermediate(RobertaIntermediate):
     """gelu is computed in the product, before its result is rounded."""
 
-    dense: ArrangedLinear
+    dense: PrepackedLinear
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.dense.is_arranged_for(hidden_states):
@@ -96,16 +96,16 @@ def can_arrange(weight: torch.Tensor) -> bool:
     )
 
 
-def arrange_products(body: nn.Module, rows: int) -> None:
+def prepack_products(body: nn.Module, rows: int) -> None:
     """Keep every linear layer's weight once more, as products of so many rows want it: right for any number of them.
 
     Where that is not possible, the layers stay what they are.
     """
     for module in body.modules():
         if type(module) is nn.Linear and can_arrange(module.weight):
-            module.__class__ = ArrangedLinear
+            module.__class__ = PrepackedLinear
             module.arranged = arrange(module.weight, rows)
     for module in body.modules():
-        is_arranged = type(module) is RobertaIntermediate and type(module.dense) is ArrangedLinear
+        is_arranged = type(module) is RobertaIntermediate and type(module.dense) is PrepackedLinear
         if is_arranged and getattr(module.intermediate_act_fn, "act", None) is F.gelu:
             module.__class__ = ArrangedIntermediate

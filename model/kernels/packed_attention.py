@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
-from model.kernels.cpu_dropout import MOST_BY_PRODUCTS, attention_by_device
+from model.kernels.cpu_dropout import MAX_EAGER_LENGTH, cpu_eager_or_sdpa
 from model.kernels.precision import autocast, encodes_in_bfloat16_on_cpu
 from model.token_batch import attention_mask
 from utils.errors import one_line
@@ -73,7 +73,7 @@ def packed_attention_on_cpu(
     tokens: int,
     **words: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As `packed_attention`, by `attention_by_device` on padded rows; ``place_T`` is each token's in B rows of L.
+    """As `packed_attention`, by `cpu_eager_or_sdpa` on padded rows; ``place_T`` is each token's in B rows of L.
 
     Behind the first ``tokens`` stand those that round up the products' rows: they belong to no text, and get what is
     found at their place. Attention is a layer's smallest part, and torch's own of nested tensors goes over the texts
@@ -89,7 +89,7 @@ def packed_attention_on_cpu(
         return tokens_THD.unflatten(0, is_token_BL.shape).transpose(1, 2)
 
     mask_B11L = is_token_BL[:, None, None] if is_padded else None
-    attended, _ = attention_by_device(
+    attended, _ = cpu_eager_or_sdpa(
         module, padded(query_1HTD), padded(key_1HTD), padded(value_1HTD), mask_B11L, **words
     )
     rows = attended.flatten(0, 1)
@@ -116,7 +116,7 @@ def hidden_of_packed(
     offsets_B = F.pad(lengths_B.cumsum(0), (1, 0))
     first_B, longest = offsets_B[:-1], ids_BL.shape[1]
     is_rounded = rounds_shapes(roberta)
-    if is_rounded and longest <= MOST_BY_PRODUCTS:
+    if is_rounded and longest <= MAX_EAGER_LENGTH:
         more = (0, -longest % ROUNDED_LENGTH, 0, -len(ids_BL) % ROUNDED_ROWS)
         ids_BL, mask_BL = F.pad(ids_BL, more, value=roberta.config.pad_token_id), F.pad(mask_BL, more)
     place_T = mask_BL.flatten().nonzero()[:, 0]
@@ -170,7 +170,7 @@ def embeddings_and_gradient(
     return [embeddings_BD.detach(), torch.cat(found)]
 
 
-def refusal_to_pack(encoder: Any, device: torch.device, dtype: torch.dtype | None, trains: bool) -> str:
+def packing_problem(encoder: Any, device: torch.device, dtype: torch.dtype | None, trains: bool) -> str:
     """Why this device cannot encode, or with ``trains`` train, packed texts as it does padded ones; "" where it can.
 
     The encoder stays as it is, and so do the random states. Another version of torch or another GPU may lack a kernel.

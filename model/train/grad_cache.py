@@ -16,13 +16,15 @@ from model.encode import plan_batches
 from model.token_batch import attention_mask
 
 
-def plan_passes(lengths_B: torch.Tensor, budget_tokens: int) -> list[torch.Tensor]:
+def plan_micro_batches(lengths_B: torch.Tensor, budget_tokens: int) -> list[torch.Tensor]:
     """The rows of each pass, on the lengths' device."""
     plan = plan_batches(lengths_B.cpu().numpy(), 0, budget_tokens)
     return [torch.from_numpy(rows_P).to(lengths_B.device) for rows_P in plan]
 
 
-def encode_pass(encoder: Any, ids_BL: torch.Tensor, lengths_B: torch.Tensor, rows_P: torch.Tensor) -> torch.Tensor:
+def encode_micro_batch(
+    encoder: Any, ids_BL: torch.Tensor, lengths_B: torch.Tensor, rows_P: torch.Tensor
+) -> torch.Tensor:
     """The embeddings [P, D] of some rows, padded to the longest of them, which is the first."""
     lengths_P = lengths_B[rows_P]
     ids_PL = ids_BL[rows_P, : int(lengths_P[0])]
@@ -30,32 +32,32 @@ def encode_pass(encoder: Any, ids_BL: torch.Tensor, lengths_B: torch.Tensor, row
     return embeddings_PD
 
 
-def in_order(parts: list[torch.Tensor], passes: list[torch.Tensor]) -> torch.Tensor:
+def unsort(parts: list[torch.Tensor], passes: list[torch.Tensor]) -> torch.Tensor:
     """The rows of all passes as the batch has them."""
     return torch.cat(parts)[torch.argsort(torch.cat(passes))]
 
 
-def encode_in_passes(
+def encode_in_micro_batches(
     encoder: Any, ids_BL: torch.Tensor, lengths_B: torch.Tensor, budget_tokens: int | None
 ) -> torch.Tensor:
     """The embeddings [B, D] with their graph; None for the budget is a single pass."""
     if budget_tokens is None or ids_BL.numel() <= budget_tokens:
         embeddings_BD: torch.Tensor = encoder(ids_BL, attention_mask(ids_BL, lengths_B))
         return embeddings_BD
-    passes = plan_passes(lengths_B, budget_tokens)
-    return in_order([encode_pass(encoder, ids_BL, lengths_B, rows_P) for rows_P in passes], passes)
+    passes = plan_micro_batches(lengths_B, budget_tokens)
+    return unsort([encode_micro_batch(encoder, ids_BL, lengths_B, rows_P) for rows_P in passes], passes)
 
 
 @dataclass
-class RandomState:
+class RngState:
     """The generators that dropout draws from."""
 
     cpu: torch.Tensor
     cuda: torch.Tensor | None
 
     @staticmethod
-    def of(device: torch.device) -> RandomState:
-        return RandomState(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+    def capture(device: torch.device) -> RngState:
+        return RngState(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
 
     def restore(self, device: torch.device) -> None:
         torch.set_rng_state(self.cpu)
@@ -79,7 +81,7 @@ def cached_backward(
     gradient scaler's.
     """
     device = texts[0][0].device
-    all_passes = [plan_passes(lengths_B, budget_tokens) for _, lengths_B in texts]
+    all_passes = [plan_micro_batches(lengths_B, budget_tokens) for _, lengths_B in texts]
     # The paper's step 1. Each pass has its graph, which is dropped at once: where no gradient may be asked for, other
     # code computes (shapes are rounded up, a compiled model is another program), and step 3 would not repeat it.
     cached, states = [], []
@@ -87,9 +89,9 @@ def cached_backward(
         for (ids_BL, lengths_B), passes in zip(texts, all_passes, strict=True):
             parts = []
             for rows_P in passes:
-                states.append(RandomState.of(device))
-                parts.append(encode_pass(encoder, ids_BL, lengths_B, rows_P).detach())
-            cached.append(in_order(parts, passes).requires_grad_())
+                states.append(RngState.capture(device))
+                parts.append(encode_micro_batch(encoder, ids_BL, lengths_B, rows_P).detach())
+            cached.append(unsort(parts, passes).requires_grad_())
     # Step 2, representation gradient computation and caching.
     with autocast():
         loss = loss_of(*cached)
@@ -101,6 +103,6 @@ def cached_backward(
             for rows_P in passes:
                 states.pop(0).restore(device)
                 with autocast():
-                    again_PD = encode_pass(encoder, ids_BL, lengths_B, rows_P)
+                    again_PD = encode_micro_batch(encoder, ids_BL, lengths_B, rows_P)
                 again_PD.backward(embeddings_BD.grad[rows_P])
     return loss.detach()

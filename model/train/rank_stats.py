@@ -11,7 +11,7 @@ from model.train.losses import in_batch_scores, pairwise_nll
 from utils.ir.rank_buckets import FIRST_RANKS, MEASURED, NAMES, TRIPLES, logged_name
 
 
-class RankTally:
+class PerRankStats:
     """Sums over triples, by the bucket of their negative's rank; ``sums_B4`` float64: a count, then MEASURED.
 
     The loss is the triple's own. The gradient is the norm of its loss's gradient with respect to the triple's
@@ -42,7 +42,7 @@ class RankTally:
 
 
 def means_by_rank(sums: list[list[float]]) -> dict[str, float]:
-    """``rank_1-5_triples``, ``rank_1-5_loss``, … of each bucket that has triples; ``sums`` as `RankTally` has them."""
+    """``rank_1-5_triples``, ``rank_1-5_loss``, … of each bucket that has triples; ``sums`` are `PerRankStats`'s."""
     told: dict[str, float] = {}
     for bucket, (count, *totals) in zip(NAMES, sums, strict=True):
         if count:

@@ -15,21 +15,21 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.kernels.precision import autocast
-from model.train.grad_cache import cached_backward, encode_in_passes
+from model.train.grad_cache import cached_backward, encode_in_micro_batches
 from model.train.losses import in_batch_nll, pairwise_nll
 from model.train.optim import layer_gradient_norms, linear_schedule
-from model.train.rank_stats import RankTally, measure_in_batch, measure_pairwise
+from model.train.rank_stats import PerRankStats, measure_in_batch, measure_pairwise
 from utils.distributed import World, average_gradients, collective, gather_with_gradient, mean_over_ranks
 from utils.errors import UserError
 
 SMALLEST_SCALE = 1e-4  # of fp16's loss, as fairseq has it: from the first one it takes 30 skipped steps
-GPU_PASS_TOKENS = 2**14  # enough to keep a GPU busy, where a batch's texts are padded to the longest of a pass
+GPU_MICRO_BATCH_TOKENS = 2**14  # enough to keep a GPU busy, where a batch's texts are padded to the longest of a pass
 
 
 class TrainingStep(nn.Module):
     """Batch in, loss out: the queries' tokens once and the passages' tokens once through the encoder."""
 
-    def __init__(self, encoder: Any, loss: str, tally: RankTally | None = None) -> None:
+    def __init__(self, encoder: Any, loss: str, tally: PerRankStats | None = None) -> None:
         super().__init__()
         self.encoder, self.loss, self.tally = encoder, loss, tally
 
@@ -43,15 +43,15 @@ class TrainingStep(nn.Module):
     ) -> torch.Tensor:
         """The names are those of data.training.batches.Batch; ``rows`` are those that `loss_of` takes."""
         budget_tokens = self.budget_tokens(query_ids_BL.device)
-        queries_BD = encode_in_passes(self.encoder, query_ids_BL, query_lengths_B, budget_tokens)
-        passages_MD = encode_in_passes(self.encoder, passage_ids_ML, passage_lengths_M, budget_tokens)
+        queries_BD = encode_in_micro_batches(self.encoder, query_ids_BL, query_lengths_B, budget_tokens)
+        passages_MD = encode_in_micro_batches(self.encoder, passage_ids_ML, passage_lengths_M, budget_tokens)
         return self.loss_of(queries_BD, passages_MD, **rows)
 
     def budget_tokens(self, device: torch.device) -> int | None:
         """Of a pass; None is a single one: packed texts on a GPU."""
         if device.type == "cpu":
             return int(self.encoder.cpu_batch_tokens)
-        return None if self.encoder.is_packed else GPU_PASS_TOKENS
+        return None if self.encoder.is_packed else GPU_MICRO_BATCH_TOKENS
 
     def loss_of(
         self,
@@ -99,7 +99,7 @@ class TrainingState:
     world: World
     dtype: torch.dtype | None
     max_grad_norm: float
-    tally: RankTally
+    tally: PerRankStats
     grad_cache_tokens: int = 0
     step: int = 0
     skipped: int = 0  # of the steps made so far, those that fp16's scaler has skipped since somebody set it to 0
@@ -127,7 +127,7 @@ def make_state(
     grad_cache_tokens: int = 0,
 ) -> TrainingState:
     """``grad_cache_tokens`` above 0: passes of so many tokens with GradCache, for batches beyond memory."""
-    tally = RankTally(world.device)
+    tally = PerRankStats(world.device)
     module: nn.Module = TrainingStep(encoder, loss, tally)
     if world.size > 1 and not grad_cache_tokens:  # which adds the ranks' gradients up by itself
         with collective(world):

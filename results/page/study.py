@@ -34,7 +34,7 @@ PICTURES = ("study.png", "sweep.png")  # that there may be
 
 
 @dataclass(frozen=True)
-class Test:
+class PairTest:
     """``difference`` is a's mean less b's. ``p_holm`` is corrected over all pairs of the metric."""
 
     a: str
@@ -46,7 +46,7 @@ class Test:
     p_seeds: float | None  # of a paired t test over the seeds, not corrected
 
 
-def compare(study: Study, rng: np.random.Generator) -> list[Test]:
+def compare(study: Study, rng: np.random.Generator) -> list[PairTest]:
     """Every pair in every metric, on each query's mean over the seeds."""
     tests, pairs = [], list(itertools.combinations(study.arms, 2))
     for metric in COMPARED:
@@ -57,11 +57,11 @@ def compare(study: Study, rng: np.random.Generator) -> list[Test]:
         p_values = paired_randomisation(differences_QP, rng, resamples).tolist()
         for (a, b), p, p_holm in zip(pairs, p_values, holm(p_values), strict=True):
             p_seeds = paired_t(study.finals(a, metric), study.finals(b, metric))
-            tests.append(Test(a, b, metric, float((means[a] - means[b]).mean()), p, p_holm, p_seeds))
+            tests.append(PairTest(a, b, metric, float((means[a] - means[b]).mean()), p, p_holm, p_seeds))
     return tests
 
 
-def is_aa(study: Study, test: Test) -> bool:
+def is_aa(study: Study, test: PairTest) -> bool:
     return study.strategies[test.a] == study.strategies[test.b]
 
 
@@ -115,7 +115,7 @@ def arms_table(study: Study) -> str:
     return align(rows)
 
 
-def verdict(study: Study, test: Test) -> str:
+def verdict(study: Study, test: PairTest) -> str:
     """What a test supports: by the queries, and beside the noise between seeds where that is known."""
     if test.p_holm >= ALPHA:
         return APART_NOT
@@ -126,11 +126,11 @@ def verdict(study: Study, test: Test) -> str:
     return f"{better} better than {worse}"
 
 
-def named(study: Study, test: Test) -> str:
+def named(study: Study, test: PairTest) -> str:
     return f"{test.a} - {test.b}" + (" (A/A)" if is_aa(study, test) else "")
 
 
-def tests_table(study: Study, tests: list[Test], metric: str) -> str:
+def tests_table(study: Study, tests: list[PairTest], metric: str) -> str:
     noise = noise_of(study, metric)
     rows = [["pair", "difference", "of the A/A noise", "p", "p (Holm)", "p over seeds", "conclusion"]]
     for test in sorted((t for t in tests if t.metric == metric), key=lambda t: t.p_holm):
@@ -141,7 +141,7 @@ def tests_table(study: Study, tests: list[Test], metric: str) -> str:
     return align(rows)
 
 
-def conclusions(study: Study, tests: list[Test]) -> list[str]:
+def conclusions(study: Study, tests: list[PairTest]) -> list[str]:
     """What the first metric's tests support, as list items, and what they do not."""
     found = [test for test in tests if test.metric == COMPARED[0]]
     lines = []
@@ -159,7 +159,7 @@ def conclusions(study: Study, tests: list[Test]) -> list[str]:
     return [*lines, *caveats(study, found)]
 
 
-def sentence(study: Study, tests: list[Test]) -> str:
+def sentence(study: Study, tests: list[PairTest]) -> str:
     """The conclusions in one: which arms are better than which, the best first."""
     found = [test for test in tests if test.metric == COMPARED[0]]
     if not found:
@@ -181,7 +181,7 @@ def listed(names: list[str], one: str = "", several: str = "") -> str:
     return f"{told} {one if len(names) == 1 else several}".rstrip()
 
 
-def caveats(study: Study, found: list[Test]) -> list[str]:
+def caveats(study: Study, found: list[PairTest]) -> list[str]:
     """Why less than that can be concluded."""
     if any(is_aa(study, test) and test.p_holm < ALPHA for test in found):
         return ["- **Warning:** an A/A pair is told apart: differences of that size are noise between seeds."]
@@ -194,7 +194,7 @@ def caveats(study: Study, found: list[Test]) -> list[str]:
     return []
 
 
-def how_tested(study: Study, tests: list[Test]) -> str:
+def how_tested(study: Study, tests: list[PairTest]) -> str:
     aa = [test for test in tests if is_aa(study, test)]
     noises = ", ".join(f"{noise_of(study, test.metric) or 0:.4f} in {HEADINGS[test.metric]}" for test in aa)
     return (
@@ -208,7 +208,7 @@ def how_tested(study: Study, tests: list[Test]) -> str:
     )
 
 
-def study_sections(study: Study, tests: list[Test]) -> list[Section]:
+def study_sections(study: Study, tests: list[PairTest]) -> list[Section]:
     """Tables, tests and pictures of the comparison over seeds."""
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
     found = [Section("What can be concluded", ["\n".join(conclusions(study, tests)) or "There is one arm."])]
@@ -253,7 +253,7 @@ def what_was_run(study: Study) -> Section:
     return Section("What was run", blocks)
 
 
-def sections_of(study: Study, tests: list[Test], directory: Path) -> list[Section]:
+def sections_of(study: Study, tests: list[PairTest], directory: Path) -> list[Section]:
     """Those of the comparison, then those that any report has."""
     common = common_sections(study.by_arm, study.measures, directory)
     return [*study_sections(study, tests), *common, what_was_run(study)]
@@ -268,7 +268,7 @@ def study_command(study: Study) -> str:
     return f'bash commands/study.sh --seeds "{" ".join(map(str, study.seeds))}" --arms "{" ".join(words)}"'
 
 
-def summary_of(study: Study, tests: list[Test], command: str) -> dict[str, Any]:
+def summary_of(study: Study, tests: list[PairTest], command: str) -> dict[str, Any]:
     measures = study.measures
     return {
         "seeds": study.seeds,

@@ -16,7 +16,7 @@ from results.read.run import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, arm_order
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.layout import CHECKPOINT_PATTERN, RECORD_PATTERN, numbered
-from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, Holder, Watch, newest_epoch, parse_beat
+from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, LeaseRecord, Watch, newest_epoch, parse_beat
 from utils.exchange.markers import read_done, read_failed
 
 TRAINER, GENERATOR, WARMUP = "trainer", "generator", "warmup"
@@ -42,7 +42,7 @@ class RoleStatus:
     place: Place
     state: str
     silent_seconds: float
-    holder: Holder | None
+    holder: LeaseRecord | None
     beat: dict[str, Any]
     done: dict[str, Any]
     error: str

@@ -155,7 +155,7 @@ def read_study(places: dict[int, Path], names: list[str]) -> Study:
     for runs in arms.values():
         check_one_arm(runs)
     check_fair([run for runs in arms.values() for run in runs])
-    told = [*other_queries(run.arm for runs in arms.values() for run in runs), *same_in_fact(arms)]
+    told = [*other_queries(run.arm for runs in arms.values() for run in runs), *find_duplicate_arms(arms)]
     return Study([*places], arms, told)
 
 
@@ -189,7 +189,7 @@ def check_fair(runs: list[ArmRun]) -> None:
             )
 
 
-def same_in_fact(arms: dict[str, list[ArmRun]]) -> list[str]:
+def find_duplicate_arms(arms: dict[str, list[ArmRun]]) -> list[str]:
     """One sentence for each pair of arms that had (nearly) the same negatives at first and at last, in every seed."""
     told = []
     for first, second in itertools.combinations(arms, 2):

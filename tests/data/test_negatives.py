@@ -35,10 +35,10 @@ def generate(data_dir: Path, root: Path, strategy: str, **changes: Any) -> Path:
     job = make_job(data_dir, root)
     flags = replace(job.flags, topk_training=TOPK, keep_candidates=True, **changes)
     selection = make_selection(strategy, flags, len(job.collection.passages))
-    here, log = start(root, World(0, 1, CPU))
+    session, log = start(root, World(0, 1, CPU))
     work = put_model(root / "checkpoints", data_dir, 3)
     known = {"collection_fingerprint": job.collection.manifest["collection_fingerprint"], "science_sha256": "of it"}
-    assert one_refresh(replace(job, flags=flags, selection=selection), here, work, known, log, stay)
+    assert one_refresh(replace(job, flags=flags, selection=selection), session, work, known, log, stay)
     return root / "ann"
 
 

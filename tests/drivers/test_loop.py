@@ -23,7 +23,7 @@ from tests import REPO
 from tests.exchanging import read_beat
 from utils.exchange import atomic
 from utils.exchange.layout import METRICS, candidates_path, checkpoint_path, negatives_path
-from utils.exchange.lease import Life
+from utils.exchange.lease import LeaseTimeouts
 from utils.exchange.markers import read_done, working
 from utils.exchange.negatives import next_refresh_number, read_records, read_refresh
 from utils.exchange.wait import wait_for
@@ -401,7 +401,7 @@ def test_a_trainer_stops_when_the_generator_fails(tiny_preprocessed: Path, stati
             "the trainer to wait for its first negatives",
             limit_seconds=120,
         )
-        life = Life(heartbeat_seconds=1.0, lease_seconds=60.0)
+        life = LeaseTimeouts(heartbeat_seconds=1.0, lease_seconds=60.0)
         with pytest.raises(ZeroDivisionError), working(arm / "ann_data", "generator", life, "run"):
             _ = 1 / 0
         assert trainer.wait(60) == 4

@@ -190,17 +190,17 @@ def test_triples_that_end_wrongly_are_refused_before_a_run_begins_and_their_run_
     triples.write_text(whole)
     run("drivers.run_warmup", *flags, "--output_dir", output_dir)
     # An earlier version began with them as they were, and died at the end of the file.
-    stored = atomic.read_sealed(output_dir / "RUN.json")
+    stored = atomic.load_with_checksum(output_dir / "RUN.json")
     died = from_the_middle(output_dir, tmp_path / "died", 3)
     stored["science"]["triples_bytes"] -= 1
-    (died / "RUN.json").write_text(atomic.sealed(stored))
+    (died / "RUN.json").write_text(atomic.dump_with_checksum(stored))
     output = run("drivers.run_warmup", *flags, "--output_dir", died)
     size = len(whole.encode())
     assert f"{triples} has {size:,} bytes, the run began with {size - 1:,}: taken as the same file" in output
     assert "going on from checkpoint-3" in output
     assert weights(died, 10) == weights(output_dir, 10)
     stored["science"]["triples_bytes"] -= 1
-    (died / "RUN.json").write_text(atomic.sealed(stored))
+    (died / "RUN.json").write_text(atomic.dump_with_checksum(stored))
     assert "triples_bytes" in run("drivers.run_warmup", *flags, "--output_dir", died, code=3)
 
 

@@ -51,7 +51,7 @@ def read_aloud(read: Callable[[], object]) -> tuple[object, str]:
     from utils.errors import UserError
     from utils.exchange import wait
 
-    wait.say_once.cache_clear()
+    wait.log_once.cache_clear()
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         try:
@@ -104,7 +104,7 @@ def check_lease(directory: Path, name: str) -> None:
 
     role, _, epoch = name.removesuffix(".json").rpartition("-")
     found, _ = read_aloud(lambda: lease.read_holder(directory, role, int(epoch)))
-    if isinstance(found, lease.Holder):
+    if isinstance(found, lease.LeaseRecord):
         raise Miss(f"read as {found}")
 
 

@@ -12,7 +12,7 @@ from tests.faults.order import is_published
 from tests.faults.programs import ROLES, SAVE_STEPS, Run
 from tests.faults.runs import Lab, Miss, NeverInjected, Outcome, Play, count_plan, injected, pick
 from tests.faults.victim import PUBLISHING, SUCCEEDED, Operation, read_log
-from tests.faults.zygote import Child, Zygote
+from tests.faults.zygote import Child, ForkServer
 
 FENCED, REFUSED = 75, 2
 
@@ -44,11 +44,11 @@ def leases(run: Run, role: str) -> list[str]:
     return sorted(path.name for path in run.own_directory(role).glob(f".leases/{role}-*.json"))
 
 
-def inject(lab: Lab, zygote: Zygote, pause: Pause) -> None:
+def inject(lab: Lab, zygote: ForkServer, pause: Pause) -> None:
     injected(lambda: fence(lab, zygote, pause))
 
 
-def fence(lab: Lab, zygote: Zygote, pause: Pause) -> None:
+def fence(lab: Lab, zygote: ForkServer, pause: Pause) -> None:
     """One try; NeverInjected where the role ended before the publication."""
     run = lab.new_run()
     play = Play(lab, zygote, run, roles_beside(pause.role))

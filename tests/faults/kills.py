@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from tests.faults.programs import ROLES, SAVE_STEPS, WARMUP
 from tests.faults.runs import PAIR, Lab, Miss, Outcome, Play, count_plan, pick
 from tests.faults.victim import INJECTED, read_log
-from tests.faults.zygote import Child, Zygote
+from tests.faults.zygote import Child, ForkServer
 
 HEARTBEAT_OPERATIONS = 12  # of the heartbeat's thread, at most: how many there are is a matter of time
 EVERY_BOUNDARY, INSTANTS = 400, 100
@@ -56,7 +56,7 @@ def instants(lab: Lab, rng: random.Random, count: int) -> list[Kill]:
     return [Kill(role, seconds=rng.uniform(0, lab.seconds[role])) for role in roles]
 
 
-def inject(lab: Lab, zygote: Zygote, kill: Kill) -> None:
+def inject(lab: Lab, zygote: ForkServer, kill: Kill) -> None:
     for attempt in range(ATTEMPTS):
         play = Play(lab, zygote, lab.new_run(), roles_beside(kill.role))
         try:

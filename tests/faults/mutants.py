@@ -200,7 +200,7 @@ MUTANTS = (
     Mutant(
         "the seal of small files not checked",
         "utils.exchange.atomic",
-        "read_sealed",
+        "load_with_checksum",
         never_different(),
         ("damage",),
     ),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.faults.programs import GENERATOR, LEASE_SECONDS, STEPS, TRAINER, WINDOW
 from tests.faults.runs import PAIR, TEMPO, Lab, Miss, Outcome, Play, steps_logged
-from tests.faults.zygote import Child, Zygote
+from tests.faults.zygote import Child, ForkServer
 
 POLL_SECONDS = 0.5
 POLLS = {
@@ -46,7 +46,7 @@ def seconds_to_end(play: Play, child: Child, limit_seconds: float) -> float:
     return time.monotonic() - started
 
 
-def inject(lab: Lab, zygote: Zygote, ending: Ending) -> None:
+def inject(lab: Lab, zygote: ForkServer, ending: Ending) -> None:
     play = Play(lab, zygote, lab.new_run())
     expected, limit_seconds = 0, 2 * POLL_SECONDS + GRACE_SECONDS
     try:

@@ -30,7 +30,7 @@ from tests.faults.programs import (
 )
 from tests.faults.stacks import end_with_stacks, processes_in
 from tests.faults.victim import Plan
-from tests.faults.zygote import REPO, Child, Request, Zygote
+from tests.faults.zygote import REPO, Child, ForkServer, Request
 
 LIMIT_SECONDS = 90.0  # of one run with everything that is done to it; an undisturbed one takes two
 LOOK_SECONDS = 0.02
@@ -163,7 +163,7 @@ class Lab:
     directory: Path
     inputs: Inputs
     repo: Path
-    zygotes: queue.SimpleQueue[Zygote]
+    zygotes: queue.SimpleQueue[ForkServer]
     workers: int
     reference: dict[str, str] = field(default_factory=dict)
     finished: Run | None = None  # the undisturbed run
@@ -178,7 +178,7 @@ class Lab:
         run.checkpoints.parent.mkdir(parents=True)
         return run
 
-    def each(self, cases: Iterable[Case], inject: Callable[[Lab, Zygote, Case], None]) -> list[Outcome]:
+    def each(self, cases: Iterable[Case], inject: Callable[[Lab, ForkServer, Case], None]) -> list[Outcome]:
         """``inject`` every case, as many at a time as there are zygotes; a case's words are its name."""
         waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
         outcomes: list[Outcome] = []
@@ -218,8 +218,8 @@ def outcome_of(case: object, inject: Callable[[], None]) -> Outcome:
 @contextlib.contextmanager
 def laboratory(directory: Path, repo: Path = REPO, workers: int = 2) -> Iterator[Lab]:
     """Inputs, zygotes, and the undisturbed runs of all three programs, which must agree with each other."""
-    zygotes: queue.SimpleQueue[Zygote] = queue.SimpleQueue()
-    made = [Zygote(repo) for _ in range(workers)]
+    zygotes: queue.SimpleQueue[ForkServer] = queue.SimpleQueue()
+    made = [ForkServer(repo) for _ in range(workers)]
     for zygote in made:
         zygotes.put(zygote)
     try:
@@ -233,7 +233,7 @@ def laboratory(directory: Path, repo: Path = REPO, workers: int = 2) -> Iterator
             zygote.close()
 
 
-def undisturbed(lab: Lab, zygote: Zygote) -> None:
+def undisturbed(lab: Lab, zygote: ForkServer) -> None:
     """A run that nothing disturbs, with every operation logged in ROLE.log."""
     run = lab.finished = lab.new_run()
     for roles in (PAIR, (WARMUP,)):
@@ -259,7 +259,7 @@ class Play:
     """One run and the programs that work in it now."""
 
     lab: Lab
-    zygote: Zygote
+    zygote: ForkServer
     run: Run
     roles: tuple[str, ...] = PAIR
     children: dict[str, Child] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from tests.faults.kills import roles_beside
 from tests.faults.programs import ROLES, STEPS
 from tests.faults.runs import ATTEMPTS, Lab, Miss, NeverInjected, Outcome, Play, count_plan, injected, pick
 from tests.faults.victim import INJECTED, WRITING, read_log
-from tests.faults.zygote import Zygote
+from tests.faults.zygote import ForkServer
 
 NO_SPACE = 2
 # Preflight has to find enough; then a ballast leaves a multiple of the step.
@@ -87,11 +87,11 @@ def can_mount(directory: Path) -> bool:
         return False
 
 
-def inject(lab: Lab, zygote: Zygote, shortage: Shortage) -> None:
+def inject(lab: Lab, zygote: ForkServer, shortage: Shortage) -> None:
     injected(lambda: run_short(lab, zygote, shortage))
 
 
-def run_short(lab: Lab, zygote: Zygote, shortage: Shortage) -> None:
+def run_short(lab: Lab, zygote: ForkServer, shortage: Shortage) -> None:
     """One run; of a small disk several, each with half of the last one's space, until it is full before the end."""
     for attempt in range(ATTEMPTS):
         run = lab.new_run()

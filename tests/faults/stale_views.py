@@ -26,9 +26,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from drivers.generate import generator
-from drivers.generate.encode_corpus import Work
+from drivers.generate.encode_corpus import RefreshRequest
 from drivers.job.run_config import join_run
-from drivers.job.session import Session, agree
+from drivers.job.session import Session
 from drivers.train import refresh_schedule
 from drivers.train.trainer import start_point
 from tests.faults.runs import Lab, Miss, Outcome
@@ -298,14 +298,14 @@ def work(sim: Simulation, job: Job) -> None:
     directory = sim.training if job.role == TRAINER else sim.ann
     again = None
     try:
-        with working(directory, job.role, lease.Life(10**9, LEASE_SECONDS), job.name) as held:
+        with working(directory, job.role, lease.LeaseTimeouts(10**9, LEASE_SECONDS), job.name) as held:
             sim.begin(job, held.holder.epoch)
             sim.act(job, HEARTBEAT_SECONDS, functools.partial(keep_beating, sim, job, held), is_heart=True)
-            here = Session(World(0, 1, torch.device("cpu")), Asked(sim, job), held)
+            session = Session(World(0, 1, torch.device("cpu")), Asked(sim, job), held)
             try:
-                (train if job.role == TRAINER else generate)(sim, job, here)
+                (train if job.role == TRAINER else generate)(sim, job, session)
             except StopRequested:
-                raise here.stopped("between two steps") from None
+                raise session.stopped("between two steps") from None
             finally:
                 job.is_over = True
     except Fenced:
@@ -331,52 +331,52 @@ def keep_beating(sim: Simulation, job: Job, held: lease.Lease) -> None:
         sim.sleep(HEARTBEAT_SECONDS)
 
 
-def train(sim: Simulation, job: Job, here: Session) -> None:
+def train(sim: Simulation, job: Job, session: Session) -> None:
     """drivers.train.ann in lockstep: wait for the window's negatives, train, publish, and remove old checkpoints."""
-    assert here.lease is not None
-    join_run(here, sim.training, job.name, {"max_steps": WINDOWS * WINDOW}, "")
+    assert session.lease is not None
+    join_run(session, sim.training, job.name, {"max_steps": WINDOWS * WINDOW}, "")
     peer = peers.watch_peer(sim.ann, GENERATOR, LEASE_SECONDS, clock=sim.clock)
-    start = start_point(here, sim.training)
+    start = start_point(session, sim.training)
     if start is not None:
         sim.expect(start.path)
     step = start.step if start else 0
     while step < WINDOWS * WINDOW:
         number = step // WINDOW
         look = functools.partial(
-            refresh_schedule.newest_number, sim.drivers_job(), refresh_schedule.Course({}), -1, number
+            refresh_schedule.newest_number, sim.drivers_job(), refresh_schedule.TrainingHistory({}), -1, number
         )
-        wait.wait_for(lambda: agree(here, look, peer), "negatives", sim.sleep, sim.clock)  # noqa: B023
+        wait.wait_for(lambda: session.decide_on_process0(look, peer), "negatives", sim.sleep, sim.clock)  # noqa: B023
         refresh = read_visible_refresh(sim.ann, number)
         sim.expect(refresh.path)
-        here.check_stop()
+        session.check_stop()
         sim.sleep(sim.rng.uniform(0, WORK_SECONDS))
         step += WINDOW
-        with publish_checkpoint(here.lease, step, {"final": step == WINDOWS * WINDOW}) as staging:
+        with publish_checkpoint(session.lease, step, {"final": step == WINDOWS * WINDOW}) as staging:
             (staging / "model.safetensors").write_text(f"step {step} by {job.name}")
             (staging / "scheduler.pt").touch()
-        remove_old_checkpoints(here.lease, sim.ann, keep_unused=True)
+        remove_old_checkpoints(session.lease, sim.ann, keep_unused=True)
     if read_done(sim.training) is None:
-        mark_done(here.lease, step=step)
+        mark_done(session.lease, step=step)
 
 
-def generate(sim: Simulation, job: Job, here: Session) -> None:
+def generate(sim: Simulation, job: Job, session: Session) -> None:
     """drivers.generate.generator: its decision what to make next, of which checkpoint, until the trainer is done."""
-    assert here.lease is not None
-    join_run(here, sim.ann, job.name, {}, "")
+    assert session.lease is not None
+    join_run(session, sim.ann, job.name, {}, "")
     peer = peers.watch_peer(sim.training, TRAINER, LEASE_SECONDS, clock=sim.clock)
     while True:
         look = functools.partial(generator.look_for_work, sim.drivers_job(), {})
-        answer = wait.wait_for(lambda: agree(here, look, peer), "work", sim.sleep, sim.clock)  # noqa: B023
+        answer = wait.wait_for(lambda: session.decide_on_process0(look, peer), "work", sim.sleep, sim.clock)  # noqa: B023
         if "done" in answer:
             return
-        made = Work(**answer["work"])
+        made = RefreshRequest(**answer["work"])
         if made.refresh:
             sim.expect(Path(made.checkpoint))
         sim.sleep(sim.rng.uniform(0, WORK_SECONDS))
-        here.check_stop()
+        session.check_stop()
         text = f"refresh {made.refresh} by {job.name}"
         record = {"ndcg": 0.5, "step": made.step, "model_sha256": made.model_sha256, "checkpoint": made.checkpoint}
-        publish_negatives(here.lease, made.refresh, lambda path: path.write_text(text) and None, record)  # noqa: B023
+        publish_negatives(session.lease, made.refresh, lambda path: path.write_text(text) and None, record)  # noqa: B023
 
 
 # Runs
@@ -388,7 +388,7 @@ def simulated(sim: Simulation) -> Iterator[None]:
     real_acquire, real_wait_for = lease.acquire, wait.wait_for
 
     def acquire(
-        directory: Path, role: str, life: lease.Life, run_id: str, lock: int | None, _clock: Any
+        directory: Path, role: str, life: lease.LeaseTimeouts, run_id: str, lock: int | None, _clock: Any
     ) -> lease.Lease:
         return real_acquire(directory, role, life, run_id, lock, sim.clock, sim.sleep)
 

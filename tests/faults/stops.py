@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.faults.kills import due_after, roles_beside
 from tests.faults.programs import GENERATOR, REFRESHES, ROLES, STEPS, Run
 from tests.faults.runs import Lab, Miss, Outcome, Play, steps_logged
-from tests.faults.zygote import Child, Zygote
+from tests.faults.zygote import Child, ForkServer
 
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 OWN_FILE, JOB_FILE = "STOP", "ANCE_STOP_FILE"
@@ -40,7 +40,7 @@ def job_file(run: Run) -> Path:
     return run.directory / "stop-requested"
 
 
-def inject(lab: Lab, zygote: Zygote, stop: Stop) -> None:
+def inject(lab: Lab, zygote: ForkServer, stop: Stop) -> None:
     for attempt in range(ATTEMPTS):
         play = Play(lab, zygote, lab.new_run(), roles_beside(stop.role))
         try:

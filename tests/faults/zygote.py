@@ -164,7 +164,7 @@ def main() -> None:
 class Child:
     """A program that runs. ``code`` is its exit code once it has ended, minus a signal's number where one ended it."""
 
-    def __init__(self, zygote: Zygote, pid: int) -> None:
+    def __init__(self, zygote: ForkServer, pid: int) -> None:
         self.zygote, self.pid = zygote, pid
         self.code: int | None = None
 
@@ -197,7 +197,7 @@ class Child:
         self.wait(10)
 
 
-class Zygote:
+class ForkServer:
     """Used by one thread at a time."""
 
     def __init__(self, repo: Path = REPO) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.exchange.atomic import SEAL, sealed
+from utils.exchange.atomic import SEAL, dump_with_checksum
 
 # Clocks by their keys in JSON, and what stands there for `fix_clocks`.
 CLOCKS = {
@@ -93,7 +93,7 @@ def fix_clocks(directory: Path) -> None:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         elif reader is of_json and (fixed := with_fixed_clocks(stored := json.loads(path.read_text()))) != stored:
             without_seal = {key: found for key, found in fixed.items() if key != SEAL}
-            path.write_text(sealed(without_seal) if SEAL in stored else json.dumps(fixed))
+            path.write_text(dump_with_checksum(without_seal) if SEAL in stored else json.dumps(fixed))
 
 
 def of_json(path: Path, here: str) -> bytes:

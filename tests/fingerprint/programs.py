@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.runs import TEMPO
-from tests.faults.zygote import Child, Request, Zygote
+from tests.faults.zygote import Child, ForkServer, Request
 
 LIMIT_SECONDS = 120.0  # of one program, which takes two
 LOOK_SECONDS = 0.005
@@ -39,7 +39,7 @@ def process_environments(count: int) -> list[dict[str, str]]:
 class Programs:
     """Starts programs. ``settings`` replaces constants in them, for a test of what a change does."""
 
-    server: Zygote
+    server: ForkServer
     settings: dict[str, float] = field(default_factory=dict)
 
     def start(self, command: Command, out: Path, processes: int = 1) -> list[Child]:
@@ -78,9 +78,9 @@ class Programs:
 
 
 @contextlib.contextmanager
-def fork_server() -> Iterator[Zygote]:
+def fork_server() -> Iterator[ForkServer]:
     """The process that the programs are forked from."""
-    server = Zygote()
+    server = ForkServer()
     try:
         yield server
     finally:

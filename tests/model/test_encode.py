@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RobertaConfig
 
-from model.encode import LARGEST_BLOCK, Texts, block_size, encode_blocks, plan_batches, plan_blocks, share_of
+from model.encode import LARGEST_BLOCK, TextSource, block_size, encode_blocks, plan_batches, plan_blocks, share_of
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
 from model.token_batch import attention_mask
@@ -96,7 +96,7 @@ def test_the_mask_is_one_for_tokens() -> None:
     assert mask_BL.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
 
 
-def made_up_texts(count: int) -> tuple[list[list[int]], Texts]:
+def made_up_texts(count: int) -> tuple[list[list[int]], TextSource]:
     rng = np.random.default_rng(2)
     texts = [[0, *rng.integers(3, 60, rng.integers(0, 20)).tolist(), 2] for _ in range(count)]
 
@@ -108,11 +108,11 @@ def made_up_texts(count: int) -> tuple[list[list[int]], Texts]:
         return ids_BL, lengths_B
 
     lengths_N = np.array([len(text) for text in texts], np.int32)
-    return texts, Texts(count, lambda start, stop: lengths_N[start:stop], gather)
+    return texts, TextSource(count, lambda start, stop: lengths_N[start:stop], gather)
 
 
 def encode(
-    encoder: RobertaDot | StaticEncoder, texts: Texts, rows: tuple[int, int], budget_tokens: int, *more: Any
+    encoder: RobertaDot | StaticEncoder, texts: TextSource, rows: tuple[int, int], budget_tokens: int, *more: Any
 ) -> np.ndarray:
     return np.concatenate(list(encode_blocks(encoder, texts, rows, budget_tokens, CPU, *(more or (None,)))))
 

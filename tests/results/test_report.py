@@ -27,7 +27,7 @@ from results.report import main, write_runs
 from tests import REPO
 from tests.exchanging import lease_of
 from utils.errors import UserError
-from utils.exchange.atomic import SEAL, sealed, write_json, write_text
+from utils.exchange.atomic import SEAL, dump_with_checksum, write_json, write_text
 from utils.exchange.layout import record_path
 from utils.exchange.markers import mark_done, mark_failed
 
@@ -82,7 +82,7 @@ def write_arm(run: Path, name: str, shape: Shape) -> None:
             "strategy": shape.strategy or name,
             "seed": shape.seed,
         }
-        write_text(record_path(arm / "ann_data", refresh), sealed({**record, "refresh": refresh}))
+        write_text(record_path(arm / "ann_data", refresh), dump_with_checksum({**record, "refresh": refresh}))
     noise = np.random.default_rng(len(name))
     lines = [
         {"learning_rate": 3e-4, "loss": shape.loss * (1 + math.exp(-s / 90)) + noise.normal(0, 0.03), "step": s}
@@ -354,7 +354,7 @@ def sealed_with_nan(value: dict[str, Any]) -> str:
         ("bm25/metrics.json", "{}", "no metrics in it"),
         ("preprocessed/manifest.json", '{"counts": {}}', "counts passages is None"),
         ("preprocessed/manifest.json", "{}", "no counts in it"),
-        ("arms/top/checkpoints/DONE.json", sealed({"step": 500}), "refreshes is None"),
+        ("arms/top/checkpoints/DONE.json", dump_with_checksum({"step": 500}), "refreshes is None"),
         ("arms/top/checkpoints/DONE.json", '{"step": 500}', "no DONE.json in checkpoints/"),
         ("arms/top/ann_data/ann_ndcg_1", sealed_with_nan({"ndcg": math.nan, "step": 1, "refresh": 1}), "ndcg is nan"),
     ],
@@ -370,7 +370,7 @@ def test_an_evaluation_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     read_bytes, names = Path.read_bytes, []
     monkeypatch.setattr(Path, "read_bytes", lambda path: names.append(path.name) or read_bytes(path))
     path = tmp_path / "metrics.json"
-    for text in (json.dumps({"metrics": {"mrr@10": 0.5}}), sealed({"metrics": {"mrr@10": 0.5}})):
+    for text in (json.dumps({"metrics": {"mrr@10": 0.5}}), dump_with_checksum({"metrics": {"mrr@10": 0.5}})):
         path.write_text(text)
         names.clear()
         assert read_evaluation(path, "").metrics == {"mrr@10": 0.5}

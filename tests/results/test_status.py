@@ -24,17 +24,18 @@ from results.status import look_until_sure, page, watch
 from tests import REPO
 from tests.drivers.test_loop import LENGTHS, command, environment
 from utils.errors import PeerGone, Stopped, UserError
-from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, Holder, Lease, Life, beat_path, role_held
+from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, Lease, LeaseRecord, LeaseTimeouts, beat_path, role_held
 from utils.exchange.markers import mark_done, working
 
-LIFE = Life(heartbeat_seconds=0.1, lease_seconds=1.5)
+LIFE = LeaseTimeouts(heartbeat_seconds=0.1, lease_seconds=1.5)
 HOLD = """
 import sys, time
 from pathlib import Path
-from utils.exchange.lease import Life, role_held
+from utils.exchange.lease import LeaseTimeouts, role_held
 directory, role, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-with role_held(directory, role, Life(0.1, 1.5), "run-1") as lease:
-    lease.tell(step=step, total_steps=500, refresh=2, made_from_step=200, rate=25.0, eta_seconds=8, doing="training")
+with role_held(directory, role, LeaseTimeouts(0.1, 1.5), "run-1") as lease:
+    status = {"rate": 25.0, "eta_seconds": 8, "doing": "training"}
+    lease.set_status(step=step, total_steps=500, refresh=2, made_from_step=200, **status)
     lease.beat()
     print("holding", flush=True)
     time.sleep(120)
@@ -80,7 +81,7 @@ def leave(directory: Path, role: str, error: BaseException | None = None, **told
     """Have a role for a moment, and end as told."""
     try:
         with working(directory, role, LIFE, "run-1") as lease:
-            lease.tell(**told)
+            lease.set_status(**told)
             if error is not None:
                 raise error
     except BaseException as raised:
@@ -305,7 +306,7 @@ def test_it_writes_nothing(tmp_path: Path) -> None:
 
 
 def role(state: str, **changes: Any) -> RoleStatus:
-    holder = Holder("trainer", 3, "node07", "b", 4242, "r", "99_1", 10.0, 180.0, True, "s", 1.7e9)
+    holder = LeaseRecord("trainer", 3, "node07", "b", 4242, "r", "99_1", 10.0, 180.0, True, "s", 1.7e9)
     values: dict[str, Any] = {
         "place": Place("arm top", "trainer", Path("nowhere")), "state": state, "silent_seconds": 4.0, "holder": holder,
         "beat": {}, "done": {}, "error": "",
@@ -317,7 +318,7 @@ def role(state: str, **changes: Any) -> RoleStatus:
 @pytest.mark.parametrize("name", ["trainer", "generator", "warmup"])
 def test_no_line_is_longer_than_80_columns(state: str, name: str) -> None:
     long = "/a/path/without/any/blank" * 20
-    holder = Holder(name, 3, "n" * 120, "b", 2**31, "r", "1" * 90, 10.0, 180.0, True, "s", 1.7e9)
+    holder = LeaseRecord(name, 3, "n" * 120, "b", 2**31, "r", "1" * 90, 10.0, 180.0, True, "s", 1.7e9)
     beat = {
         "step": 10**9, "total_steps": 10**9, "refresh": 10**6, "made_from_step": 1, "doing": f"waiting for {long}",
         "rate": 123456789.0, "eta_seconds": 10**8, "time": 1.7e9,

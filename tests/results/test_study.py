@@ -20,7 +20,7 @@ from results.read.study import read_by_query, read_study
 from tests.drivers.test_run_bm25 import call
 from tests.results.test_report import Shape, colours, write_arm, write_run
 from utils.errors import UserError
-from utils.exchange.atomic import sealed
+from utils.exchange.atomic import dump_with_checksum
 
 QUERIES = 300
 # {arm: (strategy, mean reciprocal rank)}
@@ -57,7 +57,7 @@ def write_arm_of_study(
     (arm / "eval" / "dev.per_query.tsv").write_text("\n".join(["query_id\tndcg@10\tmrr@10", *rows]) + "\n")
     for place in ("checkpoints", "ann_data"):
         stored = {"role": place, "science": {**SCIENCE, "seed": seed + offset, "strategy": strategy, **science}}
-        (arm / place / "RUN.json").write_text(sealed(stored))
+        (arm / place / "RUN.json").write_text(dump_with_checksum(stored))
     numbers = negatives or ",".join(str(sum(name.encode()) * 100 + i) for i in range(20))
     lines = [f"{query}\t7\t{numbers}\t{numbers}\t{numbers}\n" for query in range(30)]
     for refresh in (0, 4):
@@ -237,7 +237,7 @@ def test_runs_of_several_seeds_are_compared_as_a_study_is(tmp_path: Path, capsys
     # One that was trained otherwise: told why, and the rest of the report is there all the same.
     stored = runs[1] / "arms" / "top" / "checkpoints" / "RUN.json"
     science = {**SCIENCE, "seed": 2, "strategy": "top", "learning_rate": 5.0}
-    stored.write_text(sealed({"role": "checkpoints", "science": science}))
+    stored.write_text(dump_with_checksum({"role": "checkpoints", "science": science}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["report", *map(str, runs), "--output", str(tmp_path / "all")])
         report.main()
@@ -245,7 +245,7 @@ def test_runs_of_several_seeds_are_compared_as_a_study_is(tmp_path: Path, capsys
     assert "**Warning:** The arms are not compared over the runs: " in text and "learning_rate of the trainer" in text
     assert "over the seeds" not in text and not (tmp_path / "all" / "summary.json").exists()
     # A file that is gone: named, without the machine's path.
-    stored.write_text(sealed({"role": "checkpoints", "science": {**SCIENCE, "seed": 2, "strategy": "top"}}))
+    stored.write_text(dump_with_checksum({"role": "checkpoints", "science": {**SCIENCE, "seed": 2, "strategy": "top"}}))
     (runs[1] / "arms" / "top" / "ann_data" / "ann_training_data_0").unlink()
     found_study, reason = report.study_of_runs([read_run(run, run.name) for run in runs])
     assert found_study is None and reason.startswith("run2/arms/top/ann_data/ann_training_data_0: No such file")
@@ -311,7 +311,9 @@ def test_async_arms_need_not_take_up_as_many_refreshes(tmp_path: Path) -> None:
         done = json.loads((arm / "checkpoints" / "DONE.json").read_text())
         taken = [{"refresh": refresh, "made_from_step": 0, "taken_at_step": 0} for refresh in (0, 4)]
         changed = {**done, "refreshes": refreshes, "taken": taken}
-        (arm / "checkpoints" / "DONE.json").write_text(sealed({k: v for k, v in changed.items() if k != "sealed"}))
+        (arm / "checkpoints" / "DONE.json").write_text(
+            dump_with_checksum({k: v for k, v in changed.items() if k != "sealed"})
+        )
     assert read_study(places(tmp_path, [1]), ["top", "bottom"]).seeds == [1]
 
 

@@ -17,7 +17,7 @@ from model.encoders.static import StaticEncoder
 from tests import REPO
 from tests.exchanging import read_beat
 from utils.errors import EXIT_CODE_FILE, PeerGone, RankGone, UserError, exit_code_of
-from utils.exchange.atomic import sealed
+from utils.exchange.atomic import dump_with_checksum
 from utils.exchange.stop import STOP_FILE
 from utils.exchange.wait import wait_for
 from utils.launch import STOP_SIGNALS, signals_as_stop_file
@@ -209,7 +209,7 @@ def test_failure_of_the_workers_has_their_code_and_one_message(
     for number in range(TIMEOUT_SECONDS):  # one that lies there when the trainer first looks is an earlier run's
         (tmp_path / "ann").mkdir(exist_ok=True)
         staged = tmp_path / "FAILED.json"
-        staged.write_text(sealed({"role": "generator", "reason": "out of memory", "token": number}))
+        staged.write_text(dump_with_checksum({"role": "generator", "reason": "out of memory", "token": number}))
         staged.rename(tmp_path / "ann" / "FAILED.json")
         time.sleep(1)
         if trainer.process.poll() is not None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from results.read.logged import read_logged
 from utils import run_log
-from utils.exchange.atomic import read_sealed, sealed, write_json
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, write_json
 from utils.run_log import Progress, RunLog, git_state, header, installed_versions, progress_line, say
 
 # The pattern of the predecessors' log readers: the three keys, in this order, and nothing else on the line.
@@ -233,7 +233,7 @@ def test_numbers_that_are_not_finite_are_null_in_every_file(tmp_path: Path) -> N
     log.record(7, reranking_mrr=math.nan, full_ranking_mrr=0.5, worst=-math.inf)
     log.close()
     write_json(tmp_path / "one.json", {"scores": [math.inf, 1.0], "curve": {"mean": (math.nan,)}})
-    (tmp_path / "two.json").write_text(sealed({"ndcg": math.nan, "step": 3}))
+    (tmp_path / "two.json").write_text(dump_with_checksum({"ndcg": math.nan, "step": 3}))
 
     def read(path: Path) -> dict[str, object]:
         value = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
@@ -244,6 +244,6 @@ def test_numbers_that_are_not_finite_are_null_in_every_file(tmp_path: Path) -> N
     assert (row["step"], row["reranking_mrr"], row["full_ranking_mrr"], row["worst"]) == (7, None, 0.5, None)
     assert read(tmp_path / "one.json") == {"scores": [None, 1.0], "curve": {"mean": [None]}}
     assert read(tmp_path / "two.json")["ndcg"] is None
-    assert read_sealed(tmp_path / "two.json") == {"ndcg": None, "step": 3}
+    assert load_with_checksum(tmp_path / "two.json") == {"ndcg": None, "step": 3}
     (logged,) = read_logged(tmp_path / "metrics.jsonl")
     assert logged["full_ranking_mrr"] == 0.5 and math.isnan(logged["reranking_mrr"])

@@ -17,7 +17,7 @@ import sys
 import torch
 from benchmarks.baselines import give_freed_memory_back
 from benchmarks.common import own_bytes
-from utils.memory import keep_freed_memory
+from utils.system import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
@@ -48,14 +48,14 @@ import sys
 from types import SimpleNamespace
 import torch
 from benchmarks.common import make_encoder
-from drivers.job.encoder_setup import settle_encoder
+from drivers.job.encoder_setup import prepare_encoder
 from utils.distributed import World
 
 PR_SET_THP_DISABLE = 41  # of linux/prctl.h
 ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # a huge page would count as one
 encoder = make_encoder(layers=2, width=128).eval()
 if sys.argv[1] == "settled":
-    settle_encoder(SimpleNamespace(compile=False), encoder, None, World(0, 1, torch.device("cpu")))
+    prepare_encoder(SimpleNamespace(compile=False), encoder, None, World(0, 1, torch.device("cpu")))
 else:
     encoder.pack_texts(True)
 ids_BL = torch.full((20, 100), 5)

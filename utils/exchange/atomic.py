@@ -70,30 +70,30 @@ def is_gone(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def staging_path(directory: Path, name: str, owned: Path | None = None) -> Iterator[Path]:
+def staging_path(directory: Path, name: str, lease_staging_dir: Path | None = None) -> Iterator[Path]:
     """A path of our own under ``directory/.staging``; what is still there at the end is removed.
 
-    With ``owned``, the staging directory of a lease, under that. Whoever takes the lease over moves it away, so that
-    a late rename out of it fails: Fenced. An OSError that does not say where it happened (``write`` does not) leaves
+    With ``lease_staging_dir`` under that. Whoever takes the lease over moves it away, so that a late rename out of it
+    fails: Fenced. An OSError that does not say where it happened (``write`` does not) leaves
     with ``directory`` as its file name.
     """
     token = f"{os.getpid()}.{secrets.token_hex(4)}"
-    own = owned / token if owned is not None else directory / STAGING / f"{name}.{token}"
+    own = lease_staging_dir / token if lease_staging_dir is not None else directory / STAGING / f"{name}.{token}"
     try:
-        if owned is not None:
+        if lease_staging_dir is not None:
             own.mkdir()
         else:
             make_own_directory(own.parent, own.name)
         yield own / name
     except Exception as error:
-        if owned is not None and is_gone(owned):
+        if lease_staging_dir is not None and is_gone(lease_staging_dir):
             raise Fenced(f"another job works in {directory} now; this one was silent too long and ends") from None
         if isinstance(error, OSError):
             error.filename = error.filename or str(directory)
         raise
     finally:
         shutil.rmtree(own, ignore_errors=True)
-        if owned is None:
+        if lease_staging_dir is None:
             with contextlib.suppress(OSError):
                 own.parent.rmdir()
 
@@ -124,10 +124,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value, indent=1) + "\n")
 
 
-def write_text(path: Path, text: str, owned: Path | None = None) -> None:
-    """Publish a small file whole, replacing an older one; ``owned`` as in `staging_path`."""
+def write_text(path: Path, text: str, lease_staging_dir: Path | None = None) -> None:
+    """Publish a small file whole, replacing an older one; ``lease_staging_dir`` as in `staging_path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with staging_path(path.parent, path.name, owned) as staged:
+    with staging_path(path.parent, path.name, lease_staging_dir) as staged:
         staged.write_text(text, encoding="utf-8")
         sync(staged)
         staged.replace(path)
@@ -156,7 +156,7 @@ def parse_object(path: Path, text: bytes) -> dict[str, Any]:
     return value
 
 
-def sealed(value: dict[str, Any]) -> str:
+def dump_with_checksum(value: dict[str, Any]) -> str:
     """The text of a JSON object whose last key is the sha256 of the rest: a reader finds out any changed byte."""
     return _with_seal(finite(value))
 
@@ -166,8 +166,8 @@ def _with_seal(value: dict[str, Any]) -> str:
     return json.dumps({**value, SEAL: hashlib.sha256(text.encode()).hexdigest()}, indent=1) + "\n"
 
 
-def read_sealed(path: Path, is_required: bool = True) -> dict[str, Any]:
-    """What `sealed` wrote, without the seal. UserError where the file is missing or any byte of it differs.
+def load_with_checksum(path: Path, is_required: bool = True) -> dict[str, Any]:
+    """What `dump_with_checksum` wrote, without the seal. UserError where the file is missing or any byte of it differs.
 
     Where it is not ``is_required``, an object without a seal is taken as it is: older versions wrote some so.
     """

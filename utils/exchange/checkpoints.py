@@ -14,12 +14,12 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.atomic import check_space, read_sealed, sealed, sha256_of, staging_path, sync
+from utils.exchange.atomic import check_space, dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync
 from utils.exchange.layout import CHECKPOINT_PATTERN, DAMAGED, MANIFEST, checkpoint_path, numbered
 from utils.exchange.lease import Lease
 from utils.exchange.model_files import weights_sha256
 from utils.exchange.verify import check_files, check_not_lasting
-from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, say_once, wait_for
+from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, log_once, wait_for
 from utils.run_log import say
 
 
@@ -60,16 +60,16 @@ def publish_checkpoint(lease: Lease, step: int, record: dict[str, Any]) -> Itera
             sync(file)
         listing = {str(p.relative_to(staged)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
         manifest = staged / MANIFEST
-        manifest.write_text(sealed({**record, "step": step, "files": listing}), encoding="utf-8")
+        manifest.write_text(dump_with_checksum({**record, "step": step, "files": listing}), encoding="utf-8")
         sync(manifest)
         sync(staged)
         lease.check()
         staged.rename(final)
         sync(lease.directory)
-    lease.tell(saved=step)
+    lease.set_status(saved=step)
 
 
-def newest_to_go_on_from(lease: Lease) -> Checkpoint | None:
+def latest_resumable_checkpoint(lease: Lease) -> Checkpoint | None:
     """The newest valid checkpoint of the run; the damaged ones before it are moved out of its way.
 
     What the last holder said that it had saved is waited for, or a newer one: a job that takes over from one that has
@@ -93,7 +93,7 @@ def newest_to_go_on_from(lease: Lease) -> Checkpoint | None:
             reason = f"it has no {MANIFEST}"
         except UserError as error:
             reason = str(error)
-        say_once(f"passed over {path.name}: {reason}")
+        log_once(f"passed over {path.name}: {reason}")
         set_aside(lease, step)
     return None
 
@@ -117,7 +117,7 @@ def model_sha256(checkpoint: Path) -> str:
     `check_files` has verified that. UserError where there are no weights.
     """
     manifest = checkpoint / MANIFEST
-    return weights_sha256(checkpoint, read_sealed(manifest)["files"] if manifest.is_file() else None)
+    return weights_sha256(checkpoint, load_with_checksum(manifest)["files"] if manifest.is_file() else None)
 
 
 def read_initial_checkpoint(path: Path) -> Checkpoint:
@@ -125,7 +125,7 @@ def read_initial_checkpoint(path: Path) -> Checkpoint:
 
     Its files are not looked at again: preflight has verified those that are read.
     """
-    manifest = read_sealed(path / MANIFEST) if atomic.exists(path / MANIFEST) else {}
+    manifest = load_with_checksum(path / MANIFEST) if atomic.exists(path / MANIFEST) else {}
     return Checkpoint(path, 0, {**manifest, "final": False} if manifest else {})
 
 
@@ -135,7 +135,7 @@ def read_checkpoint(path: Path, step: int) -> Checkpoint:
         raise UserError(f"{path} is not a directory, expected a checkpoint (config.json and weights)")
     if not (path / MANIFEST).exists():
         return Checkpoint(path, step, {})
-    manifest = read_sealed(path / MANIFEST)
+    manifest = load_with_checksum(path / MANIFEST)
     check_files(path, manifest)
     if manifest.get("step") != step:
         raise UserError(f"{path / MANIFEST} is of step {manifest.get('step')}, expected {step}: it is damaged")
@@ -150,7 +150,7 @@ def newest_checkpoint(training_dir: Path, step: int | None = None, above: int = 
         try:
             checkpoint = read_checkpoint(path, candidate)
         except (UserError, OSError) as error:  # OSError: it was removed under our eyes
-            say_once(f"passed over {path.name}: {error}")
+            log_once(f"passed over {path.name}: {error}")
             if step is not None:
                 check_not_lasting(error)
             continue

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.exchange.atomic import read_json, read_sealed, sealed, write_text
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, read_json, write_text
 from utils.exchange.verify import check_signature, signature_of
 
 METRICS_FILE = "metrics.json"
@@ -19,12 +19,12 @@ METRICS_FILE = "metrics.json"
 def write_metrics(directory: Path, record: Mapping[str, Any], names: Sequence[str]) -> None:
     """Write ``metrics.json`` whole. ``names`` are the files of ``directory`` that the evaluation has written."""
     files = {name: signature_of(directory / name) for name in names}
-    write_text(directory / METRICS_FILE, sealed({**record, "files": files}))
+    write_text(directory / METRICS_FILE, dump_with_checksum({**record, "files": files}))
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
     """UserError where the file is missing or damaged; one without a seal, as of older versions, is taken as it is."""
-    return read_sealed(path, is_required=False)
+    return load_with_checksum(path, is_required=False)
 
 
 def listed_files(record: Path) -> dict[str, Any]:

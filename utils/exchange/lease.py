@@ -29,7 +29,7 @@ from typing import Any
 
 from utils.errors import Fenced, Stopped, UserError, one_line
 from utils.exchange import atomic
-from utils.exchange.wait import say_once
+from utils.exchange.wait import log_once
 from utils.json_text import json_text
 
 LEASES = ".leases"
@@ -40,7 +40,7 @@ KEEP_BEATS = 2
 
 
 @dataclass(frozen=True)
-class Life:
+class LeaseTimeouts:
     """How often a holder gives a sign of life, and after what silence it counts as dead."""
 
     heartbeat_seconds: float
@@ -48,7 +48,7 @@ class Life:
 
 
 @dataclass(frozen=True)
-class Holder:
+class LeaseRecord:
     """A lease as it is published. ``locked``: its holder has the flock, which its kernel gives back when it dies."""
 
     role: str
@@ -91,10 +91,10 @@ def newest_epoch(directory: Path, role: str) -> int:
     return max((int(match[1]) for match in matches if match), default=0)
 
 
-def read_holder(directory: Path, role: str, epoch: int) -> Holder | None:
+def read_holder(directory: Path, role: str, epoch: int) -> LeaseRecord | None:
     """The lease of an epoch; None where it is not there or damaged: then only its heartbeat tells."""
     try:
-        return Holder(**atomic.read_sealed(lease_path(directory, role, epoch)))
+        return LeaseRecord(**atomic.load_with_checksum(lease_path(directory, role, epoch)))
     except (UserError, OSError, TypeError):
         return None
 
@@ -134,7 +134,7 @@ class Watch:
     text: bytes = b""
     changed: float = 0.0
     changes: int = 0
-    holder: Holder | None = None
+    holder: LeaseRecord | None = None
 
     def look(self) -> str:
         """The state of the newest epoch: '' where there is none."""
@@ -168,12 +168,12 @@ class Watch:
 
 @dataclass
 class Lease:
-    """A role held by this process. ``said`` is what the next heartbeat tells."""
+    """A role held by this process. ``status`` is what the next heartbeat tells."""
 
     directory: Path
-    holder: Holder
+    holder: LeaseRecord
     count: int = 0
-    said: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)
     previous: dict[str, Any] = field(default_factory=dict)  # the last heartbeat of the holder before
     lost: bool = False
     guard: threading.Lock = field(default_factory=threading.Lock)
@@ -183,9 +183,9 @@ class Lease:
     def staging(self) -> Path:
         return self.directory / atomic.STAGING / self.holder.staging
 
-    def tell(self, **values: Any) -> None:
+    def set_status(self, **values: Any) -> None:
         """What the next heartbeat says of the work: step, refresh, doing, rate, …"""
-        self.said = {**self.said, **values}
+        self.status = {**self.status, **values}
 
     def check(self) -> None:
         """Fenced once another job has the role."""
@@ -201,7 +201,7 @@ class Lease:
         """Publish a sign of life. Errors of the disk pass: the next one may come through."""
         with self.guard:
             self.count += 1
-            told = {"epoch": self.holder.epoch, "count": self.count, "state": state, **self.said, **values}
+            told = {"epoch": self.holder.epoch, "count": self.count, "state": state, **self.status, **values}
             path = beat_path(self.directory, self.holder.role, self.holder.epoch)
             staged = self.staging / f"beat-{self.count}"
             try:
@@ -221,7 +221,7 @@ class Lease:
 def acquire(
     directory: Path,
     role: str,
-    life: Life,
+    life: LeaseTimeouts,
     run_id: str,
     lock: int | None,
     clock: Callable[[], float] = time.monotonic,
@@ -235,7 +235,11 @@ def acquire(
     watch = Watch(directory, role, life.lease_seconds, clock)
     while True:
         state = watch.look()
-        if state in ("", ENDED, STOPPED, FAILED_STATE) or watch.is_silent or is_dead_here(watch.holder, lock):
+        if (
+            state in ("", ENDED, STOPPED, FAILED_STATE)
+            or watch.is_silent
+            or holder_died_on_this_host(watch.holder, lock)
+        ):
             lease = try_epoch(directory, role, watch.epoch + 1, life, run_id, lock is not None)
             if lease is not None:
                 break
@@ -245,7 +249,7 @@ def acquire(
                 "or give this one a directory of its own"
             )
         else:
-            say_once(f"{directory} has a {role} ({watch.holder}): looking whether it lives")
+            log_once(f"{directory} has a {role} ({watch.holder}): looking whether it lives")
         sleep(LOOK_SECONDS)
     lease.previous = parse_beat(watch.text)
     try:
@@ -257,18 +261,18 @@ def acquire(
     return lease
 
 
-def is_dead_here(holder: Holder | None, lock: int | None) -> bool:
+def holder_died_on_this_host(holder: LeaseRecord | None, lock: int | None) -> bool:
     """Its kernel is this one and gave us the lock that it held."""
     return holder is not None and holder.locked and lock is not None and holder.boot_id == boot_id()
 
 
-def try_epoch(directory: Path, role: str, epoch: int, life: Life, run_id: str, locked: bool) -> Lease | None:
+def try_epoch(directory: Path, role: str, epoch: int, life: LeaseTimeouts, run_id: str, locked: bool) -> Lease | None:
     """The lease of ``epoch``, or None where another job was quicker.
 
     The staging directory is there before the lease: whoever comes after us finds it and can move it away.
     """
     staging = atomic.make_own_directory(directory / atomic.STAGING, f"{role}-{epoch}-{secrets.token_hex(4)}")
-    holder = Holder(
+    holder = LeaseRecord(
         role=role,
         epoch=epoch,
         host=socket.gethostname(),
@@ -285,7 +289,7 @@ def try_epoch(directory: Path, role: str, epoch: int, life: Life, run_id: str, l
     staged = staging / "lease"
     try:
         try:
-            staged.write_text(atomic.sealed(asdict(holder)), encoding="utf-8")
+            staged.write_text(atomic.dump_with_checksum(asdict(holder)), encoding="utf-8")
             atomic.sync(staged)
             os.link(staged, lease_path(directory, role, epoch))
         except (FileExistsError, FileNotFoundError):  # taken; or swept away by the one that took it
@@ -352,7 +356,7 @@ def flock_if_free(path: Path) -> Iterator[int | None]:
 
 @contextlib.contextmanager
 def role_held(
-    directory: Path, role: str, life: Life, run_id: str, clock: Callable[[], float] = time.monotonic
+    directory: Path, role: str, life: LeaseTimeouts, run_id: str, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Lease]:
     """Be the one ``role`` of ``directory`` for the block, giving signs of life, and leave a last word.
 

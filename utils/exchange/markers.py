@@ -10,24 +10,24 @@ from typing import Any
 
 from utils.errors import PeerGone, Stopped, UserError, described
 from utils.exchange import atomic
-from utils.exchange.atomic import read_sealed, sealed, write_text
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, write_text
 from utils.exchange.checkpoints import newest_checkpoint
 from utils.exchange.layout import DONE, FAILED, RUN
-from utils.exchange.lease import Lease, Life, role_held
+from utils.exchange.lease import Lease, LeaseTimeouts, role_held
 from utils.exchange.negatives import read_records
 from utils.exchange.retention import remove
-from utils.exchange.wait import say_once
+from utils.exchange.wait import log_once
 
 
 def mark_done(lease: Lease, **values: Any) -> None:
     """The trainer's last word: no checkpoint follows, the generator may end."""
     lease.check()
-    write_text(lease.directory / DONE, sealed(values), lease.staging)
+    write_text(lease.directory / DONE, dump_with_checksum(values), lease.staging)
 
 
 def mark_failed(lease: Lease, reason: str) -> None:
     values = {"role": lease.holder.role, "reason": reason, "token": secrets.token_hex(8)}
-    write_text(lease.directory / FAILED, sealed(values), lease.staging)
+    write_text(lease.directory / FAILED, dump_with_checksum(values), lease.staging)
 
 
 def read_done(training_dir: Path) -> dict[str, Any] | None:
@@ -48,9 +48,9 @@ def read_mark(path: Path) -> dict[str, Any] | None:
     if not atomic.exists(path):
         return None
     try:
-        return read_sealed(path)
+        return load_with_checksum(path)
     except UserError as error:
-        say_once(f"passed over {path.name}: {error}")
+        log_once(f"passed over {path.name}: {error}")
         return None
 
 
@@ -64,7 +64,7 @@ def newest_science_sha256(directory: Path) -> str | None:
 
 
 def mark_run(lease: Lease, **values: Any) -> None:
-    write_text(lease.directory / RUN, sealed({"role": lease.holder.role, **values}), lease.staging)
+    write_text(lease.directory / RUN, dump_with_checksum({"role": lease.holder.role, **values}), lease.staging)
 
 
 def clear_failed(lease: Lease) -> None:
@@ -73,7 +73,7 @@ def clear_failed(lease: Lease) -> None:
 
 
 @contextlib.contextmanager
-def working(directory: Path, role: str, life: Life, run_id: str) -> Iterator[Lease]:
+def working(directory: Path, role: str, life: LeaseTimeouts, run_id: str) -> Iterator[Lease]:
     """Be the one ``role`` of ``directory`` for the block (`lease.role_held`); FAILED.json tells the peer of an error.
 
     A peer that has failed is the cause already told; it is not told again.

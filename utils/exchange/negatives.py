@@ -14,7 +14,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.atomic import read_sealed, sealed, sha256_of, staging_path, sync
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync
 from utils.exchange.layout import (
     NEGATIVES_PATTERN,
     RECORD_PATTERN,
@@ -25,7 +25,7 @@ from utils.exchange.layout import (
 )
 from utils.exchange.lease import Lease
 from utils.exchange.verify import check_not_lasting, check_signature, signature_of
-from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, say_once, wait_for, wait_until_visible
+from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, log_once, wait_for, wait_until_visible
 from utils.run_log import say
 
 OUR_RECORD_KEYS = {"refresh", "sha256", "step"}  # in a record of ours, beside ANCE's
@@ -73,7 +73,7 @@ def publish_negatives(
             sync(staged_candidates)
             complete["candidates"] = signature_of(staged_candidates)
         staged_record = staged.with_name("record")
-        staged_record.write_text(sealed(complete), encoding="utf-8")
+        staged_record.write_text(dump_with_checksum(complete), encoding="utf-8")
         sync(staged_record)
         lease.check()
         link_data(staged, data, commit)
@@ -114,7 +114,7 @@ def read_record(ann_dir: Path, number: int) -> dict[str, Any]:
     path = record_path(ann_dir, number)
     stored = atomic.read_json(path)
     if OUR_RECORD_KEYS & stored.keys() or atomic.SEAL in stored:
-        stored = read_sealed(path)
+        stored = load_with_checksum(path)
         if stored.get("refresh") != number:
             raise UserError(f"{path} is of refresh {stored.get('refresh')}, expected {number}: it is damaged")
     record = {"step": 0, "checkpoint": "", **stored, "refresh": number}
@@ -166,7 +166,7 @@ def newest_refresh(
         try:
             return read_refresh(ann_dir, candidate)
         except (UserError, OSError) as error:
-            say_once(f"passed over refresh {candidate}: {error}")
+            log_once(f"passed over refresh {candidate}: {error}")
             errors.append(error)
     if errors and (number is not None or above < 0):
         check_not_lasting(errors[0])
@@ -186,5 +186,5 @@ def read_records(ann_dir: Path) -> list[dict[str, Any]]:
         try:
             records.append(read_record(ann_dir, number))
         except (UserError, OSError) as error:
-            say_once(f"passed over the record of refresh {number}: {error}")
+            log_once(f"passed over the record of refresh {number}: {error}")
     return records

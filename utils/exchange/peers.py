@@ -11,7 +11,7 @@ from typing import Any
 from utils.errors import PeerGone
 from utils.exchange.lease import ENDED, FAILED_STATE, RUNNING, STOPPED, Watch, parse_beat
 from utils.exchange.markers import read_failed, read_run
-from utils.exchange.wait import say_once
+from utils.exchange.wait import log_once
 
 # A job whose heartbeat stood still when we first looked may have been requeued; it has so many of its lease's lives.
 ABSENT_LIVES = 10
@@ -44,7 +44,7 @@ class Peer:
             raise PeerGone(f"the {role} has failed ({reason}): mend it and start both again")
         state = self.watch.look()
         if state == STOPPED:
-            say_once(f"the {self.role} ({self.watch.holder}) has stopped with its state saved: waiting for it to go on")
+            log_once(f"the {self.role} ({self.watch.holder}) has stopped with its state saved: waiting for it to go on")
         if state in (RUNNING, STOPPED, FAILED_STATE):
             self.check_absence(state)
         elif is_needed and not self.watch.seen_alive and self.watch.silent_seconds > NEVER_CAME_SECONDS:

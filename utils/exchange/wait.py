@@ -22,7 +22,7 @@ Found = TypeVar("Found")
 
 
 @functools.cache
-def say_once(text: str, stream: TextIO | None = None) -> None:
+def log_once(text: str, stream: TextIO | None = None) -> None:
     """What is found again at every look is said at the first."""
     say(text, stream)
 

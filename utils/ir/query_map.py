@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError, one_line
-from utils.exchange.atomic import read_sealed, sealed, sha256_of, staging_path, sync, write_text
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync, write_text
 
 DIRECTORY = "neighbourhood"  # in a run's or a study's, where a report looks
 ARRAYS = "neighbourhood.npz"
@@ -76,13 +76,13 @@ def write_neighbourhood(directory: Path, found: Neighbourhood, more: dict[str, A
         "model": found.model,
         "passages": passages,
     }
-    write_text(directory / RECORD, sealed({**own, **more, "sha256": sha256}))
+    write_text(directory / RECORD, dump_with_checksum({**own, **more, "sha256": sha256}))
     return directory / RECORD
 
 
 def read_neighbourhood(directory: Path) -> Neighbourhood:
     """UserError where one of the files is missing, damaged or of another run."""
-    record, path = read_sealed(directory / RECORD), directory / ARRAYS
+    record, path = load_with_checksum(directory / RECORD), directory / ARRAYS
     if not path.is_file():
         raise UserError(f"{path} is missing, {RECORD} beside it expects it; {ADVICE}")
     if sha256_of(path) != record.get("sha256"):

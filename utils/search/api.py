@@ -16,7 +16,7 @@ from utils.search.faiss_index import (
 )
 from utils.search.norms import problem_of
 from utils.search.options import GpuSearchFailed, SearchOptions, with_search_device
-from utils.search.source import ROWS_AT_ONCE, Advance, Passages, ignore, rows_in
+from utils.search.source import ROWS_AT_ONCE, Advance, Passages, no_progress, rows_in
 
 
 def search(
@@ -24,7 +24,7 @@ def search(
     passages: Passages,
     k: int,
     options: SearchOptions,
-    advance: Advance = ignore,
+    advance: Advance = no_progress,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k passages of largest inner product of each query, best first.
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from utils.search.options import SearchOptions
-from utils.search.source import Advance, Passages, ignore, rows_in
+from utils.search.source import Advance, Passages, no_progress, rows_in
 
 BYTES_PER_SCORE = 64  # where every score of a block passes for a candidate; 4 where none does
 QUERIES_PER_BLOCK = 1024
@@ -17,7 +17,7 @@ SMALLEST_BLOCK = 1024  # passages
 
 
 def torch_top_k(
-    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = ignore
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = no_progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact top-k by matrix product; `search` says what comes back. A share has less than 2**32 passages.
 

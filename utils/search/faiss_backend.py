@@ -20,7 +20,7 @@ from utils.search.faiss_index import (
 )
 from utils.search.options import SearchOptions
 from utils.search.ranked_lists import order_lists
-from utils.search.source import Advance, Passages, all_at_once, ignore, rows_in
+from utils.search.source import Advance, Passages, all_at_once, no_progress, rows_in
 
 QUERIES_PER_FAISS_CALL = 16384  # at most; faiss's own blocks are of 4,096; between calls progress is told
 FAISS_BYTES_PER_QUERY = 4096  # the scores of faiss's own blocks, of 1,024 passages
@@ -31,7 +31,7 @@ FAISS_BYTES_PER_PLACE = 36  # a call's list, and faiss's reservoir of twice its 
 
 
 def faiss_top_k(
-    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = ignore
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = no_progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact top-k by faiss; one place more is searched, to see whether the last place is tied."""
     wanted = min(k + 1, passages.count)
@@ -89,7 +89,7 @@ def searcher(index, block_MD: np.ndarray, k: int) -> Callable[[np.ndarray], tupl
 
 
 def faiss_index_top_k(
-    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = ignore
+    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = no_progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Top-k by a faiss index built by ``options.faiss_index``, trained on the passages themselves.
 

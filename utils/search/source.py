@@ -11,7 +11,7 @@ ROWS_AT_ONCE = 2**14  # of passages that are read without a search
 Advance = Callable[[int], None]  # told the query-passage pairs done since the last time
 
 
-def ignore(pairs: int) -> None:
+def no_progress(pairs: int) -> None:
     """An `Advance` for those who show no progress."""
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data.mining.candidates import Candidates
 from data.mining.negative_lists import NegativeLists
 from data.mining.select import Selection, select_negatives
-from data.mining.staleness import churn_since
+from data.mining.staleness import staleness_since
 from data.mining.strategy import parse_strategy
 from drivers.generate.refresh import one_refresh
 from tests.drivers.generate.test_refresh import CPU, make_job, put_model, start, stay
@@ -62,7 +62,7 @@ def as_sets(lists: NegativeLists) -> dict[tuple[int, int], int]:
 def test_churn_against_sets(earlier: list[int], later: list[int], text: str, seed: int) -> None:
     candidates = searched(later, seed + 1)
     before, now = chosen(searched(earlier, seed), text, 0), chosen(candidates, text, 1)
-    found = churn_since(before, now, candidates)
+    found = staleness_since(before, now, candidates)
     shared = set(earlier) & set(later)
     ranks_now = {
         (query, passage): place + 1

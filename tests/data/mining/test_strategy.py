@@ -6,46 +6,46 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.mining.strategy import COUNTED, STRATEGIES, Part, Stage, Strategy, parse_strategy
+from data.mining.strategy import COUNTED, STRATEGIES, Phase, Sampler, Strategy, parse_strategy
 from utils.errors import UserError
 
 TOPK = 200
 
 
 @st.composite
-def parts(draw: st.DrawFn) -> tuple[Part, ...]:
+def parts(draw: st.DrawFn) -> tuple[Sampler, ...]:
     found = []
     for kind in draw(st.lists(st.sampled_from([*COUNTED, "ranks", "around-positive"]), min_size=1, max_size=4)):
         if kind == "ranks":
             first = draw(st.integers(1, TOPK))
             last = draw(st.integers(first, TOPK))
-            found.append(Part(kind, draw(st.integers(0, last - first + 1)), first, last))
+            found.append(Sampler(kind, draw(st.integers(0, last - first + 1)), first, last))
         elif kind not in {part.kind for part in found}:
             reach = draw(st.integers(1, 300)) if kind == "around-positive" else 0
-            found.append(Part(kind, draw(st.integers(1, TOPK)), reach=reach))
+            found.append(Sampler(kind, draw(st.integers(1, TOPK)), reach=reach))
     return tuple(found)
 
 
 @st.composite
-def schedules(draw: st.DrawFn) -> tuple[Stage, ...]:
+def schedules(draw: st.DrawFn) -> tuple[Phase, ...]:
     lengths = draw(st.lists(st.integers(1, 5), max_size=3))
     stages, first = [], 0
     for length in lengths:
-        stages.append(Stage(first, first + length - 1, draw(parts())))
+        stages.append(Phase(first, first + length - 1, draw(parts())))
         first += length
-    return (*stages, Stage(first, None, draw(parts())))
+    return (*stages, Phase(first, None, draw(parts())))
 
 
 @settings(max_examples=300, deadline=None)
 @given(stages=schedules(), default_count=st.integers(1, 50))
-def test_what_is_printed_is_read_as_the_same(stages: tuple[Stage, ...], default_count: int) -> None:
+def test_what_is_printed_is_read_as_the_same(stages: tuple[Phase, ...], default_count: int) -> None:
     printed = str(Strategy("", stages))
     found = parse_strategy(printed, default_count, TOPK)
     assert found.stages == stages and str(found) == printed
     for stage in stages:
         for refresh in {stage.first, stage.first + 3 if stage.last is None else stage.last}:
             assert found.at(refresh) == stage
-    assert found.most == max(sum(part.most for part in stage.parts) for stage in stages)
+    assert found.most == max(sum(part.most for part in stage.samplers) for stage in stages)
 
 
 @settings(max_examples=200, deadline=None)
@@ -60,7 +60,7 @@ def test_a_window_is_within_the_candidates_or_refused(first: int, last: int, cou
     is_window = 1 <= first <= last <= TOPK and last >= min_rank
     holds = count is None or 1 <= count <= min(last - first + 1, TOPK - min_rank + 1)
     if is_window and holds:
-        (part,) = parse_strategy(text, 20, TOPK, min_rank).parts
+        (part,) = parse_strategy(text, 20, TOPK, min_rank).samplers
         assert (part.first, part.last, part.count) == (first, last, count or 0)
     else:
         with pytest.raises(UserError) as caught:

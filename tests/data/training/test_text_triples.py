@@ -25,7 +25,7 @@ from drivers.cli import WarmupFlags
 from drivers.train.warmup import size_of_triples
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from utils.errors import UserError
-from utils.exchange.atomic import sealed
+from utils.exchange.atomic import dump_with_checksum
 
 PAD = 0
 
@@ -270,7 +270,7 @@ def test_a_run_s_triples_are_known_by_size_until_their_run_is_removed(
     path.write_text("a\tb\tc\n")
     assert size_of_triples(path, flags) == 6
     run = {"run_id": "r", "science": {"triples_bytes": 5}, "job": "17"}
-    (tmp_path / "RUN.json").write_text(sealed(run))
+    (tmp_path / "RUN.json").write_text(dump_with_checksum(run))
     overwriting = dataclasses.replace(flags, overwrite_output_dir=True)
     assert [size_of_triples(path, given) for given in (flags, overwriting)] == [5, 6]
     monkeypatch.setenv("SLURM_JOB_ID", "17")

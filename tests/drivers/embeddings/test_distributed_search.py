@@ -31,7 +31,7 @@ from drivers.embeddings.distributed_search import (
 )
 from drivers.embeddings.encode import PassageShare
 from drivers.job import progress
-from drivers.job.progress import UNWATCHED, Left, Watch
+from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from model.encoders.registry import dims_of_config, new_encoder
 from model.encoders.static import StaticEncoder
 from tests import REPO
@@ -56,14 +56,14 @@ def retrieve_on_ranks(
     cuts: list[int],
     k: int,
     patch: pytest.MonkeyPatch,
-    watches: list[Watch] | None = None,
+    monitors: list[Monitor] | None = None,
 ) -> list[Any]:
     """`retrieve` on as many ranks as there are shares; their results."""
 
     def work(world: World) -> Any:
         share = PassageShare(in_memory(passages_ND[cuts[world.rank] : cuts[world.rank + 1]]), cuts[world.rank])
-        watch = watches[world.rank] if watches else UNWATCHED
-        return retrieve(world, queries_QD, share, len(passages_ND), k, SearchOptions("torch"), watch)
+        monitor = monitors[world.rank] if monitors else UNMONITORED
+        return retrieve(world, queries_QD, share, len(passages_ND), k, SearchOptions("torch"), monitor)
 
     return on_ranks(len(cuts) - 1, work, patch)
 
@@ -98,8 +98,8 @@ def test_shares_merged_in_blocks_are_one_search(
 
 def test_all_ranks_leave_a_search_that_one_is_told_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = np.ones((40, 3), np.float32)
-    watches = [Watch(), Watch(leave=lambda: True), Watch()]
-    assert retrieve_on_ranks(vectors, vectors, [0, 10, 30, 40], 5, monkeypatch, watches) == [None] * 3
+    monitors = [Monitor(), Monitor(should_stop=lambda: True), Monitor()]
+    assert retrieve_on_ranks(vectors, vectors, [0, 10, 30, 40], 5, monkeypatch, monitors) == [None] * 3
 
 
 def one_process(rank: int, directory: str) -> None:
@@ -107,7 +107,7 @@ def one_process(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     world, vectors = World(rank, 2, CPU, Waits(30.0)), np.ones((40, 3), np.float32)
-    search, faults = distributed_search.search, [UserError("of one"), Left(), GpuSearchFailed("cuda:1 cannot")]
+    search, faults = distributed_search.search, [UserError("of one"), StopEncoding(), GpuSearchFailed("cuda:1 cannot")]
     distributed.LOOK_EVERY_SECONDS = 0.05
 
     def endless(queries_QD: Any, passages: Any, k: int, options: SearchOptions, advance: Any) -> Any:
@@ -146,8 +146,8 @@ def test_a_process_that_cannot_search_keeps_none_at_work(tmp_path: Path) -> None
 def test_the_watch_is_told_in_words() -> None:
     told: list[str] = []
     with (
-        pytest.raises(Left),
-        Watch(lambda: len(told) == 3, told.append).over(
+        pytest.raises(StopEncoding),
+        Monitor(lambda: len(told) == 3, told.append).over(
             ALONE, 4000, "encoding passages", "passages encoded"
         ) as advance,
     ):
@@ -155,7 +155,7 @@ def test_the_watch_is_told_in_words() -> None:
             advance(1000)
     for text, expected in zip(told[-2:], ("2,000/4,000 (50%)", "3,000/4,000 (75%)"), strict=True):
         assert re.fullmatch(rf"encoding passages {re.escape(expected)}, [\d.,]+/s, ETA [\d:]+", text)
-    with Watch(doing=told.append).over(ALONE, 0, "searching pairs", "pairs") as advance:
+    with Monitor(set_status=told.append).over(ALONE, 0, "searching pairs", "pairs") as advance:
         advance(0)
     assert told[-1] == "searching pairs 0, 0.0/s"
 

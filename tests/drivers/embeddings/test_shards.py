@@ -29,9 +29,9 @@ from drivers.embeddings.encode import (
     unfinished,
 )
 from drivers.embeddings.shards import Shards, fault_of, publish_shard, read_blocks, rows_of_shard, stored_passages
-from drivers.embeddings.store import DEV_QUERY, TRAIN_QUERY, Recipe, describe_embeddings
+from drivers.embeddings.store import DEV_QUERY, TRAIN_QUERY, EmbeddingSpec, describe_embeddings
 from drivers.evaluate import ranking as evaluation
-from drivers.job.progress import UNWATCHED, Left, Watch
+from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from drivers.run_eval import main as run_eval
 from model.encode import EncodingSettings, block_size, share_of
 from model.encoders.static import StaticEncoder
@@ -41,7 +41,7 @@ from tests.utils.exchange.test_fencing import contents as published
 from tests.utils.exchange.test_fencing import interrupted
 from utils.distributed import World
 from utils.errors import Fenced, UserError
-from utils.exchange.atomic import read_sealed, sealed, sha256_of
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of
 from utils.exchange.lease import Lease
 from utils.search.options import SearchOptions
 
@@ -100,7 +100,7 @@ def test_a_shard_is_a_plain_npy_file_with_a_record(tmp_path: Path, storage: str)
     held_MD = np.load(shards.path(3), mmap_mode="r")
     assert held_MD.dtype == {"fp32": np.float32, "fp16": np.float16}[storage] and not held_MD.flags.writeable
     np.testing.assert_array_equal(held_MD, numbers_of(96, 100))
-    record = read_sealed(shards.record_path(3))
+    record = load_with_checksum(shards.record_path(3))
     assert record["sha256"] == sha256_of(shards.path(3)) and record["bytes"] == shards.path(3).stat().st_size
     assert record["model_sha256"] == "cd" * 32 and record["texts"] == [96, 100]
     assert [fault_of(shards, number) for number in range(4)] == [None] * 4
@@ -161,9 +161,9 @@ def test_a_shard_that_is_left_half_written_is_not_there(tmp_path: Path) -> None:
 
     def blocks() -> Iterator[np.ndarray]:
         yield numbers_of(0, 16)
-        raise Left
+        raise StopEncoding
 
-    with pytest.raises(Left):
+    with pytest.raises(StopEncoding):
         publish_shard(shards, 0, blocks())
     assert not list(tmp_path.iterdir())
     assert fault_of(shards, 0) == ""
@@ -197,7 +197,7 @@ def test_a_damaged_shard_is_named_and_encoded_anew(
     path.unlink()
     if damage != "gone":
         path.write_bytes(DAMAGES[damage](content))
-    assert unfinished(ALONE, shards, UNWATCHED).tolist() == [2]
+    assert unfinished(ALONE, shards, UNMONITORED).tolist() == [2]
     said = capsys.readouterr().out
     if (kind, damage) == ("json", "gone"):
         assert said == "", "killed before its record: not damaged, just not finished"
@@ -205,7 +205,7 @@ def test_a_damaged_shard_is_named_and_encoded_anew(
         assert str(path) in said and "encoded anew" in said and said.count("\n") == 1
     publish_shard(shards, 2, [numbers_of(64, 96)])
     assert path.read_bytes() == content
-    assert not unfinished(ALONE, shards, UNWATCHED).size
+    assert not unfinished(ALONE, shards, UNMONITORED).size
 
 
 def test_a_shard_of_another_key_is_not_used(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_shard_of_another_key_is_not_used(tmp_path: Path) -> None:
     assert fault_of(shards, 3) is None
 
 
-RECIPE = Recipe(
+RECIPE = EmbeddingSpec(
     model_sha256="5e" * 32,
     config={"model_type": "static", "_name_or_path": "/runs/a"},
     collection_fingerprint="c",
@@ -243,7 +243,7 @@ def test_everything_that_decides_the_numbers_is_in_the_key() -> None:
         replace(RECIPE, **{name: {"model_type": "other"} if name == "config" else f"{value}1"})
         for name, value in vars(RECIPE).items()
     ]
-    keys = {recipe.key for recipe in (RECIPE, *others)}
+    keys = {spec.key for spec in (RECIPE, *others)}
     assert len(keys) == len(vars(RECIPE)) + 1
     assert replace(RECIPE, config={"model_type": "static", "_name_or_path": "/runs/b"}).key == RECIPE.key
 
@@ -291,21 +291,21 @@ def test_any_number_of_ranks_writes_the_same_files_and_goes_on_from_another_s(
         shards.directory.mkdir()
     assert len(alone) == 10
     everything = np.arange(10)
-    encode_to_shards(ALONE, encoder, texts, alone, everything, settings, UNWATCHED)
+    encode_to_shards(ALONE, encoder, texts, alone, everything, settings, UNMONITORED)
     batches: list[None] = []
 
     def leave() -> bool:
         batches.append(None)
         return len(batches) > 6
 
-    with pytest.raises(Left):
-        encode_to_shards(ALONE, encoder, texts, shared, everything, settings, Watch(leave))
+    with pytest.raises(StopEncoding):
+        encode_to_shards(ALONE, encoder, texts, shared, everything, settings, Monitor(leave))
     finished = {path: path.stat().st_mtime_ns for path in shared.directory.iterdir()}
     assert 0 < len(finished) < 20 and all(path.is_file() for path in finished)
 
     def go_on(world: World) -> list[int]:
-        numbers = unfinished(world, shared, UNWATCHED)
-        encode_to_shards(world, encoder, texts, shared, numbers, settings, UNWATCHED)
+        numbers = unfinished(world, shared, UNMONITORED)
+        encode_to_shards(world, encoder, texts, shared, numbers, settings, UNMONITORED)
         return numbers.tolist()
 
     numbers = on_ranks(ranks, go_on, monkeypatch)
@@ -319,7 +319,7 @@ def test_embeddings_in_memory_are_those_on_disk(
 ) -> None:
     encoder, texts = make_encoder(collection), texts_of(collection.passages, settings)
     shards = RECIPE.passage_shards(tmp_path)
-    encode_to_shards(ALONE, encoder, texts, shards, np.arange(10), settings, UNWATCHED)
+    encode_to_shards(ALONE, encoder, texts, shards, np.arange(10), settings, UNMONITORED)
     on_disk_ND = np.concatenate([np.load(shards.path(number)) for number in range(10)])
     parts = on_ranks(4, lambda world: encode_passages(world, encoder, collection.passages, settings), monkeypatch)
     assert [part.start for part in parts] == [share_of(10, rank, 4)[0] * 32 for rank in range(4)]
@@ -342,11 +342,11 @@ def test_all_ranks_leave_an_evaluation_that_one_is_told_to_leave(
             asked[world.rank] += 1
             return world.rank == leaver and asked[world.rank] > at
 
-        watch = Watch(leave)
-        vectors = evaluation.encode_split(flags, world, encoder, collection, None, "dev", watch)
+        monitor = Monitor(leave)
+        vectors = evaluation.encode_split(flags, world, encoder, collection, None, "dev", monitor)
         if vectors is None:
             return True, True
-        ranking = evaluation.rank_split(world, collection, "dev", vectors, 10, SearchOptions("torch"), None, watch)
+        ranking = evaluation.rank_split(world, collection, "dev", vectors, 10, SearchOptions("torch"), None, monitor)
         return False, ranking is None
 
     assert on_ranks(3, lambda world: evaluate_on(world, math.inf), monkeypatch) == [(False, False)] * 3
@@ -365,7 +365,7 @@ def test_a_rank_that_leaves_while_it_verifies_counts_the_rest_as_missing(tmp_pat
         looks.append(None)
         return len(looks) > 2
 
-    assert unfinished(ALONE, shards, Watch(leave)).tolist() == [2, 3]
+    assert unfinished(ALONE, shards, Monitor(leave)).tolist() == [2, 3]
 
 
 # Complete embeddings: --inference writes them, --load_gen and run_eval --embedding_dir read them
@@ -417,13 +417,13 @@ def test_the_record_says_what_the_embeddings_were_made_of(stored: Path, collecti
     assert (record["passages"], record["dims"], record["storage"]) == (300, DIMS, "fp32")
     assert record["model_sha256"] == RECIPE.model_sha256
     nameless = Path(shutil.copytree(stored, stored.parent.parent / "nameless"))
-    (nameless / "embeddings.json").write_text(sealed({**record, "model_sha256": ""}))
+    (nameless / "embeddings.json").write_text(dump_with_checksum({**record, "model_sha256": ""}))
     assert store.describe_embeddings(stored) == f"embeddings: {stored}, of {record['checkpoint']}"
     assert store.read_embeddings_record(nameless, collection)["model_sha256"] == "", "an earlier version's"
     assert "which do not say which model made them (an earlier version did)" in describe_embeddings(nameless)
     without = {name: value for name, value in record.items() if name != "model_sha256"}
     for ours in ({**record, "model_sha256": "", "initial_config_sha256": "c"}, without):
-        (nameless / "embeddings.json").write_text(sealed(ours))
+        (nameless / "embeddings.json").write_text(dump_with_checksum(ours))
         with pytest.raises(UserError, match=r"does not say which model made them, .* run with --inference again"):
             store.read_embeddings_record(nameless, collection)
 
@@ -442,7 +442,7 @@ def test_inference_never_takes_shards_of_an_unknown_model(stored: Path) -> None:
 def test_the_embeddings_of_the_highest_step_are_the_newest(stored: Path, collection: Preprocessed) -> None:
     record = store.read_embeddings_record(stored, collection)
     newer = Path(shutil.copytree(stored, stored.parent / "step-200-0123456789abcdef"))
-    (newer / "embeddings.json").write_text(sealed({**record, "step": 200}))
+    (newer / "embeddings.json").write_text(dump_with_checksum({**record, "step": 200}))
     assert store.newest_embeddings(stored.parent) == newer
     (newer.parent / "mine").mkdir()
     lease = lease_of(stored.parent.parent, "generator")
@@ -505,9 +505,9 @@ def test_two_of_one_step_are_not_chosen_from(stored: Path) -> None:
 @pytest.mark.parametrize("key", ["collection_fingerprint", "tokenizer_fingerprint", "passages"])
 def test_embeddings_of_another_collection_are_refused(stored: Path, collection: Preprocessed, key: str) -> None:
     path = stored / "embeddings.json"
-    record = read_sealed(path)
+    record = load_with_checksum(path)
     for other in ({**record, key: 7}, {name: value for name, value in record.items() if name != key}):
-        path.write_text(sealed(other))
+        path.write_text(dump_with_checksum(other))
         with pytest.raises(UserError, match=key):
             store.read_embeddings_record(stored, collection)
 

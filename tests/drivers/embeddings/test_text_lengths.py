@@ -23,7 +23,7 @@ from tests.faults.programs import Inputs, make_inputs
 from utils import distributed
 from utils.distributed import World
 from utils.errors import Disagreement, UserError
-from utils.exchange.atomic import read_sealed, sealed
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum
 from utils.exchange.layout import negatives_path
 from utils.exchange.markers import read_done, read_run
 from utils.exchange.negatives import read_record
@@ -97,7 +97,7 @@ def test_a_generator_takes_those_of_the_trainer_s_newest_checkpoint(tiny_preproc
     embeddings = tmp_path / "ann" / "embeddings" / "step-1-0123456789abcdef"
     embeddings.mkdir(parents=True)
     record = {"step": 1, "model_sha256": "m", "max_seq_length": 13, "max_query_length": 6}
-    (embeddings / "embeddings.json").write_text(sealed(record))
+    (embeddings / "embeddings.json").write_text(dump_with_checksum(record))
     assert lengths_of(flags) == (12, 5) and lengths_of(replace(flags, load_gen=True)) == (13, 6)
     evaluation = EvalFlags(
         data_dir=str(tiny_preprocessed), model_type="static", output_dir="o", embedding_dir=str(embeddings)
@@ -226,8 +226,8 @@ def test_trainer_and_generator_take_the_warmup_s_and_record_them_again(
     # An earlier version may not have said which model made them.
     earlier = Path(shutil.copytree(tmp_path / "stored", tmp_path / "earlier"))
     for path in (earlier / "embeddings" / embeddings.name).glob("*.json"):
-        stored = {name: value for name, value in read_sealed(path).items() if name != NEW_KEY}
-        path.write_text(sealed({**stored, "model_sha256": ""}))
+        stored = {name: value for name, value in load_with_checksum(path).items() if name != NEW_KEY}
+        path.write_text(dump_with_checksum({**stored, "model_sha256": ""}))
     capsys.readouterr()
     call(run_ann_data_gen.main, **{**load, "output_dir": earlier, "dry_run": "false"})
     assert capsys.readouterr().out.count("which do not say which model made them (an earlier version did)") == 1
@@ -257,7 +257,7 @@ def test_a_run_begun_before_lengths_were_recorded_goes_on(inputs: Inputs, warmup
     stored = read_run(run)
     assert stored is not None
     earlier = {name: value for name, value in stored["science"].items() if name != "initial_config_sha256"}
-    (run / "RUN.json").write_text(sealed({**stored, "science": earlier}))
+    (run / "RUN.json").write_text(dump_with_checksum({**stored, "science": earlier}))
     (run / "DONE.json").unlink()
     call(run_ann.main, **trainer, max_steps=2)
     assert read_done(run) is not None

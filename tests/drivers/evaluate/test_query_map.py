@@ -25,7 +25,7 @@ from results.plots.tsne import coordinates, neighbourhood_caption, neighbourhood
 from tests import REPO
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, TINY_PASSAGES
 from utils.errors import UserError
-from utils.exchange.atomic import sealed
+from utils.exchange.atomic import dump_with_checksum
 from utils.exchange.verify import signature_of
 from utils.ir.query_map import Neighbourhood, read_neighbourhood, write_neighbourhood
 
@@ -329,8 +329,8 @@ def test_every_damage_is_told(found: Neighbourhood, tmp_path: Path) -> None:
         (lambda: record.unlink(), "neighbourhood.json is missing"),
         (lambda: flip_byte(record), "neighbourhood.json"),
         (lambda: record.write_text('{"query_id": "q12"}'), "neighbourhood.json: its sha256 differs"),
-        (lambda: record.write_text(sealed({**stored(record), "arms": ["one"]})), "for 1 arms do not fit"),
-        (lambda: record.write_text(sealed({"sha256": stored(record)["sha256"]})), "holds no neighbourhood"),
+        (lambda: record.write_text(dump_with_checksum({**stored(record), "arms": ["one"]})), "for 1 arms do not fit"),
+        (lambda: record.write_text(dump_with_checksum({"sha256": stored(record)["sha256"]})), "holds no neighbourhood"),
     ]
     for damage, message in cases:
         damage()

@@ -19,7 +19,7 @@ from data.mining.strategy import parse_strategy
 from data.tokens.collection import open_preprocessed
 from drivers.cli import GenerateFlags
 from drivers.generate import encode_corpus, refresh
-from drivers.generate.encode_corpus import Job, Work
+from drivers.generate.encode_corpus import Job, RefreshRequest
 from drivers.generate.refresh import leaving_when_fenced, one_refresh
 from drivers.job.session import Session
 from model.encoders.static import StaticEncoder
@@ -37,14 +37,14 @@ from utils.run_log import RunLog
 CPU = torch.device("cpu")
 
 
-def put_model(training_dir: Path, data_dir: Path, step: int) -> Work:
+def put_model(training_dir: Path, data_dir: Path, step: int) -> RefreshRequest:
     """A checkpoint as a trainer publishes it, and a refresh to make from it."""
     vocab_size = json.loads((data_dir / "manifest.json").read_text())["vocab_size"]
     with publish_checkpoint(lease_of(training_dir), step, {}) as staging:
         torch.manual_seed(step)
         StaticEncoder({"vocab_size": vocab_size, "embedding_size": 8}).save_pretrained(staging)
     path = checkpoint_path(training_dir, step)
-    return Work(0, str(path), step, model_sha256(path))
+    return RefreshRequest(0, str(path), step, model_sha256(path))
 
 
 def make_job(data_dir: Path, root: Path) -> Job:
@@ -99,14 +99,14 @@ def test_a_lease_that_is_gone_is_noticed_now_and_then_and_never_forgotten(tmp_pa
 def test_a_checkpoint_that_is_gone_before_it_is_read(
     tiny_preprocessed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here, log = start(tmp_path, World(0, 1, CPU))
+    session, log = start(tmp_path, World(0, 1, CPU))
     work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
     remove(lease_of(tmp_path / "checkpoints"), Path(work.checkpoint))
     job = make_job(tiny_preprocessed, tmp_path)
-    assert one_refresh(job, here, work, {}, log, stay) is False
+    assert one_refresh(job, session, work, {}, log, stay) is False
     assert f"{work.checkpoint} is gone" in capsys.readouterr().out
     newer = put_model(tmp_path / "checkpoints", tiny_preprocessed, 4)
-    assert one_refresh(job, here, newer, {}, log, stay) is True
+    assert one_refresh(job, session, newer, {}, log, stay) is True
     assert read_refresh(tmp_path / "ann", 0).step == 4
 
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_that_goes_while_it_is_read(
     tiny_preprocessed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the trainer's own retention, between its config and its weights."""
-    here, log = start(tmp_path, World(0, 1, CPU))
+    session, log = start(tmp_path, World(0, 1, CPU))
     work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
     trainer = lease_of(tmp_path / "checkpoints")
     for step in range(4, 8):
@@ -128,16 +128,16 @@ def test_a_checkpoint_that_goes_while_it_is_read(
 
     load_to_encode = encode_corpus.load_to_encode
     monkeypatch.setattr(encode_corpus, "load_to_encode", open_late)
-    assert one_refresh(make_job(tiny_preprocessed, tmp_path), here, work, {}, log, stay) is False
+    assert one_refresh(make_job(tiny_preprocessed, tmp_path), session, work, {}, log, stay) is False
     assert opened == [work.checkpoint] and "checkpoint-3" not in names(tmp_path / "checkpoints")
 
 
 def test_a_checkpoint_that_is_there_and_cannot_be_read_is_an_error(tiny_preprocessed: Path, tmp_path: Path) -> None:
-    here, log = start(tmp_path, World(0, 1, CPU))
+    session, log = start(tmp_path, World(0, 1, CPU))
     work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
     (Path(work.checkpoint) / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(Exception, match=r"safetensors|header"):
-        one_refresh(make_job(tiny_preprocessed, tmp_path), here, work, {}, log, stay)
+        one_refresh(make_job(tiny_preprocessed, tmp_path), session, work, {}, log, stay)
 
 
 # Ranks
@@ -157,14 +157,14 @@ def one_of_two_ranks(rank: int, directory: str, data_dir: str) -> None:
     world, said = World(rank, 2, CPU), []
     for number, fault in enumerate(("none", "gone", "goes", "fenced", "fenced, seen")):
         root = Path(directory) / str(number)
-        here, log = start(root, world)
+        session, log = start(root, world)
         work = put_model(root / "checkpoints", Path(data_dir), 3) if rank == 0 else None
         dist.barrier()
         path = root / "checkpoints" / "checkpoint-3"
-        work = work or Work(0, str(path), 3, model_sha256(path))
+        work = work or RefreshRequest(0, str(path), 3, model_sha256(path))
         job = make_job(Path(data_dir), root)
         dist.barrier()
-        said.append(outcome(partial(refresh_with, fault, job, here, work, log)))
+        said.append(outcome(partial(refresh_with, fault, job, session, work, log)))
     dist.destroy_process_group()
     (Path(directory) / f"said-{rank}").write_text(json.dumps(said))
 
@@ -173,11 +173,11 @@ def passage_records(job: Job) -> set[str]:
     return {path.name for path in job.ann_dir.glob("embeddings/*/passages-*.json")}
 
 
-def refresh_with(fault: str, job: Job, here: Session, work: Work, log: RunLog | None) -> bool:
-    strikes = here.world.rank == 1
-    load_to_encode, settle_encoder = encode_corpus.load_to_encode, encode_corpus.settle_encoder
+def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, log: RunLog | None) -> bool:
+    strikes = session.world.rank == 1
+    load_to_encode, prepare_encoder = encode_corpus.load_to_encode, encode_corpus.prepare_encoder
     refresh.LOOK_EVERY_SECONDS = 0 if fault == "fenced, seen" else 1e9
-    if fault == "gone" and here.world.is_first:
+    if fault == "gone" and session.world.is_first:
         shutil.rmtree(work.checkpoint)
 
     def open_late(*given: Any) -> Any:
@@ -188,7 +188,7 @@ def refresh_with(fault: str, job: Job, here: Session, work: Work, log: RunLog | 
     def settle_on_gpus(flags: Any, encoder: Any, dtype: Any, world: World) -> Any:
         """Where the ranks agree on how they attend."""
         distributed.any_rank(world, False)
-        return settle_encoder(flags, encoder, dtype, world)
+        return prepare_encoder(flags, encoder, dtype, world)
 
     def leave() -> bool:
         """The other job takes over while rank 0 has finished its half of the ten shards, and rank 1 has not."""
@@ -199,11 +199,11 @@ def refresh_with(fault: str, job: Job, here: Session, work: Work, log: RunLog | 
                 path.rename(path.with_name(f"gone-{path.name}"))
         return False
 
-    encode_corpus.load_to_encode, encode_corpus.settle_encoder = open_late, settle_on_gpus
+    encode_corpus.load_to_encode, encode_corpus.prepare_encoder = open_late, settle_on_gpus
     try:
-        return one_refresh(job, here, work, {}, log, leave)
+        return one_refresh(job, session, work, {}, log, leave)
     finally:
-        encode_corpus.load_to_encode, encode_corpus.settle_encoder = load_to_encode, settle_encoder
+        encode_corpus.load_to_encode, encode_corpus.prepare_encoder = load_to_encode, prepare_encoder
 
 
 @pytest.mark.slow

@@ -25,11 +25,11 @@ from data.tokens.verify import check_cache, check_inputs
 from drivers.generate.generator import check_same_file_system
 from drivers.job import sanity_batch
 from drivers.job.disk_budget import (
-    Term,
+    Item,
     check_space,
     checkpoints_at_once,
-    embeddings_term,
-    negatives_term,
+    embeddings_item,
+    negatives_item,
     publishing_steps,
 )
 from drivers.job.preflight import Preflight, check_collection, check_judgements, check_publishing
@@ -206,8 +206,8 @@ def test_publishing_is_tried_and_leaves_nothing(tmp_path: Path) -> None:
 def test_one_line_for_each_check_and_the_seconds(capsys: pytest.CaptureFixture[str], tiny_preprocessed: Path) -> None:
     seconds = iter((100.0, 103.25))
     checks = Preflight(ALONE, clock=lambda: next(seconds))
-    checks.first(*check_collection(opened(tiny_preprocessed), "", ("train",)))
-    checks.each(lambda: "model: well")
+    checks.on_process0(*check_collection(opened(tiny_preprocessed), "", ("train",)))
+    checks.on_every_process(lambda: "model: well")
     checks.end()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[:2] for line in lines[:3]] == [
@@ -243,16 +243,16 @@ def test_free_space_of_a_directory_that_is_not_there_yet(tmp_path: Path) -> None
 
 
 def test_a_disk_too_small_is_refused_with_the_terms(tmp_path: Path) -> None:
-    terms = [negatives_term(100_000, 20, 12), embeddings_term(8_841_823, 768, 4, 12, only_latest=True)]
+    items = [negatives_item(100_000, 20, 12), embeddings_item(8_841_823, 768, 4, 12, only_latest=True)]
     free = free_bytes(tmp_path)
-    small = [Term("a little", 1000), Term("more", 500)]
+    small = [Item("a little", 1000), Item("more", 500)]
     assert check_space(tmp_path, small).startswith("space: a little + more = 1.5 kB needed, ")
     # 8,841,823 passages of 768 float32 are ANCE's 27 GB.
-    assert [term.words for term in terms] == ["negatives 47.0 MB x 12 refreshes", "embeddings 27.2 GB x 2"]
+    assert [item.label for item in items] == ["negatives 47.0 MB x 12 refreshes", "embeddings 27.2 GB x 2"]
     with pytest.raises(UserError, match=r"space: a little \+ all of it = .* needed, .* free in .*: free some"):
-        check_space(tmp_path, [small[0], Term("all of it", free * 2)])
+        check_space(tmp_path, [small[0], Item("all of it", free * 2)])
     # An earlier job's checkpoints make room as they are replaced.
-    assert "less" in check_space(tmp_path, [Term("all of it", free * 2)], held=free * 2 - 1000)
+    assert "less" in check_space(tmp_path, [Item("all of it", free * 2)], held=free * 2 - 1000)
 
 
 def test_how_many_checkpoints_lie_there_at_once() -> None:

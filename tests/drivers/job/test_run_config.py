@@ -30,15 +30,15 @@ from drivers.job.run_config import (
     join_run,
     provenance,
     remove_other_run,
-    science_of,
+    run_config,
     science_sha256,
 )
-from drivers.job.session import Session, agree, session
+from drivers.job.session import Session, open_session
 from drivers.train.trainer import Trainer
 from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, read_beat
 from utils.distributed import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError, exit_code_of
-from utils.exchange.atomic import read_sealed
+from utils.exchange.atomic import load_with_checksum
 from utils.exchange.markers import mark_done, mark_run
 from utils.exchange.peers import watch_peer
 from utils.exchange.stop import STOP_FILE, Stop, StopRequested
@@ -90,25 +90,25 @@ def other_value(value: Any) -> Any:
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR, WARMUP], ids=lambda flags: type(flags).__name__)
 def test_every_flag_is_science_unless_it_is_said_not_to_be(flags: Any) -> None:
-    before = science_sha256(science_of(flags, COLLECTION))
+    before = science_sha256(run_config(flags, COLLECTION))
     for field in dataclasses.fields(flags):
         changed = dataclasses.replace(flags, **{field.name: other_value(getattr(flags, field.name))})
-        is_science = science_sha256(science_of(changed, COLLECTION)) != before
+        is_science = science_sha256(run_config(changed, COLLECTION)) != before
         assert is_science == (field.metadata["decides"] != "nothing"), field.name
-    assert science_sha256(science_of(flags, COLLECTION, strategy="top")) != before
+    assert science_sha256(run_config(flags, COLLECTION, strategy="top")) != before
     other: Any = SimpleNamespace(manifest={"collection_fingerprint": "d", "tokenizer": {"fingerprint": "t"}})
-    assert science_sha256(science_of(flags, other)) != before
+    assert science_sha256(run_config(flags, other)) != before
 
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR, WARMUP], ids=lambda flags: type(flags).__name__)
 def test_the_runs_that_were_begun_so_far_are_known_by_the_same_flags(flags: Any) -> None:
     """The hash of their versions is over these names: with one more or less they could not be resumed by it."""
-    assert {*science_of(flags, COLLECTION)} == {*RECORDED[type(flags).__name__].split()}
+    assert {*run_config(flags, COLLECTION)} == {*RECORDED[type(flags).__name__].split()}
 
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR], ids=["trainer", "generator"])
 def test_what_is_common_is_known_to_both(flags: Any) -> None:
-    science = science_of(flags, COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
+    science = run_config(flags, COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
     assert set(COMMON) <= science.keys()
     assert {name: science[name] for name in COMMON}.items() <= provenance(Run("r", ""), science).items()
 
@@ -158,54 +158,54 @@ def test_a_model_that_an_earlier_version_left_blank_is_not_compared(capsys: pyte
 
 def test_the_second_job_joins_the_run_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    science = science_of(TRAINER, COLLECTION, processes=1)
-    here = alone(tmp_path)
-    assert join_run(here, tmp_path, "first", science, "give the same").run_id == "first"
-    stored = read_sealed(tmp_path / "RUN.json")
+    science = run_config(TRAINER, COLLECTION, processes=1)
+    session = alone(tmp_path)
+    assert join_run(session, tmp_path, "first", science, "give the same").run_id == "first"
+    stored = load_with_checksum(tmp_path / "RUN.json")
     assert (stored["role"], stored["run_id"], stored["job"]) == ("trainer", "first", "41")
     assert stored["science"] == json.loads(json.dumps(science)) and stored["science_sha256"] == science_sha256(science)
     before = (tmp_path / "RUN.json").read_bytes()
-    assert join_run(here, tmp_path, "second", science, "give the same").run_id == "first"
+    assert join_run(session, tmp_path, "second", science, "give the same").run_id == "first"
     other = {**science, "seed": 7, "learning_rate": 0.5}
     with pytest.raises(Disagreement, match=r"learning_rate .* there, 0.5 here; .*give the same") as caught:
-        join_run(here, tmp_path, "third", other, "give the same")
+        join_run(session, tmp_path, "third", other, "give the same")
     assert "seed 42 there, 7 here" in str(caught.value) and str(tmp_path) in str(caught.value)
     assert (tmp_path / "RUN.json").read_bytes() == before
 
 
 def test_every_job_publishes_as_of_the_flags_that_the_run_was_begun_with(tmp_path: Path) -> None:
     """A job resumes it with its steps divided otherwise; then RUN.json is lost, and those flags still resume it."""
-    begun = science_of(TRAINER, COLLECTION, processes=1, trained_in="fp32")
+    begun = run_config(TRAINER, COLLECTION, processes=1, trained_in="fp32")
     divided = {**begun, "per_gpu_train_batch_size": begun["per_gpu_train_batch_size"] // 2, "processes": 2}
-    here = alone(tmp_path)
-    join_run(here, tmp_path, "first", begun, "give the same", triple_order=2)
-    record = provenance(join_run(here, tmp_path, "second", divided, "give the same"), divided)
-    stored = read_sealed(tmp_path / "RUN.json")
+    session = alone(tmp_path)
+    join_run(session, tmp_path, "first", begun, "give the same", triple_order=2)
+    record = provenance(join_run(session, tmp_path, "second", divided, "give the same"), divided)
+    stored = load_with_checksum(tmp_path / "RUN.json")
     assert (record["run_id"], record["science_sha256"]) == ("first", stored["science_sha256"])
     assert stored["triple_order"] == 2
     put_checkpoint(tmp_path, 100, **record)
     (tmp_path / "RUN.json").write_text("{")
     with pytest.raises(Disagreement, match=r"RUN\.json cannot be read"):
-        join_run(here, tmp_path, "third", divided, "give the same")
-    found = join_run(here, tmp_path, "fourth", begun, "give the same", triple_order=2)
+        join_run(session, tmp_path, "third", divided, "give the same")
+    found = join_run(session, tmp_path, "fourth", begun, "give the same", triple_order=2)
     assert found.science_sha256 == science_sha256(begun)
-    assert "triple_order" not in read_sealed(tmp_path / "RUN.json"), "who began it is not known"
+    assert "triple_order" not in load_with_checksum(tmp_path / "RUN.json"), "who began it is not known"
 
 
 def test_without_its_record_a_run_is_known_by_the_hash_of_its_flags(tmp_path: Path) -> None:
     """As this version computes it, and as those before that knew no config's sha256."""
-    science = science_of(TRAINER, COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
+    science = run_config(TRAINER, COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
     earlier = {name: value for name, value in science.items() if name != "initial_config_sha256"}
     blank = {**earlier, "initial_model_sha256": ""}
     for place, of_run in enumerate((science, earlier, blank, {**blank, "seed": 7}, {**science, "seed": 7})):
         directory = tmp_path / str(place)
         put_checkpoint(directory, 100, science_sha256=science_sha256(of_run))
-        here = alone(directory)
+        session = alone(directory)
         if of_run["seed"] == 7:
             with pytest.raises(Disagreement, match=r"RUN\.json cannot be read, and the newest version there was made"):
-                join_run(here, directory, "run", science, "give the same")
+                join_run(session, directory, "run", science, "give the same")
         else:
-            assert join_run(here, directory, "run", science, "give the same").run_id == "run"
+            assert join_run(session, directory, "run", science, "give the same").run_id == "run"
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
@@ -233,7 +233,7 @@ def test_what_a_directory_may_hold(tmp_path: Path, resume: str, holds: str, over
 def test_overwriting_spares_what_this_very_job_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, goes_on: bool
 ) -> None:
-    here = alone(tmp_path)
+    session = alone(tmp_path)
     begun_by = "41" if job else ""
     mark_run(lease_of(tmp_path), run_id="r", science={}, job=begun_by)
     put_checkpoint(tmp_path, 100)
@@ -241,10 +241,10 @@ def test_overwriting_spares_what_this_very_job_began(
     (tmp_path / "notes.txt").write_text("the user's own")
     if job:
         monkeypatch.setenv("SLURM_JOB_ID", job)
-    remove_other_run(here, tmp_path)
+    remove_other_run(session, tmp_path)
     whole = ["DONE.json", "RUN.json", "checkpoint-100", "notes.txt"]
     assert names(tmp_path) == (whole if goes_on else ["notes.txt"])
-    remove_other_run(here, tmp_path)
+    remove_other_run(session, tmp_path)
 
 
 # Stopping
@@ -263,9 +263,9 @@ def test_a_stop_before_the_work_begins_can_be_gone_on_from(
     directory = tmp_path / "checkpoints"
 
     def main() -> None:
-        with session(ALONE, directory, "trainer", flags_of(), "run") as here:
+        with open_session(ALONE, directory, "trainer", flags_of(), "run") as session:
             os.kill(os.getpid(), signal.SIGTERM)
-            join_run(here, directory, "run", {"seed": 1}, "")
+            join_run(session, directory, "run", {"seed": 1}, "")
 
     assert exit_code_of("run_ann", main) == 75
     assert "stopped by SIGTERM" in capsys.readouterr().err
@@ -277,9 +277,9 @@ def test_a_stop_before_the_work_begins_can_be_gone_on_from(
 
 def test_a_stop_at_step_0_saves_nothing(tmp_path: Path) -> None:
     """What would be saved is what the job was given; negatives made from that must still be known as such."""
-    here = alone(tmp_path)
+    session = alone(tmp_path)
     state: Any = SimpleNamespace(step=0, world=ALONE)
-    trainer = Trainer(SimpleNamespace(), here, state, 100, [], {}, None)
+    trainer = Trainer(SimpleNamespace(), session, state, 100, [], {}, None)
     with pytest.raises(Stopped, match="at step 0, with nothing to save"):
         trainer.save_and_stop(StopRequested("SIGTERM"), {})
     with pytest.raises(PeerGone, match="gone"):
@@ -288,14 +288,14 @@ def test_a_stop_at_step_0_saves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_lost_lease_comes_before_a_stop(tmp_path: Path) -> None:
-    here = alone(tmp_path)
-    assert here.lease is not None
+    session = alone(tmp_path)
+    assert session.lease is not None
     (tmp_path / "STOP").touch()
     with pytest.raises(StopRequested, match="STOP"):
-        here.check_stop()
-    here.lease.lost = True
+        session.check_stop()
+    session.lease.lost = True
     with pytest.raises(Fenced, match="another trainer works in"):
-        agree(here, lambda: 1)
+        session.decide_on_process0(lambda: 1)
     assert (tmp_path / "STOP").exists(), "the other's"
 
 
@@ -308,23 +308,23 @@ def test_an_error_of_the_look_keeps_its_exit_code(tmp_path: Path, error: UserErr
         raise error
 
     with pytest.raises(type(error), match=str(error)) as caught:
-        agree(alone(tmp_path), look)
+        alone(tmp_path).decide_on_process0(look)
     assert type(caught.value) is type(error) and caught.value.exit_code == error.exit_code
-    assert agree(alone(tmp_path), lambda: {"a": [1]}) == {"a": [1]}
+    assert alone(tmp_path).decide_on_process0(lambda: {"a": [1]}) == {"a": [1]}
 
 
 def test_a_peer_that_has_ended_is_gone_where_it_left_nothing(tmp_path: Path) -> None:
     generator = lease_of(tmp_path / "ann", "generator")
     time = FakeTime()
     peer = watch_peer(tmp_path / "ann", "generator", 60, clock=time.clock)
-    here = alone(tmp_path / "checkpoints")
-    assert agree(here, lambda: None, peer) is None
+    session = alone(tmp_path / "checkpoints")
+    assert session.decide_on_process0(lambda: None, peer) is None
     generator.beat("ended")
-    assert agree(here, lambda: 3, peer) == 3, "what it published before it ended"
-    assert agree(here, lambda: None, peer) is None, "a cache may still hide what it published last"
+    assert session.decide_on_process0(lambda: 3, peer) == 3, "what it published before it ended"
+    assert session.decide_on_process0(lambda: None, peer) is None, "a cache may still hide what it published last"
     time.now += VISIBLE_WITHIN_SECONDS + 1
     with pytest.raises(PeerGone, match="the generator has ended, and what this job waits for will not come"):
-        agree(here, lambda: None, peer)
+        session.decide_on_process0(lambda: None, peer)
 
 
 def outcome(call: Any) -> str:
@@ -346,24 +346,27 @@ def one_of_two_ranks(rank: int, directory: str) -> None:
     limit = timedelta(seconds=60)  # a rank that waits for one which has failed is found
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2, timeout=limit)
     own = Path(directory) / str(rank)
-    here = Session(World(rank, 2, torch.device("cpu")), Stop(own), lease_of(own) if rank == 0 else None)
+    session = Session(World(rank, 2, torch.device("cpu")), Stop(own), lease_of(own) if rank == 0 else None)
     disagree = partial(check_agreement, {"seed": rank}, {"seed": 2}, "it", "mend it")
-    said = [outcome(lambda: agree(here, lambda: f"rank {rank}")), outcome(lambda: agree(here, disagree))]
-    here.stop.signal_name = "SIGTERM" if rank == 1 else ""
-    said.append(outcome(lambda: agree(here, lambda: None)).partition(":")[0])
-    said.append(outcome(lambda: (_ for _ in ()).throw(here.stopped("at step 4"))).partition(" by ")[0])
-    here.stop.signal_name = ""
-    if here.lease is not None:
-        here.lease.lost = True
-    said.append(outcome(here.check_stop).partition(":")[0])
-    here = Session(here.world, here.stop, None)
+    said = [
+        outcome(lambda: session.decide_on_process0(lambda: f"rank {rank}")),
+        outcome(lambda: session.decide_on_process0(disagree)),
+    ]
+    session.stop.signal_name = "SIGTERM" if rank == 1 else ""
+    said.append(outcome(lambda: session.decide_on_process0(lambda: None)).partition(":")[0])
+    said.append(outcome(lambda: (_ for _ in ()).throw(session.stopped("at step 4"))).partition(" by ")[0])
+    session.stop.signal_name = ""
+    if session.lease is not None:
+        session.lease.lost = True
+    said.append(outcome(session.check_stop).partition(":")[0])
+    session = Session(session.world, session.stop, None)
     for error in (OSError(errno.ESTALE, "Stale file handle", "/x/y"), OSError(errno.EIO, "I/O error"), KeyError("k")):
-        said += [outcome(lambda e=error: agree(here, partial(throw, e)))]
-        said += [outcome(lambda e=error: Preflight(here.world).first(partial(throw, e)))]
-    said += [outcome(lambda: Preflight(here.world).first(disagree))]
+        said += [outcome(lambda e=error: session.decide_on_process0(partial(throw, e)))]
+        said += [outcome(lambda e=error: Preflight(session.world).on_process0(partial(throw, e)))]
+    said += [outcome(lambda: Preflight(session.world).on_process0(disagree))]
     for failing in (0, 1):
         mine = partial(throw, UserError("no memory")) if rank == failing else lambda: "well"
-        said += [outcome(lambda m=mine: Preflight(here.world).each(m))]
+        said += [outcome(lambda m=mine: Preflight(session.world).on_every_process(m))]
     dist.destroy_process_group()
     (Path(directory) / f"said-{rank}").write_text(json.dumps(said))
 
@@ -403,7 +406,7 @@ def test_a_trainer_that_is_done_while_a_refresh_is_made_ends_the_generator_well(
         init_model_dir=str(tmp_path / "model"), last_checkpoint_dir="",
     )  # fmt: skip
     job: Any = SimpleNamespace(flags=flags, training_dir=tmp_path / "checkpoints", ann_dir=tmp_path / "ann")
-    here = alone(tmp_path / "ann", "generator")
+    session = alone(tmp_path / "ann", "generator")
     peer = watch_peer(job.training_dir, "trainer", LIFE.lease_seconds, clock=FakeTime().clock)
     made: list[int] = []
 
@@ -414,5 +417,5 @@ def test_a_trainer_that_is_done_while_a_refresh_is_made_ends_the_generator_well(
         return False
 
     monkeypatch.setattr(ann_generator, "one_refresh", one_refresh)
-    assert ann_generator.make_refreshes(job, here, peer, {}, None) == 0
+    assert ann_generator.make_refreshes(job, session, peer, {}, None) == 0
     assert made == [0]

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from drivers.cli import AnnFlags
-from drivers.train.refresh_schedule import Job, Taken, check_new_run, check_origin, check_replayed_order, course_from
+from drivers.train.refresh_schedule import (
+    Job,
+    RefreshUse,
+    check_new_run,
+    check_origin,
+    check_replayed_order,
+    history_from,
+)
 from tests.exchanging import lease_of, put_checkpoint, put_negatives
 from utils.errors import Disagreement, UserError
 from utils.exchange.checkpoints import Checkpoint, model_sha256
@@ -21,7 +28,7 @@ from utils.exchange.markers import mark_run
 SCIENCE = {"refresh_mode": "async", "steps_per_refresh": 0}
 
 
-def job_over(ann_dir: Path, journal: list[Taken] | None = None) -> Job:
+def job_over(ann_dir: Path, journal: list[RefreshUse] | None = None) -> Job:
     flags = AnnFlags(data_dir="d", model_type="static", output_dir="o", ann_dir=str(ann_dir))
     nothing: Any = None
     return Job(flags, nothing, None, journal)
@@ -36,7 +43,7 @@ def test_negatives_of_a_later_model_are_not_a_new_run_s_own(tmp_path: Path) -> N
     put_negatives(tmp_path, 3, model_sha256="b")
     with pytest.raises(Disagreement, match="has refreshes up to 3 already, and this run only begins: another run left"):
         check_new_run(job_over(tmp_path), SCIENCE)
-    check_new_run(job_over(tmp_path, journal=[Taken(0, 0, 0, "", "")]), SCIENCE)
+    check_new_run(job_over(tmp_path, journal=[RefreshUse(0, 0, 0, "", "")]), SCIENCE)
     with pytest.raises(
         Disagreement, match="refresh 4 was made with other flags: refresh_mode lockstep there, async here"
     ):
@@ -71,7 +78,7 @@ def test_the_initial_model_of_an_earlier_version_s_state_is_known_again(tmp_path
         (path / TRAINER_STATE).write_text(json.dumps(state))
         nothing: Any = None
         job = Job(replace(job_over(tmp_path).flags, refresh_mode="lockstep"), nothing, None, None)
-        course = course_from(job, nothing, Checkpoint(path, 100, {}), "known now")
+        course = history_from(job, nothing, Checkpoint(path, 100, {}), "known now")
         assert course.model_of_step == {0: expected, 50: "b", 100: model_sha256(path)}
 
 
@@ -83,7 +90,7 @@ def test_the_journal_of_another_order_of_triples_is_not_replayed(
     job = job_over(tmp_path)
     texts = ["1\t2\t3,4\n5\t6\t7,8\n", "1\t2\t3,4\n5\t6\t7\n" if short else "1\t2\t4,3\n"]
     found = [put_negatives(job.ann_dir, refresh, text) for refresh, text in enumerate(texts)]
-    entries = [Taken(refresh.number, refresh.step, refresh.step, "", "") for refresh in found]
+    entries = [RefreshUse(refresh.number, refresh.step, refresh.step, "", "") for refresh in found]
     replay = tmp_path / "earlier" / "journal.jsonl"
     mark_run(lease_of(replay.parent), science={}, **({"triple_order": order} if order > 1 else {}))
     job = replace(job, flags=replace(job.flags, replay=str(replay), group_size=group_size), journal=entries)

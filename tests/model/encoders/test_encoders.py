@@ -107,7 +107,7 @@ def test_roberta_s_forward_is_that_written_out_by_hand(pooling: str) -> None:
 def test_roberta_s_gradient_is_that_of_transformers_own_model(pooling: str, twice: bool) -> None:
     encoder = new_roberta(pooling=pooling).train()
     if twice:
-        encoder.make_activations_twice()
+        encoder.enable_gradient_checkpointing()
     body = plain_roberta(encoder)
     states = [body(torch.tensor([text])).last_hidden_state for text in TEXTS]
     expected_BH = torch.cat([state[:, 0] if pooling == "first" else state.mean(1) for state in states])

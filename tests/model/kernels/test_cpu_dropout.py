@@ -14,7 +14,7 @@ from transformers import RobertaConfig
 
 from model.encoders.roberta_dot import RobertaDot
 from model.kernels import cpu_dropout
-from model.kernels.cpu_dropout import attention_by_device, dropped
+from model.kernels.cpu_dropout import cpu_eager_or_sdpa, dropped
 from tests.model.encoders.test_encoders import SHAPE, padded
 
 COUNT = 1_000_003
@@ -68,7 +68,7 @@ def test_attention_that_drops_almost_nothing_is_attention(with_mask: bool) -> No
     mask = torch.tensor([5, 2, 1])[:, None, None, None] > torch.arange(5) if with_mask else None
     words = {"attn_mask": mask, "scale": 0.4}
     expected = F.scaled_dot_product_attention(*heads, **words).transpose(1, 2)  # type: ignore[arg-type]
-    found, _ = attention_by_device(torch.nn.Module(), *heads, mask, 1e-9, 0.4)
+    found, _ = cpu_eager_or_sdpa(torch.nn.Module(), *heads, mask, 1e-9, 0.4)
     torch.testing.assert_close(found, expected)
     weights = torch.randn(found.shape, generator=draw)
     gradients = [torch.autograd.grad((output * weights).sum(), heads) for output in (found, expected)]
@@ -77,7 +77,7 @@ def test_attention_that_drops_almost_nothing_is_attention(with_mask: bool) -> No
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
-@pytest.mark.parametrize("longest", [5, cpu_dropout.MOST_BY_PRODUCTS, cpu_dropout.MOST_BY_PRODUCTS + 1])
+@pytest.mark.parametrize("longest", [5, cpu_dropout.MAX_EAGER_LENGTH, cpu_dropout.MAX_EAGER_LENGTH + 1])
 def test_attention_in_bfloat16_is_attention(longest: int, with_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the products up to so many tokens, by torch's own kernel above."""
     draw = torch.Generator().manual_seed(7)
@@ -99,8 +99,8 @@ def test_attention_in_bfloat16_is_attention(longest: int, with_mask: bool, monke
     monkeypatch.setattr(cpu_dropout, "sdpa_attention_forward", noting)
     module = torch.nn.Module()
     module.is_causal = False  # type: ignore[assignment]
-    found, _ = attention_by_device(module, *heads, mask, 0.0, 0.4)
-    assert len(by_kernel) == (longest > cpu_dropout.MOST_BY_PRODUCTS)
+    found, _ = cpu_eager_or_sdpa(module, *heads, mask, 0.0, 0.4)
+    assert len(by_kernel) == (longest > cpu_dropout.MAX_EAGER_LENGTH)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
 
@@ -114,7 +114,7 @@ def test_attention_drops_weights_behind_the_softmax(dtype: torch.dtype) -> None:
     mask = torch.tensor([16, 9])[:, None, None, None] > torch.arange(16)
     scores_BHQL = (query_BHQD.double() @ key_BHLD.double().mT * 0.5).masked_fill(~mask, -torch.inf)
     torch.manual_seed(5)
-    found, _ = attention_by_device(torch.nn.Module(), query_BHQD, key_BHLD, value_BHLD, mask, p, 0.5)
+    found, _ = cpu_eager_or_sdpa(torch.nn.Module(), query_BHQD, key_BHLD, value_BHLD, mask, p, 0.5)
     found_BHQL = found.transpose(1, 2)
     expected_BHQL = scores_BHQL.softmax(-1) / (1 - round(p * 65_536) / 65_536)
     is_kept = found_BHQL != 0

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from transformers import RobertaConfig
 from transformers.models.roberta.modeling_roberta import RobertaIntermediate
 
-from drivers.job.encoder_setup import settle_encoder
+from drivers.job.encoder_setup import prepare_encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.kernels import cpu_linear
-from model.kernels.cpu_linear import ArrangedIntermediate, ArrangedLinear, arrange_products
+from model.kernels.cpu_linear import ArrangedIntermediate, PrepackedLinear, prepack_products
 from model.kernels.precision import autocast, is_quick_at_bfloat16
 from utils.distributed import World
 
@@ -43,8 +43,8 @@ def make_intermediate(width: int = 24, inner: int = 40, **changes: Any) -> Rober
 
 def make_arranged(width: int = 24, inner: int = 40) -> ArrangedIntermediate:
     made = make_intermediate(width, inner)
-    arrange_products(made, ROWS)
-    assert isinstance(made, ArrangedIntermediate) and isinstance(made.dense, ArrangedLinear)
+    prepack_products(made, ROWS)
+    assert isinstance(made, ArrangedIntermediate) and isinstance(made.dense, PrepackedLinear)
     return made
 
 
@@ -96,8 +96,8 @@ def test_what_is_arranged_keeps_its_parameters() -> None:
 @needs_bfloat16
 def test_another_activation_is_computed_as_it_was() -> None:
     intermediate, input = make_intermediate(hidden_act="relu"), torch.randn(7, 24)
-    arrange_products(intermediate, ROWS)
-    assert type(intermediate) is RobertaIntermediate and type(intermediate.dense) is ArrangedLinear
+    prepack_products(intermediate, ROWS)
+    assert type(intermediate) is RobertaIntermediate and type(intermediate.dense) is PrepackedLinear
     assert far_off(applied(intermediate, input), exact(intermediate.dense, input).relu()) < 1.01
 
 
@@ -159,7 +159,7 @@ def test_where_it_cannot_be_the_layers_stay(lacking: str, monkeypatch: pytest.Mo
         monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True))
     else:
         monkeypatch.setattr(cpu_linear, "arranged_product", another_product)
-    arrange_products(intermediate, ROWS)
+    prepack_products(intermediate, ROWS)
     assert type(intermediate) is RobertaIntermediate and type(intermediate.dense) is nn.Linear
 
 
@@ -171,10 +171,10 @@ def test_an_encoder_is_arranged_for_encoding_alone(trains: bool, tmp_path: Path)
     )
     encoder = RobertaDot(config).eval()
     if not trains:
-        encoder.lower_weights(BF16)
+        encoder.cast_linear_weights(BF16)
     before = copy.deepcopy(encoder.state_dict())
-    settle_encoder(argparse.Namespace(compile=False), encoder, BF16, World(0, 1, CPU), trains)
-    arranged = [name for name, module in encoder.named_modules() if type(module) is ArrangedLinear]
+    prepare_encoder(argparse.Namespace(compile=False), encoder, BF16, World(0, 1, CPU), trains)
+    arranged = [name for name, module in encoder.named_modules() if type(module) is PrepackedLinear]
     assert len(arranged) == (0 if trains else 6 * 2)
     encoder.save_pretrained(tmp_path)
     after = encoder.state_dict()

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from transformers import RobertaConfig
 
 from data.training.batches import Batch
-from drivers.job.encoder_setup import pack_on_gpus, settle_encoder
+from drivers.job.encoder_setup import pack_on_gpus, prepare_encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.kernels import packed_attention
 from model.kernels.cpu_dropout import BY_DEVICE
-from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, refusal_to_pack, tried_batch
+from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, packing_problem, tried_batch
 from model.kernels.precision import autocast
 from model.token_batch import attention_mask
 from model.train.step import make_state, train_step
@@ -85,7 +85,7 @@ def test_rounded_shapes_are_few_and_change_nothing(pooling: str, lengths: list[i
     """Encoding in bfloat16 on a CPU; texts without tokens are added to a batch, tokens to none of its texts."""
     encoder = make_encoder(pooling)
     exact_BD = encoder(*batch_of(lengths)).detach()
-    encoder.lower_weights(torch.bfloat16)
+    encoder.cast_linear_weights(torch.bfloat16)
     encoder.pack_texts(True)
     rows = []
     for module in encoder.roberta.modules():
@@ -109,9 +109,9 @@ def test_rounded_shapes_are_few_and_change_nothing(pooling: str, lengths: list[i
 def test_packing_is_taken_up_where_it_agrees(dtype: torch.dtype | None, trains: bool, tmp_path: Path) -> None:
     encoder = make_encoder(dropout=0.1).train()
     if dtype is not None and not trains:
-        encoder.lower_weights(dtype)
+        encoder.cast_linear_weights(dtype)
     before = torch.get_rng_state()
-    assert refusal_to_pack(encoder, CPU, dtype, trains) == ""
+    assert packing_problem(encoder, CPU, dtype, trains) == ""
     assert encoder.training and not encoder.is_packed
     assert all(parameter.grad is None for parameter in encoder.parameters())
     assert torch.equal(before, torch.get_rng_state())
@@ -158,7 +158,7 @@ def test_packing_is_left_where_it_fails_or_differs(
     encoder = make_encoder()
     expected_BD = encoder(*batch_of([3, 9]))
     monkeypatch.setattr(packed_attention, "F", SimpleNamespace(scaled_dot_product_attention=kernel, pad=F.pad))
-    said = refusal_to_pack(encoder, CPU, None, trains)
+    said = packing_problem(encoder, CPU, None, trains)
     monkeypatch.undo()
     assert said.startswith(reason) and "\n" not in said
     assert not encoder.is_packed and torch.equal(encoder(*batch_of([3, 9])), expected_BD)
@@ -176,9 +176,9 @@ def test_a_pad_token_inside_a_text_counts_as_it_does_in_a_padded_batch() -> None
 def test_layers_that_are_made_twice_are_not_packed_on_a_gpu() -> None:
     """Gradient checkpointing cannot keep nested tensors: found before training, not in its first step."""
     encoder = make_encoder(dropout=0.1)
-    encoder.make_activations_twice()
-    assert refusal_to_pack(encoder, CPU, None, trains=False) == ""
-    assert refusal_to_pack(encoder, CPU, None, trains=True).startswith("RuntimeError")
+    encoder.enable_gradient_checkpointing()
+    assert packing_problem(encoder, CPU, None, trains=False) == ""
+    assert packing_problem(encoder, CPU, None, trains=True).startswith("RuntimeError")
 
 
 @pytest.mark.parametrize("lengths", [[30, 30, 30], [30, 2, 17]])
@@ -189,9 +189,9 @@ def test_on_a_cpu_packed_is_padded_with_lower_precision_and_layers_made_twice(
     encoder = make_encoder()
     encoder.roberta.train(made_twice)  # where transformers makes them twice
     if made_twice:
-        encoder.make_activations_twice()
+        encoder.enable_gradient_checkpointing()
     expected = gradient(encoder, *batch_of(lengths))
-    settle_encoder(SimpleNamespace(compile=False), encoder, None, ALONE, trains=True)
+    prepare_encoder(SimpleNamespace(compile=False), encoder, None, ALONE, trains=True)
     assert encoder.is_packed
     for packed, padded in zip(gradient(encoder, *batch_of(lengths)), expected, strict=True):
         assert float((packed - padded).norm()) <= 1e-4 * float(padded.norm())
@@ -223,7 +223,7 @@ def test_a_training_step_on_packed_texts_is_one_on_padded_ones(grad_cache_tokens
 def test_ranks_pack_together_or_not_at_all(
     fails_here: bool, fails_elsewhere: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(packed_attention, "refusal_to_pack", lambda *_args: "no kernel" if fails_here else "")
+    monkeypatch.setattr(packed_attention, "packing_problem", lambda *_args: "no kernel" if fails_here else "")
     monkeypatch.setattr(distributed, "any_rank", lambda _world, here: here or fails_elsewhere)
     encoder = make_encoder()
     pack_on_gpus(encoder, None, ALONE, trains=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import RobertaConfig
 
-from model.encode import Texts, encode_blocks
+from model.encode import TextSource, encode_blocks
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
 from model.kernels.precision import compute_dtype, name_of, quickest_dtype
@@ -82,7 +82,7 @@ def test_names() -> None:
 TEXTS, LONGEST, VOCABULARY, DIMS = 1500, 24, 300, 64
 
 
-def made_up_texts() -> Texts:
+def made_up_texts() -> TextSource:
     rng = np.random.default_rng(3)
     lengths_N = rng.integers(4, LONGEST + 1, TEXTS)
     ids_NL = np.where(np.arange(LONGEST) < lengths_N[:, None], rng.integers(5, VOCABULARY, (TEXTS, LONGEST)), 1)
@@ -90,7 +90,7 @@ def made_up_texts() -> Texts:
     def gather(rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return ids_NL[rows_B, : lengths_N[rows_B].max()], lengths_N[rows_B]
 
-    return Texts(TEXTS, lambda start, stop: lengths_N[start:stop], gather)
+    return TextSource(TEXTS, lambda start, stop: lengths_N[start:stop], gather)
 
 
 def make_roberta(**changes: Any) -> RobertaDot:
@@ -128,9 +128,9 @@ def test_top_200_in_bfloat16_are_close_to_those_of_float32(prepared: str) -> Non
     exact_ND = encode(make_roberta(), None)
     encoder = make_roberta()
     if prepared != "by autocast":
-        encoder.lower_weights(BF16)
+        encoder.cast_linear_weights(BF16)
     if prepared == "arranged":
-        encoder.arrange_weights()
+        encoder.prepack_weights()
     rounded_ND = encode(encoder, BF16)
     assert rounded_ND.dtype == np.float32 and not np.array_equal(exact_ND, rounded_ND)
     assert recall_of_lists(rounded_ND, exact_ND) >= 0.975
@@ -153,9 +153,9 @@ def test_a_trained_model_finds_the_same_in_bfloat16() -> None:
         optimizer.step()
     assert float(loss.detach()) < 1
     exact_ND = encode(encoder, None)
-    encoder.lower_weights(BF16)
+    encoder.cast_linear_weights(BF16)
     lowered_ND = encode(encoder, BF16)
-    encoder.arrange_weights()
+    encoder.prepack_weights()
     arranged_ND = encode(encoder, BF16)
     assert recall_of_lists(lowered_ND, exact_ND) >= 0.995 and recall_of_lists(arranged_ND, exact_ND) >= 0.995
     assert np.linalg.norm(arranged_ND - exact_ND) <= 1.02 * np.linalg.norm(lowered_ND - exact_ND)
@@ -164,7 +164,7 @@ def test_a_trained_model_finds_the_same_in_bfloat16() -> None:
 def test_lowered_weights_are_the_layers_matrices_and_change_nothing() -> None:
     encoder = make_roberta()
     before_ND = encode(encoder, BF16)
-    encoder.lower_weights(BF16)
+    encoder.cast_linear_weights(BF16)
     np.testing.assert_array_equal(before_ND, encode(encoder, BF16))
     lowered = {name for name, parameter in encoder.roberta.named_parameters() if parameter.dtype is BF16}
     assert len(lowered) == 4 * 6 * 2, "six linear layers in each of four"
@@ -172,5 +172,5 @@ def test_lowered_weights_are_the_layers_matrices_and_change_nothing() -> None:
     assert encoder.embeddingHead.weight.dtype == encoder.norm.weight.dtype == torch.float32
     static = StaticEncoder({"vocab_size": VOCABULARY, "embedding_size": 16})
     before_ND = encode(static, BF16)
-    static.lower_weights(BF16)
+    static.cast_linear_weights(BF16)
     assert np.array_equal(before_ND, encode(static, BF16))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from model.encoders.roberta_dot import RobertaDot
 from model.train import grad_cache
-from model.train.grad_cache import plan_passes
+from model.train.grad_cache import plan_micro_batches
 from model.train.step import TrainingState, TrainingStep, make_state, tensors_of, train_step
 from tests.model.train.test_step import (
     ALONE,
@@ -51,7 +51,7 @@ def gradient_of(
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), budget_tokens=st.integers(1, 200))
 @settings(deadline=None)
 def test_passes_hold_every_row_once_within_the_budget(lengths: list[int], budget_tokens: int) -> None:
-    found = [rows_P.tolist() for rows_P in plan_passes(torch.tensor(lengths), budget_tokens)]
+    found = [rows_P.tolist() for rows_P in plan_micro_batches(torch.tensor(lengths), budget_tokens)]
     assert sorted(chain.from_iterable(found)) == list(range(len(lengths)))
     for rows in found:
         longest = max(lengths[row] for row in rows)
@@ -88,7 +88,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(loss: str, p: float) -> 
     encoder = with_dropout(roberta_encoder(), p)
     torch.manual_seed(7)
     whole_loss, whole = gradient_of(copy.deepcopy(encoder), loss)
-    encoder.make_activations_twice()
+    encoder.enable_gradient_checkpointing()
     torch.manual_seed(7)
     again_loss, again = gradient_of(encoder, loss)
     assert again_loss == whole_loss
@@ -100,16 +100,16 @@ def embeddings_of_passes(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """What each pass of a GradCache step gives, all once and then all again, and the gradient, which is applied."""
     seen: list[torch.Tensor] = []
-    encode_pass = grad_cache.encode_pass
+    encode_micro_batch = grad_cache.encode_micro_batch
 
     def noting(*arguments: Any) -> torch.Tensor:
-        embeddings = encode_pass(*arguments)
+        embeddings = encode_micro_batch(*arguments)
         seen.append(embeddings.detach().clone())
         return embeddings
 
     torch.manual_seed(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grad_cache, "encode_pass", noting)
+        patch.setattr(grad_cache, "encode_micro_batch", noting)
         _, gradient = gradient_of(encoder, "in_batch", 40, dtype=dtype, micro_batches=1)
     return seen, gradient
 
@@ -124,7 +124,7 @@ def test_grad_cache_s_second_pass_repeats_the_first_bit_by_bit(
     encoder.pack_texts(packed)
     _, kept = embeddings_of_passes(copy.deepcopy(encoder), dtype, 8)
     if checkpoints:
-        encoder.make_activations_twice()
+        encoder.enable_gradient_checkpointing()
     seen, gradient = embeddings_of_passes(copy.deepcopy(encoder), dtype, 8)
     first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     assert len(first) == len(second) > 3

@@ -15,7 +15,7 @@ from torch import nn
 from data.mining.negative_lists import NegativeLists
 from data.training.batches import Batch, batches_of_triples, make_batch
 from model.train.optim import layer_gradient_norms, named_groups
-from model.train.rank_stats import RankTally, means_by_rank
+from model.train.rank_stats import PerRankStats, means_by_rank
 from model.train.step import make_state, tensors_of, train_step
 from tests.model.train.test_step import ALONE, ENCODERS, LOSSES, PASSAGES, QUERIES, constant, gather_texts
 from utils import distributed
@@ -123,7 +123,7 @@ def test_two_ranks_attribute_what_one_process_does(tmp_path: Path) -> None:
 
 def test_a_stored_tally_goes_on_and_one_of_other_buckets_is_left_out() -> None:
     rows_T3 = torch.tensor([[1.0, 2.0, 1.0], [3.0, 4.0, 0.0]])
-    whole, first, second = (RankTally(torch.device("cpu")) for _ in range(3))
+    whole, first, second = (PerRankStats(torch.device("cpu")) for _ in range(3))
     whole.add(torch.tensor([3, 30]), rows_T3)
     whole.add(torch.tensor([4, 0]), rows_T3)
     first.add(torch.tensor([3, 30]), rows_T3)
@@ -131,7 +131,7 @@ def test_a_stored_tally_goes_on_and_one_of_other_buckets_is_left_out() -> None:
     second.add(torch.tensor([4, 0]), rows_T3)
     assert second.state() == whole.state()
     assert means_by_rank(whole.state())["rank_1-5_gradient"] == 2.0
-    third = RankTally(torch.device("cpu"))
+    third = PerRankStats(torch.device("cpu"))
     third.load([[1.0, 2.0]])
     assert means_by_rank(third.state()) == {}
 

@@ -316,7 +316,7 @@ def test_fp16_skips_a_step_whose_loss_is_not_finite_and_goes_on(loss: str, gradi
 def test_skipped_steps_are_counted_and_not_in_the_mean_loss(capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[tuple[int, float]] = []
     log = types.SimpleNamespace(training=lambda step, rate, mean, **others: lines.append((step, mean)))
-    session = types.SimpleNamespace(tell=lambda **told: None)
+    session = types.SimpleNamespace(set_status=lambda **told: None)
     state = fp16_state(static_encoder(), "pairwise")
     trainer = Trainer(types.SimpleNamespace(logging_steps=2), session, state, 6, [], {}, log)  # type: ignore[arg-type]
     losses = []
@@ -333,16 +333,16 @@ def test_skipped_steps_are_counted_and_not_in_the_mean_loss(capsys: pytest.Captu
 
 
 def test_a_checkpoint_keeps_what_the_next_line_will_tell(tmp_path: Path) -> None:
-    here = alone(tmp_path)
+    session = alone(tmp_path)
     state = fp16_state(static_encoder(), "pairwise")
-    trainer = Trainer(types.SimpleNamespace(), here, state, 6, [], {"run_id": "r"}, None)
+    trainer = Trainer(types.SimpleNamespace(), session, state, 6, [], {"run_id": "r"}, None)
     state.step, state.skipped, trainer.losses = 5, 2, [0.25, 0.5]
     state.tally.sums_B4[1] = torch.tensor([3.0, math.nan, 0.5, math.inf])
     trainer.publish()
     path = tmp_path / "checkpoint-5"
     json.loads((path / "trainer_state.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
     stored = read_trainer_state(Checkpoint(path, 5, {}))
-    again = Trainer(types.SimpleNamespace(), here, fp16_state(static_encoder(), "pairwise"), 6, [], {}, None)
+    again = Trainer(types.SimpleNamespace(), session, fp16_state(static_encoder(), "pairwise"), 6, [], {}, None)
     again.restore(stored, 5)
     assert (again.state.skipped, again.losses, again.saved_step) == (2, [0.25, 0.5], 5)
     expected = state.tally.sums_B4.nan_to_num(nan=-1.0, posinf=-1.0)
@@ -355,10 +355,10 @@ def test_a_checkpoint_keeps_what_the_next_line_will_tell(tmp_path: Path) -> None
 def test_a_position_in_an_earlier_order_of_triples_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At each resume, until other negatives are taken up; a run of this version's says nothing."""
     full, short = made_up_lists([4] * 3), made_up_lists([4, 1, 4])
-    flags, here = types.SimpleNamespace(group_size=2), alone(tmp_path)
+    flags, session = types.SimpleNamespace(group_size=2), alone(tmp_path)
     stored = {"losses": [], "seconds": 1.0}
     for step, begun_by_earlier in ((5, True), (6, True), (7, False)):
-        trainer = Trainer(flags, here, fp16_state(static_encoder(), "pairwise"), 9, [], {"run_id": "r"}, None)
+        trainer = Trainer(flags, session, fp16_state(static_encoder(), "pairwise"), 9, [], {"run_id": "r"}, None)
         trainer.restore(stored, 5)
         capsys.readouterr()
         assert trainer.resumes_other_order(short) == begun_by_earlier and not trainer.resumes_other_order(full)

@@ -19,7 +19,7 @@ from results.read.published import NOISE_REFRESHES, PUBLISHED, RAN_AS_TOP, apart
 from results.read.run import read_arm
 from tests.results.test_report import Shape, write_arm
 from utils.errors import UserError
-from utils.exchange.atomic import sealed
+from utils.exchange.atomic import dump_with_checksum
 from utils.exchange.layout import record_path
 from utils.exchange.negatives import read_records
 from utils.ir.rank_buckets import FIRST_RANKS, NAMES, bucket_of, first_and_last
@@ -37,7 +37,7 @@ def write_measured(root: Path, name: str, scale: float = 1.0, **by_rank: Any) ->
     """An arm with all that is logged: ``scale`` is in every number."""
     write_arm(root, name, Shape(0.2, 0.25, steps=STEPS, refreshes=REFRESHES))
     arm = root / "arms" / name
-    (arm / "checkpoints" / "RUN.json").write_text(sealed({"science": {"processes": 3}}))
+    (arm / "checkpoints" / "RUN.json").write_text(dump_with_checksum({"science": {"processes": 3}}))
     return add_measures(arm, scale, **by_rank)
 
 
@@ -61,7 +61,9 @@ def add_measures(arm: Path, scale: float, **by_rank: Any) -> Path:
             **({"churn": churn} if number else {}),
         }
         path = record_path(arm / "ann_data", number)
-        path.write_text(sealed({key: value for key, value in {**record, **more}.items() if key != "sealed"}))
+        path.write_text(
+            dump_with_checksum({key: value for key, value in {**record, **more}.items() if key != "sealed"})
+        )
     found = {
         "score_over_corpus_mean": [3.0 * scale, 2.0 * scale, None],
         "examples": {"q1": [4.0 * scale, 1.0 * scale, None]},

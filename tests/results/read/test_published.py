@@ -19,7 +19,7 @@ import torch
 from data.tokens.collection import open_preprocessed
 from drivers.cli import EvalFlags
 from drivers.run_eval import last_negatives
-from drivers.train.refresh_schedule import Taken, read_journal
+from drivers.train.refresh_schedule import RefreshUse, read_journal
 from model.encoders.static import StaticEncoder
 from results.read.logged import read_returned
 from results.read.run import read_evaluation
@@ -185,7 +185,7 @@ def test_negatives_that_a_study_compares_are_those_of_their_record(root: Path) -
 
 
 def test_run_eval_names_damaged_negatives_that_the_model_was_trained_on(root: Path) -> None:
-    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[Taken(0, 0, 0, "", "").told()])
+    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[RefreshUse(0, 0, 0, "", "").told()])
     words = words_of("drivers.run_eval", root, "--ann_dir", root / "ann")
     flags = parse_flags(EvalFlags, "run_eval", [str(word) for word in words])
     collection = open_preprocessed(root / "data", 1, 1)
@@ -196,7 +196,7 @@ def test_run_eval_names_damaged_negatives_that_the_model_was_trained_on(root: Pa
 
 
 def test_a_journal_is_the_one_of_its_run(tmp_path: Path) -> None:
-    entries = [Taken(0, 0, 0, "a", "b"), Taken(1, 10, 15, "c", "d")]
+    entries = [RefreshUse(0, 0, 0, "a", "b"), RefreshUse(1, 10, 15, "c", "d")]
     path = tmp_path / "journal.jsonl"
     path.write_text("".join(json.dumps(vars(entry)) + "\n" for entry in entries))
     assert read_journal(path) == entries, "of a run that has not ended"
@@ -239,7 +239,7 @@ def last_of(root: Path, **places: str) -> int:
 
 
 def test_run_eval_says_which_refresh_it_misses(root: Path) -> None:
-    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[Taken(7, 0, 0, "", "").told()])
+    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[RefreshUse(7, 0, 0, "", "").told()])
     with pytest.raises(UserError, match=r"has no refresh 7, .*DONE\.json"):
         last_of(root, model_name_or_path=str(root / "trained" / "checkpoint-0"))
     with pytest.raises(UserError, match="has no negatives"):
@@ -247,6 +247,6 @@ def test_run_eval_says_which_refresh_it_misses(root: Path) -> None:
 
 
 def test_a_done_json_of_the_current_directory_decides_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[Taken(7, 0, 0, "", "").told()])
+    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[RefreshUse(7, 0, 0, "", "").told()])
     monkeypatch.chdir(root / "trained")
     assert last_of(root, embedding_dir="somewhere") == 0

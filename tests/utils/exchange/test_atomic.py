@@ -26,10 +26,10 @@ from utils.exchange.atomic import (
     SEAL,
     STAGING,
     check_writable,
+    dump_with_checksum,
     held_lock,
+    load_with_checksum,
     read_json,
-    read_sealed,
-    sealed,
     staging_path,
     write_json,
     write_text,
@@ -58,8 +58,8 @@ def removed(path: Path) -> Iterator[None]:
 
 @given(OBJECTS)
 def test_sealed_json_comes_back(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(sealed(value), encoding="utf-8")
-    found = read_sealed(path)
+    path.write_text(dump_with_checksum(value), encoding="utf-8")
+    found = load_with_checksum(path)
     assert list(found) == list(value)
     stored = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert found == json.loads(json.dumps(value), parse_constant=lambda word: None), "a NaN or Infinity is null"
@@ -70,7 +70,7 @@ def test_sealed_json_comes_back(path: Path, value: dict[str, Any]) -> None:
 @settings(max_examples=300)
 @given(OBJECTS, st.integers(0, 10**6), st.integers(0, 255), st.sampled_from(("changed", "cut", "more", "less", "tail")))
 def test_any_changed_byte_is_found(path: Path, value: dict[str, Any], place: int, byte: int, damage: str) -> None:
-    content = sealed(value).encode()
+    content = dump_with_checksum(value).encode()
     place %= len(content)
     before, after = content[:place], content[place + 1 :]
     damaged = {
@@ -82,29 +82,29 @@ def test_any_changed_byte_is_found(path: Path, value: dict[str, Any], place: int
     }[damage]
     path.write_bytes(damaged)
     if damaged == content:
-        assert list(read_sealed(path)) == list(value)
+        assert list(load_with_checksum(path)) == list(value)
     else:
         with pytest.raises(UserError, match="damaged") as caught:
-            read_sealed(path)
+            load_with_checksum(path)
         assert str(path) in str(caught.value)
 
 
 def test_every_byte_of_one(path: Path) -> None:
-    content = sealed({"step": 200, "loss": 0.25, "final": True, "files": {"a": {"bytes": 3}}}).encode()
+    content = dump_with_checksum({"step": 200, "loss": 0.25, "final": True, "files": {"a": {"bytes": 3}}}).encode()
     for place in range(len(content)):
         for byte in {content[place] ^ 1 << bit for bit in range(8)} | {ord(" "), ord("\n"), ord("0")}:
             if byte == content[place]:
                 continue
             path.write_bytes(content[:place] + bytes([byte]) + content[place + 1 :])
             with pytest.raises(UserError, match="damaged"):
-                read_sealed(path)
+                load_with_checksum(path)
 
 
 @pytest.mark.parametrize("text", ["{}", '{"step": 1}', '{"sealed": null}', '{"sealed": 1}', "9" * 5000, "[]"])
 def test_what_was_never_sealed(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match="damaged"):
-        read_sealed(path)
+        load_with_checksum(path)
 
 
 # Files
@@ -243,11 +243,11 @@ import {modules}
 from utils.errors import run_program
 from utils.exchange.checkpoints import publish_checkpoint
 from utils.exchange.negatives import publish_negatives
-from utils.exchange.lease import Life, acquire
+from utils.exchange.lease import LeaseTimeouts, acquire
 from utils.exchange.atomic import write_json
 
 directory = Path(sys.argv[1])
-lease = acquire(directory, 'trainer', Life(10, 60), 'run', None)
+lease = acquire(directory, 'trainer', LeaseTimeouts(10, 60), 'run', None)
 
 def main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))

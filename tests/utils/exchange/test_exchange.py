@@ -28,12 +28,12 @@ from tests.exchanging import (
 )
 from utils.errors import Fenced, PeerGone, Stopped, UserError, exit_code_of
 from utils.exchange import atomic
-from utils.exchange.atomic import read_sealed, staging_path, write_json
+from utils.exchange.atomic import load_with_checksum, staging_path, write_json
 from utils.exchange.checkpoints import (
     Checkpoint,
+    latest_resumable_checkpoint,
     model_sha256,
     newest_checkpoint,
-    newest_to_go_on_from,
     publish_checkpoint,
     read_checkpoint,
     read_initial_checkpoint,
@@ -61,13 +61,13 @@ from utils.exchange.negatives import (
     read_visible_refresh,
 )
 from utils.exchange.retention import remove_old_checkpoints, remove_run
-from utils.exchange.wait import say_once
+from utils.exchange.wait import log_once
 
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was said in an earlier test is said again, and no cache hides a record for long."""
-    say_once.cache_clear()
+    log_once.cache_clear()
     for module in ("checkpoints", "negatives", "verify"):
         monkeypatch.setattr(f"utils.exchange.{module}.VISIBLE_WITHIN_SECONDS", 0.0)
 
@@ -79,7 +79,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     path = put_checkpoint(tmp_path, 200, b"abc", run_id="r", final=False)
     assert names(tmp_path) == ["checkpoint-200"]
     assert names(path) == [MANIFEST, "config.json", "model.safetensors"]
-    manifest = read_sealed(path / MANIFEST)
+    manifest = load_with_checksum(path / MANIFEST)
     assert manifest["files"]["model.safetensors"] == {"bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
     assert (manifest["step"], manifest["run_id"]) == (200, "r")
     found = newest_checkpoint(tmp_path)
@@ -517,11 +517,11 @@ def test_only_what_was_seen_to_be_damaged_is_set_aside(tmp_path: Path, monkeypat
     flip_byte(checkpoint_path(tmp_path, 3) / "config.json")
     fresh, views = atomic.listing, iter([["checkpoint-1", "checkpoint-2", "checkpoint-3"]])
     monkeypatch.setattr(atomic, "listing", lambda directory: next(views, None) or fresh(directory))
-    found = newest_to_go_on_from(lease_of(tmp_path))
+    found = latest_resumable_checkpoint(lease_of(tmp_path))
     assert found is not None and found.step == 2
     assert numbered(tmp_path, CHECKPOINT_PATTERN) == [1, 2, 4]
     assert names(tmp_path / ".damaged") == ["checkpoint-3.1"]
-    assert (again := newest_to_go_on_from(lease_of(tmp_path))) is not None and again.step == 4
+    assert (again := latest_resumable_checkpoint(lease_of(tmp_path))) is not None and again.step == 4
 
 
 @pytest.mark.parametrize(("saved", "looks"), [(4, 1), (10, 1), (12, 2)])
@@ -545,7 +545,7 @@ def test_what_the_last_holder_had_saved_is_waited_for_unless_newer_ones_are_ther
     monkeypatch.setattr("utils.exchange.checkpoints.wait_for", wait_for)
     lease = lease_of(tmp_path)
     lease.previous = {"saved": saved}
-    found = newest_to_go_on_from(lease)
+    found = latest_resumable_checkpoint(lease)
     assert found is not None and (found.step, looked) == (max(saved, 10), looks)
 
 
@@ -574,7 +574,7 @@ def test_a_job_that_is_stopped_by_a_signal_has_not_failed(tmp_path: Path, end: B
 def test_failing_where_nothing_can_be_written_keeps_the_first_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, text: str, owned: Path) -> None:
+    def full(path: Path, text: str, lease_staging_dir: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("utils.exchange.markers.write_text", full)

@@ -18,7 +18,7 @@ from utils.exchange import atomic
 from utils.exchange.atomic import STAGING, write_text
 from utils.exchange.checkpoints import publish_checkpoint, set_aside
 from utils.exchange.layout import CHECKPOINT_PATTERN, DAMAGED, JOURNAL, METRICS, RECORD_PATTERN, numbered, record_path
-from utils.exchange.lease import LEASES, Lease, Life, try_epoch
+from utils.exchange.lease import LEASES, Lease, LeaseTimeouts, try_epoch
 from utils.exchange.markers import clear_failed, mark_done, mark_failed, mark_run
 from utils.exchange.negatives import next_refresh_number, publish_negatives, read_refresh
 from utils.exchange.retention import remove_old_checkpoints, remove_run
@@ -194,7 +194,7 @@ def test_whoever_sleeps_through_several_epochs_gets_none_of_them(tmp_path: Path)
     """It looked when epoch 1 was the newest; its link must find epoch 2 taken, whatever has been cleaned since."""
     for _ in range(6):
         newest = take(tmp_path)
-    life = Life(10, 60)
+    life = LeaseTimeouts(10, 60)
     for epoch in range(1, 7):
         assert try_epoch(tmp_path, "trainer", epoch, life, "late", False) is None
     assert [path.name for path in (tmp_path / STAGING).iterdir()] == [newest.holder.staging]

@@ -26,7 +26,7 @@ from utils.exchange.atomic import STAGING
 from utils.exchange.lease import (
     LEASES,
     Lease,
-    Life,
+    LeaseTimeouts,
     Watch,
     acquire,
     beat_path,
@@ -36,14 +36,14 @@ from utils.exchange.lease import (
     role_held,
     try_epoch,
 )
-from utils.exchange.wait import say_once, wait_for
+from utils.exchange.wait import log_once, wait_for
 
-QUICK = Life(heartbeat_seconds=0.05, lease_seconds=1)
+QUICK = LeaseTimeouts(heartbeat_seconds=0.05, lease_seconds=1)
 
 
 @pytest.fixture(autouse=True)
 def anew() -> None:
-    say_once.cache_clear()
+    log_once.cache_clear()
 
 
 class WithOthers(FakeTime):
@@ -100,7 +100,7 @@ def test_a_holder_that_left_a_last_word_is_followed_at_once(tmp_path: Path, stat
 @pytest.mark.parametrize("damage", ["none", "no beat yet", "beat", "lease"])
 def test_a_silent_holder_is_followed_after_its_life(tmp_path: Path, damage: str) -> None:
     """Its own, not ours; ours where its lease cannot be read. A damaged beat is no last word."""
-    life = Life(10, 300)
+    life = LeaseTimeouts(10, 300)
     acquire(tmp_path, "trainer", life, "run", None)
     if damage == "no beat yet":
         beat_path(tmp_path, "trainer", 1).unlink()
@@ -195,7 +195,7 @@ def test_one_of_many_that_come_at_once_works(tmp_path: Path) -> None:
     take(tmp_path)
     outcomes: list[str] = []
     working: list[int] = []
-    life = Life(0.05, 0.5)
+    life = LeaseTimeouts(0.05, 0.5)
     lease_path(tmp_path, "trainer", 1).unlink()  # so that its life is ours
     barrier = threading.Barrier(4)
 
@@ -276,9 +276,9 @@ def test_nobody_and_foreign_names(tmp_path: Path) -> None:
 
 def test_signs_of_life(tmp_path: Path) -> None:
     with role_held(tmp_path, "trainer", QUICK, "run") as held:
-        held.tell(step=3, doing="training")
+        held.set_status(step=3, doing="training")
         first = wait_for(lambda: said(tmp_path, step=3), "a beat", limit_seconds=20)
-        held.tell(step=4)
+        held.set_status(step=4)
         second = wait_for(lambda: said(tmp_path, step=4), "a beat", limit_seconds=20)
     assert first["doing"] == second["doing"] == "training" and second["count"] > first["count"]
     last = read_beat(tmp_path, "trainer")
@@ -385,8 +385,8 @@ def test_two_locks_on_one_file_exclude_each_other(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from utils.exchange.lease import Life, role_held
-with role_held(Path(sys.argv[1]), "trainer", Life(0.05, 1000), "run"):
+from utils.exchange.lease import LeaseTimeouts, role_held
+with role_held(Path(sys.argv[1]), "trainer", LeaseTimeouts(0.05, 1000), "run"):
     print("held", flush=True)
     time.sleep(120)
 """

@@ -22,7 +22,7 @@ from tests.drivers.test_run_bm25 import call
 from tests.exchanging import lease_of
 from tests.model.encoders.test_encoders import SHAPE, TEXTS, embed, new_roberta
 from utils.errors import Disagreement, UserError
-from utils.exchange.atomic import read_sealed, sealed, sha256_of
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of
 from utils.exchange.checkpoints import model_sha256, publish_checkpoint
 from utils.exchange.markers import read_run
 from utils.exchange.model_files import WEIGHTS, config_sha256, weight_files, weights_sha256
@@ -201,7 +201,7 @@ def test_two_models_in_shards_have_embeddings_of_their_own(
         (trained / "scheduler.pt").touch()
         infer(tiny_preprocessed, initial, trained.parent, out)
         (made,) = set(out.glob("embeddings/step-5-*")) - {directory for directory, _ in found.values()}
-        record = read_sealed(made / "embeddings.json")
+        record = load_with_checksum(made / "embeddings.json")
         assert record["checkpoint"] == str(trained) and record["model_sha256"] == weights_sha256(trained)
         found[seed] = made, np.load(next(made.glob("dev-query-*0.npy")))
     assert not np.allclose(found[1][1], found[2][1])
@@ -226,8 +226,12 @@ def test_a_run_of_an_earlier_version_goes_on(tiny_preprocessed: Path, tiny_token
     assert run is not None
     science = {name: value for name, value in run["science"].items() if name != "initial_config_sha256"}
     for model in ("", science["initial_model_sha256"]):
-        (out / "RUN.json").write_text(sealed({**run, "science": {**science, "initial_model_sha256": model}}))
+        (out / "RUN.json").write_text(
+            dump_with_checksum({**run, "science": {**science, "initial_model_sha256": model}})
+        )
         infer(tiny_preprocessed, initial, tmp_path / "none", out)
-    (out / "RUN.json").write_text(sealed({**run, "science": {**run["science"], "initial_model_sha256": ""}}))
+    (out / "RUN.json").write_text(
+        dump_with_checksum({**run, "science": {**run["science"], "initial_model_sha256": ""}})
+    )
     with pytest.raises(Disagreement, match="initial_model_sha256  there, "):  # ours: nobody's
         infer(tiny_preprocessed, initial, tmp_path / "none", out)

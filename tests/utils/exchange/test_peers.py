@@ -15,12 +15,12 @@ from tests.exchanging import LIFE, MEMORY, FakeTime, lease_of, take
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped
 from utils.exchange.markers import mark_failed, mark_run, read_failed, working
 from utils.exchange.peers import ABSENT_LIVES, Peer, watch_peer
-from utils.exchange.wait import say_once
+from utils.exchange.wait import log_once
 
 
 @pytest.fixture(autouse=True)
 def anew() -> None:
-    say_once.cache_clear()
+    log_once.cache_clear()
 
 
 def watched(directory: Path, time: FakeTime) -> Peer:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.exchanging import FakeTime
 from utils.errors import UserError
 from utils.exchange import wait
-from utils.exchange.wait import say_once, wait_for, wait_until_visible
+from utils.exchange.wait import log_once, wait_for, wait_until_visible
 
 
 def test_waiting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +87,7 @@ def test_a_name_that_a_cache_hides(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    say_once.cache_clear()
+    log_once.cache_clear()
     for text in ("passed over a", "passed over b", "passed over a"):
-        say_once(text)
+        log_once(text)
     assert capsys.readouterr().out == "passed over a\npassed over b\n"

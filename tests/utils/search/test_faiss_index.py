@@ -15,7 +15,7 @@ import torch
 
 from drivers.embeddings.distributed_search import check_index_fits, retrieve, search_options
 from drivers.embeddings.encode import PassageShare
-from drivers.job.progress import Left
+from drivers.job.progress import StopEncoding
 from tests.ranks_as_threads import on_ranks
 from utils import distributed
 from utils.distributed import World
@@ -405,7 +405,7 @@ def test_memory_that_another_job_has_for_a_moment_is_no_refusal(
 
 def test_a_search_that_is_left_on_a_gpu_is_left(gpu: StandInGpu) -> None:
     def leave(pairs: int) -> None:
-        raise Left
+        raise StopEncoding
 
-    with pytest.raises(Left):
+    with pytest.raises(StopEncoding):
         search(vectors(3), in_memory(vectors(50)), 5, SearchOptions("faiss", "IVF4,Flat", 4, GPU), leave)
