@@ -118,7 +118,7 @@ def widen(pool: CandidatePool, phase: Phase, taken_QK: np.ndarray, missing_Q: np
 
 @dataclass(frozen=True)
 class ExclusionMask:
-    """What a sampler that looks beyond the candidates may not take: positives, dropped candidates, earlier samplers'."""
+    """What a sampler that looks beyond the candidates may not take: positives, dropped candidates, those taken before."""
 
     pool: CandidatePool
     taken_QK: np.ndarray
