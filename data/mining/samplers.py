@@ -118,7 +118,7 @@ def widen(pool: CandidatePool, phase: Phase, taken_QK: np.ndarray, missing_Q: np
 
 @dataclass(frozen=True)
 class ExclusionMask:
-    """What a sampler that looks beyond the candidates may not take: positives, dropped candidates, those taken before."""
+    """What a sampler beyond the candidates may not take: positives, dropped candidates, what was taken before."""
 
     pool: CandidatePool
     taken_QK: np.ndarray
