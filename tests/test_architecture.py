@@ -1,0 +1,107 @@
+"""docs/architecture.md and docs/extending.md: the packages and the names that they send a reader to."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import REPO
+from tests.test_imports import PACKAGES_BELOW
+
+ARCHITECTURE = REPO / "docs" / "architecture.md"
+EXTENDING = REPO / "docs" / "extending.md"
+ROOMS = ("drivers", "data", "model", "utils", "results")
+# `FILE`: `NAME`, `NAME`
+SIGNPOST = re.compile(r"`([\w/.-]+\.(?:py|sh))`: ((?:`[\w.]+`(?:, )?)+)")
+
+
+def signposts_of(text: str) -> list[tuple[str, str]]:
+    found = SIGNPOST.findall(text)
+    return [(file, name) for file, names in found for name in re.findall(r"`([\w.]+)`", names)]
+
+
+def names_defined(source: str) -> set[str]:
+    """What a module defines at its top, and Class.member for what its classes do."""
+
+    def named(body: list[ast.stmt]) -> list[tuple[str, ast.stmt]]:
+        found: list[tuple[str, ast.stmt]] = []
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.append((node.name, node))
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found += [(target.id, node) for target in targets if isinstance(target, ast.Name)]
+        return found
+
+    names = set()
+    for name, node in named(ast.parse(source).body):
+        names.add(name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{name}.{member}" for member, _ in named(node.body)}
+    return names
+
+
+def is_defined(file: str, name: str) -> bool:
+    source = (REPO / file).read_text(encoding="utf-8")
+    if file.endswith(".sh"):
+        return re.search(rf"^{re.escape(name)}\(\) \{{", source, re.M) is not None
+    return name in names_defined(source)
+
+
+@pytest.mark.parametrize(
+    ("page", "file", "name"),
+    [(page, *post) for page in (ARCHITECTURE, EXTENDING) for post in signposts_of(page.read_text(encoding="utf-8"))],
+    ids=str,
+)
+def test_what_a_page_sends_you_to_is_defined_there(page: Path, file: str, name: str) -> None:
+    assert (REPO / file).is_file(), f"{page.name} names {file}"
+    assert is_defined(file, name), f"{page.name}: {file} does not define {name}"
+
+
+def test_a_name_that_is_not_there_is_seen() -> None:
+    assert signposts_of("`a/b.py`: `one`, `C.two`. `c.sh`: `three`") == [
+        ("a/b.py", "one"),
+        ("a/b.py", "C.two"),
+        ("c.sh", "three"),
+    ]
+    names = names_defined("import os\nA = 1\nclass C:\n    x: int\n    def f(self): g = 2\ndef h(): pass\n")
+    assert names == {"A", "C", "C.x", "C.f", "h"}
+    assert is_defined("commands/env.sh", "absolute") and not is_defined("commands/env.sh", "absolut")
+
+
+def test_the_table_of_changes_names_a_place_in_every_row() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    table = text.partition("## To change")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) >= 10
+    assert all(signposts_of(row) for row in rows)
+    extensions = [row for row in EXTENDING.read_text(encoding="utf-8").splitlines() if row.startswith("| a ")]
+    assert extensions and all(signposts_of(row) for row in extensions)
+
+
+def packages_of_picture() -> dict[str, int]:
+    """{"drivers.train": its line in the picture}; two folders may stand next to each other."""
+    picture = ARCHITECTURE.read_text(encoding="utf-8").partition("```text\n")[2].partition("```")[0]
+    found: dict[str, int] = {}
+    room_of_column = ["", ""]
+    for number, line in enumerate(picture.splitlines()):
+        for match in re.finditer(r"([├└]─ )?\b([a-z_]+)/", line):
+            is_right = match.start() > 30
+            if match[1]:
+                found[f"{room_of_column[is_right]}.{match[2]}"] = number
+            else:
+                room_of_column[is_right] = match[2]
+    return found
+
+
+def test_the_picture_has_every_package_and_no_other() -> None:
+    packages = {path.parent.relative_to(REPO) for room in ROOMS for path in (REPO / room).rglob("*/__init__.py")}
+    assert set(packages_of_picture()) == {".".join(package.parts) for package in packages if len(package.parts) > 1}
+
+
+def test_packages_import_those_below_them_in_the_picture() -> None:
+    line_of = packages_of_picture()
+    assert all(line_of[one] < line_of[other] for one, below in PACKAGES_BELOW.items() for other in below)
