@@ -40,9 +40,9 @@ def block_size(count: int) -> int:
     return min(max(count // WANTED_BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
 
 
-def share_of(count: int, rank: int, ranks: int) -> tuple[int, int]:
-    """The rank's contiguous part [start, stop) of ``count`` things that are not divided."""
-    return count * rank // ranks, count * (rank + 1) // ranks
+def share_of(count: int, process: int, processes: int) -> tuple[int, int]:
+    """The process's contiguous part [start, stop) of ``count`` things that are not divided."""
+    return count * process // processes, count * (process + 1) // processes
 
 
 def plan_blocks(count: int, start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,7 @@
-"""One process or several: ranks, devices, and the few collectives the drivers need.
+"""One process or several: processes, devices, and the few collectives the drivers need.
 
-`torchrun` sets the environment; without it there is one rank. Between ranks travel tensors and JSON,
-never pickles. Rank 0 decides what all do; the others are told.
+`torchrun` sets the environment; without it there is one process. Between processes travel tensors and JSON,
+never pickles. Process 0 decides what all do; the others are told.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils.errors import EXIT_CODE_FILE, RankGone, collective_mark, error_of, failure_of, one_line
+from utils.errors import EXIT_CODE_FILE, ProcessGone, collective_mark, error_of, failure_of, one_line
 
 Result = TypeVar("Result")
 
 # nccl then raises in the process what its own thread would abort the process for: a collective that is not joined in
-# time, a rank that is gone. Such a thread cannot tell the program, and another exit code than 4 would be the end.
+# time, a process that is gone. Such a thread cannot tell the program, and another exit code than 4 would be the end.
 RAISING_NCCL = ("TORCH_NCCL_BLOCKING_WAIT", "1")
 OF_GLOO = re.compile(r"\bgloo/")  # its errors have no type of their own, and begin with the file that raises them
 # What a collective raises for a reason in this process: nccl's memory, which it takes next to torch's, a wrong call.
@@ -41,7 +41,7 @@ LOOK_EVERY_SECONDS = 2.0  # for a notice of another process
 
 @dataclass
 class Waits:
-    """What collectives have cost: each waits for the slowest rank, and none for longer than ``limit_seconds``."""
+    """What collectives have cost: each waits for the slowest process, and none for longer than ``limit_seconds``."""
 
     limit_seconds: float
     longest_seconds: float = 0.0
@@ -55,14 +55,14 @@ class Waits:
 class World:
     """This process among its peers. ``device`` is where its model lives."""
 
-    rank: int
+    process: int
     size: int
     device: torch.device
     waits: Waits = field(default_factory=lambda: Waits(0.0))
 
     @property
     def is_first(self) -> bool:
-        return self.rank == 0
+        return self.process == 0
 
 
 def own_device(no_cuda: bool) -> torch.device:
@@ -84,15 +84,15 @@ def processes_of_launcher() -> int:
 def start(no_cuda: bool, timeout_seconds: float) -> World:
     """Join the process group torchrun describes: nccl on GPUs, gloo on the CPU.
 
-    A collective that another rank does not join within ``timeout_seconds`` ends this one: see `collective`.
-    RankGone where one does not join the group.
+    A collective that another process does not join within ``timeout_seconds`` ends this one: see `collective`.
+    ProcessGone where one does not join the group.
     """
-    rank, size = int(os.environ.get("RANK", "0")), processes_of_launcher()
+    process, size = int(os.environ.get("RANK", "0")), processes_of_launcher()
     device = own_device(no_cuda)
     use_cuda = device.type == "cuda"
     if use_cuda:
         torch.cuda.set_device(device)
-    world = World(rank, size, device, Waits(timeout_seconds, inside=shared_mark(rank)))
+    world = World(process, size, device, Waits(timeout_seconds, inside=shared_mark(process)))
     if size > 1:
         if use_cuda:
             os.environ.setdefault(*RAISING_NCCL)
@@ -105,12 +105,12 @@ def start(no_cuda: bool, timeout_seconds: float) -> World:
     return world
 
 
-def shared_mark(rank: int) -> bytearray | mmap.mmap:
+def shared_mark(process: int) -> bytearray | mmap.mmap:
     """`Waits.inside` where utils.launch reads it once this process is no more, if that started it."""
     code_file = os.environ.get(EXIT_CODE_FILE)
     if not code_file or not Path(code_file).parent.is_dir():
         return bytearray(1)
-    path = collective_mark(Path(code_file), rank)
+    path = collective_mark(Path(code_file), process)
     path.write_bytes(b"\0")
     with path.open("r+b") as file:
         return mmap.mmap(file.fileno(), 1)
@@ -118,7 +118,7 @@ def shared_mark(rank: int) -> bytearray | mmap.mmap:
 
 @contextlib.contextmanager
 def collective(world: World) -> Iterator[None]:
-    """Measures the wait for the other ranks; RankGone where one of them did not come.
+    """Measures the wait for the other processes; ProcessGone where one of them did not come.
 
     At its end what the block has started is done. Any other error, as of memory that runs out, is raised as it is.
     """
@@ -129,7 +129,7 @@ def collective(world: World) -> Iterator[None]:
         wait_for_device(world)
     except RuntimeError as error:
         if is_of_a_collective(error):
-            raise rank_gone(world, error) from None
+            raise process_gone(world, error) from None
         raise
     finally:
         world.waits.inside[0] = 0
@@ -143,15 +143,15 @@ def wait_for_device(world: World) -> None:
 
 
 def is_of_a_collective(error: RuntimeError) -> bool:
-    """Whether it says that another rank is gone or late: torch's types for that, or gloo's words."""
+    """Whether it says that another process is gone or late: torch's types for that, or gloo's words."""
     if isinstance(error, dist.DistError):
         return not OWN_FAULTS.search(str(error))
     return bool(OF_GLOO.search(str(error)))
 
 
-def rank_gone(world: World, error: Exception) -> RankGone:
-    return RankGone(
-        f"rank {world.rank} of {world.size}: another rank of this job is gone, or has not answered for "
+def process_gone(world: World, error: Exception) -> ProcessGone:
+    return ProcessGone(
+        f"rank {world.process} of {world.size}: another process of this job is gone, or has not answered for "
         f"{world.waits.limit_seconds:.0f} s ({one_line(error)[:200]}); see its messages, and start again to go on"
     )
 
@@ -159,7 +159,7 @@ def rank_gone(world: World, error: Exception) -> RankGone:
 def stop(world: World) -> None:
     if world.size > 1 and dist.is_initialized():
         if world.device.type == "cpu":
-            barrier(world)  # no connection ends while another rank waits for an answer
+            barrier(world)  # no connection ends while another process waits for an answer
             _stopped.append(dist.group.WORLD)
         dist.destroy_process_group()
 
@@ -190,7 +190,7 @@ def barrier(world: World) -> None:
 
 
 def broadcast_json(world: World, value: Any = None) -> Any:
-    """Rank 0's JSON value on every rank; the others' argument is not looked at."""
+    """Process 0's JSON value on every process; the others' argument is not looked at."""
     if world.size == 1:
         return value
     text = json.dumps(value).encode() if world.is_first else b""
@@ -247,7 +247,7 @@ def on_every_process(world: World, work: Callable[[], Result]) -> Result:
     text = json.dumps(None if fault is None else failure_of(fault)).encode()
     try:
         rows = gather_rows(world, np.frombuffer(text, np.uint8))
-    except RankGone:
+    except ProcessGone:
         if fault is None:
             raise
         raise fault from None  # a device that is lost fails here too
@@ -260,7 +260,7 @@ def on_every_process(world: World, work: Callable[[], Result]) -> Result:
 
 
 def gather_rows(world: World, rows_RX: np.ndarray) -> list[np.ndarray]:
-    """Every rank's array (first dimensions may differ), in rank order, on every rank."""
+    """Every process's array (first dimensions may differ), in process order, on every process."""
     if world.size == 1:
         return [rows_RX]
     count = torch.tensor([len(rows_RX)], device=world.device)
@@ -298,18 +298,18 @@ class Notice:
                 self.store.set(self.key, "1")
 
     def is_given(self) -> bool:
-        """Looks every LOOK_EVERY_SECONDS, and answers False in between. RankGone where the store is gone."""
+        """Looks every LOOK_EVERY_SECONDS, and answers False in between. ProcessGone where the store is gone."""
         if self.store is None or self.clock() - self.looked < LOOK_EVERY_SECONDS:
             return False
         self.looked = self.clock()
         try:
             return bool(self.store.check([self.key]))
         except dist.DistError as error:
-            raise rank_gone(self.world, error) from None
+            raise process_gone(self.world, error) from None
 
 
-def any_rank(world: World, flag: bool) -> bool:
-    """Whether it holds on any rank: the same answer on all of them."""
+def any_process(world: World, flag: bool) -> bool:
+    """Whether it holds on any process: the same answer on all of them."""
     if world.size == 1:
         return flag
     answer = torch.tensor([int(flag)], device=world.device)
@@ -318,12 +318,12 @@ def any_rank(world: World, flag: bool) -> bool:
         return bool(answer.item())
 
 
-def mean_over_ranks(world: World, value: float | torch.Tensor) -> float:
+def mean_over_processes(world: World, value: float | torch.Tensor) -> float:
     """A tensor is looked at in the collective: until it is there, it may be this process that the others wait for."""
-    return sum_over_ranks(world, value) / world.size
+    return sum_over_processes(world, value) / world.size
 
 
-def sum_over_ranks(world: World, value: float | torch.Tensor) -> float:
+def sum_over_processes(world: World, value: float | torch.Tensor) -> float:
     if world.size == 1:
         return float(value)
     with collective(world):
@@ -333,14 +333,14 @@ def sum_over_ranks(world: World, value: float | torch.Tensor) -> float:
 
 
 def sum_rows(world: World, rows: list[list[float]]) -> list[list[float]]:
-    """A table of numbers added up over the ranks, on every rank."""
+    """A table of numbers added up over the processes, on every process."""
     parts = gather_rows(world, np.array(rows, np.float64))
     total: list[list[float]] = np.sum(parts, axis=0).tolist()
     return total
 
 
 def average_gradients(world: World, parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Every rank's gradients become their mean; what has none counts as zero, as DistributedDataParallel has it."""
+    """Every process's gradients become their mean; what has none counts as zero, as DistributedDataParallel has it."""
     if world.size == 1:
         return
     with collective(world):
@@ -355,11 +355,11 @@ def average_gradients(world: World, parameters: Sequence[torch.nn.Parameter]) ->
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """All ranks' rows, concatenated; the gradient of a row goes back to the rank it came from."""
+    """All processes' rows, concatenated; the gradient of a row goes back to the process it came from."""
 
     @staticmethod
-    def forward(ctx: Any, rows_RX: torch.Tensor, counts: Sequence[int], rank: int) -> torch.Tensor:
-        ctx.counts, ctx.rank = list(counts), rank
+    def forward(ctx: Any, rows_RX: torch.Tensor, counts: Sequence[int], process: int) -> torch.Tensor:
+        ctx.counts, ctx.process = list(counts), process
         padded = rows_RX.new_zeros((max(counts), *rows_RX.shape[1:]))
         padded[: len(rows_RX)] = rows_RX
         parts = [torch.empty_like(padded) for _ in counts]
@@ -371,14 +371,14 @@ class _GatherWithGradient(torch.autograd.Function):
         # A copy: the same tensor may be the gradient of something else.
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        start = sum(ctx.counts[: ctx.rank])
-        return total[start : start + ctx.counts[ctx.rank]], None, None
+        start = sum(ctx.counts[: ctx.process])
+        return total[start : start + ctx.counts[ctx.process]], None, None
 
 
 def gather_with_gradient(rows_RX: torch.Tensor) -> torch.Tensor:
-    """Concatenation of all ranks' rows, through which gradients flow; the identity on one rank.
+    """Concatenation of all processes' rows, through which gradients flow; the identity on one process.
 
-    With the loss of a rank averaged over its own rows and gradients averaged over ranks
+    With the loss of a process averaged over its own rows and gradients averaged over processes
     (DistributedDataParallel), the result is the gradient of one process with the whole batch.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:

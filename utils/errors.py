@@ -43,7 +43,7 @@ class PeerGone(UserError):
     exit_code = 4
 
 
-class RankGone(UserError):
+class ProcessGone(UserError):
     """Another process of this job is gone, or did not answer in time: nothing can be saved together any more."""
 
     exit_code = 4

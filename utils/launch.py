@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import EXIT_CODE_FILE, RankGone, collective_mark, run_program, write_error
+from utils.errors import EXIT_CODE_FILE, ProcessGone, collective_mark, run_program, write_error
 from utils.exchange.stop import STOP_FILE
 from utils.flag_values import OneLineParser, whole_number
 
@@ -85,12 +85,14 @@ def code_of_first(error: ChildFailedError, code_file: Path) -> int:
 
     A worker that aborts in a collective was ended by a thread of nccl's or gloo's, which do so where they miss another.
     """
-    rank, failure = error.get_first_failure()
-    mark = collective_mark(code_file, rank)
+    process, failure = error.get_first_failure()
+    mark = collective_mark(code_file, process)
     if failure.exitcode != -signal.SIGABRT or not mark.exists() or mark.read_bytes() != b"\1":
         return as_exit_code(failure.exitcode)
-    write_error("launch", f"error: rank {rank} was aborted in a collective: another rank is gone; see its messages")
-    return RankGone.exit_code
+    write_error(
+        "launch", f"error: process {process} was aborted in a collective: another process is gone; see its messages"
+    )
+    return ProcessGone.exit_code
 
 
 def run_workers(processes: int, words: list[str], code_file: Path) -> int:

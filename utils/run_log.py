@@ -1,6 +1,6 @@
 """What a program says: the `.out` header, the JSON lines that scripts match, progress, metrics.jsonl, TensorBoard.
 
-Only the process that speaks (rank 0) makes a `RunLog`; the same numbers go to every place.
+Only the process that speaks (process 0) makes a `RunLog`; the same numbers go to every place.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class Triples:
-    """The (query, positive, negative) offsets of one batch, all ranks' together: int64 [T] each.
+    """The (query, positive, negative) offsets of one batch, all processes' together: int64 [T] each.
 
     ``rank_T`` are the negatives' ranks in the search that found them, 0 where they are unknown.
     """
@@ -25,10 +25,10 @@ class Triples:
     negative_T: np.ndarray
     rank_T: np.ndarray | None = None
 
-    def part(self, rank: int, ranks: int) -> Triples:
-        """The rank's equal, contiguous share."""
-        size = len(self.query_T) // ranks
-        mine = slice(rank * size, (rank + 1) * size)
+    def part(self, process: int, processes: int) -> Triples:
+        """The process's equal, contiguous share."""
+        size = len(self.query_T) // processes
+        mine = slice(process * size, (process + 1) * size)
         rank_T = None if self.rank_T is None else self.rank_T[mine]
         return Triples(self.query_T[mine], self.positive_T[mine], self.negative_T[mine], rank_T)
 
@@ -68,10 +68,10 @@ def batches_of_triples(
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's batch as the model takes it: each different query and passage once.
+    """One process's batch as the model takes it: each different query and passage once.
 
     ``query_index_T`` and the others say which rows make up triple t. For the in-batch loss,
-    ``allowed_TG`` marks which passages of all ranks (rank after rank, each rank's in its own row order)
+    ``allowed_TG`` marks which passages of all processes (process after process, each process's in its own row order)
     triple t is scored against, and ``target_T`` is its positive's place among them.
     """
 
@@ -92,24 +92,24 @@ Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows_B -> (ids
 
 def make_batch(
     triples: Triples,
-    rank: int,
-    ranks: int,
+    process: int,
+    processes: int,
     gather_queries: Gather,
     gather_passages: Gather,
     positives: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Batch:
-    """Look up the tokens of the rank's share of ``triples``.
+    """Look up the tokens of the process's share of ``triples``.
 
     With ``positives`` the batch is made for the in-batch loss: known positives of a query are masked out
-    of its negatives, and a passage that several ranks hold counts once.
+    of its negatives, and a passage that several processes hold counts once.
     """
-    mine = triples.part(rank, ranks)
+    mine = triples.part(process, processes)
     query_B, query_index_T = np.unique(mine.query_T, return_inverse=True)
     passage_M, both_2T = np.unique(np.concatenate([mine.positive_T, mine.negative_T]), return_inverse=True)
     positive_index_T, negative_index_T = np.split(both_2T, 2)
     allowed_TG = target_T = None
     if positives is not None:
-        allowed_TG, target_T = in_batch_mask(triples, rank, ranks, positives)
+        allowed_TG, target_T = in_batch_mask(triples, process, processes, positives)
     return Batch(
         *gather_queries(query_B),
         *gather_passages(passage_M),
@@ -123,15 +123,15 @@ def make_batch(
 
 
 def in_batch_mask(
-    triples: Triples, rank: int, ranks: int, positives: tuple[np.ndarray, np.ndarray]
+    triples: Triples, process: int, processes: int, positives: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``allowed_TG`` and ``target_T`` of `Batch`. Every rank knows the whole batch, so nothing is sent."""
-    parts = [triples.part(r, ranks) for r in range(ranks)]
+    """``allowed_TG`` and ``target_T`` of `Batch`. Every process knows the whole batch, so nothing is sent."""
+    parts = [triples.part(r, processes) for r in range(processes)]
     passage_G = np.concatenate([np.unique(np.concatenate([p.positive_T, p.negative_T])) for p in parts])
     different, first_G = np.unique(passage_G, return_index=True)
     counts_once_G = np.zeros(len(passage_G), bool)
     counts_once_G[first_G] = True
-    mine = parts[rank]
+    mine = parts[process]
     target_T = first_G[np.searchsorted(different, mine.positive_T)]
     allowed_TG = counts_once_G & ~is_positive(mine.query_T[:, None], passage_G[None, :], positives)
     allowed_TG[np.arange(len(target_T)), target_T] = True

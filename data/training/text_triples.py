@@ -81,14 +81,14 @@ def open_text_tokenizer(
 
 def make_text_batch(
     batch: list[TextTriple],
-    rank: int,
-    ranks: int,
+    process: int,
+    processes: int,
     tokenize: Callable[[list[str], int], tuple[np.ndarray, np.ndarray]],
     max_query_length: int,
     max_seq_length: int,
     in_batch: bool,
 ) -> Batch:
-    """The rank's part of a batch. Equal texts are one query or passage; the batch's own pairs are its positives."""
+    """The process's part of a batch. Equal texts are one query or passage; the batch's own pairs are its positives."""
     queries = sorted({query for query, _, _ in batch})
     passages = sorted({text for _, positive, negative in batch for text in (positive, negative)})
     query_at, passage_at = ({text: i for i, text in enumerate(texts)} for texts in (queries, passages))
@@ -100,8 +100,8 @@ def make_text_batch(
     pairs = np.unique(np.stack([triples.query_T, triples.positive_T], 1), axis=0)
     return make_batch(
         triples,
-        rank,
-        ranks,
+        process,
+        processes,
         lambda rows: tokenize([queries[row] for row in rows], max_query_length),
         lambda rows: tokenize([passages[row] for row in rows], max_seq_length),
         (pairs[:, 0], pairs[:, 1]) if in_batch else None,

@@ -40,7 +40,7 @@ from utils.search.options import (
 from utils.search.ranked_lists import merge_top_k
 from utils.search.source import ROWS_AT_ONCE, Passages
 
-EXCHANGE_BYTES = 256 * 2**20  # lists of all ranks held for merging at a time
+EXCHANGE_BYTES = 256 * 2**20  # lists of all processes held for merging at a time
 BYTES_OF_PLACE = 12  # a score and an offset
 
 
@@ -62,9 +62,12 @@ def check_index_fits(flags: Any, passages: int, dims: int) -> None:
 
     Where faiss lacks it on a GPU, process 0 of a job says so, once: the CPU searches.
     """
-    ranks = distributed.processes_of_launcher()
+    processes = distributed.processes_of_launcher()
     rows = rows_of_shard(passages, dims, PASSAGE_SHARDS)
-    sizes = [stop - start for start, stop in (share_of_texts(passages, rows, rank, ranks) for rank in range(ranks))]
+    sizes = [
+        stop - start
+        for start, stop in (share_of_texts(passages, rows, process, processes) for process in range(processes))
+    ]
     # A process without passages searches nothing.
     check_index(flags.faiss_index, dims, flags.nprobe, min(size for size in sizes if size))
     device = distributed.own_device(flags.no_cuda)
@@ -111,7 +114,7 @@ def retrieve(
     waits in a collective so long ends the job. Shares are of nearly one size, so that all end at nearly one time.
     """
     k = min(k, passages)
-    if distributed.any_rank(world, with_search_device(options, queries_QD.shape[1], k).device.type == "cpu"):
+    if distributed.any_process(world, with_search_device(options, queries_QD.shape[1], k).device.type == "cpu"):
         options = on_cpu(options)
     while True:
         if world.is_first:
@@ -119,9 +122,9 @@ def retrieve(
             say(f"search: {where}; {len(queries_QD):,} queries, {passages:,} passages, top {k}")
         searching = partial(search_share, world, queries_QD, share.passages, k, options, monitor, Notice(world))
         found = distributed.on_every_process(world, searching)
-        if distributed.any_rank(world, found is Unfinished.LEFT):
+        if distributed.any_process(world, found is Unfinished.LEFT):
             return None
-        if not distributed.any_rank(world, found is Unfinished.GPU_FAILED):
+        if not distributed.any_process(world, found is Unfinished.GPU_FAILED):
             break
         del found  # lists of gigabytes where this process's GPU could
         options = on_cpu(options)
@@ -168,9 +171,9 @@ def search_share(
 def merge_shares(
     world: World, start: int, scores_QK: np.ndarray, rows_QK: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One list of all ranks' lists: scores_QK and offsets_QK in the place of this rank's scores and rows of its share.
+    """One list of all processes' lists: scores_QK and offsets_QK, in the place of this process's own lists.
 
-    Some queries at a time: only so many of the other ranks' lists are held as EXCHANGE_BYTES says.
+    Some queries at a time: only so many of the other processes' lists are held as EXCHANGE_BYTES says.
     """
     offsets_QK = np.add(rows_QK, start, out=rows_QK, where=rows_QK >= 0)
     missing = ((0, 0), (0, k - offsets_QK.shape[1]))  # a share may hold fewer than k passages

@@ -30,7 +30,7 @@ from utils.search.source import Passages, in_memory
 
 @dataclass(frozen=True)
 class PassageShare:
-    """This rank's passages: those of offsets [start, start + passages.count)."""
+    """This process's passages: those of offsets [start, start + passages.count)."""
 
     passages: Passages
     start: int
@@ -56,9 +56,9 @@ def chosen_texts(cache: TokenCache, rows_M: np.ndarray, max_length: int, pad_id:
     )
 
 
-def share_of_texts(count: int, rows: int, rank: int, ranks: int) -> tuple[int, int]:
-    """The rank's texts [start, stop): whole shards of ``rows`` texts."""
-    first, last = share_of(-(-count // rows), rank, ranks)
+def share_of_texts(count: int, rows: int, process: int, processes: int) -> tuple[int, int]:
+    """The process's texts [start, stop): whole shards of ``rows`` texts."""
+    first, last = share_of(-(-count // rows), process, processes)
     return min(first * rows, count), min(last * rows, count)
 
 
@@ -71,12 +71,12 @@ def encode_in_memory(
     what: str,
     monitor: Monitor,
 ) -> tuple[int, np.ndarray] | None:
-    """The first row of this rank's share, and its embeddings, float32 [M, D].
+    """The first row of this process's share, and its embeddings, float32 [M, D].
 
-    None on all ranks where ``monitor`` has told one to leave.
+    None on all processes where ``monitor`` has told one to leave.
     """
     rows = rows_of_shard(texts.count, encoder.dims, wanted_shards)
-    start, stop = share_of_texts(texts.count, rows, world.rank, world.size)
+    start, stop = share_of_texts(texts.count, rows, world.process, world.size)
     embeddings_MD, filled, left = np.empty((stop - start, encoder.dims), np.float32), 0, True
     watched = monitor.over(world, stop - start, f"encoding {what}", f"{what} encoded")
     with contextlib.suppress(StopEncoding), watched as advance:
@@ -86,13 +86,13 @@ def encode_in_memory(
             embeddings_MD[filled : filled + len(block_MD)] = block_MD
             filled += len(block_MD)
         left = False
-    return None if distributed.any_rank(world, left) else (start, embeddings_MD)
+    return None if distributed.any_process(world, left) else (start, embeddings_MD)
 
 
 def encode_passages(
     world: World, encoder: Any, cache: TokenCache, settings: EncodingSettings, monitor: Monitor = UNMONITORED
 ) -> PassageShare | None:
-    """This rank's share of the passages, in memory; None on all ranks where ``monitor`` has told one to leave."""
+    """This process's share of the passages, in memory; None on all processes where one was told to stop."""
     texts = texts_of(cache, settings)
     encoded = encode_in_memory(world, encoder, texts, settings, PASSAGE_SHARDS, "passages", monitor)
     if encoded is None:
@@ -109,7 +109,7 @@ def encode_queries(
     settings: EncodingSettings,
     monitor: Monitor = UNMONITORED,
 ) -> np.ndarray | None:
-    """float32 [Q, D] of the cache's ``rows_Q`` on every rank, each having encoded its share; or None as above."""
+    """float32 [Q, D] of the cache's ``rows_Q`` on every process, each having encoded its share; or None as above."""
     texts = texts_of(cache, settings, rows_Q)
     encoded = encode_in_memory(world, encoder, texts, settings, QUERY_SHARDS, "queries", monitor)
     return None if encoded is None else np.concatenate(distributed.gather_rows(world, encoded[1]))
@@ -119,11 +119,11 @@ def encode_queries(
 
 
 def unfinished(world: World, shards: Shards, monitor: Monitor) -> np.ndarray:
-    """int64: the numbers of the shards that are missing or damaged, the same on every rank; each verifies its share.
+    """int64: the numbers of the shards that are missing or damaged, the same on every process; each verifies its share.
 
-    Damaged ones are named. A rank that has to leave counts those it has not looked at as missing.
+    Damaged ones are named. A process that has to leave counts those it has not looked at as missing.
     """
-    first, last = share_of(len(shards), world.rank, world.size)
+    first, last = share_of(len(shards), world.process, world.size)
     missing = np.ones(last - first, np.uint8)
     for number in range(first, last):
         if monitor.should_stop():
@@ -145,11 +145,11 @@ def encode_to_shards(
     monitor: Monitor,
     lease_staging_dir: Path | None = None,
 ) -> None:
-    """Encode this rank's part of the shards ``numbers`` and publish each when it is whole. Raises `StopEncoding`.
+    """Encode this process's part of the shards ``numbers`` and publish each when it is whole. Raises `StopEncoding`.
 
     ``lease_staging_dir``: the staging directory of this job's lease; Fenced where another job has it.
     """
-    first, last = share_of(len(numbers), world.rank, world.size)
+    first, last = share_of(len(numbers), world.process, world.size)
     mine = [int(number) for number in numbers[first:last]]
     total = sum(stop - start for start, stop in map(shards.bounds, mine))
     what = "passages" if shards.name == PASSAGES else "queries"
@@ -163,8 +163,8 @@ def encode_to_shards(
 
 
 def stored_share(world: World, directory: Path) -> PassageShare:
-    """This rank's share of complete embeddings on disk, written by any number of ranks."""
+    """This process's share of complete embeddings on disk, written by any number of processes."""
     shards = open_shards(directory, PASSAGES)
-    first, last = share_of(len(shards), world.rank, world.size)
+    first, last = share_of(len(shards), world.process, world.size)
     wait_for_shards(shards, first, last)
     return PassageShare(stored_passages(shards, first, last), shards.bounds(first)[0])

@@ -207,11 +207,11 @@ def open_shards(directory: Path, name: str) -> Shards:
     return Shards(directory, name, held["count"], *about)
 
 
-def check_all_shards(rank: int, ranks: int, directory: Path) -> None:
-    """UserError where a shard is missing or damaged; each rank reads its share of them."""
+def check_all_shards(process: int, processes: int, directory: Path) -> None:
+    """UserError where a shard is missing or damaged; each process reads its share of them."""
     for name in (DEV_QUERY, TRAIN_QUERY, PASSAGES):
         shards = open_shards(directory, name)
-        for number in range(*share_of(len(shards), rank, ranks)):
+        for number in range(*share_of(len(shards), process, processes)):
             fault = fault_of(shards, number)
             if fault is not None:
                 fault = fault or f"{shards.record_path(number)} is missing, or of other embeddings"

@@ -108,8 +108,8 @@ def with_lengths(flags: Flags) -> Flags:
     return dataclasses.replace(flags, **lengths)
 
 
-def lengths_of_first_rank(world: World, flags: Flags) -> Flags:
-    """On every rank the lengths that rank 0 found: a checkpoint may have appeared between two looks."""
+def lengths_of_process0(world: World, flags: Flags) -> Flags:
+    """On every process the lengths that process 0 found: a checkpoint may have appeared between two looks."""
     ours = {name: getattr(flags, name) for name in LENGTHS}
     return dataclasses.replace(flags, **distributed.broadcast_json(world, ours))
 

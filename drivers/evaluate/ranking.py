@@ -60,7 +60,7 @@ def encode_split(
 ) -> tuple[np.ndarray, PassageShare] | None:
     """Embeddings of the split's judged queries, and of this rank's passages.
 
-    None on all ranks where ``monitor`` has told one to leave.
+    None on all processes where ``monitor`` has told one to leave.
     """
     settings = encoding_settings(flags, collection, dtype)
     query_Q = collection.qrels(split).queries_with_positive()
@@ -80,7 +80,7 @@ def load_split(
     rows_Q = store.read_query_rows(directory, name)
     if not np.array_equal(rows_Q, collection.qrels(split).queries_with_positive()):
         raise UserError(f"{directory} does not embed all {split} queries of --data_dir; run with --inference again")
-    distributed.on_every_process(world, partial(store.check_all_shards, world.rank, world.size, directory))
+    distributed.on_every_process(world, partial(store.check_all_shards, world.process, world.size, directory))
     return store.read_queries(directory, name), stored_share(world, directory)
 
 
@@ -97,7 +97,7 @@ def rank_split(
     """Rank the whole collection for every query of the split with a positive; rerank ``candidates_QK`` where given.
 
     The metrics are means over all queries of the qrels, as deep as ``k``, and of the candidates as their longest list.
-    None on all ranks where ``monitor`` has told one to leave.
+    None on all processes where ``monitor`` has told one to leave.
     """
     queries_QD, share = vectors
     qrels = collection.qrels(split)

@@ -31,7 +31,7 @@ class ScoreCurves:
 
 
 def mean_scores(world: World, queries_QD: np.ndarray, share: PassageShare, passages: int) -> np.ndarray:
-    """Each query's mean score over the whole collection: float64 [Q], on every rank.
+    """Each query's mean score over the whole collection: float64 [Q], on every process.
 
     A mean of inner products is the inner product with the mean passage, so no passage is scored.
     """

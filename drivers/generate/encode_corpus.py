@@ -97,7 +97,7 @@ def encode_all(
 ) -> RefreshEmbeddings | None:
     """Encode dev queries, the chunk of train queries, and the passages, into shards on disk.
 
-    What an earlier process has finished is verified and used again. None on all ranks where ``monitor`` told one of
+    What an earlier process has finished is verified and used again. None on all processes where ``monitor`` told one of
     them to leave, where the checkpoint is gone, or where another job has the lease whose staging directory is
     ``lease_staging_dir``: the shards finished so far stay.
     """
@@ -122,7 +122,7 @@ def encode_all(
 
 
 def open_checkpoint(job: Job, session: Session, request: RefreshRequest) -> Any | None:
-    """The model, on this rank's device; None on all ranks where its directory is gone, as rank 0 sees it.
+    """The model, on this process's device; None on all processes where its directory is gone, as process 0 sees it.
 
     A trainer keeps its last checkpoints only: one that was the newest may have to go before it is read.
     """
@@ -131,18 +131,18 @@ def open_checkpoint(job: Job, session: Session, request: RefreshRequest) -> Any 
     is_there = session.decide_on_process0(lambda: not is_gone(path))
     if is_there:
         try:
-            if not world.is_first:  # rank 0 has seen it
+            if not world.is_first:  # process 0 has seen it
                 wait_until_visible(path / "config.json")
             encoder = load_to_encode(job.flags, request.checkpoint, job.collection, job.dtype, world)
         except Exception as error:  # readers of weights have errors of their own for files that vanish
             fault = error
-        if distributed.any_rank(world, fault is not None):
+        if distributed.any_process(world, fault is not None):
             is_there = distributed.decide_on_process0(world, lambda: not is_gone(path))
             if is_there:
                 distributed.on_every_process(world, partial(raise_fault, fault))
     if not is_there and world.is_first:
         say(f"refresh {request.refresh}: {path} is gone, its trainer keeps newer ones; looking for one of them")
-    # The ranks agree on how they encode: not before all of them have it.
+    # The processes agree on how they encode: not before all of them have it.
     return prepare_encoder(job.flags, encoder, job.dtype, world) if is_there else None
 
 
@@ -180,7 +180,7 @@ def encode_shards(
     monitor: Monitor,
     lease_staging_dir: Path,
 ) -> bool:
-    """Encode the shards that are not there yet; False on all ranks where one was told to leave, or is fenced."""
+    """Encode the shards that are not there yet; False on all processes where one was told to leave, or is fenced."""
     settings = encoding_settings(job.flags, job.collection, job.dtype)
     caches = {
         PASSAGES: job.collection.passages,
@@ -199,7 +199,7 @@ def encode_shards(
             encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, monitor, lease_staging_dir)
     except (StopEncoding, Fenced):
         left = True
-    return not distributed.any_rank(world, left)
+    return not distributed.any_process(world, left)
 
 
 def load_embeddings(job: Job, session: Session, request: RefreshRequest) -> RefreshEmbeddings:
@@ -215,12 +215,12 @@ def load_embeddings(job: Job, session: Session, request: RefreshRequest) -> Refr
     rows_Q = train_rows(job, request.refresh)
     if not np.array_equal(dev_rows_Q, expected) or not np.isin(rows_Q, stored_rows_Q).all():
         raise UserError(f"{directory} holds other queries than --data_dir; run with --inference again")
-    distributed.on_every_process(world, partial(store.check_all_shards, world.rank, world.size, directory))
+    distributed.on_every_process(world, partial(store.check_all_shards, world.process, world.size, directory))
     return open_embeddings(world, directory, stored_rows_Q, rows_Q)
 
 
 def open_embeddings(world: World, directory: Path, stored_rows_Q: np.ndarray, rows_Q: np.ndarray) -> RefreshEmbeddings:
-    """Complete embeddings: the queries read, this rank's share of the passages to be read while searching."""
+    """Complete embeddings: the queries read, this process's share of the passages to be read while searching."""
     wait_until_visible(directory / EMBEDDINGS_RECORD)
     dev_QD, train_QD = (store.read_queries(directory, name) for name in (DEV_QUERY, TRAIN_QUERY))
     if not np.array_equal(stored_rows_Q, rows_Q):

@@ -17,7 +17,7 @@ from data.tokens.collection import Preprocessed
 from drivers.cli import GenerateFlags
 from drivers.embeddings import store
 from drivers.embeddings.distributed_search import check_index_fits_model, check_search
-from drivers.embeddings.text_lengths import check_made_with, lengths_of_first_rank, with_lengths
+from drivers.embeddings.text_lengths import check_made_with, lengths_of_process0, with_lengths
 from drivers.generate.checks import check_generator
 from drivers.generate.encode_corpus import Job, RefreshRequest, embeddings_dir
 from drivers.generate.refresh import one_refresh
@@ -116,7 +116,7 @@ def check_same_file_system(ann_dir: Path) -> None:
 def generate(job: Job, resolved_flags: str) -> None:
     """Make refreshes until the trainer is done, or as many as the flags say."""
     world, run_id = start_program("run_ann_data_gen", resolved_flags, job.flags)
-    job = replace(job, flags=lengths_of_first_rank(world, job.flags))
+    job = replace(job, flags=lengths_of_process0(world, job.flags))
     flags = job.flags
     check_generator(Preflight(world), job, refreshes_planned(job))
     if world.is_first:
@@ -161,7 +161,7 @@ def make_refreshes(job: Job, session: Session, peer: Peer, ours: dict[str, Any],
 
 
 def leaving(job: Job, session: Session, peer: Peer, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
-    """Asked between two batches: whether this refresh is to be left unfinished. Every rank looks for itself.
+    """Asked between two batches: whether this refresh is to be left unfinished. Every process looks for itself.
 
     A stop, a lost lease, and now and then the trainer: nobody will train on this where it is gone or done.
     """
@@ -206,7 +206,7 @@ def next_work(job: Job, session: Session, peer: Peer, ours: dict[str, Any]) -> R
 
 
 def look_for_work(job: Job, ours: dict[str, Any]) -> dict[str, Any] | None:
-    """Rank 0's decision: the work, the end, or None for "not yet". Disagreement where the trainer's flags differ."""
+    """Process 0's decision: the work, the end, or None for "not yet". Disagreement where the trainer's flags differ."""
     flags, ann_dir = job.flags, job.ann_dir
     refresh = next_refresh_number(ann_dir)
     if flags.inference:

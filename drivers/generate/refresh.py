@@ -43,7 +43,7 @@ def one_refresh(
 ) -> bool:
     """Encode, search, evaluate, select, publish.
 
-    False, on all ranks, where it was left before the end: ``leave``, asked between two batches, said so on one of
+    False, on all processes, where it was left before the end: ``leave``, asked between two batches, said so on one of
     them, or the checkpoint is gone. Fenced on all of them where one sees that another job has the lease.
     """
     started = time.monotonic()
@@ -94,7 +94,7 @@ def one_refresh(
 
 
 def staging_of(session: Session) -> Path:
-    """The staging directory of the lease, which rank 0 holds, on every rank."""
+    """The staging directory of the lease, which process 0 holds, on every process."""
     return Path(
         distributed.broadcast_json(session.world, str(session.lease.staging) if session.lease is not None else None)
     )
@@ -103,9 +103,9 @@ def staging_of(session: Session) -> Path:
 def leaving_when_fenced(
     leave: Callable[[], bool], lease_staging_dir: Path, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[], bool]:
-    """``leave``, and now and then a look whether the lease's staging is gone: every rank sees for itself.
+    """``leave``, and now and then a look whether the lease's staging is gone: every process sees for itself.
 
-    Else the others would encode for hours more after rank 0, which alone holds the lease, has left.
+    Else the others would encode for hours more after process 0, which alone holds the lease, has left.
     """
     looked, is_fenced = clock(), False
 
@@ -119,8 +119,8 @@ def leaving_when_fenced(
 
 
 def check_not_fenced(session: Session, lease_staging_dir: Path) -> None:
-    """Fenced on all ranks where one of them sees that another job has taken this one's role over."""
-    if distributed.any_rank(session.world, is_gone(lease_staging_dir)):
+    """Fenced on all processes where one of them sees that another job has taken this one's role over."""
+    if distributed.any_process(session.world, is_gone(lease_staging_dir)):
         raise Fenced("another job has taken this one's role over; it ends")
 
 
@@ -147,7 +147,7 @@ def format_metrics(timings: dict[str, float]) -> list[str]:
 def search_all(
     job: Job, session: Session, embeddings: RefreshEmbeddings, monitor: Monitor
 ) -> tuple[Candidates, np.ndarray] | None:
-    """Candidates of the train queries, and the dev queries' lists; None on all ranks where one was told to leave."""
+    """Candidates of the train queries, and the dev queries' lists; None on all processes where one was told to stop."""
     flags, world = job.flags, session.world
     session.set_status(doing="searching")
     options = search_options(flags, job.backend, world.device)
@@ -224,5 +224,5 @@ def churn(job: Job, refresh: int, lists: NegativeLists, candidates: Candidates) 
         return earlier, None
     found = staleness_since(before, lists, candidates)
     shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in found.still_there.items())
-    say(f"of refresh {earlier}'s negatives are still in their ranks: {shares} ({found.queries:,} queries)")
+    say(f"of refresh {earlier}'s negatives are still in their processes: {shares} ({found.queries:,} queries)")
     return earlier, found

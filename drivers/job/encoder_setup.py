@@ -45,7 +45,7 @@ def open_encoder(
 def load_to_encode(
     flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
 ) -> Any:
-    """The same on this rank's device, for encoding alone. The ranks do not speak: one may fail where others do not."""
+    """The same on this process's device, for encoding alone, without collectives: one may fail where others do not."""
     encoder = open_encoder(flags, model_dir, collection)
     if dtype is not None:
         encoder.cast_linear_weights(dtype)
@@ -55,12 +55,12 @@ def load_to_encode(
 def open_to_encode(
     flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
 ) -> Any:
-    """The same, as fast as it can be; all ranks together."""
+    """The same, as fast as it can be; all processes together."""
     return prepare_encoder(flags, load_to_encode(flags, model_dir, collection, dtype, world), dtype, world)
 
 
 def prepare_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: World, trains: bool = False) -> Any:
-    """Make an encoder on this rank's device compute as fast as it can there; all ranks together.
+    """Make an encoder on this process's device compute as fast as it can there; all processes together.
 
     On a CPU the process keeps the memory that it frees from here on.
     """
@@ -81,7 +81,7 @@ def prepare_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: 
 
 
 def enable_packing(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
-    """On a CPU always, by nothing but torch's plain operations; on GPUs where every rank has the kernels."""
+    """On a CPU always, by nothing but torch's plain operations; on GPUs where every process has the kernels."""
     if world.device.type == "cpu":
         encoder.pack_texts(True)
         say_of_padding(world, True)
@@ -90,13 +90,13 @@ def enable_packing(encoder: Any, dtype: torch.dtype | None, world: World, trains
 
 
 def pack_on_gpus(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
-    """Where every rank can; each tries it out first."""
+    """Where every process can; each tries it out first."""
     from model.kernels.packed_attention import packing_problem
 
     refusal = packing_problem(encoder, world.device, dtype, trains)
     if refusal:
-        say(f"attention: rank {world.rank} cannot leave padding out ({refusal})")
-    can_all = not distributed.any_rank(world, bool(refusal))
+        say(f"attention: process {world.process} cannot leave padding out ({refusal})")
+    can_all = not distributed.any_process(world, bool(refusal))
     encoder.pack_texts(can_all)
     say_of_padding(world, can_all)
 

@@ -27,7 +27,7 @@ Check = Callable[[], str]
 
 @dataclass
 class Preflight:
-    """Says one line per check on rank 0; a check that fails ends every rank with its error."""
+    """Says one line per check on process 0; a check that fails ends every process with its error."""
 
     world: World
     clock: Callable[[], float] = time.monotonic
@@ -36,12 +36,12 @@ class Preflight:
         self.started = self.clock()
 
     def on_process0(self, *checks: Check) -> None:
-        """Checks of files: rank 0 looks for all, and its error is theirs."""
+        """Checks of files: process 0 looks for all, and its error is theirs."""
         for check in checks:
             self.say(distributed.decide_on_process0(self.world, check))
 
     def on_every_process(self, *checks: Check) -> None:
-        """Checks of this rank's own device, without collectives; all ranks end where one fails."""
+        """Checks of this process's own device, without collectives; all processes end where one fails."""
         for check in checks:
             self.say(distributed.on_every_process(self.world, check))
 

@@ -159,7 +159,7 @@ def check_training(
     device, losses = world.device, []
     if device.type == "cpu":
         size = replace(size, triples=min(size.triples, CPU_TEXTS))
-    # The in-batch loss gathers over the ranks; the pairwise one takes the same memory but for the scores.
+    # The in-batch loss gathers over the processes; the pairwise one takes the same memory but for the scores.
     loss = loss if world.size == 1 else "pairwise"
     step = TrainingStep(encoder, loss)
     with undisturbed(encoder, device), memory_explained("per_gpu_train_batch_size"):

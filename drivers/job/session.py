@@ -18,12 +18,12 @@ from utils.exchange.peers import Peer
 from utils.exchange.stop import Stop, StopRequested
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS
 
-# Ranks
+# Processes
 
 
 @dataclass(frozen=True)
 class Session:
-    """A program at work in its directory: its ranks, on rank 0 the lease, and what may ask it to stop."""
+    """A program at work in its directory: its processes, on process 0 the lease, and what may ask it to stop."""
 
     world: World
     stop: Stop
@@ -35,9 +35,9 @@ class Session:
             self.lease.set_status(**values)
 
     def check_stop(self) -> None:
-        """StopRequested on all ranks together once one was asked to stop; Fenced where the lease is lost."""
+        """StopRequested on all processes together once one was asked to stop; Fenced where the lease is lost."""
         lost = self.lease is not None and self.lease.lost
-        asked = distributed.sum_over_ranks(self.world, 1000.0 * lost + bool(self.stop.requested()))
+        asked = distributed.sum_over_processes(self.world, 1000.0 * lost + bool(self.stop.requested()))
         if lost:
             assert self.lease is not None
             self.lease.check()
@@ -54,7 +54,7 @@ class Session:
         return Stopped(f"stopped by {by} {where}; start again with the same flags to go on")
 
     def decide_on_process0(self, look: Callable[[], Any], peer: Peer | None = None, is_needed: bool = True) -> Any:
-        """Rank 0 looks, all ranks get its answer or its error; PeerGone on all of them where the peer is gone.
+        """Process 0 looks, all processes get its answer or its error; PeerGone on all of them where the peer is gone.
 
         ``is_needed``: this job cannot continue without what it looks for, so that a peer that has ended properly is
         gone too.

@@ -27,7 +27,7 @@ from utils.run_log import header, say
 
 
 def start_program(program: str, flags_as_json: str, flags: Any) -> tuple[World, str]:
-    """Join the other ranks, write the `.out` header, and give the run its id."""
+    """Join the other processes, write the `.out` header, and give the run its id."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     world = distributed.start(flags.no_cuda, flags.collective_timeout_seconds)
     run_id = distributed.broadcast_json(world, secrets.token_hex(6))

@@ -138,7 +138,7 @@ def train(job: Job, resolved_flags: str) -> None:
         if run.run_id == run_id:
             session.decide_on_process0(partial(check_new_run, job, science))
         start = start_point(session, job.output_dir)
-        seed_everything(flags.seed, world.rank, start.step if start else 0)
+        seed_everything(flags.seed, world.process, start.step if start else 0)
         model_dir = str(start.path) if start else flags.model_name_or_path
         encoder = open_encoder(flags, model_dir, job.collection, goes_on=start is not None)
         record = {**provenance(run, science), "max_steps": flags.max_steps}

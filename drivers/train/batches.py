@@ -26,7 +26,7 @@ def batches_from_lists(
     start: int = 0,
     seen: SeenQueries | None = None,
 ) -> Iterator[Batch]:
-    """This rank's training batches, endlessly; each of the global batch's equal parts goes to one rank.
+    """This process's training batches, endlessly; each of the global batch's equal parts goes to one process.
 
     ``stream`` (the refresh number) and --seed decide their order; ``start`` batches have been trained on already.
     ``seen`` notes the queries of those, and of each batch that is taken.
@@ -40,7 +40,7 @@ def batches_from_lists(
         for query_T in queries_in_order(lists, group_size, flags.seed, stream, start * batch_triples):
             seen.add(query_T)
     made = prefetched(
-        (triples.query_T, make_batch(triples, world.rank, world.size, queries, passages, positives))
+        (triples.query_T, make_batch(triples, world.process, world.size, queries, passages, positives))
         for triples in batches_of_triples(lists, group_size, batch_triples, flags.seed, stream, start)
     )
     return as_taken(made, seen)

@@ -249,7 +249,7 @@ def sha256_of_negatives(refresh: Refresh) -> str:
 
 
 def newest_number(job: Job, history: TrainingHistory, above: int = -1, number: int | None = None) -> int | None:
-    """Rank 0's look at the directory: the newest valid refresh, or the one of ``number``."""
+    """Process 0's look at the directory: the newest valid refresh, or the one of ``number``."""
     refresh = newest_refresh(job.ann_dir, number, above, without=history.lost)
     return None if refresh is None else refresh.number
 

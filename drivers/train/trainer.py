@@ -36,7 +36,7 @@ from utils.run_log import RunLog, progress_line, say
 
 @dataclass
 class Trainer:
-    """The bookkeeping around training steps. ``log`` is None except on rank 0."""
+    """The bookkeeping around training steps. ``log`` is None except on process 0."""
 
     flags: Any
     session: Session
@@ -62,7 +62,7 @@ class Trainer:
             loss = train_step(self.state, micro_batches, self.is_logged(self.state.step + 1))
         except RuntimeError as error:
             if self.state.world.size > 1 and distributed.is_of_a_collective(error):
-                raise distributed.rank_gone(self.state.world, error) from None
+                raise distributed.process_gone(self.state.world, error) from None
             raise
         if math.isfinite(loss):  # else fp16's scaler has skipped the step
             self.losses.append(loss)
@@ -79,7 +79,7 @@ class Trainer:
             self.log_line(rate)
 
     def log_line(self, rate: float) -> None:
-        """What has been measured since the last line, by all ranks; then it starts from 0."""
+        """What has been measured since the last line, by all processes; then it starts from 0."""
         by_rank = means_by_rank(distributed.sum_rows(self.state.world, self.state.tally.state()))
         losses, skipped = self.losses.copy(), self.state.skipped
         self.losses.clear()

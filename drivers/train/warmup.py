@@ -26,7 +26,7 @@ from data.training.text_triples import (
 )
 from drivers.cli import WarmupFlags
 from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model, check_search, search_options
-from drivers.embeddings.text_lengths import describe_lengths, lengths_of_first_rank, to_evaluate, with_lengths
+from drivers.embeddings.text_lengths import describe_lengths, lengths_of_process0, to_evaluate, with_lengths
 from drivers.evaluate.ranking import encode_split, rank_split, rerank_lists
 from drivers.job.disk_budget import publishing_steps
 from drivers.job.encoder_setup import check_model_directory, open_encoder, open_to_encode
@@ -159,7 +159,7 @@ def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[Negat
 
 def run(job: Job, resolved_flags: str) -> None:
     world, run_id = start_program("run_warmup", resolved_flags, job.flags)
-    job = replace(job, flags=lengths_of_first_rank(world, job.flags))
+    job = replace(job, flags=lengths_of_process0(world, job.flags))
     flags = job.flags
     checks = Preflight(world)
     splits: list[Split] = ["train"] if flags.do_train else []
@@ -193,9 +193,9 @@ def train(job: Job, world: World, run_id: str, checks: Preflight) -> None:
             say_of_size(job.triples, science["triples_bytes"])
         run = enter_run(session, job.output_dir, flags, run_id, science)
         start = start_point(session, job.output_dir)
-        seed_everything(flags.seed, 0)  # the same random weights on every rank
+        seed_everything(flags.seed, 0)  # the same random weights on every process
         encoder = open_encoder(flags, str(start.path), job.collection, goes_on=True) if start else first_encoder(job)
-        seed_everything(flags.seed, world.rank, start.step if start else 0)
+        seed_everything(flags.seed, world.process, start.step if start else 0)
         record = {**provenance(run, science), "max_steps": total_steps}
         trainer = make_trainer(flags, session, encoder, job.dtype, total_steps, record, start)
         # All of a warmup's checkpoints stay.
@@ -293,7 +293,7 @@ def run_steps(job: Job, trainer: Trainer) -> None:
 def evaluate_meanwhile(job: Job, trainer: Trainer) -> None:
     """--evaluate_during_training: at every logging_steps * logging_steps_per_eval steps.
 
-    StopRequested on all ranks where one was asked to stop meanwhile: the next job evaluates this step first.
+    StopRequested on all processes where one was asked to stop meanwhile: the next job evaluates this step first.
     """
     flags, state, session = job.flags, trainer.state, trainer.session
     if not flags.evaluate_during_training or state.step % (flags.logging_steps * flags.logging_steps_per_eval):
@@ -315,7 +315,7 @@ def log_evaluation(trainer: Trainer, rerank_mrr: float, full_mrr: float) -> None
 
 
 def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
-    """This rank's batches of the triples file, endlessly; ``start`` of them have been trained on already."""
+    """This process's batches of the triples file, endlessly; ``start`` of them have been trained on already."""
     flags = job.flags
     assert job.triples is not None and flags.max_query_length and flags.max_seq_length, "preflight has found them"
     tokenizer = open_text_tokenizer(job.tokenizer, job.collection.pad_token_id)
@@ -324,7 +324,7 @@ def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
     for texts in batches_of_text_triples(job.triples, batch_triples, max_doc_character, start):
         yield make_text_batch(
             texts,
-            world.rank,
+            world.process,
             world.size,
             tokenizer,
             flags.max_query_length,
@@ -339,7 +339,7 @@ def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
 def evaluate_mrr(job: Job, world: World, encoder: Any, monitor: Monitor = UNMONITORED) -> tuple[float, float] | None:
     """MRR@10 over the dev split: reranking the given candidates (nan without ten), and the whole collection.
 
-    None on all ranks where ``monitor`` has told one to leave.
+    None on all processes where ``monitor`` has told one to leave.
     """
     flags = job.flags
     check_index_fits(flags, len(job.collection.passages), encoder.dims)

@@ -27,8 +27,8 @@ def rng_states(world: World) -> dict[str, torch.Tensor]:
         states["cuda"] = torch.cuda.get_rng_state(world.device)
     found = {}
     for kind, state in states.items():
-        for rank, row in enumerate(gather_rows(world, state.numpy()[None])):
-            found[f"{kind}.{rank}"] = torch.from_numpy(row[0].copy())
+        for process, row in enumerate(gather_rows(world, state.numpy()[None])):
+            found[f"{kind}.{process}"] = torch.from_numpy(row[0].copy())
     return found
 
 
@@ -68,16 +68,16 @@ def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
 
 
 def load_state(state: TrainingState, checkpoint: Path, step: int) -> None:
-    """Optimiser, schedule, scaler and this rank's random state as `save_state` left them at ``step``.
+    """Optimiser, schedule, scaler and this process's random state as `save_state` left them at ``step``.
 
-    A rank that the earlier job did not have keeps the state it has. The weights are the encoder's already. The
+    A process that the earlier job did not have keeps the state it has. The weights are the encoder's already. The
     schedule must have been made anew with the values it had then.
     """
     load_optimizer_scheduler(state, checkpoint)
     rng = load_file(checkpoint / RNG_STATES)
-    rank = state.world.rank
-    if f"cpu.{rank}" in rng:
-        torch.set_rng_state(rng[f"cpu.{rank}"])
-    if state.world.device.type == "cuda" and f"cuda.{rank}" in rng:
-        torch.cuda.set_rng_state(rng[f"cuda.{rank}"], state.world.device)
+    process = state.world.process
+    if f"cpu.{process}" in rng:
+        torch.set_rng_state(rng[f"cpu.{process}"])
+    if state.world.device.type == "cuda" and f"cuda.{process}" in rng:
+        torch.cuda.set_rng_state(rng[f"cuda.{process}"], state.world.device)
     state.step = step

@@ -19,7 +19,7 @@ from model.train.grad_cache import cached_backward, encode_in_micro_batches
 from model.train.losses import in_batch_nll, pairwise_nll
 from model.train.optim import layer_gradient_norms, linear_schedule
 from model.train.rank_stats import PerRankStats, measure_in_batch, measure_pairwise
-from utils.distributed import World, average_gradients, collective, gather_with_gradient, mean_over_ranks
+from utils.distributed import World, average_gradients, collective, gather_with_gradient, mean_over_processes
 from utils.errors import UserError
 
 SMALLEST_SCALE = 1e-4  # of fp16's loss, as fairseq has it: from the first one it takes 30 skipped steps
@@ -89,7 +89,7 @@ def tensors_of(batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
 
 @dataclass
 class TrainingState:
-    """All that training changes. ``module`` is the step, wrapped for several ranks where there are several."""
+    """All that training changes. ``module`` is the step, wrapped for several processes where there are several."""
 
     encoder: Any
     module: nn.Module
@@ -162,7 +162,7 @@ def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: 
             )
     if state.grad_cache_tokens:
         average_gradients(state.world, list(state.encoder.parameters()))
-    total = mean_over_ranks(state.world, sum((loss.double() for loss in losses), torch.zeros(())))
+    total = mean_over_processes(state.world, sum((loss.double() for loss in losses), torch.zeros(())))
     # What one rank cannot go on with, all of them stop at.
     if not math.isfinite(total):
         if not state.scaler.is_enabled():

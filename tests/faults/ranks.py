@@ -64,7 +64,7 @@ def worker_of(run: Run, rank: int) -> int | None:
 
 
 def is_at_work(run: Run, role: str) -> bool:
-    """Whether all ranks are in their loop: after a step, or while the generator waits for a checkpoint."""
+    """Whether all processes are in their loop: after a step, or while the generator waits for a checkpoint."""
     if role == GENERATOR:
         return "refresh 0: published" in (run.out(role).read_text() if run.out(role).exists() else "")
     return bool(steps_logged(run, role))

@@ -20,12 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tests import REPO
 from utils import distributed
 from utils.distributed import RAISING_NCCL, Waits, World, collective
-from utils.errors import EXIT_CODE_FILE, RankGone, collective_mark
+from utils.errors import EXIT_CODE_FILE, ProcessGone, collective_mark
 
 GROUPS, LIMIT_SECONDS = 60, 120
 
 
-def one_rank(rank: int, directory: str) -> None:
+def one_process(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     # gloo's thread asks for the GIL as a collective ends: it is not given up to it in between, as on a busy machine.
     sys.setswitchinterval(LIMIT_SECONDS)
@@ -39,7 +39,7 @@ def one_rank(rank: int, directory: str) -> None:
 
 
 def test_a_model_that_outlives_its_process_group_ends(tmp_path: Path) -> None:
-    ranks = torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=2, join=False)
+    ranks = torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2, join=False)
     latest = time.monotonic() + LIMIT_SECONDS
     try:
         while not ranks.join(timeout=1):
@@ -62,7 +62,7 @@ NCCL_MEMORY = (  # nccl's own words: its memory is taken next to torch's
     "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
 )
 GONE = [
-    dist.DistBackendError("[Rank 0] Work WorkNCCL(SeqNum=7, OpType=ALLREDUCE) timed out in blocking wait."),
+    dist.DistBackendError("[Process 0] Work WorkNCCL(SeqNum=7, OpType=ALLREDUCE) timed out in blocking wait."),
     dist.DistBackendError("NCCL error: remote process exited or there was a network error, ncclRemoteError"),
     dist.DistStoreError("Timed out after 31 seconds waiting for clients. 1/2 clients joined."),
     RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1"),
@@ -79,7 +79,7 @@ OWN = [
 
 @pytest.mark.parametrize("error", GONE, ids=[type(error).__name__ for error in GONE])
 def test_what_a_collective_raises_for_a_lost_rank(error: RuntimeError) -> None:
-    with pytest.raises(RankGone, match="another rank of this job is gone"), collective(pair()):
+    with pytest.raises(ProcessGone, match="another process of this job is gone"), collective(pair()):
         raise error
 
 
@@ -101,7 +101,7 @@ def test_what_torch_s_own_gloo_raises_is_known(tmp_path: Path) -> None:
     try:
         dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=2)
         other.kill()
-        with pytest.raises(RankGone, match="gloo"):
+        with pytest.raises(ProcessGone, match="gloo"):
             distributed.gather_rows(pair(), np.ones((3, 2)))
     finally:
         other.kill()
@@ -157,7 +157,7 @@ def test_gathered_rows_are_there_before_the_measured_block_ends(monkeypatch: pyt
 
 def test_an_error_that_comes_with_the_result_is_the_collective_s(monkeypatch: pytest.MonkeyPatch) -> None:
     world = on_late_stream(LateStream(0.0, GONE[0]), monkeypatch)
-    with pytest.raises(RankGone):
+    with pytest.raises(ProcessGone):
         distributed.gather_rows(world, np.ones((3, 2)))
 
 
@@ -191,7 +191,7 @@ def test_a_rank_that_does_not_join_is_gone(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "init_process_group", refuse)
-    with pytest.raises(RankGone):
+    with pytest.raises(ProcessGone):
         distributed.start(True, 30.0)
 
 
@@ -226,9 +226,9 @@ def main():
     def as_a_watchdog():  # std::terminate in a thread that is not Python's
         time.sleep(0.5)
         ctypes.CDLL(None).abort()
-    if world.rank == 0:
+    if world.process == 0:
         threading.Thread(target=as_a_watchdog).start()
-    if world.rank == 0 and sys.argv[1] == "inside":
+    if world.process == 0 and sys.argv[1] == "inside":
         distributed.barrier(world)
     time.sleep(20)
 
@@ -247,7 +247,8 @@ def test_a_rank_aborted_in_a_collective_misses_another(tmp_path: Path, where: st
     assert ended.returncode == code, ended.stderr
     said = [line for line in ended.stderr.splitlines() if line.startswith("launch: error: ")]
     assert said == (
-        ["launch: error: rank 0 was aborted in a collective: another rank is gone; see its messages"] * (code == 4)
+        ["launch: error: process 0 was aborted in a collective: another process is gone; see its messages"]
+        * (code == 4)
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 from model.encoders.static import StaticEncoder
 from tests import REPO
 from tests.exchanging import read_beat
-from utils.errors import EXIT_CODE_FILE, PeerGone, RankGone, UserError, exit_code_of
+from utils.errors import EXIT_CODE_FILE, PeerGone, ProcessGone, UserError, exit_code_of
 from utils.exchange.atomic import dump_with_checksum
 from utils.exchange.stop import STOP_FILE
 from utils.exchange.wait import wait_for
@@ -55,7 +55,7 @@ def test_an_exception_is_the_first_failure_too(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv(EXIT_CODE_FILE, str(tmp_path / "exit_code"))
     with pytest.raises(RuntimeError, match="boom"):
         exit_code_of("program", failing_with(RuntimeError("boom")))
-    assert exit_code_of("program", failing_with(RankGone("another rank is gone"))) == 4
+    assert exit_code_of("program", failing_with(ProcessGone("another process is gone"))) == 4
     assert (tmp_path / "exit_code").read_text() == "1"
 
 

@@ -147,7 +147,7 @@ def check_as_recorded(path: Path) -> None:
 
 
 def read_visible_refresh(ann_dir: Path, number: int) -> Refresh:
-    """Negatives that rank 0 has seen and verified; this host may see them a little later."""
+    """Negatives that process 0 has seen and verified; this host may see them a little later."""
     wait_until_visible(record_path(ann_dir, number))
     wait_until_visible(negatives_path(ann_dir, number))
     return Refresh(number, negatives_path(ann_dir, number), read_record(ann_dir, number))

@@ -24,7 +24,7 @@ LOOK_EVERY_SECONDS = 1.0
 
 
 class StopRequested(UserError):
-    """Raised on all ranks together where a stop is taken; the programs save their state and turn it into `Stopped`."""
+    """Raised on all processes together where a stop is taken; programs save their state and turn it into `Stopped`."""
 
 
 class Stop:
@@ -54,7 +54,7 @@ class Stop:
     def reason(self) -> str:
         """What asked, once all ranks know that one was: looked at anew, for another may have seen the file first."""
         self.looked = -math.inf
-        return self.requested() or "another rank"
+        return self.requested() or "another process"
 
     def taken(self) -> None:
         """The state is saved: say so to the job script, and let the next job not stop at the same files."""

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 FIRST_RANKS = (1, 6, 21, 51, 101, 201, 501, 1001)  # of each bucket
-NOT_RETRIEVED = "none"  # rank 0: what the search did not return
+NOT_RETRIEVED = "none"  # process 0: what the search did not return
 NAMES = (
     NOT_RETRIEVED,
     *(f"{first}-{after - 1}" for first, after in pairwise(FIRST_RANKS)),

@@ -35,7 +35,7 @@ from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from model.encoders.registry import dims_of_config, new_encoder
 from model.encoders.static import StaticEncoder
 from tests import REPO
-from tests.ranks_as_threads import on_ranks
+from tests.processes_as_threads import on_processes
 from utils import distributed
 from utils.distributed import Waits, World
 from utils.errors import UserError
@@ -50,7 +50,7 @@ DIMS = 8
 # Searching
 
 
-def retrieve_on_ranks(
+def retrieve_on_processes(
     queries_QD: np.ndarray,
     passages_ND: np.ndarray,
     cuts: list[int],
@@ -61,11 +61,11 @@ def retrieve_on_ranks(
     """`retrieve` on as many ranks as there are shares; their results."""
 
     def work(world: World) -> Any:
-        share = PassageShare(in_memory(passages_ND[cuts[world.rank] : cuts[world.rank + 1]]), cuts[world.rank])
-        monitor = monitors[world.rank] if monitors else UNMONITORED
+        share = PassageShare(in_memory(passages_ND[cuts[world.process] : cuts[world.process + 1]]), cuts[world.process])
+        monitor = monitors[world.process] if monitors else UNMONITORED
         return retrieve(world, queries_QD, share, len(passages_ND), k, SearchOptions("torch"), monitor)
 
-    return on_ranks(len(cuts) - 1, work, patch)
+    return on_processes(len(cuts) - 1, work, patch)
 
 
 @pytest.mark.parametrize("cuts", [[0, 40], [0, 25, 40], [0, 0, 3, 40]])
@@ -87,7 +87,7 @@ def test_shares_merged_in_blocks_are_one_search(
     monkeypatch.setattr(distributed_search, "search", counted)
     products_QN = queries_QD @ passages_ND.T
     expected = [sorted(range(40), key=lambda row: (-products_N[row], row))[:10] for products_N in products_QN]
-    for scores_QK, offsets_QK in retrieve_on_ranks(queries_QD, passages_ND, cuts, 10, monkeypatch):
+    for scores_QK, offsets_QK in retrieve_on_processes(queries_QD, passages_ND, cuts, 10, monkeypatch):
         assert offsets_QK.shape == (queries, 10)
         assert offsets_QK.tolist() == expected
         np.testing.assert_array_equal(scores_QK, np.take_along_axis(products_QN, offsets_QK, 1))
@@ -99,7 +99,7 @@ def test_shares_merged_in_blocks_are_one_search(
 def test_all_ranks_leave_a_search_that_one_is_told_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = np.ones((40, 3), np.float32)
     monitors = [Monitor(), Monitor(should_stop=lambda: True), Monitor()]
-    assert retrieve_on_ranks(vectors, vectors, [0, 10, 30, 40], 5, monkeypatch, monitors) == [None] * 3
+    assert retrieve_on_processes(vectors, vectors, [0, 10, 30, 40], 5, monkeypatch, monitors) == [None] * 3
 
 
 def one_process(rank: int, directory: str) -> None:

@@ -36,7 +36,7 @@ from drivers.run_eval import main as run_eval
 from model.encode import EncodingSettings, block_size, share_of
 from model.encoders.static import StaticEncoder
 from tests.exchanging import lease_of, take
-from tests.ranks_as_threads import on_ranks
+from tests.processes_as_threads import on_processes
 from tests.utils.exchange.test_fencing import contents as published
 from tests.utils.exchange.test_fencing import interrupted
 from utils.distributed import World
@@ -308,7 +308,7 @@ def test_any_number_of_ranks_writes_the_same_files_and_goes_on_from_another_s(
         encode_to_shards(world, encoder, texts, shared, numbers, settings, UNMONITORED)
         return numbers.tolist()
 
-    numbers = on_ranks(ranks, go_on, monkeypatch)
+    numbers = on_processes(ranks, go_on, monkeypatch)
     assert numbers == [list(range(len(finished) // 2, 10))] * ranks
     assert contents(shared.directory) == contents(alone.directory)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
@@ -321,7 +321,7 @@ def test_embeddings_in_memory_are_those_on_disk(
     shards = RECIPE.passage_shards(tmp_path)
     encode_to_shards(ALONE, encoder, texts, shards, np.arange(10), settings, UNMONITORED)
     on_disk_ND = np.concatenate([np.load(shards.path(number)) for number in range(10)])
-    parts = on_ranks(4, lambda world: encode_passages(world, encoder, collection.passages, settings), monkeypatch)
+    parts = on_processes(4, lambda world: encode_passages(world, encoder, collection.passages, settings), monkeypatch)
     assert [part.start for part in parts] == [share_of(10, rank, 4)[0] * 32 for rank in range(4)]
     in_memory_ND = np.concatenate([block for part in parts for block in part.passages.blocks(1000)])
     assert in_memory_ND.tobytes() == on_disk_ND.tobytes()
@@ -339,8 +339,8 @@ def test_all_ranks_leave_an_evaluation_that_one_is_told_to_leave(
 
     def evaluate_on(world: World, at: float) -> tuple[bool, bool]:
         def leave() -> bool:
-            asked[world.rank] += 1
-            return world.rank == leaver and asked[world.rank] > at
+            asked[world.process] += 1
+            return world.process == leaver and asked[world.process] > at
 
         monitor = Monitor(leave)
         vectors = evaluation.encode_split(flags, world, encoder, collection, None, "dev", monitor)
@@ -349,10 +349,10 @@ def test_all_ranks_leave_an_evaluation_that_one_is_told_to_leave(
         ranking = evaluation.rank_split(world, collection, "dev", vectors, 10, SearchOptions("torch"), None, monitor)
         return False, ranking is None
 
-    assert on_ranks(3, lambda world: evaluate_on(world, math.inf), monkeypatch) == [(False, False)] * 3
+    assert on_processes(3, lambda world: evaluate_on(world, math.inf), monkeypatch) == [(False, False)] * 3
     most, asked[:] = asked[leaver], [0] * 3
     at = min(at, most - 1)  # the last is asked while searching
-    results = on_ranks(3, lambda world: evaluate_on(world, at), monkeypatch)
+    results = on_processes(3, lambda world: evaluate_on(world, at), monkeypatch)
     assert results == [(at < most - 1, True)] * 3 and asked[leaver] == at + 1
 
 

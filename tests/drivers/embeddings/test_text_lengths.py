@@ -15,7 +15,7 @@ from transformers import AutoConfig, RobertaConfig, RobertaModel
 from data.tokens.collection import open_preprocessed
 from drivers import run_ann, run_ann_data_gen, run_eval, run_neighbourhood, run_warmup
 from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
-from drivers.embeddings.text_lengths import describe_lengths, lengths_of_first_rank, with_lengths
+from drivers.embeddings.text_lengths import describe_lengths, lengths_of_process0, with_lengths
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import put_checkpoint
@@ -123,7 +123,7 @@ def test_ranks_that_saw_different_checkpoints_take_those_of_the_first(monkeypatc
     monkeypatch.setattr(distributed, "broadcast_json", lambda _, value: told.append(value) or told[0])
     for rank in (0, 1):
         seen_late = replace(own, max_seq_length=9 + rank, max_query_length=4 + rank)
-        assert lengths_of_first_rank(World(rank, 2, torch.device("cpu")), seen_late) == own
+        assert lengths_of_process0(World(rank, 2, torch.device("cpu")), seen_late) == own
 
 
 def test_the_line_says_where_lengths_come_from(tiny_preprocessed: Path, tmp_path: Path) -> None:

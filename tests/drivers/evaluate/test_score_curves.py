@@ -10,7 +10,7 @@ import pytest
 from data.sources.qrels import sorted_qrels
 from drivers.embeddings.encode import PassageShare
 from drivers.evaluate.score_curves import as_json, grades_by_rank, mean_scores, overlap, score_curves
-from tests.ranks_as_threads import on_ranks
+from tests.processes_as_threads import on_processes
 from utils.distributed import World
 from utils.search.source import in_memory
 
@@ -39,11 +39,11 @@ def test_the_mean_score_is_that_of_all_passages(
     queries_QD, passages_ND, *_ = found
     expected_Q = (queries_QD.astype(np.float64) @ passages_ND.T.astype(np.float64)).mean(1)
 
-    def one_rank(world: World) -> np.ndarray:
-        first, last = PASSAGES * world.rank // ranks, PASSAGES * (world.rank + 1) // ranks
+    def one_process(world: World) -> np.ndarray:
+        first, last = PASSAGES * world.process // ranks, PASSAGES * (world.process + 1) // ranks
         return mean_scores(world, queries_QD, PassageShare(in_memory(passages_ND[first:last]), first), PASSAGES)
 
-    for mean_Q in on_ranks(ranks, one_rank, monkeypatch):
+    for mean_Q in on_processes(ranks, one_process, monkeypatch):
         assert mean_Q == pytest.approx(expected_Q, abs=1e-6)
 
 

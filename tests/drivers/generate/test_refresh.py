@@ -1,4 +1,4 @@
-"""A refresh that is left: its checkpoint is gone, or another job has the lease. All ranks leave it together."""
+"""A refresh that is left: its checkpoint is gone, or another job has the lease. All processes leave it together."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def make_job(data_dir: Path, root: Path) -> Job:
 def start(root: Path, world: World) -> tuple[Session, RunLog | None]:
     lease = lease_of(root / "ann", "generator") if world.is_first else None
     log = RunLog(root / "ann", root / "tensorboard") if world.is_first else None
-    return Session(world, Stop(root / str(world.rank)), lease), log
+    return Session(world, Stop(root / str(world.process)), lease), log
 
 
 def stay() -> bool:
@@ -150,8 +150,8 @@ def outcome(call: Callable[[], Any]) -> str:
         return f"Fenced {error.exit_code}"
 
 
-def one_of_two_ranks(rank: int, directory: str, data_dir: str) -> None:
-    """Only rank 1 meets the fault; what each rank makes of it is written down."""
+def one_of_two_processes(rank: int, directory: str, data_dir: str) -> None:
+    """Only process 1 meets the fault; what each process makes of it is written down."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     world, said = World(rank, 2, CPU), []
@@ -174,7 +174,7 @@ def passage_records(job: Job) -> set[str]:
 
 
 def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, log: RunLog | None) -> bool:
-    strikes = session.world.rank == 1
+    strikes = session.world.process == 1
     load_to_encode, prepare_encoder = encode_corpus.load_to_encode, encode_corpus.prepare_encoder
     refresh.LOOK_EVERY_SECONDS = 0 if fault == "fenced, seen" else 1e9
     if fault == "gone" and session.world.is_first:
@@ -187,11 +187,11 @@ def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, l
 
     def settle_on_gpus(flags: Any, encoder: Any, dtype: Any, world: World) -> Any:
         """Where the ranks agree on how they attend."""
-        distributed.any_rank(world, False)
+        distributed.any_process(world, False)
         return prepare_encoder(flags, encoder, dtype, world)
 
     def leave() -> bool:
-        """The other job takes over while rank 0 has finished its half of the ten shards, and rank 1 has not."""
+        """The other job takes over while process 0 has finished its half of the ten shards, and process 1 has not."""
         if fault.startswith("fenced") and strikes and passage_records(job):
             while not passage_records(job) >= {f"passages-{first:010d}.json" for first in range(0, 160, 32)}:
                 time.sleep(0.01)
@@ -208,7 +208,7 @@ def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, l
 
 @pytest.mark.slow
 def test_two_ranks_leave_a_refresh_together(tiny_preprocessed: Path, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two_ranks, (str(tmp_path), str(tiny_preprocessed)), nprocs=2)
+    torch.multiprocessing.spawn(one_of_two_processes, (str(tmp_path), str(tiny_preprocessed)), nprocs=2)
     said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]
     assert said[0] == said[1] == ["True", "False", "False", "Fenced 75", "Fenced 75"]
     assert read_refresh(tmp_path / "0" / "ann", 0).step == 3

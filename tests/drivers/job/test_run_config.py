@@ -340,8 +340,8 @@ def throw(error: Exception) -> None:
     raise error
 
 
-def one_of_two_ranks(rank: int, directory: str) -> None:
-    """Only rank 0 looks, only rank 1 is asked to stop, only rank 0 learns that the lease is lost: both do the same."""
+def one_of_two_processes(rank: int, directory: str) -> None:
+    """Only process 0 looks, only process 1 is asked to stop, only process 0 sees the lease lost: both do the same."""
     torch.set_num_threads(1)
     limit = timedelta(seconds=60)  # a rank that waits for one which has failed is found
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2, timeout=limit)
@@ -373,14 +373,14 @@ def one_of_two_ranks(rank: int, directory: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_do_the_same(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two_ranks, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(one_of_two_processes, (str(tmp_path),), nprocs=2)
     said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]
     disagreement = "Disagreement 3: it was made with other flags: seed 2 there, 0 here; mend it"
     of_the_disk = ["OSError: [Errno 116] Stale file handle: '/x/y'", "OSError: [Errno 5] I/O error"]
     others = "ProcessFailed 1: another process has failed: KeyError: 'k'"
     for rank in (0, 1):
         assert said[rank] == [
-            "rank 0",
+            "process 0",
             disagreement,
             "StopRequested 2",
             "Stopped 75: stopped",

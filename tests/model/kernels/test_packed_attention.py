@@ -224,12 +224,12 @@ def test_ranks_pack_together_or_not_at_all(
     fails_here: bool, fails_elsewhere: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(packed_attention, "packing_problem", lambda *_args: "no kernel" if fails_here else "")
-    monkeypatch.setattr(distributed, "any_rank", lambda _world, here: here or fails_elsewhere)
+    monkeypatch.setattr(distributed, "any_process", lambda _world, here: here or fails_elsewhere)
     encoder = make_encoder()
     pack_on_gpus(encoder, None, ALONE, trains=True)
     said = capsys.readouterr().out
     assert encoder.is_packed is not (fails_here or fails_elsewhere)
-    assert ("rank 0 cannot leave padding out (no kernel)" in said) is fails_here
+    assert ("process 0 cannot leave padding out (no kernel)" in said) is fails_here
     assert ("packed without padding" in said) is encoder.is_packed
 
 

@@ -44,7 +44,7 @@ def gradient_of(
         encoder, loss, optimizer, constant(optimizer), world, dtype, 0.0, grad_cache_tokens
     )
     before = flat_weights(encoder)
-    found = train_step(state, made_up_batches(loss, 24, micro_batches, world.rank, world.size))
+    found = train_step(state, made_up_batches(loss, 24, micro_batches, world.process, world.size))
     return found, before - flat_weights(encoder)
 
 

@@ -98,7 +98,7 @@ def test_a_step_s_attribution_is_that_of_its_triples_one_by_one(kind: str, loss:
     assert means_by_rank(state.tally.state()) == {}
 
 
-def one_rank(rank: int, directory: str) -> None:
+def one_process(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     found, world = {}, World(rank, 2, torch.device("cpu"))
@@ -113,7 +113,7 @@ def one_rank(rank: int, directory: str) -> None:
 
 
 def test_two_ranks_attribute_what_one_process_does(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first == second
     for loss in LOSSES:

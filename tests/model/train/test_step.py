@@ -232,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_training_before_the_weights_change(loss
 
 @pytest.mark.parametrize("largest", [0.0, 1.0])
 def test_a_gradient_that_is_not_finite_stops_training_before_the_weights_change(largest: float) -> None:
-    """As another rank sees a peer's NaN: its own loss is fine, the averaged gradient is not."""
+    """As another process sees a peer's NaN: its own loss is fine, the averaged gradient is not."""
     encoder = static_encoder()
     encoder.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
     before = flat_weights(encoder)
@@ -524,7 +524,7 @@ def test_a_process_that_the_earlier_job_did_not_have_keeps_its_own_draws(tmp_pat
     drawn = []
     for world, step in ((ALONE, 1), (World(1, 2, ALONE.device), 1), (World(1, 2, ALONE.device), 2)):
         state.world = world
-        seed_everything(7, world.rank, step)
+        seed_everything(7, world.process, step)
         load_state(state, tmp_path, step)
         drawn.append(torch.rand(64).tolist())
     torch.manual_seed(int(np.random.SeedSequence([7, 1, 1]).generate_state(1, np.uint64)[0]))
@@ -552,12 +552,12 @@ def train_run(
     """Steps of two micro-batches of 8 triples: the weights, and this rank's losses."""
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.5)
     state = make_state(encoder, loss, optimizer, constant(optimizer), world, None, 1.0, grad_cache_tokens)
-    batches = iter(made_up_batches(loss, 8, steps * ACCUMULATED, world.rank, world.size))
+    batches = iter(made_up_batches(loss, 8, steps * ACCUMULATED, world.process, world.size))
     losses = [train_step(state, list(islice(batches, ACCUMULATED))) for _ in range(steps)]
     return flat_weights(encoder), losses
 
 
-def one_rank(rank: int, directory: str) -> None:
+def one_process(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=RANKS)
     world = World(rank, RANKS, torch.device("cpu"))
@@ -567,7 +567,7 @@ def one_rank(rank: int, directory: str) -> None:
 
 
 def test_two_ranks_train_as_one_process_does(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=RANKS)
+    torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=RANKS)
     found = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
     for run in RUNS:
         kind, loss, _ = run

@@ -47,7 +47,7 @@ def test_a_second_interrupt_interrupts(tmp_path: Path) -> None:
 def test_a_file_that_another_rank_saw_first_is_named(tmp_path: Path) -> None:
     time = FakeTime()
     stop = Stop(tmp_path, time.clock)
-    assert stop.requested() == "" and stop.reason() == "another rank"
+    assert stop.requested() == "" and stop.reason() == "another process"
     (tmp_path / "STOP").touch()
     assert stop.requested() == "", "not a second has passed since the last look"
     assert stop.reason() == str(tmp_path / "STOP")

@@ -16,7 +16,7 @@ import torch
 from drivers.embeddings.distributed_search import check_index_fits, retrieve, search_options
 from drivers.embeddings.encode import PassageShare
 from drivers.job.progress import StopEncoding
-from tests.ranks_as_threads import on_ranks
+from tests.processes_as_threads import on_processes
 from utils import distributed
 from utils.distributed import World
 from utils.errors import ProcessFailed, UserError
@@ -275,15 +275,15 @@ def retrieve_on_gpus(
         patch.setattr(api, name, partial(recorded, by_faiss))
 
     def work(world: World) -> Any:
-        first, stop = starts[world.rank : world.rank + 2]
+        first, stop = starts[world.process : world.process + 2]
         share = PassageShare(in_memory(passages_ND[first:stop]), first)
-        options = SearchOptions("faiss", faiss_index, device=torch.device("cuda", world.rank))
+        options = SearchOptions("faiss", faiss_index, device=torch.device("cuda", world.process))
         try:
             return retrieve(world, queries_QD, share, 300, 5, options)
         except Exception as error:
             return error
 
-    return on_ranks(4, work, patch), searched
+    return on_processes(4, work, patch), searched
 
 
 @pytest.mark.parametrize("faiss_index", ["Flat", "IVF1,Flat"])
