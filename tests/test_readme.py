@@ -45,7 +45,7 @@ FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.M | re.S)
 MADE_LATER = ("results/runs/", "tensorboard/", "commands/site.env")
 # Words that are no part of the field's vocabulary; a log's own words stand in fences and in backquotes.
 OWN_WORDS = (
-    r"\b(?:anew|mend|mends|mended|reckon\w*|beside|process 0|every rank|(?:leave|leaves|leaving|left) out|"
+    r"\b(?:anew|mend|mends|mended|reckon\w*|beside|rank 0|every rank|(?:leave|leaves|leaving|left) out|"
     r"(?:go|goes|going|went) on|(?:take|takes|taken|took|taking) up)\b"
 )
 
