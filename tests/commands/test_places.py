@@ -172,7 +172,7 @@ def test_ci_works_in_a_clone_with_a_blank_and_an_umlaut_and_leaves_nothing(tmp_p
     assert re.fullmatch(f"{clone}/commands", lines[lines.index("== quickstart") + 1])
     plain = rf"{tmp_path}/tmp/ci\.\w+/plain/\.venv/bin/python"
     compiled = lines[lines.index("== compiling in a plain path") + 1]
-    assert re.fullmatch(rf"{clone}: -n 0 tests/test_compile\.py with {plain}", compiled), compiled
+    assert re.fullmatch(rf"{clone}: -n 0 tests/model/kernels/test_compile\.py with {plain}", compiled), compiled
     assert re.fullmatch(f"{clone}:  with its own", lines[lines.index("== tests") + 1])
     failed = ["ruff check", "compiling in a plain path", "tests"]
     assert lines[lines.index("== tests") + 2 :] == [f"FAILED: {name}" for name in failed]
