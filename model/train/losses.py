@@ -1,9 +1,11 @@
-"""The two losses, both on inner products and always in float32."""
+"""The two losses, both on the scores of `model.similarity` and always in float32."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
+
+from model.similarity import all_scores, pair_scores
 
 
 def pairwise_nll(
@@ -13,19 +15,15 @@ def pairwise_nll(
 
     ANCE's loss (paper section 3; model/models.py, class NLL), as softplus(s_negative - s_positive).
     """
-    query_TD = query_TD.float()
-    positive_T = (query_TD * positive_TD.float()).sum(-1)
-    negative_T = (query_TD * negative_TD.float()).sum(-1)
+    query_TD = query_TD.float()  # once, so that the gradients of its two scores are added up in float32
+    positive_T, negative_T = pair_scores(query_TD, positive_TD), pair_scores(query_TD, negative_TD)
     loss_T = F.softplus(negative_T - positive_T)
     return loss_T.mean() if reduction == "mean" else loss_T
 
 
 def in_batch_scores(query_TD: torch.Tensor, passages_GD: torch.Tensor, allowed_TG: torch.Tensor) -> torch.Tensor:
     """float32 [T, G], -inf where ``allowed_TG`` does not let a passage in."""
-    # Autocast would round the product: ANCE's scores are near 700, where bfloat16 has steps of 4.
-    with torch.autocast(query_TD.device.type, enabled=False):
-        scores_TG = query_TD.float() @ passages_GD.float().T
-    return scores_TG.masked_fill(~allowed_TG, float("-inf"))
+    return all_scores(query_TD, passages_GD).masked_fill(~allowed_TG, float("-inf"))
 
 
 def in_batch_nll(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from model.similarity import pair_scores
 from model.train.losses import in_batch_scores, pairwise_nll
 from utils.ir.rank_buckets import FIRST_RANKS, MEASURED, NAMES, TRIPLES, logged_name
 
@@ -56,7 +57,7 @@ def measure_pairwise(query_TD: torch.Tensor, positive_TD: torch.Tensor, negative
     """float32 [T, 3], see MEASURED. With p the negative's share, the gradients are p(n - p+), -pq and pq."""
     query_TD, positive_TD, negative_TD = query_TD.float(), positive_TD.float(), negative_TD.float()
     loss_T = pairwise_nll(query_TD, positive_TD, negative_TD, reduction="none")
-    margin_T = (query_TD * (positive_TD - negative_TD)).sum(-1)
+    margin_T = pair_scores(query_TD, positive_TD - negative_TD)
     share_T = torch.sigmoid(-margin_T)
     lengths_T = (negative_TD - positive_TD).square().sum(-1) + 2 * query_TD.square().sum(-1)
     return torch.stack([loss_T, share_T * lengths_T.sqrt(), (margin_T > 0).float()], dim=1)
@@ -75,7 +76,7 @@ def measure_in_batch(
     query_TD, positive_TD, negative_TD = query_TD.float(), positive_TD.float(), negative_TD.float()
     log_share_TG = torch.log_softmax(in_batch_scores(query_TD, passages_GD, allowed_TG), dim=1)
     share_TG, loss_T = log_share_TG.exp(), -log_share_TG.gather(1, target_T[:, None])[:, 0]
-    own_T, other_T = ((query_TD * passage_TD).sum(-1) for passage_TD in (positive_TD, negative_TD))
+    own_T, other_T = pair_scores(query_TD, positive_TD), pair_scores(query_TD, negative_TD)
     positive_share_T = torch.exp(-loss_T)
     negative_share_T = torch.exp(other_T - own_T - loss_T)
     with torch.autocast(query_TD.device.type, enabled=False):
