@@ -1,11 +1,12 @@
 """What each word of the strategy language takes of a query's candidates, or beyond them: one function for each kind.
 
-A new kind takes three lines: its word in data/mining/strategy.py, what `distance` or `sample_mask` makes of it here,
-and a row in docs/strategies.md.
+A new word is declared in utils/declared.py and has its function here, in `FROM_CANDIDATES` or `BEYOND_CANDIDATES`; its
+row in docs/strategies.md comes from the declaration.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,8 @@ from data.mining.keyed_random import (
     repeats_in_row,
 )
 from data.mining.negative_lists import is_positive
-from data.mining.strategy import OUTSIDE, WINDOWED, Phase, Sampler
+from data.mining.strategy import Phase, Sampler
+from utils.declared import STRATEGIES
 from utils.errors import UserError
 
 
@@ -52,15 +54,12 @@ def apply_strategy(
     taken_QK = np.zeros_like(pool.usable_QK)
     outside_QM = np.empty((len(taken_QK), 0), np.int64)
     for number, sampler in enumerate(phase.samplers):
-        if sampler.kind not in OUTSIDE:
+        if not STRATEGIES[sampler.kind].is_beyond_candidates:
             available_QK = pool.usable_QK & ~taken_QK
             taken_QK = taken_QK | sample_mask(sampler, pool, available_QK, number)
             continue
-        excluded = ExclusionMask(pool, taken_QK, outside_QM)
-        if sampler.kind == "corpus":
-            drawn_QM = from_corpus(sampler.count, passages, pool, excluded, number)
-        else:
-            drawn_QM = from_bm25(sampler.count, pool, excluded, bm25)
+        outside = Outside(pool, ExclusionMask(pool, taken_QK, outside_QM), passages, bm25)
+        drawn_QM = BEYOND_CANDIDATES[sampler.kind](sampler.count, outside, number)
         # What the search has returned as well keeps its rank and score.
         place_QM = pool.candidates.columns_of(drawn_QM)
         row, column = np.nonzero(place_QM >= 0)
@@ -70,18 +69,43 @@ def apply_strategy(
 
 
 def sample_mask(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
-    """bool [Q, K]: what the sampler takes of the available candidates."""
-    available_QK = available_QK & (distance(sampler, pool) == 0)
-    if sampler.kind == "top":
-        return available_QK & (np.cumsum(available_QK, axis=1) <= sampler.count)
-    if sampler.kind == "bottom":
-        return available_QK & (np.cumsum(available_QK[:, ::-1], axis=1)[:, ::-1] <= sampler.count)
+    """bool [Q, K]: what the mixture's ``number``-th sampler takes of the available candidates."""
+    within_QK = available_QK & (distance(sampler, pool) == 0)
+    return FROM_CANDIDATES[sampler.kind](sampler, pool, within_QK, number)
+
+
+# A function for each word: bool [Q, K] of what it takes of the available candidates within its window.
+
+
+def best_ranked(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
+    return available_QK & (np.cumsum(available_QK, axis=1) <= sampler.count)
+
+
+def worst_ranked(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
+    return available_QK & (np.cumsum(available_QK[:, ::-1], axis=1)[:, ::-1] <= sampler.count)
+
+
+def drawn_evenly(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
+    """All where the sampler has no number."""
     if not sampler.count:
         return available_QK
-    keys_QK = pool.keys(number, available_QK.shape[1])
-    if sampler.kind == "log-uniform":
-        keys_QK = exponential_keys(keys_QK, 1.0 / pool.rank_1K)
+    return k_smallest_mask(pool.keys(number, available_QK.shape[1]), available_QK, sampler.count)
+
+
+def drawn_by_rank(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
+    """A rank's chance is in proportion to one over it."""
+    keys_QK = exponential_keys(pool.keys(number, available_QK.shape[1]), 1.0 / pool.rank_1K)
     return k_smallest_mask(keys_QK, available_QK, sampler.count)
+
+
+FROM_CANDIDATES: dict[str, Callable[[Sampler, CandidatePool, np.ndarray, int], np.ndarray]] = {
+    "top": best_ranked,
+    "bottom": worst_ranked,
+    "random": drawn_evenly,
+    "ranks": drawn_evenly,
+    "log-uniform": drawn_by_rank,
+    "around-positive": drawn_evenly,
+}
 
 
 def distance(sampler: Sampler, pool: CandidatePool) -> np.ndarray:
@@ -97,8 +121,8 @@ def distance(sampler: Sampler, pool: CandidatePool) -> np.ndarray:
 
 def widen(pool: CandidatePool, phase: Phase, taken_QK: np.ndarray, missing_Q: np.ndarray) -> np.ndarray:
     """taken_QK with so many more: the usable candidates nearest to a window of the strategy, the better rank first."""
-    ranked = [sampler for sampler in phase.samplers if sampler.kind not in OUTSIDE]
-    ranked = [sampler for sampler in ranked if sampler.kind in WINDOWED] or ranked
+    ranked = [sampler for sampler in phase.samplers if not STRATEGIES[sampler.kind].is_beyond_candidates]
+    ranked = [sampler for sampler in ranked if STRATEGIES[sampler.kind].has_window] or ranked
     short = np.flatnonzero(missing_Q > 0)
     if not ranked or not len(short):
         return taken_QK
@@ -146,15 +170,26 @@ def first_allowed(passage_QM: np.ndarray, allowed_QM: np.ndarray, count: int) ->
     return np.pad(found_QM, ((0, 0), (0, count - found_QM.shape[1])), constant_values=-1)
 
 
-def from_corpus(count: int, passages: int, pool: CandidatePool, excluded: ExclusionMask, number: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Outside:
+    """What a sampler beyond the candidates takes from: a collection of so many passages, or BM25's candidates."""
+
+    pool: CandidatePool
+    excluded: ExclusionMask
+    passages: int
+    bm25: Candidates | None
+
+
+def from_corpus(count: int, outside: Outside, number: int) -> np.ndarray:
     """``count`` different passages of the collection for each query, each with the same chance."""
+    pool, excluded, passages = outside.pool, outside.excluded, outside.passages
     width = pool.usable_QK.shape[1]
     if passages <= 4 * (count + width):  # few: all of them in an order drawn for the query
         keys_QN = pool.keys(number, passages)
         passage_QN = np.argsort(keys_QN, axis=1, kind="stable")
         return first_allowed(passage_QN, ~excluded(passage_QN), count)
     drawn = 2 * count
-    while True:  # a row's draws go on where they ended: it is the same whatever others need
+    while True:  # a row's draws continue where they ended: it is the same whatever others need
         passage_QM = (pool.keys(number, drawn) % np.uint64(passages)).astype(np.int64)
         allowed_QM = ~excluded(passage_QM) & ~repeats_in_row(passage_QM)
         if (allowed_QM.sum(1) >= count).all() or drawn > 64 * count:
@@ -162,8 +197,9 @@ def from_corpus(count: int, passages: int, pool: CandidatePool, excluded: Exclus
         drawn *= 2
 
 
-def from_bm25(count: int, pool: CandidatePool, excluded: ExclusionMask, bm25: Candidates | None) -> np.ndarray:
+def from_bm25(count: int, outside: Outside, number: int) -> np.ndarray:
     """The best ``count`` of each query's BM25 candidates. UserError where a query has none."""
+    pool, excluded, bm25 = outside.pool, outside.excluded, outside.bm25
     assert bm25 is not None, "the strategy needs BM25's candidates"
     query_Q, order = pool.candidates.query_Q, np.argsort(bm25.query_Q)
     found_Q = order[np.minimum(np.searchsorted(bm25.query_Q, query_Q, sorter=order), len(order) - 1)]
@@ -175,3 +211,6 @@ def from_bm25(count: int, pool: CandidatePool, excluded: ExclusionMask, bm25: Ca
         )
     passage_QM = bm25.passage_QK[found_Q]
     return first_allowed(passage_QM, ~excluded(passage_QM), count)
+
+
+BEYOND_CANDIDATES: dict[str, Callable[[int, Outside, int], np.ndarray]] = {"corpus": from_corpus, "bm25": from_bm25}

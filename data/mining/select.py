@@ -8,6 +8,7 @@ words does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ from data.mining.keyed_random import FOR_LINE_ORDER, FOR_POSITIVES, random_keys
 from data.mining.negative_lists import NegativeLists, is_positive
 from data.mining.samplers import CandidatePool, apply_strategy, widen
 from data.mining.strategy import Strategy, parse_strategy
+from utils.declared import FILTERS
 from utils.errors import UserError
 from utils.flags import SelectionFlags
 from utils.ir.rank_buckets import counted
@@ -139,16 +141,21 @@ def filtered(
 ) -> tuple[np.ndarray, dict[str, dict[str, int]]]:
     """What the filters leave of the usable candidates, and how many each dropped by rank bucket."""
     rank_QK = np.broadcast_to(np.arange(1, usable_QK.shape[1] + 1), usable_QK.shape)
-    drops = {}
-    if selection.min_rank > 1:
-        drops["min_rank"] = rank_QK < selection.min_rank
-    if selection.max_positive_ratio:
-        drops["max_positive_ratio"] = likely_positive(candidates, positive_rank_Q, selection.max_positive_ratio)
     dropped = {}
-    for name, drop_QK in drops.items():
+    for name, drop in DROPPED_BY.items():
+        value = getattr(selection, name)
+        if value == FILTERS[name].off:
+            continue
+        drop_QK = drop(candidates, positive_rank_Q, value)
         dropped[name] = counted(rank_QK[usable_QK & drop_QK])
         usable_QK = usable_QK & ~drop_QK
     return usable_QK, dropped
+
+
+def ranked_above(candidates: Candidates, positive_rank_Q: np.ndarray, min_rank: float) -> np.ndarray:
+    """bool [Q, K]: ranks above ``min_rank``."""
+    shape = candidates.passage_QK.shape
+    return np.broadcast_to(np.arange(1, shape[1] + 1) < min_rank, shape)
 
 
 def likely_positive(candidates: Candidates, positive_rank_Q: np.ndarray, ratio: float) -> np.ndarray:
@@ -169,6 +176,12 @@ def likely_positive(candidates: Candidates, positive_rank_Q: np.ndarray, ratio: 
     threshold_Q = positive_Q - (1 - ratio) * abs(positive_Q - mean_Q)
     threshold_Q = np.where(is_retrieved_Q, threshold_Q, -np.inf)
     return held_QK & (score_QK > threshold_Q[:, None])
+
+
+DROPPED_BY: dict[str, Callable[[Candidates, np.ndarray, float], np.ndarray]] = {
+    "min_rank": ranked_above,
+    "max_positive_ratio": likely_positive,
+}
 
 
 # The result

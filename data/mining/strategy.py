@@ -1,16 +1,11 @@
 """The language of --negative_strategy: which candidates become negatives, by rank, and how that changes by refresh.
 
-    top:20   bottom:20   random:20   the best ranked, the worst ranked, any of the candidates
-    ranks:21-60   ranks:21-60:20     all of a window of raw ranks, or so many of it at random
-    log-uniform:20                   at random, a rank's chance in proportion to one over it
-    around-positive:20±40            at random, of those within 40 ranks of the positive (``~`` is ``±`` too)
-    corpus:20                        at random, of the whole collection
-    bm25:20                          the best of BM25's candidates
+    top:20                           a word and its numbers: `utils.declared.STRATEGIES` declares them all
     top:10+random:10                 several of these: a later one takes none that an earlier one has
     0-4=bottom:20;5-=top:20          by refresh
 
-A number that is left out is --negative_sample. ``top_bottom`` is ``top+bottom``. Ranks are those of the list as it
-was retrieved, the known positives included; known positives are never taken.
+A number that is not written is --negative_sample. Ranks are those of the list as it was retrieved, the known
+positives included; known positives are never taken.
 """
 
 from __future__ import annotations
@@ -18,13 +13,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from utils.declared import NEGATIVE_SAMPLE, STRATEGIES
 from utils.errors import UserError
 
-STRATEGIES = ("top", "top_bottom", "bottom", "random")  # the words that the comparison of ANCE's fork has
-COUNTED = ("top", "bottom", "random", "log-uniform", "corpus", "bm25")
-WORDS = {"top_bottom": "top+bottom"}
-WINDOWED = ("ranks", "around-positive")  # kinds with a window of ranks that can be widened
-OUTSIDE = ("corpus", "bm25")  # kinds whose passages need not be candidates of the search
 EXAMPLES = "top, bottom:20, ranks:21-60, log-uniform:20, around-positive:20±40, top:10+random:10, 0-4=bottom;5-=top"
 NO_FLAG = "no strategy flag given"
 
@@ -40,9 +31,7 @@ class Sampler:
     reach: int = 0  # ranks on each side of the positive
 
     def __str__(self) -> str:
-        if self.kind == "ranks":
-            return f"ranks:{self.first}-{self.last}" + (f":{self.count}" if self.count else "")
-        return f"{self.kind}:{self.count}" + (f"±{self.reach}" if self.kind == "around-positive" else "")
+        return STRATEGIES[self.kind].written(vars(self))
 
     @property
     def most(self) -> int:
@@ -164,34 +153,28 @@ def parse_stage(text: str, default_count: int) -> Phase:
             raise ValueError(f"{when!r} is no range of refreshes such as 0-4, 3 or 5-")
         first = int(found[1])
         last = first if found[2] is None else int(found[3]) if found[3] else None
-    words = "+".join(WORDS.get(word, word) for word in mixture.split("+")).split("+")
+    short_for = {word: declared.short_for for word, declared in STRATEGIES.items() if declared.short_for}
+    words = "+".join(short_for.get(word, word) for word in mixture.split("+")).split("+")
     return Phase(first, last, tuple(parse_part(word, default_count) for word in words))
 
 
 def parse_part(text: str, default_count: int) -> Sampler:
-    kind, colon, rest = text.partition(":")
-    if kind == "ranks":
-        found = re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?", rest, re.ASCII)
-        if not found:
-            raise ValueError(f"{text!r} has no window such as ranks:21-60 or ranks:21-60:20")
-        return Sampler("ranks", above_zero(text, found[3]) if found[3] else 0, int(found[1]), int(found[2]))
-    if kind == "around-positive":
-        found = re.fullmatch(r"(\d*)[±~](\d+)", rest, re.ASCII)
-        if not found:
-            raise ValueError(f"{text!r} has no reach such as around-positive:20±40")
-        count = above_zero(text, found[1]) if found[1] else default_count
-        return Sampler(kind, count, reach=above_zero(text, found[2]))
-    if kind not in COUNTED:
+    kind = text.partition(":")[0]
+    if kind not in STRATEGIES or STRATEGIES[kind].short_for:
         raise ValueError(f"{text!r} is not a strategy")
-    if colon and not re.fullmatch(r"\d+", rest, re.ASCII):
-        raise ValueError(f"{rest!r} is no number of negatives in {text!r}")
-    return Sampler(kind, above_zero(text, rest) if colon else default_count)
-
-
-def above_zero(text: str, number: str) -> int:
-    if int(number) < 1:
-        raise ValueError(f"{number} in {text!r} is not above 0")
-    return int(number)
+    declared = STRATEGIES[kind]
+    numbers = declared.numbers_in(text.removeprefix(kind))
+    if numbers is None:
+        raise ValueError(f"{text!r} is not {declared.usage}, such as {' or '.join(declared.examples)}")
+    values = {}
+    for argument in declared.arguments:
+        number = numbers.get(argument.name)
+        if number is None:
+            number = default_count if argument.omitted == NEGATIVE_SAMPLE else 0
+        elif problem := argument.range.problem(number):
+            raise ValueError(f"{argument.shown} of {text!r} is {number}, {problem}")
+        values[argument.name] = number
+    return Sampler(kind, **values)
 
 
 def check_schedule(stages: tuple[Phase, ...]) -> None:
@@ -216,7 +199,7 @@ def check_parts(samplers: tuple[Sampler, ...], topk: int, min_rank: int) -> None
             raise ValueError(f"{sampler} is no window {among}")
         if sampler.kind == "ranks" and sampler.count > sampler.last - sampler.first + 1:
             raise ValueError(f"{sampler} asks for more than its window holds")
-        if sampler.kind not in OUTSIDE and sampler.count > usable:
+        if not STRATEGIES[sampler.kind].is_beyond_candidates and sampler.count > usable:
             raise ValueError(f"{sampler} asks for more {among} than there are")
     kinds = [sampler.kind for sampler in samplers if sampler.kind != "ranks"]
     if len(set(kinds)) < len(kinds):

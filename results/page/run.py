@@ -14,19 +14,20 @@ from results.page.markdown import Section, align, columns, picture
 from results.page.sections import common_sections
 from results.plots.curves import arm_names, figures
 from results.read.logged import read_measures
-from results.read.run import HEADINGS, METRICS, Arm, Evaluation, Run
+from results.read.run import HEADINGS, REPORTED, Arm, Evaluation, Run
 from results.read.study import Study
 
 NOISE = (
     "Neighbouring arms of one run differ by less than the noise between seeds: "
     "read no order into them without several seeds."
 )
+NDCG, MRR = HEADINGS["ndcg@10"], HEADINGS["mrr@10"]
 CAPTIONS = {
     "dev.png": "Dev metrics of the checkpoint that each refresh was made from, and of the last one (large marker); "
     "the dashed line is the warmup checkpoint, which every arm starts from.",
     "loss.png": "Training loss. Each arm's loss is on its own negatives: the harder they are the higher it is, "
     "so its level says nothing about which arm ranks better.",
-    "dev_by_refresh.png": "Dev nDCG@10 by refresh number, with the four arms of the student fork in grey "
+    "dev_by_refresh.png": f"Dev {NDCG} by refresh number, with the four arms of the student fork in grey "
     "(10% of MS MARCO, 724 dev queries; see results/published/README.md): shapes compare, levels do not.",
 }
 
@@ -71,7 +72,7 @@ def short_table(run: Run) -> str:
     def row(name: str, evaluation: Evaluation, over: str = "") -> list[str]:
         return [name, *(cell(evaluation.metrics.get(metric)) for metric in metrics), over]
 
-    rows = [["", *(HEADINGS[metric] for metric in metrics), "MRR@10 over warmup"]]
+    rows = [["", *(HEADINGS[metric] for metric in metrics), f"{MRR} over warmup"]]
     rows += [row("BM25", run.bm25), row("warmup", run.warmup)]
     rows += [row(arm.name, arm.evaluation, gain(arm.evaluation.metrics.get("mrr@10"), base)) for arm in run.arms]
     return columns(rows)
@@ -84,16 +85,16 @@ def sentence(run: Run) -> str:
         (arm.evaluation.metrics["mrr@10"], arm.name) for arm in run.arms if "mrr@10" in arm.evaluation.metrics
     )
     if not finals or base is None:
-        return "What training did to MRR@10 is not known: the lists that were evaluated are too short for it."
+        return f"What training did to {MRR} is not known: the lists that were evaluated are too short for it."
     (low, worst), (high, best) = finals[0], finals[-1]
     beside = f" (BM25: {bm25:.4f})" if bm25 is not None else ""
     if len(finals) == 1:
         return (
-            f"{best} ends at {high:.4f} MRR@10, {gain(high, base)} against the warmup that it started from{beside}: "
+            f"{best} ends at {high:.4f} {MRR}, {gain(high, base)} against the warmup that it started from{beside}: "
             "one model, trained with one seed."
         )
     return (
-        f"The arms end between {low:.4f} ({worst}) and {high:.4f} ({best}) MRR@10, {gain(low, base)} to "
+        f"The arms end between {low:.4f} ({worst}) and {high:.4f} ({best}) {MRR}, {gain(low, base)} to "
         f"{gain(high, base)} against the warmup that they start from{beside}; one seed of each does not order arms "
         "that lie close, for which commands/study.sh trains several."
     )
@@ -103,9 +104,9 @@ def table(run: Run) -> str:
     """BM25, the warmup and the arms, each with its gain in MRR@10 over the warmup."""
 
     def row(name: str, evaluation: Evaluation, *rest: str) -> list[str]:
-        return [name, *(cell(evaluation.metrics.get(metric)) for metric in METRICS), *(rest or ("", "", "", "", ""))]
+        return [name, *(cell(evaluation.metrics.get(metric)) for metric in REPORTED), *(rest or ("", "", "", "", ""))]
 
-    heading = ["", *HEADINGS.values(), "MRR@10 over warmup", "best MRR@10", "steps", "refreshes", "seconds"]
+    heading = ["", *HEADINGS.values(), f"{MRR} over warmup", f"best {MRR}", "steps", "refreshes", "seconds"]
     rows = [heading, row("BM25", run.bm25), row("warmup", run.warmup)]
     base = run.warmup.metrics.get("mrr@10")
     for arm in run.arms:
@@ -133,7 +134,7 @@ def table_over_runs(runs: list[Run]) -> str:
         found = [run.warmup for run in runs] if name == "warmup" else []
         found = found or [arm.evaluation for run in runs for arm in run.arms if arm.name == name]
         cells = []
-        for metric in METRICS:
+        for metric in REPORTED:
             values = [evaluation.metrics[metric] for evaluation in found if metric in evaluation.metrics]
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             # A mean over some of the runs would stand next to means over all.

@@ -107,7 +107,7 @@ def short_table(study: Study) -> str:
 
 def arms_table(study: Study) -> str:
     heading, *finals = finals_rows(study)
-    rows = [[*heading, "best MRR@10", "at step", "seconds"]]
+    rows = [[*heading, f"best {HEADINGS[COMPARED[0]]}", "at step", "seconds"]]
     for name, strategy, *cells in finals:
         step, best = best_of(study, name)
         seconds = np.mean([run.arm.seconds for run in study.arms[name]])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from results.read.published import read_dev_ndcg, read_published
 from results.read.run import STRATEGIES, Arm, Run
 from results.read_log import TrainingPoint
+from utils.ir.metrics import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +104,8 @@ def dev_curve(run: Run, arm: Arm, metric: str) -> tuple[list[int], list[float]]:
     return steps, [values[step] for step in steps]
 
 
-def draw_dev(axes: Axes, runs: list[Run], metric: str, title: str) -> None:
+def draw_dev(axes: Axes, runs: list[Run], metric: str) -> None:
+    """One metric of every arm against the step, the best final first in the legend."""
     styles = arm_styles(arm_names(runs))
     finals: dict[str, list[float]] = defaultdict(list)
     handles: dict[str, Any] = {}
@@ -135,15 +137,14 @@ def draw_dev(axes: Axes, runs: list[Run], metric: str, title: str) -> None:
         fontsize=9,
         title_fontsize=9,
     )
-    set_titles(
-        axes, title, "trainer step of the checkpoint (0: warmup)", metric.replace("ndcg", "nDCG").replace("mrr", "MRR")
-    )
+    label = METRICS[metric].label
+    set_titles(axes, f"Dev {label} as training goes on", "trainer step of the checkpoint (0: warmup)", label)
 
 
 def dev_figure(runs: list[Run]) -> Figure:
     figure, (left, right) = new_figure(2, 12, 4.2)
-    draw_dev(left, runs, "mrr@10", "Dev MRR@10 as training goes on")
-    draw_dev(right, runs, "ndcg@10", "Dev nDCG@10 as training goes on")
+    draw_dev(left, runs, "mrr@10")
+    draw_dev(right, runs, "ndcg@10")
     return figure
 
 
@@ -226,7 +227,12 @@ def refresh_figure(runs: list[Run]) -> Figure | None:
                 label = "_again" if arm.name in drawn else plain(arm.name)
                 axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=label)
                 drawn.add(arm.name)
-    set_titles(axes, "Dev nDCG@10 by refresh (grey: the fork's 724 dev queries)", "refresh", "nDCG@10")
+    set_titles(
+        axes,
+        f"Dev {METRICS['ndcg@10'].label} by refresh (grey: the fork's 724 dev queries)",
+        "refresh",
+        METRICS["ndcg@10"].label,
+    )
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
     return figure
 

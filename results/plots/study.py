@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +10,15 @@ import numpy as np
 from results.plots.curves import arm_styles, new_figure, plain, set_titles
 from results.read.study import Study
 from results.stats import seeds_interval
+from utils.declared import STRATEGIES
+from utils.ir.metrics import METRICS
 from utils.ir.rank_buckets import TRIPLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRIC = "mrr@10"
+METRIC = METRICS["mrr@10"]
 
 
 def curves_of(study: Study, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +26,7 @@ def curves_of(study: Study, name: str) -> tuple[np.ndarray, np.ndarray]:
     curves = []
     for run in study.arms[name]:
         curve = {point.step: point.mrr for point in run.arm.dev if point.mrr is not None}
-        curve[run.arm.steps] = run.arm.evaluation.metrics[METRIC]
+        curve[run.arm.steps] = run.arm.evaluation.metrics[METRIC.name]
         curves.append(curve)
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     return np.array(steps), np.array([[curve[step] for step in steps] for curve in curves])
@@ -37,22 +38,22 @@ def draw_curves(axes: Axes, study: Study) -> None:
         steps, values_SX = curves_of(study, name)
         axes.plot(steps, values_SX.mean(0), color=colour, marker=marker, markersize=4, linewidth=1.6, label=plain(name))
         axes.fill_between(steps, values_SX.min(0), values_SX.max(0), color=colour, alpha=0.12, linewidth=0)
-    set_titles(axes, "Dev MRR@10, mean and range over seeds", "trainer step (0: warmup)", "MRR@10")
+    set_titles(axes, f"Dev {METRIC.label}, mean and range over seeds", "trainer step (0: warmup)", METRIC.label)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 def draw_finals(axes: Axes, study: Study) -> None:
     styles = arm_styles(list(study.arms))
-    names = sorted(study.arms, key=lambda name: study.finals(name, METRIC).mean())
+    names = sorted(study.arms, key=lambda name: study.finals(name, METRIC.name).mean())
     for place, name in enumerate(names):
-        values_S, colour = study.finals(name, METRIC), styles[name][0]
+        values_S, colour = study.finals(name, METRIC.name), styles[name][0]
         axes.plot(values_S, np.full(len(values_S), place), ".", color=colour, alpha=0.45, markersize=6)
         interval = seeds_interval(values_S)
         if np.isfinite(interval.low):
             axes.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2)
         axes.plot([interval.mean], [place], styles[name][1], color=colour, markersize=8, markeredgecolor="white")
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
-    set_titles(axes, "Final dev MRR@10, 95% over seeds", "MRR@10", "")
+    set_titles(axes, f"Final dev {METRIC.label}, 95% over seeds", METRIC.label, "")
     axes.xaxis.set_major_formatter("{x:.3f}")
 
 
@@ -67,9 +68,10 @@ def windows_of(study: Study) -> list[tuple[int, int, str]]:
     """(first, last, arm) of the arms whose negatives are one window of ranks, by rank."""
     found = []
     for name, runs in study.arms.items():
-        window = re.fullmatch(r"ranks:(\d+)-(\d+)(?::\d+)?", runs[0].arm.strategy)
+        word, _, _ = runs[0].arm.strategy.partition(":")
+        window = STRATEGIES["ranks"].numbers_in(runs[0].arm.strategy.removeprefix(word)) if word == "ranks" else None
         if window:
-            found.append((int(window[1]), int(window[2]), name))
+            found.append((window["first"], window["last"], name))
     return sorted(found)
 
 
@@ -84,12 +86,12 @@ def sweep_figure(study: Study) -> Figure:
     """Final quality, and the mean gradient of a triple, against the rank of the negatives."""
     windows = windows_of(study)
     centre = np.array([(first + last) / 2 for first, last, _ in windows])
-    values_WS = np.array([study.finals(name, METRIC) for _, _, name in windows])
+    values_WS = np.array([study.finals(name, METRIC.name) for _, _, name in windows])
     gradient_W = [mean_gradient(study, name) for _, _, name in windows]
     figure, (axes,) = new_figure(1, 8.5, 4.4)
-    axes.plot(centre, values_WS.mean(1), color="#0072B2", marker="o", label="final dev MRR@10")
+    axes.plot(centre, values_WS.mean(1), color="#0072B2", marker="o", label=f"final dev {METRIC.label}")
     axes.fill_between(centre, values_WS.min(1), values_WS.max(1), color="#0072B2", alpha=0.15, linewidth=0)
-    set_titles(axes, "Negatives from one window of ranks each", "rank (middle of the window)", "MRR@10")
+    set_titles(axes, "Negatives from one window of ranks each", "rank (middle of the window)", METRIC.label)
     if np.isnan(gradient_W).all():
         return figure
     other = axes.twinx()

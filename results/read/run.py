@@ -13,17 +13,19 @@ from typing import Any
 
 from results.read.seen import other_queries, read_seen
 from results.read_log import TrainingPoint, read_log
+from utils.declared import FORK_STRATEGIES
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.evaluations import read_metrics
 from utils.exchange.layout import DONE
 from utils.exchange.markers import read_done, read_failed
 from utils.exchange.negatives import read_records
+from utils.ir.metrics import METRICS
 from utils.seen import SeenRefresh
 
-HEADINGS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "map@10": "MAP@10", "recall@100": "recall@100"}
-METRICS = tuple(HEADINGS)  # reported
-STRATEGIES = ("top", "top_bottom", "random", "bottom")  # the order arms are shown in; others follow by name
+HEADINGS = {metric.name: metric.label for metric in METRICS.values() if metric.in_report}
+REPORTED = tuple(HEADINGS)
+STRATEGIES = FORK_STRATEGIES  # the order arms are shown in; others follow by name
 COUNTS = {"passages": "passages", "train_queries": "train-query", "dev_queries": "dev-query"}  # ours: manifest's
 TRAINER_DIRECTORY, GENERATOR_DIRECTORY = "checkpoints", "ann_data"
 
@@ -40,7 +42,7 @@ class DevPoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One metrics.json. ``metrics`` has those of METRICS that its lists reach; ``step`` is None for no checkpoint."""
+    """One metrics.json. ``metrics`` has those of REPORTED that its lists reach; ``step`` is None for no checkpoint."""
 
     metrics: dict[str, float]
     model: str
@@ -106,10 +108,10 @@ def read_evaluation(path: Path, remedy: str) -> Evaluation:
     value = read_object(path, remedy, read_metrics)
     metrics = value.get("metrics")
     if not isinstance(metrics, dict):
-        raise UserError(f"{path}: no metrics in it, expected {', '.join(METRICS)}: {remedy}")
+        raise UserError(f"{path}: no metrics in it, expected {', '.join(REPORTED)}: {remedy}")
     step, queries = value.get("step"), value.get("queries")
     return Evaluation(
-        metrics={name: number(metrics[name], path, name) for name in METRICS if name in metrics},
+        metrics={name: number(metrics[name], path, name) for name in REPORTED if name in metrics},
         model=str(value.get("model", "")),
         step=None if step is None else int(number(step, path, "step")),
         queries=None if queries is None else int(number(queries, path, "queries")),
@@ -243,7 +245,7 @@ def what_differs(bm25: Evaluation, warmup: Evaluation, arms: tuple[Arm, ...]) ->
         listed = ", ".join(f"{name} {value}" for name, value in queries.items())
         warnings.append(f"The evaluations are over different numbers of dev queries ({listed}): evaluate again.")
     for name, evaluation in evaluations.items():
-        if missing := [HEADINGS[metric] for metric in METRICS if metric not in evaluation.metrics]:
+        if missing := [HEADINGS[metric] for metric in REPORTED if metric not in evaluation.metrics]:
             warnings.append(f"The lists of {name} were too short for {', '.join(missing)}: evaluate with longer ones.")
     return tuple(warnings)
 

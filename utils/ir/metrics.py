@@ -8,13 +8,77 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from utils.errors import UserError
 
-METRICS = ("ndcg@10", "mrr@10", "map@10", "recall@20", "recall@100", "recall@1000", "hole_rate@10")
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. ``name`` is its key in metrics.json, ``label`` what tables and pictures call it."""
+
+    name: str
+    label: str
+    description: str
+    source: str
+    trec_eval: str = ""  # pytrec_eval's name; "" for what it has not
+    in_report: bool = False  # a column of a report's tables
+
+    @property
+    def cutoff(self) -> int:
+        """The ranks that it looks at."""
+        return int(self.name.partition("@")[2])
+
+
+TREC_EVAL = "trec_eval"
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "ndcg@10",
+            "nDCG@10",
+            "discounted gain of the first 10, gains are grades, over that of the ideal ranking",
+            f"Järvelin and Kekäläinen 2002, as {TREC_EVAL}'s ndcg_cut.10",
+            "ndcg_cut_10",
+            in_report=True,
+        ),
+        Metric(
+            "mrr@10",
+            "MRR@10",
+            "one over the rank of the first relevant passage, 0 where none is among 10",
+            f"MS MARCO's measure (arXiv 1611.09268); {TREC_EVAL}'s recip_rank, cut at 10",
+            "recip_rank",
+            in_report=True,
+        ),
+        Metric(
+            "map@10",
+            "MAP@10",
+            "precision at the relevant passages among the first 10, over all that are relevant",
+            f"{TREC_EVAL}'s map_cut.10",
+            "map_cut_10",
+            in_report=True,
+        ),
+        *(
+            Metric(
+                f"recall@{k}",
+                f"recall@{k}",
+                f"share of the relevant passages that are among the first {k}",
+                f"{TREC_EVAL}'s recall.{k}",
+                f"recall_{k}",
+                in_report=k == 100,
+            )
+            for k in (20, 100, 1000)
+        ),
+        Metric(
+            "hole_rate@10",
+            "hole rate@10",
+            "share of the first 10 that nobody has judged",
+            "ANCE's evaluation notebook (arXiv 2007.00808)",
+        ),
+    )
+}
 QUERIES_PER_BLOCK = 512  # pytrec_eval wants dicts; blocks keep them small
 LARGEST_GRADE = 1000  # either way of 0. TREC's go from -2 to 12; pytrec_eval has a table as long as the largest
 
@@ -26,7 +90,7 @@ def reach(asked: int, passages: int) -> float:
 
 def metrics_to(depth: float) -> tuple[str, ...]:
     """Those of METRICS whose cut-off lists of this depth reach: of shorter lists recall@1000 is something else."""
-    return tuple(name for name in METRICS if int(name.partition("@")[2]) <= depth)
+    return tuple(metric.name for metric in METRICS.values() if metric.cutoff <= depth)
 
 
 def per_query_metrics(
@@ -36,7 +100,7 @@ def per_query_metrics(
 
     ``qrels[query][passage]`` is a relevance (1 and above is relevant, below 0 counts as 0), ``passages_QK`` int64
     holds the ranking of ``queries_Q[i]`` in row i, best first, -1 after the end of a short list. ``depth`` is `reach`
-    of the length that was asked for. A query of ``queries_Q`` without judgements is left out.
+    of the length that was asked for. A query of ``queries_Q`` without judgements is omitted.
     """
     import pytrec_eval
 
@@ -60,13 +124,8 @@ def per_query_metrics(
 
 def renamed(values: Mapping[str, float]) -> dict[str, float]:
     """trec_eval's names to ours; a reciprocal rank below 1/10 is outside the ten."""
-    reciprocal = values["recip_rank"]
-    return {
-        "ndcg@10": values["ndcg_cut_10"],
-        "mrr@10": reciprocal if reciprocal > 1 / 10.5 else 0.0,
-        "map@10": values["map_cut_10"],
-        **{f"recall@{k}": values[f"recall_{k}"] for k in (20, 100, 1000)},
-    }
+    found = {metric.name: values[metric.trec_eval] for metric in METRICS.values() if metric.trec_eval}
+    return found | {"mrr@10": found["mrr@10"] if found["mrr@10"] > 1 / 10.5 else 0.0}
 
 
 def hole_rate(top: list[int], judged: Mapping[int, int]) -> float:
@@ -95,7 +154,7 @@ def mean_metrics(
 
 def metrics_record(
     metrics: Mapping[str, float], queries: int, model: str, step: int | None, seconds: float
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The contents of every metrics.json. ``queries`` is the number of those that the means are over."""
     return {"metrics": dict(metrics), "queries": queries, "model": model, "step": step, "seconds": round(seconds, 3)}
 

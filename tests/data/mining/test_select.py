@@ -23,7 +23,8 @@ from data.mining.select import (
     ranks_of,
     select_negatives,
 )
-from data.mining.strategy import STRATEGIES, parse_strategy
+from data.mining.strategy import parse_strategy
+from utils.declared import FILTERS, FORK_STRATEGIES, STRATEGIES
 from utils.errors import UserError
 
 PASSAGES = 40
@@ -108,7 +109,7 @@ def expected_members(strategy: str, others: list[tuple[int, int, float]], count:
     return [row for i, row in enumerate(others) if i < count or i >= len(others) - count]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", FORK_STRATEGIES)
 @settings(max_examples=60, deadline=None)
 @given(queries=query_lists(), count=st.integers(1, 8), seed=st.integers(0, 2**31), refresh=st.integers(0, 50))
 def test_members_are_those_of_a_plain_loop(
@@ -135,21 +136,28 @@ def test_members_are_those_of_a_plain_loop(
             assert negatives == expected_members(strategy, others, count)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("word", STRATEGIES)
+@settings(max_examples=20, deadline=None)
 @given(queries=query_lists(), count=st.integers(1, 8), data=st.data())
 def test_batching_and_order_of_the_queries_change_nothing(
-    strategy: str, queries: list[Query], count: int, data: st.DataObject
+    word: str, queries: list[Query], count: int, data: st.DataObject
 ) -> None:
     width = max(1, *(len(query.retrieved) for query in queries))
     positives = as_positives(queries)
-    whole = choose(as_candidates(queries, width), positives, strategy, count, 5, 3).lists
+    strategy = STRATEGIES[word].written({"count": count, "first": 1, "last": 8, "reach": 3})
+    by_words = Candidates(
+        np.array([query.offset for query in queries]), *(np.tile(np.arange(6), (len(queries), 1)) for _ in range(2))
+    )
+
+    def chosen(rows: list[Query]) -> NegativeLists:
+        return choose(as_candidates(rows, width), positives, strategy, count, 5, 3, by_words, passages=PASSAGES).lists
+
+    whole = chosen(queries)
     rows: dict[int, object] = {}
     for query in queries:
-        rows |= by_query(choose(as_candidates([query], width), positives, strategy, count, 5, 3).lists)
+        rows |= by_query(chosen([query]))
     assert rows == by_query(whole)
-    shuffled = data.draw(st.permutations(queries))
-    again = choose(as_candidates(shuffled, width), positives, strategy, count, 5, 3).lists
+    again = chosen(data.draw(st.permutations(queries)))
     for name in ("query_Q", "positive_Q", "negative_QN", "rank_QN", "score_QN"):
         assert np.array_equal(getattr(again, name), getattr(whole, name)), name
 
@@ -256,13 +264,13 @@ def test_keys_differ_by_purpose_and_never_repeat_within_a_row() -> None:
 def test_strategies_differ_pairwise() -> None:
     candidates, positives = plain_candidates(50, 30)
     chosen = {}
-    for strategy in STRATEGIES:
+    for strategy in FORK_STRATEGIES:
         lists = choose(candidates, positives, strategy, 4, 1, 0).lists
         chosen[strategy] = {
             query: frozenset(passage for passage, _, _ in row) for query, (_, row) in by_query(lists).items()
         }
-    for i, first in enumerate(STRATEGIES):
-        for second in STRATEGIES[i + 1 :]:
+    for i, first in enumerate(FORK_STRATEGIES):
+        for second in FORK_STRATEGIES[i + 1 :]:
             same = sum(chosen[first][query] == chosen[second][query] for query in range(50))
             assert same == 0, (first, second)
 
@@ -271,7 +279,7 @@ def test_lines_come_in_another_order_each_refresh_whatever_the_strategy() -> Non
     candidates, positives = plain_candidates(200, 5)
     orders = {
         strategy: [choose(candidates, positives, strategy, 2, 1, refresh).lists.query_Q for refresh in (0, 1)]
-        for strategy in STRATEGIES
+        for strategy in FORK_STRATEGIES
     }
     for first, second in orders.values():
         assert np.array_equal(np.sort(first), np.arange(200))
@@ -364,6 +372,11 @@ def plain_members(strategy: str, query: Query, bm25: list[int], count: int) -> t
     return chosen, len(chosen)
 
 
+def test_every_declared_word_is_among_those_below() -> None:
+    kinds = {sampler.kind for text in (*WORDS, *FORK_STRATEGIES) for sampler in parse_strategy(text, 2, TOPK).samplers}
+    assert kinds == {word for word, declared in STRATEGIES.items() if not declared.short_for}
+
+
 @pytest.mark.parametrize("strategy", WORDS)
 @settings(max_examples=40, deadline=None)
 @given(queries=query_lists(), seed=st.integers(0, 1000), data=st.data())
@@ -437,6 +450,19 @@ def test_shortage_policies(queries: list[Query], strategy: str, ratio: float, mi
     assert widened.widened == gained
     if not ratio:
         assert dropped == sum(sum(rank < min_rank for rank in ranks) for ranks in usable.values())
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_is_off_by_default_and_its_example_drops(name: str) -> None:
+    declared = FILTERS[name]
+    assert declared.flag == name and declared.drops and declared.paper
+    assert not declared.range.problem(declared.off) and not declared.range.problem(declared.example)
+    assert getattr(Selection(parse_strategy("top", 5, TOPK)), name) == declared.off
+    candidates, positives = plain_candidates(4, 30)  # the positive was not retrieved
+    off, on = (
+        choose(candidates, positives, "top", 5, 0, 0, **{name: value}) for value in (declared.off, declared.example)
+    )
+    assert not off.dropped and set(on.dropped) == {name} and sum(on.dropped[name].values()) > 0
 
 
 EIGHTHS = st.integers(-400, 400).map(lambda number: number / 8)  # sums of them are exact

@@ -6,16 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.mining.strategy import COUNTED, STRATEGIES, Phase, Sampler, Strategy, parse_strategy
+from data.mining.samplers import BEYOND_CANDIDATES, FROM_CANDIDATES
+from data.mining.strategy import EXAMPLES, Phase, Sampler, Strategy, parse_strategy
+from utils.declared import FORK_STRATEGIES, NEGATIVE_SAMPLE, STRATEGIES
 from utils.errors import UserError
 
 TOPK = 200
+KINDS = [word for word, declared in STRATEGIES.items() if not declared.short_for]
 
 
 @st.composite
 def parts(draw: st.DrawFn) -> tuple[Sampler, ...]:
     found = []
-    for kind in draw(st.lists(st.sampled_from([*COUNTED, "ranks", "around-positive"]), min_size=1, max_size=4)):
+    for kind in draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=4)):
         if kind == "ranks":
             first = draw(st.integers(1, TOPK))
             last = draw(st.integers(first, TOPK))
@@ -91,7 +94,8 @@ def test_short_forms(text: str, printed: str) -> None:
 
 
 def test_the_four_words_keep_their_own_name() -> None:
-    assert [parse_strategy(word, 20, TOPK).word_at(3) for word in STRATEGIES] == list(STRATEGIES)
+    assert set(FORK_STRATEGIES) == {"top", "top_bottom", "bottom", "random"}
+    assert [parse_strategy(word, 20, TOPK).word_at(3) for word in FORK_STRATEGIES] == list(FORK_STRATEGIES)
     assert parse_strategy("0-4=bottom;5-=top", 20, TOPK).word_at(5) == "top:20 (0-4=bottom;5-=top)"
 
 
@@ -100,16 +104,16 @@ def test_the_four_words_keep_their_own_name() -> None:
     [
         ("best", "'best' is not a strategy"),
         ("", "'' is not a strategy"),
-        ("top:", "'' is no number"),
-        ("top:x", "'x' is no number"),
-        ("top:٣", "'٣' is no number"),
-        ("top:0", "0 in 'top:0' is not above 0"),
+        ("top:", "'top:' is not top[:N], such as top or top:10"),
+        ("top:x", "'top:x' is not top[:N]"),
+        ("top:٣", "'top:٣' is not top[:N]"),
+        ("top:0", "N of 'top:0' is 0, expected a whole number, at least 1"),
         ("top:201", "asks for more of the candidates (--topk_training 200) than there are"),
-        ("ranks:5", "no window such as ranks:21-60"),
+        ("ranks:5", "'ranks:5' is not ranks:FIRST-LAST[:N], such as ranks:21-60 or"),
         ("ranks:60-21", "is no window of the candidates"),
         ("ranks:1-201", "is no window of the candidates"),
         ("ranks:1-5:6", "asks for more than its window holds"),
-        ("around-positive:20", "no reach such as"),
+        ("around-positive:20", "is not around-positive:[N]±REACH, such as around-positive:20±40 or"),
         ("top+top:3", "a source is named twice"),
         ("top_bottom+bottom", "a source is named twice"),
         ("1-4=top;5-=bottom", "must follow each other from 0"),
@@ -125,3 +129,49 @@ def test_what_cannot_be_meant_is_refused(text: str, said: str) -> None:
         parse_strategy(text, 20, TOPK)
     message = str(caught.value)
     assert said in message and message.startswith("--negative_strategy ") and "\n" not in message
+
+
+# The declarations
+
+
+@pytest.mark.parametrize("word", STRATEGIES)
+def test_a_declaration_is_whole_and_its_examples_are_in_the_language(word: str) -> None:
+    declared = STRATEGIES[word]
+    assert declared.word == word and declared.takes and declared.paper and declared.examples
+    written = set()
+    for example in declared.examples:
+        numbers = declared.numbers_in(example.removeprefix(word))
+        assert numbers is not None
+        written |= numbers.keys()
+        parsed = parse_strategy(example, 7, TOPK)
+        if not declared.short_for:
+            (sampler,) = parsed.samplers
+            assert {name: getattr(sampler, name) for name in numbers} == numbers
+            omitted = [argument for argument in declared.arguments if argument.name not in numbers]
+            for argument in omitted:
+                assert getattr(sampler, argument.name) == (7 if argument.omitted == NEGATIVE_SAMPLE else 0)
+    assert written == {argument.name for argument in declared.arguments}, "an argument that no example shows"
+    if declared.short_for:
+        assert parse_strategy(word, 7, TOPK).stages == parse_strategy(declared.short_for, 7, TOPK).stages
+
+
+@pytest.mark.parametrize("text", EXAMPLES.split(", "))
+def test_an_example_of_an_error_is_in_the_language(text: str) -> None:
+    assert parse_strategy(text, 20, TOPK)
+
+
+@pytest.mark.parametrize("word", KINDS)
+def test_an_argument_is_within_its_range_or_refused(word: str) -> None:
+    declared = STRATEGIES[word]
+    good = {"count": 3, "first": 1, "last": 8, "reach": 3}
+    assert parse_strategy(declared.written(good), 5, TOPK)
+    for argument in declared.arguments:
+        text = word + declared.form.replace("[", "").replace("]", "").format(**{**good, argument.name: 0})
+        with pytest.raises(UserError) as caught:
+            parse_strategy(text, 5, TOPK)
+        assert f"{argument.shown} of {text!r} is 0, expected a whole number, at least 1" in str(caught.value)
+
+
+def test_every_word_has_its_function() -> None:
+    beyond = {word for word in KINDS if STRATEGIES[word].is_beyond_candidates}
+    assert set(BEYOND_CANDIDATES) == beyond and set(FROM_CANDIDATES) == set(KINDS) - beyond

@@ -97,7 +97,7 @@ def test_against_the_definitions(qrels: Qrels, rankings: Rankings, queries_per_b
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics_module, "QUERIES_PER_BLOCK", queries_per_block)
         found = evaluate(qrels, *as_arrays(rankings))
-    assert tuple(found) == METRICS
+    assert [*found] == [*METRICS]
     assert found == pytest.approx(by_hand(qrels, rankings), abs=1e-9)
 
 
@@ -162,7 +162,7 @@ def test_an_unanswered_query_counts_as_zero() -> None:
         (np.array([1, 2]), np.array([[5], [5]])),
     ):
         found = evaluate(qrels, queries_Q, passages_QK)
-        for name in METRICS[:-1]:
+        for name in [*METRICS][:-1]:
             assert found[name] == whole[name] / 2
     assert evaluate(qrels, np.zeros(0, np.int64), np.zeros((0, 10), np.int64)) == dict.fromkeys(METRICS, 0.0)
 
@@ -171,6 +171,14 @@ def test_a_query_without_qrels_is_left_out() -> None:
     queries_Q, passages_QK = np.array([1, 99]), np.array([[5, 6], [5, 6]])
     assert evaluate({1: {6: 1}}, queries_Q, passages_QK) == evaluate({1: {6: 1}}, queries_Q[:1], passages_QK[:1])
     assert list(per_query_metrics({1: {6: 1}}, queries_Q, passages_QK)) == [1]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_declaration_is_whole(name: str) -> None:
+    metric = METRICS[name]
+    assert metric.name == name and metric.description and metric.source
+    assert metric.label.replace(" ", "_").lower() == name and metric.cutoff == int(name.split("@")[1])
+    assert str(metric.cutoff) in metric.description
 
 
 def test_no_qrels_at_all() -> None:
