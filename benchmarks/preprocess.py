@@ -12,8 +12,10 @@ import numpy as np
 
 from benchmarks import common
 from data.docstrings import installed_sources, read_all
-from data.msmarco_data import PreprocessFlags, output_files, preprocess
+from data.msmarco_data import PreprocessSettings, preprocess
 from data.sources.msmarco import find_collection
+from data.tokens.collection import PASSAGES
+from data.tokens.token_cache import cache_files
 from data.tokens.tokenizer import load_tokenizer
 from data.wordpiece import save_tokenizer, train_tokenizer
 from utils.system import core_count
@@ -67,14 +69,7 @@ def main() -> None:
         texts = write_collection(raw, flags.passages, np.random.default_rng(4))
         save_tokenizer(train_tokenizer(lambda: iter(texts[:20_000]), VOCABULARY), model)
         tokenizer = load_tokenizer(model)
-        words = {
-            "data_dir": str(raw),
-            "out_data_dir": str(out),
-            "model_type": "static",
-            "model_name_or_path": str(model),
-        }
-        lengths = {"max_seq_length": MAX_SEQ_LENGTH, "max_query_length": MAX_QUERY_LENGTH}
-        settings = PreprocessFlags(**words, **lengths, data_type=1)  # type: ignore[arg-type]
+        settings = PreprocessSettings(str(model), MAX_SEQ_LENGTH, MAX_QUERY_LENGTH)
 
         def ours() -> None:
             shutil.rmtree(out, ignore_errors=True)
@@ -94,7 +89,7 @@ def main() -> None:
         works = {"ours": ours, "raw_tokenizers": library_alone, "line_at_a_time": line_at_a_time}
         seconds = common.side_by_side(works, flags.repeats, device)
         ours()
-        cache_bytes = sum((out / name).stat().st_size for name in output_files() if name.startswith("passages"))
+        cache_bytes = sum((out / name).stat().st_size for name in cache_files(PASSAGES))
         tokens = np.load(out / "passages.offsets.npy")[-1]
     counts = {name: min(ALONE, len(texts)) if name == "line_at_a_time" else len(texts) for name in seconds}
     rates = {name: counts[name] / taken for name, taken in seconds.items()}

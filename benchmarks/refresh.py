@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from data.msmarco_data import PreprocessFlags, preprocess
+from data.msmarco_data import PreprocessSettings, preprocess
 from data.sources.msmarco import find_collection
 from data.tokens.tokenizer import load_tokenizer
 from model.encoders.static import StaticEncoder
@@ -49,15 +49,7 @@ def prepare(directory: Path, passages: int, queries: int, tokenizer: Path) -> Pa
     """A preprocessed collection of so many passages."""
     raw, out = directory / f"raw-{passages}", directory / f"preprocessed-{passages}"
     write_raw(raw, passages, queries, np.random.default_rng(passages))
-    settings = PreprocessFlags(
-        data_dir=str(raw),
-        out_data_dir=str(out),
-        model_type="static",
-        model_name_or_path=str(tokenizer),
-        max_seq_length=PASSAGE_TOKENS,
-        max_query_length=QUERY_TOKENS,
-        data_type=1,
-    )
+    settings = PreprocessSettings(str(tokenizer), PASSAGE_TOKENS, QUERY_TOKENS)
     preprocess(find_collection(raw, 1), load_tokenizer(tokenizer), out, settings)
     return out
 

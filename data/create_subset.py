@@ -2,10 +2,10 @@
 
     python -m data.create_subset --data_dir RAW --out_data_dir RAW10 --data_type 1 --fraction 0.1 --seed 42
 
-Kept are a fraction of the judged train queries with every passage judged for them, the dev queries, dev qrels and
-their passages whole, and a fraction of all other passages. Whether an id is kept depends on the seed and the id alone,
-not on the order of a file, and what a fraction keeps, a larger one keeps too. The passages are streamed: what is held
-is the qrels, and eight bytes per passage to find a repeated id.
+Kept are a fraction of the judged train queries with every passage judged for them, the queries, qrels and judged
+passages of every other split whole, and a fraction of all other passages. Whether an id is kept depends on the seed and
+the id alone, not on the order of a file, and what a fraction keeps, a larger one keeps too. The passages are streamed:
+what is held is the qrels, and eight bytes per passage to find a repeated id.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
-from data.sources.msmarco import RAW_NAMES, SPLITS, RawCollection, Split, find_collection, read_records
+from data.sources.base import source_files
+from data.sources.msmarco import MsMarco, find_collection, read_records
 from data.sources.qrels import Judgements, check_known, read_judgements
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
@@ -43,6 +44,15 @@ class SubsetFlags(SeedFlags, ProgramFlags):
     allow_missing: bool = flag(False, "go on where over one in a hundred qrels names an unknown query or passage")
 
 
+@dataclass(frozen=True)
+class SubsetSettings:
+    """Which share is kept, by which seed, and whether many qrels may name what is not there."""
+
+    fraction: float
+    seed: int
+    allow_missing: bool = False
+
+
 def is_kept(kind: str, text_id: str, seed: int, fraction: float) -> bool:
     """Whether a seeded hash of the id, uniform in [0, 1), is below ``fraction``."""
     key = f"{kind} {seed}".encode()
@@ -66,48 +76,48 @@ def open_new(path: Path) -> TextIO:
     return path.open("w", encoding="utf-8", newline="\n", buffering=1 << 20)
 
 
-def write_split(raw: RawCollection, split: Split, staged: Path, flags: SubsetFlags) -> SplitSubset:
-    """Write the queries and qrels of a split: dev whole, of train the chosen queries that are judged.
+def write_split(raw: MsMarco, split: str, staged: Path, settings: SubsetSettings) -> SplitSubset:
+    """Write the queries and qrels of a split: of train the chosen queries that are judged, every other whole.
 
     UserError where over 1% of the qrels name an unknown query, or no query is left.
     """
-    judgements, _ = read_judgements(raw.qrels[split])
+    files, names, is_whole = raw.split_files[split], raw.names.splits[split], split != "train"
+    judgements, _ = read_judgements(raw.qrels(split))
     judged = {query_id for query_id, _ in judgements}
     unseen, written, total = set(judged), set(), 0
-    names = RAW_NAMES[raw.data_type]
-    with open_new(staged / names.queries[split]) as file:
-        for query_id, text in read_records(raw.queries[split], 2):
+    with open_new(staged / names.queries) as file:
+        for query_id, text in read_records(files.queries, 2):
             total += 1
             unseen.discard(query_id)
-            if split == "dev" or (query_id in judged and is_kept("query", query_id, flags.seed, flags.fraction)):
+            if is_whole or (query_id in judged and is_kept("query", query_id, settings.seed, settings.fraction)):
                 written.add(query_id)
                 file.write(f"{query_id}\t{text}\n")
-    check_all_known(raw.qrels[split], judgements, "query", [q for q, _ in judgements if q in unseen], flags)
-    kept = {pair: relevance for pair, relevance in judgements.items() if split == "dev" or pair[0] in written}
-    with open_new(staged / names.qrels[split]) as file:
+    check_all_known(files.qrels, judgements, "query", [q for q, _ in judgements if q in unseen], settings)
+    kept = {pair: relevance for pair, relevance in judgements.items() if is_whole or pair[0] in written}
+    with open_new(staged / names.qrels) as file:
         file.writelines(f"{query}\t0\t{passage}\t{relevance}\n" for (query, passage), relevance in kept.items())
     if not kept:
         raise UserError(
-            f"{raw.queries[split]}: no judged query is among the {flags.fraction:g} kept of {len(judged)}; "
+            f"{files.queries}: no judged query is among the {settings.fraction:g} kept of {len(judged)}; "
             "raise --fraction, or take another --seed"
         )
     counts = {
-        names.queries[split]: kept_and_dropped(len(written), total),
-        names.qrels[split]: kept_and_dropped(len(kept), len(judgements)),
+        names.queries: kept_and_dropped(len(written), total),
+        names.qrels: kept_and_dropped(len(kept), len(judgements)),
     }
     return SplitSubset(kept, counts)
 
 
-def write_passages(raw: RawCollection, staged: Path, judged: set[str], flags: SubsetFlags) -> tuple[dict, set[str]]:
+def write_passages(raw: MsMarco, staged: Path, judged: set[str], settings: SubsetSettings) -> tuple[dict, set[str]]:
     """Copy the passages in ``judged`` and a fraction of the others; the counts, and those of ``judged`` not found."""
-    names = RAW_NAMES[raw.data_type]
+    names = raw.names
     missing, total, kept = set(judged), 0, 0
-    progress = Progress(estimate_lines(raw.passages), "passages")
+    progress = Progress(estimate_lines(raw.passages_file), "passages")
     with open_new(staged / names.passages) as file:
-        for total, record in enumerate(read_records(raw.passages, names.columns, check_repeats=False), 1):
+        for total, record in enumerate(read_records(raw.passages_file, names.columns, check_repeats=False), 1):
             if record[0] in judged:
                 missing.discard(record[0])
-            if record[0] in judged or is_kept("passage", record[0], flags.seed, flags.fraction):
+            if record[0] in judged or is_kept("passage", record[0], settings.seed, settings.fraction):
                 kept += 1
                 file.write("\t".join(record) + "\n")
             if total % PROGRESS_EVERY == 0:
@@ -116,29 +126,30 @@ def write_passages(raw: RawCollection, staged: Path, judged: set[str], flags: Su
     return {names.passages: kept_and_dropped(kept, total)}, missing
 
 
-def check_all_known(path: Path, judgements: Judgements, kind: str, unknown: list[str], flags: SubsetFlags) -> None:
+def check_all_known(
+    path: Path, judgements: Judgements, kind: str, unknown: list[str], settings: SubsetSettings
+) -> None:
     """UserError where over 1% of the judgements name an unknown query or passage; say so where fewer do."""
-    if told := check_known(path, len(judgements), {kind: unknown}, flags.allow_missing):
+    if told := check_known(path, len(judgements), {kind: unknown}, settings.allow_missing):
         say(told)
 
 
-def create_subset(raw: RawCollection, out_dir: Path, flags: SubsetFlags) -> dict[str, Any]:
+def create_subset(raw: MsMarco, out_dir: Path, settings: SubsetSettings) -> dict[str, Any]:
     """Write the subset whole or not at all; the account of it that goes into subset.json."""
     with staged_directory(out_dir) as staged:
-        splits = {split: write_split(raw, split, staged, flags) for split in SPLITS}
+        splits = {split: write_split(raw, split, staged, settings) for split in raw.split_files}
         judged = {passage_id for subset in splits.values() for _, passage_id in subset.kept}
-        files, missing = write_passages(raw, staged, judged, flags)
+        files, missing = write_passages(raw, staged, judged, settings)
         for split, subset in splits.items():
             unknown = [passage_id for _, passage_id in subset.kept if passage_id in missing]
-            check_all_known(raw.qrels[split], subset.kept, "passage", unknown, flags)
+            check_all_known(raw.split_files[split].qrels, subset.kept, "passage", unknown, settings)
             files |= subset.counts
-        left = [
-            name for name in NOT_CARRIED_OVER if any((raw.passages.parent / n).exists() for n in (name, f"{name}.gz"))
-        ]
+        beside = {path.name for path in raw.passages_file.parent.iterdir()}
+        left = [name for name in NOT_CARRIED_OVER if {name, f"{name}.gz"} & beside]
         record = {
-            "fraction": flags.fraction,
-            "seed": flags.seed,
-            "data_type": flags.data_type,
+            "fraction": settings.fraction,
+            "seed": settings.seed,
+            "data_type": raw.data_type,
             "files": files,
             "judged_passages": {"kept": len(judged) - len(missing), "not in the collection": len(missing)},
             "not_carried_over": left,
@@ -148,9 +159,9 @@ def create_subset(raw: RawCollection, out_dir: Path, flags: SubsetFlags) -> dict
     return record
 
 
-def check_out_dir(raw: RawCollection, out_dir: Path) -> None:
+def check_out_dir(raw: MsMarco, out_dir: Path) -> None:
     """UserError where the subset would overwrite a collection, its own source above all, or cannot be written."""
-    names = RAW_NAMES[raw.data_type]
+    names = raw.names
     taken = [name for name in (RECORD, names.passages, f"{names.passages}.gz") if (out_dir / name).exists()]
     if taken:
         raise UserError(f"{out_dir} already holds {taken[0]}; remove it or choose another directory")
@@ -161,18 +172,19 @@ def main() -> None:
     """Parse, preflight, copy, and say what was kept."""
     flags = parse_flags(SubsetFlags, "create_subset")
     raw, out_dir = find_collection(Path(flags.data_dir), flags.data_type), Path(flags.out_data_dir)
+    settings = SubsetSettings(flags.fraction, flags.seed, flags.allow_missing)
     check_out_dir(raw, out_dir)
     if flags.dry_run:
-        for split in SPLITS:
-            read_judgements(raw.qrels[split])
-        sys.stdout.write(flags_json(flags, files=[str(path) for path in raw.files()]) + "\n")
+        for split in raw.split_files:
+            read_judgements(raw.qrels(split))
+        sys.stdout.write(flags_json(flags, files=[str(path) for path in source_files(raw)]) + "\n")
         return
-    record = create_subset(raw, out_dir, flags)
+    record = create_subset(raw, out_dir, settings)
     for name, counts in record["files"].items():
         say(f"{name}: kept {counts['kept']:,}, dropped {counts['dropped']:,}")
     for name in record["not_carried_over"]:
         say(f"{name}: not carried over, since it names passages that were dropped")
-    say(f"wrote {out_dir}, fraction {flags.fraction:g}, seed {flags.seed}")
+    say(f"wrote {out_dir}, fraction {settings.fraction:g}, seed {settings.seed}")
 
 
 if __name__ == "__main__":

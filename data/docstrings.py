@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from data.sources.atomic_dir import UNFINISHED, check_can_write, publish, staged_directory
+from data.sources.msmarco import PASSAGES, RAW_NAMES
 from utils.errors import UserError, run_program
 from utils.flag_values import MOST_WORKERS, flag
 from utils.flags import ProgramFlags, flags_json, parse_flags
@@ -195,11 +196,12 @@ def collection_lines(pairs: list[Pair], dev_queries: int) -> dict[str, list[str]
     in a source file are not neighbours here, and the n-th query is not the n-th passage's."""
     passage_ids = {text: n for n, text in enumerate(sorted((p.passage for p in pairs), key=text_hash))}
     by_query = sorted(pairs, key=lambda pair: text_hash(pair.query))
-    lines = {"collection.tsv": [f"{n}\t{text}\n" for text, n in passage_ids.items()]}
-    for split, start, end in (("dev.small", 0, dev_queries), ("train", dev_queries, len(pairs))):
+    names = RAW_NAMES[PASSAGES]
+    lines = {names.passages: [f"{n}\t{text}\n" for text, n in passage_ids.items()]}
+    for split, start, end in (("dev", 0, dev_queries), ("train", dev_queries, len(pairs))):
         numbered = [(FIRST_QUERY_ID + n, by_query[n]) for n in range(start, end)]
-        lines[f"queries.{split}.tsv"] = [f"{query_id}\t{pair.query}\n" for query_id, pair in numbered]
-        lines[f"qrels.{split}.tsv"] = [
+        lines[names.splits[split].queries] = [f"{query_id}\t{pair.query}\n" for query_id, pair in numbered]
+        lines[names.splits[split].qrels] = [
             f"{query_id}\t0\t{passage_ids[pair.passage]}\t1\n" for query_id, pair in numbered
         ]
     return lines

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
-from data.sources.msmarco import find_raw, read_passages, read_queries
+from data.sources.base import encoded_text
+from data.sources.msmarco import PASSAGES, RAW_NAMES, find_raw, read_passages, read_queries
 from utils.errors import UserError, run_program
 from utils.flag_values import flag
 from utils.flags import ProgramFlags, flags_json, parse_flags
@@ -50,9 +51,15 @@ class WordPieceFlags(ProgramFlags):
 
 def collection_texts(data_dir: Path, max_doc_character: int) -> Iterator[str]:
     """Every passage, then every train query."""
-    passages = read_passages(find_raw(data_dir, "collection.tsv"), 1, max_doc_character)
-    queries = read_queries(find_raw(data_dir, "queries.train.tsv"))
-    return (text for _, text in chain(passages, queries))
+    passages_file, queries_file = raw_files(data_dir)
+    passages = (encoded_text(passage, max_doc_character) for passage in read_passages(passages_file, PASSAGES))
+    return chain(passages, (text for _, text in read_queries(queries_file)))
+
+
+def raw_files(data_dir: Path) -> tuple[Path, Path]:
+    """The passages and the train queries of MS MARCO. UserError where they are not there."""
+    names = RAW_NAMES[PASSAGES]
+    return find_raw(data_dir, names.passages), find_raw(data_dir, names.splits["train"].queries)
 
 
 def untrained(vocabulary: dict[str, int] | None = None) -> Tokenizer:
@@ -137,8 +144,8 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 def check_inputs(data_dir: Path, out_dir: Path) -> None:
     """UserError for raw files that are missing or empty, begin with a header or end wrongly, and a taken directory."""
-    check_ends(find_raw(data_dir, "collection.tsv"))
-    check_ends(find_raw(data_dir, "queries.train.tsv"))
+    for path in raw_files(data_dir):
+        check_ends(path)
     for name in (TOKENIZER_FILE, "vocab.txt", "vocab.json"):
         if (out_dir / name).exists():
             raise UserError(f"{out_dir} already holds a tokenizer ({name}); remove it or choose another directory")

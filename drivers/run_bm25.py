@@ -29,7 +29,8 @@ from data.mining.candidates import Candidates, write_candidates
 from data.mining.negative_lists import write_negative_lists
 from data.mining.select import Selected, Selection, describe_selection, make_selection, select_negatives
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
-from data.sources.msmarco import RawCollection, Split, find_collection, read_passages, read_queries
+from data.sources.base import Source, encoded_texts
+from data.sources.registry import open_source
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.verify import check_inputs
 from utils.errors import UserError, run_program
@@ -82,11 +83,11 @@ class Bm25Flags(ProgramFlags, SelectionFlags, KeepFlags):
     DEFAULTS: ClassVar[dict[str, Any]] = {"topk_training": 200, "negative_sample": 20, "negative_strategy": "random"}
 
 
-def open_inputs(flags: Bm25Flags) -> tuple[RawCollection, Preprocessed, Selection]:
+def open_inputs(flags: Bm25Flags) -> tuple[Source, Preprocessed, Selection]:
     """Both directories, checked as far as is cheap, and the output directory with them."""
     preprocessed = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
     check_inputs(preprocessed)
-    raw = find_collection(Path(flags.raw_data_dir), preprocessed.manifest["data_type"])
+    source = open_source(preprocessed.manifest["data_type"], Path(flags.raw_data_dir))
     selection = make_selection(str(flags.negative_strategy), flags, len(preprocessed.passages))
     if selection.strategy.needs_bm25:
         raise UserError(
@@ -98,12 +99,12 @@ def open_inputs(flags: Bm25Flags) -> tuple[RawCollection, Preprocessed, Selectio
     if record.exists():
         raise UserError(f"{record} exists, {flags.output_dir} is complete; remove it or choose another directory")
     check_can_write(Path(flags.output_dir))
-    return raw, preprocessed, selection
+    return source, preprocessed, selection
 
 
-def passage_texts(raw: RawCollection, preprocessed: Preprocessed) -> Iterator[str]:
+def passage_texts(source: Source, preprocessed: Preprocessed) -> Iterator[str]:
     """The passages in collection order. UserError at the first that is another in ``preprocessed``."""
-    passages = read_passages(raw.passages, raw.data_type, preprocessed.manifest["max_doc_character"])
+    passages = encoded_texts(source, preprocessed.manifest["max_doc_character"])
     progress = Progress(len(preprocessed.passages), "passages read")
     both = zip_longest(passages, preprocessed.passages.original_ids())
     for offset, (passage, expected_id) in enumerate(both):
@@ -111,36 +112,36 @@ def passage_texts(raw: RawCollection, preprocessed: Preprocessed) -> Iterator[st
         if found_id != expected_id:
             found, expected = (repr(an_id) if an_id is not None else "the end" for an_id in (found_id, expected_id))
             raise UserError(
-                f"passage {offset}: {raw.passages} has {found}, {preprocessed.directory} has {expected}: they are "
-                "different collections; give the raw directory it was made from, or preprocess this one"
+                f"passage {offset}: {source.passages_file} has {found}, {preprocessed.directory} has {expected}: they "
+                "are different collections; give the raw directory it was made from, or preprocess this one"
             )
         progress.advance()
         yield text
     progress.close()
 
 
-def query_texts(raw: RawCollection, preprocessed: Preprocessed, split: Split) -> list[str]:
+def query_texts(source: Source, preprocessed: Preprocessed, split: str) -> list[str]:
     """The texts of the preprocessed queries, by offset. UserError where the raw file lacks one."""
     ids = preprocessed.queries(split).original_ids()
     wanted = set(ids)
-    texts = {query_id: text for query_id, text in read_queries(raw.queries[split]) if query_id in wanted}
+    texts = {query_id: text for query_id, text in source.queries(split) if query_id in wanted}
     missing = next((query_id for query_id in ids if query_id not in texts), None)
     if missing is not None:
         raise UserError(
-            f"{raw.queries[split]} has no query {missing}, {preprocessed.directory} has: they are different "
-            "collections; give the raw directory it was made from, or preprocess this one"
+            f"{source.split_files[split].queries} has no query {missing}, {preprocessed.directory} has: they are "
+            "different collections; give the raw directory it was made from, or preprocess this one"
         )
     return [texts[query_id] for query_id in ids]
 
 
 def run_dev(
-    flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, index: BM25, staged: Path
+    flags: Bm25Flags, source: Source, preprocessed: Preprocessed, index: BM25, staged: Path
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Search the dev queries and write their run into ``staged``.
 
     The metrics over all judged queries, as deep as --topk_dev; and those that `commit_record` needs, at least at 10.
     """
-    words, passages = words_of(query_texts(raw, preprocessed, "dev")), len(preprocessed.passages)
+    words, passages = words_of(query_texts(source, preprocessed, "dev")), len(preprocessed.passages)
     searched = max(flags.topk_dev, DEPTH_OF_RECORD)
     scores_QK, rows_QK = search(
         index, words, min(searched, passages), flags.workers or core_count(), staged / SCRATCH, "dev queries searched"
@@ -155,7 +156,7 @@ def run_dev(
 
 def train_negatives(
     flags: Bm25Flags,
-    raw: RawCollection,
+    source: Source,
     preprocessed: Preprocessed,
     selection: Selection,
     index: BM25,
@@ -164,7 +165,7 @@ def train_negatives(
     """Candidates and negatives of every train query with a positive; the others are not searched."""
     qrels = preprocessed.qrels("train")
     query_Q = qrels.queries_with_positive()
-    texts = query_texts(raw, preprocessed, "train")
+    texts = query_texts(source, preprocessed, "train")
     say(f"train: {len(texts):,} queries, {len(query_Q):,} with a positive, {len(texts) - len(query_Q):,} left out")
     words = words_of(texts[query] for query in query_Q.tolist())
     scores_QK, rows_QK = search(
@@ -196,15 +197,15 @@ def commit_record(
     }
 
 
-def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, selection: Selection) -> None:
+def run(flags: Bm25Flags, source: Source, preprocessed: Preprocessed, selection: Selection) -> None:
     started, run_id, out = time.monotonic(), secrets.token_hex(6), Path(flags.output_dir)
     for line in header("run_bm25", run_id, flags_json(flags), ["cpu"]):
         say(line)
     with staged_directory(out) as staged:
-        index = build_index(passage_texts(raw, preprocessed), flags.k1, flags.b)
-        metrics, metrics_at_10 = run_dev(flags, raw, preprocessed, index, staged)
+        index = build_index(passage_texts(source, preprocessed), flags.k1, flags.b)
+        metrics, metrics_at_10 = run_dev(flags, source, preprocessed, index, staged)
         say(f"dev {format_metrics(metrics)}")
-        candidates, selected = train_negatives(flags, raw, preprocessed, selection, index, staged)
+        candidates, selected = train_negatives(flags, source, preprocessed, selection, index, staged)
         say(describe_selection(selected, selection.strategy, flags.topk_training, 0, 0))
         lists = selected.lists.with_negatives()
         dev_queries = len(preprocessed.qrels("dev").as_dict())
@@ -225,11 +226,11 @@ def run(flags: Bm25Flags, raw: RawCollection, preprocessed: Preprocessed, select
 
 def main() -> None:
     flags = parse_flags(Bm25Flags, "run_bm25")
-    raw, preprocessed, selection = open_inputs(flags)
+    source, preprocessed, selection = open_inputs(flags)
     if flags.dry_run:
         sys.stdout.write(flags_json(flags) + "\n")
         return
-    run(flags, raw, preprocessed, selection)
+    run(flags, source, preprocessed, selection)
 
 
 if __name__ == "__main__":

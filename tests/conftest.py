@@ -118,19 +118,11 @@ def tiny_tokenizer(shared_collection: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def tiny_preprocessed(shared_collection: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny collection preprocessed with the tiny tokenizer at 32 and 16 tokens."""
-    from data.msmarco_data import PreprocessFlags, preprocess
+    from data.msmarco_data import PreprocessSettings, preprocess
     from data.sources.msmarco import find_collection
     from data.tokens.tokenizer import load_tokenizer
 
     directory = tmp_path_factory.mktemp("preprocessed")
-    flags = PreprocessFlags(
-        data_dir=str(shared_collection),
-        out_data_dir=str(directory),
-        data_type=1,
-        model_type="static",
-        model_name_or_path=str(tiny_tokenizer),
-        max_seq_length=TINY_MAX_SEQ_LENGTH,
-        max_query_length=TINY_MAX_QUERY_LENGTH,
-    )
-    preprocess(find_collection(shared_collection, 1), load_tokenizer(tiny_tokenizer), directory, flags)
+    settings = PreprocessSettings(str(tiny_tokenizer), TINY_MAX_SEQ_LENGTH, TINY_MAX_QUERY_LENGTH)
+    preprocess(find_collection(shared_collection, 1), load_tokenizer(tiny_tokenizer), directory, settings)
     return directory

@@ -1,7 +1,7 @@
-"""MS MARCO's raw files as they come: TSV or gzipped TSV, read line by line, with every fault named by file and line.
+"""MS MARCO's passages and documents: TSV or gzipped TSV, read line by line, with every fault named by file and line.
 
-Nothing is held but the line at hand (utils/text_files.py reads them) and eight bytes per id, by which a repeated id is
-found.
+`find_collection` finds the files of either kind, as a `data.sources.base.Source`. Nothing is held but the line at hand
+(utils/text_files.py reads them) and eight bytes per id, by which a repeated id is found.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from data.sources.base import Passage, SplitFiles, clean_text, source_files
 from utils.errors import UserError
 from utils.ir.metrics import LARGEST_GRADE
 from utils.text_files import check_ends, columns_of, numbered_lines
 
-Split = Literal["train", "dev"]
-SPLITS: tuple[Split, ...] = ("train", "dev")
 DOCUMENTS, PASSAGES = 0, 1  # --data_type, as ANCE numbers them
-DOCUMENT_SEPARATOR = "<sep>"  # between url, title and body, as in ANCE's data/msmarco_data.py
 IDS_PER_CHECK = 65_536
 GRADE = re.compile("[+-]?[0-9]{1,20}")  # int() reads digits of other scripts and underscores as well
+
+
+@dataclass(frozen=True)
+class SplitNames:
+    queries: str
+    qrels: str
 
 
 @dataclass(frozen=True)
@@ -32,37 +35,49 @@ class RawNames:
 
     passages: str
     columns: int
-    queries: dict[Split, str]
-    qrels: dict[Split, str]
+    splits: dict[str, SplitNames]
 
 
 RAW_NAMES = {
     DOCUMENTS: RawNames(
         "msmarco-docs.tsv",
         4,
-        {"train": "msmarco-doctrain-queries.tsv", "dev": "msmarco-docdev-queries.tsv"},
-        {"train": "msmarco-doctrain-qrels.tsv", "dev": "msmarco-docdev-qrels.tsv"},
+        {
+            "train": SplitNames("msmarco-doctrain-queries.tsv", "msmarco-doctrain-qrels.tsv"),
+            "dev": SplitNames("msmarco-docdev-queries.tsv", "msmarco-docdev-qrels.tsv"),
+        },
     ),
     PASSAGES: RawNames(
         "collection.tsv",
         2,
-        {"train": "queries.train.tsv", "dev": "queries.dev.small.tsv"},
-        {"train": "qrels.train.tsv", "dev": "qrels.dev.small.tsv"},
+        {
+            "train": SplitNames("queries.train.tsv", "qrels.train.tsv"),
+            "dev": SplitNames("queries.dev.small.tsv", "qrels.dev.small.tsv"),
+        },
     ),
 }
 
 
 @dataclass(frozen=True)
-class RawCollection:
-    """The files of a raw directory, found under their plain or gzipped names."""
+class MsMarco:
+    """The files of a raw directory, found under their plain or gzipped names, as a `Source`."""
 
     data_type: int
-    passages: Path
-    queries: dict[Split, Path]
-    qrels: dict[Split, Path]
+    passages_file: Path
+    split_files: dict[str, SplitFiles]
 
-    def files(self) -> list[Path]:
-        return [self.passages, *self.queries.values(), *self.qrels.values()]
+    @property
+    def names(self) -> RawNames:
+        return RAW_NAMES[self.data_type]
+
+    def passages(self) -> Iterator[Passage]:
+        return read_passages(self.passages_file, self.data_type)
+
+    def queries(self, split: str) -> Iterator[tuple[str, str]]:
+        return read_queries(self.split_files[split].queries)
+
+    def qrels(self, split: str) -> Iterator[tuple[str, str, int]]:
+        return read_qrels(self.split_files[split].qrels)
 
 
 def find_raw(directory: Path, *names: str) -> Path:
@@ -84,7 +99,7 @@ def _plain_or_gzipped(directory: Path, name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def find_collection(directory: Path, data_type: int) -> RawCollection:
+def find_collection(directory: Path, data_type: int) -> MsMarco:
     """All raw files of a collection.
 
     UserError where one is missing or empty, begins with a header or ends without a line end, or ``data_type`` is the
@@ -95,13 +110,11 @@ def find_collection(directory: Path, data_type: int) -> RawCollection:
         raise UserError(
             f"{directory} has {other.passages} and no {names.passages}; did you mean --data_type {1 - data_type}?"
         )
-    collection = RawCollection(
-        data_type,
-        find_raw(directory, names.passages),
-        {split: find_raw(directory, names.queries[split]) for split in SPLITS},
-        {split: find_raw(directory, names.qrels[split]) for split in SPLITS},
-    )
-    for path in collection.files():
+    passages = find_raw(directory, names.passages)
+    queries = {split: find_raw(directory, of_split.queries) for split, of_split in names.splits.items()}
+    qrels = {split: find_raw(directory, of_split.qrels) for split, of_split in names.splits.items()}
+    collection = MsMarco(data_type, passages, {split: SplitFiles(queries[split], qrels[split]) for split in queries})
+    for path in source_files(collection):
         check_ends(path)
     return collection
 
@@ -173,19 +186,14 @@ def read_records(path: Path, columns: int, check_repeats: bool = True) -> Iterat
     check_ids()
 
 
-def clean_text(text: str) -> str:
-    """A text as it is given to the tokenizer, but for its length: ANCE's ``rstrip``."""
-    return text.rstrip()
-
-
-def read_passages(path: Path, data_type: int, max_doc_character: int) -> Iterator[tuple[str, str]]:
-    """(passage_id, text) of a collection, the text cut at ``max_doc_character`` characters.
-
-    A document (``data_type`` 0) is its url, title and body joined by ``<sep>``, as in ANCE's data/msmarco_data.py
-    (FirstP). Raises UserError as `read_records` does.
-    """
+def read_passages(path: Path, data_type: int) -> Iterator[Passage]:
+    """Passages (pid, text) or documents (D-id, url, title, body). Raises UserError as `read_records` does."""
     for record in read_records(path, RAW_NAMES[data_type].columns):
-        yield record[0], DOCUMENT_SEPARATOR.join(map(clean_text, record[1:]))[:max_doc_character]
+        if data_type == DOCUMENTS:
+            passage_id, url, title, body = record
+            yield Passage(passage_id, body, title, url)
+        else:
+            yield Passage(*record)
 
 
 def read_queries(path: Path) -> Iterator[tuple[str, str]]:

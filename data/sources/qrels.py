@@ -5,12 +5,13 @@ Judged queries and the qrels are what preprocessing holds in memory: megabytes, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data.sources.msmarco import RawCollection, Split, read_qrels, read_queries
+from data.sources.base import Source
 from utils.errors import UserError
 from utils.run_log import say
 
@@ -19,11 +20,11 @@ MOST_UNKNOWN = 0.01  # of the qrels' lines; more means that the files do not bel
 Judgements = dict[tuple[str, str], int]  # (query_id, passage_id) -> relevance
 
 
-def query_name(split: Split) -> str:
+def query_name(split: str) -> str:
     return f"{split}-query"
 
 
-def qrel_name(split: Split) -> str:
+def qrel_name(split: str) -> str:
     return f"{split}-qrel"
 
 
@@ -59,27 +60,27 @@ def sorted_qrels(rows_R3: np.ndarray) -> Qrels:
     return Qrels(*np.ascontiguousarray(rows_R3.T))
 
 
-def read_judgements(path: Path) -> tuple[Judgements, int]:
-    """The judgements of a qrels file, and how many lines repeat another."""
+def read_judgements(qrels: Iterable[tuple[str, str, int]]) -> tuple[Judgements, int]:
+    """The judgements of a split's (query_id, passage_id, grade), and how many lines repeat another."""
     judgements: Judgements = {}
     lines = 0
-    for query_id, passage_id, relevance in read_qrels(path):
+    for query_id, passage_id, relevance in qrels:
         judgements[query_id, passage_id] = relevance
         lines += 1
     return judgements, lines - len(judgements)
 
 
-def read_judged_queries(path: Path, judgements: Judgements) -> tuple[dict[str, str], int]:
+def judged_queries(queries: Iterable[tuple[str, str]], judgements: Judgements) -> tuple[dict[str, str], int]:
     """{query_id: text} of the queries that are judged, in file order, and how many are not."""
     judged = {query_id for query_id, _ in judgements}
-    queries: dict[str, str] = {}
+    found: dict[str, str] = {}
     dropped = 0
-    for query_id, text in read_queries(path):
+    for query_id, text in queries:
         if query_id in judged:
-            queries[query_id] = text
+            found[query_id] = text
         else:
             dropped += 1
-    return queries, dropped
+    return found, dropped
 
 
 def check_known(path: Path, judged: int, unknown: dict[str, list[str]], allow_missing: bool) -> str:
@@ -101,7 +102,7 @@ def check_known(path: Path, judged: int, unknown: dict[str, list[str]], allow_mi
 class SplitData:
     """One split as text: its judgements and judged queries, {query_id: text} in file order."""
 
-    split: Split
+    split: str
     judgements: Judgements
     queries: dict[str, str]
     unknown: list[str]  # for each judgement of a query that is not in the queries file, its id
@@ -116,18 +117,18 @@ class SplitData:
 class ResolvedSplit:
     """One split as it is written: a query's offset is its place in ``queries``."""
 
-    split: Split
+    split: str
     queries: dict[str, str]
     qrels: Qrels
     dropped: dict[str, int]
 
 
-def read_split(raw: RawCollection, split: Split, allow_missing: bool) -> SplitData:
+def read_split(source: Source, split: str, allow_missing: bool) -> SplitData:
     """The judged queries of a split. UserError where its qrels do not fit its queries."""
-    judgements, repeated = read_judgements(raw.qrels[split])
-    queries, unjudged = read_judged_queries(raw.queries[split], judgements)
+    judgements, repeated = read_judgements(source.qrels(split))
+    queries, unjudged = judged_queries(source.queries(split), judgements)
     unknown = [query_id for query_id, _ in judgements if query_id not in queries]
-    check_known(raw.qrels[split], len(judgements), {"query": unknown}, allow_missing)
+    check_known(source.split_files[split].qrels, len(judgements), {"query": unknown}, allow_missing)
     dropped = {
         f"{qrel_name(split)} repeated": repeated,
         f"{qrel_name(split)} of an unknown query": len(unknown),

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from data.sources.msmarco import SPLITS, Split
 from data.sources.qrels import Qrels, qrel_name, query_name, sorted_qrels
 from data.tokens.token_cache import TokenCache, open_token_cache
 from data.tokens.tokenizer import tokenizer_files, tokenizer_fingerprint
@@ -23,6 +22,10 @@ from utils.ir.metrics import LARGEST_GRADE
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PASSAGES = "passages"
+TRAIN, DEV = (
+    "train",
+    "dev",
+)  # the split that is trained on, and the one that is measured meanwhile unless another is named
 REQUIRED_KEYS = ("max_seq_length", "max_query_length", "pad_token_id", "tokenizer", "counts", "collection_fingerprint")
 
 
@@ -56,12 +59,41 @@ class Preprocessed:
     manifest: dict[str, Any]
     passages: TokenCache
 
-    def queries(self, split: Split) -> TokenCache:
-        """UserError where the cache is damaged or not of the manifest's size."""
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits, in the order in which the source has them: those whose queries are counted."""
+        suffix = query_name("")
+        return tuple(name.removesuffix(suffix) for name in self.manifest["counts"] if name.endswith(suffix))
+
+    def check_split(self, split: str) -> None:
+        """UserError where there is no such split; it names those there are."""
+        if split not in self.splits:
+            raise UserError(f"{self.directory} has no split {split}, expected one of {', '.join(self.splits)}")
+
+    def dev_split(self, asked: str = "") -> str:
+        """The split that is measured while training: --dev_split where ``asked`` is not "".
+
+        Else ``dev`` where there is one, else the first that is not trained on. UserError where there is none.
+        """
+        others = [split for split in self.splits if split != TRAIN]
+        if not others or asked == TRAIN:
+            raise UserError(
+                f"{self.directory}: nothing to measure on while training: expected a split other than {TRAIN}, "
+                f"there is {', '.join(others) or 'none'}; name one by --dev_split"
+            )
+        if asked:
+            self.check_split(asked)
+            return asked
+        return DEV if DEV in others else others[0]
+
+    def queries(self, split: str) -> TokenCache:
+        """UserError where there is no such split, or the cache is damaged or not of the manifest's size."""
+        self.check_split(split)
         return self._open(query_name(split))
 
-    def qrels(self, split: Split) -> Qrels:
-        """UserError where the file is damaged, or names rows that are not there."""
+    def qrels(self, split: str) -> Qrels:
+        """UserError where there is no such split, the file is damaged, or it names rows that are not there."""
+        self.check_split(split)
         name = qrel_name(split)
         qrels = read_qrel_offsets(self.directory / f"{name}.tsv")
         counts = self.manifest["counts"]
@@ -132,7 +164,7 @@ def open_preprocessed(directory: str | Path, max_seq_length: int, max_query_leng
             )
     preprocessed = Preprocessed(directory, manifest, open_token_cache(directory, PASSAGES))
     check_count(directory, PASSAGES, len(preprocessed.passages), manifest["counts"])
-    for split in SPLITS:
+    for split in preprocessed.splits:
         preprocessed.queries(split)
     return preprocessed
 

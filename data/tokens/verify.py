@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 
-from data.sources.msmarco import SPLITS
 from data.tokens.collection import MANIFEST, Preprocessed
 from data.tokens.token_cache import ADVICE, TokenCache, cache_files
 from utils.errors import UserError
@@ -33,7 +32,7 @@ def check_inputs(collection: Preprocessed) -> str:
     for path in small:
         if sha256_of(path) != files[path][1]:
             raise UserError(f"{path}: its sha256 differs from {MANIFEST}: it is damaged; {ADVICE}")
-    for cache in (collection.passages, *map(collection.queries, SPLITS)):
+    for cache in (collection.passages, *map(collection.queries, collection.splits)):
         check_cache(cache, [path.name for path in small])
     total = sum(expected for expected, _ in files.values())
     return f"inputs: {len(files)} files, {in_bytes(total)}, as in {manifest}: all sizes, {len(small)} sha256"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.sources.msmarco import clean_text
+from data.sources.base import clean_text
 from data.tokens.tokenizer import encoder_at, load_tokenizer
 from data.training.batches import Batch, Triples, make_batch
 from utils.errors import UserError

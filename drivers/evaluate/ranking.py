@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data.sources.qrels import query_name
-from data.tokens.collection import Preprocessed, Split
+from data.tokens.collection import Preprocessed
 from drivers.embeddings import store
 from drivers.embeddings.distributed_search import rerank, retrieve, score_candidates
 from drivers.embeddings.encode import PassageShare, encode_passages, encode_queries, stored_share
@@ -42,7 +42,7 @@ class Ranking:
     rerank_metrics: dict[str, float] | None = None
 
 
-def rerank_lists(path: Path, collection: Preprocessed, split: Split) -> np.ndarray:
+def rerank_lists(path: Path, collection: Preprocessed, split: str) -> np.ndarray:
     """Candidates of the split's queries with a positive: passages_QK int64, -1 after a list's end."""
     query_ids = collection.queries(split).original_ids()
     judged_Q = collection.qrels(split).queries_with_positive()
@@ -55,7 +55,7 @@ def encode_split(
     encoder: Any,
     collection: Preprocessed,
     dtype: torch.dtype | None,
-    split: Split,
+    split: str,
     monitor: Monitor = UNMONITORED,
 ) -> tuple[np.ndarray, PassageShare] | None:
     """Embeddings of the split's judged queries, and of this rank's passages.
@@ -71,9 +71,7 @@ def encode_split(
     return None if share is None else (queries_QD, share)
 
 
-def load_split(
-    world: World, directory: Path, collection: Preprocessed, split: Split
-) -> tuple[np.ndarray, PassageShare]:
+def load_split(world: World, directory: Path, collection: Preprocessed, split: str) -> tuple[np.ndarray, PassageShare]:
     """The same from embeddings on disk; UserError where they are damaged, or of other queries or passages."""
     store.read_embeddings_record(directory, collection)
     name = query_name(split)
@@ -87,7 +85,7 @@ def load_split(
 def rank_split(
     world: World,
     collection: Preprocessed,
-    split: Split,
+    split: str,
     vectors: tuple[np.ndarray, PassageShare],
     k: int,
     options: SearchOptions,

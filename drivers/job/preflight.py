@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data.sources.msmarco import Split
 from data.tokens.collection import Preprocessed, check_tokenizer
 from data.tokens.verify import check_inputs
 from utils import distributed
@@ -53,7 +52,7 @@ class Preflight:
             say(f"preflight: {line}")
 
 
-def check_collection(collection: Preprocessed, tokenizer_dir: str, splits: Sequence[Split]) -> list[Check]:
+def check_collection(collection: Preprocessed, tokenizer_dir: str, splits: Sequence[str]) -> list[Check]:
     """The checks of the inputs, for every program. ``tokenizer_dir`` is empty where no tokenizer takes part."""
     checks: list[Check] = [partial(check_inputs, collection), partial(check_judgements, collection, splits)]
     return [*checks, partial(check_fingerprint, collection, tokenizer_dir)] if tokenizer_dir else checks
@@ -64,7 +63,7 @@ def check_fingerprint(collection: Preprocessed, tokenizer_dir: str) -> str:
     return f"tokenizer: {tokenizer_dir} is the manifest's, {collection.manifest['tokenizer']['fingerprint'][:12]}"
 
 
-def check_judgements(collection: Preprocessed, splits: Sequence[Split]) -> str:
+def check_judgements(collection: Preprocessed, splits: Sequence[str]) -> str:
     """How many queries have a positive in the collection.
 
     UserError where none of a split has one, or where qrels name what is not there.

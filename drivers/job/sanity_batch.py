@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.sources.msmarco import Split
 from data.tokens.collection import Preprocessed
 from data.tokens.token_cache import TokenCache, gather_from
 from data.training.batches import Batch
@@ -87,7 +86,7 @@ def peak_memory(device: torch.device, batch_flag: str, to_come: int = 0) -> str:
 
 
 def check_encoding(
-    encoder: Any, collection: Preprocessed, split: Split, settings: EncodingSettings, device: torch.device
+    encoder: Any, collection: Preprocessed, split: str, settings: EncodingSettings, device: torch.device
 ) -> str:
     """Encode a batch of the longest passages and one of the longest queries, each of the size the program will use.
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
-from data.sources.msmarco import Split
 from data.tokens.collection import Preprocessed
 from data.training.batches import Batch
 from data.training.text_triples import (
@@ -162,7 +161,7 @@ def run(job: Job, resolved_flags: str) -> None:
     job = replace(job, flags=lengths_of_process0(world, job.flags))
     flags = job.flags
     checks = Preflight(world)
-    splits: list[Split] = ["train"] if flags.do_train else []
+    splits = ["train"] if flags.do_train else []
     splits += ["dev"] if flags.do_eval or flags.evaluate_during_training else []
     inputs = check_collection(job.collection, job.tokenizer, splits)
     if flags.model_name_or_path:

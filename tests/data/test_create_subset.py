@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import create_subset
-from data.create_subset import SubsetFlags, is_kept
+from data.create_subset import SubsetSettings, is_kept
 from data.sources.msmarco import find_collection
 from utils.errors import UserError, exit_code_of
 
@@ -24,8 +24,7 @@ FILES = ("collection.tsv", "queries.train.tsv", "qrels.train.tsv", "queries.dev.
 
 def subset(raw: Path, out: Path, fraction: float, seed: int) -> dict[str, list[list[str]]]:
     """The records of each file of the subset."""
-    flags = SubsetFlags(data_dir=str(raw), out_data_dir=str(out), fraction=fraction, seed=seed, data_type=1)
-    create_subset.create_subset(find_collection(raw, 1), out, flags)
+    create_subset.create_subset(find_collection(raw, 1), out, SubsetSettings(fraction, seed))
     return records(out)
 
 
@@ -138,8 +137,7 @@ def test_documents_keep_their_columns(tmp_path: Path) -> None:
     for split in ("train", "dev"):
         (raw / f"msmarco-doc{split}-queries.tsv").write_text("7\twhat is it\n8\twhy\n")
         (raw / f"msmarco-doc{split}-qrels.tsv").write_text("7 0 D2 1\n8 0 D3 1\n")
-    flags = SubsetFlags(data_dir=str(raw), out_data_dir=str(out), fraction=1.0, data_type=0)
-    create_subset.create_subset(find_collection(raw, 0), out, flags)
+    create_subset.create_subset(find_collection(raw, 0), out, SubsetSettings(fraction=1.0, seed=42))
     assert (out / "msmarco-docs.tsv").read_text() == documents
     assert (out / "msmarco-doctrain-qrels.tsv").read_text() == "7\t0\tD2\t1\n8\t0\tD3\t1\n"
 

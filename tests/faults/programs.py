@@ -55,7 +55,7 @@ def make_inputs(directory: Path) -> Inputs:
     The same bytes in every process: which checkpoints retention removes, and so how many operations there are, depends
     on the dev nDCG.
     """
-    from data.msmarco_data import PreprocessFlags, preprocess
+    from data.msmarco_data import PreprocessSettings, preprocess
     from data.sources.msmarco import find_collection
     from data.tokens.collection import open_preprocessed
     from data.tokens.tokenizer import load_tokenizer
@@ -67,16 +67,8 @@ def make_inputs(directory: Path) -> Inputs:
         path.mkdir(parents=True)
     write_tiny_collection(raw)
     save_tokenizer(train_tokenizer(lambda: collection_texts(raw, MAX_DOC_CHARACTER), VOCABULARY), inputs.tokenizer)
-    flags = PreprocessFlags(
-        data_dir=str(raw),
-        out_data_dir=str(inputs.data_dir),
-        data_type=1,
-        model_type="static",
-        model_name_or_path=str(inputs.tokenizer),
-        max_seq_length=TINY_MAX_SEQ_LENGTH,
-        max_query_length=TINY_MAX_QUERY_LENGTH,
-    )
-    preprocess(find_collection(raw, 1), load_tokenizer(inputs.tokenizer), inputs.data_dir, flags)
+    settings = PreprocessSettings(str(inputs.tokenizer), TINY_MAX_SEQ_LENGTH, TINY_MAX_QUERY_LENGTH)
+    preprocess(find_collection(raw, 1), load_tokenizer(inputs.tokenizer), inputs.data_dir, settings)
     collection = open_preprocessed(inputs.data_dir, TINY_MAX_SEQ_LENGTH, TINY_MAX_QUERY_LENGTH)
     write_model(inputs, collection.manifest["vocab_size"])
     write_random_negatives(inputs, *collection.qrels("train").positives(), len(collection.passages))

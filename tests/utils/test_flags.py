@@ -46,7 +46,7 @@ OF_DPR = ("DPR_data.py", "run_ann_data_gen_dpr.py", "run_ann_dpr.py")
 DRIVERS = ("run_warmup", "run_ann_data_gen", "run_ann", "run_eval", "run_bm25", "run_neighbourhood")
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "store_true": bool, "": bool}
 
-OUR_SAMPLE = {"local_rank": -1, "data_type": 1}  # of a narrow range
+OUR_SAMPLE = {"local_rank": -1, "data_type": "1"}  # of a narrow range, and of a word
 NONE_IS_EMPTY = "None and '' both mean not given"
 NOT_REQUIRED = "required in ANCE, needed for nothing here: an old command line's value is accepted"
 OF_THE_MODEL = "not given is known: the model's config.json says it, else ANCE's default holds"
@@ -56,6 +56,7 @@ OTHER_DEFAULT: dict[tuple[str, str], tuple[Any, str]] = {
         "",
         "--tokenizer_name serves as well; the program asks for one of them",
     ),
+    ("msmarco_data.py", "data_type"): ("0", "ANCE's numbers are words among others here: each names a source"),
     ("run_warmup.py", "model_name_or_path"): ("", "left out, the model starts from random weights of --config_name"),
     ("run_warmup.py", "task_name"): ("msmarco", NOT_REQUIRED),
     ("run_warmup.py", "log_dir"): ("", NONE_IS_EMPTY),

@@ -36,10 +36,10 @@ HEADERS: dict[str, list[str]] = {
     "top1000.dev": ["qid\tpid\tquery\tpassage", "query_id Q0 doc_id rank score tag"],
 }
 READERS: dict[str, Callable[[Path], Iterable[object]]] = {
-    "collection.tsv": lambda path: read_passages(path, 1, 1000),
+    "collection.tsv": lambda path: read_passages(path, 1),
     "queries.tsv": read_queries,
     "qrels.tsv": read_qrels,
-    "msmarco-docs.tsv": lambda path: read_passages(path, 0, 1000),
+    "msmarco-docs.tsv": lambda path: read_passages(path, 0),
     "triples.tsv": lambda path: read_text_triples(path, 1000),
     "top1000.dev": lambda path: read_candidates(path, ["q1"], ["p1"]),
 }

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.sources import msmarco
+from data.sources.base import Passage, encoded_text, source_files
 from data.sources.msmarco import RepeatedIds, find_collection, find_raw, read_passages, read_qrels, read_queries
 from utils import text_files
 from utils.errors import UserError
@@ -24,8 +25,14 @@ def written(directory: Path, content: bytes, name: str = "collection.tsv") -> Pa
     return path
 
 
+def texts_of(path: Path, data_type: int, max_doc_character: int = 10_000) -> list[tuple[str, str]]:
+    return [
+        (passage.passage_id, encoded_text(passage, max_doc_character)) for passage in read_passages(path, data_type)
+    ]
+
+
 def passages_of(path: Path) -> list[tuple[str, str]]:
-    return list(read_passages(path, data_type=1, max_doc_character=10_000))
+    return texts_of(path, data_type=1)
 
 
 def test_plain_and_gzipped_files_read_the_same(tmp_path: Path) -> None:
@@ -45,16 +52,17 @@ def test_line_ends_and_separators_inside_a_text(tmp_path: Path) -> None:
 
 def test_text_is_cut_at_max_doc_character(tmp_path: Path) -> None:
     path = written(tmp_path, "1\täöüß and more\n".encode())
-    assert list(read_passages(path, 1, 4)) == [("1", "äöüß")]
+    assert texts_of(path, 1, 4) == [("1", "äöüß")]
 
 
 def test_a_document_is_url_title_and_body(tmp_path: Path) -> None:
     path = written(tmp_path, b"D7\thttp://x \tTitle \tThe body. \nD8\thttp://y\t\tBody\n")
-    assert list(read_passages(path, 0, 10_000)) == [
+    assert texts_of(path, 0) == [
         ("D7", "http://x<sep>Title<sep>The body."),
         ("D8", "http://y<sep><sep>Body"),
     ]
-    assert next(read_passages(path, 0, 10)) == ("D7", "http://x<s")
+    assert texts_of(path, 0, 10)[0] == ("D7", "http://x<s")
+    assert next(read_passages(path, 0)) == Passage("D7", "The body. ", "Title ", "http://x ")
 
 
 FAULTS = {
@@ -184,7 +192,7 @@ def test_find_raw(tmp_path: Path) -> None:
 
 
 def test_find_collection(tiny_collection: Path) -> None:
-    assert len(find_collection(tiny_collection, 1).files()) == 5
+    assert len(source_files(find_collection(tiny_collection, 1))) == 5
     with pytest.raises(UserError, match=r"has collection.tsv and no msmarco-docs.tsv; did you mean --data_type 1"):
         find_collection(tiny_collection, 0)
     (tiny_collection / "qrels.dev.small.tsv").write_bytes(b"")
@@ -243,7 +251,7 @@ def test_a_large_gzipped_file_is_not_unpacked_for_its_end(tmp_path: Path, monkey
 @pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("fault", ["cut off", "an empty line"])
 def test_no_file_of_a_collection_is_begun_that_ends_wrongly(tiny_collection: Path, number: int, fault: str) -> None:
-    path = find_collection(tiny_collection, 1).files()[number]
+    path = source_files(find_collection(tiny_collection, 1))[number]
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] if fault == "cut off" else whole + b"\n")
     with pytest.raises(UserError, match=f"{path.name}, line [0-9]+: the last line "):

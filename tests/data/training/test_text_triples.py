@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from data.sources.base import encoded_text
 from data.sources.msmarco import read_passages, read_queries
 from data.tokens.token_cache import TokenCacheWriter, open_token_cache
 from data.tokens.tokenizer import load_tokenizer, tokenized
@@ -223,7 +224,8 @@ def cached_ids(
     """Of the texts as preprocessing reads them and a driver cuts them: kept at 16 tokens, read at ``cut``."""
     path = directory / "texts.tsv"
     path.write_text("".join(f"t{number}\t{text}\n" for number, text in enumerate(texts)), newline="\n")
-    read = read_queries(path) if is_query else read_passages(path, 1, characters)
+    passages = ((passage.passage_id, encoded_text(passage, characters)) for passage in read_passages(path, 1))
+    read = read_queries(path) if is_query else passages
     with TokenCacheWriter(directory, "texts", 70_000) as writer:
         for names, rows in tokenized(read, load_tokenizer(tokenizer), 16):
             writer.append(names, rows)

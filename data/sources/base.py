@@ -1,0 +1,84 @@
+"""The source of a collection: what is read from raw files, whatever their format, before a token is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+FIELD_SEPARATOR = "<sep>"  # between url, title and text, as in ANCE's data/msmarco_data.py
+
+
+class Passage(NamedTuple):
+    """A passage or document as text; a field that its collection does not have is None, one left blank is ""."""
+
+    passage_id: str
+    text: str
+    title: str | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """Where a split's queries and qrels come from; two splits may share a file of queries."""
+
+    queries: Path
+    qrels: Path
+
+
+class Source(Protocol):
+    """A raw collection: its passages, the splits it has, and the queries and graded qrels of each split.
+
+    The three readers stream: they may be called again, and hold no more than what finds a fault. They raise UserError
+    with file and line for what cannot be read. Ids are any text without tab or line end, unique in their file. A grade
+    is an integer from -LARGEST_GRADE to LARGEST_GRADE; 1 and above is relevant. Qrels may name queries and passages
+    that are not there, and repeat a line: preprocessing counts both. ``data_type`` is the word of `registry.SOURCES`,
+    as the manifest records it; ``split_files`` has the splits by name, in the order in which they are written.
+    """
+
+    @property
+    def data_type(self) -> int | str: ...
+
+    @property
+    def passages_file(self) -> Path: ...
+
+    @property
+    def split_files(self) -> Mapping[str, SplitFiles]: ...
+
+    def passages(self) -> Iterator[Passage]:
+        """In the order that gives each passage its offset."""
+        ...
+
+    def queries(self, split: str) -> Iterator[tuple[str, str]]:
+        """(query_id, text); those that the split's qrels do not judge may be among them."""
+        ...
+
+    def qrels(self, split: str) -> Iterator[tuple[str, str, int]]:
+        """(query_id, passage_id, grade)"""
+        ...
+
+
+def source_files(source: Source) -> list[Path]:
+    """All files of ``source``, each once: the passages, then the queries, then the qrels of every split."""
+    splits = source.split_files.values()
+    return list(dict.fromkeys([source.passages_file, *(s.queries for s in splits), *(s.qrels for s in splits)]))
+
+
+def clean_text(text: str) -> str:
+    """A text as it is given to the tokenizer, but for its length: ANCE's ``rstrip``."""
+    return text.rstrip()
+
+
+def encoded_text(passage: Passage, max_doc_character: int) -> str:
+    """What of a passage the tokenizer sees: url, title and text, those there are, cut at so many characters.
+
+    They are joined as in ANCE's data/msmarco_data.py, which encodes the beginning of a document (FirstP).
+    """
+    fields = (passage.url, passage.title, passage.text)
+    return FIELD_SEPARATOR.join(clean_text(field) for field in fields if field is not None)[:max_doc_character]
+
+
+def encoded_texts(source: Source, max_doc_character: int) -> Iterator[tuple[str, str]]:
+    """(passage_id, `encoded_text`) of all passages."""
+    return ((passage.passage_id, encoded_text(passage, max_doc_character)) for passage in source.passages())

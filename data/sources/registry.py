@@ -1,0 +1,34 @@
+"""The words of --data_type: which source reads a raw directory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from data.sources.base import Source
+from data.sources.msmarco import DOCUMENTS, PASSAGES, find_collection
+from utils.errors import UserError
+
+# Each finds the files of a directory, without reading them; UserError where one is missing.
+SOURCES: dict[str, Callable[[Path], Source]] = {
+    str(DOCUMENTS): lambda directory: find_collection(directory, DOCUMENTS),
+    str(PASSAGES): lambda directory: find_collection(directory, PASSAGES),
+}
+
+SPLIT_NAME = re.compile(r"\w[\w.-]*")  # it begins the names of files
+
+
+def open_source(data_type: str | int, directory: Path) -> Source:
+    """The raw collection of ``directory``.
+
+    UserError for an unknown word, where its files are not there, and for a split whose name cannot name a file.
+    """
+    find = SOURCES.get(str(data_type))
+    if find is None:
+        raise UserError(f"--data_type is {data_type}, expected one of {', '.join(SOURCES)}")
+    source = find(directory)
+    for split in source.split_files:
+        if not SPLIT_NAME.fullmatch(split):
+            raise UserError(f"{directory} has a split {split!r}, expected letters, digits, '.', '_' and '-'; rename it")
+    return source
