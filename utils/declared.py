@@ -2,7 +2,8 @@
 
 The parser of ``--negative_strategy``, ``--help``, the tables of docs/strategies.md, the order of a report's arms, and
 the tests that run over every word, all read these dictionaries. What a word does is written elsewhere:
-data/mining/samplers.py has the strategies' functions, data/mining/select.py the filters', model/train the losses'.
+data/mining/samplers.py has the strategies' functions, data/mining/select.py the filters',
+model/train/objectives.py the losses'.
 Metrics are declared in utils/ir/metrics.py. Only the standard library is imported: ``--help`` reads this.
 """
 
@@ -105,11 +106,17 @@ class Filter:
 
 @dataclass(frozen=True)
 class Loss:
-    """A word of --loss."""
+    """A word of --loss; model.train.objectives.OBJECTIVES has what it computes.
+
+    ``is_over_batch``: a triple is scored against the passages of its whole micro-batch, of all processes. Its batches
+    then say which of them (`data.training.batches.in_batch_mask`), a step gathers their embeddings, and a run resumes
+    only with its step divided as it was. Otherwise it is a mean over triples that do not know of each other.
+    """
 
     word: str
     description: str
     paper: str
+    is_over_batch: bool = False
 
 
 def _by_word(*words: StrategyWord) -> dict[str, StrategyWord]:
@@ -217,9 +224,12 @@ LOSSES = {
     declared.word: declared
     for declared in (
         Loss("pairwise", "ANCE's NLL of one positive and one negative", f"{ANCE}, section 3"),
-        Loss("in_batch", "softmax over the whole batch", DPR),
+        Loss("in_batch", "softmax over the whole batch", DPR, is_over_batch=True),
     )
 }
+
+
+DEFAULT_LOSS = "pairwise"
 
 
 def strategy_help() -> str:

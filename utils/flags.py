@@ -26,6 +26,7 @@ except ModuleNotFoundError as missing:
     )
     sys.exit(2)
 
+from utils.declared import DEFAULT_LOSS, LOSSES, loss_help
 from utils.flag_values import LARGEST_INTEGER, LONGEST_SECONDS, OneLineParser, Range, expand_path, flag, tristate
 
 # Flags of programs that are not part of this project yet, or that cannot mean anything here.
@@ -187,9 +188,7 @@ class TrainingFlags(SeedFlags, ComputeFlags):
     overwrite_output_dir: bool = flag(
         False, "remove the run that --output_dir holds, and start anew", decides="nothing"
     )
-    loss: Literal["pairwise", "in_batch"] = flag(
-        "pairwise", "pairwise: ANCE's NLL of one positive and one negative; in_batch: softmax over the whole batch"
-    )
+    loss: str = flag(DEFAULT_LOSS, loss_help(), choices=LOSSES)
 
     IGNORED: ClassVar[dict[str, str]] = {
         "task_name": "--data_dir decides the task",

@@ -86,7 +86,7 @@ def make_text_batch(
     tokenize: Callable[[list[str], int], tuple[np.ndarray, np.ndarray]],
     max_query_length: int,
     max_seq_length: int,
-    in_batch: bool,
+    is_over_batch: bool,
 ) -> Batch:
     """The process's part of a batch. Equal texts are one query or passage; the batch's own pairs are its positives."""
     queries = sorted({query for query, _, _ in batch})
@@ -104,5 +104,5 @@ def make_text_batch(
         processes,
         lambda rows: tokenize([queries[row] for row in rows], max_query_length),
         lambda rows: tokenize([passages[row] for row in rows], max_seq_length),
-        (pairs[:, 0], pairs[:, 1]) if in_batch else None,
+        (pairs[:, 0], pairs[:, 1]) if is_over_batch else None,
     )

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
+from utils.declared import LOSSES
 from utils.errors import Disagreement
 from utils.exchange.wait import log_once
 from utils.flag_values import names_deciding
@@ -64,10 +65,11 @@ def check_resumes(ours: dict[str, Any], theirs: dict[str, Any], what: str, remed
 def step_refusal(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """Why a step of ``ours`` is not one of ``theirs``, divided in another way; "" where it is.
 
-    The pairwise loss is a mean over the step's triples, and a run's position is so many of them: only the product of
-    DIVIDE_STEP counts. The in-batch loss takes a triple's negatives from its own micro-batch, of all processes.
+    A loss that is a mean over the step's triples, as a run's position is so many of them, lets only the product of
+    DIVIDE_STEP count. One over the batch takes a triple's negatives from its own micro-batch, of all processes.
     """
-    if ours.get("loss") != "pairwise":
+    loss = LOSSES.get(ours.get("loss", ""))
+    if loss is None or loss.is_over_batch:
         return f"with --loss {ours.get('loss')} a micro-batch decides its negatives"
     there = math.prod(theirs.get(name, ours.get(name, 1)) for name in DIVIDE_STEP)
     here = math.prod(ours.get(name, 1) for name in DIVIDE_STEP)

@@ -24,6 +24,7 @@ from model.encode import EncodingSettings
 from model.kernels.precision import autocast, name_of
 from model.token_batch import attention_mask
 from model.train.step import TrainingStep, backward, tensors_of
+from utils.declared import DEFAULT_LOSS, LOSSES
 from utils.distributed import World
 from utils.errors import UserError, one_line
 from utils.search.norms import problem_of
@@ -125,7 +126,7 @@ class TrialSize:
     grad_cache_tokens: int = 0
 
 
-def trial_batch(collection: Preprocessed, size: TrialSize, in_batch: bool, longest: bool) -> Batch:
+def trial_batch(collection: Preprocessed, size: TrialSize, is_over_batch: bool, longest: bool) -> Batch:
     """A batch of as many different texts as a batch can have: the longest ones, or the first.
 
     Triple t is (query t, passage t, passage T + t), not real judgements; texts repeat where there are too few.
@@ -143,8 +144,8 @@ def trial_batch(collection: Preprocessed, size: TrialSize, in_batch: bool, longe
         query_index_T=place_T,
         positive_index_T=place_T,
         negative_index_T=place_T + count,
-        allowed_TG=np.ones((count, 2 * count), bool) if in_batch else None,
-        target_T=place_T if in_batch else None,
+        allowed_TG=np.ones((count, 2 * count), bool) if is_over_batch else None,
+        target_T=place_T if is_over_batch else None,
     )
 
 
@@ -158,14 +159,14 @@ def check_training(
     device, losses = world.device, []
     if device.type == "cpu":
         size = replace(size, triples=min(size.triples, CPU_TEXTS))
-    # The in-batch loss gathers over the processes; the pairwise one takes the same memory but for the scores.
-    loss = loss if world.size == 1 else "pairwise"
+    if world.size > 1 and LOSSES[loss].is_over_batch:  # it would gather; the default takes as much, but for the scores
+        loss = DEFAULT_LOSS
     step = TrainingStep(encoder, loss)
     with undisturbed(encoder, device), memory_explained("per_gpu_train_batch_size"):
         encoder.train()
         for longest in (True, False):
             encoder.zero_grad(set_to_none=True)
-            batch = trial_batch(collection, size, loss == "in_batch", longest)
+            batch = trial_batch(collection, size, LOSSES[loss].is_over_batch, longest)
             make_autocast = partial(autocast, device, dtype)
             arrays = tensors_of(batch, device)
             losses.append(float(backward(step, arrays, make_autocast, grad_cache_tokens=size.grad_cache_tokens)))

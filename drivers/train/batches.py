@@ -12,6 +12,7 @@ from data.tokens.collection import Preprocessed
 from data.tokens.token_cache import gather_from
 from data.training.batches import Batch, batches_of_triples, make_batch
 from data.training.triple_order import queries_in_order
+from utils.declared import LOSSES
 from utils.distributed import World
 from utils.prefetch import prefetched
 from utils.seen import SeenQueries
@@ -34,7 +35,7 @@ def batches_from_lists(
     pad_id = collection.pad_token_id
     queries = gather_from(collection.queries("train"), flags.max_query_length, pad_id)
     passages = gather_from(collection.passages, flags.max_seq_length, pad_id)
-    positives = collection.qrels("train").positives() if flags.loss == "in_batch" else None
+    positives = collection.qrels("train").positives() if LOSSES[flags.loss].is_over_batch else None
     batch_triples, group_size = flags.per_gpu_train_batch_size * world.size, flags.group_size
     if seen is not None:
         for query_T in queries_in_order(lists, group_size, flags.seed, stream, start * batch_triples):

@@ -49,6 +49,7 @@ from drivers.train.trainer import STOPPING, Trainer, make_trainer, start_point
 from model.encoders.registry import new_encoder, read_config
 from model.kernels.precision import name_of
 from utils import distributed
+from utils.declared import LOSSES
 from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange import atomic
@@ -328,7 +329,7 @@ def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
             tokenizer,
             flags.max_query_length,
             flags.max_seq_length,
-            in_batch=flags.loss == "in_batch",
+            is_over_batch=LOSSES[flags.loss].is_over_batch,
         )
 
 

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.similarity import pair_scores
-from model.train.losses import in_batch_scores, pairwise_nll
 from utils.ir.rank_buckets import FIRST_RANKS, MEASURED, NAMES, TRIPLES, logged_name
 
 
@@ -50,37 +48,3 @@ def means_by_rank(sums: list[list[float]]) -> dict[str, float]:
             told[logged_name(bucket, TRIPLES)] = int(count)
             told |= {logged_name(bucket, what): total / count for what, total in zip(MEASURED, totals, strict=True)}
     return told
-
-
-@torch.no_grad()
-def measure_pairwise(query_TD: torch.Tensor, positive_TD: torch.Tensor, negative_TD: torch.Tensor) -> torch.Tensor:
-    """float32 [T, 3], see MEASURED. With p the negative's share, the gradients are p(n - p+), -pq and pq."""
-    query_TD, positive_TD, negative_TD = query_TD.float(), positive_TD.float(), negative_TD.float()
-    loss_T = pairwise_nll(query_TD, positive_TD, negative_TD, reduction="none")
-    margin_T = pair_scores(query_TD, positive_TD - negative_TD)
-    share_T = torch.sigmoid(-margin_T)
-    lengths_T = (negative_TD - positive_TD).square().sum(-1) + 2 * query_TD.square().sum(-1)
-    return torch.stack([loss_T, share_T * lengths_T.sqrt(), (margin_T > 0).float()], dim=1)
-
-
-@torch.no_grad()
-def measure_in_batch(
-    query_TD: torch.Tensor,
-    positive_TD: torch.Tensor,
-    negative_TD: torch.Tensor,
-    passages_GD: torch.Tensor,
-    allowed_TG: torch.Tensor,
-    target_T: torch.Tensor,
-) -> torch.Tensor:
-    """float32 [T, 3], see MEASURED; of the softmax over all allowed passages, of which the triple's own are two."""
-    query_TD, positive_TD, negative_TD = query_TD.float(), positive_TD.float(), negative_TD.float()
-    log_share_TG = torch.log_softmax(in_batch_scores(query_TD, passages_GD, allowed_TG), dim=1)
-    share_TG, loss_T = log_share_TG.exp(), -log_share_TG.gather(1, target_T[:, None])[:, 0]
-    own_T, other_T = pair_scores(query_TD, positive_TD), pair_scores(query_TD, negative_TD)
-    positive_share_T = torch.exp(-loss_T)
-    negative_share_T = torch.exp(other_T - own_T - loss_T)
-    with torch.autocast(query_TD.device.type, enabled=False):
-        to_query_TD = share_TG @ passages_GD.float() - positive_TD
-    squares_T = to_query_TD.square().sum(-1)
-    squares_T += ((1 - positive_share_T).square() + negative_share_T.square()) * query_TD.square().sum(-1)
-    return torch.stack([loss_T, squares_T.sqrt(), (own_T > other_T).float()], dim=1)

@@ -16,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.kernels.precision import autocast
 from model.train.grad_cache import cached_backward, encode_in_micro_batches
-from model.train.losses import in_batch_nll, pairwise_nll
+from model.train.objectives import OBJECTIVES, EncodedBatch
 from model.train.optim import layer_gradient_norms, linear_schedule
-from model.train.rank_stats import PerRankStats, measure_in_batch, measure_pairwise
+from model.train.rank_stats import PerRankStats
+from utils.declared import LOSSES
 from utils.distributed import World, average_gradients, collective, gather_with_gradient, mean_over_processes
 from utils.errors import UserError
 
@@ -27,11 +28,15 @@ GPU_MICRO_BATCH_TOKENS = 2**14  # enough to keep a GPU busy, where a batch's tex
 
 
 class TrainingStep(nn.Module):
-    """Batch in, loss out: the queries' tokens once and the passages' tokens once through the encoder."""
+    """Batch in, loss out: the queries' tokens once and the passages' tokens once through the encoder.
+
+    ``loss`` is a word of --loss.
+    """
 
     def __init__(self, encoder: Any, loss: str, tally: PerRankStats | None = None) -> None:
         super().__init__()
-        self.encoder, self.loss, self.tally = encoder, loss, tally
+        self.encoder, self.tally = encoder, tally
+        self.objective, self.is_over_batch = OBJECTIVES[loss], LOSSES[loss].is_over_batch
 
     def forward(
         self,
@@ -64,17 +69,17 @@ class TrainingStep(nn.Module):
         target_T: torch.Tensor | None = None,
         negative_rank_T: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        triple = queries_BD[query_index_T], passages_MD[positive_index_T], passages_MD[negative_index_T]
-        tally = self.tally
-        if self.loss == "pairwise":
-            if tally is not None and negative_rank_T is not None:
-                tally.add(negative_rank_T, measure_pairwise(*triple))
-            return pairwise_nll(*triple)
-        assert allowed_TG is not None and target_T is not None, "the batch was not made for the in-batch loss"
-        others = gather_with_gradient(passages_MD), allowed_TG, target_T
-        if tally is not None and negative_rank_T is not None:
-            tally.add(negative_rank_T, measure_in_batch(*triple, *others))
-        return in_batch_nll(triple[0], *others)
+        batch = EncodedBatch(
+            queries_BD[query_index_T],
+            passages_MD[positive_index_T],
+            passages_MD[negative_index_T],
+            gather_with_gradient(passages_MD) if self.is_over_batch else None,
+            allowed_TG,
+            target_T,
+        )
+        if self.tally is not None and negative_rank_T is not None:
+            self.tally.add(negative_rank_T, self.objective.measure(batch))
+        return self.objective.loss(batch)
 
 
 def tensors_of(batch: Any, device: torch.device) -> dict[str, torch.Tensor]:

@@ -117,7 +117,7 @@ def test_a_batch_equals_a_direct_tokenization(
     lengths = (TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH)
     found = []
     for rank in range(ranks):
-        batch = make_text_batch(triples, rank, ranks, tokenize, *lengths, in_batch=False)
+        batch = make_text_batch(triples, rank, ranks, tokenize, *lengths, is_over_batch=False)
         assert len(batch.query_ids_BL) == 5, "equal texts are encoded once"
         assert batch.allowed_TG is None
         found += rows_of(batch)
@@ -143,7 +143,7 @@ def test_the_batch_s_known_pairs_are_masked(tiny_tokenizer: Path) -> None:
     columns = texts[0] + texts[1]
     known = {(query, positive) for query, positive, _ in triples}
     for rank in range(2):
-        batch = make_text_batch(triples, rank, 2, tokenize, 8, 8, in_batch=True)
+        batch = make_text_batch(triples, rank, 2, tokenize, 8, 8, is_over_batch=True)
         assert batch.allowed_TG is not None and batch.target_T is not None
         for t, (query, positive, _) in enumerate(triples[2 * rank : 2 * rank + 2]):
             scored = [columns[g] for g in np.flatnonzero(batch.allowed_TG[t])]

@@ -18,7 +18,7 @@ from model.train.optim import layer_gradient_norms, named_groups
 from model.train.rank_stats import PerRankStats, means_by_rank
 from model.train.step import make_state, tensors_of, train_step
 from tests.model.train.test_step import ALONE, ENCODERS, LOSSES, PASSAGES, QUERIES, constant, gather_texts
-from utils import distributed
+from utils import declared, distributed
 from utils.distributed import World
 from utils.ir.rank_buckets import FIRST_RANKS, NAMES, bucket_of, counted
 
@@ -31,7 +31,7 @@ def ranked_batches(loss: str, count: int, rank: int = 0, ranks: int = 1) -> list
     drawn = np.stack([rng.choice(PASSAGES, 5, replace=False) for _ in range(QUERIES)])
     rank_QN = rng.choice(RANKS_DRAWN, (QUERIES, 4))
     lists = NegativeLists(np.arange(QUERIES), drawn[:, 0], drawn[:, 1:], rank_QN, np.zeros((QUERIES, 4)))
-    positives = (lists.query_Q, lists.positive_Q) if loss == "in_batch" else None
+    positives = (lists.query_Q, lists.positive_Q) if declared.LOSSES[loss].is_over_batch else None
     return [
         make_batch(
             triples, rank, ranks, lambda rows: gather_texts(0, rows), lambda rows: gather_texts(1, rows), positives

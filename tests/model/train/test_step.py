@@ -31,14 +31,14 @@ from model.train.optim import linear_schedule, make_optimizer, parameter_groups
 from model.train.step import TrainingState, TrainingStep, make_state, tensors_of, train_step
 from tests.data.training.test_batches import made_up_lists
 from tests.drivers.job.test_run_config import alone
-from utils import distributed
+from utils import declared, distributed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange.checkpoints import Checkpoint
 
 ALONE = World(0, 1, torch.device("cpu"))
 QUERIES, PASSAGES, VOCABULARY = 12, 40, 50
-LOSSES = ("pairwise", "in_batch")
+LOSSES = tuple(declared.LOSSES)
 
 
 def static_encoder() -> StaticEncoder:
@@ -82,7 +82,7 @@ def made_up_batches(loss: str, size: int, count: int, rank: int = 0, ranks: int 
     drawn = np.stack([rng.choice(PASSAGES, 5, replace=False) for _ in range(QUERIES)])
     zeros = np.zeros((QUERIES, 4))
     lists = NegativeLists(np.arange(QUERIES), drawn[:, 0], drawn[:, 1:], zeros.astype(np.int64), zeros)
-    positives = (lists.query_Q, lists.positive_Q) if loss == "in_batch" else None
+    positives = (lists.query_Q, lists.positive_Q) if declared.LOSSES[loss].is_over_batch else None
     return [
         make_batch(
             triples, rank, ranks, lambda rows: gather_texts(0, rows), lambda rows: gather_texts(1, rows), positives
