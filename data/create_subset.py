@@ -11,7 +11,6 @@ what is held is the qrels, and eight bytes per passage to find a repeated id.
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,7 +22,7 @@ from data.sources.qrels import Judgements, check_known, read_judgements
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
 from utils.flag_values import flag
-from utils.flags import ProgramFlags, SeedFlags, flags_json, parse_flags
+from utils.flags import ProgramFlags, SeedFlags, answer_dry_run, parse_flags
 from utils.run_log import Progress, say
 from utils.text_files import estimate_lines
 
@@ -177,7 +176,7 @@ def main() -> None:
     if flags.dry_run:
         for split in raw.split_files:
             read_judgements(raw.qrels(split))
-        sys.stdout.write(flags_json(flags, files=[str(path) for path in source_files(raw)]) + "\n")
+    if answer_dry_run(flags, files=[str(path) for path in source_files(raw)]):
         return
     record = create_subset(raw, out_dir, settings)
     for name, counts in record["files"].items():

@@ -19,7 +19,6 @@ import importlib.util
 import json
 import platform
 import re
-import sys
 import sysconfig
 import warnings
 from collections import Counter
@@ -33,7 +32,7 @@ from data.sources.atomic_dir import UNFINISHED, check_can_write, publish, staged
 from data.sources.msmarco import PASSAGES, RAW_NAMES
 from utils.errors import UserError, run_program
 from utils.flag_values import MOST_WORKERS, flag
-from utils.flags import ProgramFlags, flags_json, parse_flags
+from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import Progress, say
 from utils.system import core_count
 
@@ -251,8 +250,7 @@ def main() -> None:
     flags = parse_flags(DocstringsFlags, "docstrings")
     out, sources = Path(flags.out_data_dir), installed_sources()
     check_free(out)
-    if flags.dry_run:
-        sys.stdout.write(flags_json(flags, versions={source.name: source.version for source in sources}) + "\n")
+    if answer_dry_run(flags, versions={source.name: source.version for source in sources}):
         return
     summary = build(sources, out, flags.dev_queries, flags.workers)
     say(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from data.tokens.tokenizer import check_tokenizer_cuts, fingerprint_of, load_tok
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import sha256_of, write_json
 from utils.flag_values import MOST_WORKERS, flag
-from utils.flags import ModelTypeFlags, ProgramFlags, TextFlags, flags_json, parse_flags
+from utils.flags import ModelTypeFlags, ProgramFlags, TextFlags, answer_dry_run, parse_flags
 from utils.run_log import Progress, say
 from utils.text_files import estimate_lines
 
@@ -175,9 +174,8 @@ def main() -> None:
     if flags.dry_run:
         for split in source.split_files:
             read_split(source, split, settings.allow_missing)
-        files = [str(path) for path in source_files(source)]
-        resolved = {"data_type": source.data_type, "tokenizer": fingerprint_of(tokenizer), "files": files}
-        sys.stdout.write(flags_json(flags, **resolved) + "\n")
+    files = [str(path) for path in source_files(source)]
+    if answer_dry_run(flags, data_type=source.data_type, tokenizer=fingerprint_of(tokenizer), files=files):
         return
     started = time.monotonic()
     manifest = preprocess(source, tokenizer, out_dir, settings)

@@ -9,7 +9,6 @@ No model is needed. With the generator's own flags it writes the generator's own
 from __future__ import annotations
 
 import secrets
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,8 +32,8 @@ from utils.flags import (
     Bm25DirFlags,
     ProgramFlags,
     SelectionFlags,
+    answer_dry_run,
     flag,
-    flags_json,
     parse_flags,
 )
 from utils.run_log import git_state, say
@@ -96,8 +95,7 @@ def run(flags: NegativesFlags) -> None:
     number, strategy = source.refresh.number, source.selection.strategy
     if record_path(output_dir, number).exists():
         raise UserError(f"{output_dir} has a refresh {number} already; choose another --output_dir")
-    if flags.dry_run:
-        sys.stdout.write(flags_json(flags, resolved_strategy=str(strategy), strategy_from=source.strategy_from) + "\n")
+    if answer_dry_run(flags, resolved_strategy=str(strategy), strategy_from=source.strategy_from):
         return
     positives = source.collection.qrels("train").positives()
     bm25 = source.bm25.candidates if source.bm25 is not None else None

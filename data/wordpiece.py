@@ -10,7 +10,6 @@ as a fast tokenizer, also beside the config.json of a model type that transforme
 from __future__ import annotations
 
 import json
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +23,7 @@ from data.sources.base import encoded_text
 from data.sources.msmarco import PASSAGES, RAW_NAMES, find_raw, read_passages, read_queries
 from utils.errors import UserError, run_program
 from utils.flag_values import flag
-from utils.flags import ProgramFlags, flags_json, parse_flags
+from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import say
 from utils.text_files import check_ends
 
@@ -156,8 +155,7 @@ def main() -> None:
     flags = parse_flags(WordPieceFlags, "wordpiece")
     data_dir, out_dir = Path(flags.data_dir), Path(flags.out_dir)
     check_inputs(data_dir, out_dir)
-    if flags.dry_run:
-        sys.stdout.write(flags_json(flags) + "\n")
+    if answer_dry_run(flags):
         return
     tokenizer = train_tokenizer(lambda: collection_texts(data_dir, flags.max_doc_character), flags.vocab_size)
     save_tokenizer(tokenizer, out_dir)

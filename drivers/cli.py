@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from utils.flag_values import LARGEST_INTEGER, Range, flag
+from utils.flag_values import LARGEST_INTEGER, MOST_WORKERS, Range, flag
 from utils.flags import (
     AnceStrategyFlags,
     Bm25DirFlags,
@@ -180,3 +180,31 @@ class NeighbourhoodFlags(ProgramFlags, PreprocessedFlags, ModelFlags, SeedFlags,
     output_dir: str = flag(help="where the embeddings and their record are written", is_path=True)
     query: str = flag("", "the collection's own id of a train query; default: the first that all files have")
     background: int = flag(300, "other passages, drawn at random from the collection", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bm25Flags(ProgramFlags, SelectionFlags, KeepFlags):
+    """Search a collection with BM25: a TREC run and metrics for dev, negatives for train."""
+
+    raw_data_dir: str = flag(help="raw collection in MS MARCO's format, the one --data_dir was made from", is_path=True)
+    data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data", is_path=True)
+    output_dir: str = flag(
+        help="directory for dev.trec, metrics.json, ann_training_data_0 and ann_ndcg_0", is_path=True
+    )
+    k1: float = flag(
+        0.9,
+        "BM25's k1, how slowly a repeated word stops counting; Anserini's value for MS MARCO",
+        at_least=0,
+        at_most=1000,
+    )
+    b: float = flag(
+        0.4, "BM25's b, how much its length is held against a passage; Anserini's value", at_least=0, at_most=1
+    )
+    topk_dev: int = flag(
+        1000, "passages in the run of a dev query; metrics of a deeper cut-off are left out", at_least=1
+    )
+    workers: int = flag(
+        0, "processes that search a large collection; 0 is one for each core", at_least=0, at_most=MOST_WORKERS
+    )
+
+    DEFAULTS: ClassVar[dict[str, Any]] = {"topk_training": 200, "negative_sample": 20, "negative_strategy": "random"}

@@ -8,18 +8,9 @@ The work itself is in drivers/train/warmup.py.
 
 from __future__ import annotations
 
-import sys
-
-if not __package__:
-    sys.stderr.write(
-        "run_warmup: error: start from the repository root: python -m drivers.run_warmup "
-        "(several processes: torchrun --nproc_per_node N -m drivers.run_warmup)\n"
-    )
-    sys.exit(2)
-
 from drivers.cli import WarmupFlags
 from utils.errors import run_program
-from utils.flags import flags_json, parse_flags
+from utils.flags import answer_dry_run, parse_flags
 
 
 def main() -> None:
@@ -27,11 +18,8 @@ def main() -> None:
     from drivers.train.warmup import preflight, run
 
     job = preflight(flags)
-    resolved = flags_json(job.flags)
-    if flags.dry_run:
-        sys.stdout.write(resolved + "\n")
-        return
-    run(job, resolved)
+    if not answer_dry_run(job.flags):
+        run(job)
 
 
 if __name__ == "__main__":

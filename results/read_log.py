@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from utils.errors import UserError, run_program
 from utils.flag_values import flag
-from utils.flags import ProgramFlags, flags_json, parse_flags
+from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.json_text import json_text
 from utils.run_log import say
 from utils.text_files import open_text
@@ -301,8 +301,7 @@ class ReadLogFlags(ProgramFlags):
 
 def main() -> None:
     flags = parse_flags(ReadLogFlags, "read_log", words_to_flag(sys.argv[1:], "files"))
-    if flags.dry_run:
-        sys.stdout.write(flags_json(flags) + "\n")
+    if answer_dry_run(flags):
         return
     logs = [read_log(file) for file in flags.files]
     for log in logs:

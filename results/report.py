@@ -28,7 +28,7 @@ from results.read_log import words_to_flag
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import listing, write_json
 from utils.flag_values import LARGEST_INTEGER, flag
-from utils.flags import ProgramFlags, flags_json, parse_flags
+from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import say
 
 SEED_DIRECTORY = re.compile(r"seed-(0|[1-9][0-9]*)")  # of a study
@@ -85,8 +85,7 @@ def write_study(found: Study, tests: list[study.PairTest], directory: Path, outp
 def report_study(directory: Path, flags: ReportFlags) -> None:
     output = Path(flags.output) if flags.output else directory
     places, names = study_places(directory, flags)
-    if flags.dry_run:
-        sys.stdout.write(flags_json(flags, output=str(output), seeds=[*places], arms=names) + "\n")
+    if answer_dry_run(flags, output=str(output), seeds=[*places], arms=names):
         return
     found = read_study(places, names)
     tests = study.compare(found, np.random.default_rng(study.TEST_SEED))
@@ -125,8 +124,7 @@ def report_runs(directories: list[Path], flags: ReportFlags) -> None:
         raise UserError("--seeds and --arms are of a study's directory, which has a seed-N in it; leave them out")
     runs = [read_run(path, name) for path, name in zip(directories, run_names(directories), strict=True)]
     output = Path(flags.output) if flags.output else directories[0]
-    if flags.dry_run:
-        sys.stdout.write(flags_json(flags, output=str(output)) + "\n")
+    if answer_dry_run(flags, output=str(output)):
         return
     compared, reason = study_of_runs(runs)
     tests = study.compare(compared, np.random.default_rng(study.TEST_SEED)) if compared is not None else []

@@ -43,7 +43,7 @@ from utils.exchange.layout import CHECKPOINT_PATTERN, RECORD_PATTERN, numbered
 from utils.exchange.lease import FAILED_STATE
 from utils.exchange.markers import read_run
 from utils.flag_values import LONGEST_SECONDS, flag
-from utils.flags import ProgramFlags, flags_json, parse_flags
+from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import say
 from utils.system import disk_used, in_bytes
 
@@ -190,8 +190,7 @@ class StatusFlags(ProgramFlags):
 def main() -> None:
     flags = parse_flags(StatusFlags, "status", words_to_flag(sys.argv[1:], "run_dir"))
     reader = Reader(find_places([Path(directory) for directory in flags.run_dir]))
-    if flags.dry_run:
-        sys.stdout.write(flags_json(flags) + "\n")
+    if answer_dry_run(flags):
         return
     if flags.watch:
         sys.exit(watch(reader, flags.every_seconds, sys.stdout, time.sleep))

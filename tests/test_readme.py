@@ -13,8 +13,7 @@ import pytest
 
 from data.mining.strategy import parse_strategy
 from data.negatives import NegativesFlags
-from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
-from drivers.run_bm25 import Bm25Flags
+from drivers.cli import AnnFlags, Bm25Flags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from results.read_log import ReadLogFlags, words_to_flag
 from results.report import ReportFlags
 from results.status import StatusFlags

@@ -408,3 +408,10 @@ def warn_of_ignored(flags_class: type[Any], program: str, given: list[str]) -> N
 def flags_json(flags: Any, **resolved: Any) -> str:
     """One JSON object: the flags as resolved, and what was derived from them."""
     return json.dumps({**dataclasses.asdict(flags), **resolved}, default=str)
+
+
+def answer_dry_run(flags: ProgramFlags, **resolved: Any) -> bool:
+    """Whether this is a --dry_run: what it was for has been checked, and `flags_json` is written to stdout."""
+    if flags.dry_run:
+        sys.stdout.write(flags_json(flags, **resolved) + "\n")
+    return flags.dry_run

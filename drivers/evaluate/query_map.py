@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
+from data.tokens.verify import check_inputs
+from drivers.cli import NeighbourhoodFlags
 from drivers.embeddings.encode import chosen_texts
+from drivers.embeddings.text_lengths import describe_lengths, with_lengths
+from drivers.job.encoder_setup import check_model_directory, encoding_settings, open_to_encode
+from drivers.job.model_identity import check_checkpoint
+from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection, start_program
 from model.encode import EncodingSettings, encode_blocks
+from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange.negatives import check_as_recorded
 from utils.flag_values import expand_path
-from utils.ir.query_map import BACKGROUND, NEGATIVE, NOT_NEGATIVE, POSITIVE, QUERY
+from utils.ir.query_map import (
+    BACKGROUND,
+    KINDS,
+    NEGATIVE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    QUERY,
+    Neighbourhood,
+    write_neighbourhood,
+)
+from utils.run_log import say
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,62 @@ class Chosen:
     passage_N: np.ndarray
     kind_N: np.ndarray
     rank_AN: np.ndarray
+
+
+@dataclass(frozen=True)
+class QueryMapJob:
+    """What preflight resolved."""
+
+    flags: NeighbourhoodFlags
+    collection: Preprocessed
+    chosen: Chosen
+    files: dict[str, Path]
+    dtype: torch.dtype | None
+
+
+def preflight(flags: NeighbourhoodFlags) -> QueryMapJob:
+    """Choose the texts, and find what would fail later. UserError for anything that would."""
+    flags = with_lengths(flags)
+    dtype = check_compute_flags(flags)
+    if not flags.model_name_or_path:
+        raise UserError("--model_name_or_path is missing, expected the checkpoint that embeds the texts")
+    files = named_files(flags.negatives)
+    check_model_directory(flags, flags.model_name_or_path)
+    check_output_dirs(flags.output_dir)
+    collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
+    check_inputs(collection)
+    arms = read_arms(files, collection)
+    query = choose_query(flags.query, arms, files, collection.queries("train").original_ids())
+    chosen = choose_texts(query, arms, collection, flags.background, np.random.default_rng([flags.seed, query]))
+    return QueryMapJob(flags, collection, chosen, files, dtype)
+
+
+def run(job: QueryMapJob) -> None:
+    """Load, embed, write. Several processes all embed these few texts; the first writes them."""
+    flags, collection = job.flags, job.collection
+    world, _ = start_program("run_neighbourhood", flags)
+    distributed.on_process0(world, partial(check_checkpoint, flags, flags.model_name_or_path))
+    if world.is_first:
+        say(describe_lengths(flags, collection))
+    encoder = open_to_encode(flags, flags.model_name_or_path, collection, job.dtype, world)
+    settings = encoding_settings(flags, collection, job.dtype)
+    embedding_ND = embed(encoder, collection, job.chosen, settings, world)
+    distributed.on_process0(world, partial(write, job, embedding_ND))
+    distributed.stop(world)
+
+
+def write(job: QueryMapJob, embedding_ND: np.ndarray) -> None:
+    """Both files, the record last."""
+    chosen = job.chosen
+    files = tuple("/".join(path.parts[-4:]) for path in job.files.values())  # seed/arm/ann_data/name
+    arrays = (embedding_ND, chosen.passage_N, chosen.kind_N, chosen.rank_AN)
+    found = Neighbourhood(chosen.query_id, chosen.arms, files, job.flags.model_name_or_path, *arrays)
+    counts = {name: found.count(kind) for kind, name in enumerate(KINDS)}
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    say(f"query {found.query_id}: {told} texts; arms {', '.join(found.arms)}")
+    origin = {"seed": job.flags.seed, "collection_fingerprint": job.collection.manifest["collection_fingerprint"]}
+    path = write_neighbourhood(Path(job.flags.output_dir), found, {"counts": counts, **origin})
+    say(f"finished {path}")
 
 
 def named_files(words: list[str]) -> dict[str, Path]:

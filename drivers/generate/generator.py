@@ -113,9 +113,14 @@ def check_same_file_system(ann_dir: Path) -> None:
         )
 
 
-def generate(job: Job, resolved_flags: str) -> None:
+def resolved_of(job: Job) -> dict[str, str]:
+    """What the header and a --dry_run say next to the flags."""
+    return {"resolved_strategy": job.strategy, "strategy_from": job.strategy_from}
+
+
+def generate(job: Job) -> None:
     """Make refreshes until the trainer is done, or as many as the flags say."""
-    world, run_id = start_program("run_ann_data_gen", resolved_flags, job.flags)
+    world, run_id = start_program("run_ann_data_gen", job.flags, **resolved_of(job))
     job = replace(job, flags=lengths_of_process0(world, job.flags))
     flags = job.flags
     check_generator(Preflight(world), job, refreshes_planned(job))

@@ -20,19 +20,19 @@ from model.kernels.precision import compute_dtype, quickest_dtype
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.flags import ComputeFlags, RefreshFlags
+from utils.flags import ComputeFlags, RefreshFlags, flags_json
 from utils.run_log import header, say
 
 # Starting
 
 
-def start_program(program: str, flags_as_json: str, flags: Any) -> tuple[World, str]:
-    """Join the other processes, write the `.out` header, and give the run its id."""
+def start_program(program: str, flags: ComputeFlags, **resolved: Any) -> tuple[World, str]:
+    """Join the other processes, write the `.out` header (flags and what was ``resolved``), give the run its id."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     world = distributed.start(flags.no_cuda, flags.collective_timeout_seconds)
     run_id = distributed.broadcast_json(world, secrets.token_hex(6))
     if world.is_first:
-        for line in header(program, run_id, flags_as_json, distributed.device_names(world)):
+        for line in header(program, run_id, flags_json(flags, **resolved), distributed.device_names(world)):
             say(line)
     return world, run_id
 

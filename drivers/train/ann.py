@@ -122,10 +122,10 @@ def check_own_run(job: Job) -> None:
         check_new_run(job, make_science())
 
 
-def train(job: Job, resolved_flags: str) -> None:
+def train(job: Job) -> None:
     """Train to --max_steps, from the start or from where an earlier job stopped; then say so to the generator."""
     flags = job.flags
-    world, run_id = start_program("run_ann", resolved_flags, flags)
+    world, run_id = start_program("run_ann", flags)
     checks = Preflight(world)
     inputs = check_collection(job.collection, flags.tokenizer_name or flags.model_name_or_path, ("train",))
     checks.on_process0(partial(check_checkpoint, flags, flags.model_name_or_path), *inputs)

@@ -157,8 +157,8 @@ def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[Negat
     return lists, None
 
 
-def run(job: Job, resolved_flags: str) -> None:
-    world, run_id = start_program("run_warmup", resolved_flags, job.flags)
+def run(job: Job) -> None:
+    world, run_id = start_program("run_warmup", job.flags)
     job = replace(job, flags=lengths_of_process0(world, job.flags))
     flags = job.flags
     checks = Preflight(world)

@@ -24,10 +24,9 @@ from data.msmarco_data import PreprocessFlags
 from data.negatives import NegativesFlags
 from data.training.batches import batches_of_triples
 from data.wordpiece import WordPieceFlags
-from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
+from drivers.cli import AnnFlags, Bm25Flags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.evaluate.query_map import named_files
 from drivers.job.setup import seed_everything
-from drivers.run_bm25 import Bm25Flags
 from results.read_log import ReadLogFlags
 from results.report import ReportFlags
 from results.status import StatusFlags

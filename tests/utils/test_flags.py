@@ -17,8 +17,7 @@ import pytest
 
 from data.mining.strategy import resolve_strategy
 from data.msmarco_data import PreprocessFlags
-from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
-from drivers.run_bm25 import Bm25Flags
+from drivers.cli import AnnFlags, Bm25Flags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from tests import REPO
 from utils.errors import UserError
 from utils.flags import REFUSED, ProgramFlags, flags_json, parse_flags

@@ -18,7 +18,7 @@ import torch
 
 from data.tokens.collection import open_preprocessed
 from drivers.cli import EvalFlags
-from drivers.run_eval import last_negatives
+from drivers.evaluate.evaluator import last_negatives
 from drivers.train.refresh_schedule import RefreshUse, read_journal
 from model.encoders.static import StaticEncoder
 from results.read.logged import read_returned

@@ -1,0 +1,145 @@
+"""An evaluation from its flags to its metrics: load, rank, rerank, and hand over to what is written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
+from data.tokens.collection import Preprocessed
+from drivers.cli import EvalFlags
+from drivers.embeddings.distributed_search import (
+    check_index_fits,
+    check_index_fits_model,
+    check_search,
+    search_options,
+)
+from drivers.embeddings.encode import PassageShare
+from drivers.embeddings.store import read_embeddings_record
+from drivers.embeddings.text_lengths import check_made_with, with_lengths
+from drivers.evaluate.checks import check_evaluation
+from drivers.evaluate.ranking import encode_split, load_split, rank_split, rerank_lists
+from drivers.evaluate.results import describe_ranks, write_results
+from drivers.evaluate.score_curves import mean_scores
+from drivers.job.encoder_setup import check_model_directory, encoding_settings, open_to_encode
+from drivers.job.preflight import Preflight
+from drivers.job.sanity_batch import check_encoding
+from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection, start_program
+from utils import distributed
+from utils.errors import UserError
+from utils.exchange.evaluations import check_as_published
+from utils.exchange.layout import DONE, record_path
+from utils.exchange.markers import read_done
+from utils.exchange.negatives import newest_refresh, read_refresh
+from utils.text_files import check_ends
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What preflight resolved. ``backend`` searches; the model computes in ``dtype``, None for float32."""
+
+    flags: EvalFlags
+    collection: Preprocessed
+    dtype: torch.dtype | None
+    backend: str
+
+
+def preflight(flags: EvalFlags) -> Evaluation:
+    """Find what would fail later. UserError for anything that would."""
+    flags = with_lengths(flags)
+    dtype = check_compute_flags(flags)
+    if bool(flags.model_name_or_path) == bool(flags.embedding_dir):
+        raise UserError(
+            "give --model_name_or_path (a checkpoint) or --embedding_dir (embeddings on disk), one of the two"
+        )
+    if flags.model_name_or_path:
+        check_model_directory(flags, flags.model_name_or_path)
+    if flags.rerank_file:
+        check_rerank_file(Path(flags.rerank_file))
+    backend = check_search(flags)
+    check_output_dirs(flags.output_dir)
+    collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
+    if flags.embedding_dir:
+        stored = read_embeddings_record(Path(flags.embedding_dir), collection)
+        check_made_with(flags, Path(flags.embedding_dir), stored)
+        check_index_fits(flags, stored["passages"], stored["dims"])
+    else:
+        check_index_fits_model(flags, len(collection.passages), flags.model_name_or_path)
+    return Evaluation(flags, collection, dtype, backend)
+
+
+def check_rerank_file(path: Path) -> None:
+    """UserError where the candidates to rerank are not there, or are not whole."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing, expected candidates to rerank (top1000.dev or a TREC run)")
+    check_as_published(path)
+    check_ends(path)
+
+
+def run(job: Evaluation) -> None:
+    """Load, rank, write."""
+    flags, collection, started = job.flags, job.collection, time.monotonic()
+    world, _ = start_program("run_eval", flags)
+    negatives = distributed.on_process0(world, partial(last_negatives, flags, collection)) if flags.ann_dir else None
+    checks = Preflight(world)
+    check_evaluation(checks, collection, flags, flags.tokenizer_name or flags.model_name_or_path)
+    candidates_QK = rerank_lists(Path(flags.rerank_file), collection, flags.split) if flags.rerank_file else None
+    queries_QD, share = embed(job, checks)
+    options = search_options(flags, job.backend, world.device)
+    ranking = rank_split(world, collection, flags.split, (queries_QD, share), flags.topk, options, candidates_QK)
+    assert ranking is not None, "nobody is told to leave"
+    mean_score_Q = mean_scores(world, queries_QD, share, len(collection.passages))
+
+    def write() -> None:
+        by_rank = describe_ranks(collection, flags.split, ranking, mean_score_Q, negatives)
+        write_results(flags, collection, ranking, by_rank, time.monotonic() - started)
+
+    distributed.on_process0(world, write)
+    distributed.stop(world)
+
+
+def embed(job: Evaluation, checks: Preflight) -> tuple[np.ndarray, PassageShare]:
+    """The split's judged queries [Q, D], and this process's passages: from disk, or encoded. Ends the checks."""
+    flags, collection, world = job.flags, job.collection, checks.world
+    if flags.embedding_dir:
+        checks.end()
+        return load_split(world, Path(flags.embedding_dir), collection, flags.split)
+    encoder = open_to_encode(flags, flags.model_name_or_path, collection, job.dtype, world)
+    check_index_fits(flags, len(collection.passages), encoder.dims)
+    settings = encoding_settings(flags, collection, job.dtype)
+    checks.on_every_process(partial(check_encoding, encoder, collection, flags.split, settings, world.device))
+    checks.end()
+    embeddings = encode_split(flags, world, encoder, collection, job.dtype, flags.split)
+    assert embeddings is not None, "nobody is told to leave"
+    return embeddings
+
+
+def last_negatives(flags: EvalFlags, collection: Preprocessed) -> tuple[int, NegativeLists]:
+    """Number and lists of the last refresh that the model's trainer switched to; the newest where that is not known.
+
+    UserError where there is none, the one that was in use is damaged, or it is of another collection.
+    """
+    model = flags.model_name_or_path  # embeddings alone do not say who trained it
+    done = read_done(Path(model).parent) if model else None
+    taken = (done or {}).get("taken") or [{}]
+    ann_dir, number = Path(flags.ann_dir), taken[-1].get("refresh")
+    is_known = number is not None and record_path(ann_dir, number).exists()
+    refresh = read_refresh(ann_dir, number) if is_known else newest_refresh(ann_dir, number)
+    if refresh is None and number is not None:
+        raise UserError(
+            f"--ann_dir {flags.ann_dir} has no refresh {number}, which {Path(model).parent / DONE} says was the last "
+            "in use; give the output of that run's generator, or leave it out"
+        )
+    if refresh is None:
+        raise UserError(f"--ann_dir {flags.ann_dir} has no negatives, expected a generator's output; or leave it out")
+    theirs, ours = refresh.record.get("collection_fingerprint"), collection.manifest["collection_fingerprint"]
+    if theirs not in (None, ours):
+        raise UserError(f"{refresh.path} is of another collection than --data_dir {flags.data_dir}; give its own")
+    lists = read_negative_lists(refresh.path)
+    check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
+    return refresh.number, lists

@@ -1,0 +1,195 @@
+"""BM25 over a raw collection: from the texts to the dev run, its metrics and the first negatives."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.mining.candidates import Candidates, write_candidates
+from data.mining.negative_lists import write_negative_lists
+from data.mining.select import Selected, Selection, describe_selection, make_selection, select_negatives
+from data.sources.atomic_dir import check_can_write, publish, staged_directory
+from data.sources.base import Source, encoded_texts
+from data.sources.registry import open_source
+from data.tokens.collection import Preprocessed, open_preprocessed
+from data.tokens.verify import check_inputs
+from drivers.cli import Bm25Flags
+from utils.errors import UserError
+from utils.exchange.evaluations import METRICS_FILE, write_metrics
+from utils.exchange.layout import record_path
+from utils.exchange.lease import LeaseTimeouts
+from utils.exchange.markers import working
+from utils.exchange.negatives import publish_negatives
+from utils.flags import flags_json
+from utils.ir.metrics import evaluate, format_metrics, metrics_record, metrics_to, reach
+from utils.ir.trec import write_run
+from utils.run_log import Progress, git_state, header, say
+from utils.search.bm25 import build_index, search, words_of
+from utils.system import core_count
+
+if TYPE_CHECKING:
+    from bm25s import BM25
+
+MODEL = "bm25"  # what metrics.json, the run's tag and ann_ndcg_0 call the model
+RUN_FILE, SCRATCH = "dev.trec", "index"
+DEPTH_OF_RECORD = 10  # of ANCE's ndcg and mrr
+
+
+@dataclass(frozen=True)
+class Bm25Job:
+    """What preflight resolved."""
+
+    flags: Bm25Flags
+    source: Source
+    preprocessed: Preprocessed
+    selection: Selection
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.flags.output_dir)
+
+
+def preflight(flags: Bm25Flags) -> Bm25Job:
+    """Both directories, checked as far as is cheap, and the output directory with them."""
+    preprocessed = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
+    check_inputs(preprocessed)
+    source = open_source(preprocessed.manifest["data_type"], Path(flags.raw_data_dir))
+    selection = make_selection(str(flags.negative_strategy), flags, len(preprocessed.passages))
+    if selection.strategy.needs_bm25:
+        raise UserError(
+            f"--negative_strategy {flags.negative_strategy}: BM25's own candidates are meant here; write top"
+        )
+    if len(preprocessed.qrels("train").queries_with_positive()) == 0:
+        raise UserError(f"{flags.data_dir} has no train query with a positive; check the raw train qrels")
+    record = record_path(Path(flags.output_dir), 0)
+    if record.exists():
+        raise UserError(f"{record} exists, {flags.output_dir} is complete; remove it or choose another directory")
+    check_can_write(Path(flags.output_dir))
+    return Bm25Job(flags, source, preprocessed, selection)
+
+
+def passage_texts(source: Source, preprocessed: Preprocessed) -> Iterator[str]:
+    """The passages in collection order. UserError at the first that is another in ``preprocessed``."""
+    passages = encoded_texts(source, preprocessed.manifest["max_doc_character"])
+    progress = Progress(len(preprocessed.passages), "passages read")
+    both = zip_longest(passages, preprocessed.passages.original_ids())
+    for offset, (passage, expected_id) in enumerate(both):
+        found_id, text = passage or (None, "")
+        if found_id != expected_id:
+            found, expected = (repr(an_id) if an_id is not None else "the end" for an_id in (found_id, expected_id))
+            raise UserError(
+                f"passage {offset}: {source.passages_file} has {found}, {preprocessed.directory} has {expected}: they "
+                "are different collections; give the raw directory it was made from, or preprocess this one"
+            )
+        progress.advance()
+        yield text
+    progress.close()
+
+
+def query_texts(source: Source, preprocessed: Preprocessed, split: str) -> list[str]:
+    """The texts of the preprocessed queries, by offset. UserError where the raw file lacks one."""
+    ids = preprocessed.queries(split).original_ids()
+    wanted = set(ids)
+    texts = {query_id: text for query_id, text in source.queries(split) if query_id in wanted}
+    missing = next((query_id for query_id in ids if query_id not in texts), None)
+    if missing is not None:
+        raise UserError(
+            f"{source.split_files[split].queries} has no query {missing}, {preprocessed.directory} has: they are "
+            "different collections; give the raw directory it was made from, or preprocess this one"
+        )
+    return [texts[query_id] for query_id in ids]
+
+
+def run_dev(job: Bm25Job, index: BM25, staged: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Search the dev queries and write their run into ``staged``.
+
+    The metrics over all judged queries, as deep as --topk_dev; and those that `commit_record` needs, at least at 10.
+    """
+    flags, preprocessed = job.flags, job.preprocessed
+    words, passages = words_of(query_texts(job.source, preprocessed, "dev")), len(preprocessed.passages)
+    searched = max(flags.topk_dev, DEPTH_OF_RECORD)
+    scores_QK, rows_QK = search(
+        index, words, min(searched, passages), flags.workers or core_count(), staged / SCRATCH, "dev queries searched"
+    )
+    ids = preprocessed.queries("dev").original_ids(), preprocessed.passages.original_ids()
+    write_run(staged / RUN_FILE, *ids, rows_QK[:, : flags.topk_dev], scores_QK[:, : flags.topk_dev], MODEL)
+    judged, query_Q = preprocessed.qrels("dev").as_dict(), np.arange(len(rows_QK))
+    metrics = evaluate(judged, query_Q, rows_QK, reach(searched, passages))
+    kept = metrics_to(reach(flags.topk_dev, passages))
+    return {name: value for name, value in metrics.items() if name in kept}, metrics
+
+
+def train_negatives(job: Bm25Job, index: BM25, staged: Path) -> tuple[Candidates, Selected]:
+    """Candidates and negatives of every train query with a positive; the others are not searched."""
+    flags, qrels = job.flags, job.preprocessed.qrels("train")
+    query_Q = qrels.queries_with_positive()
+    texts = query_texts(job.source, job.preprocessed, "train")
+    say(f"train: {len(texts):,} queries, {len(query_Q):,} with a positive, {len(texts) - len(query_Q):,} left out")
+    words = words_of(texts[query] for query in query_Q.tolist())
+    scores_QK, rows_QK = search(
+        index, words, flags.topk_training, flags.workers or core_count(), staged / SCRATCH, "train queries searched"
+    )
+    candidates = Candidates(query_Q, rows_QK, scores_QK)
+    return candidates, select_negatives(candidates, qrels.positives(), job.selection, flags.seed, refresh=0)
+
+
+def commit_record(job: Bm25Job, run_id: str, metrics: dict[str, float]) -> dict[str, Any]:
+    """The contents of ``ann_ndcg_0``: ANCE's keys (at 10, however short the run is), and what made the negatives."""
+    flags = job.flags
+    return {
+        "ndcg": metrics["ndcg@10"],
+        "mrr": metrics["mrr@10"],
+        "checkpoint": MODEL,
+        "step": 0,
+        "strategy": flags.negative_strategy,
+        "negative_sample": flags.negative_sample,
+        "topk_training": flags.topk_training,
+        "k1": flags.k1,
+        "b": flags.b,
+        "seed": flags.seed,
+        "metrics": metrics,
+        "run_id": run_id,
+        "collection_fingerprint": job.preprocessed.manifest["collection_fingerprint"],
+        "git": git_state(),
+    }
+
+
+def run(job: Bm25Job) -> None:
+    """Index the collection, search both splits, and publish the dev run before the negatives."""
+    started, run_id, out, preprocessed = time.monotonic(), secrets.token_hex(6), job.output_dir, job.preprocessed
+    for line in header("run_bm25", run_id, flags_json(job.flags), ["cpu"]):
+        say(line)
+    with staged_directory(out) as staged:
+        index = build_index(passage_texts(job.source, preprocessed), job.flags.k1, job.flags.b)
+        metrics, metrics_at_10 = run_dev(job, index, staged)
+        say(f"dev {format_metrics(metrics)}")
+        candidates, selected = train_negatives(job, index, staged)
+        say(describe_selection(selected, job.selection.strategy, job.flags.topk_training, 0, 0))
+        dev_queries = len(preprocessed.qrels("dev").as_dict())
+        write_metrics(staged, metrics_record(metrics, dev_queries, MODEL, None, time.monotonic() - started), [RUN_FILE])
+        publish(staged, out, [RUN_FILE, METRICS_FILE])
+        publish_selected(job, run_id, candidates, selected, metrics_at_10)
+    say(f"{out}: BM25 of {len(preprocessed.passages):,} passages in {time.monotonic() - started:.1f} s")
+
+
+def publish_selected(
+    job: Bm25Job, run_id: str, candidates: Candidates, selected: Selected, metrics: dict[str, float]
+) -> None:
+    """``ann_training_data_0``, the candidates where they are kept, and the record of both."""
+    lists, positives = selected.lists.with_negatives(), job.preprocessed.qrels("train").positives()
+    with working(job.output_dir, "bm25", LeaseTimeouts(10.0, 180.0), run_id) as lease:
+        publish_negatives(
+            lease,
+            0,
+            lambda path: write_negative_lists(path, lists, positives),
+            {**commit_record(job, run_id, metrics), "selection": selected.counts()},
+            partial(write_candidates, candidates=candidates) if job.flags.keep_candidates else None,
+        )
