@@ -32,7 +32,7 @@ from model.train.step import make_state, train_step
 from utils.distributed import World
 from utils.flag_values import path_argument
 from utils.ir.metrics import evaluate
-from utils.search.api import search
+from utils.search.index import Index
 from utils.search.options import SearchOptions
 from utils.search.source import in_memory
 
@@ -74,7 +74,8 @@ def loop(
         passages = in_memory(encode(collection.passages, everything, PASSAGE_TOKENS))
         dev_QD = encode(collection.queries("dev"), dev_Q, QUERY_TOKENS)
         queries_QD = np.concatenate([dev_QD, encode(collection.queries("train"), train_Q, QUERY_TOKENS)])
-        scores_QK, passages_QK = search(queries_QD, passages, TOPK, SearchOptions("faiss"))
+        with Index(passages, SearchOptions("faiss")) as index:
+            scores_QK, passages_QK = index.search(queries_QD, TOPK)
         yield evaluate(collection.qrels("dev").as_dict(), dev_Q, passages_QK[: len(dev_Q)], TOPK)["mrr@10"]
         candidates = Candidates(train_Q, passages_QK[len(dev_Q) :], scores_QK[len(dev_Q) :])
         selected = select_negatives(candidates, train_qrels.positives(), selection, SEED, refresh)

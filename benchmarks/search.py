@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from utils.search.api import search
+from utils.search.index import Index
 from utils.search.options import SearchOptions, choose_backend
 from utils.search.source import Passages, in_memory
 
@@ -57,7 +57,7 @@ def main() -> None:
     default = choose_backend("auto", "Flat", device.type == "cuda")
     works: dict[str, Callable[[], Any]] = {
         f"ours_{name}": partial(
-            search, queries_QD, in_memory(passages_ND), flags.topk, SearchOptions(name, device=device)
+            Index(in_memory(passages_ND), SearchOptions(name, device=device)).search, queries_QD, flags.topk
         )
         for name in ("faiss", "torch")
     }

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.search import stored
-from utils.search.api import search
+from utils.search.index import Index
 from utils.search.options import SearchOptions, choose_backend
 
 LOOKS = 20
@@ -24,11 +24,11 @@ def main() -> None:
     backend = choose_backend(backend, "Flat", device.type == "cuda")
     options = SearchOptions(backend, device=device, memory_bytes=memory_mib * 2**20)
     passages = stored(path, count, dims)
-    search(queries_QD[:1], stored(path, min(count, 1000), dims), k, options)  # libraries are loaded
-    before = common.own_bytes()
+    Index(stored(path, min(count, 1000), dims), options).search(queries_QD[:1], k)  # libraries are loaded
+    index, before = Index(passages, options), common.own_bytes()
     with common.watched_memory() as seen:
         while len(seen) < LOOKS:  # a small search would be over before anybody looks
-            search(queries_QD, passages, k, options)
+            index.search(queries_QD, k)
     sys.stdout.write(f"{max(seen) - before}\n")
 
 

@@ -25,8 +25,9 @@ from utils.errors import UserError
 from utils.exchange.wait import log_once
 from utils.flags import SearchFlags
 from utils.run_log import say
-from utils.search.api import search
 from utils.search.faiss_index import check_index, gpu_refusal
+from utils.search.fold import first_depth
+from utils.search.index import Index
 from utils.search.options import (
     SMALLEST_MEMORY_BYTES,
     GpuSearchFailed,
@@ -57,23 +58,23 @@ def search_options(flags: SearchFlags, backend: str, device: torch.device) -> Se
     return SearchOptions(backend, flags.faiss_index, flags.nprobe, device, flags.search_memory_mib * 2**20)
 
 
-def check_index_fits(flags: Any, passages: int, dims: int) -> None:
+def check_index_fits(flags: Any, passages: int, embedding_dim: int) -> None:
     """UserError where --faiss_index cannot be built over each process's share of the passages; before encoding them.
 
     Where faiss lacks it on a GPU, process 0 of a job says so, once: the CPU searches.
     """
     processes = distributed.processes_of_launcher()
-    rows = rows_of_shard(passages, dims, PASSAGE_SHARDS)
+    rows = rows_of_shard(passages, embedding_dim, PASSAGE_SHARDS)
     sizes = [
         stop - start
         for start, stop in (share_of_texts(passages, rows, process, processes) for process in range(processes))
     ]
     # A process without passages searches nothing.
-    check_index(flags.faiss_index, dims, flags.nprobe, min(size for size in sizes if size))
+    check_index(flags.faiss_index, embedding_dim, flags.nprobe, min(size for size in sizes if size))
     device = distributed.own_device(flags.no_cuda)
     options = SearchOptions("faiss", flags.faiss_index, flags.nprobe, device)
     says = not distributed.has_launcher() or os.environ.get("RANK") == "0"  # a launcher's --dry_run leaves it to these
-    if says and is_on_gpu(options) and (refusal := gpu_refusal(flags.faiss_index, dims, flags.nprobe, device)):
+    if says and is_on_gpu(options) and (refusal := gpu_refusal(flags.faiss_index, embedding_dim, flags.nprobe, device)):
         log_once(f"search: faiss has no {flags.faiss_index} on {device} ({refusal}): the CPU will search", sys.stderr)
 
 
@@ -98,6 +99,59 @@ class Unfinished(Enum):
     OTHERS = "another process has ended its own for such a reason, or by an error"
 
 
+class ShardedIndex:
+    """The collection's index: each process has that of its share. Built once, searched many times, closed by `close`.
+
+    Made and searched by all processes. Where the GPU of one cannot search, all search on the CPU from then on: of two
+    such searches one may take hours longer, and who waits in a collective so long ends the job. Shares are of nearly
+    one size, so that all end at nearly one time.
+    """
+
+    def __init__(self, world: World, share: PassageShare, passages: int, options: SearchOptions) -> None:
+        """``passages``: how many the whole collection has."""
+        self.world, self.share, self.passages = world, share, passages
+        self.index = Index(share.passages, options)
+
+    def close(self) -> None:
+        self.index.close()
+
+    def use_cpu(self) -> None:
+        self.index.close()
+        self.index = Index(self.share.passages, on_cpu(self.index.options))
+
+    def search(
+        self, queries_QD: np.ndarray, k: int, monitor: Monitor = UNMONITORED
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The k best passages of each query over the whole collection: scores_QK and offsets_QK, on every process.
+
+        None on all of them where ``monitor`` has told one to leave. What the search of one raises, all raise.
+        """
+        world, k = self.world, min(k, self.passages)
+        embedding_dim, depth = queries_QD.shape[1], deepest_list(self.share.passages, k)
+        where = with_search_device(self.index.options, embedding_dim, depth).device
+        if distributed.any_process(world, where.type == "cpu") and self.index.options.device.type != "cpu":
+            self.use_cpu()
+        while True:
+            if world.is_first:
+                where_words = describe_search(self.index.options, embedding_dim, depth)
+                say(f"search: {where_words}; {len(queries_QD):,} queries, {self.passages:,} passages, top {k}")
+            searching = partial(search_share, world, self.index, queries_QD, k, monitor, Notice(world))
+            found = distributed.on_every_process(world, searching)
+            if distributed.any_process(world, found is Unfinished.LEFT):
+                return None
+            if not distributed.any_process(world, found is Unfinished.GPU_FAILED):
+                break
+            del found  # lists of gigabytes where this process's GPU could
+            self.use_cpu()
+        assert isinstance(found, tuple)
+        return merge_shares(world, self.share.start, *found, k)
+
+
+def deepest_list(passages: Passages, k: int) -> int:
+    """Of rows, in a first search for k passages; a share may hold fewer, or none."""
+    return first_depth(passages, min(k, passages.count)) if passages.count else k
+
+
 def retrieve(
     world: World,
     queries_QD: np.ndarray,
@@ -107,45 +161,22 @@ def retrieve(
     options: SearchOptions,
     monitor: Monitor = UNMONITORED,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The k best passages of each query over the whole collection: scores_QK and offsets_QK, on every process.
-
-    None on all of them where ``monitor`` has told one to leave. What the search of one raises, all raise.
-    Where the GPU of one cannot search, all search on the CPU: of two such searches one may take hours longer, and who
-    waits in a collective so long ends the job. Shares are of nearly one size, so that all end at nearly one time.
-    """
-    k = min(k, passages)
-    if distributed.any_process(world, with_search_device(options, queries_QD.shape[1], k).device.type == "cpu"):
-        options = on_cpu(options)
-    while True:
-        if world.is_first:
-            where = describe_search(options, queries_QD.shape[1], k)
-            say(f"search: {where}; {len(queries_QD):,} queries, {passages:,} passages, top {k}")
-        searching = partial(search_share, world, queries_QD, share.passages, k, options, monitor, Notice(world))
-        found = distributed.on_every_process(world, searching)
-        if distributed.any_process(world, found is Unfinished.LEFT):
-            return None
-        if not distributed.any_process(world, found is Unfinished.GPU_FAILED):
-            break
-        del found  # lists of gigabytes where this process's GPU could
-        options = on_cpu(options)
-    assert isinstance(found, tuple)
-    return merge_shares(world, share.start, *found, k)
+    """One search of a `ShardedIndex`, of which nothing stays."""
+    index = ShardedIndex(world, share, passages, options)
+    try:
+        return index.search(queries_QD, k, monitor)
+    finally:
+        index.close()
 
 
 def search_share(
-    world: World,
-    queries_QD: np.ndarray,
-    passages: Passages,
-    k: int,
-    options: SearchOptions,
-    monitor: Monitor,
-    notice: Notice,
+    world: World, index: Index, queries_QD: np.ndarray, k: int, monitor: Monitor, notice: Notice
 ) -> tuple[np.ndarray, np.ndarray] | Unfinished:
-    """This process's lists, scores_QK and rows_QK of its share, or why there are none.
+    """This process's lists, scores_QK and passages_QK of its share, or why there are none.
 
     The others learn by ``notice`` that there are none, and leave theirs.
     """
-    pairs = len(queries_QD) * passages.count
+    pairs = len(queries_QD) * index.passages.rows
     watched = monitor.over(world, pairs, "searching pairs", "query-passage pairs searched")
     try:
         with watched as advance:
@@ -155,7 +186,7 @@ def search_share(
                 if notice.is_given():
                     raise NotNeeded
 
-            return search(queries_QD, passages, k, options, advance_alike)
+            return index.search(queries_QD, k, advance_alike)
     except NotNeeded:
         return Unfinished.OTHERS
     except Exception as error:
@@ -169,13 +200,13 @@ def search_share(
 
 
 def merge_shares(
-    world: World, start: int, scores_QK: np.ndarray, rows_QK: np.ndarray, k: int
+    world: World, start: int, scores_QK: np.ndarray, passages_QK: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """One list of all processes' lists: scores_QK and offsets_QK, in the place of this process's own lists.
 
     Some queries at a time: only so many of the other processes' lists are held as EXCHANGE_BYTES says.
     """
-    offsets_QK = np.add(rows_QK, start, out=rows_QK, where=rows_QK >= 0)
+    offsets_QK = np.add(passages_QK, start, out=passages_QK, where=passages_QK >= 0)
     missing = ((0, 0), (0, k - offsets_QK.shape[1]))  # a share may hold fewer than k passages
     if missing[1][1]:
         scores_QK = np.pad(scores_QK, missing, constant_values=-np.inf)
@@ -189,14 +220,21 @@ def merge_shares(
 
 
 def score_candidates(world: World, queries_QD: np.ndarray, share: PassageShare, passages_QK: np.ndarray) -> np.ndarray:
-    """Scores of given candidate lists: float32 [Q, K], -inf where ``passages_QK`` is -1; for reranking."""
+    """Scores of given candidate lists: float32 [Q, K], -inf where ``passages_QK`` is -1; for reranking.
+
+    A passage's score is that of its best row.
+    """
     scores_QK = np.full(passages_QK.shape, -np.inf, np.float32)
-    start = share.start
+    first_QK, stop_QK = share.passages.rows_of(passages_QK - share.start)
+    most_rows = int((stop_QK - first_QK).max(initial=0))
+    start = 0
     for block_MD in share.passages.blocks(ROWS_AT_ONCE):
-        held_QK = (passages_QK >= start) & (passages_QK < start + len(block_MD))
-        for row in np.flatnonzero(held_QK.any(1)):
-            held = np.flatnonzero(held_QK[row])
-            scores_QK[row, held] = block_MD[passages_QK[row, held] - start] @ queries_QD[row]
+        for row_QK in (first_QK + nth for nth in range(most_rows)):
+            held_QK = (row_QK >= start) & (row_QK < np.minimum(stop_QK, start + len(block_MD)))
+            for query in np.flatnonzero(held_QK.any(1)):
+                held = np.flatnonzero(held_QK[query])
+                row_scores = block_MD[row_QK[query, held] - start] @ queries_QD[query]
+                scores_QK[query, held] = np.maximum(scores_QK[query, held], row_scores)
         start += len(block_MD)
     return np.maximum.reduce(distributed.gather_rows(world, scores_QK))
 

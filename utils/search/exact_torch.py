@@ -13,13 +13,23 @@ QUERIES_PER_BLOCK = 1024
 SMALLEST_BLOCK = 1024  # passages
 
 
-# By torch
+class TorchIndex:
+    """Goes through the passages in each search, a block at a time."""
+
+    def __init__(self, passages: Passages, options: SearchOptions, advance: Advance = no_progress) -> None:
+        self.passages, self.options = passages, options
+
+    def search(self, queries_QD: np.ndarray, k: int, advance: Advance = no_progress) -> tuple[np.ndarray, np.ndarray]:
+        return torch_top_k(queries_QD, self.passages, k, self.options, advance)
+
+    def close(self) -> None:
+        """It holds nothing."""
 
 
 def torch_top_k(
     queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = no_progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact top-k by matrix product; `search` says what comes back. A share has less than 2**32 passages.
+    """Exact top-k by matrix product; `RowIndex` says what comes back. A share has less than 2**32 rows.
 
     The collection is gone through once, in blocks that grow as fewer of their scores reach a list's last place.
     """
@@ -29,7 +39,7 @@ def torch_top_k(
     blocks = [to_device(queries_QD[start : start + rows], device) for start in range(0, len(queries_QD), rows)]
     best = [torch.empty((len(block_QD), 0), dtype=torch.int64, device=device) for block_QD in blocks]
     first = 0
-    for held_MD in passages.blocks(rows_in(options.passages_bytes, passages.dims)):
+    for held_MD in passages.blocks(rows_in(options.passages_bytes, passages.embedding_dim)):
         at = 0
         while at < len(held_MD):
             width = min(widest, max(k, first // 2, SMALLEST_BLOCK))

@@ -6,19 +6,23 @@ searched again by `torch_top_k`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
+import torch
 
+from utils.search.base import RowIndex
 from utils.search.exact_torch import torch_top_k
 from utils.search.faiss_index import (
     LARGEST_GPU_K,
     faiss_refusal,
     make_index,
     on_gpu,
+    reason_of,
 )
-from utils.search.options import SearchOptions
+from utils.search.options import GpuSearchFailed, SearchOptions
 from utils.search.ranked_lists import order_lists
 from utils.search.source import Advance, Passages, all_at_once, no_progress, rows_in
 
@@ -27,54 +31,78 @@ FAISS_BYTES_PER_QUERY = 4096  # the scores of faiss's own blocks, of 1,024 passa
 FAISS_BYTES_PER_PLACE = 36  # a call's list, and faiss's reservoir of twice its length
 
 
-# By faiss
+def build(passages: Passages, options: SearchOptions, advance: Advance = no_progress) -> RowIndex:
+    """What --faiss_index asks for."""
+    if options.faiss_index == "Flat":
+        return FlatIndex(passages, options)
+    return FactoryIndex(passages, options, advance)
 
 
-def faiss_top_k(
-    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = no_progress
-) -> tuple[np.ndarray, np.ndarray]:
-    """Exact top-k by faiss; one place more is searched, to see whether the last place is tied."""
-    wanted = min(k + 1, passages.count)
-    if options.device.type == "cuda" and wanted > LARGEST_GPU_K:
-        return torch_top_k(queries_QD, passages, k, options, advance)
-    scores_QW, rows_QW = faiss_flat_lists(queries_QD, passages, wanted, options, advance)
-    tied_Q = scores_QW[:, k - 1] == scores_QW[:, k] if wanted > k else np.zeros(len(scores_QW), bool)
-    scores_QK, rows_QK = scores_QW[:, :k], rows_QW[:, :k]
-    order_lists(scores_QK, rows_QK, options.passages_bytes)
-    if tied_Q.any():
-        again = torch_top_k(queries_QD[tied_Q], passages, k, options, lambda pairs: advance(0))
-        scores_QK[tied_Q], rows_QK[tied_Q] = again
-    return scores_QK, rows_QK
+@contextlib.contextmanager
+def failures_on(device: torch.device) -> Iterator[None]:
+    """GpuSearchFailed for faiss's errors on a GPU."""
+    try:
+        yield
+    except RuntimeError as error:  # faiss has no type for memory that ran out, nor for what its GPU index lacks
+        if device.type == "cpu":
+            raise
+        raise GpuSearchFailed(f"{device} cannot ({reason_of(error)})") from None
 
 
-def faiss_flat_lists(
-    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k best by score descending, in faiss's order of ties: of a block after the other, merged."""
-    import faiss
+class FlatIndex:
+    """Exact: goes through the passages in each search, a block at a time; on a GPU one index takes each block."""
 
-    index = None
-    if options.device.type == "cuda":
-        index = on_gpu(faiss.IndexFlatIP(passages.dims), options.device, options.lists_bytes)
-    block_bytes = options.faiss_bytes if index is None else options.passages_bytes
-    queries_at_once = options.lists_bytes // (FAISS_BYTES_PER_QUERY + FAISS_BYTES_PER_PLACE * k)
-    merged, first = None, 0
-    for held_MD in passages.blocks(rows_in(block_bytes, passages.dims)):
-        block_MD = np.ascontiguousarray(held_MD, dtype=np.float32)
-        search_block = searcher(index, block_MD, min(k, len(block_MD)))
-        scores_QK, rows_QK = search_in_blocks(
-            search_block, queries_QD, min(k, len(block_MD)), len(block_MD), advance, queries_at_once
-        )
-        if len(block_MD) == passages.count:
-            return scores_QK, rows_QK
-        rows_QK += first
-        merged = merged or faiss.ResultHeap(len(queries_QD), k, keep_max=True)
-        merged.add_result(scores_QK, rows_QK)
-        del scores_QK, rows_QK  # before there are the next block's
-        first += len(block_MD)
-    assert merged is not None, "there are passages"
-    merged.finalize()
-    return merged.D, merged.I
+    def __init__(self, passages: Passages, options: SearchOptions) -> None:
+        self.passages, self.options, self.gpu_index = passages, options, None
+
+    def search(self, queries_QD: np.ndarray, k: int, advance: Advance = no_progress) -> tuple[np.ndarray, np.ndarray]:
+        """One place more is searched, to see whether the last place is tied."""
+        with failures_on(self.options.device):
+            return self.top_k(queries_QD, k, advance)
+
+    def top_k(self, queries_QD: np.ndarray, k: int, advance: Advance) -> tuple[np.ndarray, np.ndarray]:
+        options, passages = self.options, self.passages
+        wanted = min(k + 1, passages.rows)
+        if options.device.type == "cuda" and wanted > LARGEST_GPU_K:
+            return torch_top_k(queries_QD, passages, k, options, advance)
+        scores_QW, rows_QW = self.lists(queries_QD, wanted, advance)
+        tied_Q = scores_QW[:, k - 1] == scores_QW[:, k] if wanted > k else np.zeros(len(scores_QW), bool)
+        scores_QK, rows_QK = scores_QW[:, :k], rows_QW[:, :k]
+        order_lists(scores_QK, rows_QK, options.passages_bytes)
+        if tied_Q.any():
+            again = torch_top_k(queries_QD[tied_Q], passages, k, options, lambda pairs: advance(0))
+            scores_QK[tied_Q], rows_QK[tied_Q] = again
+        return scores_QK, rows_QK
+
+    def lists(self, queries_QD: np.ndarray, k: int, advance: Advance) -> tuple[np.ndarray, np.ndarray]:
+        """The k best by score descending, in faiss's order of ties: of a block after the other, merged."""
+        import faiss
+
+        options, passages = self.options, self.passages
+        if options.device.type == "cuda" and self.gpu_index is None:
+            self.gpu_index = on_gpu(faiss.IndexFlatIP(passages.embedding_dim), options.device, options.lists_bytes)
+        block_bytes = options.faiss_bytes if self.gpu_index is None else options.passages_bytes
+        queries_at_once = options.lists_bytes // (FAISS_BYTES_PER_QUERY + FAISS_BYTES_PER_PLACE * k)
+        merged, first = None, 0
+        for held_MD in passages.blocks(rows_in(block_bytes, passages.embedding_dim)):
+            block_MD = np.ascontiguousarray(held_MD, dtype=np.float32)
+            search_block = searcher(self.gpu_index, block_MD, min(k, len(block_MD)))
+            scores_QK, rows_QK = search_in_blocks(
+                search_block, queries_QD, min(k, len(block_MD)), len(block_MD), advance, queries_at_once
+            )
+            if len(block_MD) == passages.rows:
+                return scores_QK, rows_QK
+            rows_QK += first
+            merged = merged or faiss.ResultHeap(len(queries_QD), k, keep_max=True)
+            merged.add_result(scores_QK, rows_QK)
+            del scores_QK, rows_QK  # before there are the next block's
+            first += len(block_MD)
+        assert merged is not None, "there are passages"
+        merged.finalize()
+        return merged.D, merged.I
+
+    def close(self) -> None:
+        self.gpu_index = None
 
 
 def searcher(index, block_MD: np.ndarray, k: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:  # type: ignore[no-untyped-def]
@@ -88,29 +116,38 @@ def searcher(index, block_MD: np.ndarray, k: int) -> Callable[[np.ndarray], tupl
     return partial(index.search, k=k)
 
 
-def faiss_index_top_k(
-    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = no_progress
-) -> tuple[np.ndarray, np.ndarray]:
-    """Top-k by a faiss index built by ``options.faiss_index``, trained on the passages themselves.
+class FactoryIndex:
+    """What faiss builds by ``options.faiss_index``, trained on the rows themselves.
 
-    Such an index is made of all passages of the share, and holds them (or their codes) in memory.
-    UserError where faiss refuses on the CPU, such as more cells than passages to train them on; on a GPU its own error.
+    Such an index is made of all rows of the share, and holds them (or their codes) in memory.
+    UserError where faiss refuses on the CPU, such as more cells than passages to train them on; GpuSearchFailed on a
+    GPU.
     """
-    if options.device.type == "cuda":
-        scores_QK, rows_QK = lists_of_index(queries_QD, passages, k, options, advance)
-    else:
-        with faiss_refusal(f"{options.faiss_index} over {passages.count} passages"):
-            scores_QK, rows_QK = lists_of_index(queries_QD, passages, k, options, advance)
-    order_lists(scores_QK, rows_QK, options.passages_bytes)
-    return scores_QK, rows_QK
+
+    def __init__(self, passages: Passages, options: SearchOptions, advance: Advance = no_progress) -> None:
+        self.passages, self.options = passages, options
+        with self.refusals():
+            self.index = filled_index(passages, options, advance)
+
+    def refusals(self) -> contextlib.AbstractContextManager[None]:
+        if self.options.device.type == "cuda":
+            return failures_on(self.options.device)
+        return faiss_refusal(f"{self.options.faiss_index} over {self.passages.count} passages")
+
+    def search(self, queries_QD: np.ndarray, k: int, advance: Advance = no_progress) -> tuple[np.ndarray, np.ndarray]:
+        with self.refusals():
+            found = search_in_blocks(partial(self.index.search, k=k), queries_QD, k, self.index.ntotal, advance)
+        order_lists(*found, self.options.passages_bytes)
+        return found
+
+    def close(self) -> None:
+        self.index = None
 
 
-def lists_of_index(
-    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance
-) -> tuple[np.ndarray, np.ndarray]:
-    """The lists in faiss's order of ties."""
-    rows = rows_in(options.passages_bytes, passages.dims)
-    index = make_index(options.faiss_index, passages.dims, options.nprobe)
+def filled_index(passages: Passages, options: SearchOptions, advance: Advance):  # type: ignore[no-untyped-def]
+    """faiss's index, trained, with all rows in it."""
+    rows = rows_in(options.passages_bytes, passages.embedding_dim)
+    index = make_index(options.faiss_index, passages.embedding_dim, options.nprobe)
     if options.device.type == "cuda":
         index = on_gpu(index, options.device, options.lists_bytes)
     if not index.is_trained:
@@ -118,14 +155,14 @@ def lists_of_index(
     for block_MD in passages.blocks(rows):
         index.add(np.ascontiguousarray(block_MD, dtype=np.float32))
         advance(0)
-    return search_in_blocks(partial(index.search, k=k), queries_QD, k, index.ntotal, advance)
+    return index
 
 
 def search_in_blocks(
     search_block: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     queries_QD: np.ndarray,
     k: int,
-    passages: int,
+    rows: int,
     advance: Advance,
     at_once: int = QUERIES_PER_FAISS_CALL,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -136,5 +173,5 @@ def search_in_blocks(
         block_QD = np.ascontiguousarray(queries_QD[start : start + at_once], dtype=np.float32)
         stop = start + len(block_QD)
         scores_QK[start:stop], rows_QK[start:stop] = search_block(block_QD)
-        advance(len(block_QD) * passages)
+        advance(len(block_QD) * rows)
     return scores_QK, rows_QK

@@ -19,7 +19,7 @@ OUT_OF_MEMORY = re.compile("out of memory|alloc fail", re.IGNORECASE)  # faiss h
 OPQ_CENTROIDS = 256  # of the codes for which OPQ learns its rotation, where it has no quantizer of its own
 
 
-def check_index(faiss_index: str, dims: int, nprobe: int = 0, passages: int | None = None) -> None:
+def check_index(faiss_index: str, embedding_dim: int, nprobe: int = 0, passages: int | None = None) -> None:
     """UserError where faiss cannot build the index_factory string, or the index has no cells to probe.
 
     With ``passages``, the size of one rank's share, also where there are not enough to train it on.
@@ -31,7 +31,7 @@ def check_index(faiss_index: str, dims: int, nprobe: int = 0, passages: int | No
     import faiss
 
     with faiss_refusal(f"{faiss_index} with --nprobe {nprobe}" if nprobe else faiss_index):
-        index = make_index(faiss_index, dims, nprobe)
+        index = make_index(faiss_index, embedding_dim, nprobe)
     cells = faiss.try_extract_index_ivf(index)
     if cells is not None and passages is not None and cells.nlist > passages:
         raise UserError(
@@ -83,10 +83,10 @@ def own_points(part) -> int:  # type: ignore[no-untyped-def]
     return 0
 
 
-def make_index(faiss_index: str, dims: int, nprobe: int):  # type: ignore[no-untyped-def]  # faiss has no types
+def make_index(faiss_index: str, embedding_dim: int, nprobe: int):  # type: ignore[no-untyped-def]  # faiss has no types
     import faiss
 
-    index = faiss.index_factory(dims, faiss_index, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(embedding_dim, faiss_index, faiss.METRIC_INNER_PRODUCT)
     if nprobe:
         faiss.ParameterSpace().set_index_parameter(index, "nprobe", nprobe)
     return index
@@ -124,13 +124,13 @@ def on_gpu(index, device: torch.device, temporary_bytes: int):  # type: ignore[n
     return faiss.index_cpu_to_gpu(resources, device.index or 0, index)
 
 
-def gpu_refusal(faiss_index: str, dims: int, nprobe: int, device: torch.device) -> str:
+def gpu_refusal(faiss_index: str, embedding_dim: int, nprobe: int, device: torch.device) -> str:
     """Why faiss has no such index on its GPU, as it says itself of an empty one; "" where it has.
 
     Also "" where the GPU has no memory now: another job on it may have ended when the search begins.
     """
     try:
-        return lasting_gpu_refusal(faiss_index, dims, nprobe, device)
+        return lasting_gpu_refusal(faiss_index, embedding_dim, nprobe, device)
     except RuntimeError as error:
         if not OUT_OF_MEMORY.search(str(error)):
             raise
@@ -138,10 +138,10 @@ def gpu_refusal(faiss_index: str, dims: int, nprobe: int, device: torch.device) 
 
 
 @functools.cache
-def lasting_gpu_refusal(faiss_index: str, dims: int, nprobe: int, device: torch.device) -> str:
+def lasting_gpu_refusal(faiss_index: str, embedding_dim: int, nprobe: int, device: torch.device) -> str:
     """The same, found once. faiss's own error where memory ran out, which is tried again at the next call."""
     try:
-        on_gpu(make_index(faiss_index, dims, nprobe), device, 0)
+        on_gpu(make_index(faiss_index, embedding_dim, nprobe), device, 0)
     except RuntimeError as error:
         if OUT_OF_MEMORY.search(str(error)):
             raise

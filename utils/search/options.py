@@ -73,28 +73,34 @@ def choose_backend(wanted: str, faiss_index: str, use_cuda: bool = False) -> str
     return "faiss" if has_faiss and (faiss_index != "Flat" or not use_cuda or faiss_has_gpu_support()) else "torch"
 
 
-def describe_search(options: SearchOptions, dims: int = 0, k: int = 1) -> str:
-    """What searches where, for the log; ``dims`` and ``k`` where they are known."""
+def describe_search(options: SearchOptions, embedding_dim: int = 0, k: int = 1) -> str:
+    """What searches where, for the log; ``embedding_dim`` and ``k`` where they are known."""
     if options.backend == "torch":
         return f"torch, exact, on {options.device}"
     kind = "exact" if options.faiss_index == "Flat" else options.faiss_index
     probing = f", nprobe {options.nprobe}" if options.nprobe else ""
-    return f"faiss, {kind}{probing}, on {with_search_device(options, dims, k).device}"
+    return f"faiss, {kind}{probing}, on {with_search_device(options, embedding_dim, k).device}"
 
 
-def with_search_device(options: SearchOptions, dims: int = 0, k: int = 1) -> SearchOptions:
+def with_search_device(options: SearchOptions, embedding_dim: int = 0, k: int = 1) -> SearchOptions:
     """The same with the device that will search: the CPU where faiss cannot on the GPU; see `is_on_gpu`."""
-    return options if options.backend == "torch" or is_on_gpu(options, dims, k) else on_cpu(options)
+    return options if options.backend == "torch" or is_on_gpu(options, embedding_dim, k) else on_cpu(options)
+
+
+def largest_depth(options: SearchOptions, rows: int) -> int:
+    """How many rows a list may have: all, or what faiss has on a GPU; an exact search there goes deeper by torch."""
+    is_bounded = options.backend == "faiss" and options.faiss_index != "Flat" and options.device.type == "cuda"
+    return min(rows, LARGEST_GPU_K) if is_bounded else rows
 
 
 def on_cpu(options: SearchOptions) -> SearchOptions:
     return replace(options, device=torch.device("cpu"))
 
 
-def is_on_gpu(options: SearchOptions, dims: int = 0, k: int = 1) -> bool:
-    """Whether faiss searches on a GPU: one is in use, and this faiss can; with ``dims``, this index and k too."""
+def is_on_gpu(options: SearchOptions, embedding_dim: int = 0, k: int = 1) -> bool:
+    """Whether faiss searches on a GPU: one is in use, and this faiss can; with ``embedding_dim``, this index and k."""
     if options.device.type != "cuda" or options.backend != "faiss" or not faiss_has_gpu_support():
         return False
-    if not dims or options.faiss_index == "Flat":
+    if not embedding_dim or options.faiss_index == "Flat":
         return True
-    return k <= LARGEST_GPU_K and not gpu_refusal(options.faiss_index, dims, options.nprobe, options.device)
+    return k <= LARGEST_GPU_K and not gpu_refusal(options.faiss_index, embedding_dim, options.nprobe, options.device)

@@ -1,4 +1,4 @@
-"""The rows that are searched: embeddings that come in blocks and need not be in memory at once."""
+"""What is searched: embeddings of passages, which come in blocks of rows and need not be in memory at once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROWS_AT_ONCE = 2**14  # of passages that are read without a search
-Advance = Callable[[int], None]  # told the query-passage pairs done since the last time
+ROWS_AT_ONCE = 2**14  # that are read without a search
+Advance = Callable[[int], None]  # told the pairs of a query and a row done since the last time
 
 
 def no_progress(pairs: int) -> None:
@@ -17,34 +17,64 @@ def no_progress(pairs: int) -> None:
 
 @dataclass(frozen=True)
 class Passages:
-    """The embeddings of N passages, which need not be in memory at once.
+    """The embeddings of passages in N rows, which need not be in memory at once.
 
-    ``blocks(rows)`` goes through them in passage order, from the first one each time, at most so many at once.
+    ``blocks(rows)`` goes through them in passage order, from the first one each time, at most so many rows at once.
     A block is float [M, D]; it may be overwritten when the next one is asked for.
+    ``row_to_passage`` int64 [N] says whose each row is: 0, 0, 0, 1, 2, 2 …, every passage with one row at least. None
+    where a row is a passage. ValueError where it is not so.
     """
 
-    count: int
-    dims: int
+    rows: int
+    embedding_dim: int
     blocks: Callable[[int], Iterator[np.ndarray]]
+    row_to_passage: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.row_to_passage is not None:
+            steps = np.diff(self.row_to_passage, prepend=-1)
+            if len(steps) != self.rows or not ((steps == 0) | (steps == 1)).all() or (self.rows and steps[0] != 1):
+                raise ValueError(f"row_to_passage of {len(steps)} rows, expected {self.rows} that count 0, 0, 1, 2 …")
+
+    @property
+    def count(self) -> int:
+        """Of passages."""
+        if self.row_to_passage is None or not self.rows:
+            return self.rows
+        return int(self.row_to_passage[-1]) + 1
+
+    def rows_of(self, passages_X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows [first_X, stop_X) of passages; none of a number that is no passage here."""
+        if self.row_to_passage is None:
+            return passages_X, passages_X + ((passages_X >= 0) & (passages_X < self.rows))
+        first_X, stop_X = (np.searchsorted(self.row_to_passage, passages_X, side) for side in ("left", "right"))
+        return first_X, stop_X
+
+    def largest_counts(self, passages: int) -> int:
+        """How many rows the passages with the most have together."""
+        if self.row_to_passage is None or not passages:
+            return passages
+        counts = np.bincount(self.row_to_passage)
+        return int(np.partition(counts, len(counts) - passages)[len(counts) - passages :].sum())
 
 
-def in_memory(passages_ND: np.ndarray) -> Passages:
+def in_memory(rows_ND: np.ndarray, row_to_passage: np.ndarray | None = None) -> Passages:
     def blocks(rows: int) -> Iterator[np.ndarray]:
-        return (passages_ND[first : first + rows] for first in range(0, len(passages_ND), rows))
+        return (rows_ND[first : first + rows] for first in range(0, len(rows_ND), rows))
 
-    return Passages(len(passages_ND), passages_ND.shape[1], blocks)
+    return Passages(len(rows_ND), rows_ND.shape[1], blocks, row_to_passage)
 
 
-def rows_in(size_bytes: int, dims: int) -> int:
-    """float32 passages that fit in, at least one."""
-    return max(1, size_bytes // (4 * dims))
+def rows_in(size_bytes: int, embedding_dim: int) -> int:
+    """float32 rows that fit in, at least one."""
+    return max(1, size_bytes // (4 * embedding_dim))
 
 
 def all_at_once(passages: Passages, rows: int = ROWS_AT_ONCE) -> np.ndarray:
     """float32 [N, D]"""
-    passages_ND = np.empty((passages.count, passages.dims), np.float32)
+    rows_ND = np.empty((passages.rows, passages.embedding_dim), np.float32)
     first = 0
     for block_MD in passages.blocks(rows):
-        passages_ND[first : first + len(block_MD)] = block_MD
+        rows_ND[first : first + len(block_MD)] = block_MD
         first += len(block_MD)
-    return passages_ND
+    return rows_ND

@@ -39,6 +39,7 @@ from tests.processes_as_threads import on_processes
 from utils import distributed
 from utils.distributed import Waits, World
 from utils.errors import UserError
+from utils.search.index import Index
 from utils.search.options import GpuSearchFailed, SearchOptions
 from utils.search.source import in_memory
 
@@ -78,13 +79,13 @@ def test_shares_merged_in_blocks_are_one_search(
     exchanged_bytes = 3 * 10 * (len(cuts) - 1) * (4 + 8)  # three queries' lists of ten at a time
     monkeypatch.setattr(distributed_search, "EXCHANGE_BYTES", exchanged_bytes)
     searches: list[int] = []
-    search = distributed_search.search
+    search = Index.search
 
-    def counted(queries_QD: np.ndarray, *others: Any) -> Any:
+    def counted(index: Index, queries_QD: np.ndarray, *others: Any) -> Any:
         searches.append(len(queries_QD))
-        return search(queries_QD, *others)
+        return search(index, queries_QD, *others)
 
-    monkeypatch.setattr(distributed_search, "search", counted)
+    monkeypatch.setattr(Index, "search", counted)
     products_QN = queries_QD @ passages_ND.T
     expected = [sorted(range(40), key=lambda row: (-products_N[row], row))[:10] for products_N in products_QN]
     for scores_QK, offsets_QK in retrieve_on_processes(queries_QD, passages_ND, cuts, 10, monkeypatch):
@@ -107,19 +108,20 @@ def one_process(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     world, vectors = World(rank, 2, CPU, Waits(30.0)), np.ones((40, 3), np.float32)
-    search, faults = distributed_search.search, [UserError("of one"), StopEncoding(), GpuSearchFailed("cuda:1 cannot")]
+    search, faults = Index.search, [UserError("of one"), StopEncoding(), GpuSearchFailed("cuda:1 cannot")]
     distributed.LOOK_EVERY_SECONDS = 0.05
 
-    def endless(queries_QD: Any, passages: Any, k: int, options: SearchOptions, advance: Any) -> Any:
-        if options.device.type == "cpu":
-            return search(queries_QD, passages, k, options, advance)
+    def endless(index: Index, queries_QD: Any, k: int, advance: Any) -> Any:
+        if index.options.device.type == "cpu":
+            return search(index, queries_QD, k, advance)
         if rank == 1:
             raise faults.pop(0)
         while True:
             advance(0)
             time.sleep(0.01)
 
-    distributed_search.search, distributed_search.with_search_device = endless, lambda options, *others: options
+    Index.search = endless  # type: ignore[method-assign, assignment]
+    distributed_search.with_search_device = lambda options, *others: options
     share, options = (
         PassageShare(in_memory(vectors[:20]), rank * 20),
         SearchOptions("faiss", device=torch.device("cuda")),

@@ -117,7 +117,7 @@ def test_blocks_go_over_the_shards(
     for first, last in ((0, 4), (1, 3), (3, 4), (2, 2)):
         passages = stored_passages(shards, first, last)
         start, stop = min(first * 32, 100), min(last * 32, 100)
-        assert (passages.count, passages.dims) == (stop - start, DIMS)
+        assert (passages.count, passages.embedding_dim) == (stop - start, DIMS)
         for _ in range(2):
             blocks = [block.copy() for block in passages.blocks(rows_at_once)]
             assert all(block.dtype == np.float32 and len(block) <= rows_at_once for block in blocks)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from data.sources.qrels import sorted_qrels
 from drivers.embeddings.encode import PassageShare
+from drivers.evaluate import score_curves as curves_module
 from drivers.evaluate.score_curves import as_json, grades_by_rank, mean_scores, overlap, score_curves
 from tests.processes_as_threads import on_processes
 from utils.distributed import World
@@ -44,6 +46,31 @@ def test_the_mean_score_is_that_of_all_passages(
         return mean_scores(world, queries_QD, PassageShare(in_memory(passages_ND[first:last]), first), PASSAGES)
 
     for mean_Q in on_processes(ranks, one_process, monkeypatch):
+        assert mean_Q == pytest.approx(expected_Q, abs=1e-6)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("scores_at_once", [2**24, QUERIES * 5, 1])
+def test_the_mean_score_of_passages_of_several_rows_is_that_of_their_best(
+    found: tuple[np.ndarray, ...], processes: int, scores_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks that cut passages in two; a share without any has nothing to add."""
+    queries_QD, rows_ND, *_ = found
+    counts_P = np.random.default_rng(4).integers(1, 8, 90)
+    starts = np.cumsum([0, *counts_P])
+    rows_ND = rows_ND[: starts[-1]]
+    scores_QN = queries_QD.astype(np.float64) @ rows_ND.T.astype(np.float64)
+    expected_Q = np.mean([scores_QN[:, a:b].max(1) for a, b in pairwise(starts)], axis=0)
+    monkeypatch.setattr(curves_module, "SCORES_AT_ONCE", scores_at_once)
+    cuts = [0, 90] if processes == 1 else [0, 37, 37, 90]
+
+    def one_process(world: World) -> np.ndarray:
+        first, last = cuts[world.process : world.process + 2]
+        owners = np.repeat(np.arange(last - first), counts_P[first:last])
+        share = PassageShare(in_memory(rows_ND[starts[first] : starts[last]], owners), first)
+        return mean_scores(world, queries_QD, share, 90)
+
+    for mean_Q in on_processes(processes, one_process, monkeypatch):
         assert mean_Q == pytest.approx(expected_Q, abs=1e-6)
 
 

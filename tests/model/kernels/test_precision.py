@@ -15,7 +15,7 @@ from model.encoders.static import StaticEncoder
 from model.kernels.precision import compute_dtype, name_of, quickest_dtype
 from model.token_batch import attention_mask
 from utils.errors import UserError
-from utils.search.api import search
+from utils.search.index import Index
 from utils.search.options import SearchOptions
 from utils.search.source import in_memory
 
@@ -117,7 +117,7 @@ def recall_of_lists(found_ND: np.ndarray, exact_ND: np.ndarray) -> float:
     """Of the 200 best of each of 200 texts in ``exact_ND``, the share that ``found_ND`` has among its own."""
     options = SearchOptions("torch", "Flat", 0, CPU)
     found, expected = (
-        search(vectors_ND[:200], in_memory(vectors_ND), 200, options)[1] for vectors_ND in (found_ND, exact_ND)
+        Index(in_memory(vectors_ND), options).search(vectors_ND[:200], 200)[1] for vectors_ND in (found_ND, exact_ND)
     )
     return float(np.mean([len(np.intersect1d(a, b)) / 200 for a, b in zip(found, expected, strict=True)]))
 

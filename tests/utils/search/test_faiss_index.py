@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,10 +19,10 @@ from tests.processes_as_threads import on_processes
 from utils import distributed
 from utils.distributed import World
 from utils.errors import ProcessFailed, UserError
-from utils.search import api, faiss_backend
-from utils.search.api import search
-from utils.search.faiss_backend import faiss_top_k
+from utils.search import faiss_backend
+from utils.search.faiss_backend import FlatIndex
 from utils.search.faiss_index import check_index, lasting_gpu_refusal, make_index, training_points
+from utils.search.index import BUILDERS, Index
 from utils.search.options import GpuSearchFailed, SearchOptions, describe_search
 from utils.search.source import Passages, in_memory
 
@@ -33,6 +32,11 @@ GPU = torch.device("cuda", 0)
 
 def vectors(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, DIMS)).astype(np.float32)
+
+
+def search(queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, *more: Any) -> Any:
+    with Index(passages, options) as index:
+        return index.search(queries_QD, k, *more)
 
 
 # How many passages it is trained on
@@ -234,7 +238,7 @@ def test_memory_that_runs_out_in_faiss_leaves_the_search_to_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Also after some queries. `search` raises it: the processes decide together who searches where."""
+    """Also after some queries. `Index` raises it: the processes decide together who searches where."""
     monkeypatch.setattr(faiss_backend, "QUERIES_PER_FAISS_CALL", 10)
     passages_ND, queries_QD = vectors(300), vectors(40, 1)
     gpu.fails_after = calls
@@ -265,14 +269,13 @@ def retrieve_on_gpus(
     """Of four processes, each with its GPU: what `retrieve` returned or raised, and where faiss searched in turn."""
     searched: list[list[str]] = [[] for _ in range(4)]
     starts = [0, *np.cumsum(COUNTS)]
-    for name in ("faiss_top_k", "faiss_index_top_k"):
-        by_faiss = getattr(api, name)
+    build = BUILDERS["faiss"]
 
-        def recorded(by_faiss: Any, queries_QD: Any, passages: Any, k: int, options: Any, *others: Any) -> Any:
-            searched[COUNTS.index(passages.count)].append(options.device.type)
-            return by_faiss(queries_QD, passages, k, options, *others)
+    def recorded(passages: Passages, options: SearchOptions, advance: Any) -> Any:
+        searched[COUNTS.index(passages.count)].append(options.device.type)
+        return build(passages, options, advance)
 
-        patch.setattr(api, name, partial(recorded, by_faiss))
+    patch.setitem(BUILDERS, "faiss", recorded)
 
     def work(world: World) -> Any:
         first, stop = starts[world.process : world.process + 2]
@@ -340,14 +343,14 @@ def test_what_the_search_of_one_raises_all_raise(gpu: StandInGpu, monkeypatch: p
     found, _ = retrieve_on_gpus(passages_ND, queries_QD, "IVF75,Flat", monkeypatch)
     assert [type(error) for error in found] == [UserError] * 4
     assert all("--faiss_index IVF75,Flat over " in str(error) for error in found)
-    search_share = faiss_top_k
+    search_share = FlatIndex.search
 
-    def broken(queries_QD: Any, passages: Any, *others: Any) -> Any:
-        if passages.count == COUNTS[1]:
+    def broken(index: FlatIndex, *others: Any) -> Any:
+        if index.passages.count == COUNTS[1]:
             raise ZeroDivisionError
-        return search_share(queries_QD, passages, *others)
+        return search_share(index, *others)
 
-    monkeypatch.setattr(api, "faiss_top_k", broken)
+    monkeypatch.setattr(FlatIndex, "search", broken)
     found, _ = retrieve_on_gpus(passages_ND, queries_QD, "Flat", monkeypatch)
     assert [type(error) for error in found] == [ProcessFailed, ZeroDivisionError, ProcessFailed, ProcessFailed]
 

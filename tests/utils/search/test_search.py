@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from utils.errors import UserError
-from utils.search import api, exact_torch, faiss_backend
+from utils.search import exact_torch, faiss_backend, index
 from utils.search.exact_torch import BYTES_PER_SCORE, from_keys, to_keys
 from utils.search.faiss_index import check_index
+from utils.search.index import Index
 from utils.search.options import SMALLEST_MEMORY_BYTES, SearchOptions, choose_backend, describe_search
 from utils.search.ranked_lists import in_passage_order, merge_top_k
 from utils.search.source import Passages, in_memory
@@ -28,9 +30,10 @@ if torch.cuda.is_available():
 
 
 def search(
-    queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions, *more: Any
+    queries_QD: np.ndarray, passages: np.ndarray | Passages, k: int, options: SearchOptions, *more: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    return api.search(queries_QD, in_memory(passages_ND), k, options, *more)
+    with Index(passages if isinstance(passages, Passages) else in_memory(passages), options) as index:
+        return index.search(queries_QD, k, *more)
 
 
 def options_of(backend: str, **values: Any) -> SearchOptions:
@@ -206,7 +209,7 @@ def test_blocks_in_one_buffer_are_one_search(backend: str, sizes: list[int], mon
             buffer_MD[:size] = passages_ND[first : first + size]
             yield buffer_MD[:size]
 
-    scores_QK, rows_QK = api.search(queries_QD, Passages(500, 6, blocks), 40, options_of(backend))
+    scores_QK, rows_QK = search(queries_QD, Passages(500, 6, blocks), 40, options_of(backend))
     expected_scores, expected_rows = brute_force(queries_QD, passages_ND, 40)
     assert rows_QK.tolist() == expected_rows
     assert scores_QK.tolist() == expected_scores
@@ -392,9 +395,9 @@ def test_choosing_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "faiss" else find_spec(name))
     assert choose_backend("auto", "Flat") == "torch"
     assert choose_backend("torch", "Flat") == "torch"
-    for wanted, index in (("faiss", "Flat"), ("auto", "IVF4,Flat"), ("torch", "IVF4,Flat")):
+    for wanted, faiss_index in (("faiss", "Flat"), ("auto", "IVF4,Flat"), ("torch", "IVF4,Flat")):
         with pytest.raises(UserError, match="faiss is not installed"):
-            choose_backend(wanted, index)
+            choose_backend(wanted, faiss_index)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -418,7 +421,8 @@ def test_lists_are_looked_at_in_little_memory(monkeypatch: pytest.MonkeyPatch) -
     queries, k = 20_000, 200
     scores_QK, rows_QK = np.ones((queries, k), np.float32), np.zeros((queries, k), np.int64)
     scores_QK[7, 150:], rows_QK[7, 150:] = -np.inf, -1  # an approximate index found fewer
-    monkeypatch.setattr(api, "top_k", lambda *arguments: (scores_QK, rows_QK))
+    given = SimpleNamespace(search=lambda *arguments: (scores_QK, rows_QK), close=lambda: None)
+    monkeypatch.setitem(index.BUILDERS, "torch", lambda *arguments: given)
     options = SearchOptions("torch", memory_bytes=SMALLEST_MEMORY_BYTES)
     queries_QD, passages_ND = np.ones((queries, 2), np.float32), np.ones((k, 2), np.float32)
     tracemalloc.start()
@@ -449,9 +453,9 @@ def test_lists_are_in_memory_as_often_as_it_says(
     queries_QD, passages_ND = (rng.integers(-999, 1000, (n, 4)).astype(np.float32) for n in (queries, passages))
     rows = passages // blocks
     source = Passages(passages, 4, lambda _: (passages_ND[start : start + rows] for start in range(0, passages, rows)))
-    api.search(queries_QD[:9], source, k, options)  # libraries are loaded
+    search(queries_QD[:9], source, k, options)  # libraries are loaded
     tracemalloc.start()
-    scores_QK, rows_QK = api.search(queries_QD, source, k, options)
+    scores_QK, rows_QK = search(queries_QD, source, k, options)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < lists * 12 * queries * (k + 1) + options.memory_bytes // 2
