@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import source_files
@@ -21,8 +21,9 @@ from data.sources.msmarco import MsMarco, find_collection, read_records
 from data.sources.qrels import Judgements, check_known, read_judgements
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
-from utils.flag_values import flag
-from utils.flags import ProgramFlags, SeedFlags, answer_dry_run, parse_flags
+from utils.flag_groups import SeedFlags
+from utils.flag_values import Group, flag
+from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import Progress, say
 from utils.text_files import estimate_lines
 
@@ -36,11 +37,16 @@ PROGRESS_EVERY = 10_000
 class SubsetFlags(SeedFlags, ProgramFlags):
     """Take a seeded fraction of a raw MS MARCO collection, with every positive of the queries kept."""
 
+    GROUP: ClassVar[Group] = "data"
+    EXAMPLE: ClassVar[str] = (
+        "python -m data.create_subset --data_dir raw --out_data_dir subset --data_type 1 --fraction 0.1"
+    )
+
     data_dir: str = flag(help="directory of the raw files, plain or gzipped, under MS MARCO's names", is_path=True)
     out_data_dir: str = flag(help="directory for the subset, under the same names, not gzipped", is_path=True)
     fraction: float = flag(help="share of the train queries and of the unjudged passages to keep", above=0, at_most=1)
     data_type: int = flag(0, "0: documents, 1: passages", at_least=0, at_most=1)
-    allow_missing: bool = flag(False, "go on where over one in a hundred qrels names an unknown query or passage")
+    allow_missing: bool = flag(False, "continue where over one in a hundred qrels names an unknown query or passage")
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from data.sources.atomic_dir import UNFINISHED, check_can_write, publish, staged_directory
 from data.sources.msmarco import PASSAGES, RAW_NAMES
 from utils.errors import UserError, run_program
-from utils.flag_values import MOST_WORKERS, flag
+from utils.flag_values import MOST_WORKERS, Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import Progress, say
 from utils.system import core_count
@@ -68,11 +68,16 @@ Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 class DocstringsFlags(ProgramFlags):
     """Write the docstrings of the installed packages as a small MS MARCO: about 20,000 query-passage pairs."""
 
+    GROUP: ClassVar[Group] = "data"
+    EXAMPLE: ClassVar[str] = "python -m data.docstrings --out_data_dir raw"
+
     out_data_dir: str = flag(
         help="directory for collection.tsv, queries.*.tsv, qrels.*.tsv and docstrings.json", is_path=True
     )
     dev_queries: int = flag(1000, "queries held out for dev", at_least=1)
-    workers: int = flag(0, "processes that parse sources; 0 is one for each core", at_least=0, at_most=MOST_WORKERS)
+    workers: int = flag(
+        0, "processes that parse sources; 0 is one for each core", at_least=0, at_most=MOST_WORKERS, group="job"
+    )
 
 
 @dataclass(frozen=True)

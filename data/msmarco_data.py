@@ -30,8 +30,9 @@ from data.tokens.token_cache import TokenCacheWriter, cache_files
 from data.tokens.tokenizer import check_tokenizer_cuts, fingerprint_of, load_tokenizer, tokenized, tokenizer_files
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import sha256_of, write_json
-from utils.flag_values import MOST_WORKERS, flag
-from utils.flags import ModelTypeFlags, ProgramFlags, TextFlags, answer_dry_run, parse_flags
+from utils.flag_groups import ModelTypeFlags, TextFlags
+from utils.flag_values import MOST_WORKERS, Group, flag
+from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import Progress, say
 from utils.text_files import estimate_lines
 
@@ -40,12 +41,18 @@ from utils.text_files import estimate_lines
 class PreprocessFlags(ModelTypeFlags, TextFlags, ProgramFlags):
     """Tokenize a raw collection into a preprocessed directory."""
 
+    GROUP: ClassVar[Group] = "data"
+    EXAMPLE: ClassVar[str] = (
+        "python -m data.msmarco_data --data_dir raw --out_data_dir preprocessed --data_type 1 \\\n    "
+        "--model_type rdot_nll --model_name_or_path roberta-base"
+    )
+
     data_dir: str = flag(help="directory of the raw files, plain or gzipped, under MS MARCO's names", is_path=True)
     out_data_dir: str = flag(help="directory to write; refused if it already holds a complete collection", is_path=True)
-    model_name_or_path: str = flag("", "directory (or hub name) that holds the tokenizer", is_path=True)
+    model_name_or_path: str = flag("", "directory (or hub name) that holds the tokenizer", is_path=True, group="model")
     data_type: str = flag("0", "0: MS MARCO's documents (url, title, body), 1: its passages")
-    allow_missing: bool = flag(False, "go on where over one in a hundred qrels names an unknown query or passage")
-    workers: int = flag(0, "threads that tokenize; 0 takes every core", at_least=0, at_most=MOST_WORKERS)
+    allow_missing: bool = flag(False, "continue where over one in a hundred qrels names an unknown query or passage")
+    workers: int = flag(0, "threads that tokenize; 0 takes every core", at_least=0, at_most=MOST_WORKERS, group="job")
 
     IGNORED: ClassVar[dict[str, str]] = {"config_name": "the tokenizer alone decides how a text becomes tokens"}
 

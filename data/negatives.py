@@ -1,4 +1,4 @@
-"""Selects negatives anew from the candidates that a generator has kept: every strategy is a view of the same search.
+"""Selects negatives again from the candidates that a generator has kept: every strategy is a view of the same search.
 
     python -m data.negatives --candidates ANN_DIR/ann_candidates_3.npz --data_dir PREPROCESSED --output_dir VIEW \
         --negative_strategy ranks:21-60
@@ -26,16 +26,9 @@ from utils.exchange.layout import candidates_number, negatives_path, record_path
 from utils.exchange.lease import LeaseTimeouts
 from utils.exchange.markers import working
 from utils.exchange.negatives import Refresh, publish_negatives
-from utils.flag_values import Range
-from utils.flags import (
-    AnceStrategyFlags,
-    Bm25DirFlags,
-    ProgramFlags,
-    SelectionFlags,
-    answer_dry_run,
-    flag,
-    parse_flags,
-)
+from utils.flag_groups import AnceStrategyFlags, Bm25DirFlags, SelectionFlags
+from utils.flag_values import Group, Range, flag
+from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import git_state, say
 
 # Of a refresh's record, what another selection from the same candidates has in its own words.
@@ -44,12 +37,18 @@ OF_ONE_SELECTION = ("bytes", "sha256", "refresh", "candidates", "queries", "trip
 
 @dataclass(frozen=True, kw_only=True)
 class NegativesFlags(ProgramFlags, SelectionFlags, AnceStrategyFlags, Bm25DirFlags):
-    """Select negatives anew from the candidates that a generator has kept (--keep_candidates)."""
+    """Select negatives again from the candidates that a generator has kept (--keep_candidates)."""
 
-    candidates: str = flag(help="an ann_candidates_N.npz beside its record", is_path=True)
+    GROUP: ClassVar[Group] = "data"
+    EXAMPLE: ClassVar[str] = (
+        "python -m data.negatives --candidates run/ann_data/ann_candidates_0.npz --data_dir preprocessed \\\n    "
+        "--output_dir view --negative_strategy ranks:21-60"
+    )
+
+    candidates: str = flag(help="an ann_candidates_N.npz, with its record in the same directory", is_path=True)
     data_dir: str = flag(help="preprocessed directory that they are of, written by data.msmarco_data", is_path=True)
     output_dir: str = flag(
-        help="another directory: ann_training_data_N and ann_ndcg_N are published there", is_path=True
+        help="another directory: ann_training_data_N and ann_ndcg_N are published there", is_path=True, group="job"
     )
 
     DEFAULTS: ClassVar[dict[str, Any]] = {"topk_training": 0}

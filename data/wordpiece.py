@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import encoded_text
 from data.sources.msmarco import PASSAGES, RAW_NAMES, find_raw, read_passages, read_queries
 from utils.errors import UserError, run_program
-from utils.flag_values import flag
+from utils.flag_values import Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import say
 from utils.text_files import check_ends
@@ -41,6 +41,9 @@ CONFIG_FILE = "tokenizer_config.json"
 @dataclass(frozen=True, kw_only=True)
 class WordPieceFlags(ProgramFlags):
     """Train a lower-casing WordPiece tokenizer on the passages and train queries of a raw collection."""
+
+    GROUP: ClassVar[Group] = "data"
+    EXAMPLE: ClassVar[str] = "python -m data.wordpiece --data_dir raw --out_dir tokenizer --vocab_size 8192"
 
     data_dir: str = flag(help="raw collection: collection.tsv and queries.train.tsv, plain or .gz", is_path=True)
     out_dir: str = flag(help="directory for tokenizer.json and tokenizer_config.json", is_path=True)

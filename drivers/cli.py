@@ -1,4 +1,4 @@
-"""The flags of the programs that load a model, each put together from the groups of utils/flags.py.
+"""The flags of the programs that load a model, each put together from the groups of utils/flag_groups.py.
 
 They stand apart from the work so that ``--help`` and a mistyped flag answer before torch is loaded.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from utils.flag_values import LARGEST_INTEGER, MOST_WORKERS, Range, flag
-from utils.flags import (
+from utils.flag_groups import (
     AnceStrategyFlags,
     Bm25DirFlags,
     ComputeFlags,
@@ -18,13 +17,14 @@ from utils.flags import (
     ModelFlags,
     ModelTypeFlags,
     PreprocessedFlags,
-    ProgramFlags,
     RefreshFlags,
     SearchFlags,
     SeedFlags,
     SelectionFlags,
     TrainingFlags,
 )
+from utils.flag_values import LARGEST_INTEGER, MOST_WORKERS, Group, Range, flag
+from utils.flags import ProgramFlags
 
 MOST_EPOCHS = 1_000_000
 LARGEST_GROUP = 1000  # triples of one query in succession: more than a batch holds
@@ -46,9 +46,18 @@ class GenerateFlags(
 ):
     """Encode the collection with the trainer's newest checkpoint, search it, publish negatives; repeat."""
 
+    GROUP: ClassVar[Group] = "refresh"
+    EXAMPLE: ClassVar[str] = (
+        "python -m drivers.run_ann_data_gen --data_dir preprocessed --training_dir run/checkpoints \\\n    "
+        "--init_model_dir warmup/checkpoint-1000 --output_dir run/ann_data --model_type rdot_nll \\\n    "
+        "--negative_strategy top --topk_training 200 --negative_sample 20"
+    )
+
     training_dir: str = flag(help="the trainer's --output_dir: checkpoints are taken from here", is_path=True)
-    init_model_dir: str = flag(help="the model of refresh 0, before the trainer has published anything", is_path=True)
-    output_dir: str = flag(help="the trainer's --ann_dir: negatives are published here", is_path=True)
+    init_model_dir: str = flag(
+        help="the model of refresh 0, before the trainer has published anything", is_path=True, group="model"
+    )
+    output_dir: str = flag(help="the trainer's --ann_dir: negatives are published here", is_path=True, group="job")
     ann_dir: str = flag("", "ignored: negatives go to --output_dir", is_path=True)
     last_checkpoint_dir: str = flag(
         "",
@@ -57,7 +66,7 @@ class GenerateFlags(
     )
     end_output_num: int = flag(
         -1,
-        "stop after refresh number N; 0 makes the initial data only; -1 goes on",
+        "stop after refresh number N; 0 makes the initial data only; -1: no end",
         at_least=-1,
         at_most=LARGEST_INTEGER,
         decides="nothing",
@@ -88,14 +97,25 @@ class GenerateFlags(
 class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, RefreshFlags):
     """Train on the newest ANN negatives, switching to newer ones as they appear; publish checkpoints."""
 
-    ann_dir: str = flag(help="the generator's --output_dir: negatives are taken from here", is_path=True)
+    EXAMPLE: ClassVar[str] = (
+        "python -m drivers.run_ann --data_dir preprocessed --ann_dir run/ann_data \\\n    "
+        "--output_dir run/checkpoints --model_type rdot_nll --model_name_or_path warmup/checkpoint-1000 \\\n    "
+        "--learning_rate 1e-6 --max_steps 10000"
+    )
+
+    ann_dir: str = flag(
+        help="the generator's --output_dir: negatives are taken from here", is_path=True, group="negatives"
+    )
     triplet: bool = flag(False, "ignored: training is always on triples", decides="nothing")
-    single_warmup: bool = flag(False, "one learning-rate schedule for the whole run, not a new one per refresh")
+    single_warmup: bool = flag(
+        False, "one learning-rate schedule for the whole run, not a new one per refresh", group="optimisation"
+    )
     group_size: int = flag(
         0,
         "triples of a query that follow each other, the same in every arm; 0: all its negatives once, as ANCE",
         at_least=0,
         at_most=LARGEST_GROUP,
+        group="negatives",
     )
     max_staleness_steps: int = flag(
         0,
@@ -103,9 +123,13 @@ class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Refre
         at_least=0,
         at_most=LARGEST_INTEGER,
         decides="nothing",
+        group="refresh",
     )
     replay: str = flag(
-        "", "journal.jsonl of an earlier run: take up the same negatives at the same steps", is_path=True
+        "",
+        "journal.jsonl of an earlier run: switch to the same negatives at the same steps",
+        is_path=True,
+        group="refresh",
     )
 
     IGNORED: ClassVar[dict[str, str]] = {"triplet": "training is always on triples"}
@@ -115,7 +139,14 @@ class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Refre
 class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm25DirFlags, SearchFlags, ExchangeFlags):
     """Train the first checkpoint, on BM25 negatives or on a triples file."""
 
-    do_train: bool = flag(False, "train", decides="nothing")
+    GROUP: ClassVar[Group] = "evaluation"
+    EXAMPLE: ClassVar[str] = (
+        "python -m drivers.run_warmup --data_dir preprocessed --bm25_dir bm25 --output_dir warmup \\\n    "
+        "--do_train --model_type rdot_nll --model_name_or_path roberta-base --loss in_batch \\\n    "
+        "--max_steps 1000"
+    )
+
+    do_train: bool = flag(False, "train", decides="nothing", group="optimisation")
     do_eval: bool = flag(False, "evaluate --model_name_or_path, or the last checkpoint trained", decides="nothing")
     evaluate_during_training: bool = flag(
         False, "evaluate every logging_steps * logging_steps_per_eval steps", decides="nothing"
@@ -125,30 +156,45 @@ class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm
     logging_steps_per_eval: int = flag(
         10, "log lines per evaluation", at_least=1, at_most=LARGEST_INTEGER, decides="nothing"
     )
-    scheduler: Literal["linear"] = flag("linear", "learning-rate schedule")
+    scheduler: Literal["linear"] = flag("linear", "learning-rate schedule", group="optimisation")
     num_train_epochs: float = flag(
-        3.0, "passes over the training data, where --max_steps is not given", at_least=0, at_most=MOST_EPOCHS
+        3.0,
+        "passes over the training data, where --max_steps is not given",
+        at_least=0,
+        at_most=MOST_EPOCHS,
+        group="optimisation",
     )
     expected_train_size: int = flag(
-        100_000, "triples in the file, to compute the steps of an epoch from", at_least=1, at_most=LARGEST_INTEGER
+        100_000,
+        "triples in the file, to compute the steps of an epoch from",
+        at_least=1,
+        at_most=LARGEST_INTEGER,
+        group="optimisation",
     )
     overwrite_cache: bool = flag(False, "ignored: there is no cache of features", decides="nothing")
     triples: str = flag(
-        "", "triples.train.small.tsv (query, positive, negative as text), plain or gzipped", is_path=True
+        "", "triples.train.small.tsv (query, positive, negative as text), plain or gzipped", is_path=True, group="data"
     )
     rerank_file: str = flag(
         "", "candidates to rerank: top1000.dev or a TREC run; default BM25_DIR/dev.trec", is_path=True
     )
     group_size: int = flag(
-        1, "triples of a query that follow each other; 0: all its negatives once", at_least=0, at_most=LARGEST_GROUP
+        1,
+        "triples of a query that follow each other; 0: all its negatives once",
+        at_least=0,
+        at_most=LARGEST_GROUP,
+        group="negatives",
     )
 
-    pooling: Literal["first", "mean"] | None = flag(None, "rdot_nll: first token (ANCE's) or mean; default the model's")
+    pooling: Literal["first", "mean"] | None = flag(
+        None, "rdot_nll: first token (ANCE's) or mean; default the model's", group="model"
+    )
     score_scale: float | None = flag(
         None,
         "factor on every score; default the model's own, 1 (ANCE's) for a new one",
         at_least=1 / LARGEST_SCALE,
         at_most=LARGEST_SCALE,
+        group="model",
     )
 
     DEFAULTS: ClassVar[dict[str, Any]] = {"max_steps": -1}
@@ -160,7 +206,13 @@ class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm
 class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, SearchFlags):
     """Rank the whole collection, and optionally rerank given candidates; write metrics and TREC runs."""
 
-    output_dir: str = flag(help="where metrics.json and the run files are written", is_path=True)
+    GROUP: ClassVar[Group] = "evaluation"
+    EXAMPLE: ClassVar[str] = (
+        "python -m drivers.run_eval --data_dir preprocessed --model_type rdot_nll \\\n    "
+        "--model_name_or_path run/checkpoints/checkpoint-10000 --output_dir run/eval"
+    )
+
+    output_dir: str = flag(help="where metrics.json and the run files are written", is_path=True, group="job")
     split: Literal["dev", "train"] = flag("dev", "whose queries")
     embedding_dir: str = flag(
         "", "embeddings of run_ann_data_gen --inference to rank with, in place of a model", is_path=True
@@ -176,8 +228,15 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
 class NeighbourhoodFlags(ProgramFlags, PreprocessedFlags, ModelFlags, SeedFlags, ComputeFlags):
     """Embed a train query, its positives, its negatives of several arms, and other passages."""
 
-    negatives: list[str] = flag(help="NAME=FILE: an arm's name, and its ann_training_data_N")  # noqa: RUF009
-    output_dir: str = flag(help="where the embeddings and their record are written", is_path=True)
+    GROUP: ClassVar[Group] = "data"
+    EXAMPLE: ClassVar[str] = (
+        "python -m drivers.run_neighbourhood --data_dir preprocessed --model_type rdot_nll \\\n    "
+        "--model_name_or_path run/checkpoints/checkpoint-10000 --output_dir run/neighbourhood \\\n    "
+        "--negatives top=run/ann_data/ann_training_data_0"
+    )
+
+    negatives: list[str] = flag(help="NAME=FILE: an arm's name, and its ann_training_data_N", group="negatives")  # noqa: RUF009
+    output_dir: str = flag(help="where the embeddings and their record are written", is_path=True, group="job")
     query: str = flag("", "the collection's own id of a train query; default: the first that all files have")
     background: int = flag(300, "other passages, drawn at random from the collection", at_least=0)
 
@@ -186,25 +245,40 @@ class NeighbourhoodFlags(ProgramFlags, PreprocessedFlags, ModelFlags, SeedFlags,
 class Bm25Flags(ProgramFlags, SelectionFlags, KeepFlags):
     """Search a collection with BM25: a TREC run and metrics for dev, negatives for train."""
 
+    GROUP: ClassVar[Group] = "data"
+    EXAMPLE: ClassVar[str] = "python -m drivers.run_bm25 --raw_data_dir raw --data_dir preprocessed --output_dir bm25"
+
     raw_data_dir: str = flag(help="raw collection in MS MARCO's format, the one --data_dir was made from", is_path=True)
     data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data", is_path=True)
     output_dir: str = flag(
-        help="directory for dev.trec, metrics.json, ann_training_data_0 and ann_ndcg_0", is_path=True
+        help="directory for dev.trec, metrics.json, ann_training_data_0 and ann_ndcg_0", is_path=True, group="job"
     )
     k1: float = flag(
         0.9,
         "BM25's k1, how slowly a repeated word stops counting; Anserini's value for MS MARCO",
         at_least=0,
         at_most=1000,
+        group="search",
     )
     b: float = flag(
-        0.4, "BM25's b, how much its length is held against a passage; Anserini's value", at_least=0, at_most=1
+        0.4,
+        "BM25's b, how much its length is held against a passage; Anserini's value",
+        at_least=0,
+        at_most=1,
+        group="search",
     )
     topk_dev: int = flag(
-        1000, "passages in the run of a dev query; metrics of a deeper cut-off are left out", at_least=1
+        1000,
+        "passages in the run of a dev query; metrics of a deeper cut-off are left out",
+        at_least=1,
+        group="evaluation",
     )
     workers: int = flag(
-        0, "processes that search a large collection; 0 is one for each core", at_least=0, at_most=MOST_WORKERS
+        0,
+        "processes that search a large collection; 0 is one for each core",
+        at_least=0,
+        at_most=MOST_WORKERS,
+        group="job",
     )
 
     DEFAULTS: ClassVar[dict[str, Any]] = {"topk_training": 200, "negative_sample": 20, "negative_strategy": "random"}

@@ -16,13 +16,13 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from utils.errors import UserError, run_program
-from utils.flag_values import flag
+from utils.flag_values import Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.json_text import json_text
 from utils.run_log import say
@@ -267,40 +267,20 @@ def as_tsv(logs: Iterable[LogSeries]) -> str:
     return "\n".join(rows)
 
 
-BARE_FLAGS = ("--dry_run", "--dry-run", "--watch", "--help", "-h")
-
-
-def words_to_flag(argv: list[str], name: str, lists: Sequence[str] = ()) -> list[str]:
-    """``A B --x 1`` becomes ``--x 1 --name A B``: a dataclass has no positional arguments.
-
-    A word straight after a ``--flag`` is that flag's value, unless the flag is one of the bare ones; ``lists`` are
-    flags that take all words up to the next flag.
-    """
-    words, rest = [], []
-    taken_by = ""
-    for word in argv:
-        if word.startswith("-") and word != "-":
-            rest.append(word)
-            taken_by = "" if "=" in word or word in BARE_FLAGS else word
-        elif taken_by == f"--{name}" or not taken_by:
-            words.append(word)
-        else:
-            rest.append(word)
-            taken_by = taken_by if taken_by.removeprefix("--") in lists else ""
-    rest = [word for word in rest if word != f"--{name}"]
-    return [*rest, f"--{name}", *words] if words else rest
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReadLogFlags(ProgramFlags):
-    """Read the series out of .out files: `python -m results.read_log FILE... [--format json|tsv]`."""
+    """Read the series out of .out files."""
 
-    files: list[str] = flag(help="logs to read; the flag's name may be left out", is_path=True)  # noqa: RUF009
-    format: Literal["json", "tsv"] = flag("json", "json: one object per file; tsv: one number per line")
+    GROUP: ClassVar[Group] = "data"
+    POSITIONAL: ClassVar[str] = "files"
+    EXAMPLE: ClassVar[str] = "python -m results.read_log trainer.out generator.out --format tsv"
+
+    files: list[str] = flag(help="logs to read; the flag's name may be omitted", is_path=True)  # noqa: RUF009
+    format: Literal["json", "tsv"] = flag("json", "json: one object per file; tsv: one number per line", group="job")
 
 
 def main() -> None:
-    flags = parse_flags(ReadLogFlags, "read_log", words_to_flag(sys.argv[1:], "files"))
+    flags = parse_flags(ReadLogFlags, "read_log")
     if answer_dry_run(flags):
         return
     logs = [read_log(file) for file in flags.files]

@@ -15,6 +15,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,10 +25,9 @@ from results.page.markdown import HTML, MARKDOWN, markdown_of, write_document
 from results.plots.curves import arm_names
 from results.read.run import Run, arm_order, read_run
 from results.read.study import Study, read_study
-from results.read_log import words_to_flag
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import listing, write_json
-from utils.flag_values import LARGEST_INTEGER, flag
+from utils.flag_values import LARGEST_INTEGER, Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import say
 
@@ -38,13 +38,20 @@ PICTURES = (*run_report.CAPTIONS, *study.PICTURES, *sections.PICTURES)
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags(ProgramFlags):
-    """Tables, tests, pictures and a page of runs or a study: `python -m results.report RUN_DIR... [--output DIR]`."""
+    """Tables, tests, pictures and a page of runs or a study."""
+
+    GROUP: ClassVar[Group] = "data"
+    POSITIONAL: ClassVar[str] = "run_dir"
+    EXAMPLE: ClassVar[str] = "python -m results.report results/runs/study --seeds 1 2 3 --output report"
 
     run_dir: list[str] = flag(  # noqa: RUF009
-        help="run directories as quickstart.sh or study.sh leave them; the flag's name may be left out", is_path=True
+        help="run directories as quickstart.sh or study.sh leave them; the flag's name may be omitted", is_path=True
     )
     output: str = flag(
-        "", "where the report is written; default RUN_DIR, and required where there are several", is_path=True
+        "",
+        "where the report is written; default RUN_DIR, and required where there are several",
+        is_path=True,
+        group="job",
     )
     seeds: list[int] | None = flag(  # noqa: RUF009
         None, "of a study: those to compare; default all that are there", at_least=0, at_most=LARGEST_INTEGER
@@ -174,7 +181,7 @@ def run_names(directories: list[Path]) -> list[str]:
 
 
 def main() -> None:
-    flags = parse_flags(ReportFlags, "report", words_to_flag(sys.argv[1:], "run_dir", ("seeds", "arms")))
+    flags = parse_flags(ReportFlags, "report")
     directories = [Path(directory) for directory in flags.run_dir]
     if len(directories) == 1 and any(SEED_DIRECTORY.fullmatch(name) for name in listing(directories[0])):
         report_study(directories[0], flags)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from results.read.job_states import (
     ABSENT,
@@ -37,12 +37,11 @@ from results.read.job_states import (
     finished_groups,
     health,
 )
-from results.read_log import words_to_flag
 from utils.errors import one_line, run_program
 from utils.exchange.layout import CHECKPOINT_PATTERN, RECORD_PATTERN, numbered
 from utils.exchange.lease import FAILED_STATE
 from utils.exchange.markers import read_run
-from utils.flag_values import LONGEST_SECONDS, flag
+from utils.flag_values import LONGEST_SECONDS, Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import say
 from utils.system import disk_used, in_bytes
@@ -178,17 +177,23 @@ def watch(reader: Reader, every_seconds: float, stream: TextIO, sleep: Callable[
 
 @dataclass(frozen=True, kw_only=True)
 class StatusFlags(ProgramFlags):
-    """How the jobs of a run are: `python -m results.status RUN_DIR [--watch]`."""
+    """How the jobs of a run are."""
+
+    GROUP: ClassVar[Group] = "job"
+    POSITIONAL: ClassVar[str] = "run_dir"
+    EXAMPLE: ClassVar[str] = "python -m results.status results/runs/quickstart --watch"
 
     run_dir: list[str] = flag(  # noqa: RUF009
-        help="run directory, arm, or the directories of its programs; the flag's name may be left out", is_path=True
+        help="run directory, arm, or the directories of its programs; the flag's name may be omitted",
+        is_path=True,
+        group="data",
     )
     watch: bool = flag(False, "look again and again until all jobs are done")
     every_seconds: float = flag(5.0, "with --watch: between two looks", above=0, at_most=LONGEST_SECONDS)
 
 
 def main() -> None:
-    flags = parse_flags(StatusFlags, "status", words_to_flag(sys.argv[1:], "run_dir"))
+    flags = parse_flags(StatusFlags, "status")
     reader = Reader(find_places([Path(directory) for directory in flags.run_dir]))
     if answer_dry_run(flags):
         return

@@ -14,7 +14,7 @@ import pytest
 from data.mining.strategy import parse_strategy
 from data.negatives import NegativesFlags
 from drivers.cli import AnnFlags, Bm25Flags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
-from results.read_log import ReadLogFlags, words_to_flag
+from results.read_log import ReadLogFlags
 from results.report import ReportFlags
 from results.status import StatusFlags
 from tests import REPO
@@ -37,7 +37,6 @@ FLAGS_OF = {
     "results.report": ReportFlags,
     "results.status": StatusFlags,
 }
-POSITIONAL = {"results.read_log": "files", "results.report": "run_dir", "results.status": "run_dir"}
 BENCHMARKS = ("encode", "train", "search", "preprocess", "refresh", "loop", "plan")
 WITH_ARGPARSE = (*(f"benchmarks.{name}" for name in BENCHMARKS), "tests.faults.__main__")
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.M | re.S)
@@ -116,9 +115,7 @@ def parser_of(module: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_command_names_what_exists_and_its_flags_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_0-9]+=\S+", word)]
     if words[:2] == ["python", "-m"] and words[2] in FLAGS_OF:
-        positional = POSITIONAL.get(words[2])
-        argv = words_to_flag(words[3:], positional, ("seeds", "arms")) if positional else words[3:]
-        assert parse_flags(FLAGS_OF[words[2]], words[2].rsplit(".", 1)[1], argv)
+        assert parse_flags(FLAGS_OF[words[2]], words[2].rsplit(".", 1)[1], words[3:])
     elif words[:2] == ["python", "-m"]:
         assert words[2] in WITH_ARGPARSE
         assert parser_of(words[2], words[3:], monkeypatch)

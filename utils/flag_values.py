@@ -1,4 +1,4 @@
-"""How a flag is declared: with the range of a number, what a path means, and what its value decides.
+"""How a flag is declared: with the range of a number, what a path means, what its value decides, and its group.
 
 Ranges and paths are checked by the parser of the program. Nothing but the standard library is imported.
 """
@@ -10,16 +10,34 @@ import dataclasses
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from _typeshed import DataclassInstance
 
 Number = int | float
 Decides = Literal["result", "step", "bytes", "nothing"]
+Group = Literal["model", "data", "optimisation", "negatives", "refresh", "search", "evaluation", "job"]
 AnyNumber = TypeVar("AnyNumber", int, float)
 
 LARGEST_INTEGER = 2**63 - 1  # numpy's and torch's
 LARGEST_SIZE = 2**31 - 1  # of what is multiplied by another size: the product is an integer of numpy's and torch's
 LONGEST_SECONDS = 1e9  # 30 years; the system's own waits take no more than some hundred
 MOST_WORKERS = 1024  # processes or threads; more than there are cores is of no use
+
+# The sections of --help, in their order.
+GROUPS: dict[Group, str] = {
+    "model": "the encoder, and what it starts from",
+    "data": "what is read, and how much of a text",
+    "optimisation": "how the model is trained",
+    "negatives": "which passages a query is trained against",
+    "refresh": "when negatives are made again, and from which model",
+    "search": "how the collection is searched",
+    "evaluation": "what is measured",
+    "job": "where it writes and logs, what it runs on, how it resumes",
+}
 
 
 @dataclass(frozen=True)
@@ -115,22 +133,32 @@ def flag(
     at_most: Number | None = None,
     is_path: bool = False,
     decides: Decides | None = None,
-    **extra: Any,
+    group: Group | None = None,
+    aliases: Sequence[str] = (),
+    choices: Collection[str] | None = None,
 ) -> Any:
-    """One flag of a program. What else is given is argparse's, such as ``aliases``.
+    """One flag of a program; ``aliases`` and ``choices`` are argparse's.
 
     A number must have at least one end of its range: ``at_least``, ``above``, ``at_most``. ``is_path``: a ``~`` is
-    expanded, and "" refused where it is not the default; a name of the hub passes as it is.
+    expanded, and "" refused where it is not the default; a name of the hub passes as it is. ``group`` is its section of
+    --help; without one it stands in that of the class that declares it.
 
     ``decides`` says what another value means to a run that has begun: "result", another run; "bytes", the same
     mathematics with other rounding and draws of dropout; "step", as `drivers.job.resume.step_refusal` has it; "nothing"
     where its effect is recorded as something else (the sha256 of what a path names, the type that --dtype resolves to,
     the key of the embeddings) or it has none. Without a word it decides the result, a path nothing.
     """
-    extra["decides"] = decides or ("nothing" if is_path else "result")
+    metadata: dict[str, object] = {
+        "help": help.replace("%", "%%"),
+        "is_path": is_path,
+        "decides": decides or ("nothing" if is_path else "result"),
+        "group": group,
+    }
+    metadata |= {"aliases": list(aliases)} if aliases else {}
+    metadata |= {"choices": choices} if choices is not None else {}
     if not at_least is above is at_most is None:
-        extra["range"] = Range(at_least, above, at_most)
-    return dataclasses.field(default=default, metadata={"help": help.replace("%", "%%"), "is_path": is_path, **extra})
+        metadata["range"] = Range(at_least, above, at_most)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def tristate(help: str) -> Any:
@@ -138,9 +166,10 @@ def tristate(help: str) -> Any:
 
     It decides nothing by itself, but what it is another word for.
     """
-    return flag(None, help, decides="nothing", nargs="?", const=True)
+    declared = flag(None, help, decides="nothing")
+    return dataclasses.field(default=None, metadata={**declared.metadata, "nargs": "?", "const": True})
 
 
-def names_deciding(flags_class: type[Any], *what: Decides) -> frozenset[str]:
+def names_deciding(flags_class: type[DataclassInstance], *what: Decides) -> frozenset[str]:
     """The flags that say so at their declaration."""
     return frozenset(field.name for field in dataclasses.fields(flags_class) if field.metadata["decides"] in what)

@@ -20,7 +20,7 @@ from data.mining.samplers import CandidatePool, apply_strategy, widen
 from data.mining.strategy import Strategy, parse_strategy
 from utils.declared import FILTERS
 from utils.errors import UserError
-from utils.flags import SelectionFlags
+from utils.flag_groups import SelectionFlags
 from utils.ir.rank_buckets import counted
 
 

@@ -23,7 +23,7 @@ from utils import distributed
 from utils.distributed import Notice, World
 from utils.errors import UserError
 from utils.exchange.wait import log_once
-from utils.flags import SearchFlags
+from utils.flag_groups import SearchFlags
 from utils.run_log import say
 from utils.search.faiss_index import check_index, gpu_refusal
 from utils.search.fold import first_depth

@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.layout import CHECKPOINT_PATTERN, EMBEDDINGS, EMBEDDINGS_RECORD, checkpoint_path, numbered
 from utils.exchange.model_files import CONFIG, LENGTHS
-from utils.flags import TextFlags
+from utils.flag_groups import TextFlags
 
 TEXTS_OF = {"max_seq_length": "passages", "max_query_length": "queries"}
 DEFAULT_OF = {field.name: field.default for field in dataclasses.fields(TextFlags) if field.name in LENGTHS}

@@ -14,7 +14,7 @@ from utils.exchange.checkpoints import model_sha256
 from utils.exchange.layout import MANIFEST, TRAINER_STATE
 from utils.exchange.model_files import CONFIG, config_sha256
 from utils.exchange.verify import check_files
-from utils.flags import ModelTypeFlags, TrainingFlags
+from utils.flag_groups import ModelTypeFlags, TrainingFlags
 
 RANDOM_WEIGHTS = "random weights"  # what the seed and the config decide
 

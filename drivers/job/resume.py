@@ -9,8 +9,8 @@ from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
 from utils.declared import LOSSES
 from utils.errors import Disagreement
 from utils.exchange.wait import log_once
+from utils.flag_groups import TrainingFlags
 from utils.flag_values import names_deciding
-from utils.flags import TrainingFlags
 
 DECIDE_BYTES = frozenset[str]().union(
     *(names_deciding(program, "bytes") for program in (AnnFlags, GenerateFlags, WarmupFlags))

@@ -20,7 +20,8 @@ from model.kernels.precision import compute_dtype, quickest_dtype
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.flags import ComputeFlags, RefreshFlags, flags_json
+from utils.flag_groups import ComputeFlags, RefreshFlags
+from utils.flags import flags_json
 from utils.run_log import header, say
 
 # Starting

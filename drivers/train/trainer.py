@@ -30,7 +30,7 @@ from utils.exchange.markers import mark_done, read_done
 from utils.exchange.model_files import LENGTHS
 from utils.exchange.stop import StopRequested
 from utils.exchange.wait import wait_until_visible
-from utils.flags import TrainingFlags
+from utils.flag_groups import TrainingFlags
 from utils.run_log import RunLog, progress_line, say
 
 

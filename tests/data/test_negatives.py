@@ -24,7 +24,7 @@ from utils.errors import UserError
 from utils.exchange.layout import candidates_path, negatives_path
 from utils.exchange.negatives import Refresh, read_refresh
 from utils.exchange.negatives import read_candidates as read_kept_candidates
-from utils.flags import SelectionFlags
+from utils.flag_groups import SelectionFlags
 
 TOPK = 200  # of 300 passages, so that most positives are among them: --max_positive_ratio drops all where theirs is not
 GENERATED = {"topk_training": TOPK, "negative_sample": 5, "seed": 42}

@@ -29,7 +29,6 @@ from results.read_log import (
     pair_generation,
     read_lines,
     read_log,
-    words_to_flag,
 )
 from tests import REPO
 from utils.errors import UserError
@@ -321,21 +320,6 @@ def test_missing_file_and_directory_are_named(tmp_path: Path) -> None:
         read_log(tmp_path / "nope.out")
     with pytest.raises(UserError, match="is a directory"):
         read_log(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (["a", "b"], ["--files", "a", "b"]),
-        (["a", "--format", "tsv", "b"], ["--format", "tsv", "--files", "a", "b"]),
-        (["--format=tsv", "a"], ["--format=tsv", "--files", "a"]),
-        (["--dry_run", "a"], ["--dry_run", "--files", "a"]),
-        (["--files", "a", "b", "--format", "tsv"], ["--format", "tsv", "--files", "a", "b"]),
-        ([], []),
-    ],
-)
-def test_words_to_flag(argv: list[str], expected: list[str]) -> None:
-    assert words_to_flag(argv, "files") == expected
 
 
 def test_program_prints_one_object_per_file_and_answers_a_missing_one(tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""--help of every program: short usage, flags by group, an example that parses, and an answer without waiting."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from results.read_log import ReadLogFlags
+from results.report import ReportFlags
+from tests import REPO
+from tests.utils.test_flag_values import CLASSES
+from utils.declared import FILTERS, LOSSES, STRATEGIES
+from utils.flag_values import GROUPS
+from utils.flags import WITHOUT_EFFECT, ProgramFlags, ignored_flags, parse_flags, with_name_of_positional
+
+LINES_OF_USAGE, COLUMNS = 12, 100
+SECONDS = 1.5
+
+
+def help_of(program: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse_flags(CLASSES[program], program, ["--help"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def words_of(example: str) -> list[str]:
+    """As the shell reads it."""
+    return shlex.split(example.replace("\\\n", ""))
+
+
+def module_of(program: str) -> str:
+    return CLASSES[program].EXAMPLE.split()[2]
+
+
+@pytest.mark.parametrize("program", CLASSES)
+def test_the_usage_fits_a_screen(
+    program: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = help_of(program, capsys)
+    usage = text.partition("\n\n")[0]
+    assert usage.startswith(f"usage: {program} ") and usage.endswith("[flags]")
+    assert len(usage.splitlines()) <= LINES_OF_USAGE
+    assert max(map(len, text.splitlines())) <= COLUMNS
+    with pytest.raises(SystemExit):
+        parse_flags(CLASSES[program], program, [])
+    missing = capsys.readouterr().err.rpartition(": ")[2].strip()
+    for name in (spellings.split("/")[0].removeprefix("--") for spellings in missing.split(", ")):
+        assert f"--{name} " in usage or (name == CLASSES[program].POSITIONAL and f"{name.upper()}..." in usage)
+
+
+@pytest.mark.parametrize("program", CLASSES)
+def test_every_flag_is_in_one_group(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sections = help_of(program, capsys).partition("\n\nexample:\n")[0].split("\n\n")[2:]
+    headings = [section.splitlines()[0] for section in sections]
+    known = [f"{group}: {about}:" for group, about in GROUPS.items()] + [f"{WITHOUT_EFFECT}:"]
+    assert headings == [heading for heading in known if heading in headings], "in the order of GROUPS, ANCE's last"
+    flags_class = CLASSES[program]
+    names: dict[str, list[str]] = {name: [] for name in (field.name for field in dataclasses.fields(flags_class))} | {
+        "help": []
+    }
+    for heading, section in zip(headings, sections, strict=True):
+        for line in section.splitlines()[1:]:
+            if shown := re.match(r"  (?:-h, )?--(\w+)", line):
+                names[shown[1]].append(heading)
+    assert {name: len(found) for name, found in names.items()} == dict.fromkeys(names, 1)
+    last = {name for name, found in names.items() if found == [f"{WITHOUT_EFFECT}:"]}
+    assert last == set(ignored_flags(flags_class))
+
+
+@pytest.mark.parametrize("program", CLASSES)
+def test_the_example_parses(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example = CLASSES[program].EXAMPLE
+    shown = help_of(program, capsys).partition("\n\nexample:\n  ")[2]
+    assert shown == example + "\n"
+    words = words_of(example)
+    assert words[:2] == ["python", "-m"] and words[2].rpartition(".")[2] == program
+    assert (REPO / f"{words[2].replace('.', '/')}.py").is_file()
+    assert parse_flags(CLASSES[program], program, words[3:])
+    assert capsys.readouterr().err == ""
+
+
+def cpu_seconds(command: list[str]) -> tuple[int, float]:
+    """Exit code, and the processor's seconds: other people's load does not count."""
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.parametrize("program", CLASSES)
+@pytest.mark.parametrize(("flag", "code"), [("--help", 0), ("--qqqqqqqq", 2)])
+def test_an_answer_does_not_wait(program: str, flag: str, code: int) -> None:
+    """The median of three; where the first two agree the third cannot change it."""
+    command = [sys.executable, "-m", module_of(program), flag]
+    within: list[bool] = []
+    while max(within.count(True), within.count(False)) < 2:
+        found, seconds = cpu_seconds(command)
+        assert found == code
+        within.append(seconds < SECONDS)
+    assert within.count(True) == 2
+
+
+# What the texts are made of
+
+
+def test_the_declarations_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(help_of("run_ann_data_gen", capsys).split())
+    for word in STRATEGIES.values():
+        assert f"{word.usage}: {word.takes.replace('`', '')}" in text
+    for declared in FILTERS.values():
+        assert f"{declared.help} ({declared.range.in_help()})" in text
+    text = " ".join(help_of("run_ann", capsys).split())
+    assert f"--loss {{{','.join(LOSSES)}}}" in text
+    for loss in LOSSES.values():
+        assert f"{loss.word}: {loss.description}" in text
+
+
+def test_a_word_that_is_no_loss_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = words_of(CLASSES["run_ann"].EXAMPLE)[3:]
+    with pytest.raises(SystemExit):
+        parse_flags(CLASSES["run_ann"], "run_ann", [*words, "--loss", "triplet"])
+    assert "argument --loss: invalid choice: 'triplet' (choose from 'pairwise', 'in_batch')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags_class", "argv", "expected"),
+    [
+        (ReadLogFlags, ["a", "b"], ["--files", "a", "b"]),
+        (ReadLogFlags, ["a", "--format", "tsv", "b"], ["--format", "tsv", "--files", "a", "b"]),
+        (ReadLogFlags, ["--format=tsv", "a"], ["--format=tsv", "--files", "a"]),
+        (ReadLogFlags, ["--dry_run", "a"], ["--dry_run", "--files", "a"]),
+        (ReadLogFlags, ["--dry-run", "a"], ["--dry-run", "--files", "a"]),
+        (ReadLogFlags, ["--files", "a", "b", "--format", "tsv"], ["--format", "tsv", "--files", "a", "b"]),
+        (ReadLogFlags, [], []),
+        (ReportFlags, ["a", "--seeds", "1", "2", "--output", "b", "c"], None),
+        (ReportFlags, ["--arms", "top", "again"], ["--arms", "top", "again"]),
+    ],
+)
+def test_a_name_that_is_left_off(flags_class: type[ProgramFlags], argv: list[str], expected: list[str] | None) -> None:
+    expected = ["--seeds", "1", "2", "--output", "b", "--run_dir", "a", "c"] if expected is None else expected
+    assert with_name_of_positional(flags_class, argv) == expected
