@@ -70,7 +70,7 @@ def ance_encode(
     for start in range(0, len(ids), ANCE_ENCODING_BATCH):
         batch = padded(ids[start : start + ANCE_ENCODING_BATCH], width)
         with torch.no_grad():
-            parts.append(encoder(*(tensor.to(device) for tensor in batch)).cpu().numpy())
+            parts.append(encoder.body_emb(*(tensor.to(device) for tensor in batch)).cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -96,7 +96,7 @@ def ance_step(
     for start in range(0, len(triples), ANCE_TRAINING_BATCH):
         part = triples[start : start + ANCE_TRAINING_BATCH]
         query_TD, positive_TD, negative_TD = (
-            encoder(*(tensor.to(device) for tensor in padded([triple[place] for triple in part], width)))
+            encoder.body_emb(*(tensor.to(device) for tensor in padded([triple[place] for triple in part], width)))
             for place, width in enumerate(widths)
         )
         scores_T2 = torch.stack([(query_TD * positive_TD).sum(-1), (query_TD * negative_TD).sum(-1)], 1)
@@ -119,9 +119,9 @@ def sentence_transformer(encoder: Any, directory: Path, dtype: torch.dtype, devi
         (body / name).write_bytes((directory / name).read_bytes())
     width = encoder.config.hidden_size
     transformer = Transformer(str(body), max_seq_length=ANCE_PASSAGE_TOKENS)
-    head = Dense(width, encoder.dims, activation_function=torch.nn.Identity())
+    head = Dense(width, encoder.spec.embedding_dim, activation_function=torch.nn.Identity())
     head.linear.load_state_dict(encoder.embeddingHead.state_dict())
-    norm = LayerNorm(encoder.dims)
+    norm = LayerNorm(encoder.spec.embedding_dim)
     norm.norm.load_state_dict(encoder.norm.state_dict())
     pooling = Pooling(width, pooling_mode="cls")
     made = SentenceTransformer(modules=[transformer, pooling, head, norm], device=str(device))

@@ -205,10 +205,10 @@ def write_tokenizer(directory: Path) -> None:
 
 def make_encoder(layers: int, width: int, dropout: float = 0.1, **changes: Any) -> Any:
     """A RoBERTa with ANCE's head and random weights; ``changes`` replace what its config says."""
-    from model.encoders.roberta_dot import new_roberta_dot
+    from model.encoders.roberta_dot import RobertaDot
 
     torch.manual_seed(0)
-    return new_roberta_dot(
+    return RobertaDot.new(
         {
             "vocab_size": WORDS + 4,
             "hidden_size": width,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -25,18 +24,15 @@ def texts_of(ids: list[np.ndarray], of_collection: int | None = None) -> TextSou
     lengths_N = np.array([len(tokens) for tokens in ids])
 
     def gather(rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ids_BL = np.full((len(rows_B), int(lengths_N[rows_B].max())), baselines.PAD)
-        for place, row in enumerate(rows_B.tolist()):
-            ids_BL[place, : lengths_N[row]] = ids[row]
-        return ids_BL, lengths_N[rows_B]
+        return np.concatenate([ids[row] for row in rows_B.tolist()]), np.append(0, lengths_N[rows_B].cumsum())
 
-    return TextSource(of_collection or len(ids), lambda start, stop: lengths_N[start:stop], gather)
+    return TextSource(of_collection or len(ids), lambda start, stop: lengths_N[start:stop], gather, "passage")
 
 
 def main() -> None:
     flags = common.parser("encode", __doc__ or "", layers=12, width=768, texts=512, repeats=3).parse_args()
     device, rng = common.own_device(), np.random.default_rng(1)
-    dtype = quickest_dtype(device, "rdot_nll")
+    dtype = quickest_dtype(device)
     weights_dtype = dtype or torch.float32
     lengths_N = common.passage_lengths(flags.texts, rng)
     with tempfile.TemporaryDirectory() as temporary:
@@ -53,7 +49,7 @@ def main() -> None:
         theirs_equal = baselines.sentence_transformer(ours, directory, weights_dtype, device)
     if dtype is not None:
         ours.cast_linear_weights(dtype)
-    prepare_encoder(argparse.Namespace(compile=False), ours, dtype, World(0, 1, device))
+    prepare_encoder(ours, dtype, World(0, 1, device))
     few = ids[: 2 * baselines.ANCE_ENCODING_BATCH]
     source = texts_of(ids, MS_MARCO_PASSAGES)
 

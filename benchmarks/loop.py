@@ -89,14 +89,14 @@ def first(steps: int, lists: NegativeLists, group_size: int, batch: int, refresh
 
 
 def our_way(encoder: Any, collection: Preprocessed, device: torch.device) -> tuple[Encode, Step]:
-    pad_id, world = collection.pad_token_id, World(0, 1, device)
+    world = World(0, 1, device)
     enable_packing(encoder, None, world, trains=True)
-    settings = EncodingSettings(PASSAGE_TOKENS, QUERY_TOKENS, pad_id, 128 * PASSAGE_TOKENS, None)
+    settings = EncodingSettings(PASSAGE_TOKENS, QUERY_TOKENS, 128 * PASSAGE_TOKENS, None)
     optimizer = make_optimizer("adamW", encoder, LEARNING_RATE, 1e-8, 0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     state = make_state(encoder, "pairwise", optimizer, scheduler, world, None, 1.0)
-    queries = gather_from(collection.queries("train"), QUERY_TOKENS, pad_id)
-    passages = gather_from(collection.passages, PASSAGE_TOKENS, pad_id)
+    queries = gather_from(collection.queries("train"), QUERY_TOKENS)
+    passages = gather_from(collection.passages, PASSAGE_TOKENS)
 
     def encode(cache: TokenCache, rows: np.ndarray, tokens: int) -> np.ndarray:
         texts = texts_of(cache, settings, None if tokens == PASSAGE_TOKENS else rows)
@@ -111,8 +111,8 @@ def ance_way(encoder: Any, collection: Preprocessed, device: torch.device) -> tu
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
 
     def ids_of(cache: TokenCache, rows: np.ndarray, tokens: int) -> list[np.ndarray]:
-        ids_BL, lengths_B = cache.gather(rows, tokens, collection.pad_token_id)
-        return [row[:length] for row, length in zip(ids_BL, lengths_B, strict=True)]
+        tokens_T, offsets_B1 = cache.gather(rows, tokens)
+        return np.split(tokens_T, offsets_B1[1:-1])
 
     def encode(cache: TokenCache, rows: np.ndarray, tokens: int) -> np.ndarray:
         return baselines.ance_encode(encoder, ids_of(cache, rows, tokens), device, tokens)

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import common
 from drivers.embeddings.distributed_search import BYTES_OF_PLACE
 from drivers.job import disk_budget
-from model.encoders.registry import dims_of_config
+from model.encoders.spec import roberta_spec
 from utils.flag_values import path_argument, positive_number
 from utils.search.options import MEMORY_BYTES
 
@@ -53,8 +53,8 @@ class Size:
     embedding_bytes: int
 
     @property
-    def dims(self) -> int:
-        return dims_of_config({"hidden_size": self.width})
+    def embedding_dim(self) -> int:
+        return roberta_spec({"hidden_size": self.width}).embedding_dim
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ class Cost:
 
 def parameters_of(layers: int, width: int, vocabulary: int = 50_265) -> float:
     """RoBERTa's, with ANCE's head; base is 124 million."""
-    return layers * 12 * width**2 + (vocabulary + 514) * width + width * dims_of_config({"hidden_size": width})
+    return (
+        layers * 12 * width**2 + (vocabulary + 514) * width + width * roberta_spec({"hidden_size": width}).embedding_dim
+    )
 
 
 def reckon(size: Size, rates: Rates) -> Cost:
@@ -85,11 +87,12 @@ def reckon(size: Size, rates: Rates) -> Cost:
         count / SAMPLE * common.encoder_flops(lengths_N, size.layers, size.width)
         for count, lengths_N in ((size.passages, passage_lengths_N), (searched, query_lengths_N))
     )
-    searching = 2.0 * size.passages * searched * size.dims
+    searching = 2.0 * size.passages * searched * size.embedding_dim
     hours = {"encoding": encoding / rates.encoding / 3600, "searching": searching / rates.searching / 3600}
-    embeddings_bytes = KEPT_EMBEDDINGS * (size.passages + searched) * size.dims * size.embedding_bytes
+    embeddings_bytes = KEPT_EMBEDDINGS * (size.passages + searched) * size.embedding_dim * size.embedding_bytes
     tokens = size.passages * passage_lengths_N.mean() + size.queries * query_lengths_N.mean()
     weights_bytes = parameters_of(size.layers, size.width) * FLOAT32_BYTES
+    vectors_bytes = searched * size.embedding_dim * FLOAT32_BYTES
     lists_bytes = searched * size.topk * BYTES_OF_PLACE
     return Cost(
         encoding_gpu_hours=hours["encoding"],
@@ -103,8 +106,8 @@ def reckon(size: Size, rates: Rates) -> Cost:
         / 1e9,
         negatives_gb=searched * (size.negatives * disk_budget.NEGATIVE_BYTES + disk_budget.LINE_BYTES) / 1e9,
         # Vectors and lists of all queries are in every process, twice where they are put together or merged.
-        memory_gb=(weights_bytes + 2 * searched * size.dims * FLOAT32_BYTES + 2 * lists_bytes + SEARCH_BYTES) / 1e9,
-        read_per_gpu_gb=size.passages * size.dims * size.embedding_bytes / size.gpus / 1e9,
+        memory_gb=(weights_bytes + 2 * vectors_bytes + 2 * lists_bytes + SEARCH_BYTES) / 1e9,
+        read_per_gpu_gb=size.passages * size.embedding_dim * size.embedding_bytes / size.gpus / 1e9,
     )
 
 

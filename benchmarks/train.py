@@ -30,11 +30,8 @@ FORWARD_AND_BACKWARD = 3  # times the operations of a forward pass
 
 def gather_from(ids: list[np.ndarray]) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     def gather(rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        lengths_B = np.array([len(ids[row]) for row in rows_B.tolist()])
-        ids_BL = np.full((len(rows_B), int(lengths_B.max())), baselines.PAD)
-        for place, row in enumerate(rows_B.tolist()):
-            ids_BL[place, : lengths_B[place]] = ids[row]
-        return ids_BL, lengths_B
+        chosen = [ids[row] for row in rows_B.tolist()]
+        return np.concatenate(chosen), np.cumsum([0, *map(len, chosen)])
 
     return gather
 
@@ -92,7 +89,7 @@ def their_step(
 def main() -> None:
     flags = common.parser("train", __doc__ or "", layers=12, width=768, queries=QUERIES, repeats=3).parse_args()
     device, rng = common.own_device(), np.random.default_rng(2)
-    dtype = quickest_dtype(device, "rdot_nll")
+    dtype = quickest_dtype(device)
     query_lengths_Q = common.query_lengths(flags.queries, rng)
     passage_lengths_M = common.passage_lengths(flags.queries * (NEGATIVES + 1), rng)
     with tempfile.TemporaryDirectory() as temporary:

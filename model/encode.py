@@ -10,29 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from model.encoders.base import Encoder
+from model.encoders.spec import Side
 from model.kernels.precision import autocast
-from model.token_batch import attention_mask
+from model.token_batch import TokenBatch
 from utils.errors import UserError
 from utils.prefetch import prefetched
 from utils.search.norms import problem_of
 
 LARGEST_BLOCK, SMALLEST_BLOCK, WANTED_BLOCKS = 8192, 32, 64
 
-Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows_B -> (ids_BL, lengths_B)
+Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows_B -> (tokens_T, offsets_B1)
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """What is to be encoded: ``count`` texts by row, ``lengths(start, stop)`` int [stop - start] in tokens."""
+    """What is to be encoded: ``count`` texts of a side, ``lengths(start, stop)`` int [stop - start] in tokens."""
 
     count: int
     lengths: Callable[[int, int], np.ndarray]
     gather: Gather
+    side: Side
 
 
 def block_size(count: int) -> int:
@@ -63,36 +65,35 @@ def plan_batches(lengths_M: np.ndarray, first: int, budget_tokens: int) -> Itera
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """A batch's tokens, and the block [first, last) of which it is a part."""
+class BlockBatch:
+    """A batch's texts ``rows_B``, and the block [first, last) of which it is a part."""
 
     first: int
     last: int
     rows_B: torch.Tensor
-    ids_BL: torch.Tensor
-    lengths_B: torch.Tensor
+    tokens: TokenBatch
 
 
-def gather_batches(texts: TextSource, rows: tuple[int, int], budget_tokens: int, pin: bool) -> Iterator[Gathered]:
+def gather_batches(texts: TextSource, rows: tuple[int, int], budget_tokens: int, pin: bool) -> Iterator[BlockBatch]:
     """The batches of the rows [start, stop), block after block. ``pin``: for copies that the GPU makes by itself."""
     for first, last in plan_blocks(texts.count, *rows):
         for rows_B in plan_batches(texts.lengths(first, last), first, budget_tokens):
-            arrays = (rows_B, *texts.gather(rows_B))
-            yield Gathered(
-                first, last, *(torch.from_numpy(a).pin_memory() if pin else torch.from_numpy(a) for a in arrays)
-            )
+            places_B, tokens = torch.from_numpy(rows_B), TokenBatch.of(*texts.gather(rows_B))
+            if pin:
+                places_B, tokens = places_B.pin_memory(), tokens.pin_memory()
+            yield BlockBatch(first, last, places_B, tokens)
 
 
-def encode_batch(encoder: Any, batch: Gathered, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+def encode_batch(
+    encoder: Encoder, tokens: TokenBatch, side: Side, device: torch.device, dtype: torch.dtype | None
+) -> torch.Tensor:
     """float32 [B, D], on the device."""
-    ids_BL, lengths_B = (tensor.to(device, non_blocking=True) for tensor in (batch.ids_BL, batch.lengths_B))
     with torch.inference_mode(), autocast(device, dtype):
-        embeddings_BD: torch.Tensor = encoder(ids_BL, attention_mask(ids_BL, lengths_B))
-        return embeddings_BD.float()
+        return encoder.encode(tokens.to(device), side).rows.float()
 
 
 def encode_blocks(
-    encoder: Any,
+    encoder: Encoder,
     texts: TextSource,
     rows: tuple[int, int],
     budget_tokens: int,
@@ -114,9 +115,9 @@ def encode_blocks(
     with closing(prefetched(gather_batches(texts, rows, budget_tokens, pin=device.type == "cuda"))) as batches:
         for batch in batches:
             if filled == 0:
-                block_MD = torch.empty((batch.last - batch.first, encoder.dims), device=device)
+                block_MD = torch.empty((batch.last - batch.first, encoder.spec.embedding_dim), device=device)
             places_B = batch.rows_B.to(device, non_blocking=True) - batch.first
-            block_MD[places_B] = encode_batch(encoder, batch, device, dtype)
+            block_MD[places_B] = encode_batch(encoder, batch.tokens, texts.side, device, dtype)
             filled += len(batch.rows_B)
             advance(len(batch.rows_B))
             if filled == len(block_MD):
@@ -136,6 +137,5 @@ class EncodingSettings:
 
     max_seq_length: int
     max_query_length: int
-    pad_id: int
     budget_tokens: int
     dtype: torch.dtype | None

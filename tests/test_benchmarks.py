@@ -107,7 +107,7 @@ def test_reckoned_operations_are_those_that_torch_counts() -> None:
     ids_BL = torch.randint(4, common.WORDS, (3, length))
     # As plain products: it does not know the CPU's flash attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        encoder(ids_BL, torch.ones_like(ids_BL))
+        encoder.body_emb(ids_BL, torch.ones_like(ids_BL))
     head = 2 * 3 * width * width
     assert counter.get_total_flops() == common.encoder_flops(np.full(3, length), layers, width) + head
 

@@ -1,7 +1,7 @@
 """Ragged, memory-mapped token ids: what the drivers read instead of text.
 
 Texts are stored back to back without padding, so that a collection takes what its tokens take and a
-batch is padded to its own longest text, not to the collection's. Three files make a cache:
+batch holds no padding either. Three files make a cache:
 ``NAME.tokens`` (flat uint16, or uint32 for a vocabulary above 65,535), ``NAME.offsets.npy``
 (int64 [N+1]; text i is ``tokens[offsets[i]:offsets[i+1]]``) and ``NAME.ids.txt`` (one original id per line).
 """
@@ -135,8 +135,8 @@ class TokenCache:
         stop = len(self) if stop is None else stop
         return np.minimum(np.diff(self.offsets_N1[start : stop + 1]), max_length).astype(np.int32)
 
-    def gather(self, rows_B: npt.ArrayLike, max_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """The texts ``rows_B`` as (ids_BL, lengths_B), both int64, padded to the longest of them with ``pad_id``.
+    def gather(self, rows_B: npt.ArrayLike, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """The texts ``rows_B`` back to back as (tokens_T, offsets_B1), both int64: text b ends before offsets[b + 1].
 
         A text of more than ``max_length`` tokens keeps its first ``max_length - 1`` and its last, which is the
         tokenizer's end mark: the result equals tokenizing with truncation at ``max_length``.
@@ -149,14 +149,12 @@ class TokenCache:
             raise IndexError(f"{self.name}: rows {rows_B.min()} to {rows_B.max()}, expected 0 to {len(self) - 1}")
         starts_B, ends_B = self.offsets_N1[rows_B], self.offsets_N1[rows_B + 1]
         lengths_B = np.minimum(ends_B - starts_B, max_length)
-        columns_L = np.arange(lengths_B.max(initial=0))
-        inside_BL = columns_L < lengths_B[:, None]
-        ids_BL = np.full(inside_BL.shape, pad_id, dtype=np.int64)
-        ids_BL[inside_BL] = self.tokens[(starts_B[:, None] + columns_L)[inside_BL]]
-        cut_B = np.flatnonzero(ends_B - starts_B > max_length)
-        if len(cut_B):  # else the last column may not be there
-            ids_BL[cut_B, max_length - 1] = self.tokens[ends_B[cut_B] - 1]
-        return ids_BL, lengths_B
+        offsets_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_B)])
+        places_T = np.arange(offsets_B1[-1]) + np.repeat(starts_B - offsets_B1[:-1], lengths_B)
+        tokens_T = self.tokens[places_T].astype(np.int64)
+        is_cut_B = ends_B - starts_B > max_length
+        tokens_T[offsets_B1[1:][is_cut_B] - 1] = self.tokens[ends_B[is_cut_B] - 1]
+        return tokens_T, offsets_B1
 
     def original_ids(self) -> list[str]:
         """The collection's own ids, by row."""
@@ -193,9 +191,9 @@ def open_token_cache(directory: Path, name: str) -> TokenCache:
 
 
 def gather_from(
-    cache: TokenCache, max_length: int, pad_id: int, rows: np.ndarray | None = None
+    cache: TokenCache, max_length: int, rows: np.ndarray | None = None
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Row numbers to padded token ids: rows of the cache, or of the selection ``rows`` of it."""
+    """Row numbers to token ids, as `TokenCache.gather`: rows of the cache, or of the selection ``rows`` of it."""
     if rows is None:
-        return lambda wanted: cache.gather(wanted, max_length, pad_id)
-    return lambda wanted: cache.gather(rows[wanted], max_length, pad_id)
+        return lambda wanted: cache.gather(wanted, max_length)
+    return lambda wanted: cache.gather(rows[wanted], max_length)

@@ -75,10 +75,10 @@ class Batch:
     triple t is scored against, and ``target_T`` is its positive's place among them.
     """
 
-    query_ids_BL: np.ndarray
-    query_lengths_B: np.ndarray
-    passage_ids_ML: np.ndarray
-    passage_lengths_M: np.ndarray
+    query_tokens_T: np.ndarray
+    query_offsets_B1: np.ndarray
+    passage_tokens_T: np.ndarray
+    passage_offsets_M1: np.ndarray
     query_index_T: np.ndarray
     positive_index_T: np.ndarray
     negative_index_T: np.ndarray
@@ -87,7 +87,7 @@ class Batch:
     negative_rank_T: np.ndarray | None = None
 
 
-Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows_B -> (ids_BL, lengths_B)
+Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows_B -> (tokens_T, offsets_B1)
 
 
 def make_batch(

@@ -60,10 +60,8 @@ def endless_batches(path: Path, batch_triples: int, max_doc_character: int) -> I
                 batch = []
 
 
-def open_text_tokenizer(
-    directory: str | Path, pad_id: int
-) -> Callable[[list[str], int], tuple[np.ndarray, np.ndarray]]:
-    """texts, max_length -> (ids_BL, lengths_B), int64, padded with ``pad_id`` to the longest.
+def open_text_tokenizer(directory: str | Path) -> Callable[[list[str], int], tuple[np.ndarray, np.ndarray]]:
+    """texts, max_length -> (tokens_T, offsets_B1), int64, as `data.tokens.token_cache.TokenCache.gather`.
 
     UserError where there is no tokenizer.
     """
@@ -71,10 +69,8 @@ def open_text_tokenizer(
 
     def tokenize(texts: list[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         rows = encoder_at(tokenizer, max_length)(texts)
-        lengths_B = np.array([len(row) for row in rows], np.int64)
-        ids_BL = np.full((len(rows), lengths_B.max()), pad_id, np.int64)
-        ids_BL[np.arange(ids_BL.shape[1]) < lengths_B[:, None]] = np.concatenate(rows)
-        return ids_BL, lengths_B
+        offsets_B1 = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        return np.concatenate(rows).astype(np.int64), offsets_B1
 
     return tokenize
 

@@ -18,7 +18,7 @@ from drivers.embeddings.shards import (
     rows_of_shard,
 )
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
-from model.encoders.registry import dims_of_config, read_config
+from model.encoders.registry import read_spec
 from utils import distributed
 from utils.distributed import Notice, World
 from utils.errors import UserError
@@ -81,7 +81,8 @@ def check_index_fits(flags: Any, passages: int, embedding_dim: int) -> None:
 def check_index_fits_model(flags: Any, passages: int, model_dir: str) -> None:
     """The same from the config of a model that is not loaded yet. One under a hub name says nothing so early."""
     if Path(model_dir).is_dir() or flags.config_name:
-        check_index_fits(flags, passages, dims_of_config(read_config(model_dir, flags.model_type, flags.config_name)))
+        spec = read_spec(model_dir, flags.model_type, flags.config_name)
+        check_index_fits(flags, passages, spec.embedding_dim)
 
 
 # Searching

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,8 @@ from drivers.embeddings.shards import (
 from drivers.embeddings.store import PASSAGES, open_shards, wait_for_shards
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from model.encode import EncodingSettings, TextSource, encode_blocks, share_of
+from model.encoders.base import Encoder
+from model.encoders.spec import Side
 from utils import distributed
 from utils.distributed import World
 from utils.run_log import say
@@ -42,18 +43,18 @@ class PassageShare:
 def texts_of(cache: TokenCache, settings: EncodingSettings, rows: np.ndarray | None = None) -> TextSource:
     """The passages of the cache, or the queries ``rows`` of it."""
     if rows is not None:
-        return chosen_texts(cache, rows, settings.max_query_length, settings.pad_id)
+        return chosen_texts(cache, rows, settings.max_query_length, "query")
     limit = settings.max_seq_length
-    gather = gather_from(cache, limit, settings.pad_id)
-    return TextSource(len(cache), lambda start, stop: cache.lengths(limit, start, stop), gather)
-
-
-def chosen_texts(cache: TokenCache, rows_M: np.ndarray, max_length: int, pad_id: int) -> TextSource:
-    """The texts ``rows_M`` of the cache, queries or passages."""
-    lengths_M = cache.lengths(max_length)[rows_M]
     return TextSource(
-        len(rows_M), lambda start, stop: lengths_M[start:stop], gather_from(cache, max_length, pad_id, rows_M)
+        len(cache), lambda start, stop: cache.lengths(limit, start, stop), gather_from(cache, limit), "passage"
     )
+
+
+def chosen_texts(cache: TokenCache, rows_M: np.ndarray, max_length: int, side: Side) -> TextSource:
+    """The texts ``rows_M`` of the cache, which are of this side."""
+    lengths_M = cache.lengths(max_length)[rows_M]
+    gather = gather_from(cache, max_length, rows_M)
+    return TextSource(len(rows_M), lambda start, stop: lengths_M[start:stop], gather, side)
 
 
 def share_of_texts(count: int, rows: int, process: int, processes: int) -> tuple[int, int]:
@@ -64,7 +65,7 @@ def share_of_texts(count: int, rows: int, process: int, processes: int) -> tuple
 
 def encode_in_memory(
     world: World,
-    encoder: Any,
+    encoder: Encoder,
     texts: TextSource,
     settings: EncodingSettings,
     wanted_shards: int,
@@ -75,9 +76,9 @@ def encode_in_memory(
 
     None on all processes where ``monitor`` has told one to leave.
     """
-    rows = rows_of_shard(texts.count, encoder.dims, wanted_shards)
+    rows = rows_of_shard(texts.count, encoder.spec.embedding_dim, wanted_shards)
     start, stop = share_of_texts(texts.count, rows, world.process, world.size)
-    embeddings_MD, filled, left = np.empty((stop - start, encoder.dims), np.float32), 0, True
+    embeddings_MD, filled, left = np.empty((stop - start, encoder.spec.embedding_dim), np.float32), 0, True
     watched = monitor.over(world, stop - start, f"encoding {what}", f"{what} encoded")
     with contextlib.suppress(StopEncoding), watched as advance:
         for block_MD in encode_blocks(
@@ -90,7 +91,7 @@ def encode_in_memory(
 
 
 def encode_passages(
-    world: World, encoder: Any, cache: TokenCache, settings: EncodingSettings, monitor: Monitor = UNMONITORED
+    world: World, encoder: Encoder, cache: TokenCache, settings: EncodingSettings, monitor: Monitor = UNMONITORED
 ) -> PassageShare | None:
     """This process's share of the passages, in memory; None on all processes where one was told to stop."""
     texts = texts_of(cache, settings)
@@ -103,7 +104,7 @@ def encode_passages(
 
 def encode_queries(
     world: World,
-    encoder: Any,
+    encoder: Encoder,
     cache: TokenCache,
     rows_Q: np.ndarray,
     settings: EncodingSettings,
@@ -137,7 +138,7 @@ def unfinished(world: World, shards: Shards, monitor: Monitor) -> np.ndarray:
 
 def encode_to_shards(
     world: World,
-    encoder: Any,
+    encoder: Encoder,
     texts: TextSource,
     shards: Shards,
     numbers: np.ndarray,

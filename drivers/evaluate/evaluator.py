@@ -110,7 +110,7 @@ def embed(job: Evaluation, checks: Preflight) -> tuple[np.ndarray, PassageShare]
         checks.end()
         return load_split(world, Path(flags.embedding_dir), collection, flags.split)
     encoder = open_to_encode(flags, flags.model_name_or_path, collection, job.dtype, world)
-    check_index_fits(flags, len(collection.passages), encoder.dims)
+    check_index_fits(flags, len(collection.passages), encoder.spec.embedding_dim)
     settings = encoding_settings(flags, collection, job.dtype)
     checks.on_every_process(partial(check_encoding, encoder, collection, flags.split, settings, world.device))
     checks.end()

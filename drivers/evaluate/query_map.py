@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from drivers.job.encoder_setup import check_model_directory, encoding_settings, 
 from drivers.job.model_identity import check_checkpoint
 from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection, start_program
 from model.encode import EncodingSettings, encode_blocks
+from model.encoders.base import Encoder
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
@@ -201,13 +201,11 @@ def negatives_of(lists: NegativeLists, query: int) -> tuple[np.ndarray, np.ndarr
 
 
 def embed(
-    encoder: Any, collection: Preprocessed, chosen: Chosen, settings: EncodingSettings, world: World
+    encoder: Encoder, collection: Preprocessed, chosen: Chosen, settings: EncodingSettings, world: World
 ) -> np.ndarray:
     """float32 [N, D]: the embeddings of the chosen texts."""
-    queries = chosen_texts(
-        collection.queries("train"), np.array([chosen.query]), settings.max_query_length, settings.pad_id
-    )
-    passages = chosen_texts(collection.passages, chosen.passage_N[1:], settings.max_seq_length, settings.pad_id)
+    queries = chosen_texts(collection.queries("train"), np.array([chosen.query]), settings.max_query_length, "query")
+    passages = chosen_texts(collection.passages, chosen.passage_N[1:], settings.max_seq_length, "passage")
     blocks = [
         block_MD
         for texts in (queries, passages)

@@ -17,6 +17,7 @@ from drivers.embeddings.distributed_search import rerank, retrieve, score_candid
 from drivers.embeddings.encode import PassageShare, encode_passages, encode_queries, stored_share
 from drivers.job.encoder_setup import encoding_settings
 from drivers.job.progress import UNMONITORED, Monitor
+from model.encoders.base import Encoder
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
@@ -52,7 +53,7 @@ def rerank_lists(path: Path, collection: Preprocessed, split: str) -> np.ndarray
 def encode_split(
     flags: Any,
     world: World,
-    encoder: Any,
+    encoder: Encoder,
     collection: Preprocessed,
     dtype: torch.dtype | None,
     split: str,

@@ -22,6 +22,7 @@ from drivers.embeddings.store import DEV_QUERY, PASSAGES, TRAIN_QUERY, Embedding
 from drivers.job.encoder_setup import encoding_settings, load_to_encode, prepare_encoder
 from drivers.job.progress import Monitor, StopEncoding
 from drivers.job.session import Session
+from model.encoders.base import Encoder
 from model.kernels.precision import name_of
 from utils import distributed
 from utils.distributed import World
@@ -105,7 +106,7 @@ def encode_all(
     encoder = open_checkpoint(job, session, request)
     if encoder is None:
         return None
-    check_index_fits(job.flags, len(collection.passages), encoder.dims)
+    check_index_fits(job.flags, len(collection.passages), encoder.spec.embedding_dim)
     spec = embedding_spec(job, world, request, encoder)
     directory = store.directory_of(embeddings_dir(job), request.step, spec)
     distributed.on_process0(world, partial(directory.mkdir, parents=True, exist_ok=True))
@@ -121,13 +122,14 @@ def encode_all(
     return open_embeddings(world, directory, rows[TRAIN_QUERY], rows[TRAIN_QUERY])
 
 
-def open_checkpoint(job: Job, session: Session, request: RefreshRequest) -> Any | None:
+def open_checkpoint(job: Job, session: Session, request: RefreshRequest) -> Encoder | None:
     """The model, on this process's device; None on all processes where its directory is gone, as process 0 sees it.
 
     A trainer keeps its last checkpoints only: one that was the newest may have to go before it is read.
     """
     world, path = session.world, Path(request.checkpoint)
-    encoder, fault = None, None
+    encoder: Encoder | None = None
+    fault: Exception | None = None
     is_there = session.decide_on_process0(lambda: not is_gone(path))
     if is_there:
         try:
@@ -143,7 +145,7 @@ def open_checkpoint(job: Job, session: Session, request: RefreshRequest) -> Any 
     if not is_there and world.is_first:
         say(f"refresh {request.refresh}: {path} is gone, its trainer keeps newer ones; looking for one of them")
     # The processes agree on how they encode: not before all of them have it.
-    return prepare_encoder(job.flags, encoder, job.dtype, world) if is_there else None
+    return prepare_encoder(encoder, job.dtype, world, job.flags.compile) if encoder and is_there else None
 
 
 def raise_fault(fault: Exception | None) -> None:
@@ -151,17 +153,17 @@ def raise_fault(fault: Exception | None) -> None:
         raise fault
 
 
-def embedding_spec(job: Job, world: World, request: RefreshRequest, encoder: Any) -> EmbeddingSpec:
+def embedding_spec(job: Job, world: World, request: RefreshRequest, encoder: Encoder) -> EmbeddingSpec:
     """What decides the numbers of this refresh's embeddings."""
     flags, manifest = job.flags, job.collection.manifest
     settings = encoding_settings(flags, job.collection, job.dtype)
     return EmbeddingSpec(
         model_sha256=request.model_sha256,
-        config=encoder.config if isinstance(encoder.config, dict) else encoder.config.to_dict(),
+        config=encoder.config_dict(),
         collection_fingerprint=manifest["collection_fingerprint"],
         tokenizer_fingerprint=manifest["tokenizer"]["fingerprint"],
         passages=len(job.collection.passages),
-        dims=encoder.dims,
+        dims=encoder.spec.embedding_dim,
         max_seq_length=settings.max_seq_length,
         max_query_length=settings.max_query_length,
         budget_tokens=settings.budget_tokens,
@@ -174,7 +176,7 @@ def embedding_spec(job: Job, world: World, request: RefreshRequest, encoder: Any
 def encode_shards(
     job: Job,
     world: World,
-    encoder: Any,
+    encoder: Encoder,
     all_shards: list[Shards],
     rows: dict[str, np.ndarray],
     monitor: Monitor,

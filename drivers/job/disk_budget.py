@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from torch import nn
 
 from utils.errors import UserError
 from utils.exchange.layout import CHECKPOINT_PATTERN, checkpoint_path, numbered
@@ -32,12 +33,12 @@ class Item:
     bytes: int
 
 
-def weight_bytes(encoder: Any) -> int:
+def weight_bytes(encoder: nn.Module) -> int:
     """As saved, and as held."""
     return sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
 
 
-def optimiser_bytes(encoder: Any) -> int:
+def optimiser_bytes(encoder: nn.Module) -> int:
     return STATES_PER_WEIGHT * sum(p.numel() * p.element_size() for p in encoder.parameters() if p.requires_grad)
 
 
@@ -57,7 +58,7 @@ def publishing_steps(steps: int, *periods: int) -> int:
     return sum(steps // period for period in periods) - both + (not is_one_already)
 
 
-def checkpoint_item(encoder: Any, tokenizer: Sequence[Path], checkpoints: int) -> Item:
+def checkpoint_item(encoder: nn.Module, tokenizer: Sequence[Path], checkpoints: int) -> Item:
     weights, states = weight_bytes(encoder), optimiser_bytes(encoder)
     rest = SMALL_FILES_BYTES + sum(size_of(path) or 0 for path in tokenizer)
     each = weights + states + rest
@@ -76,9 +77,9 @@ def candidates_item(queries: int, candidates: int, refreshes: int) -> Item:
     return Item(f"candidates {in_bytes(each)} x {refreshes} refreshes", refreshes * each)
 
 
-def embeddings_item(texts: int, dims: int, bytes_per_value: int, refreshes: int, only_latest: bool) -> Item:
+def embeddings_item(texts: int, embedding_dim: int, bytes_per_value: int, refreshes: int, only_latest: bool) -> Item:
     """With ``only_latest`` the old ones stay while the new ones are made, else all of them do."""
-    each = texts * dims * bytes_per_value
+    each = texts * embedding_dim * bytes_per_value
     sets = min(refreshes, 2) if only_latest else refreshes
     advice = "" if sets <= 2 else " (--only_keep_latest_embedding_file keeps 2)"
     return Item(f"embeddings {in_bytes(each)} x {sets}{advice}", sets * each)

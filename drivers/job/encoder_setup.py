@@ -14,7 +14,9 @@ import torch
 from data.tokens.collection import Preprocessed
 from drivers.job.model_identity import check_checkpoint
 from model.encode import EncodingSettings
+from model.encoders.base import CastsWeights, Encoder, PacksTexts, PrepacksWeights
 from model.encoders.registry import check_fits, load_encoder, read_config
+from model.encoders.spec import Side
 from model.hub import is_path
 from utils import distributed
 from utils.distributed import World
@@ -30,69 +32,75 @@ def open_encoder(
     new_head: bool = False,
     changes: dict[str, Any] | None = None,
     goes_on: bool = False,
-) -> Any:
+) -> Encoder:
     """The model in ``model_dir``, checked to have a place for every token of the collection.
 
     ``goes_on``: it is a checkpoint of this run, which has its own config and not --config_name's.
     """
     config_name = "" if goes_on else flags.config_name
     encoder = load_encoder(flags.model_type, model_dir, config_name, new_head, changes)
-    longest = max(flags.max_seq_length, flags.max_query_length)
-    check_fits(encoder, collection.manifest["vocab_size"], collection.pad_token_id, longest)
+    longest: dict[Side, int] = {"passage": flags.max_seq_length, "query": flags.max_query_length}
+    check_fits(encoder.spec, collection.manifest["vocab_size"], collection.pad_token_id, longest)
     return encoder
 
 
 def load_to_encode(
     flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
-) -> Any:
+) -> Encoder:
     """The same on this process's device, for encoding alone, without collectives: one may fail where others do not."""
     encoder = open_encoder(flags, model_dir, collection)
-    if dtype is not None:
+    if dtype is not None and isinstance(encoder, CastsWeights):
         encoder.cast_linear_weights(dtype)
     return encoder.to(world.device)
 
 
 def open_to_encode(
     flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
-) -> Any:
+) -> Encoder:
     """The same, as fast as it can be; all processes together."""
-    return prepare_encoder(flags, load_to_encode(flags, model_dir, collection, dtype, world), dtype, world)
+    encoder = load_to_encode(flags, model_dir, collection, dtype, world)
+    return prepare_encoder(encoder, dtype, world, flags.compile)
 
 
-def prepare_encoder(flags: Any, encoder: Any, dtype: torch.dtype | None, world: World, trains: bool = False) -> Any:
+def prepare_encoder(
+    encoder: Encoder, dtype: torch.dtype | None, world: World, compiled: bool = False, trains: bool = False
+) -> Encoder:
     """Make an encoder on this process's device compute as fast as it can there; all processes together.
 
     On a CPU the process keeps the memory that it frees from here on.
     """
     if world.device.type == "cpu":
         keep_freed_memory()
-    if flags.compile:
-        if not encoder.is_packed:
+    if compiled:
+        if encoder.padding_costs:
             say_of_padding(world, False)
         if world.size > 1:
             torch._dynamo.config.optimize_ddp = False  # which cuts the program up by DDP's buckets
         quote_library_path()
         encoder.compile(dynamic=True)  # one program for batches of all lengths
-    elif not encoder.is_packed:
+        return encoder
+    if isinstance(encoder, PacksTexts) and encoder.padding_costs:
         enable_packing(encoder, dtype, world, trains)
-        if not trains:
-            encoder.prepack_weights()
+    if isinstance(encoder, PrepacksWeights) and not trains:
+        encoder.prepack_weights()
     return encoder
 
 
-def enable_packing(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
+def enable_packing(encoder: PacksTexts, dtype: torch.dtype | None, world: World, trains: bool) -> None:
     """On a CPU always, by nothing but torch's plain operations; on GPUs where every process has the kernels."""
     if world.device.type == "cpu":
         encoder.pack_texts(True)
         say_of_padding(world, True)
     else:
+        assert isinstance(encoder, Encoder)
         pack_on_gpus(encoder, dtype, world, trains)
 
 
-def pack_on_gpus(encoder: Any, dtype: torch.dtype | None, world: World, trains: bool) -> None:
+def pack_on_gpus(encoder: Encoder, dtype: torch.dtype | None, world: World, trains: bool) -> None:
     """Where every process can; each tries it out first."""
-    from model.kernels.packed_attention import packing_problem
+    from model.encoders.packing import packing_problem
 
+    assert isinstance(encoder, PacksTexts)
     refusal = packing_problem(encoder, world.device, dtype, trains)
     if refusal:
         say(f"attention: process {world.process} cannot leave padding out ({refusal})")
@@ -150,7 +158,6 @@ def encoding_settings(flags: Any, collection: Preprocessed, dtype: torch.dtype |
     return EncodingSettings(
         max_seq_length=flags.max_seq_length,
         max_query_length=flags.max_query_length,
-        pad_id=collection.manifest["pad_token_id"],
         budget_tokens=flags.per_gpu_eval_batch_size * flags.max_seq_length,
         dtype=dtype,
     )

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,11 @@ from data.tokens.collection import Preprocessed
 from data.tokens.token_cache import TokenCache, gather_from
 from data.training.batches import Batch
 from drivers.job.disk_budget import optimiser_bytes
-from model.encode import EncodingSettings
+from model.encode import EncodingSettings, encode_batch
+from model.encoders.base import Encoder
+from model.encoders.spec import Side
 from model.kernels.precision import autocast, name_of
-from model.token_batch import attention_mask
+from model.token_batch import TokenBatch
 from model.train.step import TrainingStep, backward, tensors_of
 from utils.declared import DEFAULT_LOSS, LOSSES
 from utils.distributed import World
@@ -47,7 +48,7 @@ def memory_explained(batch_flag: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undisturbed(encoder: Any, device: torch.device) -> Iterator[None]:
+def undisturbed(encoder: Encoder, device: torch.device) -> Iterator[None]:
     """After the block random states, gradients and the model's mode are as before, and its memory is given back."""
     training = encoder.training
     gradients = [parameter.grad for parameter in encoder.parameters()]
@@ -87,33 +88,33 @@ def peak_memory(device: torch.device, batch_flag: str, to_come: int = 0) -> str:
 
 
 def check_encoding(
-    encoder: Any, collection: Preprocessed, split: str, settings: EncodingSettings, device: torch.device
+    encoder: Encoder, collection: Preprocessed, split: str, settings: EncodingSettings, device: torch.device
 ) -> str:
     """Encode a batch of the longest passages and one of the longest queries, each of the size the program will use.
 
     UserError where an embedding is not finite, or the GPU's memory does not suffice.
     """
     told = []
+    sides: list[tuple[Side, str, TokenCache, int]] = [
+        ("passage", "passages", collection.passages, settings.max_seq_length),
+        ("query", f"{split} queries", collection.queries(split), settings.max_query_length),
+    ]
     with undisturbed(encoder, device), memory_explained("per_gpu_eval_batch_size"):
-        for what, cache, limit in (
-            ("passages", collection.passages, settings.max_seq_length),
-            (f"{split} queries", collection.queries(split), settings.max_query_length),
-        ):
+        for side, what, cache, limit in sides:
             longest = int(cache.lengths(limit).max(initial=1))
             count = max(1, settings.budget_tokens // max(longest, 1))
             rows = longest_rows(cache, limit, count if device.type == "cuda" else min(count, CPU_TEXTS))
-            gathered = gather_from(cache, limit, settings.pad_id)(rows)
-            ids_BL, lengths_B = (torch.from_numpy(array).to(device) for array in gathered)
             encoder.eval()
-            with torch.inference_mode(), autocast(device, settings.dtype):
-                embeddings_BD = encoder(ids_BL, attention_mask(ids_BL, lengths_B)).float()
+            tokens = TokenBatch.of(*gather_from(cache, limit)(rows))
+            embeddings_BD = encode_batch(encoder, tokens, side, device, settings.dtype)
             if problem := problem_of(embeddings_BD.cpu().numpy()):
                 raise UserError(
                     f"the model's embeddings of {what} {problem}; take an older checkpoint, or compute in --bf16"
                 )
             told.append(f"{len(rows)} {what} of up to {longest} tokens")
         memory = peak_memory(device, "per_gpu_eval_batch_size")
-    return f"model: {' and '.join(told)} encode to {encoder.dims} finite dims in {name_of(settings.dtype)}{memory}"
+    numbers = f"{encoder.spec.embedding_dim} finite dims in {name_of(settings.dtype)}"
+    return f"model: {' and '.join(told)} encode to {numbers}{memory}"
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,10 @@ def trial_batch(collection: Preprocessed, size: TrialSize, is_over_batch: bool, 
         passage_R = longest_rows(passages, size.max_seq_length, 2 * count)
     else:
         query_R, passage_R = np.arange(min(count, len(queries))), np.arange(min(2 * count, len(passages)))
-    pad_id, place_T = collection.pad_token_id, np.arange(count)
+    place_T = np.arange(count)
     return Batch(
-        *gather_from(queries, size.max_query_length, pad_id)(np.resize(query_R, count)),
-        *gather_from(passages, size.max_seq_length, pad_id)(np.resize(passage_R, 2 * count)),
+        *gather_from(queries, size.max_query_length)(np.resize(query_R, count)),
+        *gather_from(passages, size.max_seq_length)(np.resize(passage_R, 2 * count)),
         query_index_T=place_T,
         positive_index_T=place_T,
         negative_index_T=place_T + count,
@@ -150,7 +151,7 @@ def trial_batch(collection: Preprocessed, size: TrialSize, is_over_batch: bool, 
 
 
 def check_training(
-    encoder: Any, collection: Preprocessed, loss: str, size: TrialSize, world: World, dtype: torch.dtype | None
+    encoder: Encoder, collection: Preprocessed, loss: str, size: TrialSize, world: World, dtype: torch.dtype | None
 ) -> str:
     """Forward and backward through two batches, one of them of the longest texts; no optimiser step.
 
@@ -176,7 +177,7 @@ def check_training(
     return f"model: two batches of {size.triples} triples, {told}"
 
 
-def check_finite(loss: float, encoder: Any, dtype: torch.dtype | None) -> None:
+def check_finite(loss: float, encoder: Encoder, dtype: torch.dtype | None) -> None:
     """UserError as in `model.train.step.train_step`, before the first step in place of at it."""
     if not math.isfinite(loss):
         raise UserError(f"the loss of a first batch is {loss}; take another checkpoint, or compute in --bf16")

@@ -14,7 +14,7 @@ from data.sources.atomic_dir import check_can_write
 from data.tokens.collection import Preprocessed, check_tokenizer, open_preprocessed
 from data.tokens.verify import check_inputs
 from drivers.job.encoder_setup import check_compiler
-from model.encoders.registry import check_model_type
+from model.encoders.registry import encoder_type
 from model.hub import is_path
 from model.kernels.precision import compute_dtype, quickest_dtype
 from utils import distributed
@@ -53,11 +53,11 @@ def open_collection(flags: Any, tokenizer_dir: str) -> Preprocessed:
 
 def check_compute_flags(flags: Any, default_dtype: str = "auto") -> torch.dtype | None:
     """Refuse what cannot be computed; the type to compute in, None for float32."""
-    check_model_type(flags.model_type)
+    kind = encoder_type(flags.model_type)
     device = distributed.own_device(flags.no_cuda)
     if flags.compile:
         check_compiler(device.type == "cuda")
-    quickest = quickest_dtype(device, flags.model_type)
+    quickest = quickest_dtype(device) if kind.has_layers else None
     return compute_dtype(flags.dtype, flags.fp16, flags.bf16, flags.fp16_opt_level, default_dtype, quickest)
 
 

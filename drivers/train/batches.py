@@ -32,9 +32,8 @@ def batches_from_lists(
     ``stream`` (the refresh number) and --seed decide their order; ``start`` batches have been trained on already.
     ``seen`` notes the queries of those, and of each batch that is taken.
     """
-    pad_id = collection.pad_token_id
-    queries = gather_from(collection.queries("train"), flags.max_query_length, pad_id)
-    passages = gather_from(collection.passages, flags.max_seq_length, pad_id)
+    queries = gather_from(collection.queries("train"), flags.max_query_length)
+    passages = gather_from(collection.passages, flags.max_seq_length)
     positives = collection.qrels("train").positives() if LOSSES[flags.loss].is_over_batch else None
     batch_triples, group_size = flags.per_gpu_train_batch_size * world.size, flags.group_size
     if seen is not None:

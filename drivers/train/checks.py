@@ -18,7 +18,8 @@ from drivers.job.preflight import Preflight
 from drivers.job.sanity_batch import TrialSize, check_training
 from drivers.job.setup import check_compute_flags
 from drivers.train.trainer import Trainer
-from model.train.optim import make_optimizer
+from model.encoders.registry import encoder_type
+from model.train.optim import apex_fused_lamb
 from utils.errors import UserError
 
 # What the programs check
@@ -45,8 +46,10 @@ def check_training_flags(flags: Any) -> torch.dtype | None:
             f"--grad_cache_tokens is {flags.grad_cache_tokens}, expected 0 or at least one text's {longest} tokens; "
             "as many as fit into memory make it quickest"
         )
-    if flags.gradient_checkpointing and flags.model_type == "static":
-        raise UserError("--gradient_checkpointing is given, the static model has no layers to make twice; leave it out")
+    if flags.gradient_checkpointing and not encoder_type(flags.model_type).has_layers:
+        raise UserError(
+            f"--gradient_checkpointing is given, the {flags.model_type} model has no layers to make twice; leave it out"
+        )
     if flags.optimizer == "apex_fused_lamb":
-        make_optimizer("apex_fused_lamb", torch.nn.Linear(1, 1), 1.0, 1e-6, 0.0)
+        apex_fused_lamb()
     return check_compute_flags(flags, default_dtype="fp32")

@@ -18,6 +18,7 @@ from data.tokens.tokenizer import load_tokenizer, tokenizer_files
 from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.job.encoder_setup import prepare_encoder
 from drivers.job.session import Session
+from model.encoders.base import CheckpointsGradients, Encoder
 from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_states, save_state
 from model.train.optim import linear_schedule, make_optimizer
 from model.train.rank_stats import means_by_rank
@@ -218,7 +219,7 @@ def local_tokenizer(name: str, output_dir: Path) -> list[Path]:
 def make_trainer(
     flags: Any,
     session: Session,
-    encoder: Any,
+    encoder: Encoder,
     dtype: torch.dtype | None,
     total_steps: int,
     record: dict[str, Any],
@@ -226,10 +227,11 @@ def make_trainer(
 ) -> Trainer:
     """Optimiser, schedule, logs and the tokenizer's files around an encoder, which holds the weights of ``start``."""
     world = session.world
-    encoder.config.update({name: getattr(flags, name) for name in LENGTHS})  # who opens a checkpoint takes them from it
+    encoder.record({name: getattr(flags, name) for name in LENGTHS})  # who opens a checkpoint takes them from it
     if flags.gradient_checkpointing:
+        assert isinstance(encoder, CheckpointsGradients), "preflight has found it"
         encoder.enable_gradient_checkpointing()
-    prepare_encoder(flags, encoder.to(world.device), dtype, world, trains=True)
+    prepare_encoder(encoder.to(world.device), dtype, world, flags.compile, trains=True)
     optimizer = make_optimizer(flags.optimizer, encoder, flags.learning_rate, flags.adam_epsilon, flags.weight_decay)
     stored = read_trainer_state(start) if start else {}
     schedule_from = stored.get("schedule_from", 0)

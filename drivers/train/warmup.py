@@ -46,7 +46,8 @@ from drivers.job.setup import check_exchange_flags, check_output_dirs, open_coll
 from drivers.train.batches import batches_from_lists
 from drivers.train.checks import check_trainer, check_training_flags
 from drivers.train.trainer import STOPPING, Trainer, make_trainer, start_point
-from model.encoders.registry import new_encoder, read_config
+from model.encoders.base import Encoder
+from model.encoders.registry import MODEL_TYPES, encoder_type, new_encoder, read_config
 from model.kernels.precision import name_of
 from utils import distributed
 from utils.declared import LOSSES
@@ -93,8 +94,9 @@ def preflight(flags: WarmupFlags) -> Job:
     check_exchange_flags(flags)
     backend = check_search(flags)
     model = flags.model_name_or_path
-    if flags.pooling and flags.model_type != "rdot_nll":
-        raise UserError(f"--pooling is for rdot_nll, --model_type {flags.model_type} has its own; leave it out")
+    if flags.pooling and not encoder_type(flags.model_type).poolings:
+        pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.poolings)
+        raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; leave it out")
     if model:
         check_model_directory(flags, model)
     elif not (flags.config_name and flags.tokenizer_name):
@@ -243,7 +245,7 @@ def say_of_size(triples: Path, recorded: int) -> None:
         )
 
 
-def first_encoder(job: Job) -> Any:
+def first_encoder(job: Job) -> Encoder:
     """--model_name_or_path, with a new head where it has none; without it, random weights of --config_name."""
     flags, manifest = job.flags, job.collection.manifest
     given = {"pooling": flags.pooling, "score_scale": flags.score_scale}
@@ -318,7 +320,7 @@ def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
     """This process's batches of the triples file, endlessly; ``start`` of them have been trained on already."""
     flags = job.flags
     assert job.triples is not None and flags.max_query_length and flags.max_seq_length, "preflight has found them"
-    tokenizer = open_text_tokenizer(job.tokenizer, job.collection.pad_token_id)
+    tokenizer = open_text_tokenizer(job.tokenizer)
     batch_triples = flags.per_gpu_train_batch_size * world.size
     max_doc_character = job.collection.manifest["max_doc_character"]
     for texts in batches_of_text_triples(job.triples, batch_triples, max_doc_character, start):
@@ -336,13 +338,15 @@ def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
 # Evaluating
 
 
-def evaluate_mrr(job: Job, world: World, encoder: Any, monitor: Monitor = UNMONITORED) -> tuple[float, float] | None:
+def evaluate_mrr(
+    job: Job, world: World, encoder: Encoder, monitor: Monitor = UNMONITORED
+) -> tuple[float, float] | None:
     """MRR@10 over the dev split: reranking the given candidates (nan without ten), and the whole collection.
 
     None on all processes where ``monitor`` has told one to leave.
     """
     flags = job.flags
-    check_index_fits(flags, len(job.collection.passages), encoder.dims)
+    check_index_fits(flags, len(job.collection.passages), encoder.spec.embedding_dim)
     options = search_options(flags, job.backend, world.device)
     vectors = encode_split(flags, world, encoder, job.collection, job.dtype, "dev", monitor)
     if vectors is None:

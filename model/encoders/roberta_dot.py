@@ -15,12 +15,14 @@ from transformers import RobertaConfig
 from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaModel, RobertaPreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from model.encoders.base import Encoder
+from model.encoders.spec import Side, roberta_spec
 from model.kernels.cpu_dropout import BY_DEVICE, make_dropout_quick
 from model.kernels.cpu_linear import prepack_products
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, hidden_of_packed
+from model.token_batch import TokenBatch, unpadded
 from utils.errors import UserError, one_line
 
-LARGEST_EMBEDDING = 768  # ANCE's; a narrower model keeps its own width
 HEAD = ("embeddingHead.", "norm.")
 POOLINGS = ("first", "mean")
 
@@ -46,7 +48,7 @@ class FirstTokenLayer(RobertaLayer):
         return made
 
 
-class RobertaDot(RobertaPreTrainedModel):
+class RobertaDot(RobertaPreTrainedModel, Encoder):  # type: ignore[misc]  # save_pretrained takes more
     """The config may say ``embedding_size``, ``pooling`` (first, mean) and ``score_scale``; ANCE's: 768, first, 1."""
 
     # Old checkpoints carry RoBERTa's classifier and pooler, which the dual encoder never uses.
@@ -54,7 +56,7 @@ class RobertaDot(RobertaPreTrainedModel):
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__(config)
-        self.dims = int(getattr(config, "embedding_size", min(config.hidden_size, LARGEST_EMBEDDING)))
+        self.spec = roberta_spec(config.to_dict())
         self.pooling = getattr(config, "pooling", "first")
         if self.pooling not in POOLINGS:
             raise UserError(f"the model's config says pooling {self.pooling!r}, expected {' or '.join(POOLINGS)}")
@@ -65,35 +67,50 @@ class RobertaDot(RobertaPreTrainedModel):
             self.roberta.encoder.layer[-1].__class__ = FirstTokenLayer
         make_dropout_quick(self.roberta)
         self.pack_texts(False)
-        self.embeddingHead = nn.Linear(config.hidden_size, self.dims)
-        self.norm = nn.LayerNorm(self.dims)
+        self.embeddingHead = nn.Linear(config.hidden_size, self.spec.embedding_dim)
+        self.norm = nn.LayerNorm(self.spec.embedding_dim)
         self.post_init()
 
-    def forward(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
-        pooled = self.pooled_packed if self.is_packed else self.pooled_padded
-        pooled_BH = pooled(input_ids_BL, attention_mask_BL)
+    def forward(self, tokens: TokenBatch, side: Side) -> torch.Tensor:
+        """[B, D]; both sides share the weights."""
+        if self.is_packed:
+            return self.head(self.pooled_packed(tokens))
+        assert self.spec.pad_id is not None
+        return self.head(self.pooled_padded(*tokens.padded(self.spec.pad_id)))
+
+    def head(self, pooled_BH: torch.Tensor) -> torch.Tensor:
         # The head is more exact than the rest: a rounded embedding would move its passage in the lists. The scale is
         # folded into the embeddings, so that training and search see the same scores.
         with torch.autocast(pooled_BH.device.type, enabled=False):
             return self.norm(self.embeddingHead(pooled_BH.to(self.embeddingHead.weight.dtype))) * self.score_scale**0.5
 
-    query_emb = body_emb = forward
+    def query_emb(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """By the name and with the arguments that ANCE's code has: ids and mask [B, L] to embeddings [B, D]."""
+        if self.is_packed:
+            return self(unpadded(input_ids, attention_mask), "query")
+        return self.head(self.pooled_padded(input_ids, attention_mask))
 
-    def pooled_padded(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
-        hidden_BLH = self.roberta(input_ids=input_ids_BL, attention_mask=attention_mask_BL).last_hidden_state
+    body_emb = query_emb
+
+    def pooled_padded(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        hidden_BLH = self.roberta(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
         if self.pooling == "first":
             return hidden_BLH[:, 0]
-        weights_BL1 = attention_mask_BL[..., None].to(hidden_BLH)
+        weights_BL1 = mask_BL[..., None].to(hidden_BLH)
         return (hidden_BLH * weights_BL1).sum(1) / weights_BL1.sum(1)
 
-    def pooled_packed(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
-        hidden, lengths_B, tokens = hidden_of_packed(self.roberta, input_ids_BL, attention_mask_BL)
+    def pooled_packed(self, tokens: TokenBatch) -> torch.Tensor:
+        hidden = hidden_of_packed(self.roberta, tokens)
         if self.pooling == "first":
-            return hidden[: len(lengths_B)]
-        return torch.segment_reduce(hidden[:tokens], "mean", lengths=lengths_B)
+            return hidden[: len(tokens)]
+        return torch.segment_reduce(hidden[: len(tokens.tokens_T)], "mean", lengths=tokens.lengths_B)
 
     @property
-    def cpu_batch_tokens(self) -> int:
+    def padding_costs(self) -> bool:
+        return not self.is_packed
+
+    @property
+    def cpu_batch_tokens(self) -> int:  # type: ignore[override]
         """What a layer makes of so many is still in the cache when the next needs it.
 
         Times at base width on 2 cores, packed, as parts of those of 2,048: in float32 of 512 tokens encoding 1.12, of
@@ -134,18 +151,35 @@ class RobertaDot(RobertaPreTrainedModel):
         """
         prepack_products(self.roberta, self.cpu_batch_tokens)
 
+    def config_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.config.to_dict()
+        return found
 
-def load_roberta_dot(name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> RobertaDot:
-    """See `model.encoders.registry.load_encoder`."""
-    try:
-        config = RobertaConfig.from_pretrained(config_name or name_or_path)
-        config.update(changes)
-        loaded: Any = RobertaDot.from_pretrained(
-            name_or_path, config=config, output_loading_info=True, dtype=torch.float32
-        )
-    except Exception as error:  # transformers raises many types for files that are missing or damaged
-        raise UserError(f"{name_or_path} does not load as a RoBERTa checkpoint: {one_line(error)[:300]}") from None
-    encoder, info = loaded
+    def record(self, values: dict[str, Any]) -> None:
+        self.config.update(values)
+
+    @classmethod
+    def new(cls, config: dict[str, Any]) -> RobertaDot:
+        return cls(RobertaConfig(**{k: v for k, v in config.items() if k != "model_type"}))
+
+    @classmethod
+    def load(cls, name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> RobertaDot:
+        """UserError where files are missing or damaged, or without the head where none may be new."""
+        try:
+            config = RobertaConfig.from_pretrained(config_name or name_or_path)
+            config.update(changes)
+            loaded: Any = cls.from_pretrained(
+                name_or_path, config=config, output_loading_info=True, dtype=torch.float32
+            )
+        except Exception as error:  # transformers raises many types for files that are missing or damaged
+            raise UserError(f"{name_or_path} does not load as a RoBERTa checkpoint: {one_line(error)[:300]}") from None
+        encoder, info = loaded
+        check_loaded(name_or_path, info, new_head)
+        return encoder
+
+
+def check_loaded(name_or_path: str, info: dict[str, Any], new_head: bool) -> None:
+    """UserError where ``info``, what transformers tells of a loaded model, names weights that it should have had."""
     missing = sorted(info["missing_keys"])
     body = [key for key in missing if not key.startswith(HEAD)]
     if body:
@@ -154,8 +188,3 @@ def load_roberta_dot(name_or_path: str, config_name: str, new_head: bool, change
         raise UserError(f"{name_or_path}: {sorted(info['mismatched_keys'])[0]} has another shape than its config says")
     if missing and not new_head:
         raise UserError(f"{name_or_path} has no {missing[0]}: a checkpoint without ANCE's head; train with run_warmup")
-    return encoder
-
-
-def new_roberta_dot(config: dict[str, Any]) -> RobertaDot:
-    return RobertaDot(RobertaConfig(**{k: v for k, v in config.items() if k != "model_type"}))

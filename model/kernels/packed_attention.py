@@ -6,28 +6,22 @@ lengths, on a CPU by padding for the attention alone. Layers of any other kind t
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
 from typing import Any
 
 import torch
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from model.kernels.cpu_dropout import MAX_EAGER_LENGTH, cpu_eager_or_sdpa
-from model.kernels.precision import autocast, encodes_in_bfloat16_on_cpu
-from model.token_batch import attention_mask
-from utils.errors import one_line
+from model.kernels.precision import encodes_in_bfloat16_on_cpu
+from model.token_batch import TokenBatch
 
 PACKED, PACKED_ON_CPU = "packed", "packed_on_cpu"  # transformers' words for the attentions below
 # oneDNN, which multiplies bfloat16 on a CPU, keeps a program for each shape: a refresh of 80,000 passages with a small
 # model held 1.2 GiB, with shapes rounded up so 0.5. An attention's length and rows, the products' tokens, and texts.
 ROUNDED_LENGTH, ROUNDED_ROWS, ROUNDED_TOKENS, ROUNDED_TEXTS = 8, 4, 32, 8
-TRIED_LENGTHS = (5, 2, 150, 17, 64, 9)  # of the texts that both ways are tried on; a kernel's tiles are of 64 or 128
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative; another attention is 0.3 off
-FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # the other goes over the texts one by one
 
 # Of nested tensors being young, and of a check within their constructor: once in every log, and nothing to do about.
 warnings.filterwarnings("ignore", "The PyTorch API of nested tensors is in prototype stage")
@@ -105,99 +99,44 @@ def rounds_shapes(roberta: Any) -> bool:
     return roberta.config._attn_implementation == PACKED_ON_CPU and encodes_in_bfloat16_on_cpu()
 
 
-def hidden_of_packed(
-    roberta: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The last layer's states of all T tokens that are no padding, or where it keeps those alone of each text's first.
+def rounded_up(number: int, step: int) -> int:
+    return number + -number % step
 
-    Behind them may stand others, which round up their number. And the texts' lengths_B, and T.
+
+def positions_of(batch: TokenBatch, text_T: torch.Tensor, pad_id: int) -> torch.Tensor:
+    """RoBERTa's positions_T: from ``pad_id`` + 1 on in each text, and ``pad_id`` for a pad token inside a text."""
+    is_word_T = batch.tokens_T != pad_id
+    words_T = is_word_T.cumsum(0)
+    before_B = F.pad(words_T, (1, 0))[batch.offsets_B1[:-1]]
+    return (words_T - before_B[text_T]) * is_word_T + pad_id
+
+
+def hidden_of_packed(roberta: Any, batch: TokenBatch) -> torch.Tensor:
+    """The last layer's states [T, H] of all tokens; where it keeps those alone of each text's first, [B, H].
+
+    Behind them may stand others, which round up their number.
     """
-    lengths_B = mask_BL.sum(1)
-    offsets_B = F.pad(lengths_B.cumsum(0), (1, 0))
-    first_B, longest = offsets_B[:-1], ids_BL.shape[1]
-    is_rounded = rounds_shapes(roberta)
-    if is_rounded and longest <= MAX_EAGER_LENGTH:
-        more = (0, -longest % ROUNDED_LENGTH, 0, -len(ids_BL) % ROUNDED_ROWS)
-        ids_BL, mask_BL = F.pad(ids_BL, more, value=roberta.config.pad_token_id), F.pad(mask_BL, more)
-    place_T = mask_BL.flatten().nonzero()[:, 0]
-    tokens = len(place_T)
-    if is_rounded:
-        place_T = F.pad(place_T, (0, -tokens % ROUNDED_TOKENS))
+    text_T, column_T = batch.text_of_token()
+    tokens_T, positions_T = batch.tokens_T, positions_of(batch, text_T, roberta.config.pad_token_id)
+    first_B, tokens = batch.offsets_B1[:-1], len(batch.tokens_T)
+    is_rounded, rows, length = rounds_shapes(roberta), len(batch), batch.longest
+    if is_rounded and length <= MAX_EAGER_LENGTH:
+        rows, length = rounded_up(rows, ROUNDED_ROWS), rounded_up(length, ROUNDED_LENGTH)
+    place_T = text_T * length + column_T
+    if is_rounded:  # by more of the first token
+        kept_T = F.pad(torch.arange(tokens, device=place_T.device), (0, -tokens % ROUNDED_TOKENS))
+        tokens_T, positions_T, place_T = tokens_T[kept_T], positions_T[kept_T], place_T[kept_T]
         first_B = F.pad(first_B, (0, -len(first_B) % ROUNDED_TEXTS))
-    positions_BL = roberta.embeddings.create_position_ids_from_input_ids(ids_BL, roberta.config.pad_token_id)
+    lengths_B = F.pad(batch.lengths_B, (0, rows - len(batch)))
     states = roberta(
-        input_ids=ids_BL.flatten()[place_T][None],
-        position_ids=positions_BL.flatten()[place_T][None],
-        offsets_B=offsets_B,
+        input_ids=tokens_T[None],
+        position_ids=positions_T[None],
+        offsets_B=batch.offsets_B1,
         first_B=first_B,
-        longest=longest,
-        is_token_BL=mask_BL.bool(),
+        longest=batch.longest,
+        is_token_BL=torch.arange(length, device=place_T.device) < lengths_B[:, None],
         place_T=place_T,
         tokens=tokens,
     )
-    return states.last_hidden_state[0], lengths_B, tokens
-
-
-# Whether it works here
-
-
-def tried_batch(config: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Padded ids_BL and mask_BL of made-up texts that fit the model."""
-    pad_id = config.pad_token_id
-    most = config.max_position_embeddings - pad_id - 1
-    lengths_B = torch.tensor([min(length, most) for length in TRIED_LENGTHS])
-    draw = torch.Generator().manual_seed(0)  # the global one stays as it is
-    shape = (len(lengths_B), int(lengths_B.max()))
-    ids_BL = (pad_id + 1 + torch.randint(config.vocab_size - 1, shape, generator=draw)) % config.vocab_size
-    mask_BL = attention_mask(ids_BL, lengths_B)
-    return ids_BL.where(mask_BL.bool(), pad_id).to(device), mask_BL.to(device)
-
-
-def embeddings_and_gradient(
-    encoder: Any, batch: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype | None, trains: bool
-) -> list[torch.Tensor]:
-    """Of the batch: embeddings, and with ``trains`` the gradient of a random sum of them."""
-    device = batch[0].device
-    with contextlib.nullcontext() if trains else torch.inference_mode(), autocast(device, dtype):
-        embeddings_BD = encoder(*batch).float()
-    if not trains:
-        return [embeddings_BD]
-    draw = torch.Generator().manual_seed(1)
-    (embeddings_BD * torch.randn(embeddings_BD.shape, generator=draw).to(device)).sum().backward()
-    gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in encoder.parameters())
-    found = [gradient.flatten().float() for gradient in gradients]
-    encoder.zero_grad(set_to_none=True)
-    return [embeddings_BD.detach(), torch.cat(found)]
-
-
-def packing_problem(encoder: Any, device: torch.device, dtype: torch.dtype | None, trains: bool) -> str:
-    """Why this device cannot encode, or with ``trains`` train, packed texts as it does padded ones; "" where it can.
-
-    The encoder stays as it is, and so do the random states. Another version of torch or another GPU may lack a kernel.
-    """
-    was_training, batch = encoder.training, tried_batch(encoder.config, device)
-    on_gpu = device.type == "cuda"
-    try:
-        with torch.random.fork_rng([device] if on_gpu else []):
-            encoder.eval()
-            encoder.pack_texts(False)  # a copy of one that is packed
-            padded = embeddings_and_gradient(encoder, batch, dtype, trains)
-            encoder.pack_texts(True, PACKED)
-            with sdpa_kernel(FUSED) if on_gpu else contextlib.nullcontext():
-                packed = embeddings_and_gradient(encoder, batch, dtype, trains)
-                encoder.train(trains)  # once more with dropout
-                dropped = embeddings_and_gradient(encoder, batch, dtype, trains)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:  # torch raises many types for a kernel that is not there
-        return f"{type(error).__name__}: {one_line(error)[:200]}"
-    finally:
-        encoder.pack_texts(False)
-        encoder.train(was_training)
-    for what, ours, theirs in zip(("embeddings", "gradients"), packed, padded, strict=False):
-        off = float((ours - theirs).norm() / theirs.norm())
-        if not off < TOLERANCE[dtype or torch.float32]:  # nan is not
-            return f"the {what} differ by {off:.2g} of their norm"
-    if not all(bool(tensor.isfinite().all()) for tensor in dropped):
-        return "with dropout they are not finite"
-    return ""
+    hidden: torch.Tensor = states.last_hidden_state[0]
+    return hidden

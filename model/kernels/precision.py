@@ -46,9 +46,9 @@ def is_quick_at_bfloat16(device: torch.device) -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def quickest_dtype(device: torch.device, model_type: str) -> torch.dtype | None:
-    """bfloat16 where this hardware is quick at it, else None. The static encoder hardly multiplies any matrices."""
-    return torch.bfloat16 if model_type != "static" and is_quick_at_bfloat16(device) else None
+def quickest_dtype(device: torch.device) -> torch.dtype | None:
+    """Of a model with layers of products: bfloat16 where this hardware is quick at it, else None."""
+    return torch.bfloat16 if is_quick_at_bfloat16(device) else None
 
 
 def name_of(dtype: torch.dtype | None) -> str:

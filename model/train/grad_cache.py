@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from model.encode import plan_batches
-from model.token_batch import attention_mask
+from model.encoders.base import Encoder
+from model.encoders.spec import Side
+from model.token_batch import TokenBatch
 
 
 def plan_micro_batches(lengths_B: torch.Tensor, budget_tokens: int) -> list[torch.Tensor]:
@@ -22,14 +24,9 @@ def plan_micro_batches(lengths_B: torch.Tensor, budget_tokens: int) -> list[torc
     return [torch.from_numpy(rows_P).to(lengths_B.device) for rows_P in plan]
 
 
-def encode_micro_batch(
-    encoder: Any, ids_BL: torch.Tensor, lengths_B: torch.Tensor, rows_P: torch.Tensor
-) -> torch.Tensor:
-    """The embeddings [P, D] of some rows, padded to the longest of them, which is the first."""
-    lengths_P = lengths_B[rows_P]
-    ids_PL = ids_BL[rows_P, : int(lengths_P[0])]
-    embeddings_PD: torch.Tensor = encoder(ids_PL, attention_mask(ids_PL, lengths_P))
-    return embeddings_PD
+def encode_micro_batch(encoder: Encoder, tokens: TokenBatch, side: Side, rows_P: torch.Tensor) -> torch.Tensor:
+    """The embeddings [P, D] of some texts of the batch."""
+    return encoder.encode(tokens.select(rows_P), side).rows
 
 
 def unsort(parts: list[torch.Tensor], passes: list[torch.Tensor]) -> torch.Tensor:
@@ -38,14 +35,13 @@ def unsort(parts: list[torch.Tensor], passes: list[torch.Tensor]) -> torch.Tenso
 
 
 def encode_in_micro_batches(
-    encoder: Any, ids_BL: torch.Tensor, lengths_B: torch.Tensor, budget_tokens: int | None
+    encoder: Encoder, tokens: TokenBatch, side: Side, budget_tokens: int | None
 ) -> torch.Tensor:
     """The embeddings [B, D] with their graph; None for the budget is a single pass."""
-    if budget_tokens is None or ids_BL.numel() <= budget_tokens:
-        embeddings_BD: torch.Tensor = encoder(ids_BL, attention_mask(ids_BL, lengths_B))
-        return embeddings_BD
-    passes = plan_micro_batches(lengths_B, budget_tokens)
-    return unsort([encode_micro_batch(encoder, ids_BL, lengths_B, rows_P) for rows_P in passes], passes)
+    if budget_tokens is None or tokens.padded_tokens <= budget_tokens:
+        return encoder.encode(tokens, side).rows
+    passes = plan_micro_batches(tokens.lengths_B, budget_tokens)
+    return unsort([encode_micro_batch(encoder, tokens, side, rows_P) for rows_P in passes], passes)
 
 
 @dataclass
@@ -66,8 +62,8 @@ class RngState:
 
 
 def cached_backward(
-    encoder: Any,
-    texts: list[tuple[torch.Tensor, torch.Tensor]],
+    encoder: Encoder,
+    texts: list[tuple[TokenBatch, Side]],
     loss_of: Callable[..., torch.Tensor],
     budget_tokens: int,
     autocast: Callable[[], Any],
@@ -76,21 +72,21 @@ def cached_backward(
     """The loss, and its gradients as of one large batch, in the memory of a pass.
 
     GradCache: Gao et al. 2021, arXiv 2101.06983.
-    ``texts`` are (ids_BL, lengths_B), whose embeddings ``loss_of`` takes in this order. Every pass is made twice
+    ``texts`` are batches, each of one side, whose embeddings ``loss_of`` takes in this order. Every pass is made twice
     with the same dropout, and gives the same bits. ``autocast`` is a context made anew for each use; ``scale`` is the
     gradient scaler's.
     """
-    device = texts[0][0].device
-    all_passes = [plan_micro_batches(lengths_B, budget_tokens) for _, lengths_B in texts]
+    device = texts[0][0].tokens_T.device
+    all_passes = [plan_micro_batches(tokens.lengths_B, budget_tokens) for tokens, _ in texts]
     # The paper's step 1. Each pass has its graph, which is dropped at once: where no gradient may be asked for, other
     # code computes (shapes are rounded up, a compiled model is another program), and step 3 would not repeat it.
     cached, states = [], []
     with autocast():
-        for (ids_BL, lengths_B), passes in zip(texts, all_passes, strict=True):
+        for (tokens, side), passes in zip(texts, all_passes, strict=True):
             parts = []
             for rows_P in passes:
                 states.append(RngState.capture(device))
-                parts.append(encode_micro_batch(encoder, ids_BL, lengths_B, rows_P).detach())
+                parts.append(encode_micro_batch(encoder, tokens, side, rows_P).detach())
             cached.append(unsort(parts, passes).requires_grad_())
     # Step 2, representation gradient computation and caching.
     with autocast():
@@ -98,11 +94,11 @@ def cached_backward(
     scale(loss).backward()
     # Step 3, sub-batch gradient accumulation.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        for (ids_BL, lengths_B), passes, embeddings_BD in zip(texts, all_passes, cached, strict=True):
+        for (tokens, side), passes, embeddings_BD in zip(texts, all_passes, cached, strict=True):
             assert embeddings_BD.grad is not None
             for rows_P in passes:
                 states.pop(0).restore(device)
                 with autocast():
-                    again_PD = encode_micro_batch(encoder, ids_BL, lengths_B, rows_P)
+                    again_PD = encode_micro_batch(encoder, tokens, side, rows_P)
                 again_PD.backward(embeddings_BD.grad[rows_P])
     return loss.detach()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.encoders.base import Encoder
 from model.train.lamb import Lamb
 from utils.errors import UserError
 
@@ -16,25 +17,19 @@ INSTALL_APEX = (
 )
 
 
-def named_groups(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """ANCE's layer-wise groups: the embeddings, each transformer layer, and the rest."""
+def named_groups(encoder: Encoder) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each layer, as the encoder's spec groups them."""
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in encoder.named_parameters():
-        if "embeddings." in name:
-            group = "embeddings"
-        elif ".encoder.layer." in name:
-            group = "layer_" + name.split(".encoder.layer.")[1].split(".")[0]
-        else:
-            group = "head"
-        groups.setdefault(group, []).append(parameter)
+        groups.setdefault(encoder.spec.layer_of(name), []).append(parameter)
     return groups
 
 
-def parameter_groups(encoder: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(encoder: Encoder) -> list[dict[str, Any]]:
     return [{"params": parameters} for parameters in named_groups(encoder).values()]
 
 
-def layer_gradient_norms(encoder: nn.Module) -> dict[str, float]:
+def layer_gradient_norms(encoder: Encoder) -> dict[str, float]:
     """The norm of each group's gradient (the ANCE paper's figure 4)."""
     gradients = {
         name: [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -44,7 +39,7 @@ def layer_gradient_norms(encoder: nn.Module) -> dict[str, float]:
 
 
 def make_optimizer(
-    name: str, encoder: nn.Module, learning_rate: float, epsilon: float, weight_decay: float
+    name: str, encoder: Encoder, learning_rate: float, epsilon: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """lamb (ANCE's default), adamW, or NVIDIA's fused LAMB; UserError where apex is not installed."""
     groups = parameter_groups(encoder)
@@ -53,12 +48,8 @@ def make_optimizer(
     if name == "adamW":
         # Fused: one pass over the memory in place of one for each operation.
         return torch.optim.AdamW(groups, lr=learning_rate, eps=epsilon, weight_decay=weight_decay, fused=True)
-    try:
-        from apex.optimizers import FusedLAMB
-    except ImportError:
-        raise UserError(INSTALL_APEX) from None
     # use_nvlamb: the trust ratio also where weight decay is 0, as ours and ANCE's. Clipping is the trainer's.
-    return FusedLAMB(
+    fused: torch.optim.Optimizer = apex_fused_lamb()(
         groups,
         lr=learning_rate,
         eps=epsilon,
@@ -67,6 +58,16 @@ def make_optimizer(
         use_nvlamb=True,
         max_grad_norm=1e9,
     )
+    return fused
+
+
+def apex_fused_lamb() -> Any:
+    """NVIDIA's class. UserError where apex is not installed."""
+    try:
+        from apex.optimizers import FusedLAMB
+    except ImportError:
+        raise UserError(INSTALL_APEX) from None
+    return FusedLAMB
 
 
 def linear_schedule(

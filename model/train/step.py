@@ -14,7 +14,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.encoders.base import Encoder
 from model.kernels.precision import autocast
+from model.token_batch import TokenBatch
 from model.train.grad_cache import cached_backward, encode_in_micro_batches
 from model.train.objectives import OBJECTIVES, EncodedBatch
 from model.train.optim import layer_gradient_norms, linear_schedule
@@ -33,30 +35,32 @@ class TrainingStep(nn.Module):
     ``loss`` is a word of --loss.
     """
 
-    def __init__(self, encoder: Any, loss: str, tally: PerRankStats | None = None) -> None:
+    def __init__(self, encoder: Encoder, loss: str, tally: PerRankStats | None = None) -> None:
         super().__init__()
         self.encoder, self.tally = encoder, tally
         self.objective, self.is_over_batch = OBJECTIVES[loss], LOSSES[loss].is_over_batch
 
     def forward(
         self,
-        query_ids_BL: torch.Tensor,
-        query_lengths_B: torch.Tensor,
-        passage_ids_ML: torch.Tensor,
-        passage_lengths_M: torch.Tensor,
+        query_tokens_T: torch.Tensor,
+        query_offsets_B1: torch.Tensor,
+        passage_tokens_T: torch.Tensor,
+        passage_offsets_M1: torch.Tensor,
         **rows: torch.Tensor,
     ) -> torch.Tensor:
         """The names are those of data.training.batches.Batch; ``rows`` are those that `loss_of` takes."""
-        budget_tokens = self.budget_tokens(query_ids_BL.device)
-        queries_BD = encode_in_micro_batches(self.encoder, query_ids_BL, query_lengths_B, budget_tokens)
-        passages_MD = encode_in_micro_batches(self.encoder, passage_ids_ML, passage_lengths_M, budget_tokens)
+        budget_tokens = self.budget_tokens(query_tokens_T.device)
+        queries = TokenBatch.of(query_tokens_T, query_offsets_B1)
+        passages = TokenBatch.of(passage_tokens_T, passage_offsets_M1)
+        queries_BD = encode_in_micro_batches(self.encoder, queries, "query", budget_tokens)
+        passages_MD = encode_in_micro_batches(self.encoder, passages, "passage", budget_tokens)
         return self.loss_of(queries_BD, passages_MD, **rows)
 
     def budget_tokens(self, device: torch.device) -> int | None:
-        """Of a pass; None is a single one: packed texts on a GPU."""
+        """Of a pass; None is a single one: on a GPU, where nothing is padded."""
         if device.type == "cpu":
-            return int(self.encoder.cpu_batch_tokens)
-        return None if self.encoder.is_packed else GPU_MICRO_BATCH_TOKENS
+            return self.encoder.cpu_batch_tokens
+        return GPU_MICRO_BATCH_TOKENS if self.encoder.padding_costs else None
 
     def loss_of(
         self,
@@ -96,7 +100,7 @@ def tensors_of(batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
 class TrainingState:
     """All that training changes. ``module`` is the step, wrapped for several processes where there are several."""
 
-    encoder: Any
+    encoder: Encoder
     module: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LambdaLR
@@ -122,7 +126,7 @@ class TrainingState:
 
 
 def make_state(
-    encoder: Any,
+    encoder: Encoder,
     loss: str,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LambdaLR,
@@ -228,11 +232,11 @@ def backward(
         return loss.detach()
     assert isinstance(module, TrainingStep)
     loss_of, rows = module.loss_of, dict(batch)
-    queries = (rows.pop("query_ids_BL"), rows.pop("query_lengths_B"))
-    passages = (rows.pop("passage_ids_ML"), rows.pop("passage_lengths_M"))
+    queries = TokenBatch.of(rows.pop("query_tokens_T"), rows.pop("query_offsets_B1"))
+    passages = TokenBatch.of(rows.pop("passage_tokens_T"), rows.pop("passage_offsets_M1"))
     return cached_backward(
         module.encoder,
-        [queries, passages],
+        [(queries, "query"), (passages, "passage")],
         lambda *embeddings: loss_of(*embeddings, **rows) / micro_batches,
         grad_cache_tokens,
         make_autocast,

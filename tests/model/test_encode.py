@@ -16,7 +16,7 @@ from transformers import RobertaConfig
 from model.encode import LARGEST_BLOCK, TextSource, block_size, encode_blocks, plan_batches, plan_blocks, share_of
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
-from model.token_batch import attention_mask
+from tests.texts import ragged, token_batch
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -91,24 +91,15 @@ def test_sorting_saves_most_of_the_padding() -> None:
     assert padded - tokens < 0.25 * (unsorted - tokens)
 
 
-def test_the_mask_is_one_for_tokens() -> None:
-    mask_BL = attention_mask(torch.zeros(3, 4, dtype=torch.int64), torch.tensor([2, 4, 1]))
-    assert mask_BL.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
-
-
 def made_up_texts(count: int) -> tuple[list[list[int]], TextSource]:
     rng = np.random.default_rng(2)
     texts = [[0, *rng.integers(3, 60, rng.integers(0, 20)).tolist(), 2] for _ in range(count)]
 
     def gather(rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        lengths_B = np.array([len(texts[row]) for row in rows_B])
-        ids_BL = np.full((len(rows_B), lengths_B.max()), PAD, np.int64)
-        for i, row in enumerate(rows_B):
-            ids_BL[i, : lengths_B[i]] = texts[row]
-        return ids_BL, lengths_B
+        return ragged([texts[row] for row in rows_B.tolist()])
 
     lengths_N = np.array([len(text) for text in texts], np.int32)
-    return texts, TextSource(count, lambda start, stop: lengths_N[start:stop], gather)
+    return texts, TextSource(count, lambda start, stop: lengths_N[start:stop], gather, "passage")
 
 
 def encode(
@@ -145,7 +136,7 @@ def test_batches_give_what_single_texts_give_in_the_collection_s_order(kind: str
     assert sum(counts) == 70
     with torch.no_grad():
         for text, found_D in zip(texts, found_MD, strict=True):
-            alone_D = encoder(torch.tensor([text]), torch.ones(1, len(text), dtype=torch.int64))[0]
+            alone_D = encoder.encode(token_batch([text]), "passage").rows[0]
             np.testing.assert_allclose(found_D, alone_D.numpy(), atol=1e-5)
 
 

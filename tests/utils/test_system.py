@@ -45,7 +45,6 @@ import ctypes
 import resource
 import statistics
 import sys
-from types import SimpleNamespace
 import torch
 from benchmarks.common import make_encoder
 from drivers.job.encoder_setup import prepare_encoder
@@ -55,14 +54,14 @@ PR_SET_THP_DISABLE = 41  # of linux/prctl.h
 ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # a huge page would count as one
 encoder = make_encoder(layers=2, width=128).eval()
 if sys.argv[1] == "settled":
-    prepare_encoder(SimpleNamespace(compile=False), encoder, None, World(0, 1, torch.device("cpu")))
+    prepare_encoder(encoder, None, World(0, 1, torch.device("cpu")))
 else:
     encoder.pack_texts(True)
 ids_BL = torch.full((20, 100), 5)
 seen = []
 with torch.inference_mode():
     for _ in range(20):
-        encoder(ids_BL, torch.ones_like(ids_BL))
+        encoder.body_emb(ids_BL, torch.ones_like(ids_BL))
         seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print("pages", statistics.median(after - before for before, after in zip(seen, seen[1:])))
 """

@@ -22,6 +22,8 @@ from data.mining.negative_lists import (
 )
 from data.training.batches import Triples, batches_of_triples, in_batch_mask, make_batch
 from data.training.triple_order import KEYS_AT_ONCE, is_as_in_version_1, queries_in_order, triple_order
+from tests.texts import listed as listed_texts
+from tests.texts import ragged
 from utils.errors import UserError
 
 NO_POSITIVES = (np.empty(0, np.int64), np.empty(0, np.int64))
@@ -432,9 +434,7 @@ def test_the_ranks_parts_make_up_the_batch(ranks: int) -> None:
 
 def gather_of(texts: dict[int, list[int]]) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     def gather(rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = [texts[row] for row in rows_B.tolist()]
-        lengths = [len(text) for text in found]
-        return np.array([text + [0] * (max(lengths) - len(text)) for text in found]), np.array(lengths)
+        return ragged([texts[row] for row in rows_B.tolist()])
 
     return gather
 
@@ -453,22 +453,14 @@ def test_a_batch_s_rows_are_the_triples_tokens(rank: int, group_size: int) -> No
     batch = make_batch(triples, rank, 2, gather_of(queries), gather_of(passages))
     mine = listed(triples)[8 * rank : 8 * rank + 8]
 
-    def text(ids_BL: np.ndarray, lengths_B: np.ndarray, row: int) -> list[int]:
-        assert not ids_BL[row, lengths_B[row] :].any()
-        return ids_BL[row, : lengths_B[row]].tolist()
-
-    found = [
-        (
-            text(batch.query_ids_BL, batch.query_lengths_B, batch.query_index_T[t]),
-            text(batch.passage_ids_ML, batch.passage_lengths_M, batch.positive_index_T[t]),
-            text(batch.passage_ids_ML, batch.passage_lengths_M, batch.negative_index_T[t]),
-        )
-        for t in range(8)
-    ]
+    query_texts = listed_texts(batch.query_tokens_T, batch.query_offsets_B1)
+    passage_texts = listed_texts(batch.passage_tokens_T, batch.passage_offsets_M1)
+    places = zip(batch.query_index_T, batch.positive_index_T, batch.negative_index_T, strict=True)
+    found = [(query_texts[q], passage_texts[p], passage_texts[n]) for q, p, n in places]
     assert found == [(queries[q], passages[p], passages[n]) for q, p, n in mine]
-    assert len(batch.query_ids_BL) == len({q for q, _, _ in mine})
+    assert len(query_texts) == len({q for q, _, _ in mine})
     different = {p for _, p, n in mine} | {n for _, p, n in mine}
-    assert len(batch.passage_ids_ML) == len(different)
+    assert len(passage_texts) == len(different)
     assert batch.allowed_TG is None and batch.target_T is None
 
 
@@ -504,5 +496,5 @@ def test_the_in_batch_mask_is_that_of_a_plain_loop(
         assert batch.allowed_TG is not None and np.array_equal(batch.allowed_TG, allowed_TG)
         assert batch.target_T is not None and np.array_equal(batch.target_T, target_T)
         own_first = sum(len({x for _, p, n in other for x in (p, n)}) for other in shares[:rank])
-        own = columns[own_first : own_first + len(batch.passage_ids_ML)]
-        assert [ids[0] - 1 for ids in batch.passage_ids_ML.tolist()] == own, "columns are in the order of the rows"
+        own = columns[own_first : own_first + len(batch.passage_offsets_M1) - 1]
+        assert [token - 1 for token in batch.passage_tokens_T.tolist()] == own, "columns are in the order of the rows"

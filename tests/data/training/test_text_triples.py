@@ -25,6 +25,7 @@ from data.training.text_triples import batches_of_text_triples, make_text_batch,
 from drivers.cli import WarmupFlags
 from drivers.train.warmup import size_of_triples
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
+from tests.texts import listed
 from utils.errors import UserError
 from utils.exchange.atomic import dump_with_checksum
 
@@ -90,21 +91,19 @@ def direct_ids(tokenizer_dir: Path, text: str, max_length: int) -> list[int]:
 
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no tokenizer"):
-        open_text_tokenizer(tmp_path, PAD)
+        open_text_tokenizer(tmp_path)
 
 
-def test_texts_are_tokenized_cut_and_padded(tiny_tokenizer: Path, triples: list[tuple[str, str, str]]) -> None:
+def test_texts_are_tokenized_and_cut(tiny_tokenizer: Path, triples: list[tuple[str, str, str]]) -> None:
     texts = [triples[0][0], triples[0][1], triples[1][1], "a"]
-    ids_BL, lengths_B = open_text_tokenizer(tiny_tokenizer, 77)(texts, 12)
-    expected = [direct_ids(tiny_tokenizer, text, 12) for text in texts]
-    assert ids_BL.dtype == lengths_B.dtype == np.int64
-    assert ids_BL.shape == (4, 12) and lengths_B.tolist() == [len(row) for row in expected]
-    assert ids_BL.tolist() == [row + [77] * (12 - len(row)) for row in expected]
+    tokens_T, offsets_B1 = open_text_tokenizer(tiny_tokenizer)(texts, 12)
+    assert tokens_T.dtype == offsets_B1.dtype == np.int64
+    assert listed(tokens_T, offsets_B1) == [direct_ids(tiny_tokenizer, text, 12) for text in texts]
 
 
 def rows_of(batch: Batch) -> list[tuple[list[int], list[int], list[int]]]:
-    queries = [ids[:n].tolist() for ids, n in zip(batch.query_ids_BL, batch.query_lengths_B, strict=True)]
-    passages = [ids[:n].tolist() for ids, n in zip(batch.passage_ids_ML, batch.passage_lengths_M, strict=True)]
+    queries = listed(batch.query_tokens_T, batch.query_offsets_B1)
+    passages = listed(batch.passage_tokens_T, batch.passage_offsets_M1)
     places = zip(batch.query_index_T, batch.positive_index_T, batch.negative_index_T, strict=True)
     return [(queries[q], passages[p], passages[n]) for q, p, n in places]
 
@@ -113,12 +112,12 @@ def rows_of(batch: Batch) -> list[tuple[list[int], list[int], list[int]]]:
 def test_a_batch_equals_a_direct_tokenization(
     tiny_tokenizer: Path, triples: list[tuple[str, str, str]], ranks: int
 ) -> None:
-    tokenize = open_text_tokenizer(tiny_tokenizer, PAD)
+    tokenize = open_text_tokenizer(tiny_tokenizer)
     lengths = (TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH)
     found = []
     for rank in range(ranks):
         batch = make_text_batch(triples, rank, ranks, tokenize, *lengths, is_over_batch=False)
-        assert len(batch.query_ids_BL) == 5, "equal texts are encoded once"
+        assert len(batch.query_offsets_B1) == 5 + 1, "equal texts are encoded once"
         assert batch.allowed_TG is None
         found += rows_of(batch)
     assert found == [
@@ -138,7 +137,7 @@ def test_the_batch_s_known_pairs_are_masked(tiny_tokenizer: Path) -> None:
         ("blue", "fourth", "first"),  # the first query's positive and negative, as this one's negative and positive
         ("green", "fifth", "sixth"),
     ]
-    tokenize = open_text_tokenizer(tiny_tokenizer, PAD)
+    tokenize = open_text_tokenizer(tiny_tokenizer)
     texts = [sorted({text for _, p, n in half for text in (p, n)}) for half in (triples[:2], triples[2:])]
     columns = texts[0] + texts[1]
     known = {(query, positive) for query, positive, _ in triples}
@@ -229,8 +228,7 @@ def cached_ids(
     with TokenCacheWriter(directory, "texts", 70_000) as writer:
         for names, rows in tokenized(read, load_tokenizer(tokenizer), 16):
             writer.append(names, rows)
-    ids_BL, lengths_B = open_token_cache(directory, "texts").gather(np.arange(len(texts)), cut, PAD)
-    return [row[:length] for row, length in zip(ids_BL.tolist(), lengths_B, strict=True)]
+    return listed(*open_token_cache(directory, "texts").gather(np.arange(len(texts)), cut))
 
 
 @settings(max_examples=50, deadline=None)
@@ -252,8 +250,7 @@ def test_triples_and_the_cache_give_the_same_tokens(
     tokenizer = changed_tokenizer(tiny_tokenizer, directory / "tokenizer", *changes)
     (directory / "triples.tsv").write_text("\t".join(texts) + "\n", newline="\n")
     (triple,) = read_text_triples(directory / "triples.tsv", characters)
-    ids_BL, lengths_B = open_text_tokenizer(tokenizer, PAD)(list(triple), cut)
-    found = [row[:length] for row, length in zip(ids_BL.tolist(), lengths_B, strict=True)]
+    found = listed(*open_text_tokenizer(tokenizer)(list(triple), cut))
     cached = cached_ids(texts[:1], True, tokenizer, directory, characters, cut)
     assert found == cached + cached_ids(texts[1:], False, tokenizer, directory, characters, cut)
     library = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))

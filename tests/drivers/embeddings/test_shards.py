@@ -265,7 +265,7 @@ def collection(tiny_preprocessed: Path) -> Preprocessed:
 
 @pytest.fixture
 def settings(collection: Preprocessed) -> EncodingSettings:
-    return EncodingSettings(32, 16, collection.pad_token_id, 1024, None)
+    return EncodingSettings(32, 16, 1024, None)
 
 
 def make_encoder(collection: Preprocessed) -> StaticEncoder:

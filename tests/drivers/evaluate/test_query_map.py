@@ -24,6 +24,7 @@ from results.plots.curves import save
 from results.plots.tsne import coordinates, neighbourhood_caption, neighbourhood_figure
 from tests import REPO
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, TINY_PASSAGES
+from tests.texts import token_batch
 from utils.errors import UserError
 from utils.exchange.atomic import dump_with_checksum
 from utils.exchange.verify import signature_of
@@ -184,9 +185,9 @@ def test_every_embedding_is_that_of_the_text_alone(
     passage_ids = (tiny_preprocessed / "passages.ids.txt").read_text().split()
 
     def encoded(text: str, length: int) -> np.ndarray:
-        ids_1L = tokenizer(text, truncation=True, max_length=length, return_tensors="pt")["input_ids"]
+        ids = tokenizer(text, truncation=True, max_length=length)["input_ids"]
         with torch.no_grad():
-            return np.asarray(encoder(ids_1L, torch.ones_like(ids_1L))[0])
+            return np.asarray(encoder.encode(token_batch([ids]), "passage").rows[0])
 
     expected = [encoded(queries[found.query_id], TINY_MAX_QUERY_LENGTH)]
     expected += [encoded(passages[passage_ids[row]], TINY_MAX_SEQ_LENGTH) for row in found.passage_N[1:]]

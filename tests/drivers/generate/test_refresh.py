@@ -185,10 +185,10 @@ def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, l
             shutil.rmtree(work.checkpoint)
         return load_to_encode(*given)
 
-    def settle_on_gpus(flags: Any, encoder: Any, dtype: Any, world: World) -> Any:
+    def settle_on_gpus(encoder: Any, dtype: Any, world: World, compiled: bool) -> Any:
         """Where the ranks agree on how they attend."""
         distributed.any_process(world, False)
-        return prepare_encoder(flags, encoder, dtype, world)
+        return prepare_encoder(encoder, dtype, world, compiled)
 
     def leave() -> bool:
         """The other job takes over while process 0 has finished its half of the ten shards, and process 1 has not."""

@@ -35,8 +35,11 @@ from drivers.job.disk_budget import (
 from drivers.job.preflight import Preflight, check_collection, check_judgements, check_publishing
 from drivers.job.sanity_batch import TrialSize, check_encoding, check_training, longest_rows, trial_batch
 from model.encode import EncodingSettings
+from model.encoders.base import Encoder
 from model.encoders.roberta_dot import RobertaDot
+from model.encoders.spec import EncoderSpec, Side
 from model.encoders.static import StaticEncoder
+from model.token_batch import TokenBatch
 from model.train.optim import linear_schedule, make_optimizer
 from model.train.step import make_state, train_step
 from tests import REPO
@@ -65,7 +68,7 @@ def data_files(directory: Path) -> list[str]:
 
 
 def settings(collection: Preprocessed, texts: int = 4) -> EncodingSettings:
-    return EncodingSettings(*LENGTHS, collection.pad_token_id, texts * LENGTHS[0], None)
+    return EncodingSettings(*LENGTHS, texts * LENGTHS[0], None)
 
 
 def static_encoder(collection: Preprocessed) -> StaticEncoder:
@@ -272,26 +275,27 @@ def test_the_steps_that_publish_are_counted(steps: int, periods: tuple[int, ...]
 @pytest.mark.parametrize("count", [1, 2, 7, 299, 300, 1000])
 def test_the_longest_rows(tiny_preprocessed: Path, count: int) -> None:
     cache = opened(tiny_preprocessed).passages
-    lengths = [len(cache.gather([row], 32, 0)[0][0]) for row in range(len(cache))]
+    lengths = [len(cache.gather([row], 32)[0]) for row in range(len(cache))]
     rows = longest_rows(cache, 32, count)
     assert len(set(rows.tolist())) == len(rows) == min(count, 300)
     assert [lengths[row] for row in rows] == sorted(lengths, reverse=True)[:count]
 
 
 def test_encoding_takes_the_longest_texts_that_fit(tiny_preprocessed: Path) -> None:
-    collection, seen = opened(tiny_preprocessed), []
+    collection, seen, sides = opened(tiny_preprocessed), [], []
 
-    class Recorder(torch.nn.Module):
-        dims = 2
+    class Recorder(Encoder):
+        spec = EncoderSpec(2, None)
 
-        def forward(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
-            seen.append(tuple(ids_BL.shape))
-            assert int(mask_BL[0].sum()) == ids_BL.shape[1]
-            return torch.zeros(len(ids_BL), 2)
+        def forward(self, tokens: TokenBatch, side: Side) -> torch.Tensor:
+            seen.append((len(tokens), tokens.longest))
+            sides.append(side)
+            assert int(tokens.lengths_B[0]) == tokens.longest
+            return torch.zeros(len(tokens), 2)
 
     line = check_encoding(Recorder(), collection, "dev", settings(collection, texts=3), ALONE.device)
     longest = [int(np.diff(cache.offsets_N1).max()) for cache in (collection.passages, collection.queries("dev"))]
-    assert [shape[1] for shape in seen] == longest
+    assert [shape[1] for shape in seen] == longest and sides == ["passage", "query"]
     assert seen[0][0] == 3 * 32 // longest[0] and seen[1][0] == sanity_batch.CPU_TEXTS
     assert f"{seen[0][0]} passages of up to {longest[0]} tokens" in line and "2 finite dims in float32" in line
 
@@ -305,11 +309,8 @@ def test_the_losses_are_those_of_the_formula(tiny_preprocessed: Path, loss: str)
     said = [float(number) for number in re.findall(r"losses (\S+) \(longest texts\) and (\S+) in float32$", line)[0]]
     for longest, found in zip((True, False), said, strict=True):
         batch = trial_batch(collection, SIZE, loss == "in_batch", longest)
-        lengths = (torch.arange(ids.shape[1]) < torch.from_numpy(n)[:, None] for ids, n in (
-            (batch.query_ids_BL, batch.query_lengths_B), (batch.passage_ids_ML, batch.passage_lengths_M)))  # fmt: skip
-        query_mask, passage_mask = (mask.to(torch.int64) for mask in lengths)
-        queries = encoder(torch.from_numpy(batch.query_ids_BL), query_mask)
-        passages = encoder(torch.from_numpy(batch.passage_ids_ML), passage_mask)
+        queries = encoder.encode(TokenBatch.of(batch.query_tokens_T, batch.query_offsets_B1), "query").rows
+        passages = encoder.encode(TokenBatch.of(batch.passage_tokens_T, batch.passage_offsets_M1), "passage").rows
         scores = queries @ passages.T
         if loss == "pairwise":
             expected = -F.log_softmax(torch.stack([scores.diag(), scores[range(3), range(3, 6)]], 1), 1)[:, 0].mean()
@@ -320,7 +321,7 @@ def test_the_losses_are_those_of_the_formula(tiny_preprocessed: Path, loss: str)
 
 def test_a_trial_of_more_triples_than_texts_repeats_them(tiny_preprocessed: Path) -> None:
     batch = trial_batch(opened(tiny_preprocessed), TrialSize(200, *LENGTHS), True, True)
-    assert batch.query_ids_BL.shape[0] == 200 and batch.passage_ids_ML.shape[0] == 400
+    assert len(batch.query_offsets_B1) == 201 and len(batch.passage_offsets_M1) == 401
 
 
 def test_a_run_is_the_same_with_and_without_the_trial(tiny_preprocessed: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import RobertaConfig, RobertaModel
 from model.encoders.registry import check_fits, load_encoder, new_encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
+from tests.texts import token_batch
 from utils.errors import UserError
 
 PAD = 1
@@ -44,7 +45,7 @@ def padded(texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def embed(encoder: Any, texts: list[list[int]]) -> np.ndarray:
     encoder.eval()
     with torch.no_grad():
-        return np.asarray(encoder(*padded(texts)).numpy())
+        return np.asarray(encoder.encode(token_batch(texts), "passage").rows.numpy())
 
 
 def with_rough_head(encoder: Any) -> Any:
@@ -124,18 +125,21 @@ def test_what_stands_after_a_text_s_end_is_not_read(pooling: str) -> None:
     encoder = new_roberta(pooling=pooling).eval()
     ids_BL, mask_BL = padded([TEXTS[1], TEXTS[2]])
     with torch.no_grad():
-        clean = encoder(ids_BL, mask_BL)
+        clean = encoder.body_emb(ids_BL, mask_BL)
         ids_BL[0, 3:] = PAD
         longer = torch.nn.functional.pad(ids_BL, (0, 5), value=PAD)
-        assert torch.allclose(clean, encoder(longer, torch.nn.functional.pad(mask_BL, (0, 5))), atol=1e-5)
+        assert torch.allclose(clean, encoder.body_emb(longer, torch.nn.functional.pad(mask_BL, (0, 5))), atol=1e-5)
 
 
 def test_queries_and_passages_share_the_encoder() -> None:
     encoder = new_roberta().eval()
-    ids, mask = padded(TEXTS)
     with torch.no_grad():
-        assert torch.equal(encoder.query_emb(ids, mask), encoder(ids, mask))
-        assert torch.equal(encoder.body_emb(ids, mask), encoder(ids, mask))
+        query, passage = (encoder.encode(token_batch(TEXTS), side) for side in ("query", "passage"))
+        assert query.mask_BR is None and torch.equal(query.rows, passage.rows)
+        for packed in (False, True):
+            encoder.pack_texts(packed)
+            assert torch.equal(encoder.query_emb(*padded(TEXTS)), encoder.encode(token_batch(TEXTS), "query").rows)
+            assert torch.equal(encoder.body_emb(*padded(TEXTS)), encoder.encode(token_batch(TEXTS), "passage").rows)
 
 
 @pytest.mark.parametrize("model_type", ["rdot_nll", "static"])
@@ -148,10 +152,10 @@ def test_the_score_scale_multiplies_scores(model_type: str, tmp_path: Path) -> N
 
 
 def test_the_embedding_is_768_wide_at_most() -> None:
-    assert new_roberta().dims == 16
-    assert new_roberta(embedding_size=5).dims == 5
+    assert new_roberta().spec.embedding_dim == 16
+    assert new_roberta(embedding_size=5).spec.embedding_dim == 5
     wide = new_roberta(hidden_size=1024, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    assert wide.dims == 768 and wide.embeddingHead.weight.shape == (768, 1024)
+    assert wide.spec.embedding_dim == 768 and wide.embeddingHead.weight.shape == (768, 1024)
 
 
 # rdot_nll: names, loading, saving
@@ -201,7 +205,7 @@ def test_what_is_saved_loads_and_keeps_its_settings(tmp_path: Path) -> None:
     encoder = new_roberta(pooling="mean", score_scale=0.5, embedding_size=8)
     encoder.save_pretrained(tmp_path)
     loaded = load_encoder("rdot_nll", str(tmp_path))
-    assert (loaded.pooling, loaded.score_scale, loaded.dims) == ("mean", 0.5, 8)
+    assert (loaded.pooling, loaded.score_scale, loaded.spec.embedding_dim) == ("mean", 0.5, 8)
     assert np.array_equal(embed(loaded, TEXTS), embed(encoder, TEXTS))
     assert not list(tmp_path.glob("*.bin")), "weights are stored as safetensors"
     other = tmp_path / "other.json"
@@ -336,7 +340,7 @@ def test_the_static_encoder_is_saved_and_loaded(tmp_path: Path) -> None:
     encoder.save_pretrained(tmp_path)
     loaded = load_encoder("static", str(tmp_path))
     assert np.array_equal(embed(loaded, TEXTS), embed(encoder, TEXTS))
-    assert loaded.config == encoder.config and loaded.dims == 6
+    assert loaded.config == encoder.config and loaded.spec.embedding_dim == 6
     changed = tmp_path / "changed.json"
     changed.write_text(json.dumps({**encoder.config, "score_scale": 2.0}))
     assert load_encoder("static", str(tmp_path), config_name=str(changed)).score_scale == 2.0
@@ -364,7 +368,7 @@ def test_a_new_encoder_has_the_config_s_shape_and_the_seed_s_weights(tmp_path: P
         encoders.append(new_encoder(model_type, str(source / "config.json"), changes))
     first, same, other = (encoder.embeddingHead.weight for encoder in encoders)
     assert torch.equal(first, same) and not torch.equal(first, other)
-    check_fits(encoders[0], 33, 0, 20)
+    check_fits(encoders[0].spec, 33, 0, {"passage": 20, "query": 20})
     assert encoders[0].score_scale == 0.5
     if model_type == "rdot_nll":
         table = encoders[0].roberta.embeddings.word_embeddings
@@ -396,7 +400,7 @@ def test_a_config_that_describes_no_encoder_is_refused(tmp_path: Path, model_typ
 
 def test_what_fits_roberta() -> None:
     encoder = new_roberta()  # 40 position embeddings, the first two for the padding id 1 and before
-    check_fits(encoder, 60, PAD, 38)
+    check_fits(encoder.spec, 60, PAD, {"passage": 38, "query": 8})
     longest = [[0, *range(2, 38), 2]]
     assert np.isfinite(embed(encoder, longest)).all() and len(longest[0]) == 38
     with pytest.raises((IndexError, RuntimeError), match="out of"):
@@ -407,14 +411,14 @@ def test_what_fits_roberta() -> None:
         ((60, PAD, 39), "up to 39 tokens, the model 38 positions"),
     ):
         with pytest.raises(UserError, match=complaint):
-            check_fits(encoder, *arguments)
+            check_fits(encoder.spec, *arguments[:2], {"passage": 8, "query": arguments[2]})
 
 
 def test_what_fits_a_static_encoder() -> None:
     encoder = StaticEncoder(STATIC)
-    check_fits(encoder, 60, 0, 100_000)
+    check_fits(encoder.spec, 60, 0, {"passage": 100_000})
     with pytest.raises(UserError, match="61 tokens, the model 60"):
-        check_fits(encoder, 61, PAD, 8)
+        check_fits(encoder.spec, 61, PAD, {"passage": 8})
 
 
 def test_a_static_model_s_config_is_json_that_any_reader_takes(tmp_path: Path) -> None:

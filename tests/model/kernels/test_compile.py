@@ -22,6 +22,7 @@ from tests.model.kernels.test_packed_attention import batch_of, gradient, make_e
 from tests.model.train.test_grad_cache import embeddings_of_passes, with_dropout
 from tests.model.train.test_step import roberta_encoder, train_run
 from tests.shell import script_environment
+from tests.texts import ragged
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
@@ -31,20 +32,20 @@ ALONE = World(0, 1, CPU)
 
 
 def texts(lengths: list[int]) -> TextSource:
-    ids_BL = batch_of(lengths)[0].numpy()
+    ids = batch_of(lengths)[0].tolist()
     lengths_N = np.array(lengths)
 
     def gather(rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return ids_BL[rows_B, : lengths_N[rows_B].max()], lengths_N[rows_B]
+        return ragged([ids[row][: lengths[row]] for row in rows_B.tolist()])
 
-    return TextSource(len(lengths), lambda start, stop: lengths_N[start:stop], gather)
+    return TextSource(len(lengths), lambda start, stop: lengths_N[start:stop], gather, "passage")
 
 
 @pytest.mark.slow
 def test_a_compiled_model_computes_the_same_in_batches_of_any_shape() -> None:
     plain, compiled = make_encoder(), make_encoder()
     names = list(plain.state_dict())
-    prepare_encoder(SimpleNamespace(compile=True), compiled, None, ALONE)
+    prepare_encoder(compiled, None, ALONE, compiled=True)
     assert list(compiled.state_dict()) == names
     lengths = [30, 29, 12, 11, 11, 7, 3, 3, 3, 2, 1]
     expected_ND, found_ND = (
@@ -73,7 +74,7 @@ def train_compiled(rank: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     world = World(rank, 2, CPU)
     encoder = roberta_encoder()
-    prepare_encoder(SimpleNamespace(compile=True), encoder, None, world, trains=True)
+    prepare_encoder(encoder, None, world, compiled=True, trains=True)
     weights, losses = train_run(encoder, "pairwise", 0, world, steps=1)
     distributed.stop(world)
     torch.save((weights, losses), Path(directory) / f"rank-{rank}.pt")
@@ -96,15 +97,14 @@ def test_a_model_compiles_where_torch_is_in_a_path_with_a_blank(tmp_path: Path) 
     site.symlink_to(Path(torch.__file__).parent.parent)
     program = (
         "import torch\n"
-        "from types import SimpleNamespace as Flags\n"
         "from drivers.job.encoder_setup import prepare_encoder\n"
         "from utils.distributed import World\n"
         "class Encoder(torch.nn.Module):\n"
-        "    is_packed = True\n"
+        "    padding_costs = False\n"
         "    def forward(self, x): return (2 * x).softmax(-1) + 1\n"
         "encoder, batch = Encoder(), torch.rand(5, 3)\n"
         "expected = encoder(batch)\n"
-        "prepare_encoder(Flags(compile=True), encoder, None, World(0, 1, torch.device('cpu')))\n"
+        "prepare_encoder(encoder, None, World(0, 1, torch.device('cpu')), compiled=True)\n"
         "assert (encoder(batch) - expected).abs().max() < 1e-6\n"
         "print(torch.__file__)\n"
     )

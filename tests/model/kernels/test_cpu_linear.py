@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,7 +172,7 @@ def test_an_encoder_is_arranged_for_encoding_alone(trains: bool, tmp_path: Path)
     if not trains:
         encoder.cast_linear_weights(BF16)
     before = copy.deepcopy(encoder.state_dict())
-    prepare_encoder(argparse.Namespace(compile=False), encoder, BF16, World(0, 1, CPU), trains)
+    prepare_encoder(encoder, BF16, World(0, 1, CPU), trains=trains)
     arranged = [name for name, module in encoder.named_modules() if type(module) is PrepackedLinear]
     assert len(arranged) == (0 if trains else 6 * 2)
     encoder.save_pretrained(tmp_path)
@@ -181,4 +180,4 @@ def test_an_encoder_is_arranged_for_encoding_alone(trains: bool, tmp_path: Path)
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
     ids_BL = torch.from_numpy(np.random.default_rng(7).integers(5, 50, (3, 9)))
     with torch.inference_mode(), autocast(CPU, BF16):
-        assert encoder(ids_BL, torch.ones_like(ids_BL)).isfinite().all()
+        assert encoder.body_emb(ids_BL, torch.ones_like(ids_BL)).isfinite().all()

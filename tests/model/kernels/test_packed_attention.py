@@ -17,12 +17,15 @@ from transformers import RobertaConfig
 
 from data.training.batches import Batch
 from drivers.job.encoder_setup import pack_on_gpus, prepare_encoder
+from model.encoders import packing
+from model.encoders.packing import packing_problem, tried_batch
 from model.encoders.roberta_dot import RobertaDot
+from model.encoders.spec import roberta_spec
 from model.kernels import packed_attention
 from model.kernels.cpu_dropout import BY_DEVICE
-from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, packing_problem, tried_batch
+from model.kernels.packed_attention import PACKED, PACKED_ON_CPU
 from model.kernels.precision import autocast
-from model.token_batch import attention_mask
+from model.token_batch import unpadded
 from model.train.step import make_state, train_step
 from tests.model.train.test_step import ALONE, constant, flat_weights
 from utils import distributed
@@ -51,13 +54,13 @@ def make_encoder(pooling: str = "first", dropout: float = 0.0) -> RobertaDot:
 def batch_of(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     lengths_B = torch.tensor(lengths)
     ids_BL = torch.randint(2, VOCABULARY, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(5))
-    mask_BL = attention_mask(ids_BL, lengths_B)
+    mask_BL = (torch.arange(ids_BL.shape[1]) < lengths_B[:, None]).to(torch.int64)
     return ids_BL.where(mask_BL.bool(), PAD), mask_BL
 
 
 def gradient(encoder: RobertaDot, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     encoder.zero_grad()
-    embeddings_BD = encoder(ids_BL, mask_BL)
+    embeddings_BD = encoder.body_emb(ids_BL, mask_BL)
     weights_BD = torch.randn(embeddings_BD.shape, generator=torch.Generator().manual_seed(6))
     (embeddings_BD * weights_BD).sum().backward()
     return embeddings_BD.detach(), torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
@@ -73,9 +76,9 @@ def test_packed_is_padded(attention: str, lengths: list[int], pooling: str) -> N
     found = gradient(encoder, *batch_of(lengths))
     for packed, padded in zip(found, expected, strict=True):
         assert float((packed - padded).norm()) <= 1e-4 * float(padded.norm())
-    alone = [encoder(*batch_of([length])) for length in lengths[:1]]  # a text alone has no other to attend to
+    alone = [encoder.body_emb(*batch_of([length])) for length in lengths[:1]]  # a text alone has no other to attend to
     encoder.pack_texts(False)
-    assert float((alone[0] - encoder(*batch_of(lengths[:1]))).detach().abs().max()) < 1e-4
+    assert float((alone[0] - encoder.body_emb(*batch_of(lengths[:1]))).detach().abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
@@ -84,7 +87,7 @@ def test_packed_is_padded(attention: str, lengths: list[int], pooling: str) -> N
 def test_rounded_shapes_are_few_and_change_nothing(pooling: str, lengths: list[int]) -> None:
     """Encoding in bfloat16 on a CPU; texts without tokens are added to a batch, tokens to none of its texts."""
     encoder = make_encoder(pooling)
-    exact_BD = encoder(*batch_of(lengths)).detach()
+    exact_BD = encoder.body_emb(*batch_of(lengths)).detach()
     encoder.cast_linear_weights(torch.bfloat16)
     encoder.pack_texts(True)
     rows = []
@@ -92,10 +95,10 @@ def test_rounded_shapes_are_few_and_change_nothing(pooling: str, lengths: list[i
         if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(lambda _module, inputs: rows.append(inputs[0].shape[1]))
     with torch.inference_mode(), autocast(CPU, torch.bfloat16):
-        found_BD = encoder(*batch_of(lengths))
+        found_BD = encoder.body_emb(*batch_of(lengths))
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(packed_attention, "rounds_shapes", lambda _roberta: False)
-            assert torch.allclose(found_BD, encoder(*batch_of(lengths)), atol=0.05)
+            assert torch.allclose(found_BD, encoder.body_emb(*batch_of(lengths)), atol=0.05)
     products = len(rows) // 2
     of_tokens, of_texts = -(-sum(lengths) // 32) * 32, -(-len(lengths) // 8) * 8
     last = {sum(lengths), len(lengths)} if pooling == "first" else {sum(lengths)}
@@ -123,13 +126,12 @@ def test_packing_is_taken_up_where_it_agrees(dtype: torch.dtype | None, trains: 
 
 @pytest.mark.parametrize(("pad_id", "positions"), [(0, 40), (1, 40), (49, 60), (0, 3), (1, 300)])
 def test_any_model_is_tried_with_texts_that_fit_it(pad_id: int, positions: int) -> None:
-    config = make_encoder().config
-    config.pad_token_id, config.max_position_embeddings = pad_id, positions
-    ids_BL, mask_BL = tried_batch(config, CPU)
-    assert ids_BL.shape == mask_BL.shape and ids_BL.shape[1] <= positions - pad_id - 1
-    assert int(ids_BL.min()) >= 0 and int(ids_BL.max()) < VOCABULARY
-    assert torch.equal(ids_BL != pad_id, mask_BL.bool())
-    assert ids_BL.shape[1] == 150 or positions < 152
+    config = {**make_encoder().config_dict(), "pad_token_id": pad_id, "max_position_embeddings": positions}
+    batch = tried_batch(roberta_spec(config))
+    assert batch.longest == int(batch.lengths_B.max()) <= positions - pad_id - 1
+    assert int(batch.tokens_T.min()) >= 0 and int(batch.tokens_T.max()) < VOCABULARY
+    assert not (batch.tokens_T == pad_id).any() and int(batch.lengths_B.min()) > 0
+    assert batch.longest == 150 or positions < 152
 
 
 def no_kernel(*_args: Any, **_words: Any) -> Any:
@@ -156,21 +158,21 @@ def test_packing_is_left_where_it_fails_or_differs(
     kernel: Any, trains: bool, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = make_encoder()
-    expected_BD = encoder(*batch_of([3, 9]))
+    expected_BD = encoder.body_emb(*batch_of([3, 9]))
     monkeypatch.setattr(packed_attention, "F", SimpleNamespace(scaled_dot_product_attention=kernel, pad=F.pad))
     said = packing_problem(encoder, CPU, None, trains)
     monkeypatch.undo()
     assert said.startswith(reason) and "\n" not in said
-    assert not encoder.is_packed and torch.equal(encoder(*batch_of([3, 9])), expected_BD)
+    assert not encoder.is_packed and torch.equal(encoder.body_emb(*batch_of([3, 9])), expected_BD)
 
 
 def test_a_pad_token_inside_a_text_counts_as_it_does_in_a_padded_batch() -> None:
     encoder = make_encoder()
     ids_BL, mask_BL = batch_of([9, 5])
     ids_BL[0, 3] = PAD
-    expected_BD = encoder(ids_BL, mask_BL)
+    expected_BD = encoder.body_emb(ids_BL, mask_BL)
     encoder.pack_texts(True, PACKED)
-    assert float((encoder(ids_BL, mask_BL) - expected_BD).detach().abs().max()) < 1e-4
+    assert float((encoder.body_emb(ids_BL, mask_BL) - expected_BD).detach().abs().max()) < 1e-4
 
 
 def test_layers_that_are_made_twice_are_not_packed_on_a_gpu() -> None:
@@ -191,7 +193,7 @@ def test_on_a_cpu_packed_is_padded_with_lower_precision_and_layers_made_twice(
     if made_twice:
         encoder.enable_gradient_checkpointing()
     expected = gradient(encoder, *batch_of(lengths))
-    prepare_encoder(SimpleNamespace(compile=False), encoder, None, ALONE, trains=True)
+    prepare_encoder(encoder, None, ALONE, trains=True)
     assert encoder.is_packed
     for packed, padded in zip(gradient(encoder, *batch_of(lengths)), expected, strict=True):
         assert float((packed - padded).norm()) <= 1e-4 * float(padded.norm())
@@ -210,8 +212,8 @@ def test_a_training_step_on_packed_texts_is_one_on_padded_ones(grad_cache_tokens
         encoder.pack_texts(packed, attention)
         optimizer = torch.optim.SGD(encoder.parameters(), lr=1.0)
         state = make_state(encoder, "pairwise", optimizer, constant(optimizer), ALONE, None, 0.0, grad_cache_tokens)
-        (query_ids_BL, query_mask_BL), (passage_ids_ML, passage_mask_ML) = batch_of([4, 7]), batch_of([20, 3, 11, 30])
-        arrays = (query_ids_BL, query_mask_BL.sum(1), passage_ids_ML, passage_mask_ML.sum(1))
+        queries, passages = (unpadded(*batch_of(lengths)) for lengths in ([4, 7], [20, 3, 11, 30]))
+        arrays = (queries.tokens_T, queries.offsets_B1, passages.tokens_T, passages.offsets_B1)
         indices = (np.array([0, 1, 1]), np.array([0, 2, 2]), np.array([1, 1, 3]))
         train_step(state, [Batch(*(array.numpy() for array in arrays), *indices)])
         weights.append(flat_weights(encoder))
@@ -223,7 +225,7 @@ def test_a_training_step_on_packed_texts_is_one_on_padded_ones(grad_cache_tokens
 def test_ranks_pack_together_or_not_at_all(
     fails_here: bool, fails_elsewhere: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(packed_attention, "packing_problem", lambda *_args: "no kernel" if fails_here else "")
+    monkeypatch.setattr(packing, "packing_problem", lambda *_args: "no kernel" if fails_here else "")
     monkeypatch.setattr(distributed, "any_process", lambda _world, here: here or fails_elsewhere)
     encoder = make_encoder()
     pack_on_gpus(encoder, None, ALONE, trains=True)
@@ -245,7 +247,7 @@ def test_no_product_is_made_for_padding(attention: str, monkeypatch: pytest.Monk
         return linear(input, *others)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
-    encoder(*batch_of([30, 2, 2]))
+    encoder.body_emb(*batch_of([30, 2, 2]))
     # All tokens: six products of the first layer, and queries, keys and values of the last. Then one token a text.
     assert rows == {34: 6 + 3, 3: 3 + 1}
 
@@ -260,5 +262,5 @@ def test_dropout_reaches_packed_attention(attention: str) -> None:
             and module is not encoder.roberta.encoder.layer[0].attention.self.dropout
         ):
             module.p = 0.0
-    first_BD, again_BD = (encoder(*batch_of([12, 7])) for _ in range(2))
+    first_BD, again_BD = (encoder.body_emb(*batch_of([12, 7])) for _ in range(2))
     assert not torch.allclose(first_BD, again_BD)

@@ -13,7 +13,8 @@ from model.encode import TextSource, encode_blocks
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
 from model.kernels.precision import compute_dtype, name_of, quickest_dtype
-from model.token_batch import attention_mask
+from model.token_batch import TokenBatch
+from tests.texts import ragged
 from utils.errors import UserError
 from utils.search.index import Index
 from utils.search.options import SearchOptions
@@ -63,14 +64,12 @@ def test_auto_is_bfloat16_where_the_hardware_is_quick_at_it(monkeypatch: pytest.
     cuda = torch.device("cuda", 0)
     for capability, expected in (((7, 5), None), ((8, 0), BF16), ((8, 6), BF16), ((9, 0), BF16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, found=capability: found)
-        assert quickest_dtype(cuda, "rdot_nll") is expected
-        assert quickest_dtype(cuda, "static") is None
+        assert quickest_dtype(cuda) is expected
     for found, expected in (({}, None), ({"avx512_bf16": True}, BF16), ({"amx_bf16": True}, BF16), ({"avx2": 1}, None)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
-        assert quickest_dtype(CPU, "rdot_nll") is expected
-        assert quickest_dtype(CPU, "static") is None
+        assert quickest_dtype(CPU) is expected
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # an older torch cannot tell
-    assert quickest_dtype(CPU, "rdot_nll") is None
+    assert quickest_dtype(CPU) is None
 
 
 def test_names() -> None:
@@ -88,9 +87,9 @@ def made_up_texts() -> TextSource:
     ids_NL = np.where(np.arange(LONGEST) < lengths_N[:, None], rng.integers(5, VOCABULARY, (TEXTS, LONGEST)), 1)
 
     def gather(rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return ids_NL[rows_B, : lengths_N[rows_B].max()], lengths_N[rows_B]
+        return ragged([ids_NL[row, : lengths_N[row]].tolist() for row in rows_B.tolist()])
 
-    return TextSource(TEXTS, lambda start, stop: lengths_N[start:stop], gather)
+    return TextSource(TEXTS, lambda start, stop: lengths_N[start:stop], gather, "passage")
 
 
 def make_roberta(**changes: Any) -> RobertaDot:
@@ -144,9 +143,9 @@ def test_a_trained_model_finds_the_same_in_bfloat16() -> None:
     texts, rng = made_up_texts(), np.random.default_rng(4)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
     for _ in range(100):
-        ids_BL, lengths_B = map(torch.from_numpy, texts.gather(rng.choice(TEXTS, 64, replace=False)))
-        first_BF = ids_BL[:, :3]
-        scores_BB = encoder(first_BF, torch.ones_like(first_BF)) @ encoder(ids_BL, attention_mask(ids_BL, lengths_B)).T
+        batch = TokenBatch.of(*texts.gather(rng.choice(TEXTS, 64, replace=False)))
+        first_BF = batch.padded(1)[0][:, :3]
+        scores_BB = encoder.query_emb(first_BF, torch.ones_like(first_BF)) @ encoder.encode(batch, "passage").rows.T
         loss = torch.nn.functional.cross_entropy(scores_BB / 8, torch.arange(64))
         optimizer.zero_grad()
         loss.backward()
@@ -170,7 +169,3 @@ def test_lowered_weights_are_the_layers_matrices_and_change_nothing() -> None:
     assert len(lowered) == 4 * 6 * 2, "six linear layers in each of four"
     assert not any("LayerNorm" in name or "embeddings" in name for name in lowered)
     assert encoder.embeddingHead.weight.dtype == encoder.norm.weight.dtype == torch.float32
-    static = StaticEncoder({"vocab_size": VOCABULARY, "embedding_size": 16})
-    before_ND = encode(static, BF16)
-    static.cast_linear_weights(BF16)
-    assert np.array_equal(before_ND, encode(static, BF16))

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.encoders.roberta_dot import RobertaDot
+from model.encoders.spec import Side
+from model.token_batch import TokenBatch
 from model.train import grad_cache
 from model.train.grad_cache import plan_micro_batches
 from model.train.step import TrainingState, TrainingStep, make_state, tensors_of, train_step
@@ -137,15 +139,15 @@ def test_grad_cache_s_second_pass_repeats_the_first_bit_by_bit(
 
 
 def test_a_step_takes_one_pass_where_the_batch_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
+    calls: list[tuple[Side, int]] = []
     forward = RobertaDot.forward
 
-    def noting(self: RobertaDot, *arguments: torch.Tensor) -> torch.Tensor:
-        calls.append(len(arguments[0]))
-        return forward(self, *arguments)
+    def noting(self: RobertaDot, tokens: TokenBatch, side: Side) -> torch.Tensor:
+        calls.append((side, len(tokens)))
+        return forward(self, tokens, side)
 
     monkeypatch.setattr(RobertaDot, "forward", noting)
     batch = made_up_batches("pairwise", 8, 1)[0]
     loss = TrainingStep(roberta_encoder(), "pairwise")(**tensors_of(batch, CPU))
-    assert calls == [len(batch.query_lengths_B), len(batch.passage_lengths_M)]
+    assert calls == [("query", len(batch.query_offsets_B1) - 1), ("passage", len(batch.passage_offsets_M1) - 1)]
     assert math.isfinite(float(loss.detach()))

@@ -14,6 +14,7 @@ from torch import nn
 
 from data.mining.negative_lists import NegativeLists
 from data.training.batches import Batch, batches_of_triples, make_batch
+from model.token_batch import TokenBatch
 from model.train.optim import layer_gradient_norms, named_groups
 from model.train.rank_stats import PerRankStats, means_by_rank
 from model.train.step import make_state, tensors_of, train_step
@@ -45,8 +46,11 @@ def by_hand(encoder: nn.Module, loss: str, batch: Batch) -> dict[str, list[tuple
     with torch.no_grad():
         arrays = tensors_of(batch, ALONE.device)
         queries_BD, passages_MD = (
-            encoder(arrays[f"{name}_ids_{rows}L"], (arrays[f"{name}_ids_{rows}L"] != 1).long()).double()
-            for name, rows in (("query", "B"), ("passage", "M"))
+            encoder.encode(TokenBatch.of(tokens_T, offsets_B1), side).rows.double()
+            for side, tokens_T, offsets_B1 in (
+                ("query", arrays["query_tokens_T"], arrays["query_offsets_B1"]),
+                ("passage", arrays["passage_tokens_T"], arrays["passage_offsets_M1"]),
+            )
         )
     found: dict[str, list[tuple[float, float, float]]] = {}
     assert batch.negative_rank_T is not None

@@ -24,6 +24,7 @@ from drivers.job.setup import seed_everything
 from drivers.train.trainer import Trainer, read_trainer_state
 from model.encoders.registry import load_encoder
 from model.encoders.roberta_dot import RobertaDot
+from model.encoders.spec import Side
 from model.encoders.static import StaticEncoder
 from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_states, save_state
 from model.train.lamb import Lamb
@@ -31,6 +32,7 @@ from model.train.optim import linear_schedule, make_optimizer, parameter_groups
 from model.train.step import TrainingState, TrainingStep, make_state, tensors_of, train_step
 from tests.data.training.test_batches import made_up_lists
 from tests.drivers.job.test_run_config import alone
+from tests.texts import listed, ragged, token_batch
 from utils import declared, distributed
 from utils.distributed import World
 from utils.errors import UserError
@@ -67,13 +69,12 @@ ENCODERS = {"static": static_encoder, "rdot_nll": roberta_encoder}
 
 
 def gather_texts(first: int, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Made-up texts of 3 to 9 tokens, each a function of its row; padded with 1."""
+    """Made-up texts of 3 to 9 tokens, each a function of its row."""
     texts = []
     for row in rows_B.tolist():
         rng = np.random.default_rng([first, row])
         texts.append([0, *rng.integers(3, VOCABULARY, rng.integers(1, 8)).tolist(), 2])
-    longest = max(map(len, texts))
-    return np.array([text + [1] * (longest - len(text)) for text in texts]), np.array([len(t) for t in texts])
+    return ragged(texts)
 
 
 def made_up_batches(loss: str, size: int, count: int, rank: int = 0, ranks: int = 1) -> list[Batch]:
@@ -163,12 +164,12 @@ def test_the_step_s_loss_is_that_of_scores_computed_one_by_one(kind: str, loss: 
     with torch.no_grad():
         found = float(TrainingStep(encoder, loss).eval()(**tensors_of(batch, ALONE.device)))
 
-        def vectors(ids_BL: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
-            rows = [torch.from_numpy(ids[None, :n]) for ids, n in zip(ids_BL, lengths_B, strict=True)]
-            return np.stack([encoder(row, torch.ones_like(row))[0].double().numpy() for row in rows])
+        def vectors(texts: list[list[int]], side: Side) -> np.ndarray:
+            alone = (encoder.encode(token_batch([text]), side).rows for text in texts)
+            return np.concatenate([rows.double().numpy() for rows in alone])
 
-        queries_BD = vectors(batch.query_ids_BL, batch.query_lengths_B)
-        passages_MD = vectors(batch.passage_ids_ML, batch.passage_lengths_M)
+        queries_BD = vectors(listed(batch.query_tokens_T, batch.query_offsets_B1), "query")
+        passages_MD = vectors(listed(batch.passage_tokens_T, batch.passage_offsets_M1), "passage")
     losses = []
     for t in range(8):
         query_D, positive = queries_BD[batch.query_index_T[t]], batch.positive_index_T[t]

@@ -1,0 +1,105 @@
+"""What is known of an encoder before it is made: from its config alone, without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from utils.errors import UserError
+
+Side = Literal["query", "passage"]
+Similarity = Literal["dot"]  # the inner product, which the indices search by
+OTHER_LAYERS = "head"
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What everyone but the encoder itself may know of it.
+
+    Arguments:
+        embedding_dim: numbers in a row.
+        vocab_size: token ids are below it; None where the config leaves it to the tokenizer, before there is a model.
+        pad_id: what padding is made of; None where nothing is ever padded.
+        max_query_length, max_passage_length: the most tokens of a text; None where there is no limit.
+        rows_per_passage: the most rows that a passage has; a query has one.
+        similarity: how a query's row and a passage's are compared.
+        layer_groups: how parameters group into layers, for LAMB and for gradient norms: a regular expression and the
+            name of its group (which may refer to the expression's groups); the first that is found in a parameter's
+            name holds.
+    """
+
+    embedding_dim: int
+    vocab_size: int | None
+    pad_id: int | None = None
+    max_query_length: int | None = None
+    max_passage_length: int | None = None
+    rows_per_passage: int = 1
+    similarity: Similarity = "dot"
+    layer_groups: tuple[tuple[str, str], ...] = ((r"embeddings\.", "embeddings"),)
+
+    def layer_of(self, parameter: str) -> str:
+        """The group of a parameter, by its name; of those that no expression finds, `OTHER_LAYERS`."""
+        found = ((re.search(pattern, parameter), name) for pattern, name in self.layer_groups)
+        return next((match.expand(name) for match, name in found if match), OTHER_LAYERS)
+
+    def max_length(self, side: Side) -> int | None:
+        return self.max_query_length if side == "query" else self.max_passage_length
+
+
+def read_config_file(directory: str | Path, config_name: str = "") -> tuple[dict[str, Any], Path]:
+    """The config.json that a model in ``directory`` will use, and its path; UserError where it cannot be read."""
+    place = Path(config_name or directory)
+    path = place / "config.json" if place.is_dir() else place
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} is missing, expected a model's config.json; give a checkpoint directory") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}); the checkpoint is damaged") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no JSON object, expected a model's config; the checkpoint is damaged")
+    return config, path
+
+
+def positive_number(config: dict[str, Any], names: Sequence[str], default: int | None = None) -> int:
+    """The first of the config's ``names`` that it has, else ``default``. UserError where that is no number above 0."""
+    value = next((config[name] for name in names if name in config), default)
+    try:
+        number = int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = 0
+    if number <= 0:
+        raise UserError(f"the model's config.json has no usable {' or '.join(names)}; the checkpoint is damaged")
+    return number
+
+
+def static_spec(config: dict[str, Any]) -> EncoderSpec:
+    """Of `model.encoders.static`. UserError where the config is not of one."""
+    vocab_size = positive_number(config, ["vocab_size"]) if "vocab_size" in config else None
+    return EncoderSpec(positive_number(config, ["embedding_size"]), vocab_size)
+
+
+LARGEST_EMBEDDING = 768  # ANCE's; a narrower model keeps its own width
+
+
+def roberta_spec(config: dict[str, Any]) -> EncoderSpec:
+    """Of `model.encoders.roberta_dot`; what the config does not say is RoBERTa's default. UserError for no such config.
+
+    ANCE's layer-wise groups: the embeddings, each transformer layer, and the rest.
+    """
+    width = min(positive_number(config, ["hidden_size"], 768), LARGEST_EMBEDDING)
+    pad_id = int(config.get("pad_token_id", 1))
+    # RoBERTa's positions begin behind the padding's.
+    longest = positive_number(config, ["max_position_embeddings"], 512) - pad_id - 1
+    return EncoderSpec(
+        embedding_dim=positive_number(config, ["embedding_size"], width),
+        vocab_size=positive_number(config, ["vocab_size"], 50265),
+        pad_id=pad_id,
+        max_query_length=longest,
+        max_passage_length=longest,
+        layer_groups=((r"embeddings\.", "embeddings"), (r"\.encoder\.layer\.(\d+)\.", r"layer_\1")),
+    )
