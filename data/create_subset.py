@@ -21,13 +21,13 @@ from data.sources.msmarco import MsMarco, find_collection, read_records
 from data.sources.qrels import Judgements, check_known, read_judgements
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
+from utils.exchange.layout import SUBSET_RECORD
 from utils.flag_groups import SeedFlags
 from utils.flag_values import Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import Progress, say
 from utils.text_files import estimate_lines
 
-RECORD = "subset.json"
 NOT_CARRIED_OVER = ("triples.train.small.tsv", "top1000.dev")
 HASH_BYTES = 8
 PROGRESS_EVERY = 10_000
@@ -159,15 +159,15 @@ def create_subset(raw: MsMarco, out_dir: Path, settings: SubsetSettings) -> dict
             "judged_passages": {"kept": len(judged) - len(missing), "not in the collection": len(missing)},
             "not_carried_over": left,
         }
-        write_json(staged / RECORD, record)
-        publish(staged, out_dir, [*files, RECORD])
+        write_json(staged / SUBSET_RECORD, record)
+        publish(staged, out_dir, [*files, SUBSET_RECORD])
     return record
 
 
 def check_out_dir(raw: MsMarco, out_dir: Path) -> None:
     """UserError where the subset would overwrite a collection, its own source above all, or cannot be written."""
     names = raw.names
-    taken = [name for name in (RECORD, names.passages, f"{names.passages}.gz") if (out_dir / name).exists()]
+    taken = [name for name in (SUBSET_RECORD, names.passages, f"{names.passages}.gz") if (out_dir / name).exists()]
     if taken:
         raise UserError(f"{out_dir} already holds {taken[0]}; remove it or choose another directory")
     check_can_write(out_dir)

@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 from data.sources.atomic_dir import UNFINISHED, check_can_write, publish, staged_directory
 from data.sources.msmarco import PASSAGES, RAW_NAMES
 from utils.errors import UserError, run_program
+from utils.exchange.layout import DOCSTRINGS_RECORD
 from utils.flag_values import MOST_WORKERS, Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import Progress, say
@@ -59,7 +60,6 @@ MIN_QUERY_WORDS = 4
 MAX_QUERY_WORDS = 64
 MIN_PASSAGE_WORDS = 20
 FIRST_QUERY_ID = 1_000_000  # above every passage id, so that a mixed-up id is an unknown one
-SUMMARY = "docstrings.json"
 
 Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -214,7 +214,7 @@ def collection_lines(pairs: list[Pair], dev_queries: int) -> dict[str, list[str]
 def check_free(out: Path) -> None:
     """UserError where ``out`` holds a complete collection, or files that an interrupted run of this program cannot
     have left there."""
-    if (out / SUMMARY).exists():
+    if (out / DOCSTRINGS_RECORD).exists():
         raise UserError(f"{out} holds a complete collection; remove it or choose another directory")
     found = sorted(path.name for path in out.glob("*.tsv*"))
     if found and not (out / UNFINISHED).exists():
@@ -244,7 +244,7 @@ def build(sources: list[Source], out: Path, dev_queries: int, workers: int = 0) 
             "dropped": dict(sorted(dropped.items())),
         }
         lines = collection_lines(pairs, dev_queries)
-        lines[SUMMARY] = [json.dumps(summary, indent=1) + "\n"]
+        lines[DOCSTRINGS_RECORD] = [json.dumps(summary, indent=1) + "\n"]
         for name, texts in lines.items():
             (staged / name).write_text("".join(texts), encoding="utf-8", newline="\n")
         publish(staged, out, lines)

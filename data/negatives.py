@@ -22,7 +22,7 @@ from data.tokens.verify import check_inputs
 from utils.errors import UserError, run_program
 from utils.exchange import negatives
 from utils.exchange.atomic import sha256_of_json
-from utils.exchange.layout import candidates_number, negatives_path, record_path
+from utils.exchange.layout import JobLayout, candidates_number
 from utils.exchange.lease import LeaseTimeouts
 from utils.exchange.markers import working
 from utils.exchange.negatives import Refresh, publish_negatives
@@ -92,7 +92,7 @@ def run(flags: NegativesFlags) -> None:
     """Select and publish. UserError before anything is written."""
     source, output_dir = open_source(flags), Path(flags.output_dir)
     number, strategy = source.refresh.number, source.selection.strategy
-    if record_path(output_dir, number).exists():
+    if JobLayout(output_dir).record(number).exists():
         raise UserError(f"{output_dir} has a refresh {number} already; choose another --output_dir")
     if answer_dry_run(flags, resolved_strategy=str(strategy), strategy_from=source.strategy_from):
         return
@@ -109,7 +109,7 @@ def run(flags: NegativesFlags) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     with working(output_dir, "generator", LeaseTimeouts(10.0, 180.0), run_id) as lease:
         publish_negatives(lease, number, lambda to: write_negative_lists(to, lists, positives), record)
-    say(f"wrote {negatives_path(output_dir, number)}")
+    say(f"wrote {JobLayout(output_dir).negatives(number)}")
 
 
 def view_record(

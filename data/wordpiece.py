@@ -22,6 +22,7 @@ from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import encoded_text
 from data.sources.msmarco import PASSAGES, RAW_NAMES, find_raw, read_passages, read_queries
 from utils.errors import UserError, run_program
+from utils.exchange.layout import TOKENIZER_FILE
 from utils.flag_values import Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import say
@@ -34,7 +35,6 @@ SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"
 CONTINUATION = "##"
 MAX_ALPHABET = 200  # characters that are tokens of their own; rarer ones become [UNK]
 SMALLEST_VOCABULARY = 100  # there must be some of an alphabet
-TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 
 

@@ -10,7 +10,6 @@ different seeds and the same arms are compared as a study is, and have both.
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -21,18 +20,17 @@ import numpy as np
 
 from results.page import run as run_report
 from results.page import sections, study
-from results.page.markdown import HTML, MARKDOWN, markdown_of, write_document
+from results.page.markdown import markdown_of, write_document
 from results.plots.curves import arm_names
 from results.read.run import Run, arm_order, read_run
 from results.read.study import Study, read_study
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import listing, write_json
+from utils.exchange.layout import REPORT_JSON, SEED_PATTERN, SUMMARY_JSON, ReportLayout, RunLayout
 from utils.flag_values import LARGEST_INTEGER, Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import say
 
-SEED_DIRECTORY = re.compile(r"seed-(0|[1-9][0-9]*)")  # of a study
-REPORT_JSON, SUMMARY_JSON = "report.json", "summary.json"
 PICTURES = (*run_report.CAPTIONS, *study.PICTURES, *sections.PICTURES)
 
 
@@ -66,9 +64,9 @@ class ReportFlags(ProgramFlags):
 
 def study_places(directory: Path, flags: ReportFlags) -> tuple[dict[int, Path], list[str]]:
     """The directories of the seeds, and the names of the arms. UserError where one is named twice, or none is there."""
-    there = sorted(int(match[1]) for name in listing(directory) if (match := SEED_DIRECTORY.fullmatch(name)))
+    there = sorted(int(match[1]) for name in listing(directory) if (match := SEED_PATTERN.fullmatch(name)))
     seeds = there if flags.seeds is None else flags.seeds
-    places = {seed: directory / f"seed-{seed}" for seed in seeds}
+    places = {seed: RunLayout(directory).seed(seed) for seed in seeds}
     every = [{name for name in listing(place) if not name.startswith(".")} for place in places.values()]
     shared = [directory / name for name in set.intersection(*every)] if every else []
     names = [path.name for path in sorted(shared, key=arm_order)] if flags.arms is None else flags.arms
@@ -85,8 +83,8 @@ def write_study(found: Study, tests: list[study.PairTest], directory: Path, outp
     parts, command = study.sections_of(found, tests, directory), study.study_command(found)
     text = markdown_of("What the rank of the negatives does", [*warnings, f"Made by `{command}`."], parts)
     write_document(output, text, parts, PICTURES)
-    (output / REPORT_JSON).unlink(missing_ok=True)  # of a run whose report was here
-    write_json(output / SUMMARY_JSON, study.summary_of(found, tests, command))
+    (ReportLayout(output).json).unlink(missing_ok=True)  # of a run whose report was here
+    write_json(ReportLayout(output).summary, study.summary_of(found, tests, command))
 
 
 def report_study(directory: Path, flags: ReportFlags) -> None:
@@ -100,7 +98,7 @@ def report_study(directory: Path, flags: ReportFlags) -> None:
     for warning in found.warnings:
         say(f"warning: {warning}", sys.stderr)
     say(f"{study.short_table(found)}\n\n{study.sentence(found, tests)}")
-    say_written(output, SUMMARY_JSON)
+    say_written(ReportLayout(output), SUMMARY_JSON)
 
 
 # Runs
@@ -114,7 +112,7 @@ def study_of_runs(runs: list[Run]) -> tuple[Study | None, str]:
     seeds = [next(arm.seed for arm in run.arms if arm.name == arms[0]) for run in runs]
     if None in seeds or len(set(seeds)) < len(seeds):
         return None, f"their seeds are {', '.join(map(str, seeds))}, expected each once"
-    places = {int(seed or 0): run.directory / "arms" for seed, run in zip(seeds, runs, strict=True)}
+    places = {int(seed or 0): RunLayout(run.directory).arms for seed, run in zip(seeds, runs, strict=True)}
     try:
         return read_study(places, arms), ""
     except UserError as reason:
@@ -147,7 +145,7 @@ def report_runs(directories: list[Path], flags: ReportFlags) -> None:
         say(f"{run_report.table_over_runs(runs)}\n\nMeans over the runs; the arms are not compared: {reason}.")
     else:
         say(f"{run_report.short_table(runs[0])}\n\n{run_report.sentence(runs[0])}")
-    say_written(output, REPORT_JSON)
+    say_written(ReportLayout(output), REPORT_JSON)
 
 
 def write_runs(runs: list[Run], compared: Study | None, tests: list[study.PairTest], reason: str, output: Path) -> None:
@@ -161,14 +159,14 @@ def write_runs(runs: list[Run], compared: Study | None, tests: list[study.PairTe
     text = markdown_of(run_report.title_of(runs), [*warnings, *run_report.blocks_of(runs)], parts)
     write_document(output, text, parts, PICTURES)
     if summary is None:
-        (output / SUMMARY_JSON).unlink(missing_ok=True)  # of an earlier report, which this one replaces
+        (ReportLayout(output).summary).unlink(missing_ok=True)  # of an earlier report, which this one replaces
     else:
-        write_json(output / SUMMARY_JSON, summary)
-    write_json(output / REPORT_JSON, run_report.report_of_all(runs))
+        write_json(ReportLayout(output).summary, summary)
+    write_json(ReportLayout(output).json, run_report.report_of_all(runs))
 
 
-def say_written(output: Path, numbers: str) -> None:
-    say(f"wrote {output / HTML}, {MARKDOWN}, {numbers} and the pictures beside it")
+def say_written(report: ReportLayout, numbers: str) -> None:
+    say(f"wrote {report.html}, {report.markdown.name}, {numbers} and the pictures beside it")
 
 
 def run_names(directories: list[Path]) -> list[str]:
@@ -183,7 +181,7 @@ def run_names(directories: list[Path]) -> list[str]:
 def main() -> None:
     flags = parse_flags(ReportFlags, "report")
     directories = [Path(directory) for directory in flags.run_dir]
-    if len(directories) == 1 and any(SEED_DIRECTORY.fullmatch(name) for name in listing(directories[0])):
+    if len(directories) == 1 and any(SEED_PATTERN.fullmatch(name) for name in listing(directories[0])):
         report_study(directories[0], flags)
     else:
         report_runs(directories, flags)

@@ -7,9 +7,8 @@ from typing import Any
 
 from utils.exchange.atomic import STAGING
 from utils.exchange.checkpoints import publish_checkpoint
-from utils.exchange.layout import checkpoint_path
+from utils.exchange.layout import LEASES, JobLayout
 from utils.exchange.lease import (
-    LEASES,
     Lease,
     LeaseRecord,
     LeaseTimeouts,
@@ -69,7 +68,7 @@ def put_checkpoint(directory: Path, step: int, weights: bytes = b"weights", **re
     with publish_checkpoint(lease_of(directory), step, record) as staging:
         (staging / "model.safetensors").write_bytes(weights)
         (staging / "config.json").write_text("{}")
-    return checkpoint_path(directory, step)
+    return JobLayout(directory).checkpoint(step)
 
 
 def put_negatives(directory: Path, refresh: int, text: str = "1\t2\t3\n", **record: Any) -> Refresh:

@@ -178,20 +178,19 @@ def open_tensorboard(directory: Path, purge_step: int | None) -> Any:
 class RunLog:
     """The log of one training or generating process.
 
-    Writes to stdout, ``directory/metrics.jsonl`` and, where ``tensorboard_dir`` is given, TensorBoard.
+    Writes to stdout, ``path`` (a job's metrics.jsonl) and, where ``tensorboard_dir`` is given, TensorBoard.
     """
 
     def __init__(
         self,
-        directory: Path,
+        path: Path,
         tensorboard_dir: Path | None,
         clock: Callable[[], float] = time.time,
         goes_on_at: tuple[int, int] | None = None,
     ) -> None:
         """``goes_on_at`` (step, bytes of metrics.jsonl): what an earlier job wrote after that is written again."""
-        directory.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.clock = clock
-        path = directory / "metrics.jsonl"
         if goes_on_at is not None:
             cut(path, goes_on_at[1])
         self.file = path.open("a", encoding="utf-8")

@@ -17,10 +17,10 @@ from data.tokens.token_cache import TokenCache, open_token_cache
 from data.tokens.tokenizer import tokenizer_files, tokenizer_fingerprint
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
+from utils.exchange.layout import COLLECTION_MANIFEST as MANIFEST
 from utils.ir.metrics import LARGEST_GRADE
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 PASSAGES = "passages"
 TRAIN, DEV = (
     "train",

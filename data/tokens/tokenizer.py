@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, one_line
 from utils.exchange.atomic import sha256_of
+from utils.exchange.layout import TOKENIZER_FILE
 from utils.prefetch import overlapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Any of these makes a directory a tokenizer's; those that are there are recorded in the manifest.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_OPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 # What differs between two files of one tokenizer and changes no token id of a text.
 WITHOUT_EFFECT = ("padding", "truncation", "decoder", "version")

@@ -8,7 +8,6 @@ that all is there; --inference stops at that point, --load_gen and run_eval --em
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,13 @@ from utils.exchange.atomic import (
     sync,
     write_text,
 )
-from utils.exchange.layout import EMBEDDINGS_RECORD
+from utils.exchange.layout import EMBEDDINGS_PATTERN, EMBEDDINGS_RECORD, embeddings_path
 from utils.exchange.lease import Lease
 from utils.exchange.retention import remove
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
 from utils.search.source import all_at_once
 
-DIRECTORY = re.compile(r"step-\d+-[0-9a-f]{16}")
 FORMAT = 1
 PASSAGES, DEV_QUERY, TRAIN_QUERY = "passages", "dev-query", "train-query"
 
@@ -87,13 +85,13 @@ def sha256_of_rows(rows_Q: np.ndarray) -> str:
 
 
 def directory_of(root: Path, step: int, spec: EmbeddingSpec) -> Path:
-    return root / f"step-{step}-{spec.key[:16]}"
+    return embeddings_path(root, step, spec.key)
 
 
 def remove_others(lease: Lease, keep: Path) -> None:
     """Remove all other embeddings beside ``keep``. Fenced where another job has the lease: they may be its own."""
     for directory in keep.parent.iterdir():
-        if DIRECTORY.fullmatch(directory.name) and directory != keep:
+        if EMBEDDINGS_PATTERN.fullmatch(directory.name) and directory != keep:
             remove(lease, directory)
 
 

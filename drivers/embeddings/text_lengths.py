@@ -21,7 +21,7 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
-from utils.exchange.layout import CHECKPOINT_PATTERN, EMBEDDINGS, EMBEDDINGS_RECORD, checkpoint_path, numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, EMBEDDINGS_RECORD, JobLayout, numbered
 from utils.exchange.model_files import CONFIG, LENGTHS
 from utils.flag_groups import TextFlags
 
@@ -40,7 +40,7 @@ def to_evaluate(flags: WarmupFlags) -> list[Path]:
     if not flags.do_train and not flags.eval_all_checkpoints and flags.model_name_or_path:
         return [Path(flags.model_name_or_path)]
     steps = numbered(directory, CHECKPOINT_PATTERN)
-    return [checkpoint_path(directory, step) for step in (steps if flags.eval_all_checkpoints else steps[-1:])]
+    return [JobLayout(directory).checkpoint(step) for step in (steps if flags.eval_all_checkpoints else steps[-1:])]
 
 
 def opened_by(flags: Opening) -> list[str]:
@@ -52,10 +52,10 @@ def opened_by(flags: Opening) -> list[str]:
         return [*map(str, models), flags.model_name_or_path, flags.config_name]
     if flags.load_gen:
         with contextlib.suppress(UserError):  # which the preflight tells
-            return [str(newest_embeddings(Path(flags.output_dir) / EMBEDDINGS))]
+            return [str(newest_embeddings(JobLayout(Path(flags.output_dir)).embeddings))]
     training_dir = Path(flags.training_dir)
     newest = numbered(training_dir, CHECKPOINT_PATTERN)[-1:]
-    models = [checkpoint_path(training_dir, step) for step in newest]
+    models = [JobLayout(training_dir).checkpoint(step) for step in newest]
     return [*map(str, models), flags.init_model_dir, flags.config_name]
 
 

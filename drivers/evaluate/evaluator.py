@@ -33,7 +33,7 @@ from drivers.job.setup import check_compute_flags, check_output_dirs, open_colle
 from utils import distributed
 from utils.errors import UserError
 from utils.exchange.evaluations import check_as_published
-from utils.exchange.layout import DONE, record_path
+from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_done
 from utils.exchange.negatives import newest_refresh, read_refresh
 from utils.text_files import check_ends
@@ -128,12 +128,12 @@ def last_negatives(flags: EvalFlags, collection: Preprocessed) -> tuple[int, Neg
     done = read_done(Path(model).parent) if model else None
     taken = (done or {}).get("taken") or [{}]
     ann_dir, number = Path(flags.ann_dir), taken[-1].get("refresh")
-    is_known = number is not None and record_path(ann_dir, number).exists()
+    is_known = number is not None and JobLayout(ann_dir).record(number).exists()
     refresh = read_refresh(ann_dir, number) if is_known else newest_refresh(ann_dir, number)
     if refresh is None and number is not None:
         raise UserError(
-            f"--ann_dir {flags.ann_dir} has no refresh {number}, which {Path(model).parent / DONE} says was the last "
-            "in use; give the output of that run's generator, or leave it out"
+            f"--ann_dir {flags.ann_dir} has no refresh {number}, which {JobLayout(Path(model).parent).done} says was "
+            "the last in use; give the output of that run's generator, or leave it out"
         )
     if refresh is None:
         raise UserError(f"--ann_dir {flags.ann_dir} has no negatives, expected a generator's output; or leave it out")

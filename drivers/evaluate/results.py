@@ -14,8 +14,8 @@ from drivers.cli import EvalFlags
 from drivers.evaluate.ranking import Ranking
 from drivers.evaluate.score_curves import as_json, grades_by_rank, overlap, score_curves
 from utils.exchange.atomic import read_json, write_json, write_text
-from utils.exchange.evaluations import METRICS_FILE, write_metrics
-from utils.exchange.layout import EMBEDDINGS_RECORD, TRAINER_STATE
+from utils.exchange.evaluations import write_metrics
+from utils.exchange.layout import EMBEDDINGS_RECORD, TRAINER_STATE, EvaluationLayout
 from utils.ir.metrics import format_metrics, metrics_record
 from utils.ir.trec import write_run
 from utils.run_log import say
@@ -45,26 +45,25 @@ def write_results(
     flags: EvalFlags, collection: Preprocessed, ranking: Ranking, by_rank: dict[str, Any], seconds: float
 ) -> None:
     """The run files first; metrics.json last, so that its presence says that all is there."""
-    output_dir, model = Path(flags.output_dir), Path(flags.model_name_or_path or flags.embedding_dir)
+    files, model = EvaluationLayout(Path(flags.output_dir)), Path(flags.model_name_or_path or flags.embedding_dir)
     all_ids, passage_ids = collection.queries(flags.split).original_ids(), collection.passages.original_ids()
     query_ids = [all_ids[query] for query in ranking.query_Q]
-    names = [f"{flags.split}.{what}" for what in ("trec", "per_query.tsv", "by_rank.json")]
-    run_path, per_query_path, by_rank_path = (output_dir / name for name in names)
-    write_run(run_path, query_ids, passage_ids, ranking.passages_QK, ranking.scores_QK, "ance")
-    write_per_query(per_query_path, all_ids, ranking.by_query)
-    write_json(by_rank_path, by_rank)
+    written = [files.ranking(flags.split), files.per_query(flags.split), files.by_rank(flags.split)]
+    write_run(written[0], query_ids, passage_ids, ranking.passages_QK, ranking.scores_QK, "ance")
+    write_per_query(written[1], all_ids, ranking.by_query)
+    write_json(written[2], by_rank)
     state = model / (EMBEDDINGS_RECORD if flags.embedding_dir else TRAINER_STATE)
     step = read_json(state).get("step") if state.is_file() else None
     record = metrics_record(ranking.metrics, len(ranking.by_query), str(model), step, seconds)
     say(f"full ranking {flags.split}: {format_metrics(ranking.metrics)}")
     if ranking.reranked is not None and ranking.rerank_metrics is not None:
         scores_QK, passages_QK = ranking.reranked
-        names.append(f"{flags.split}.rerank.trec")
-        write_run(output_dir / names[-1], query_ids, passage_ids, passages_QK, scores_QK, "ance-rerank")
+        written.append(files.reranking(flags.split))
+        write_run(written[-1], query_ids, passage_ids, passages_QK, scores_QK, "ance-rerank")
         record["rerank_metrics"] = ranking.rerank_metrics
         say(f"reranking {flags.split}: {format_metrics(ranking.rerank_metrics)}")
-    write_metrics(output_dir, record, names)
-    say(f"finished {output_dir / METRICS_FILE}")
+    write_metrics(files.root, record, [path.name for path in written])
+    say(f"finished {files.metrics}")
 
 
 def write_per_query(path: Path, query_ids: Sequence[str], by_query: dict[int, dict[str, float]]) -> None:

@@ -23,8 +23,8 @@ from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.verify import check_inputs
 from drivers.cli import Bm25Flags
 from utils.errors import UserError
-from utils.exchange.evaluations import METRICS_FILE, write_metrics
-from utils.exchange.layout import record_path
+from utils.exchange.evaluations import write_metrics
+from utils.exchange.layout import EVALUATION_RECORD, EvaluationLayout, JobLayout
 from utils.exchange.lease import LeaseTimeouts
 from utils.exchange.markers import working
 from utils.exchange.negatives import publish_negatives
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from bm25s import BM25
 
 MODEL = "bm25"  # what metrics.json, the run's tag and ann_ndcg_0 call the model
-RUN_FILE, SCRATCH = "dev.trec", "index"
+SCRATCH = "index"
 DEPTH_OF_RECORD = 10  # of ANCE's ndcg and mrr
 
 
@@ -69,7 +69,7 @@ def preflight(flags: Bm25Flags) -> Bm25Job:
         )
     if len(preprocessed.qrels("train").queries_with_positive()) == 0:
         raise UserError(f"{flags.data_dir} has no train query with a positive; check the raw train qrels")
-    record = record_path(Path(flags.output_dir), 0)
+    record = JobLayout(Path(flags.output_dir)).record(0)
     if record.exists():
         raise UserError(f"{record} exists, {flags.output_dir} is complete; remove it or choose another directory")
     check_can_write(Path(flags.output_dir))
@@ -120,7 +120,8 @@ def run_dev(job: Bm25Job, index: BM25, staged: Path) -> tuple[dict[str, float], 
         index, words, min(searched, passages), flags.workers or core_count(), staged / SCRATCH, "dev queries searched"
     )
     ids = preprocessed.queries("dev").original_ids(), preprocessed.passages.original_ids()
-    write_run(staged / RUN_FILE, *ids, rows_QK[:, : flags.topk_dev], scores_QK[:, : flags.topk_dev], MODEL)
+    run_path = EvaluationLayout(staged).ranking("dev")
+    write_run(run_path, *ids, rows_QK[:, : flags.topk_dev], scores_QK[:, : flags.topk_dev], MODEL)
     judged, query_Q = preprocessed.qrels("dev").as_dict(), np.arange(len(rows_QK))
     metrics = evaluate(judged, query_Q, rows_QK, reach(searched, passages))
     kept = metrics_to(reach(flags.topk_dev, passages))
@@ -174,8 +175,9 @@ def run(job: Bm25Job) -> None:
         candidates, selected = train_negatives(job, index, staged)
         say(describe_selection(selected, job.selection.strategy, job.flags.topk_training, 0, 0))
         dev_queries = len(preprocessed.qrels("dev").as_dict())
-        write_metrics(staged, metrics_record(metrics, dev_queries, MODEL, None, time.monotonic() - started), [RUN_FILE])
-        publish(staged, out, [RUN_FILE, METRICS_FILE])
+        written = [EvaluationLayout(staged).ranking("dev").name]
+        write_metrics(staged, metrics_record(metrics, dev_queries, MODEL, None, time.monotonic() - started), written)
+        publish(staged, out, [*written, EVALUATION_RECORD])
         publish_selected(job, run_id, candidates, selected, metrics_at_10)
     say(f"{out}: BM25 of {len(preprocessed.passages):,} passages in {time.monotonic() - started:.1f} s")
 

@@ -28,7 +28,7 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced, UserError
 from utils.exchange.atomic import is_gone
-from utils.exchange.layout import EMBEDDINGS, EMBEDDINGS_RECORD
+from utils.exchange.layout import EMBEDDINGS_RECORD, JobLayout
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
 
@@ -81,7 +81,7 @@ class RefreshEmbeddings:
 
 
 def embeddings_dir(job: Job) -> Path:
-    return job.ann_dir / EMBEDDINGS
+    return JobLayout(job.ann_dir).embeddings
 
 
 def train_rows(job: Job, refresh: int) -> np.ndarray:

@@ -48,7 +48,7 @@ from utils import distributed
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import Checkpoint, model_sha256, newest_checkpoint, read_initial_checkpoint
-from utils.exchange.layout import CHECKPOINT_PATTERN, EMBEDDINGS
+from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout
 from utils.exchange.markers import read_done, read_run
 from utils.exchange.negatives import next_refresh_number, read_records
 from utils.exchange.peers import Peer, watch_peer
@@ -81,7 +81,7 @@ def preflight(flags: GenerateFlags) -> Job:
     passages = len(collection.passages)
     check_index_fits_model(flags, passages, flags.init_model_dir)
     if flags.load_gen:
-        stored = store.newest_embeddings(Path(flags.output_dir) / EMBEDDINGS)
+        stored = store.newest_embeddings(JobLayout(Path(flags.output_dir)).embeddings)
         check_made_with(flags, stored, store.read_embeddings_record(stored, collection))
     selection = make_selection(strategy, flags, passages)
     if not len(collection.qrels("train").queries_with_positive()):
@@ -106,7 +106,7 @@ def science_of_job(job: Job) -> dict[str, Any]:
 
 def check_same_file_system(ann_dir: Path) -> None:
     """UserError where the embeddings have been put on another disk: they are renamed from the lease's staging."""
-    embeddings = ann_dir / EMBEDDINGS
+    embeddings = JobLayout(ann_dir).embeddings
     if embeddings.exists() and embeddings.stat().st_dev != ann_dir.stat().st_dev:
         raise UserError(
             f"{embeddings} is on another file system than {ann_dir}, expected the same one: put both on the larger disk"
@@ -138,7 +138,8 @@ def generate(job: Job) -> None:
             flags.lease_seconds,
             partial(check_common, science, f"the run in {job.training_dir}"),
         )
-        log = distributed.on_process0(world, partial(RunLog, job.ann_dir, job.ann_dir / "tensorboard"))
+        files = JobLayout(job.ann_dir)
+        log = distributed.on_process0(world, partial(RunLog, files.metrics, files.tensorboard))
         try:
             made = make_refreshes(job, session, peer, provenance(run, science), log)
         except StopRequested:

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from utils.errors import UserError
-from utils.exchange.layout import CHECKPOINT_PATTERN, checkpoint_path, numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout, numbered
 from utils.exchange.retention import KEEP_CHECKPOINTS
 from utils.exchange.verify import size_of
 from utils.system import disk_used, free_bytes, in_bytes
@@ -93,7 +93,7 @@ def run_item(queries: int, depth: int, id_bytes: int) -> Item:
 def held_by_trainer(output_dir: Path) -> int:
     """Bytes of the checkpoints that lie there, which are removed as new ones come."""
     steps = numbered(output_dir, CHECKPOINT_PATTERN)
-    return sum(disk_used(checkpoint_path(output_dir, step)) for step in steps)
+    return sum(disk_used(JobLayout(output_dir).checkpoint(step)) for step in steps)
 
 
 def check_space(directory: Path, items: Sequence[Item], held: int = 0) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from data.tokens.tokenizer import TOKENIZER_FILES, TOKENIZER_OPTIONS
 from model.encoders.registry import read_config
 from model.hub import model_directory
-from model.train.checkpoint import OPTIMIZER, RNG_STATES, SCHEDULER
+from model.train.checkpoint import OPTIMIZER, RNG_STATES
 from utils.errors import UserError
 from utils.exchange.atomic import load_with_checksum
 from utils.exchange.checkpoints import model_sha256
-from utils.exchange.layout import MANIFEST, TRAINER_STATE
+from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
 from utils.exchange.model_files import CONFIG, config_sha256
 from utils.exchange.verify import check_files
 from utils.flag_groups import ModelTypeFlags, TrainingFlags

@@ -19,7 +19,7 @@ from drivers.job.setup import type_is_hardware_s
 from utils import distributed
 from utils.errors import Disagreement, UserError
 from utils.exchange import atomic
-from utils.exchange.layout import CHECKPOINT_PATTERN, RUN, numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, RUN, JobLayout, numbered
 from utils.exchange.markers import mark_run, newest_science_sha256, read_done, read_run
 from utils.exchange.retention import remove_run
 from utils.flag_values import names_deciding
@@ -163,7 +163,7 @@ def check_without_run(directory: Path, science: dict[str, Any], remedy: str) -> 
     found = newest_science_sha256(directory)
     if found is not None and found not in map(science_sha256, [science, *earlier_forms(science)]):
         raise Disagreement(
-            f"{directory / RUN} cannot be read, and the newest version there was made with other flags than "
+            f"{JobLayout(directory).run} cannot be read, and the newest version there was made with other flags than "
             f"this job's (science_sha256 {found[:12]} there, {science_sha256(science)[:12]} here); {remedy}"
         )
     return found is None

@@ -53,7 +53,7 @@ from utils import distributed
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import model_sha256
-from utils.exchange.layout import checkpoint_path
+from utils.exchange.layout import JobLayout
 from utils.exchange.negatives import Refresh, read_records, read_visible_refresh
 from utils.exchange.peers import Peer, watch_peer
 from utils.exchange.retention import remove_old_checkpoints
@@ -189,7 +189,7 @@ def log_seen(trainer: Trainer, in_use: ActiveNegatives | None) -> None:
 def after_publishing(job: Job, session: Session, history: TrainingHistory, step: int) -> None:
     """What process 0 alone keeps: the model of each step, and the checkpoints still needed."""
     assert session.lease is not None
-    history.model_of_step[step] = model_sha256(checkpoint_path(job.output_dir, step))
+    history.model_of_step[step] = model_sha256(JobLayout(job.output_dir).checkpoint(step))
     remove_old_checkpoints(session.lease, job.ann_dir, job.flags.refresh_mode == "lockstep")
 
 

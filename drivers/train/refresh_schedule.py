@@ -22,7 +22,7 @@ from utils import distributed
 from utils.errors import Disagreement, PeerGone, UserError
 from utils.exchange import atomic, checkpoints
 from utils.exchange.checkpoints import Checkpoint
-from utils.exchange.layout import DONE, JOURNAL, RUN
+from utils.exchange.layout import DONE, RUN, JobLayout
 from utils.exchange.markers import read_done, read_run
 from utils.exchange.negatives import Refresh, newest_refresh, read_records, read_refresh, read_visible_refresh
 from utils.exchange.peers import Peer
@@ -175,7 +175,7 @@ def write_journal(session: Session, history: TrainingHistory) -> None:
 
     def write() -> None:
         assert session.lease is not None
-        atomic.write_text(session.lease.directory / JOURNAL, text, session.lease.staging)
+        atomic.write_text(JobLayout(session.lease.directory).journal, text, session.lease.staging)
 
     distributed.on_process0(session.world, write)
 

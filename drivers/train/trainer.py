@@ -26,7 +26,7 @@ from model.train.step import TrainingState, make_state, train_step
 from utils import distributed
 from utils.errors import PeerGone
 from utils.exchange.checkpoints import Checkpoint, latest_resumable_checkpoint, publish_checkpoint
-from utils.exchange.layout import MANIFEST, TRAINER_STATE, checkpoint_path
+from utils.exchange.layout import MANIFEST, TOKENIZER, TRAINER_STATE, JobLayout
 from utils.exchange.markers import mark_done, read_done
 from utils.exchange.model_files import LENGTHS
 from utils.exchange.stop import StopRequested
@@ -131,7 +131,7 @@ class Trainer:
             }
             with publish_checkpoint(self.session.lease, self.state.step, record) as staging:
                 save_state(self.state, staging, self.tokenizer, kept, rng)
-            say(f"published {checkpoint_path(self.session.lease.directory, self.state.step)}")
+            say(f"published {JobLayout(self.session.lease.directory).checkpoint(self.state.step)}")
 
         distributed.on_process0(self.state.world, save)
         self.saved_step = self.state.step
@@ -196,7 +196,7 @@ def start_point(session: Session, directory: Path) -> Checkpoint | None:
     step = session.decide_on_process0(look)
     if step < 0:
         return None
-    path = checkpoint_path(directory, step)
+    path = JobLayout(directory).checkpoint(step)
     wait_until_visible(path / MANIFEST)
     return Checkpoint(path, step, {})
 
@@ -211,7 +211,7 @@ def local_tokenizer(name: str, output_dir: Path) -> list[Path]:
     """The tokenizer's files, which every checkpoint takes along; one from the hub is stored in ``output_dir``."""
     directory = Path(name)
     if not directory.is_dir():
-        directory = output_dir / "tokenizer"
+        directory = output_dir / TOKENIZER
         load_tokenizer(name).save_pretrained(str(directory))
     return [directory / file for file in tokenizer_files(directory)]
 
@@ -254,9 +254,9 @@ def make_trainer(
 
 def open_log(flags: TrainingFlags, start: Checkpoint | None, stored: dict[str, Any]) -> RunLog:
     """The run's log, cut back to what it held at ``start``, whose trainer_state.json is ``stored``."""
-    output_dir = Path(flags.output_dir)
-    tensorboard = Path(flags.log_dir) if flags.log_dir else output_dir / "tensorboard"
-    log = RunLog(output_dir, tensorboard, goes_on_at=(start.step, stored["metrics_bytes"]) if start else (0, 0))
+    files = JobLayout(Path(flags.output_dir))
+    tensorboard = Path(flags.log_dir) if flags.log_dir else files.tensorboard
+    log = RunLog(files.metrics, tensorboard, goes_on_at=(start.step, stored["metrics_bytes"]) if start else (0, 0))
     if start:
         say(f"going on from {start.path.name} of run {stored['run_id']}")
     return log

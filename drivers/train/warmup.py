@@ -55,7 +55,7 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.evaluations import check_as_published
-from utils.exchange.layout import negatives_path
+from utils.exchange.layout import EvaluationLayout, JobLayout
 from utils.exchange.markers import read_run
 from utils.exchange.negatives import read_refresh
 from utils.exchange.stop import StopRequested
@@ -132,7 +132,7 @@ def candidates_to_rerank(flags: WarmupFlags, collection: Preprocessed) -> np.nda
     """--rerank_file, or BM25's dev run; read before training, so that a bad line is found before it."""
     if not (flags.do_eval or flags.evaluate_during_training) or not (flags.rerank_file or flags.bm25_dir):
         return None
-    path = Path(flags.rerank_file or Path(flags.bm25_dir) / "dev.trec")
+    path = Path(flags.rerank_file) if flags.rerank_file else EvaluationLayout(Path(flags.bm25_dir)).ranking("dev")
     if not path.is_file():
         raise UserError(f"{path} is missing, expected candidates to rerank; run drivers.run_bm25 or leave it out")
     check_as_published(path)
@@ -215,7 +215,7 @@ def source_of(job: Job) -> dict[str, Any]:
     if job.triples is not None:  # 27 GB at MS MARCO: its size has to do
         source: dict[str, Any] = {"triples_bytes": size_of_triples(job.triples, flags)}
     else:
-        source = {"negatives_sha256": atomic.sha256_of(negatives_path(Path(flags.bm25_dir), 0))}
+        source = {"negatives_sha256": atomic.sha256_of(JobLayout(Path(flags.bm25_dir)).negatives(0))}
     config = Path(flags.config_name)
     # Of a directory the identity has it.
     if not flags.config_name or not config.is_dir():

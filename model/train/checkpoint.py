@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file
 from model.train.step import TrainingState
 from utils.distributed import World, gather_rows
 from utils.errors import UserError, one_line
-from utils.exchange.layout import TRAINER_STATE
+from utils.exchange.layout import SCHEDULER, TRAINER_STATE
 from utils.json_text import json_text
 
 RNG_STATES = "rng_states.safetensors"
 OPTIMIZER = "optimizer.pt"
-SCHEDULER = "scheduler.pt"
 
 
 def rng_states(world: World) -> dict[str, torch.Tensor]:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 from results.page.html import html_page
 from results.plots.curves import save
 from utils.exchange.atomic import staging_path, sync
+from utils.exchange.layout import ReportLayout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MARKDOWN, HTML = "report.md", "report.html"
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,6 @@ def write_document(output: Path, text: str, sections: Sequence[Section], possibl
         publish(output / name, functools.partial(save, figure))
     for name in set(possible) - figures.keys():
         (output / name).unlink(missing_ok=True)  # of an earlier report, which this one replaces
-    publish(output / MARKDOWN, lambda staged: staged.write_text(text, encoding="utf-8"))
+    publish(ReportLayout(output).markdown, lambda staged: staged.write_text(text, encoding="utf-8"))
     page = html_page(text, output)
-    publish(output / HTML, lambda staged: staged.write_text(page, encoding="utf-8"))
+    publish(ReportLayout(output).html, lambda staged: staged.write_text(page, encoding="utf-8"))

@@ -13,8 +13,9 @@ from results.plots.tsne import neighbourhood_caption, neighbourhood_figure
 from results.read.logged import ByBucket, Measures
 from results.read.published import NOISE_REFRESHES, RAN_AS_TOP, apart, read_dev_ndcg
 from results.read.run import Arm
+from utils.exchange.layout import QUERY_MAP, QUERY_MAP_RECORD
 from utils.ir.metrics import METRICS
-from utils.ir.query_map import DIRECTORY, RECORD, read_neighbourhood
+from utils.ir.query_map import read_neighbourhood
 from utils.ir.rank_buckets import NAMES, first_and_last
 
 PICTURES = ("ranks.png", "stale.png", "layers.png", "curves.png", "neighbourhood.png", "fork.png")  # that there may be
@@ -93,9 +94,9 @@ def returned_section(measures: Arms) -> Section | None:
 
 def neighbourhood_section(directory: Path) -> Section | None:
     """A query's negatives of each arm in the space of one model, where drivers.run_neighbourhood has embedded them."""
-    if not (directory / DIRECTORY / RECORD).is_file():
+    if not (directory / QUERY_MAP / QUERY_MAP_RECORD).is_file():
         return None
-    found = read_neighbourhood(directory / DIRECTORY)
+    found = read_neighbourhood(directory / QUERY_MAP)
     blocks = [picture("neighbourhood.png", neighbourhood_caption(found))]
     return Section("A query's neighbourhood", blocks, {"neighbourhood.png": neighbourhood_figure(found)})
 

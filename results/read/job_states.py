@@ -12,14 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from results.read.run import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, arm_order
+from results.read.run import arm_order
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.layout import CHECKPOINT_PATTERN, RECORD_PATTERN, numbered
+from utils.exchange.layout import (
+    ANN_DATA,
+    ARMS,
+    CHECKPOINT_PATTERN,
+    CHECKPOINTS,
+    RECORD_PATTERN,
+    WARMUP,
+    ArmLayout,
+    RunLayout,
+    numbered,
+)
 from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, LeaseRecord, Watch, newest_epoch, parse_beat
 from utils.exchange.markers import read_done, read_failed
 
-TRAINER, GENERATOR, WARMUP = "trainer", "generator", "warmup"
+TRAINER, GENERATOR = "trainer", "generator"
 # Beside the heartbeat's own words (ended, stopped, failed):
 ALIVE, UNSURE, GONE, DONE, ABSENT = "alive", "unsure", "gone", "done", "not started"
 LEASE_SECONDS = 180.0  # where a lease cannot be read, the programs' default
@@ -59,14 +69,14 @@ def find_places(paths: Sequence[Path]) -> list[Place]:
         if not found:
             raise UserError(
                 f"{path} is no run, arm, or directory of a trainer, generator or warmup: give the directory that holds "
-                f"warmup/ and arms/, or {TRAINER_DIRECTORY}/ and {GENERATOR_DIRECTORY}/"
+                f"{WARMUP}/ and {ARMS}/, or {CHECKPOINTS}/ and {ANN_DATA}/"
             )
         places += [Place("arm", p.role, p.directory) if pair and p in single else p for p in found]
     return places
 
 
 def places_of_run(path: Path) -> list[Place]:
-    warmup, arms = path / WARMUP, path / "arms"
+    warmup, arms = RunLayout(path).warmup.root, RunLayout(path).arms
     places = [Place(WARMUP, WARMUP, warmup)] if warmup.is_dir() else []
     found = sorted((arms / name for name in atomic.listing(arms) if not name.startswith(".")), key=arm_order)
     return places + [place for arm in found for place in places_of_arm(arm, f"arm {arm.name}")]
@@ -74,7 +84,8 @@ def places_of_run(path: Path) -> list[Place]:
 
 def places_of_arm(path: Path, group: str) -> list[Place]:
     """Both roles of an arm, of which one may not have begun yet."""
-    directories = {TRAINER: path / TRAINER_DIRECTORY, GENERATOR: path / GENERATOR_DIRECTORY}
+    arm = ArmLayout(path)
+    directories = {TRAINER: arm.checkpoints.root, GENERATOR: arm.ann_data.root}
     if not any(directory.is_dir() for directory in directories.values()):
         return []
     return [Place(group, role, directory) for role, directory in directories.items()]

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from results.read.run import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, read_object
+from results.read.run import Arm, read_object
 from results.read.seen import logged_rows
 from utils.errors import UserError
 from utils.exchange.evaluations import check_as_published
-from utils.exchange.layout import METRICS
 from utils.exchange.markers import read_done, read_run
 from utils.exchange.negatives import read_records
 from utils.ir.rank_buckets import MEASURED, NAMES, TRIPLES, logged_name
@@ -27,7 +26,6 @@ from utils.run_log import say
 
 ByBucket = dict[str, float]  # by the names of utils/ir/rank_buckets.py
 LAYER = "gradient_"  # and a layer's name, in metrics.jsonl
-BY_RANK = "dev.by_rank.json"  # of an evaluation
 
 
 @dataclass(frozen=True)
@@ -182,8 +180,8 @@ def read_returned(path: Path) -> Returned | None:
 
 
 def read_measures(arm: Arm) -> Measures:
-    trainer, generator = arm.directory / TRAINER_DIRECTORY, arm.directory / GENERATOR_DIRECTORY
-    rows, done, run = read_logged(trainer / METRICS), read_done(trainer) or {}, read_run(trainer) or {}
+    trainer, generator = arm.layout.checkpoints.root, arm.layout.ann_data.root
+    rows, done, run = read_logged(arm.layout.checkpoints.metrics), read_done(trainer) or {}, read_run(trainer) or {}
     rates = [float(row["steps_per_second"]) for row in rows if "steps_per_second" in row]
     return Measures(
         by_rank=by_rank_of(rows),
@@ -193,5 +191,5 @@ def read_measures(arm: Arm) -> Measures:
         processes=run.get("science", {}).get("processes"),
         ages=ages_of(done.get("taken", []), arm.steps),
         refreshes=read_refreshes(generator),
-        returned=read_returned(arm.directory / "eval" / BY_RANK),
+        returned=read_returned(arm.layout.evaluation.by_rank("dev")),
     )

@@ -17,7 +17,7 @@ from utils.declared import FORK_STRATEGIES
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.evaluations import read_metrics
-from utils.exchange.layout import DONE
+from utils.exchange.layout import CHECKPOINTS, COLLECTION_MANIFEST, DONE, ArmLayout, RunLayout
 from utils.exchange.markers import read_done, read_failed
 from utils.exchange.negatives import read_records
 from utils.ir.metrics import METRICS
@@ -27,7 +27,6 @@ HEADINGS = {metric.name: metric.label for metric in METRICS.values() if metric.i
 REPORTED = tuple(HEADINGS)
 STRATEGIES = FORK_STRATEGIES  # the order arms are shown in; others follow by name
 COUNTS = {"passages": "passages", "train_queries": "train-query", "dev_queries": "dev-query"}  # ours: manifest's
-TRAINER_DIRECTORY, GENERATOR_DIRECTORY = "checkpoints", "ann_data"
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,12 @@ class Arm:
     seen: tuple[SeenRefresh, ...]  # in the order of training; empty where the run did not note it
 
     @property
+    def layout(self) -> ArmLayout:
+        return ArmLayout(self.directory)
+
+    @property
     def ann_dir(self) -> Path:
-        return self.directory / GENERATOR_DIRECTORY
+        return self.layout.ann_data.root
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def read_evaluation(path: Path, remedy: str) -> Evaluation:
 
 def read_collection(directory: Path) -> dict[str, int]:
     """How many passages, train queries and dev queries the run's collection has."""
-    path = directory / "manifest.json"
+    path = directory / COLLECTION_MANIFEST
     counts = read_object(path, "run data.msmarco_data (commands/quickstart.sh does), then the report").get("counts")
     if not isinstance(counts, dict):
         raise UserError(f"{path}: no counts in it, expected {', '.join(COUNTS.values())}: run data.msmarco_data again")
@@ -136,7 +139,7 @@ def dev_points(directory: Path, records: list[dict[str, Any]]) -> tuple[DevPoint
     for record in records:
         path = directory / f"the record of refresh {record['refresh']}"
         checkpoint = record.get("checkpoint")
-        ours = checkpoint is None or Path(str(checkpoint)).parent.name == TRAINER_DIRECTORY
+        ours = checkpoint is None or Path(str(checkpoint)).parent.name == CHECKPOINTS
         mrr = record.get("mrr")
         points.append(
             DevPoint(
@@ -149,12 +152,12 @@ def dev_points(directory: Path, records: list[dict[str, Any]]) -> tuple[DevPoint
     return tuple(sorted(points, key=lambda point: (point.step, point.refresh)))
 
 
-def training_points(arm: Path) -> tuple[TrainingPoint, ...]:
+def training_points(arm: ArmLayout) -> tuple[TrainingPoint, ...]:
     """The logged losses by step. Where a resumed job trained a step again, the later line counts.
 
     metrics.jsonl comes first: a restarted job adds to it, while its `.out` may have been begun anew.
     """
-    for path in (arm / TRAINER_DIRECTORY / "metrics.jsonl", arm / "trainer.out"):
+    for path in (arm.checkpoints.metrics, arm.output("trainer")):
         if path.is_file():
             by_step = {point.step: point for point in read_log(path).training}
             if by_step:
@@ -164,21 +167,22 @@ def training_points(arm: Path) -> tuple[TrainingPoint, ...]:
 
 def read_arm(directory: Path) -> Arm:
     """Raises Unfinished where the arm has not ended or was not evaluated, UserError where a file is damaged."""
-    training_dir, ann_dir = directory / TRAINER_DIRECTORY, directory / GENERATOR_DIRECTORY
+    layout = ArmLayout(directory)
+    training_dir, ann_dir = layout.checkpoints.root, layout.ann_data.root
     done = read_done(training_dir)
     if done is None:
         failed = read_failed(training_dir) or read_failed(ann_dir)
         if failed:
             raise Unfinished(f"the {failed.get('role', 'job')} failed ({failed.get('reason', 'no reason given')})")
-        raise Unfinished(f"no {DONE} in {TRAINER_DIRECTORY}/: the trainer has not ended; start it again to go on")
-    path = directory / "eval" / "metrics.json"
+        raise Unfinished(f"no {DONE} in {CHECKPOINTS}/: the trainer has not ended; start it again to go on")
+    path = layout.evaluation.metrics
     if not path.is_file():
-        raise Unfinished("no eval/metrics.json: run drivers.run_eval on its last checkpoint")
+        raise Unfinished(f"no {path.relative_to(directory)}: run drivers.run_eval on its last checkpoint")
     evaluation = read_evaluation(path, "run drivers.run_eval on the arm's last checkpoint")
-    steps = int(number(done.get("step"), training_dir / DONE, "step"))
+    steps = int(number(done.get("step"), layout.checkpoints.done, "step"))
     if evaluation.step not in (None, steps):
         raise Unfinished(
-            f"eval/metrics.json is of step {evaluation.step}, the trainer ended at {steps}: evaluate again"
+            f"{path.relative_to(directory)} is of step {evaluation.step}, the trainer ended at {steps}: evaluate again"
         )
     records = read_records(ann_dir)
     newest = records[-1] if records else {}
@@ -187,12 +191,12 @@ def read_arm(directory: Path) -> Arm:
         directory=directory,
         evaluation=evaluation,
         steps=steps,
-        refreshes=int(number(done.get("refreshes"), training_dir / DONE, "refreshes")),
-        seconds=number(done.get("seconds"), training_dir / DONE, "seconds"),
+        refreshes=int(number(done.get("refreshes"), layout.checkpoints.done, "refreshes")),
+        seconds=number(done.get("seconds"), layout.checkpoints.done, "seconds"),
         strategy=str(newest.get("strategy", "")),
         seed=newest.get("seed"),
         dev=dev_points(ann_dir, records),
-        training=training_points(directory),
+        training=training_points(layout),
         seen=read_seen(training_dir),
     )
 
@@ -258,8 +262,9 @@ def read_run(directory: Path, name: str) -> Run:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory, expected a run directory: run commands/quickstart.sh")
     quickstart = "run commands/quickstart.sh with this --run_dir, then the report"
-    collection = read_collection(directory / "preprocessed")
-    bm25 = read_evaluation(directory / "bm25" / "metrics.json", quickstart)
-    warmup = read_evaluation(directory / "warmup" / "eval" / "metrics.json", quickstart)
-    arms, unfinished = read_arms(directory / "arms")
+    layout = RunLayout(directory)
+    collection = read_collection(layout.preprocessed)
+    bm25 = read_evaluation(layout.bm25.metrics, quickstart)
+    warmup = read_evaluation(layout.warmup_evaluation.metrics, quickstart)
+    arms, unfinished = read_arms(layout.arms)
     return Run(name, directory, collection, bm25, warmup, arms, unfinished, what_differs(bm25, warmup, arms))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
-from utils.exchange.layout import METRICS, negatives_path
+from utils.exchange.layout import JobLayout
 from utils.exchange.negatives import check_as_recorded
 from utils.seen import SeenRefresh, seen_in
 from utils.text_files import read_lines
@@ -39,7 +39,7 @@ def logged_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def read_seen(training_dir: Path) -> tuple[SeenRefresh, ...]:
     """In the order of training; empty for a run that did not note it."""
-    rows, _ = logged_rows(training_dir / METRICS)
+    rows, _ = logged_rows(JobLayout(training_dir).metrics)
     return tuple(found for found in map(seen_in, rows) if found is not None)
 
 
@@ -94,7 +94,7 @@ def how_they_part(first: Arm, second: Arm, parted: Sequence[tuple[SeenRefresh, S
 
 def queries_of(arm: Arm, seen: SeenRefresh) -> set[int]:
     """Those with a negative in a refresh; empty where its file is not kept."""
-    path = negatives_path(arm.ann_dir, seen.refresh)
+    path = JobLayout(arm.ann_dir).negatives(seen.refresh)
     return {query for query, negatives in negatives_by_query(path) if negatives} if path.is_file() else set()
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from results.read.logged import Measures, read_measures
-from results.read.run import GENERATOR_DIRECTORY, TRAINER_DIRECTORY, Arm, Unfinished, read_arm
+from results.read.run import Arm, Unfinished, read_arm
 from results.read.seen import negatives_by_query, other_queries
 from utils.errors import UserError
 from utils.exchange.evaluations import check_as_published
-from utils.exchange.layout import negatives_path
+from utils.exchange.layout import ArmLayout
 from utils.exchange.markers import read_done, read_run
 from utils.text_files import read_lines
 
@@ -84,12 +84,13 @@ def read_by_query(path: Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
 
 def check_means(run: ArmRun) -> None:
     """UserError where the metrics are not the means of the queries' own: they are of another evaluation."""
+    files = run.arm.layout.evaluation
     for metric, values_Q in run.by_query.items():
         stated, found = run.arm.evaluation.metrics.get(metric), values_Q.mean() if len(values_Q) else math.nan
         if stated is None or not abs(stated - found) < MEANS_AGREE:
             raise UserError(
-                f"{run.arm.directory / 'eval'}: {metric} is {stated} in metrics.json, {found:.6g} in the mean of "
-                "dev.per_query.tsv, expected the same: evaluate again"
+                f"{files.root}: {metric} is {stated} in {files.metrics.name}, {found:.6g} in the mean of "
+                f"{files.per_query('dev').name}, expected the same: evaluate again"
             )
 
 
@@ -106,10 +107,11 @@ def read_negatives(path: Path) -> np.ndarray:
 def read_science(directory: Path) -> tuple[dict[tuple[str, str], Any], int, frozenset[str]]:
     """What decides both programs' work, each name with its program; their seed; and the commits they were of."""
     science, commits = {}, set()
-    for role, place in (("trainer", TRAINER_DIRECTORY), ("generator", GENERATOR_DIRECTORY)):
-        stored = read_run(directory / place)
+    arm = ArmLayout(directory)
+    for role, job in (("trainer", arm.checkpoints), ("generator", arm.ann_data)):
+        stored = read_run(job.root)
         if stored is None:
-            raise UserError(f"{directory / place} has no RUN.json, expected what the {role} was given: train it again")
+            raise UserError(f"{job.root} has no {job.run.name}, expected what the {role} was given: train it again")
         science.update({(role, name): value for name, value in stored["science"].items()})
         commits.add(str(stored.get("git", {}).get("commit") or "unknown"))
     seeds = {science["trainer", "seed"], science["generator", "seed"]}
@@ -123,18 +125,17 @@ def read_science(directory: Path) -> tuple[dict[tuple[str, str], Any], int, froz
 
 def read_arm_run(directory: Path, name: str, seed: int) -> tuple[tuple[str, ...], ArmRun]:
     try:
-        arm = read_arm(directory)
+        arm, files = read_arm(directory), ArmLayout(directory)
     except Unfinished as reason:
         raise UserError(f"{directory}: {reason}") from None
-    query_ids, by_query = read_by_query(directory / "eval" / "dev.per_query.tsv")
+    query_ids, by_query = read_by_query(files.evaluation.per_query("dev"))
     shared, own_seed, commits = read_science(directory)
-    done = read_done(directory / TRAINER_DIRECTORY) or {}
+    done = read_done(files.checkpoints.root) or {}
     taken = [entry["refresh"] for entry in done.get("taken", [])] or [0, arm.refreshes - 1]
     science = {**shared, ("steps", "trainer"): arm.steps}
     if shared.get(("refresh_mode", "trainer")) != "async":  # whose jobs' speed decides it
         science["refreshes taken up", "trainer"] = arm.refreshes
-    ann_dir = directory / GENERATOR_DIRECTORY
-    first, last = (read_negatives(negatives_path(ann_dir, refresh)) for refresh in (taken[0], taken[-1]))
+    first, last = (read_negatives(files.ann_data.negatives(refresh)) for refresh in (taken[0], taken[-1]))
     return query_ids, ArmRun(name, seed, arm, by_query, science, own_seed, (first, last), read_measures(arm), commits)
 
 

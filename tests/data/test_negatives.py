@@ -21,7 +21,7 @@ from tests.drivers.test_run_bm25 import call
 from tests.exchanging import names
 from utils.distributed import World
 from utils.errors import UserError
-from utils.exchange.layout import candidates_path, negatives_path
+from utils.exchange.layout import JobLayout
 from utils.exchange.negatives import Refresh, read_refresh
 from utils.exchange.negatives import read_candidates as read_kept_candidates
 from utils.flag_groups import SelectionFlags
@@ -48,7 +48,7 @@ def generated(tiny_preprocessed: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def view(generated: Path, data_dir: Path, output_dir: Path, **flags: Any) -> Refresh:
-    candidates = candidates_path(generated, 0)
+    candidates = JobLayout(generated).candidates(0)
     call(negatives.main, candidates=candidates, data_dir=data_dir, output_dir=output_dir, **flags)
     return read_refresh(output_dir, 0)
 
@@ -56,7 +56,7 @@ def view(generated: Path, data_dir: Path, output_dir: Path, **flags: Any) -> Ref
 def test_the_candidates_are_published_with_the_refresh(generated: Path) -> None:
     assert {"ann_candidates_0.npz", "ann_ndcg_0", "ann_training_data_0"} <= set(names(generated))
     found = read_kept_candidates(generated, 0)
-    candidates, lists = read_candidates(found.path), read_negative_lists(negatives_path(generated, 0))
+    candidates, lists = read_candidates(found.path), read_negative_lists(JobLayout(generated).negatives(0))
     assert candidates.passage_QK.shape[1] == TOPK and (np.diff(candidates.score_QK, axis=1) <= 0).all()
     row_of = {query: row for row, query in enumerate(candidates.query_Q.tolist())}
     assert set(lists.query_Q.tolist()) <= set(row_of)
@@ -161,7 +161,7 @@ def test_bm25_s_candidates_serve_the_strategy_of_that_name(
         "negative_sample": 5,
     }
     call(run_bm25.main, output_dir=tmp_path / "bm25", negative_strategy="top", keep_candidates=True, **flags)
-    theirs = read_negative_lists(negatives_path(tmp_path / "bm25", 0))
+    theirs = read_negative_lists(JobLayout(tmp_path / "bm25").negatives(0))
     found = view(
         generated, tiny_preprocessed, tmp_path / "view", negative_strategy="bm25:5", bm25_dir=tmp_path / "bm25"
     )

@@ -22,7 +22,7 @@ from results.read.seen import read_seen
 from tests import REPO
 from tests.exchanging import read_beat
 from utils.exchange import atomic
-from utils.exchange.layout import METRICS, candidates_path, checkpoint_path, negatives_path
+from utils.exchange.layout import METRICS, JobLayout
 from utils.exchange.lease import LeaseTimeouts
 from utils.exchange.markers import read_done, working
 from utils.exchange.negatives import next_refresh_number, read_records, read_refresh
@@ -154,7 +154,7 @@ def warm_up(directory: Path, data_dir: Path, bm25_dir: Path, tokenizer: Path, *m
         *LENGTHS, *steps, *learning, *model,
     )  # fmt: skip
     assert output.count("Reranking/Full ranking mrr: ") == 2
-    return checkpoint_path(directory, 40)
+    return JobLayout(directory).checkpoint(40)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_roberta_end_to_end_with_equal_negatives_from_one_process_and_two(
         assert (one.negative_QN != two.negative_QN).mean() <= 0.05 * number, f"negatives of refresh {number}"
     arm = tmp_path / "arm2"
     flags = ("--data_dir", tiny_preprocessed, "--model_type", "rdot_nll", *LENGTHS, "--topk", "20")
-    final = checkpoint_path(arm / "checkpoints", STEPS)
+    final = JobLayout(arm / "checkpoints").checkpoint(STEPS)
     compared = ("--model_name_or_path", final, "--output_dir", arm / "eval", "--ann_dir")
     assert "has no refresh 1, which " in run("drivers.run_eval", *flags, *compared, arm / "checkpoints", code=2)
     run("drivers.run_eval", *flags, *compared, arm / "ann_data")
@@ -248,7 +248,7 @@ def test_strategies_give_pairwise_different_negatives_and_a_run_can_be_repeated(
     for name, strategy in (("top", "top"), ("again", "top"), ("bottom", "bottom"), ("random", "random")):
         train_and_generate(tmp_path / name, tiny_preprocessed, static_warmup, "static", strategy=strategy)
         arms[name] = published_lists(tmp_path / name / "ann_data", tiny_preprocessed)
-    final = {name: checkpoint_path(tmp_path / name / "checkpoints", STEPS) for name in arms}
+    final = {name: JobLayout(tmp_path / name / "checkpoints").checkpoint(STEPS) for name in arms}
     weights = {name: atomic.sha256_of(path / "model.safetensors") for name, path in final.items()}
     assert weights["top"] == weights["again"], "lockstep with one seed must repeat exactly"
     assert len({weights[name] for name in ("top", "bottom", "random")}) == 3
@@ -280,8 +280,8 @@ def test_embeddings_on_disk_give_the_same_negatives_and_the_same_evaluation(
     run("drivers.run_ann_data_gen", *common, "--output_dir", stored, "--inference")
     assert next_refresh_number(stored) == 0
     run("drivers.run_ann_data_gen", *common, "--output_dir", stored, "--load_gen", "true", processes=2)
-    data = negatives_path(direct, 0).read_bytes()
-    assert data == negatives_path(stored, 0).read_bytes()
+    data = JobLayout(direct).negatives(0).read_bytes()
+    assert data == JobLayout(stored).negatives(0).read_bytes()
     eval_flags = ("--data_dir", tiny_preprocessed, "--model_type", "static", *LENGTHS)
     run("drivers.run_eval", *eval_flags, "--model_name_or_path", static_warmup, "--output_dir", tmp_path / "a")
     (embeddings,) = (stored / "embeddings").glob("step-0-*")
@@ -302,7 +302,7 @@ def test_training_on_a_view_of_kept_candidates(tiny_preprocessed: Path, static_w
     places = ("--training_dir", checkpoints, "--init_model_dir", static_warmup, "--output_dir", kept)
     selection = ("--topk_training", "50", "--negative_sample", "5", "--negative_strategy", "top", "--keep_candidates")
     run("drivers.run_ann_data_gen", *common, *places, *selection, "--end_output_num", "0")
-    source = ("--candidates", candidates_path(kept, 0), "--data_dir", tiny_preprocessed)
+    source = ("--candidates", JobLayout(kept).candidates(0), "--data_dir", tiny_preprocessed)
     run("data.negatives", *source, "--output_dir", view, "--negative_strategy", "ranks:21-30")
     model = ("--ann_dir", view, "--output_dir", checkpoints, "--model_name_or_path", static_warmup)
     steps = ("--max_steps", "10", "--save_steps", "10", "--logging_steps", "5", "--per_gpu_train_batch_size", "16")
@@ -353,7 +353,7 @@ def test_a_collection_of_three_passages(tmp_path: Path, tiny_tokenizer: Path) ->
         "static", *LENGTHS, "--output_dir", tmp_path / "ann", "--end_output_num", "0", "--negative_strategy", "bottom",
     )  # fmt: skip
     run("drivers.run_ann_data_gen", *generate, "--topk_training", "3", "--negative_sample", "3", processes=2)
-    lists = read_negative_lists(negatives_path(tmp_path / "ann", 0))
+    lists = read_negative_lists(JobLayout(tmp_path / "ann").negatives(0))
     assert sorted(lists.negative_QN[0].tolist()) == [1, 2]
     assert lists.positive_Q.tolist() == [0]
 

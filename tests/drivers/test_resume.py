@@ -16,7 +16,7 @@ from tests.exchanging import flip_byte, put_checkpoint, put_negatives
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import newest_checkpoint
-from utils.exchange.layout import CHECKPOINT_PATTERN, checkpoint_path, negatives_path, numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout, numbered
 from utils.exchange.negatives import newest_refresh
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def await_size(path: Path, size: int, limit_seconds: float = 90.0) -> None:
 
 
 def weights(directory: Path, step: int) -> str:
-    return atomic.sha256_of(checkpoint_path(directory, step) / "model.safetensors")
+    return atomic.sha256_of(JobLayout(directory).checkpoint(step) / "model.safetensors")
 
 
 def arm_flags(
@@ -125,7 +125,7 @@ def from_the_middle(run_dir: Path, copy: Path, step: int) -> Path:
     shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns(".leases", ".staging", "DONE.json", "tensorboard"))
     for later in numbered(copy, CHECKPOINT_PATTERN):
         if later > step:
-            shutil.rmtree(checkpoint_path(copy, later))
+            shutil.rmtree(JobLayout(copy).checkpoint(later))
     return copy
 
 
@@ -279,7 +279,7 @@ def test_a_stale_trainer_stops_with_its_state_saved_and_goes_on_with_newer_negat
     assert "refresh 1 from step 24" in output and "taken up at step 24" in output
     assert max(numbered(arm / "checkpoints", CHECKPOINT_PATTERN)) == 48
     # What it goes on with must be what it was trained on.
-    negatives = negatives_path(arm / "ann_data", 1)
+    negatives = JobLayout(arm / "ann_data").negatives(1)
     text = negatives.read_bytes()
     negatives.write_bytes(text.replace(b"\t1", b"\t2", 1) if b"\t1" in text else text[:-2] + b"0\n")
     assert f"{negatives} has changed since this run trained on it" in run("drivers.run_ann", *trainer, code=2)

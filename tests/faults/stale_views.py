@@ -37,7 +37,7 @@ from utils.distributed import World
 from utils.errors import Fenced, PeerGone, Stopped, UserError
 from utils.exchange import lease, peers, wait
 from utils.exchange.checkpoints import publish_checkpoint
-from utils.exchange.layout import DONE, negatives_path
+from utils.exchange.layout import DONE, JobLayout
 from utils.exchange.markers import mark_done, read_done, working
 from utils.exchange.negatives import publish_negatives, read_visible_refresh
 from utils.exchange.retention import remove_old_checkpoints
@@ -247,7 +247,7 @@ class Simulation:
         newest = max(self.begun[job.role], default=0)
         if job.epoch < newest:
             self.problem = f"{job.name} of epoch {job.epoch} published {target.name} after epoch {newest} had begun"
-        paths = [target] if target.is_dir() else [target, negatives_path(self.ann, number_of(target))]
+        paths = [target] if target.is_dir() else [target, JobLayout(self.ann).negatives(number_of(target))]
         for each in paths:
             content = content_of(each)
             if self.published.setdefault(each.name, content) != content:

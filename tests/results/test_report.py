@@ -28,7 +28,7 @@ from tests import REPO
 from tests.exchanging import lease_of
 from utils.errors import UserError
 from utils.exchange.atomic import SEAL, dump_with_checksum, write_json, write_text
-from utils.exchange.layout import record_path
+from utils.exchange.layout import JobLayout
 from utils.exchange.markers import mark_done, mark_failed
 
 WARMUP_STEP = 800
@@ -82,7 +82,7 @@ def write_arm(run: Path, name: str, shape: Shape) -> None:
             "strategy": shape.strategy or name,
             "seed": shape.seed,
         }
-        write_text(record_path(arm / "ann_data", refresh), dump_with_checksum({**record, "refresh": refresh}))
+        write_text(JobLayout(arm / "ann_data").record(refresh), dump_with_checksum({**record, "refresh": refresh}))
     noise = np.random.default_rng(len(name))
     lines = [
         {"learning_rate": 3e-4, "loss": shape.loss * (1 + math.exp(-s / 90)) + noise.normal(0, 0.03), "step": s}

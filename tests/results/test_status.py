@@ -24,7 +24,8 @@ from results.status import look_until_sure, page, watch
 from tests import REPO
 from tests.drivers.test_loop import LENGTHS, command, environment
 from utils.errors import PeerGone, Stopped, UserError
-from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, Lease, LeaseRecord, LeaseTimeouts, beat_path, role_held
+from utils.exchange.layout import JobLayout
+from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, Lease, LeaseRecord, LeaseTimeouts, role_held
 from utils.exchange.markers import mark_done, working
 
 LIFE = LeaseTimeouts(heartbeat_seconds=0.1, lease_seconds=1.5)
@@ -154,7 +155,7 @@ def test_a_frozen_job_is_gone_and_comes_back(tmp_path: Path, start: Start) -> No
 
 def test_file_times_are_no_sign_of_life(tmp_path: Path) -> None:
     leave(tmp_path, "trainer")
-    beat = beat_path(tmp_path, "trainer", 1)
+    beat = JobLayout(tmp_path).heartbeat("trainer", 1)
     beat.write_text(beat.read_text().replace(ENDED, "running"))
     now = [1000.0]
     reader = Reader(find_places([tmp_path]), lambda: now[0])
@@ -170,7 +171,7 @@ def test_file_times_are_no_sign_of_life(tmp_path: Path) -> None:
 
 def test_looking_ends_as_soon_as_all_is_sure(tmp_path: Path) -> None:
     leave(tmp_path, "trainer")
-    beat = beat_path(tmp_path, "trainer", 1)
+    beat = JobLayout(tmp_path).heartbeat("trainer", 1)
     text = beat.read_text().replace(ENDED, "running")
     beat.write_text(text)
     slept, told = [], []

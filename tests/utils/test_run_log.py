@@ -98,7 +98,7 @@ def test_say_is_one_line_at_once(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_line_that_scripts_match(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = RunLog(tmp_path, None)
+    log = RunLog(tmp_path / "metrics.jsonl", None)
     log.training(150100, 2e-08, 0.86, steps_per_second=3.5)
     log.close()
     assert capsys.readouterr().out == '{"learning_rate": 2e-08, "loss": 0.86, "step": 150100}\n'
@@ -124,7 +124,7 @@ def test_key_order_and_values(step: int, learning_rate: float, loss: float) -> N
 
 def test_metrics_jsonl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    log = RunLog(tmp_path / "new" / "run", None, clock)
+    log = RunLog(tmp_path / "new" / "run" / "metrics.jsonl", None, clock)
     log.training(10, 0.1, 2.5, steps_per_second=4.0)
     clock.now += 1.23456
     log.dev_ndcg(0.5981, 7)
@@ -139,7 +139,7 @@ def test_metrics_jsonl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         {"step": 11, "note": "text", "count": 3, "time": 51.235},
     ]
     assert capsys.readouterr().out.splitlines()[1] == "dev_ndcg 0.5981 7", "ANCE's line, with the checkpoint's step"
-    again = RunLog(path.parent, None, clock)
+    again = RunLog(path, None, clock)
     again.record(12, x=1)
     again.close()
     assert path.read_text().startswith(before_close), "a run that goes on adds to the file"
@@ -149,7 +149,7 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path, capsys: pytest.Capture
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 
-    log = RunLog(tmp_path, tmp_path / "tensorboard")
+    log = RunLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
     log.training(10, 0.25, 2.5)
     log.dev_ndcg(0.5, 7)
     log.record(11, note="text is for metrics.jsonl alone")
@@ -212,12 +212,12 @@ def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kept_lines", [0, 1, 2])
 def test_going_on_writes_again_what_came_after_in_a_file_of_its_own(tmp_path: Path, kept_lines: int) -> None:
     """A job that has lost its role may wake up and write a line: not into the log of the one that goes on."""
-    lost = RunLog(tmp_path, None, clock=lambda: 0.0)
+    lost = RunLog(tmp_path / "metrics.jsonl", None, clock=lambda: 0.0)
     sizes = [0]
     for step in (1, 2):
         lost.record(step, loss=0.5)
         sizes.append(lost.bytes)
-    log = RunLog(tmp_path, None, clock=lambda: 0.0, goes_on_at=(kept_lines, sizes[kept_lines]))
+    log = RunLog(tmp_path / "metrics.jsonl", None, clock=lambda: 0.0, goes_on_at=(kept_lines, sizes[kept_lines]))
     lost.record(3, loss=99.0)
     log.record(kept_lines + 1, loss=0.25)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -229,7 +229,7 @@ def test_going_on_writes_again_what_came_after_in_a_file_of_its_own(tmp_path: Pa
 
 
 def test_numbers_that_are_not_finite_are_null_in_every_file(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, None)
+    log = RunLog(tmp_path / "metrics.jsonl", None)
     log.record(7, reranking_mrr=math.nan, full_ranking_mrr=0.5, worst=-math.inf)
     log.close()
     write_json(tmp_path / "one.json", {"scores": [math.inf, 1.0], "curve": {"mean": (math.nan,)}})

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import Fenced, UserError, describe_os_error
+from utils.exchange.layout import STAGING
 from utils.json_text import finite, json_text
 from utils.run_log import say
 
-STAGING = ".staging"
 SEAL = "sealed"
 PROBE_BYTES = 2**20
 

@@ -15,7 +15,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.atomic import check_space, dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync
-from utils.exchange.layout import CHECKPOINT_PATTERN, DAMAGED, MANIFEST, checkpoint_path, numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, MANIFEST, SCHEDULER, JobLayout, numbered
 from utils.exchange.lease import Lease
 from utils.exchange.model_files import weights_sha256
 from utils.exchange.verify import check_files, check_not_lasting
@@ -43,7 +43,7 @@ def publish_checkpoint(lease: Lease, step: int, record: dict[str, Any]) -> Itera
     block publishes nothing. UserError where the name is taken; Fenced where another job has the lease.
     """
     lease.check()
-    final = checkpoint_path(lease.directory, step)
+    final = JobLayout(lease.directory).checkpoint(step)
     # rename() onto an *empty* directory succeeds, so the name is checked by hand.
     if atomic.exists(final):
         raise UserError(f"{final} exists already, expected a new name: choose another --output_dir")
@@ -81,11 +81,11 @@ def latest_resumable_checkpoint(lease: Lease) -> Checkpoint | None:
         with contextlib.suppress(UserError):
             wait_for(
                 lambda: max(numbered(lease.directory, CHECKPOINT_PATTERN), default=-1) >= saved or None,
-                str(checkpoint_path(lease.directory, saved)),
+                str(JobLayout(lease.directory).checkpoint(saved)),
                 limit_seconds=VISIBLE_WITHIN_SECONDS,
             )
     for step in reversed(numbered(lease.directory, CHECKPOINT_PATTERN)):
-        path = checkpoint_path(lease.directory, step)
+        path = JobLayout(lease.directory).checkpoint(step)
         try:
             checkpoint = read_checkpoint(path, step)
             if checkpoint.manifest:
@@ -100,8 +100,8 @@ def latest_resumable_checkpoint(lease: Lease) -> Checkpoint | None:
 
 def set_aside(lease: Lease, step: int) -> None:
     """Move a checkpoint to ``.damaged/``, by way of our staging: who has lost its lease moves nothing of the next's."""
-    path = checkpoint_path(lease.directory, step)
-    aside = lease.directory / DAMAGED / f"{path.name}.{lease.holder.epoch}"
+    path = JobLayout(lease.directory).checkpoint(step)
+    aside = JobLayout(lease.directory).damaged(path.name, lease.holder.epoch)
     if atomic.is_gone(path):
         return
     aside.parent.mkdir(exist_ok=True)
@@ -146,7 +146,7 @@ def newest_checkpoint(training_dir: Path, step: int | None = None, above: int = 
     """The newest valid checkpoint above step ``above``, or the one of ``step``; None where there is none yet."""
     steps = [s for s in numbered(training_dir, CHECKPOINT_PATTERN) if s > above and step in (None, s)]
     for candidate in reversed(steps):
-        path = checkpoint_path(training_dir, candidate)
+        path = JobLayout(training_dir).checkpoint(candidate)
         try:
             checkpoint = read_checkpoint(path, candidate)
         except (UserError, OSError) as error:  # OSError: it was removed under our eyes
@@ -156,6 +156,6 @@ def newest_checkpoint(training_dir: Path, step: int | None = None, above: int = 
             continue
         if checkpoint.manifest:
             return checkpoint
-        if (path / "scheduler.pt").exists():  # ANCE's readiness mark, for checkpoints without a manifest
+        if (path / SCHEDULER).exists():  # ANCE's readiness mark, for checkpoints without a manifest
             return checkpoint
     return None

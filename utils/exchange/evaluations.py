@@ -11,15 +11,14 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, read_json, write_text
+from utils.exchange.layout import EvaluationLayout
 from utils.exchange.verify import check_signature, signature_of
-
-METRICS_FILE = "metrics.json"
 
 
 def write_metrics(directory: Path, record: Mapping[str, Any], names: Sequence[str]) -> None:
     """Write ``metrics.json`` whole. ``names`` are the files of ``directory`` that the evaluation has written."""
     files = {name: signature_of(directory / name) for name in names}
-    write_text(directory / METRICS_FILE, dump_with_checksum({**record, "files": files}))
+    write_text(EvaluationLayout(directory).metrics, dump_with_checksum({**record, "files": files}))
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -41,8 +40,8 @@ def listed_files(record: Path) -> dict[str, Any]:
 
 def check_as_published(path: Path) -> None:
     """UserError where the ``metrics.json`` next to a file lists it, and it is another now; others are not known."""
-    record = path.with_name(METRICS_FILE)
-    if path.name == METRICS_FILE or not record.is_file():
+    record = EvaluationLayout(path.parent).metrics
+    if path == record or not record.is_file():
         return
     signature = listed_files(record).get(path.name)
     if not isinstance(signature, dict):

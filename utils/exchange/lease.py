@@ -29,10 +29,10 @@ from typing import Any
 
 from utils.errors import Fenced, Stopped, UserError, one_line
 from utils.exchange import atomic
+from utils.exchange.layout import JobLayout
 from utils.exchange.wait import log_once
 from utils.json_text import json_text
 
-LEASES = ".leases"
 RUNNING, ENDED, STOPPED, FAILED_STATE = "running", "ended", "stopped", "failed"
 LOOK_SECONDS = 0.1
 SWEEPS = 100
@@ -68,14 +68,6 @@ class LeaseRecord:
         return f"host {self.host}, process {self.pid}" + (f", job {self.job}" if self.job else "")
 
 
-def lease_path(directory: Path, role: str, epoch: int) -> Path:
-    return directory / LEASES / f"{role}-{epoch}.json"
-
-
-def beat_path(directory: Path, role: str, epoch: int) -> Path:
-    return directory / LEASES / f"{role}-{epoch}.beat"
-
-
 def boot_id() -> str:
     """Names this run of this kernel: a process of another boot is not seen from here."""
     try:
@@ -87,14 +79,14 @@ def boot_id() -> str:
 def newest_epoch(directory: Path, role: str) -> int:
     """0 where nobody ever had the role."""
     pattern = re.compile(rf"{re.escape(role)}-([1-9][0-9]*)\.json")
-    matches = (pattern.fullmatch(name) for name in atomic.listing(directory / LEASES))
+    matches = (pattern.fullmatch(name) for name in atomic.listing(JobLayout(directory).leases))
     return max((int(match[1]) for match in matches if match), default=0)
 
 
 def read_holder(directory: Path, role: str, epoch: int) -> LeaseRecord | None:
     """The lease of an epoch; None where it is not there or damaged: then only its heartbeat tells."""
     try:
-        return LeaseRecord(**atomic.load_with_checksum(lease_path(directory, role, epoch)))
+        return LeaseRecord(**atomic.load_with_checksum(JobLayout(directory).lease(role, epoch)))
     except (UserError, OSError, TypeError):
         return None
 
@@ -102,7 +94,7 @@ def read_holder(directory: Path, role: str, epoch: int) -> LeaseRecord | None:
 def read_beat_text(directory: Path, role: str, epoch: int) -> bytes:
     """Empty where there is none yet."""
     try:
-        return beat_path(directory, role, epoch).read_bytes()
+        return JobLayout(directory).heartbeat(role, epoch).read_bytes()
     except OSError:
         return b""
 
@@ -181,7 +173,7 @@ class Lease:
 
     @property
     def staging(self) -> Path:
-        return self.directory / atomic.STAGING / self.holder.staging
+        return JobLayout(self.directory).staging / self.holder.staging
 
     def set_status(self, **values: Any) -> None:
         """What the next heartbeat says of the work: step, refresh, doing, rate, …"""
@@ -202,7 +194,7 @@ class Lease:
         with self.guard:
             self.count += 1
             told = {"epoch": self.holder.epoch, "count": self.count, "state": state, **self.status, **values}
-            path = beat_path(self.directory, self.holder.role, self.holder.epoch)
+            path = JobLayout(self.directory).heartbeat(self.holder.role, self.holder.epoch)
             staged = self.staging / f"beat-{self.count}"
             try:
                 staged.write_text(json_text({**told, "time": round(time.time(), 3)}, default=str) + "\n")
@@ -231,7 +223,7 @@ def acquire(
 
     ``lock`` is the descriptor of the role's flock where this process has it. UserError where the holder lives.
     """
-    (directory / LEASES).mkdir(parents=True, exist_ok=True)
+    JobLayout(directory).leases.mkdir(parents=True, exist_ok=True)
     watch = Watch(directory, role, life.lease_seconds, clock)
     while True:
         state = watch.look()
@@ -271,7 +263,7 @@ def try_epoch(directory: Path, role: str, epoch: int, life: LeaseTimeouts, run_i
 
     The staging directory is there before the lease: whoever comes after us finds it and can move it away.
     """
-    staging = atomic.make_own_directory(directory / atomic.STAGING, f"{role}-{epoch}-{secrets.token_hex(4)}")
+    staging = atomic.make_own_directory(JobLayout(directory).staging, f"{role}-{epoch}-{secrets.token_hex(4)}")
     holder = LeaseRecord(
         role=role,
         epoch=epoch,
@@ -291,12 +283,12 @@ def try_epoch(directory: Path, role: str, epoch: int, life: LeaseTimeouts, run_i
         try:
             staged.write_text(atomic.dump_with_checksum(asdict(holder)), encoding="utf-8")
             atomic.sync(staged)
-            os.link(staged, lease_path(directory, role, epoch))
+            os.link(staged, JobLayout(directory).lease(role, epoch))
         except (FileExistsError, FileNotFoundError):  # taken; or swept away by the one that took it
-            if not atomic.is_same_file(staged, lease_path(directory, role, epoch)):
+            if not atomic.is_same_file(staged, JobLayout(directory).lease(role, epoch)):
                 shutil.rmtree(staging, ignore_errors=True)
                 return None
-        atomic.sync(directory / LEASES)
+        atomic.sync(JobLayout(directory).leases)
         staged.unlink(missing_ok=True)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -310,7 +302,7 @@ def fence_others(directory: Path, role: str, lease: Lease) -> None:
 
     Leases stay: who looked long ago, or into an old listing, must not get an epoch that has been.
     """
-    staging = directory / atomic.STAGING
+    staging = JobLayout(directory).staging
     pattern = re.compile(rf"{re.escape(role)}-([1-9][0-9]*)-[0-9a-f]+")
     for name in atomic.listing(staging):
         match = pattern.fullmatch(name)
@@ -318,9 +310,9 @@ def fence_others(directory: Path, role: str, lease: Lease) -> None:
         if is_left_over or (match and int(match[1]) <= lease.holder.epoch and name != lease.holder.staging):
             move_away(staging / name, staging / f"gone-{role}-{secrets.token_hex(4)}")
     for epoch in range(lease.holder.epoch - KEEP_BEATS, 0, -1):
-        if not atomic.exists(beat_path(directory, role, epoch)):
+        if not atomic.exists(JobLayout(directory).heartbeat(role, epoch)):
             break
-        beat_path(directory, role, epoch).unlink(missing_ok=True)
+        JobLayout(directory).heartbeat(role, epoch).unlink(missing_ok=True)
 
 
 def move_away(path: Path, gone: Path) -> None:
@@ -364,7 +356,7 @@ def role_held(
     UserError where a living job has the role; Fenced where another took it over and this one had not noticed yet.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with flock_if_free(directory / LEASES / f"{role}.lock") as lock:
+    with flock_if_free(JobLayout(directory).role_lock(role)) as lock:
         lease = acquire(directory, role, life, run_id, lock, clock)
         thread = threading.Thread(target=lease.keep_beating, name=f"heartbeat of the {role}", daemon=True)
         thread.start()
@@ -388,6 +380,6 @@ def role_held(
             lease.beat(state, error=error_text)
             shutil.rmtree(lease.staging, ignore_errors=True)
             with contextlib.suppress(OSError):
-                (directory / atomic.STAGING).rmdir()
+                JobLayout(directory).staging.rmdir()
         if lease.lost:  # noticed only by the last word
             raise lease.fenced()

@@ -12,7 +12,7 @@ from utils.errors import PeerGone, Stopped, UserError, described
 from utils.exchange import atomic
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, write_text
 from utils.exchange.checkpoints import newest_checkpoint
-from utils.exchange.layout import DONE, FAILED, RUN
+from utils.exchange.layout import JobLayout
 from utils.exchange.lease import Lease, LeaseTimeouts, role_held
 from utils.exchange.negatives import read_records
 from utils.exchange.retention import remove
@@ -22,26 +22,26 @@ from utils.exchange.wait import log_once
 def mark_done(lease: Lease, **values: Any) -> None:
     """The trainer's last word: no checkpoint follows, the generator may end."""
     lease.check()
-    write_text(lease.directory / DONE, dump_with_checksum(values), lease.staging)
+    write_text(JobLayout(lease.directory).done, dump_with_checksum(values), lease.staging)
 
 
 def mark_failed(lease: Lease, reason: str) -> None:
     values = {"role": lease.holder.role, "reason": reason, "token": secrets.token_hex(8)}
-    write_text(lease.directory / FAILED, dump_with_checksum(values), lease.staging)
+    write_text(JobLayout(lease.directory).failed, dump_with_checksum(values), lease.staging)
 
 
 def read_done(training_dir: Path) -> dict[str, Any] | None:
     """None where the trainer is not done; one that is damaged is passed over, the final checkpoint tells too."""
-    return read_mark(training_dir / DONE)
+    return read_mark(JobLayout(training_dir).done)
 
 
 def read_failed(directory: Path) -> dict[str, Any] | None:
-    return read_mark(directory / FAILED)
+    return read_mark(JobLayout(directory).failed)
 
 
 def read_run(directory: Path) -> dict[str, Any] | None:
     """What the first job of the directory said of itself: role, run_id, science flags."""
-    return read_mark(directory / RUN)
+    return read_mark(JobLayout(directory).run)
 
 
 def read_mark(path: Path) -> dict[str, Any] | None:
@@ -64,12 +64,12 @@ def newest_science_sha256(directory: Path) -> str | None:
 
 
 def mark_run(lease: Lease, **values: Any) -> None:
-    write_text(lease.directory / RUN, dump_with_checksum({"role": lease.holder.role, **values}), lease.staging)
+    write_text(JobLayout(lease.directory).run, dump_with_checksum({"role": lease.holder.role, **values}), lease.staging)
 
 
 def clear_failed(lease: Lease) -> None:
     """A job that starts again takes back its own FAILED.json."""
-    remove(lease, lease.directory / FAILED)
+    remove(lease, JobLayout(lease.directory).failed)
 
 
 @contextlib.contextmanager

@@ -15,14 +15,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync
-from utils.exchange.layout import (
-    NEGATIVES_PATTERN,
-    RECORD_PATTERN,
-    candidates_path,
-    negatives_path,
-    numbered,
-    record_path,
-)
+from utils.exchange.layout import NEGATIVES_PATTERN, RECORD_PATTERN, JobLayout, numbered
 from utils.exchange.lease import Lease
 from utils.exchange.verify import check_not_lasting, check_signature, signature_of
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, log_once, wait_for, wait_until_visible
@@ -58,8 +51,8 @@ def publish_negatives(
     UserError where the record exists; Fenced where another job has the lease.
     """
     lease.check()
-    data, commit = negatives_path(lease.directory, refresh), record_path(lease.directory, refresh)
-    candidates = candidates_path(lease.directory, refresh)
+    data, commit = JobLayout(lease.directory).negatives(refresh), JobLayout(lease.directory).record(refresh)
+    candidates = JobLayout(lease.directory).candidates(refresh)
     taken = UserError(f"{commit} exists already, expected a new refresh number: is a second generator running?")
     if atomic.exists(commit):
         raise taken
@@ -111,7 +104,7 @@ def link_data(staged: Path, data: Path, commit: Path) -> None:
 
 def read_record(ann_dir: Path, number: int) -> dict[str, Any]:
     """A commit record, ours or ANCE's (which knows no step). UserError where it is missing or damaged."""
-    path = record_path(ann_dir, number)
+    path = JobLayout(ann_dir).record(number)
     stored = atomic.read_json(path)
     if OUR_RECORD_KEYS & stored.keys() or atomic.SEAL in stored:
         stored = load_with_checksum(path)
@@ -125,16 +118,16 @@ def read_record(ann_dir: Path, number: int) -> dict[str, Any]:
 
 def read_refresh(ann_dir: Path, number: int) -> Refresh:
     """Negatives by their number, verified. UserError where they are damaged or missing."""
-    record, path = read_record(ann_dir, number), negatives_path(ann_dir, number)
+    record, path = read_record(ann_dir, number), JobLayout(ann_dir).negatives(number)
     check_signature(path, record)
     return Refresh(number, path, record)
 
 
 def read_candidates(ann_dir: Path, number: int) -> Refresh:
     """A refresh whose ``path`` are the candidates, verified. UserError where they are damaged, or were not kept."""
-    record, path = read_record(ann_dir, number), candidates_path(ann_dir, number)
+    record, path = read_record(ann_dir, number), JobLayout(ann_dir).candidates(number)
     if "candidates" not in record:
-        raise UserError(f"{record_path(ann_dir, number)} knows of no {path.name}; make it with --keep_candidates")
+        raise UserError(f"{JobLayout(ann_dir).record(number)} knows of no {path.name}; make it with --keep_candidates")
     check_signature(path, record["candidates"])
     return Refresh(number, path, record)
 
@@ -142,15 +135,15 @@ def read_candidates(ann_dir: Path, number: int) -> Refresh:
 def check_as_recorded(path: Path) -> None:
     """UserError where a file of negatives is not what the record next to it says; one without a record is not known."""
     match = NEGATIVES_PATTERN.fullmatch(path.name)
-    if match and atomic.exists(record_path(path.parent, int(match[1]))):
+    if match and atomic.exists(JobLayout(path.parent).record(int(match[1]))):
         read_refresh(path.parent, int(match[1]))
 
 
 def read_visible_refresh(ann_dir: Path, number: int) -> Refresh:
     """Negatives that process 0 has seen and verified; this host may see them a little later."""
-    wait_until_visible(record_path(ann_dir, number))
-    wait_until_visible(negatives_path(ann_dir, number))
-    return Refresh(number, negatives_path(ann_dir, number), read_record(ann_dir, number))
+    wait_until_visible(JobLayout(ann_dir).record(number))
+    wait_until_visible(JobLayout(ann_dir).negatives(number))
+    return Refresh(number, JobLayout(ann_dir).negatives(number), read_record(ann_dir, number))
 
 
 def newest_refresh(

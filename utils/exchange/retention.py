@@ -7,17 +7,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.atomic import staging_path
-from utils.exchange.layout import (
-    CHECKPOINT_PATTERN,
-    DONE,
-    FAILED,
-    JOURNAL,
-    MANIFEST,
-    METRICS,
-    RUN,
-    checkpoint_path,
-    numbered,
-)
+from utils.exchange.layout import CHECKPOINT_PATTERN, DONE, FAILED, JOURNAL, MANIFEST, METRICS, RUN, JobLayout, numbered
 from utils.exchange.lease import Lease
 from utils.exchange.negatives import read_records
 
@@ -38,7 +28,7 @@ def remove_old_checkpoints(lease: Lease, ann_dir: Path, keep_unused: bool) -> No
     if records:
         keep |= {records[-1]["step"], max(records, key=lambda r: r["ndcg"])["step"]}
     for step in sorted(set(steps) - keep):
-        remove(lease, checkpoint_path(lease.directory, step))
+        remove(lease, JobLayout(lease.directory).checkpoint(step))
 
 
 def remove(lease: Lease, path: Path) -> None:
@@ -55,11 +45,11 @@ def remove_run(lease: Lease) -> None:
     """Remove what an earlier run of the trainer published; nothing else in the directory is touched."""
     lease.previous = {}
     steps = numbered(lease.directory, CHECKPOINT_PATTERN)
-    for path in (checkpoint_path(lease.directory, step) for step in steps):
+    for path in (JobLayout(lease.directory).checkpoint(step) for step in steps):
         if not (path / MANIFEST).exists():
             raise UserError(f"{path} was not written by this program; move it away, or choose another --output_dir")
     for name in (DONE, FAILED, METRICS, JOURNAL):
         remove(lease, lease.directory / name)
     for step in steps:
-        remove(lease, checkpoint_path(lease.directory, step))
+        remove(lease, JobLayout(lease.directory).checkpoint(step))
     remove(lease, lease.directory / RUN)  # last: until then the directory is still that run's

@@ -17,8 +17,8 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange import atomic
+from utils.exchange.layout import TAKEN, JobLayout
 
-STOP = "STOP"  # in a program's own output directory: for people
 STOP_FILE = "ANCE_STOP_FILE"  # names the stop file of a job script
 LOOK_EVERY_SECONDS = 1.0
 
@@ -31,7 +31,7 @@ class Stop:
     """Whether this process has been asked to stop, and by what."""
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self.directory_file = directory / STOP
+        self.directory_file = JobLayout(directory).stop
         given = os.environ.get(STOP_FILE)
         self.job_file = Path(given) if given else None
         self.clock = clock
@@ -60,7 +60,7 @@ class Stop:
         """The state is saved: say so to the job script, and let the next job not stop at the same files."""
         self.directory_file.unlink(missing_ok=True)
         if self.job_file is not None:
-            self.job_file.with_name(self.job_file.name + ".taken").touch()
+            self.job_file.with_name(self.job_file.name + TAKEN).touch()
             self.job_file.unlink(missing_ok=True)
 
     @contextlib.contextmanager

@@ -15,10 +15,8 @@ import numpy as np
 
 from utils.errors import UserError, one_line
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync, write_text
+from utils.exchange.layout import QUERY_MAP_ARRAYS, QUERY_MAP_RECORD
 
-DIRECTORY = "neighbourhood"  # in a run's or a study's, where a report looks
-ARRAYS = "neighbourhood.npz"
-RECORD = "neighbourhood.json"
 ADVICE = "run drivers.run_neighbourhood again"
 
 KINDS = ("query", "positive", "negative", "background")
@@ -54,9 +52,9 @@ def write_neighbourhood(directory: Path, found: Neighbourhood, more: dict[str, A
 
     UserError where an embedding is not finite.
     """
-    check_shapes(directory / ARRAYS, found)
+    check_shapes(directory / QUERY_MAP_ARRAYS, found)
     directory.mkdir(parents=True, exist_ok=True)
-    with staging_path(directory, ARRAYS) as staged:
+    with staging_path(directory, QUERY_MAP_ARRAYS) as staged:
         np.savez(
             staged,
             embedding=found.embedding_ND.astype(np.float32),
@@ -66,7 +64,7 @@ def write_neighbourhood(directory: Path, found: Neighbourhood, more: dict[str, A
         )
         sync(staged)
         sha256 = sha256_of(staged)
-        staged.replace(directory / ARRAYS)
+        staged.replace(directory / QUERY_MAP_ARRAYS)
     sync(directory)
     passages = len(found.passage_N) - found.count(QUERY)
     own = {
@@ -76,17 +74,17 @@ def write_neighbourhood(directory: Path, found: Neighbourhood, more: dict[str, A
         "model": found.model,
         "passages": passages,
     }
-    write_text(directory / RECORD, dump_with_checksum({**own, **more, "sha256": sha256}))
-    return directory / RECORD
+    write_text(directory / QUERY_MAP_RECORD, dump_with_checksum({**own, **more, "sha256": sha256}))
+    return directory / QUERY_MAP_RECORD
 
 
 def read_neighbourhood(directory: Path) -> Neighbourhood:
     """UserError where one of the files is missing, damaged or of another run."""
-    record, path = load_with_checksum(directory / RECORD), directory / ARRAYS
+    record, path = load_with_checksum(directory / QUERY_MAP_RECORD), directory / QUERY_MAP_ARRAYS
     if not path.is_file():
-        raise UserError(f"{path} is missing, {RECORD} beside it expects it; {ADVICE}")
+        raise UserError(f"{path} is missing, {QUERY_MAP_RECORD} beside it expects it; {ADVICE}")
     if sha256_of(path) != record.get("sha256"):
-        raise UserError(f"{path}: its sha256 differs from what {RECORD} says: it is damaged; {ADVICE}")
+        raise UserError(f"{path}: its sha256 differs from what {QUERY_MAP_RECORD} says: it is damaged; {ADVICE}")
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = [stored[name] for name in ("embedding", "passage", "kind", "rank")]

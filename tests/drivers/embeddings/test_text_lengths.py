@@ -24,7 +24,7 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import Disagreement, UserError
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum
-from utils.exchange.layout import negatives_path
+from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_done, read_run
 from utils.exchange.negatives import read_record
 
@@ -206,7 +206,7 @@ def test_trainer_and_generator_take_the_warmup_s_and_record_them_again(
     with pytest.raises(Disagreement, match="max_seq_length 20 there, 30 here"):
         call(run_ann.main, **trainer, learning_rate=1e-3, max_seq_length=30)
     capsys.readouterr()
-    negatives = f"top={negatives_path(ann, 0)}"
+    negatives = f"top={JobLayout(ann).negatives(0)}"
     call(
         run_neighbourhood.main, **common, model_name_or_path=run / "checkpoint-2", output_dir=tmp_path / "near",
         negatives=negatives,

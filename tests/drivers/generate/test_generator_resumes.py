@@ -18,7 +18,7 @@ from transformers import RobertaConfig
 
 from model.encoders.roberta_dot import RobertaDot
 from tests import REPO
-from utils.exchange.layout import negatives_path
+from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_failed
 from utils.exchange.negatives import read_records
 
@@ -108,7 +108,7 @@ def interrupt(
 
 def contents(output_dir: Path) -> dict[str, bytes]:
     """What a refresh leaves: the negatives, and the embeddings without the record of when and by whom."""
-    paths = [negatives_path(output_dir, 0), *output_dir.glob("embeddings/step-0-*/*")]
+    paths = [JobLayout(output_dir).negatives(0), *output_dir.glob("embeddings/step-0-*/*")]
     return {str(p.relative_to(output_dir)): p.read_bytes() for p in paths if p.name != "embeddings.json"}
 
 

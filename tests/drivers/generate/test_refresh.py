@@ -28,7 +28,7 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced
 from utils.exchange.checkpoints import model_sha256, publish_checkpoint
-from utils.exchange.layout import RECORD_PATTERN, checkpoint_path, numbered
+from utils.exchange.layout import RECORD_PATTERN, JobLayout, numbered
 from utils.exchange.negatives import read_refresh
 from utils.exchange.retention import remove, remove_old_checkpoints
 from utils.exchange.stop import Stop
@@ -43,7 +43,7 @@ def put_model(training_dir: Path, data_dir: Path, step: int) -> RefreshRequest:
     with publish_checkpoint(lease_of(training_dir), step, {}) as staging:
         torch.manual_seed(step)
         StaticEncoder({"vocab_size": vocab_size, "embedding_size": 8}).save_pretrained(staging)
-    path = checkpoint_path(training_dir, step)
+    path = JobLayout(training_dir).checkpoint(step)
     return RefreshRequest(0, str(path), step, model_sha256(path))
 
 
@@ -66,7 +66,7 @@ def make_job(data_dir: Path, root: Path) -> Job:
 
 def start(root: Path, world: World) -> tuple[Session, RunLog | None]:
     lease = lease_of(root / "ann", "generator") if world.is_first else None
-    log = RunLog(root / "ann", root / "tensorboard") if world.is_first else None
+    log = RunLog(root / "ann" / "metrics.jsonl", root / "tensorboard") if world.is_first else None
     return Session(world, Stop(root / str(world.process)), lease), log
 
 

@@ -18,7 +18,7 @@ from tests.faults.programs import Inputs, make_inputs
 from utils import distributed
 from utils.errors import UserError
 from utils.exchange import verify
-from utils.exchange.layout import checkpoint_path
+from utils.exchange.layout import JobLayout
 
 STEPS = (2, 4)
 STATE = ("optimizer.pt", "scheduler.pt", "rng_states.safetensors")
@@ -42,7 +42,7 @@ def fixture_trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(name="copied")
 def fixture_copied(trained: Path, tmp_path: Path) -> Path:
     """The last checkpoint, this test's own, as one copies it that wants no optimiser."""
-    checkpoint = checkpoint_path(trained, max(STEPS))
+    checkpoint = JobLayout(trained).checkpoint(max(STEPS))
     return Path(shutil.copytree(checkpoint, tmp_path / "copied", ignore=shutil.ignore_patterns(*STATE)))
 
 
@@ -153,7 +153,7 @@ def test_every_evaluated_checkpoint_is_verified_once_by_process_0(
     inputs: Inputs, trained: Path, hashed: Counter[tuple[str, bool]]
 ) -> None:
     call(run_warmup.main, **warmup_flags(inputs, trained), do_eval="true", eval_all_checkpoints="true",
-         model_name_or_path=checkpoint_path(trained, max(STEPS)))  # fmt: skip
+         model_name_or_path=JobLayout(trained).checkpoint(max(STEPS)))  # fmt: skip
     weights = {name: count for name, count in hashed.items() if name[0].endswith("model.safetensors")}
     assert weights == {(f"checkpoint-{step}/model.safetensors", True): 1 for step in STEPS}
     assert not [name for name, _ in hashed if name.endswith("optimizer.pt")]

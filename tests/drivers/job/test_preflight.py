@@ -45,7 +45,7 @@ from model.train.step import make_state, train_step
 from tests import REPO
 from utils.distributed import World
 from utils.errors import UserError
-from utils.exchange.layout import RECORD_PATTERN, checkpoint_path, numbered
+from utils.exchange.layout import RECORD_PATTERN, JobLayout, numbered
 from utils.system import disk_used, free_bytes, in_bytes
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -450,7 +450,7 @@ def test_every_program_says_its_checks_and_reckons_what_it_uses(
     )  # fmt: skip
     trainer = ("--ann_dir", ann, "--output_dir", trained, "--model_name_or_path", untrained, *training)
     warm = ("--do_train", "--bm25_dir", ann, "--output_dir", warmup, "--model_name_or_path", untrained, *training)
-    model = checkpoint_path(trained, 30)
+    model = JobLayout(trained).checkpoint(30)
     for program, flags, written in (
         ("run_ann_data_gen", generator, ann),
         ("run_ann", trainer, trained),

@@ -20,7 +20,7 @@ from results.read.run import read_arm
 from tests.results.test_report import Shape, write_arm
 from utils.errors import UserError
 from utils.exchange.atomic import dump_with_checksum
-from utils.exchange.layout import record_path
+from utils.exchange.layout import JobLayout
 from utils.exchange.negatives import read_records
 from utils.ir.rank_buckets import FIRST_RANKS, NAMES, bucket_of, first_and_last
 
@@ -60,7 +60,7 @@ def add_measures(arm: Path, scale: float, **by_rank: Any) -> Path:
             },
             **({"churn": churn} if number else {}),
         }
-        path = record_path(arm / "ann_data", number)
+        path = JobLayout(arm / "ann_data").record(number)
         path.write_text(
             dump_with_checksum({key: value for key, value in {**record, **more}.items() if key != "sealed"})
         )

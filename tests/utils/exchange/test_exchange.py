@@ -39,18 +39,7 @@ from utils.exchange.checkpoints import (
     read_initial_checkpoint,
     set_aside,
 )
-from utils.exchange.layout import (
-    CHECKPOINT_PATTERN,
-    DONE,
-    FAILED,
-    MANIFEST,
-    RECORD_PATTERN,
-    RUN,
-    checkpoint_path,
-    negatives_path,
-    numbered,
-    record_path,
-)
+from utils.exchange.layout import CHECKPOINT_PATTERN, DONE, FAILED, MANIFEST, RECORD_PATTERN, RUN, JobLayout, numbered
 from utils.exchange.markers import mark_done, mark_failed, mark_run, read_done, read_failed, read_run, working
 from utils.exchange.negatives import (
     newest_refresh,
@@ -117,7 +106,7 @@ def test_an_exception_publishes_nothing(tmp_path: Path, error: BaseException) ->
 
 @pytest.mark.parametrize("taken", ["checkpoint", "empty directory", "file", "dangling link"])
 def test_a_taken_checkpoint_name_is_refused(tmp_path: Path, taken: str) -> None:
-    path = checkpoint_path(tmp_path, 5)
+    path = JobLayout(tmp_path).checkpoint(5)
     if taken == "checkpoint":
         put_checkpoint(tmp_path, 5, b"first")
     elif taken == "empty directory":
@@ -182,7 +171,7 @@ def test_any_damage_to_negatives_gives_the_older(is_record: bool, place: int, bi
         ann = Path(directory)
         put_negatives(ann, 0)
         put_negatives(ann, 1)
-        file = record_path(ann, 1) if is_record else negatives_path(ann, 1)
+        file = JobLayout(ann).record(1) if is_record else JobLayout(ann).negatives(1)
         file.write_bytes(damaged(file.read_bytes(), place, bit, cut))
         found = newest_refresh(ann)
         assert found is not None and found.number == 0
@@ -215,7 +204,7 @@ def test_a_manifest_of_another_shape(tmp_path: Path, text: str) -> None:
 
 def test_checkpoints_of_other_programs(tmp_path: Path) -> None:
     """ANCE's has no manifest: it is ready once scheduler.pt is there. One given by its path is taken as it is."""
-    path = checkpoint_path(tmp_path, 300)
+    path = JobLayout(tmp_path).checkpoint(300)
     path.mkdir()
     (path / "pytorch_model.bin").write_bytes(b"")
     assert newest_checkpoint(tmp_path) is None
@@ -248,7 +237,7 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
     files = [p for p in tmp_path.rglob("*") if p.is_file() and not p.parent.name.startswith(".")]
     assert len(files) == 6
     assert {stat.S_IMODE(p.stat().st_mode) for p in files} == {0o666 & ~umask}
-    assert stat.S_IMODE(checkpoint_path(tmp_path, 5).stat().st_mode) == 0o777 & ~umask
+    assert stat.S_IMODE(JobLayout(tmp_path).checkpoint(5).stat().st_mode) == 0o777 & ~umask
 
 
 # Negatives
@@ -257,8 +246,8 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
 def test_negatives_round_trip(tmp_path: Path) -> None:
     made = put_negatives(tmp_path, 0, "7\t8\t9\n", ndcg=0.25, step=30)
     assert names(tmp_path) == ["ann_ndcg_0", "ann_training_data_0"]
-    assert negatives_path(tmp_path, 0).read_text() == "7\t8\t9\n"
-    assert made.path == negatives_path(tmp_path, 0)
+    assert JobLayout(tmp_path).negatives(0).read_text() == "7\t8\t9\n"
+    assert made.path == JobLayout(tmp_path).negatives(0)
     assert (made.number, made.step, made.record["ndcg"]) == (0, 30, 0.25)
     assert made.record["sha256"] == hashlib.sha256(b"7\t8\t9\n").hexdigest()
     assert newest_refresh(tmp_path) == read_refresh(tmp_path, 0) == read_visible_refresh(tmp_path, 0) == made
@@ -268,17 +257,17 @@ def test_negatives_round_trip(tmp_path: Path) -> None:
 
 
 def test_data_without_a_record_was_never_published(tmp_path: Path) -> None:
-    negatives_path(tmp_path, 0).write_text("left by a killed job")
+    JobLayout(tmp_path).negatives(0).write_text("left by a killed job")
     assert newest_refresh(tmp_path) is None
     assert next_refresh_number(tmp_path) == 0
     put_negatives(tmp_path, 0, "whole\n")
-    assert negatives_path(tmp_path, 0).read_text() == "whole\n"
+    assert JobLayout(tmp_path).negatives(0).read_text() == "whole\n"
 
 
 @pytest.mark.parametrize("as_directory", [False, True])
 def test_a_committed_number_is_refused(tmp_path: Path, as_directory: bool) -> None:
     if as_directory:
-        record_path(tmp_path, 0).mkdir()
+        JobLayout(tmp_path).record(0).mkdir()
     else:
         put_negatives(tmp_path, 0, "first\n")
     before = names(tmp_path)
@@ -286,7 +275,7 @@ def test_a_committed_number_is_refused(tmp_path: Path, as_directory: bool) -> No
         put_negatives(tmp_path, 0, "second\n")
     assert names(tmp_path) == before
     if not as_directory:
-        assert negatives_path(tmp_path, 0).read_text() == "first\n"
+        assert JobLayout(tmp_path).negatives(0).read_text() == "first\n"
 
 
 def test_the_data_is_there_before_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +296,7 @@ def test_the_data_is_there_before_its_record(tmp_path: Path, monkeypatch: pytest
 def test_damaged_negatives_give_the_older(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     put_negatives(tmp_path, 4, "older\n")
     put_negatives(tmp_path, 5, "newest\n")
-    data, record = negatives_path(tmp_path, 5), record_path(tmp_path, 5)
+    data, record = JobLayout(tmp_path).negatives(5), JobLayout(tmp_path).record(5)
     if damage == "flip":
         flip_byte(data, 2)
     elif damage == "cut":
@@ -331,8 +320,8 @@ def test_damaged_negatives_give_the_older(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_record_of_ances(tmp_path: Path) -> None:
     """ANCE's record knows neither sizes nor the step."""
-    negatives_path(tmp_path, 2).write_text("1\t2\t3\n")
-    record_path(tmp_path, 2).write_text('{"ndcg": 0.61, "checkpoint": "/x/checkpoint-100", "mrr": 0.3}')
+    JobLayout(tmp_path).negatives(2).write_text("1\t2\t3\n")
+    JobLayout(tmp_path).record(2).write_text('{"ndcg": 0.61, "checkpoint": "/x/checkpoint-100", "mrr": 0.3}')
     found = newest_refresh(tmp_path)
     assert found is not None and (found.step, found.record["ndcg"]) == (0, 0.61)
     assert read_records(tmp_path) == [
@@ -356,7 +345,7 @@ def test_what_is_published_has_reached_the_disk(tmp_path: Path, monkeypatch: pyt
     put_checkpoint(tmp_path, 5)
     files = [(name, []) for name in ("config.json", "model.safetensors", MANIFEST, "checkpoint-5")]
     assert synced == [*files, (tmp_path.name, ["checkpoint-5"])]
-    checkpoint_path(tmp_path, 5).rename(tmp_path.parent / "away")
+    JobLayout(tmp_path).checkpoint(5).rename(tmp_path.parent / "away")
     synced.clear()
     put_negatives(tmp_path, 0)
     data, record = "ann_training_data_0", "ann_ndcg_0"
@@ -384,8 +373,8 @@ def test_foreign_names_are_ignored(tmp_path: Path) -> None:
 
 def test_our_own_names_match_and_our_staging_does_not(tmp_path: Path) -> None:
     for number in (0, 1, 10, 123456):
-        assert CHECKPOINT_PATTERN.fullmatch(checkpoint_path(tmp_path, number).name)
-        assert RECORD_PATTERN.fullmatch(record_path(tmp_path, number).name)
+        assert CHECKPOINT_PATTERN.fullmatch(JobLayout(tmp_path).checkpoint(number).name)
+        assert RECORD_PATTERN.fullmatch(JobLayout(tmp_path).record(number).name)
     with staging_path(tmp_path, "checkpoint-5") as staged:
         staged.mkdir()
         assert numbered(tmp_path, CHECKPOINT_PATTERN) == []
@@ -435,7 +424,7 @@ def test_retention_keeps_what_it_must(steps: list[int], rows: list[tuple[int, fl
         training, ann = Path(name) / "t", Path(name) / "a"
         training.mkdir()
         for step in steps:
-            checkpoint_path(training, step).mkdir()
+            JobLayout(training).checkpoint(step).mkdir()
         put_records(ann, rows)
         remove_old_checkpoints(lease_of(training), ann, keep_unused)
         kept = set(numbered(training, CHECKPOINT_PATTERN))
@@ -453,7 +442,7 @@ def test_one_damaged_record_does_not_end_the_trainer(tmp_path: Path) -> None:
     for step in range(100, 700, 100):
         put_checkpoint(training, step)
     put_records(ann, [(100, 0.9), (200, 0.4), (300, 0.1)])
-    record_path(ann, 2).write_text("{")
+    JobLayout(ann).record(2).write_text("{")
     remove_old_checkpoints(lease_of(training), ann, keep_unused=False)
     assert numbered(training, CHECKPOINT_PATTERN) == [100, 200, 400, 500, 600]
 
@@ -485,7 +474,7 @@ def test_removing_a_run(tmp_path: Path) -> None:
 
 def test_removing_a_run_leaves_another_programs_checkpoint_and_all_else(tmp_path: Path) -> None:
     put_checkpoint(tmp_path, 100)
-    checkpoint_path(tmp_path, 200).mkdir()
+    JobLayout(tmp_path).checkpoint(200).mkdir()
     mark_done(lease_of(tmp_path), step=200)
     before = names(tmp_path)
     with pytest.raises(UserError, match="checkpoint-200 was not written by this program"):
@@ -514,7 +503,7 @@ def test_only_what_was_seen_to_be_damaged_is_set_aside(tmp_path: Path, monkeypat
     """An old listing shows 1 to 3, 3 is damaged; 4 is whole and comes out of the cache later."""
     for step in (1, 2, 3, 4):
         put_checkpoint(tmp_path, step)
-    flip_byte(checkpoint_path(tmp_path, 3) / "config.json")
+    flip_byte(JobLayout(tmp_path).checkpoint(3) / "config.json")
     fresh, views = atomic.listing, iter([["checkpoint-1", "checkpoint-2", "checkpoint-3"]])
     monkeypatch.setattr(atomic, "listing", lambda directory: next(views, None) or fresh(directory))
     found = latest_resumable_checkpoint(lease_of(tmp_path))
@@ -641,7 +630,7 @@ class Publications(RuleBasedStateMachine):
     @rule(content=st.binary(max_size=20))
     def killed_between_data_and_record(self, content: bytes) -> None:
         self.ann.mkdir(exist_ok=True)
-        negatives_path(self.ann, next_refresh_number(self.ann)).write_bytes(content)
+        JobLayout(self.ann).negatives(next_refresh_number(self.ann)).write_bytes(content)
 
     @rule(number=st.integers(0, 5))
     def publish_again(self, number: int) -> None:
@@ -653,7 +642,7 @@ class Publications(RuleBasedStateMachine):
     @rule(data=st.data())
     def damage(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.published)))
-        negatives_path(self.ann, number).write_bytes(self.published[number] + b"!")
+        JobLayout(self.ann).negatives(number).write_bytes(self.published[number] + b"!")
         self.damaged.add(number)
 
     @rule(content=st.binary(max_size=20), fails=st.booleans())
@@ -685,13 +674,13 @@ class Publications(RuleBasedStateMachine):
         else:
             assert newest_refresh(self.ann) is None
         for number in whole:
-            assert negatives_path(self.ann, number).read_bytes() == self.published[number]
+            assert JobLayout(self.ann).negatives(number).read_bytes() == self.published[number]
         there = self.checkpoints.keys() - self.removed
         newest = newest_checkpoint(self.training)
         assert (newest.step if newest else None) == max(there, default=None)
         assert there >= set(sorted(self.checkpoints)[-3:])
         for step in there:
-            assert (checkpoint_path(self.training, step) / "weights").read_bytes() == self.checkpoints[step]
+            assert (JobLayout(self.training).checkpoint(step) / "weights").read_bytes() == self.checkpoints[step]
 
     @invariant()
     def nothing_is_left_over(self) -> None:

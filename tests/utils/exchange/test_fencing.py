@@ -17,8 +17,17 @@ from utils.errors import Fenced
 from utils.exchange import atomic
 from utils.exchange.atomic import STAGING, write_text
 from utils.exchange.checkpoints import publish_checkpoint, set_aside
-from utils.exchange.layout import CHECKPOINT_PATTERN, DAMAGED, JOURNAL, METRICS, RECORD_PATTERN, numbered, record_path
-from utils.exchange.lease import LEASES, Lease, LeaseTimeouts, try_epoch
+from utils.exchange.layout import (
+    CHECKPOINT_PATTERN,
+    DAMAGED,
+    JOURNAL,
+    LEASES,
+    METRICS,
+    RECORD_PATTERN,
+    JobLayout,
+    numbered,
+)
+from utils.exchange.lease import Lease, LeaseTimeouts, try_epoch
 from utils.exchange.markers import clear_failed, mark_done, mark_failed, mark_run
 from utils.exchange.negatives import next_refresh_number, publish_negatives, read_refresh
 from utils.exchange.retention import remove_old_checkpoints, remove_run
@@ -130,7 +139,7 @@ def test_a_paused_job_changes_nothing_after_another_took_over(tmp_path: Path, wh
             winner = take(directory)
             everything(winner)
             save(winner, 9)
-            if not record_path(directory, 3).exists():
+            if not JobLayout(directory).record(3).exists():
                 negatives(winner, 3)
             seen.update(contents(directory))
 

@@ -23,15 +23,13 @@ from utils.errors import Fenced, PeerGone, Stopped, UserError
 from utils.exchange import atomic
 from utils.exchange import lease as lease_module
 from utils.exchange.atomic import STAGING
+from utils.exchange.layout import LEASES, JobLayout
 from utils.exchange.lease import (
-    LEASES,
     Lease,
     LeaseTimeouts,
     Watch,
     acquire,
-    beat_path,
     flock_if_free,
-    lease_path,
     newest_epoch,
     role_held,
     try_epoch,
@@ -79,7 +77,7 @@ def test_the_first_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     time = FakeTime()
     held = take(tmp_path, "generator", time)
     assert time.pauses == []
-    stored = json.loads(lease_path(tmp_path, "generator", 1).read_text())
+    stored = json.loads(JobLayout(tmp_path).lease("generator", 1).read_text())
     assert (stored["role"], stored["epoch"], stored["pid"], stored["job"]) == ("generator", 1, os.getpid(), "77")
     assert (stored["heartbeat_seconds"], stored["lease_seconds"], stored["run_id"]) == (10, 60, "run")
     assert read_lease(tmp_path, "generator") == held.holder
@@ -103,11 +101,11 @@ def test_a_silent_holder_is_followed_after_its_life(tmp_path: Path, damage: str)
     life = LeaseTimeouts(10, 300)
     acquire(tmp_path, "trainer", life, "run", None)
     if damage == "no beat yet":
-        beat_path(tmp_path, "trainer", 1).unlink()
+        JobLayout(tmp_path).heartbeat("trainer", 1).unlink()
     elif damage == "beat":
-        beat_path(tmp_path, "trainer", 1).write_bytes(b'{"state": "ended"')
+        JobLayout(tmp_path).heartbeat("trainer", 1).write_bytes(b'{"state": "ended"')
     elif damage == "lease":
-        flip_byte(lease_path(tmp_path, "trainer", 1), 40)
+        flip_byte(JobLayout(tmp_path).lease("trainer", 1), 40)
     time = FakeTime()
     assert take(tmp_path, time=time).holder.epoch == 2
     assert time.now - 1000 == pytest.approx(60 if damage == "lease" else 300, abs=0.2)
@@ -130,17 +128,17 @@ def test_a_living_holder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
 def test_one_change_may_be_an_old_cache_that_lets_go(tmp_path: Path) -> None:
     """This host still shows what the dead holder said some time ago, then its last words but one."""
     holder = take(tmp_path)
-    old = beat_path(tmp_path, "trainer", 1).read_bytes()
+    old = JobLayout(tmp_path).heartbeat("trainer", 1).read_bytes()
     for _ in range(5):
         holder.beat()
-    last = beat_path(tmp_path, "trainer", 1).read_bytes()
-    beat_path(tmp_path, "trainer", 1).write_bytes(old)
+    last = JobLayout(tmp_path).heartbeat("trainer", 1).read_bytes()
+    JobLayout(tmp_path).heartbeat("trainer", 1).write_bytes(old)
     shown: list[float] = []
 
     def each(now: float) -> None:
         if now > 30 and not shown:
             shown.append(now)
-            beat_path(tmp_path, "trainer", 1).write_bytes(last)
+            JobLayout(tmp_path).heartbeat("trainer", 1).write_bytes(last)
 
     time = WithOthers(each)
     assert take(tmp_path, time=time).holder.epoch == 2
@@ -196,7 +194,7 @@ def test_one_of_many_that_come_at_once_works(tmp_path: Path) -> None:
     outcomes: list[str] = []
     working: list[int] = []
     life = LeaseTimeouts(0.05, 0.5)
-    lease_path(tmp_path, "trainer", 1).unlink()  # so that its life is ours
+    JobLayout(tmp_path).lease("trainer", 1).unlink()  # so that its life is ours
     barrier = threading.Barrier(4)
 
     def run(number: int) -> None:
@@ -243,7 +241,7 @@ def test_silence_is_measured_from_the_last_change_that_was_seen(
         assert watch.look() == "running" and not watch.seen_alive
         for pause, happening in looks:
             time.now += pause
-            path = beat_path(directory, "trainer", holder.holder.epoch)
+            path = JobLayout(directory).heartbeat("trainer", holder.holder.epoch)
             if happening == "beat":
                 holder.beat(time=rng.choice([0, -(10.0**9), 10.0**12]))
             elif happening == "epoch":
@@ -314,7 +312,7 @@ def test_last_words(tmp_path: Path, error: BaseException, state: str, text: str)
 
 def test_a_full_disk_is_no_lost_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = take(tmp_path)
-    before = beat_path(tmp_path, "trainer", 1).read_bytes()
+    before = JobLayout(tmp_path).heartbeat("trainer", 1).read_bytes()
 
     def full(path: Path, *_: Any, **__: Any) -> int:
         raise OSError(28, "No space left on device", str(path))
@@ -322,7 +320,7 @@ def test_a_full_disk_is_no_lost_lease(tmp_path: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         held.beat()
-    assert not held.lost and beat_path(tmp_path, "trainer", 1).read_bytes() == before
+    assert not held.lost and JobLayout(tmp_path).heartbeat("trainer", 1).read_bytes() == before
     with monkeypatch.context() as patch:  # a server that is away says nothing about the lease either
         patch.setattr(Path, "write_text", full)
         patch.setattr(Path, "lstat", full)
@@ -330,7 +328,7 @@ def test_a_full_disk_is_no_lost_lease(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not held.lost
     held.beat()
     held.check()
-    assert beat_path(tmp_path, "trainer", 1).read_bytes() != before
+    assert JobLayout(tmp_path).heartbeat("trainer", 1).read_bytes() != before
 
 
 @pytest.mark.parametrize(("synced", "epoch"), [("lease", 2), (LEASES, 3), ("", 3)])

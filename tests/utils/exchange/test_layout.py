@@ -1,0 +1,95 @@
+"""The names of a run's files: spelled in one module, as people and other programs know them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+from tests import REPO
+from utils.exchange import layout
+from utils.exchange.layout import ArmLayout, EvaluationLayout, JobLayout, ReportLayout, RunLayout
+
+ROOMS = ("drivers", "data", "model", "utils", "results")
+SOURCES = [path for room in ROOMS for path in sorted((REPO / room).rglob("*.py")) if path.name != "layout.py"]
+NAMES = {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)} - {layout.NUMBER}
+# What begins, or ends, a name with a number or a word in it.
+PARTS = ("checkpoint-", "ann_training_data_", "ann_ndcg_", "ann_candidates_", "step-", "seed-", ".stop-")
+ENDS = (".beat", ".trec", ".per_query.tsv", ".by_rank.json", ".taken")
+# These are other things too: a role, a kind of negatives, a word.
+WORDS = {"bm25", "warmup", "arms", "raw", "tokenizer", "embeddings", "logs", "eval", "inference", "neighbourhood"}
+ALSO_WORDS = WORDS | {"checkpoints", "preprocessed", "tensorboard", "STOP"}
+
+
+def spelled_names(source: str) -> list[str]:
+    """The names that a module spells: alone in quotes, after a /, or as the beginning or the end of an f-string."""
+    tree, found = ast.parse(source), []
+    joined = {node.right for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)}
+    inside = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            first, last = node.values[0], node.values[-1]
+            if isinstance(first, ast.Constant) and str(first.value) in PARTS:
+                found.append(str(first.value))
+            if isinstance(last, ast.Constant) and str(last.value) in ENDS and len(node.values) == 2:
+                found.append(str(last.value))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inside:
+            is_name = node.value in NAMES or (node.value.endswith(ENDS) and " " not in node.value)
+            if is_name and (node in joined or node.value not in ALSO_WORDS):
+                found.append(node.value)
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPO)))
+def test_no_other_module_spells_a_name(path: Path) -> None:
+    assert spelled_names(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_spelled_name_is_seen() -> None:
+    source = 'a = d / "eval"\nb = "DONE.json"\nc = f"checkpoint-{step}"\nd = f"{split}.trec"\ne = d / "dev.trec"\n'
+    assert sorted(spelled_names(source)) == [".trec", "DONE.json", "checkpoint-", "dev.trec", "eval"]
+    assert spelled_names('role = "warmup"\nsay(f"no DONE.json: it is {what}")\n"""Of DONE.json."""\n') == []
+
+
+def paths_of(files: object, **arguments: object) -> list[str]:
+    """Every path that a layout names, its methods called with ``arguments``."""
+    found = []
+    for name, member in inspect.getmembers(type(files)):
+        if isinstance(member, property):
+            value = getattr(files, name)
+        elif inspect.isfunction(member) and not name.startswith("_"):
+            taken = [arguments[parameter] for parameter in [*inspect.signature(member).parameters][1:]]
+            value = getattr(files, name)(*taken)
+        else:
+            continue
+        found.append(str(value if isinstance(value, Path) else value.root))
+    return sorted(found)
+
+
+def test_the_names_that_other_programs_read() -> None:
+    """Written out: whatever happens to the module, these stay."""
+    job = paths_of(JobLayout(Path()), role="trainer", epoch=2, name="checkpoint-8", step=8, refresh=3)
+    assert [name for name in job if name.startswith(".")] == [
+        ".damaged/checkpoint-8.2",
+        ".leases",
+        ".leases/trainer-2.beat",
+        ".leases/trainer-2.json",
+        ".leases/trainer.lock",
+        ".staging",
+    ]
+    assert [name for name in job if not name.startswith(".")] == [
+        *("DONE.json", "FAILED.json", "RUN.json", "STOP", "ann_candidates_3.npz", "ann_ndcg_3", "ann_training_data_3"),
+        *("checkpoint-8", "embeddings", "journal.jsonl", "metrics.jsonl", "tensorboard"),
+    ]
+    evaluation = paths_of(EvaluationLayout(Path("eval")), split="dev")
+    names = ["dev.by_rank.json", "dev.per_query.tsv", "dev.rerank.trec", "dev.trec", "metrics.json"]
+    assert evaluation == [f"eval/{name}" for name in names]
+    arm = paths_of(ArmLayout(Path("arms/top")), program="trainer", job="17")
+    assert arm == [
+        f"arms/top/{name}" for name in (".stop-trainer-17", "ann_data", "checkpoints", "eval", "trainer.out")
+    ]
+    assert paths_of(ReportLayout(Path())) == ["report.html", "report.json", "report.md", "summary.json"]
+    run = paths_of(RunLayout(Path()), seed=4)
+    assert run == ["arms", "bm25", "preprocessed", "seed-4", "warmup", "warmup/eval"]
