@@ -33,7 +33,7 @@ from utils.distributed import World
 from utils.flag_values import path_argument
 from utils.ir.metrics import evaluate
 from utils.search.index import Index
-from utils.search.options import SearchOptions
+from utils.search.settings import SearchSettings
 from utils.search.source import in_memory
 
 REPO = Path(__file__).resolve().parent.parent
@@ -74,7 +74,7 @@ def loop(
         passages = in_memory(encode(collection.passages, everything, PASSAGE_TOKENS))
         dev_QD = encode(collection.queries("dev"), dev_Q, QUERY_TOKENS)
         queries_QD = np.concatenate([dev_QD, encode(collection.queries("train"), train_Q, QUERY_TOKENS)])
-        with Index(passages, SearchOptions("faiss")) as index:
+        with Index(passages, SearchSettings("faiss")) as index:
             scores_QK, passages_QK = index.search(queries_QD, TOPK)
         yield evaluate(collection.qrels("dev").as_dict(), dev_Q, passages_QK[: len(dev_Q)], TOPK)["mrr@10"]
         candidates = Candidates(train_Q, passages_QK[len(dev_Q) :], scores_QK[len(dev_Q) :])

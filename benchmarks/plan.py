@@ -21,7 +21,7 @@ from drivers.embeddings.distributed_search import BYTES_OF_PLACE
 from drivers.job import disk_budget
 from model.encoders.spec import roberta_spec
 from utils.flag_values import path_argument, positive_number
-from utils.search.options import MEMORY_BYTES
+from utils.search.settings import MEMORY_BYTES
 
 MEASURED = Path(__file__).parent / "measured"
 FLOAT32_BYTES, OFFSET_BYTES, TOKEN_BYTES = 4, 8, 2

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import common
 from utils.search.index import Index
-from utils.search.options import SearchOptions, choose_backend
+from utils.search.settings import SearchSettings, choose_backend
 from utils.search.source import Passages, in_memory
 
 GROWTH = (1, 2, 4)
@@ -57,7 +57,7 @@ def main() -> None:
     default = choose_backend("auto", "Flat", device.type == "cuda")
     works: dict[str, Callable[[], Any]] = {
         f"ours_{name}": partial(
-            Index(in_memory(passages_ND), SearchOptions(name, device=device)).search, queries_QD, flags.topk
+            Index(in_memory(passages_ND), SearchSettings(name, device=device)).search, queries_QD, flags.topk
         )
         for name in ("faiss", "torch")
     }

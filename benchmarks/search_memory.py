@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks import common
 from benchmarks.search import stored
 from utils.search.index import Index
-from utils.search.options import SearchOptions, choose_backend
+from utils.search.settings import SearchSettings, choose_backend
 
 LOOKS = 20
 
@@ -22,10 +22,10 @@ def main() -> None:
     queries_QD = np.random.default_rng(4).standard_normal((queries, dims), np.float32)
     device = common.own_device()
     backend = choose_backend(backend, "Flat", device.type == "cuda")
-    options = SearchOptions(backend, device=device, memory_bytes=memory_mib * 2**20)
+    settings = SearchSettings(backend, device=device, memory_bytes=memory_mib * 2**20)
     passages = stored(path, count, dims)
-    Index(stored(path, min(count, 1000), dims), options).search(queries_QD[:1], k)  # libraries are loaded
-    index, before = Index(passages, options), common.own_bytes()
+    Index(stored(path, min(count, 1000), dims), settings).search(queries_QD[:1], k)  # libraries are loaded
+    index, before = Index(passages, settings), common.own_bytes()
     with common.watched_memory() as seen:
         while len(seen) < LOOKS:  # a small search would be over before anybody looks
             index.search(queries_QD, k)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from utils.declared import DEFAULT_LOSS, FILTERS, LOSSES, Filter, loss_help, strategy_help
 from utils.flag_values import LARGEST_INTEGER, LONGEST_SECONDS, Group, flag, tristate
+from utils.search.registry import WORDS as BACKEND_WORDS
 
 SMALLEST_EPSILON = 1e-30  # in float32 it is not 0: by 0 a weight without a gradient would become nan
 
@@ -273,9 +274,10 @@ class AnceStrategyFlags:
 class SearchFlags:
     GROUP: ClassVar[Group] = "search"
 
-    search_backend: Literal["auto", "faiss", "torch"] = flag(
+    search_backend: str = flag(
         "auto",
         "auto: faiss where installed (torch for an exact search on a GPU that this faiss cannot use), else torch",
+        choices=BACKEND_WORDS,
         decides="nothing",
     )
     faiss_index: str = flag("Flat", "faiss index_factory string; Flat is exact")

@@ -7,7 +7,6 @@ import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,37 +27,33 @@ from utils.run_log import say
 from utils.search.faiss_index import check_index, gpu_refusal
 from utils.search.fold import first_depth
 from utils.search.index import Index
-from utils.search.options import (
+from utils.search.ranked_lists import merge_top_k
+from utils.search.settings import (
     SMALLEST_MEMORY_BYTES,
     GpuSearchFailed,
-    SearchOptions,
+    SearchSettings,
     choose_backend,
     describe_search,
     is_on_gpu,
     on_cpu,
     with_search_device,
 )
-from utils.search.ranked_lists import merge_top_k
 from utils.search.source import ROWS_AT_ONCE, Passages
 
 EXCHANGE_BYTES = 256 * 2**20  # lists of all processes held for merging at a time
 BYTES_OF_PLACE = 12  # a score and an offset
 
 
-def check_search(flags: Any) -> str:
-    """The backend that searches. UserError where there is none, or for too little memory."""
+def search_settings(flags: SearchFlags, device: torch.device) -> SearchSettings:
+    """What the flags ask for, on this process's device. UserError where no backend has it, or for too little memory."""
     smallest = SMALLEST_MEMORY_BYTES // 2**20
     if flags.search_memory_mib and flags.search_memory_mib < smallest:
         raise UserError(f"--search_memory_mib is {flags.search_memory_mib}, expected 0 or at least {smallest}")
-    use_cuda = distributed.own_device(flags.no_cuda).type == "cuda"
-    return choose_backend(flags.search_backend, flags.faiss_index, use_cuda)
+    backend = choose_backend(flags.search_backend, flags.faiss_index, device.type == "cuda")
+    return SearchSettings(backend, flags.faiss_index, flags.nprobe, device, flags.search_memory_mib * 2**20)
 
 
-def search_options(flags: SearchFlags, backend: str, device: torch.device) -> SearchOptions:
-    return SearchOptions(backend, flags.faiss_index, flags.nprobe, device, flags.search_memory_mib * 2**20)
-
-
-def check_index_fits(flags: Any, passages: int, embedding_dim: int) -> None:
+def check_index_fits(settings: SearchSettings, passages: int, embedding_dim: int) -> None:
     """UserError where --faiss_index cannot be built over each process's share of the passages; before encoding them.
 
     Where faiss lacks it on a GPU, process 0 of a job says so, once: the CPU searches.
@@ -70,19 +65,21 @@ def check_index_fits(flags: Any, passages: int, embedding_dim: int) -> None:
         for start, stop in (share_of_texts(passages, rows, process, processes) for process in range(processes))
     ]
     # A process without passages searches nothing.
-    check_index(flags.faiss_index, embedding_dim, flags.nprobe, min(size for size in sizes if size))
-    device = distributed.own_device(flags.no_cuda)
-    options = SearchOptions("faiss", flags.faiss_index, flags.nprobe, device)
+    check_index(settings.faiss_index, embedding_dim, settings.nprobe, min(size for size in sizes if size))
+    if settings.backend != "faiss":
+        return
+    faiss_index, device = settings.faiss_index, settings.device
     says = not distributed.has_launcher() or os.environ.get("RANK") == "0"  # a launcher's --dry_run leaves it to these
-    if says and is_on_gpu(options) and (refusal := gpu_refusal(flags.faiss_index, embedding_dim, flags.nprobe, device)):
-        log_once(f"search: faiss has no {flags.faiss_index} on {device} ({refusal}): the CPU will search", sys.stderr)
+    if says and is_on_gpu(settings) and (refusal := gpu_refusal(faiss_index, embedding_dim, settings.nprobe, device)):
+        log_once(f"search: faiss has no {faiss_index} on {device} ({refusal}): the CPU will search", sys.stderr)
 
 
-def check_index_fits_model(flags: Any, passages: int, model_dir: str) -> None:
+def check_index_fits_model(
+    settings: SearchSettings, passages: int, model_dir: str, model_type: str, config_name: str
+) -> None:
     """The same from the config of a model that is not loaded yet. One under a hub name says nothing so early."""
-    if Path(model_dir).is_dir() or flags.config_name:
-        spec = read_spec(model_dir, flags.model_type, flags.config_name)
-        check_index_fits(flags, passages, spec.embedding_dim)
+    if Path(model_dir).is_dir() or config_name:
+        check_index_fits(settings, passages, read_spec(model_dir, model_type, config_name).embedding_dim)
 
 
 # Searching
@@ -108,17 +105,17 @@ class ShardedIndex:
     one size, so that all end at nearly one time.
     """
 
-    def __init__(self, world: World, share: PassageShare, passages: int, options: SearchOptions) -> None:
+    def __init__(self, world: World, share: PassageShare, passages: int, settings: SearchSettings) -> None:
         """``passages``: how many the whole collection has."""
         self.world, self.share, self.passages = world, share, passages
-        self.index = Index(share.passages, options)
+        self.index = Index(share.passages, settings)
 
     def close(self) -> None:
         self.index.close()
 
     def use_cpu(self) -> None:
         self.index.close()
-        self.index = Index(self.share.passages, on_cpu(self.index.options))
+        self.index = Index(self.share.passages, on_cpu(self.index.settings))
 
     def search(
         self, queries_QD: np.ndarray, k: int, monitor: Monitor = UNMONITORED
@@ -129,12 +126,12 @@ class ShardedIndex:
         """
         world, k = self.world, min(k, self.passages)
         embedding_dim, depth = queries_QD.shape[1], deepest_list(self.share.passages, k)
-        where = with_search_device(self.index.options, embedding_dim, depth).device
-        if distributed.any_process(world, where.type == "cpu") and self.index.options.device.type != "cpu":
+        where = with_search_device(self.index.settings, embedding_dim, depth).device
+        if distributed.any_process(world, where.type == "cpu") and self.index.settings.device.type != "cpu":
             self.use_cpu()
         while True:
             if world.is_first:
-                where_words = describe_search(self.index.options, embedding_dim, depth)
+                where_words = describe_search(self.index.settings, embedding_dim, depth)
                 say(f"search: {where_words}; {len(queries_QD):,} queries, {self.passages:,} passages, top {k}")
             searching = partial(search_share, world, self.index, queries_QD, k, monitor, Notice(world))
             found = distributed.on_every_process(world, searching)
@@ -159,11 +156,11 @@ def retrieve(
     share: PassageShare,
     passages: int,
     k: int,
-    options: SearchOptions,
+    settings: SearchSettings,
     monitor: Monitor = UNMONITORED,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """One search of a `ShardedIndex`, of which nothing stays."""
-    index = ShardedIndex(world, share, passages, options)
+    index = ShardedIndex(world, share, passages, settings)
     try:
         return index.search(queries_QD, k, monitor)
     finally:

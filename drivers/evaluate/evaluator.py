@@ -13,12 +13,7 @@ import torch
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
 from drivers.cli import EvalFlags
-from drivers.embeddings.distributed_search import (
-    check_index_fits,
-    check_index_fits_model,
-    check_search,
-    search_options,
-)
+from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model, search_settings
 from drivers.embeddings.encode import PassageShare
 from drivers.embeddings.store import read_embeddings_record
 from drivers.embeddings.text_lengths import check_made_with, with_lengths
@@ -36,17 +31,18 @@ from utils.exchange.evaluations import check_as_published
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_done
 from utils.exchange.negatives import newest_refresh, read_refresh
+from utils.search.settings import SearchSettings
 from utils.text_files import check_ends
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What preflight resolved. ``backend`` searches; the model computes in ``dtype``, None for float32."""
+    """What preflight resolved. The model computes in ``dtype``, None for float32."""
 
     flags: EvalFlags
     collection: Preprocessed
     dtype: torch.dtype | None
-    backend: str
+    search: SearchSettings
 
 
 def preflight(flags: EvalFlags) -> Evaluation:
@@ -61,16 +57,18 @@ def preflight(flags: EvalFlags) -> Evaluation:
         check_model_directory(flags, flags.model_name_or_path)
     if flags.rerank_file:
         check_rerank_file(Path(flags.rerank_file))
-    backend = check_search(flags)
+    search = search_settings(flags, distributed.own_device(flags.no_cuda))
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
     if flags.embedding_dir:
         stored = read_embeddings_record(Path(flags.embedding_dir), collection)
         check_made_with(flags, Path(flags.embedding_dir), stored)
-        check_index_fits(flags, stored["passages"], stored["dims"])
+        check_index_fits(search, stored["passages"], stored["dims"])
     else:
-        check_index_fits_model(flags, len(collection.passages), flags.model_name_or_path)
-    return Evaluation(flags, collection, dtype, backend)
+        check_index_fits_model(
+            search, len(collection.passages), flags.model_name_or_path, flags.model_type, flags.config_name
+        )
+    return Evaluation(flags, collection, dtype, search)
 
 
 def check_rerank_file(path: Path) -> None:
@@ -90,8 +88,7 @@ def run(job: Evaluation) -> None:
     check_evaluation(checks, collection, flags, flags.tokenizer_name or flags.model_name_or_path)
     candidates_QK = rerank_lists(Path(flags.rerank_file), collection, flags.split) if flags.rerank_file else None
     queries_QD, share = embed(job, checks)
-    options = search_options(flags, job.backend, world.device)
-    ranking = rank_split(world, collection, flags.split, (queries_QD, share), flags.topk, options, candidates_QK)
+    ranking = rank_split(world, collection, flags.split, (queries_QD, share), flags.topk, job.search, candidates_QK)
     assert ranking is not None, "nobody is told to leave"
     mean_score_Q = mean_scores(world, queries_QD, share, len(collection.passages))
 
@@ -110,7 +107,7 @@ def embed(job: Evaluation, checks: Preflight) -> tuple[np.ndarray, PassageShare]
         checks.end()
         return load_split(world, Path(flags.embedding_dir), collection, flags.split)
     encoder = open_to_encode(flags, flags.model_name_or_path, collection, job.dtype, world)
-    check_index_fits(flags, len(collection.passages), encoder.spec.embedding_dim)
+    check_index_fits(job.search, len(collection.passages), encoder.spec.embedding_dim)
     settings = encoding_settings(flags, collection, job.dtype)
     checks.on_every_process(partial(check_encoding, encoder, collection, flags.split, settings, world.device))
     checks.end()

@@ -24,7 +24,7 @@ from utils.errors import UserError
 from utils.exchange.wait import log_once
 from utils.ir.metrics import evaluate, mean_metrics, per_query_metrics, reach
 from utils.ir.trec import read_candidates
-from utils.search.options import SearchOptions
+from utils.search.settings import SearchSettings
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def rank_split(
     split: str,
     vectors: tuple[np.ndarray, PassageShare],
     k: int,
-    options: SearchOptions,
+    search: SearchSettings,
     candidates_QK: np.ndarray | None,
     monitor: Monitor = UNMONITORED,
 ) -> Ranking | None:
@@ -101,7 +101,7 @@ def rank_split(
     queries_QD, share = vectors
     qrels = collection.qrels(split)
     query_Q, judgements = qrels.queries_with_positive(), qrels.as_dict()
-    found = retrieve(world, queries_QD, share, len(collection.passages), k, options, monitor)
+    found = retrieve(world, queries_QD, share, len(collection.passages), k, search, monitor)
     if found is None:
         return None
     scores_QK, passages_QK = found

@@ -31,6 +31,7 @@ from utils.exchange.atomic import is_gone
 from utils.exchange.layout import EMBEDDINGS_RECORD, JobLayout
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
+from utils.search.settings import SearchSettings
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Job:
     selection: Selection
     strategy_from: str
     dtype: torch.dtype | None
-    backend: str
+    search: SearchSettings
     bm25: Bm25Source | None = None
 
     @property
@@ -106,7 +107,7 @@ def encode_all(
     encoder = open_checkpoint(job, session, request)
     if encoder is None:
         return None
-    check_index_fits(job.flags, len(collection.passages), encoder.spec.embedding_dim)
+    check_index_fits(job.search, len(collection.passages), encoder.spec.embedding_dim)
     spec = embedding_spec(job, world, request, encoder)
     directory = store.directory_of(embeddings_dir(job), request.step, spec)
     distributed.on_process0(world, partial(directory.mkdir, parents=True, exist_ok=True))
@@ -210,7 +211,7 @@ def load_embeddings(job: Job, session: Session, request: RefreshRequest) -> Refr
     root = embeddings_dir(job)
     directory = Path(distributed.decide_on_process0(world, lambda: str(store.newest_embeddings(root))))
     record = store.read_embeddings_record(directory, job.collection)
-    check_index_fits(job.flags, len(job.collection.passages), record["dims"])
+    check_index_fits(job.search, len(job.collection.passages), record["dims"])
     dev_rows_Q = store.read_query_rows(directory, DEV_QUERY)
     stored_rows_Q = store.read_query_rows(directory, TRAIN_QUERY)
     expected = job.collection.qrels("dev").queries_with_positive()

@@ -16,7 +16,7 @@ from data.mining.strategy import resolve_strategy
 from data.tokens.collection import Preprocessed
 from drivers.cli import GenerateFlags
 from drivers.embeddings import store
-from drivers.embeddings.distributed_search import check_index_fits_model, check_search
+from drivers.embeddings.distributed_search import check_index_fits_model, search_settings
 from drivers.embeddings.text_lengths import check_made_with, lengths_of_process0, with_lengths
 from drivers.generate.checks import check_generator
 from drivers.generate.encode_corpus import Job, RefreshRequest, embeddings_dir
@@ -70,7 +70,7 @@ def preflight(flags: GenerateFlags) -> Job:
     check_refresh_flags(flags)
     if flags.inference and flags.load_gen:
         raise UserError("--inference writes embeddings and --load_gen reads them; give one of the two")
-    backend = check_search(flags)
+    search = search_settings(flags, distributed.own_device(flags.no_cuda))
     if not Path(flags.init_model_dir).is_dir():
         raise UserError(f"--init_model_dir {flags.init_model_dir} is not a directory, expected the warmup checkpoint")
     check_model_directory(flags, flags.init_model_dir)
@@ -79,7 +79,7 @@ def preflight(flags: GenerateFlags) -> Job:
     check_same_file_system(Path(flags.output_dir))
     collection = open_collection(flags, flags.tokenizer_name or flags.init_model_dir)
     passages = len(collection.passages)
-    check_index_fits_model(flags, passages, flags.init_model_dir)
+    check_index_fits_model(search, passages, flags.init_model_dir, flags.model_type, flags.config_name)
     if flags.load_gen:
         stored = store.newest_embeddings(JobLayout(Path(flags.output_dir)).embeddings)
         check_made_with(flags, stored, store.read_embeddings_record(stored, collection))
@@ -87,7 +87,7 @@ def preflight(flags: GenerateFlags) -> Job:
     if not len(collection.qrels("train").queries_with_positive()):
         raise UserError(f"{flags.data_dir}: no train query has a positive, expected some; check its qrels")
     bm25 = read_bm25(flags.bm25_dir, collection) if selection.strategy.needs_bm25 else None
-    job = Job(flags, collection, selection, strategy_from, dtype, backend, bm25)
+    job = Job(flags, collection, selection, strategy_from, dtype, search, bm25)
     if flags.dry_run:
         check_in_dry_run(job.ann_dir, flags, partial(science_of_job, job), OWN_SERIES, "encoded_in")
     return job

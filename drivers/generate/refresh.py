@@ -16,7 +16,7 @@ from data.mining.negative_lists import NegativeLists, read_negative_lists, write
 from data.mining.select import chunks_of, describe_selection, select_negatives
 from data.mining.staleness import Churn, staleness_since
 from drivers.embeddings import store
-from drivers.embeddings.distributed_search import retrieve, search_options
+from drivers.embeddings.distributed_search import retrieve
 from drivers.generate.encode_corpus import Job, RefreshEmbeddings, RefreshRequest, encode_all, load_embeddings
 from drivers.job.progress import Monitor
 from drivers.job.resume import as_earlier_version
@@ -150,11 +150,10 @@ def search_all(
     """Candidates of the train queries, and the dev queries' lists; None on all processes where one was told to stop."""
     flags, world = job.flags, session.world
     session.set_status(doing="searching")
-    options = search_options(flags, job.backend, world.device)
     k = depth_of_search(job)
     queries_QD = np.concatenate([embeddings.dev_QD, embeddings.train_QD])
     passages = len(job.collection.passages)
-    found = retrieve(world, queries_QD, embeddings.share, passages, k, options, monitor)
+    found = retrieve(world, queries_QD, embeddings.share, passages, k, job.search, monitor)
     if found is None:
         return None
     scores_QK, passages_QK = found

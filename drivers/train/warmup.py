@@ -24,7 +24,7 @@ from data.training.text_triples import (
     read_text_triples,
 )
 from drivers.cli import WarmupFlags
-from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model, check_search, search_options
+from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model, search_settings
 from drivers.embeddings.text_lengths import describe_lengths, lengths_of_process0, to_evaluate, with_lengths
 from drivers.evaluate.ranking import encode_split, rank_split, rerank_lists
 from drivers.job.disk_budget import publishing_steps
@@ -62,6 +62,7 @@ from utils.exchange.stop import StopRequested
 from utils.ir.metrics import reach
 from utils.prefetch import prefetched
 from utils.run_log import say
+from utils.search.settings import SearchSettings
 from utils.text_files import check_ends, may_have_had
 
 EVALUATION_DEPTH = 10  # of MRR@10
@@ -78,7 +79,7 @@ class Job:
     lists: NegativeLists | None
     triples: Path | None
     candidates_QK: np.ndarray | None
-    backend: str
+    search: SearchSettings
 
     @property
     def output_dir(self) -> Path:
@@ -92,7 +93,7 @@ def preflight(flags: WarmupFlags) -> Job:
     flags = with_lengths(flags)
     dtype = check_training_flags(flags)
     check_exchange_flags(flags)
-    backend = check_search(flags)
+    search = search_settings(flags, distributed.own_device(flags.no_cuda))
     model = flags.model_name_or_path
     if flags.pooling and not encoder_type(flags.model_type).poolings:
         pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.poolings)
@@ -106,11 +107,11 @@ def preflight(flags: WarmupFlags) -> Job:
     tokenizer = flags.tokenizer_name or model
     collection = open_collection(flags, tokenizer)
     lists, triples = training_source(flags, collection) if flags.do_train else (None, None)
-    check_index_fits_model(flags, len(collection.passages), model)
+    check_index_fits_model(search, len(collection.passages), model, flags.model_type, flags.config_name)
     check_output_dirs(flags.output_dir)
     if flags.do_train:
         check_holds_no_other_run(Path(flags.output_dir), flags)
-    job = Job(flags, collection, dtype, tokenizer, lists, triples, candidates_to_rerank(flags, collection), backend)
+    job = Job(flags, collection, dtype, tokenizer, lists, triples, candidates_to_rerank(flags, collection), search)
     if flags.dry_run and flags.do_train:
         check_own_run(job)
     return job
@@ -346,12 +347,11 @@ def evaluate_mrr(
     None on all processes where ``monitor`` has told one to leave.
     """
     flags = job.flags
-    check_index_fits(flags, len(job.collection.passages), encoder.spec.embedding_dim)
-    options = search_options(flags, job.backend, world.device)
+    check_index_fits(job.search, len(job.collection.passages), encoder.spec.embedding_dim)
     vectors = encode_split(flags, world, encoder, job.collection, job.dtype, "dev", monitor)
     if vectors is None:
         return None
-    found = rank_split(world, job.collection, "dev", vectors, EVALUATION_DEPTH, options, job.candidates_QK, monitor)
+    found = rank_split(world, job.collection, "dev", vectors, EVALUATION_DEPTH, job.search, job.candidates_QK, monitor)
     if found is None:
         return None
     return (found.rerank_metrics or {}).get("mrr@10", math.nan), found.metrics["mrr@10"]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from utils.search.options import SearchOptions
+from utils.search.settings import SearchSettings
 from utils.search.source import Advance, Passages
 
 
@@ -27,9 +27,9 @@ class RowIndex(Protocol):
 
 
 class IndexBuilder(Protocol):
-    """Makes a `RowIndex` of at least one row, on ``options.device``, in ``options.budget_bytes`` where it can.
+    """Makes a `RowIndex` of at least one row, on ``settings.device``, in ``settings.budget_bytes`` where it can.
 
     ``passages.blocks`` may be gone through now or in each search. Errors and ``advance`` as in a search.
     """
 
-    def __call__(self, passages: Passages, options: SearchOptions, advance: Advance) -> RowIndex: ...
+    def __call__(self, passages: Passages, settings: SearchSettings, advance: Advance) -> RowIndex: ...

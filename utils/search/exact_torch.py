@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from utils.search.options import SearchOptions
+from utils.search.settings import SearchSettings
 from utils.search.source import Advance, Passages, no_progress, rows_in
 
 BYTES_PER_SCORE = 64  # where every score of a block passes for a candidate; 4 where none does
@@ -16,30 +16,30 @@ SMALLEST_BLOCK = 1024  # passages
 class TorchIndex:
     """Goes through the passages in each search, a block at a time."""
 
-    def __init__(self, passages: Passages, options: SearchOptions, advance: Advance = no_progress) -> None:
-        self.passages, self.options = passages, options
+    def __init__(self, passages: Passages, settings: SearchSettings, advance: Advance = no_progress) -> None:
+        self.passages, self.settings = passages, settings
 
     def search(self, queries_QD: np.ndarray, k: int, advance: Advance = no_progress) -> tuple[np.ndarray, np.ndarray]:
-        return torch_top_k(queries_QD, self.passages, k, self.options, advance)
+        return torch_top_k(queries_QD, self.passages, k, self.settings, advance)
 
     def close(self) -> None:
         """It holds nothing."""
 
 
 def torch_top_k(
-    queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, advance: Advance = no_progress
+    queries_QD: np.ndarray, passages: Passages, k: int, settings: SearchSettings, advance: Advance = no_progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact top-k by matrix product; `RowIndex` says what comes back. A share has less than 2**32 rows.
 
     The collection is gone through once, in blocks that grow as fewer of their scores reach a list's last place.
     """
-    device, scores = options.device, max(1, options.working_bytes // BYTES_PER_SCORE)
+    device, scores = settings.device, max(1, settings.working_bytes // BYTES_PER_SCORE)
     rows = min(QUERIES_PER_BLOCK, max(1, scores // max(k, SMALLEST_BLOCK)))
     widest = max(k, scores // rows)
     blocks = [to_device(queries_QD[start : start + rows], device) for start in range(0, len(queries_QD), rows)]
     best = [torch.empty((len(block_QD), 0), dtype=torch.int64, device=device) for block_QD in blocks]
     first = 0
-    for held_MD in passages.blocks(rows_in(options.passages_bytes, passages.embedding_dim)):
+    for held_MD in passages.blocks(rows_in(settings.passages_bytes, passages.embedding_dim)):
         at = 0
         while at < len(held_MD):
             width = min(widest, max(k, first // 2, SMALLEST_BLOCK))

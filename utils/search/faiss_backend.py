@@ -22,8 +22,8 @@ from utils.search.faiss_index import (
     on_gpu,
     reason_of,
 )
-from utils.search.options import GpuSearchFailed, SearchOptions
 from utils.search.ranked_lists import order_lists
+from utils.search.settings import GpuSearchFailed, SearchSettings
 from utils.search.source import Advance, Passages, all_at_once, no_progress, rows_in
 
 QUERIES_PER_FAISS_CALL = 16384  # at most; faiss's own blocks are of 4,096; between calls progress is told
@@ -31,11 +31,11 @@ FAISS_BYTES_PER_QUERY = 4096  # the scores of faiss's own blocks, of 1,024 passa
 FAISS_BYTES_PER_PLACE = 36  # a call's list, and faiss's reservoir of twice its length
 
 
-def build(passages: Passages, options: SearchOptions, advance: Advance = no_progress) -> RowIndex:
+def build(passages: Passages, settings: SearchSettings, advance: Advance = no_progress) -> RowIndex:
     """What --faiss_index asks for."""
-    if options.faiss_index == "Flat":
-        return FlatIndex(passages, options)
-    return FactoryIndex(passages, options, advance)
+    if settings.faiss_index == "Flat":
+        return FlatIndex(passages, settings)
+    return FactoryIndex(passages, settings, advance)
 
 
 @contextlib.contextmanager
@@ -52,25 +52,25 @@ def failures_on(device: torch.device) -> Iterator[None]:
 class FlatIndex:
     """Exact: goes through the passages in each search, a block at a time; on a GPU one index takes each block."""
 
-    def __init__(self, passages: Passages, options: SearchOptions) -> None:
-        self.passages, self.options, self.gpu_index = passages, options, None
+    def __init__(self, passages: Passages, settings: SearchSettings) -> None:
+        self.passages, self.settings, self.gpu_index = passages, settings, None
 
     def search(self, queries_QD: np.ndarray, k: int, advance: Advance = no_progress) -> tuple[np.ndarray, np.ndarray]:
         """One place more is searched, to see whether the last place is tied."""
-        with failures_on(self.options.device):
+        with failures_on(self.settings.device):
             return self.top_k(queries_QD, k, advance)
 
     def top_k(self, queries_QD: np.ndarray, k: int, advance: Advance) -> tuple[np.ndarray, np.ndarray]:
-        options, passages = self.options, self.passages
+        settings, passages = self.settings, self.passages
         wanted = min(k + 1, passages.rows)
-        if options.device.type == "cuda" and wanted > LARGEST_GPU_K:
-            return torch_top_k(queries_QD, passages, k, options, advance)
+        if settings.device.type == "cuda" and wanted > LARGEST_GPU_K:
+            return torch_top_k(queries_QD, passages, k, settings, advance)
         scores_QW, rows_QW = self.lists(queries_QD, wanted, advance)
         tied_Q = scores_QW[:, k - 1] == scores_QW[:, k] if wanted > k else np.zeros(len(scores_QW), bool)
         scores_QK, rows_QK = scores_QW[:, :k], rows_QW[:, :k]
-        order_lists(scores_QK, rows_QK, options.passages_bytes)
+        order_lists(scores_QK, rows_QK, settings.passages_bytes)
         if tied_Q.any():
-            again = torch_top_k(queries_QD[tied_Q], passages, k, options, lambda pairs: advance(0))
+            again = torch_top_k(queries_QD[tied_Q], passages, k, settings, lambda pairs: advance(0))
             scores_QK[tied_Q], rows_QK[tied_Q] = again
         return scores_QK, rows_QK
 
@@ -78,11 +78,11 @@ class FlatIndex:
         """The k best by score descending, in faiss's order of ties: of a block after the other, merged."""
         import faiss
 
-        options, passages = self.options, self.passages
-        if options.device.type == "cuda" and self.gpu_index is None:
-            self.gpu_index = on_gpu(faiss.IndexFlatIP(passages.embedding_dim), options.device, options.lists_bytes)
-        block_bytes = options.faiss_bytes if self.gpu_index is None else options.passages_bytes
-        queries_at_once = options.lists_bytes // (FAISS_BYTES_PER_QUERY + FAISS_BYTES_PER_PLACE * k)
+        settings, passages = self.settings, self.passages
+        if settings.device.type == "cuda" and self.gpu_index is None:
+            self.gpu_index = on_gpu(faiss.IndexFlatIP(passages.embedding_dim), settings.device, settings.lists_bytes)
+        block_bytes = settings.faiss_bytes if self.gpu_index is None else settings.passages_bytes
+        queries_at_once = settings.lists_bytes // (FAISS_BYTES_PER_QUERY + FAISS_BYTES_PER_PLACE * k)
         merged, first = None, 0
         for held_MD in passages.blocks(rows_in(block_bytes, passages.embedding_dim)):
             block_MD = np.ascontiguousarray(held_MD, dtype=np.float32)
@@ -117,39 +117,39 @@ def searcher(index, block_MD: np.ndarray, k: int) -> Callable[[np.ndarray], tupl
 
 
 class FactoryIndex:
-    """What faiss builds by ``options.faiss_index``, trained on the rows themselves.
+    """What faiss builds by ``settings.faiss_index``, trained on the rows themselves.
 
     Such an index is made of all rows of the share, and holds them (or their codes) in memory.
     UserError where faiss refuses on the CPU, such as more cells than passages to train them on; GpuSearchFailed on a
     GPU.
     """
 
-    def __init__(self, passages: Passages, options: SearchOptions, advance: Advance = no_progress) -> None:
-        self.passages, self.options = passages, options
+    def __init__(self, passages: Passages, settings: SearchSettings, advance: Advance = no_progress) -> None:
+        self.passages, self.settings = passages, settings
         with self.refusals():
-            self.index = filled_index(passages, options, advance)
+            self.index = filled_index(passages, settings, advance)
 
     def refusals(self) -> contextlib.AbstractContextManager[None]:
-        if self.options.device.type == "cuda":
-            return failures_on(self.options.device)
-        return faiss_refusal(f"{self.options.faiss_index} over {self.passages.count} passages")
+        if self.settings.device.type == "cuda":
+            return failures_on(self.settings.device)
+        return faiss_refusal(f"{self.settings.faiss_index} over {self.passages.count} passages")
 
     def search(self, queries_QD: np.ndarray, k: int, advance: Advance = no_progress) -> tuple[np.ndarray, np.ndarray]:
         with self.refusals():
             found = search_in_blocks(partial(self.index.search, k=k), queries_QD, k, self.index.ntotal, advance)
-        order_lists(*found, self.options.passages_bytes)
+        order_lists(*found, self.settings.passages_bytes)
         return found
 
     def close(self) -> None:
         self.index = None
 
 
-def filled_index(passages: Passages, options: SearchOptions, advance: Advance):  # type: ignore[no-untyped-def]
+def filled_index(passages: Passages, settings: SearchSettings, advance: Advance):  # type: ignore[no-untyped-def]
     """faiss's index, trained, with all rows in it."""
-    rows = rows_in(options.passages_bytes, passages.embedding_dim)
-    index = make_index(options.faiss_index, passages.embedding_dim, options.nprobe)
-    if options.device.type == "cuda":
-        index = on_gpu(index, options.device, options.lists_bytes)
+    rows = rows_in(settings.passages_bytes, passages.embedding_dim)
+    index = make_index(settings.faiss_index, passages.embedding_dim, settings.nprobe)
+    if settings.device.type == "cuda":
+        index = on_gpu(index, settings.device, settings.lists_bytes)
     if not index.is_trained:
         index.train(all_at_once(passages, rows))
     for block_MD in passages.blocks(rows):

@@ -1,8 +1,9 @@
 """Maximum inner product search over passages: an index that is built once and searched many times.
 
-Exact by faiss or by torch, approximate by any faiss index. The embeddings come in blocks of rows, so that a collection
-takes no more memory than a block; an index other than Flat needs all of them at once. A passage may have several rows
-and is found by its best one: who searches sees passages only. Ties break by passage order, whatever the backend.
+Exact by faiss, torch or another registered backend; approximate by any faiss index. The embeddings come in blocks of
+rows, so that a collection takes no more memory than a block; an index other than Flat needs all of them at once. A
+passage may have several rows and is found by its best one: who searches sees passages only. Ties break by passage
+order, whatever the backend.
 """
 
 from __future__ import annotations
@@ -12,21 +13,19 @@ from types import TracebackType
 import numpy as np
 
 from utils.errors import UserError
-from utils.search import exact_torch, faiss_backend
-from utils.search.base import IndexBuilder, RowIndex
+from utils.search.base import RowIndex
 from utils.search.fold import first_depth, search_passages
 from utils.search.norms import problem_of
-from utils.search.options import SearchOptions, largest_depth, with_search_device
+from utils.search.registry import builder_of
+from utils.search.settings import SearchSettings, largest_depth, with_search_device
 from utils.search.source import ROWS_AT_ONCE, Advance, Passages, no_progress, rows_in
-
-BUILDERS: dict[str, IndexBuilder] = {"torch": exact_torch.TorchIndex, "faiss": faiss_backend.build}
 
 
 class Index:
     """The passages of this process. Use it in a ``with``, or close it, for what its backend holds in memory."""
 
-    def __init__(self, passages: Passages, options: SearchOptions) -> None:
-        self.passages, self.options = passages, options
+    def __init__(self, passages: Passages, settings: SearchSettings) -> None:
+        self.passages, self.settings = passages, settings
         self.row_index: RowIndex | None = None
 
     def __enter__(self) -> Index:
@@ -49,7 +48,7 @@ class Index:
         Returns scores_QK float32 and passages_QK int64 (numbers of ``passages``; -1 and -inf where an
         approximate index found fewer than k). K is k, or the number of passages where that is smaller.
         In memory at a time: the queries, the lists (twice where faiss takes several blocks, or searches tied lists
-        again; of rows and of passages, where those are two), and what ``options.budget_bytes`` says; all rows for an
+        again; of rows and of passages, where those are two), and what ``settings.budget_bytes`` says; all rows for an
         index other than Flat. The first search builds what the later ones use.
         An exception that ``advance`` raises ends the search. GpuSearchFailed where faiss fails on a GPU: who searches
         on several processes has them all use the CPU, which takes many times as long.
@@ -67,19 +66,19 @@ class Index:
         if passages.row_to_passage is None:
             found = row_index.search(queries_QD, k, advance)
         else:
-            deepest = largest_depth(self.options, passages.rows)
-            size_bytes = self.options.passages_bytes
+            deepest = largest_depth(self.settings, passages.rows)
+            size_bytes = self.settings.passages_bytes
             found = search_passages(row_index, queries_QD, passages, k, deepest, size_bytes, advance)
-        check_scores(*found, rows_in(self.options.passages_bytes, k))
+        check_scores(*found, rows_in(self.settings.passages_bytes, k))
         return found
 
     def build(self, depth: int, advance: Advance) -> RowIndex:
         """The backend's index, for lists of ``depth`` rows: once, and again on the CPU where a GPU's are too short."""
-        options = with_search_device(self.options, self.passages.embedding_dim, depth)
-        if self.row_index is None or options != self.options:
+        settings = with_search_device(self.settings, self.passages.embedding_dim, depth)
+        if self.row_index is None or settings != self.settings:
             self.close()
-            self.options = options  # asked once: a GPU's memory may have room later, or none
-            self.row_index = BUILDERS[options.backend](self.passages, options, advance)
+            self.settings = settings  # asked once: a GPU's memory may have room later, or none
+            self.row_index = builder_of(settings.backend)(self.passages, settings, advance)
         return self.row_index
 
 

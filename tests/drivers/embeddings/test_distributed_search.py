@@ -12,7 +12,6 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,9 @@ from drivers.embeddings import distributed_search
 from drivers.embeddings.distributed_search import (
     check_index_fits,
     check_index_fits_model,
-    check_search,
     retrieve,
     score_candidates,
-    search_options,
+    search_settings,
 )
 from drivers.embeddings.encode import PassageShare
 from drivers.job import progress
@@ -40,8 +38,9 @@ from tests.processes_as_threads import on_processes
 from utils import distributed
 from utils.distributed import Waits, World
 from utils.errors import UserError
+from utils.flag_groups import SearchFlags
 from utils.search.index import Index
-from utils.search.options import GpuSearchFailed, SearchOptions
+from utils.search.settings import GpuSearchFailed, SearchSettings
 from utils.search.source import in_memory
 
 CPU = torch.device("cpu")
@@ -65,7 +64,7 @@ def retrieve_on_processes(
     def work(world: World) -> Any:
         share = PassageShare(in_memory(passages_ND[cuts[world.process] : cuts[world.process + 1]]), cuts[world.process])
         monitor = monitors[world.process] if monitors else UNMONITORED
-        return retrieve(world, queries_QD, share, len(passages_ND), k, SearchOptions("torch"), monitor)
+        return retrieve(world, queries_QD, share, len(passages_ND), k, SearchSettings("torch"), monitor)
 
     return on_processes(len(cuts) - 1, work, patch)
 
@@ -113,7 +112,7 @@ def one_process(rank: int, directory: str) -> None:
     distributed.LOOK_EVERY_SECONDS = 0.05
 
     def endless(index: Index, queries_QD: Any, k: int, advance: Any) -> Any:
-        if index.options.device.type == "cpu":
+        if index.settings.device.type == "cpu":
             return search(index, queries_QD, k, advance)
         if rank == 1:
             raise faults.pop(0)
@@ -125,7 +124,7 @@ def one_process(rank: int, directory: str) -> None:
     distributed_search.with_search_device = lambda options, *others: options
     share, options = (
         PassageShare(in_memory(vectors[:20]), rank * 20),
-        SearchOptions("faiss", device=torch.device("cuda")),
+        SearchSettings("faiss", device=torch.device("cuda")),
     )
     with pytest.raises(UserError, match="of one"):
         retrieve(world, vectors, share, 40, 5, options)
@@ -177,7 +176,7 @@ def test_progress_is_told_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "Progress", Recorder)
     vectors = np.ones((3000, 2), np.float32)
     share = PassageShare(in_memory(vectors), 0)
-    retrieve(ALONE, vectors[:2000], share, 3000, 5, SearchOptions("torch"))
+    retrieve(ALONE, vectors[:2000], share, 3000, 5, SearchSettings("torch"))
     assert told[0] == (2000 * 3000, "query-passage pairs searched") and told[-1] == "closed"
     assert sum(told[1:-1]) == 2000 * 3000
 
@@ -231,16 +230,16 @@ def test_a_config_without_usable_dims(size: Any) -> None:
 
 def test_cells_are_compared_with_the_smallest_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "static", "embedding_size": DIMS}))
-    flags = SimpleNamespace(faiss_index="IVF40,Flat", nprobe=2, model_type="static", config_name="", no_cuda=True)
-    check_index_fits_model(flags, 64, str(tmp_path))
+    settings = SearchSettings("faiss", "IVF40,Flat", 2)
+    check_index_fits_model(settings, 64, str(tmp_path), "static", "")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="has 40 cells, one process holds 32 passages"):
-        check_index_fits_model(flags, 64, str(tmp_path))
-    check_index_fits(SimpleNamespace(faiss_index="IVF3,Flat", nprobe=0, no_cuda=True), 3, DIMS)  # one has all
-    flags.faiss_index = "PQ3"
+        check_index_fits_model(settings, 64, str(tmp_path), "static", "")
+    check_index_fits(SearchSettings("faiss", "IVF3,Flat"), 3, DIMS)  # one has all
+    settings = SearchSettings("faiss", "PQ3")
     with pytest.raises(UserError, match="PQ3"):
-        check_index_fits_model(flags, 64, str(tmp_path))
-    check_index_fits_model(flags, 64, "somebody/hub-model")
+        check_index_fits_model(settings, 64, str(tmp_path), "static", "")
+    check_index_fits_model(settings, 64, "somebody/hub-model", "static", "")
 
 
 # A disk that is full
@@ -279,9 +278,7 @@ def test_the_generator_on_a_full_disk(tiny_preprocessed: Path, tiny_tokenizer: P
 
 
 def test_too_little_memory_for_a_search_is_refused_at_once() -> None:
-    flags = SimpleNamespace(search_backend="torch", faiss_index="Flat", nprobe=0, no_cuda=True, search_memory_mib=15)
     with pytest.raises(UserError, match="--search_memory_mib is 15, expected 0 or at least 16"):
-        check_search(flags)
+        search_settings(SearchFlags(search_memory_mib=15), CPU)
     for mib, expected in ((0, 512), (16, 16)):
-        flags.search_memory_mib = mib
-        assert search_options(flags, check_search(flags), torch.device("cpu")).budget_bytes == expected * 2**20
+        assert search_settings(SearchFlags(search_memory_mib=mib), CPU).budget_bytes == expected * 2**20

@@ -43,7 +43,7 @@ from utils.distributed import World
 from utils.errors import Fenced, UserError
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of
 from utils.exchange.lease import Lease
-from utils.search.options import SearchOptions
+from utils.search.settings import SearchSettings
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -135,7 +135,7 @@ def test_float16_is_rounded_and_both_backends_search_the_rounded_numbers(tmp_pat
     products_QN = queries_QD.astype(np.float64) @ passages_ND.astype(np.float16).astype(np.float64).T
     share = PassageShare(stored_passages(shards, 0, 1), 0)
     for backend in ("torch", "faiss"):
-        found = retrieve(ALONE, queries_QD, share, 100, 20, SearchOptions(backend))
+        found = retrieve(ALONE, queries_QD, share, 100, 20, SearchSettings(backend))
         assert found is not None
         np.testing.assert_array_equal(found[1], np.argsort(-products_QN, 1)[:, :20])
         np.testing.assert_allclose(found[0], -np.sort(-products_QN, 1)[:, :20], rtol=1e-5, atol=1e-5)
@@ -346,7 +346,7 @@ def test_all_ranks_leave_an_evaluation_that_one_is_told_to_leave(
         vectors = evaluation.encode_split(flags, world, encoder, collection, None, "dev", monitor)
         if vectors is None:
             return True, True
-        ranking = evaluation.rank_split(world, collection, "dev", vectors, 10, SearchOptions("torch"), None, monitor)
+        ranking = evaluation.rank_split(world, collection, "dev", vectors, 10, SearchSettings("torch"), None, monitor)
         return False, ranking is None
 
     assert on_processes(3, lambda world: evaluate_on(world, math.inf), monkeypatch) == [(False, False)] * 3

@@ -17,7 +17,7 @@ from model.token_batch import TokenBatch
 from tests.texts import ragged
 from utils.errors import UserError
 from utils.search.index import Index
-from utils.search.options import SearchOptions
+from utils.search.settings import SearchSettings
 from utils.search.source import in_memory
 
 CPU = torch.device("cpu")
@@ -114,7 +114,7 @@ def encode(encoder: RobertaDot | StaticEncoder, dtype: torch.dtype | None) -> np
 
 def recall_of_lists(found_ND: np.ndarray, exact_ND: np.ndarray) -> float:
     """Of the 200 best of each of 200 texts in ``exact_ND``, the share that ``found_ND`` has among its own."""
-    options = SearchOptions("torch", "Flat", 0, CPU)
+    options = SearchSettings("torch", "Flat", 0, CPU)
     found, expected = (
         Index(in_memory(vectors_ND), options).search(vectors_ND[:200], 200)[1] for vectors_ND in (found_ND, exact_ND)
     )

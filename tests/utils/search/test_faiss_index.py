@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from drivers.embeddings.distributed_search import check_index_fits, retrieve, search_options
+from drivers.embeddings.distributed_search import check_index_fits, retrieve, search_settings
 from drivers.embeddings.encode import PassageShare
 from drivers.job.progress import StopEncoding
 from tests.processes_as_threads import on_processes
-from utils import distributed
 from utils.distributed import World
 from utils.errors import ProcessFailed, UserError
+from utils.flag_groups import SearchFlags
 from utils.search import faiss_backend
 from utils.search.faiss_backend import FlatIndex
 from utils.search.faiss_index import check_index, lasting_gpu_refusal, make_index, training_points
-from utils.search.index import BUILDERS, Index
-from utils.search.options import GpuSearchFailed, SearchOptions, describe_search
+from utils.search.index import Index
+from utils.search.settings import GpuSearchFailed, SearchSettings, describe_search
 from utils.search.source import Passages, in_memory
 
 DIMS = 16
@@ -34,7 +34,7 @@ def vectors(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, DIMS)).astype(np.float32)
 
 
-def search(queries_QD: np.ndarray, passages: Passages, k: int, options: SearchOptions, *more: Any) -> Any:
+def search(queries_QD: np.ndarray, passages: Passages, k: int, options: SearchSettings, *more: Any) -> Any:
     with Index(passages, options) as index:
         return index.search(queries_QD, k, *more)
 
@@ -176,9 +176,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInGpu]:
 
 
 def fits(faiss_index: str, dims: int, patch: pytest.MonkeyPatch, nprobe: int = 0, passages: int = 100_000) -> None:
-    patch.setattr(distributed, "own_device", lambda no_cuda: GPU)
-    flags = SimpleNamespace(faiss_index=faiss_index, nprobe=nprobe, no_cuda=False)
-    check_index_fits(flags, passages, dims)
+    check_index_fits(SearchSettings("faiss", faiss_index, nprobe, GPU), passages, dims)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +202,7 @@ def test_the_empty_index_is_tried_on_the_gpu_before_encoding(
 ) -> None:
     fits(faiss_index, 768, monkeypatch, nprobe)
     said = capsys.readouterr().err.splitlines()
-    options = SearchOptions("faiss", faiss_index, nprobe, GPU)
+    options = SearchSettings("faiss", faiss_index, nprobe, GPU)
     where = describe_search(options, 768, 200)
     if reason:
         assert len(said) == 1 and reason in said[0]
@@ -219,13 +217,13 @@ def test_the_empty_index_is_tried_on_the_gpu_before_encoding(
 
 def test_a_search_that_the_gpu_refuses_is_the_cpu_s(gpu: StandInGpu, capsys: pytest.CaptureFixture[str]) -> None:
     passages_ND, queries_QD = vectors(300), vectors(7, 1)
-    found = search(queries_QD, in_memory(passages_ND), 5, SearchOptions("faiss", "HNSW8", 0, GPU))
-    expected = search(queries_QD, in_memory(passages_ND), 5, SearchOptions("faiss", "HNSW8"))
+    found = search(queries_QD, in_memory(passages_ND), 5, SearchSettings("faiss", "HNSW8", 0, GPU))
+    expected = search(queries_QD, in_memory(passages_ND), 5, SearchSettings("faiss", "HNSW8"))
     assert np.array_equal(found[1], expected[1])
     assert 0 not in gpu.done, "nothing was moved"
-    on_gpu = search(queries_QD, in_memory(passages_ND), 5, SearchOptions("faiss", "IVF4,Flat", 4, GPU))
+    on_gpu = search(queries_QD, in_memory(passages_ND), 5, SearchSettings("faiss", "IVF4,Flat", 4, GPU))
     assert 0 in gpu.done
-    on_cpu = search(queries_QD, in_memory(passages_ND), 5, SearchOptions("faiss", "IVF4,Flat", 4))
+    on_cpu = search(queries_QD, in_memory(passages_ND), 5, SearchSettings("faiss", "IVF4,Flat", 4))
     assert np.array_equal(on_gpu[1], on_cpu[1])
 
 
@@ -242,7 +240,7 @@ def test_memory_that_runs_out_in_faiss_leaves_the_search_to_the_cpu(
     monkeypatch.setattr(faiss_backend, "QUERIES_PER_FAISS_CALL", 10)
     passages_ND, queries_QD = vectors(300), vectors(40, 1)
     gpu.fails_after = calls
-    options = SearchOptions("faiss", faiss_index, 4 if faiss_index != "Flat" else 0, GPU)
+    options = SearchSettings("faiss", faiss_index, 4 if faiss_index != "Flat" else 0, GPU)
     with pytest.raises(GpuSearchFailed, match=r"^cuda:0 cannot \(.*out of memory"):
         search(queries_QD, in_memory(passages_ND), 5, options)
     gpu.fails_after = calls
@@ -269,18 +267,18 @@ def retrieve_on_gpus(
     """Of four processes, each with its GPU: what `retrieve` returned or raised, and where faiss searched in turn."""
     searched: list[list[str]] = [[] for _ in range(4)]
     starts = [0, *np.cumsum(COUNTS)]
-    build = BUILDERS["faiss"]
+    build = faiss_backend.build
 
-    def recorded(passages: Passages, options: SearchOptions, advance: Any) -> Any:
+    def recorded(passages: Passages, options: SearchSettings, advance: Any) -> Any:
         searched[COUNTS.index(passages.count)].append(options.device.type)
         return build(passages, options, advance)
 
-    patch.setitem(BUILDERS, "faiss", recorded)
+    patch.setattr(faiss_backend, "build", recorded)
 
     def work(world: World) -> Any:
         first, stop = starts[world.process : world.process + 2]
         share = PassageShare(in_memory(passages_ND[first:stop]), first)
-        options = SearchOptions("faiss", faiss_index, device=torch.device("cuda", world.process))
+        options = SearchSettings("faiss", faiss_index, device=torch.device("cuda", world.process))
         try:
             return retrieve(world, queries_QD, share, 300, 5, options)
         except Exception as error:
@@ -368,8 +366,7 @@ def test_the_memory_of_a_search_is_that_of_where_it_is(
         asked.append(rows)
         yield passages_ND
 
-    flags: Any = SimpleNamespace(faiss_index=faiss_index, nprobe=0, search_memory_mib=mib)
-    options = search_options(flags, "faiss", GPU)
+    options = search_settings(SearchFlags(faiss_index=faiss_index, search_memory_mib=mib), GPU)
     search(vectors(3, 1), Passages(300, DIMS, blocks), 5, options)
     expected_mib = cpu_mib if faiss_index == "HNSW8" else gpu_mib
     assert set(asked) == {expected_mib * 2**20 // 8 // (4 * DIMS)}
@@ -400,7 +397,7 @@ def test_memory_that_another_job_has_for_a_moment_is_no_refusal(
         fits("HNSW8", 16, monkeypatch)
     assert capsys.readouterr().err == ""
     gpu.has_memory = True
-    search(vectors(3), in_memory(vectors(50)), 5, SearchOptions("faiss", "IVF4,Flat", 4, GPU))
+    search(vectors(3), in_memory(vectors(50)), 5, SearchSettings("faiss", "IVF4,Flat", 4, GPU))
     assert 0 in gpu.done, "searched on the GPU"
     fits("HNSW8", 16, monkeypatch)
     assert "faiss has no HNSW8 on cuda:0" in capsys.readouterr().err
@@ -411,4 +408,4 @@ def test_a_search_that_is_left_on_a_gpu_is_left(gpu: StandInGpu) -> None:
         raise StopEncoding
 
     with pytest.raises(StopEncoding):
-        search(vectors(3), in_memory(vectors(50)), 5, SearchOptions("faiss", "IVF4,Flat", 4, GPU), leave)
+        search(vectors(3), in_memory(vectors(50)), 5, SearchSettings("faiss", "IVF4,Flat", 4, GPU), leave)

@@ -21,7 +21,7 @@ from utils.search.exact_torch import TorchIndex
 from utils.search.faiss_backend import FlatIndex
 from utils.search.fold import first_depth, sure_depth
 from utils.search.index import Index
-from utils.search.options import SearchOptions
+from utils.search.settings import SearchSettings
 from utils.search.source import Passages, in_memory
 
 BACKENDS = ["torch", "faiss"]
@@ -73,8 +73,8 @@ def test_a_passage_stands_once_by_its_best_row(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_torch, "SMALLEST_BLOCK", 1)
         for name in ("passages_bytes", "faiss_bytes"):
-            patch.setattr(SearchOptions, name, 4 * rows_ND.shape[1] * block_rows)
-        with Index(in_memory(rows_ND, owners(counts_P)), SearchOptions(backend)) as index:
+            patch.setattr(SearchSettings, name, 4 * rows_ND.shape[1] * block_rows)
+        with Index(in_memory(rows_ND, owners(counts_P)), SearchSettings(backend)) as index:
             found = index.search(queries_QD, k)
     assert_best(found, brute_force(queries_QD, rows_ND, counts_P), k)
 
@@ -95,7 +95,7 @@ def test_shares_of_passages_are_one_collection(
         first, stop = cuts[world.process : world.process + 2]
         held = in_memory(rows_ND[starts[first] : starts[stop]], owners(counts_P[first:stop]))
         share = PassageShare(held, first)
-        found = retrieve(world, queries_QD, share, passages, k, SearchOptions(backend))
+        found = retrieve(world, queries_QD, share, passages, k, SearchSettings(backend))
         return found, score_candidates(world, queries_QD, share, wanted_QK)
 
     scores_QP = brute_force(queries_QD, rows_ND, counts_P)
@@ -126,7 +126,7 @@ def test_only_the_queries_that_lack_passages_are_searched_deeper(backend: str, m
 
     monkeypatch.setattr(kind, "search", recorded)
     told: list[int] = []
-    found = Index(in_memory(rows_ND, owners(counts_P)), SearchOptions(backend)).search(queries_QD, 10, told.append)
+    found = Index(in_memory(rows_ND, owners(counts_P)), SearchSettings(backend)).search(queries_QD, 10, told.append)
     assert_best(found, brute_force(queries_QD, rows_ND, counts_P), 10)
     assert asked[0] == (3, 30) and asked[-1][1] <= 109, "150 rows of 51 passages; 100 + 8 + 1 rows are sure"
     assert [queries for queries, _ in asked] == sorted((queries for queries, _ in asked), reverse=True)
@@ -150,10 +150,10 @@ def test_an_approximate_index_gives_the_passages_that_it_found() -> None:
     queries_QD = rng.integers(-9, 10, (9, 4)).astype(np.float32)
     scores_QP = brute_force(queries_QD, rows_ND, counts_P)
     passages = in_memory(rows_ND, owners(counts_P))
-    scores_QK, passages_QK = Index(passages, SearchOptions("faiss", "IVF8,Flat", nprobe=8)).search(queries_QD, 30)
+    scores_QK, passages_QK = Index(passages, SearchSettings("faiss", "IVF8,Flat", nprobe=8)).search(queries_QD, 30)
     assert scores_QK.tolist() == (-np.sort(-scores_QP, 1)[:, :30]).tolist()
     assert all(len(set(passages_K)) == 30 for passages_K in passages_QK.tolist())
-    scores_QK, passages_QK = Index(passages, SearchOptions("faiss", "IVF8,Flat", nprobe=1)).search(queries_QD, 90)
+    scores_QK, passages_QK = Index(passages, SearchSettings("faiss", "IVF8,Flat", nprobe=1)).search(queries_QD, 90)
     assert (passages_QK < 0).any() and np.array_equal(passages_QK < 0, np.isneginf(scores_QK))
     for query, passages_K in enumerate(passages_QK):
         held = passages_K[passages_K >= 0]

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from utils.errors import UserError
-from utils.search import exact_torch, faiss_backend, index
+from utils.search import exact_torch, faiss_backend
 from utils.search.exact_torch import BYTES_PER_SCORE, from_keys, to_keys
 from utils.search.faiss_index import check_index
 from utils.search.index import Index
-from utils.search.options import SMALLEST_MEMORY_BYTES, SearchOptions, choose_backend, describe_search
 from utils.search.ranked_lists import in_passage_order, merge_top_k
+from utils.search.settings import SMALLEST_MEMORY_BYTES, SearchSettings, choose_backend, describe_search
 from utils.search.source import Passages, in_memory
 
 BACKENDS = ["torch", "faiss"]
@@ -30,16 +30,16 @@ if torch.cuda.is_available():
 
 
 def search(
-    queries_QD: np.ndarray, passages: np.ndarray | Passages, k: int, options: SearchOptions, *more: Any
+    queries_QD: np.ndarray, passages: np.ndarray | Passages, k: int, options: SearchSettings, *more: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     with Index(passages if isinstance(passages, Passages) else in_memory(passages), options) as index:
         return index.search(queries_QD, k, *more)
 
 
-def options_of(backend: str, **values: Any) -> SearchOptions:
+def options_of(backend: str, **values: Any) -> SearchSettings:
     if backend == "cuda":
-        return SearchOptions("torch", device=torch.device("cuda"), **values)
-    return SearchOptions(backend, **values)
+        return SearchSettings("torch", device=torch.device("cuda"), **values)
+    return SearchSettings(backend, **values)
 
 
 def brute_force(queries_QD: np.ndarray, passages_ND: np.ndarray, k: int) -> tuple[list[list[float]], list[list[int]]]:
@@ -53,7 +53,7 @@ def brute_force(queries_QD: np.ndarray, passages_ND: np.ndarray, k: int) -> tupl
     return scores, rows
 
 
-def assert_exact(queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchOptions) -> None:
+def assert_exact(queries_QD: np.ndarray, passages_ND: np.ndarray, k: int, options: SearchSettings) -> None:
     scores_QK, rows_QK = search(queries_QD, passages_ND, k, options)
     expected_scores, expected_rows = brute_force(queries_QD, passages_ND, k)
     assert rows_QK.tolist() == expected_rows
@@ -98,9 +98,9 @@ def test_blocks_do_not_show(
         patch.setattr(exact_torch, "SMALLEST_BLOCK", 1)
         patch.setattr(faiss_backend, "QUERIES_PER_FAISS_CALL", queries_per_block)
         block_bytes = BYTES_PER_SCORE * queries_per_block * block_rows
-        patch.setattr(SearchOptions, "working_bytes", block_bytes)
-        patch.setattr(SearchOptions, "passages_bytes", 4 * problem[1].shape[1] * block_rows)
-        patch.setattr(SearchOptions, "faiss_bytes", 4 * problem[1].shape[1] * index_rows)
+        patch.setattr(SearchSettings, "working_bytes", block_bytes)
+        patch.setattr(SearchSettings, "passages_bytes", 4 * problem[1].shape[1] * block_rows)
+        patch.setattr(SearchSettings, "faiss_bytes", 4 * problem[1].shape[1] * index_rows)
         assert_exact(*problem, options_of(backend))
 
 
@@ -113,7 +113,7 @@ def test_merging_shares_is_one_search(problem: tuple[np.ndarray, np.ndarray, int
     cuts = sorted(data.draw(st.lists(st.integers(0, len(passages_ND)), max_size=4)))
     scores_parts, rows_parts = [], []
     for start, stop in zip([0, *cuts], [*cuts, len(passages_ND)], strict=True):
-        scores_QK, rows_QK = search(queries_QD, passages_ND[start:stop], k, SearchOptions("torch"))
+        scores_QK, rows_QK = search(queries_QD, passages_ND[start:stop], k, SearchSettings("torch"))
         missing = ((0, 0), (0, k - rows_QK.shape[1]))
         scores_parts.append(np.pad(scores_QK, missing, constant_values=-np.inf))
         rows_parts.append(np.pad(rows_QK + start, missing, constant_values=-1))
@@ -191,7 +191,7 @@ def test_torch_goes_through_the_collection_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(exact_torch, "to_device", counted)
     rng = np.random.default_rng(6)
     queries_QD, passages_ND = (rng.standard_normal((n, 4)).astype(np.float32) for n in (3000, 5000))
-    search(queries_QD, passages_ND, 10, SearchOptions("torch"))
+    search(queries_QD, passages_ND, 10, SearchSettings("torch"))
     assert sum(moved) == 3000 + 5000
 
 
@@ -199,7 +199,7 @@ def test_torch_goes_through_the_collection_once(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("sizes", [[500], [1] * 500, [3, 250, 1, 246], [200, 300]])
 def test_blocks_in_one_buffer_are_one_search(backend: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of any size that overwrite each other, as a reader of files gives them; some of fewer than k passages."""
-    monkeypatch.setattr(SearchOptions, "faiss_bytes", 4 * 6 * 150)
+    monkeypatch.setattr(SearchSettings, "faiss_bytes", 4 * 6 * 150)
     rng = np.random.default_rng(8)
     queries_QD, passages_ND = (rng.integers(-3, 4, (n, 6)).astype(np.float32) for n in (15, 500))
 
@@ -217,12 +217,12 @@ def test_blocks_in_one_buffer_are_one_search(backend: str, sizes: list[int], mon
 
 @pytest.mark.parametrize(
     ("options", "last"),
-    [(SearchOptions("torch"), 10), (SearchOptions("faiss"), 11), (SearchOptions("faiss", "HNSW8"), 11)],
+    [(SearchSettings("torch"), 10), (SearchSettings("faiss"), 11), (SearchSettings("faiss", "HNSW8"), 11)],
 )
-def test_a_search_can_be_left(options: SearchOptions, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_can_be_left(options: SearchSettings, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After as little as one block of ten; in faiss's second pass, over tied lists, as well."""
     for name in ("passages_bytes", "faiss_bytes"):
-        monkeypatch.setattr(SearchOptions, name, 4 * 2 * 10)
+        monkeypatch.setattr(SearchSettings, name, 4 * 2 * 10)
     told: list[int] = []
 
     def leave(pairs: int) -> None:
@@ -249,9 +249,9 @@ def test_torch_copies_only_what_it_must(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [SearchOptions("torch"), SearchOptions("faiss"), SearchOptions("faiss", "IVF4,Flat", nprobe=4)]
+    "options", [SearchSettings("torch"), SearchSettings("faiss"), SearchSettings("faiss", "IVF4,Flat", nprobe=4)]
 )
-def test_progress_adds_up(options: SearchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_adds_up(options: SearchSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faiss_backend, "QUERIES_PER_FAISS_CALL", 100)
     told: list[int] = []
     rng = np.random.default_rng(7)
@@ -266,12 +266,12 @@ def test_more_than_a_gpu_index_can_return_is_searched_by_torch(monkeypatch: pyte
     monkeypatch.setattr(faiss, "StandardGpuResources", None, raising=False)
     asked: list[Any] = []
 
-    def top_k(queries_QD: Any, passages: Any, k: int, options: SearchOptions, advance: Any) -> Any:
+    def top_k(queries_QD: Any, passages: Any, k: int, options: SearchSettings, advance: Any) -> Any:
         asked.append((options.device, k))
         return np.zeros((1, k), np.float32), np.zeros((1, k), np.int64)
 
     monkeypatch.setattr(faiss_backend, "torch_top_k", top_k)
-    options = SearchOptions("faiss", device=torch.device("cuda", 0))
+    options = SearchSettings("faiss", device=torch.device("cuda", 0))
     search(np.ones((1, 2), np.float32), np.ones((3000, 2), np.float32), 2048, options)
     assert asked == [(torch.device("cuda", 0), 2048)]
 
@@ -303,7 +303,7 @@ def test_a_diverged_model_is_named(backend: str, bad: float) -> None:
 def test_an_ivf_index_that_visits_all_cells_is_exact() -> None:
     rng = np.random.default_rng(3)
     passages_ND, queries_QD = (rng.integers(-4, 5, (n, 6)).astype(np.float32) for n in (400, 10))
-    scores_QK, rows_QK = search(queries_QD, passages_ND, 20, SearchOptions("faiss", "IVF8,Flat", nprobe=8))
+    scores_QK, rows_QK = search(queries_QD, passages_ND, 20, SearchSettings("faiss", "IVF8,Flat", nprobe=8))
     expected_scores, _ = brute_force(queries_QD, passages_ND, 20)
     assert scores_QK.tolist() == expected_scores
     for scores_K, rows_K, query_D in zip(scores_QK, rows_QK, queries_QD, strict=True):
@@ -316,7 +316,7 @@ def test_fewer_cells_find_less_and_never_other_scores() -> None:
     """An approximate index may miss; what it returns is scored exactly, and what it lacks is -1 with -inf."""
     rng = np.random.default_rng(4)
     passages_ND, queries_QD = (rng.standard_normal((n, 4)).astype(np.float32) for n in (400, 10))
-    scores_QK, rows_QK = search(queries_QD, passages_ND, 300, SearchOptions("faiss", "IVF8,Flat", nprobe=1))
+    scores_QK, rows_QK = search(queries_QD, passages_ND, 300, SearchSettings("faiss", "IVF8,Flat", nprobe=1))
     assert (rows_QK < 0).any()
     assert np.array_equal(rows_QK < 0, np.isneginf(scores_QK))
     for scores_K, rows_K, query_D in zip(scores_QK, rows_QK, queries_QD, strict=True):
@@ -353,7 +353,7 @@ def test_nprobe_needs_cells() -> None:
 def test_an_index_that_cannot_be_made_of_these_passages(index: str) -> None:
     passages_ND = np.random.default_rng(5).standard_normal((20, 8)).astype(np.float32)
     with pytest.raises(UserError, match=f"--faiss_index {index} over 20 passages") as caught:
-        search(passages_ND[:2], passages_ND, 3, SearchOptions("faiss", index))
+        search(passages_ND[:2], passages_ND, 3, SearchSettings("faiss", index))
     assert "\n" not in str(caught.value) and ".cpp" not in str(caught.value)
 
 
@@ -375,11 +375,11 @@ def test_choosing_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_backend("auto", "Flat", use_cuda=True) == "torch"
     assert choose_backend("auto", "IVF4,Flat", use_cuda=True) == "faiss"
     assert choose_backend("faiss", "Flat", use_cuda=True) == "faiss"
-    assert describe_search(SearchOptions("faiss", "IVF4,Flat", 2, gpu)) == "faiss, IVF4,Flat, nprobe 2, on cpu"
+    assert describe_search(SearchSettings("faiss", "IVF4,Flat", 2, gpu)) == "faiss, IVF4,Flat, nprobe 2, on cpu"
     monkeypatch.setattr(faiss, "StandardGpuResources", None, raising=False)
     assert choose_backend("auto", "Flat", use_cuda=True) == "faiss"
-    assert describe_search(SearchOptions("faiss", device=gpu)) == "faiss, exact, on cuda:1"
-    assert describe_search(SearchOptions("torch", device=gpu)) == "torch, exact, on cuda:1"
+    assert describe_search(SearchSettings("faiss", device=gpu)) == "faiss, exact, on cuda:1"
+    assert describe_search(SearchSettings("torch", device=gpu)) == "torch, exact, on cuda:1"
 
 
 def test_choosing_with_faiss() -> None:
@@ -422,8 +422,8 @@ def test_lists_are_looked_at_in_little_memory(monkeypatch: pytest.MonkeyPatch) -
     scores_QK, rows_QK = np.ones((queries, k), np.float32), np.zeros((queries, k), np.int64)
     scores_QK[7, 150:], rows_QK[7, 150:] = -np.inf, -1  # an approximate index found fewer
     given = SimpleNamespace(search=lambda *arguments: (scores_QK, rows_QK), close=lambda: None)
-    monkeypatch.setitem(index.BUILDERS, "torch", lambda *arguments: given)
-    options = SearchOptions("torch", memory_bytes=SMALLEST_MEMORY_BYTES)
+    monkeypatch.setattr(exact_torch, "TorchIndex", lambda *arguments: given)
+    options = SearchSettings("torch", memory_bytes=SMALLEST_MEMORY_BYTES)
     queries_QD, passages_ND = np.ones((queries, 2), np.float32), np.ones((k, 2), np.float32)
     tracemalloc.start()
     search(queries_QD, passages_ND, k, options)
@@ -438,13 +438,13 @@ def test_lists_are_looked_at_in_little_memory(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("options", "blocks", "lists"),
     [
-        (SearchOptions("faiss"), 1, 1),
-        (SearchOptions("faiss"), 2, 2),
-        (SearchOptions("faiss", "IVF2,Flat", 2), 1, 1),
+        (SearchSettings("faiss"), 1, 1),
+        (SearchSettings("faiss"), 2, 2),
+        (SearchSettings("faiss", "IVF2,Flat", 2), 1, 1),
     ],
 )
 def test_lists_are_in_memory_as_often_as_it_says(
-    options: SearchOptions, blocks: int, lists: int, monkeypatch: pytest.MonkeyPatch
+    options: SearchSettings, blocks: int, lists: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faiss_backend, "QUERIES_PER_FAISS_CALL", 1000)
     queries, k, passages = 8_000, 200, 600

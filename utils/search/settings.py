@@ -13,14 +13,15 @@ from utils.search.faiss_index import (
     faiss_has_gpu_support,
     gpu_refusal,
 )
+from utils.search.registry import BACKENDS
 
 MEMORY_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}  # of a search next to queries and lists, where nobody says
 SMALLEST_MEMORY_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class SearchOptions:
-    """How to search. ``backend`` is ``faiss`` or ``torch``; ``device`` is where it searches, if it can."""
+class SearchSettings:
+    """How to search. ``backend`` is a word of `BACKENDS`; ``device`` is where it searches, if it can."""
 
     backend: str
     faiss_index: str = "Flat"
@@ -66,41 +67,46 @@ def choose_backend(wanted: str, faiss_index: str, use_cuda: bool = False) -> str
     has_faiss = importlib.util.find_spec("faiss") is not None
     if not has_faiss and (wanted == "faiss" or faiss_index != "Flat"):
         raise UserError("faiss is not installed, expected it for this search; pip install -r requirements.txt")
-    if wanted == "torch" and faiss_index != "Flat":
-        raise UserError(f"--faiss_index {faiss_index} needs faiss, but --search_backend is torch; leave one out")
+    if wanted not in ("auto", "faiss") and faiss_index != "Flat":
+        raise UserError(f"--faiss_index {faiss_index} needs faiss, but --search_backend is {wanted}; leave one out")
     if wanted != "auto":
         return wanted
     return "faiss" if has_faiss and (faiss_index != "Flat" or not use_cuda or faiss_has_gpu_support()) else "torch"
 
 
-def describe_search(options: SearchOptions, embedding_dim: int = 0, k: int = 1) -> str:
+def describe_search(settings: SearchSettings, embedding_dim: int = 0, k: int = 1) -> str:
     """What searches where, for the log; ``embedding_dim`` and ``k`` where they are known."""
-    if options.backend == "torch":
-        return f"torch, exact, on {options.device}"
-    kind = "exact" if options.faiss_index == "Flat" else options.faiss_index
-    probing = f", nprobe {options.nprobe}" if options.nprobe else ""
-    return f"faiss, {kind}{probing}, on {with_search_device(options, embedding_dim, k).device}"
+    device = with_search_device(settings, embedding_dim, k).device
+    if settings.backend != "faiss":
+        return f"{settings.backend}, exact, on {device}"
+    kind = "exact" if settings.faiss_index == "Flat" else settings.faiss_index
+    probing = f", nprobe {settings.nprobe}" if settings.nprobe else ""
+    return f"faiss, {kind}{probing}, on {device}"
 
 
-def with_search_device(options: SearchOptions, embedding_dim: int = 0, k: int = 1) -> SearchOptions:
-    """The same with the device that will search: the CPU where faiss cannot on the GPU; see `is_on_gpu`."""
-    return options if options.backend == "torch" or is_on_gpu(options, embedding_dim, k) else on_cpu(options)
+def with_search_device(settings: SearchSettings, embedding_dim: int = 0, k: int = 1) -> SearchSettings:
+    """The same with the device that will search: the CPU where the backend cannot on the GPU; see `is_on_gpu`."""
+    if settings.backend == "faiss":
+        can_search = is_on_gpu(settings, embedding_dim, k)
+    else:
+        can_search = settings.device.type in BACKENDS[settings.backend].devices
+    return settings if can_search else on_cpu(settings)
 
 
-def largest_depth(options: SearchOptions, rows: int) -> int:
+def largest_depth(settings: SearchSettings, rows: int) -> int:
     """How many rows a list may have: all, or what faiss has on a GPU; an exact search there goes deeper by torch."""
-    is_bounded = options.backend == "faiss" and options.faiss_index != "Flat" and options.device.type == "cuda"
+    is_bounded = settings.backend == "faiss" and settings.faiss_index != "Flat" and settings.device.type == "cuda"
     return min(rows, LARGEST_GPU_K) if is_bounded else rows
 
 
-def on_cpu(options: SearchOptions) -> SearchOptions:
-    return replace(options, device=torch.device("cpu"))
+def on_cpu(settings: SearchSettings) -> SearchSettings:
+    return replace(settings, device=torch.device("cpu"))
 
 
-def is_on_gpu(options: SearchOptions, embedding_dim: int = 0, k: int = 1) -> bool:
+def is_on_gpu(settings: SearchSettings, embedding_dim: int = 0, k: int = 1) -> bool:
     """Whether faiss searches on a GPU: one is in use, and this faiss can; with ``embedding_dim``, this index and k."""
-    if options.device.type != "cuda" or options.backend != "faiss" or not faiss_has_gpu_support():
+    if settings.device.type != "cuda" or settings.backend != "faiss" or not faiss_has_gpu_support():
         return False
-    if not embedding_dim or options.faiss_index == "Flat":
+    if not embedding_dim or settings.faiss_index == "Flat":
         return True
-    return k <= LARGEST_GPU_K and not gpu_refusal(options.faiss_index, embedding_dim, options.nprobe, options.device)
+    return k <= LARGEST_GPU_K and not gpu_refusal(settings.faiss_index, embedding_dim, settings.nprobe, settings.device)
