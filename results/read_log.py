@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from utils.errors import UserError, run_program
 from utils.flag_values import Group, flag
@@ -168,7 +168,10 @@ def training_point(line: str, start: int) -> TrainingPoint | None:
         return None
 
 
-def once(entries: Iterable[Any]) -> tuple[Any, ...]:
+Entry = TypeVar("Entry")
+
+
+def once(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """Each entry at its first place. By repr, so that a NaN equals itself."""
     return tuple({repr(entry): entry for entry in entries}.values())
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import ClassVar, TextIO
 
 from results.read.job_states import (
     ABSENT,
@@ -53,19 +53,19 @@ CLEAR = "\x1b[H\x1b[J"
 VERDICTS = {0: "all well", UNWELL: "a job is gone or has failed", WAITING: "a job waits to be started"}
 
 
-def at(seconds: Any) -> str:
+def format_time(seconds: object) -> str:
     """A moment on the clock of the host that wrote it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if isinstance(seconds, int | float) else "?"
 
 
-def count(value: Any) -> str:
+def count(value: object) -> str:
     return f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
 def state_in_words(role: RoleStatus) -> str:
     holder, silence = role.holder, f"no sign of life for {role.silent_seconds:.0f} s"
-    since = f" since {at(holder.time)}" if holder else ""
-    last_word = f", last heard of at {at(role.beat['time'])}" if "time" in role.beat else ""
+    since = f" since {format_time(holder.time)}" if holder else ""
+    last_word = f", last heard of at {format_time(role.beat['time'])}" if "time" in role.beat else ""
     if role.state == ALIVE:
         late = holder is not None and role.silent_seconds > 3 * holder.heartbeat_seconds
         return f"alive{since}" + (f", {silence}" if late else "")
@@ -169,7 +169,7 @@ def watch(reader: Reader, every_seconds: float, stream: TextIO, sleep: Callable[
     while True:
         roles = reader.look()
         clear = CLEAR if stream.isatty() else ""
-        say(f"{clear}{page(roles)}\n{at(time.time())}", stream)
+        say(f"{clear}{page(roles)}\n{format_time(time.time())}", stream)
         if finished_groups(roles) == {role.place.group for role in roles}:
             return health(roles)
         sleep(every_seconds)

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 # Names the file in which the processes that utils.launch started leave the exit code of the first that failed.
@@ -86,7 +87,7 @@ def describe_os_error(error: OSError) -> str:
 KINDS = {kind.exit_code: kind for kind in (ProcessFailed, UserError, Disagreement, PeerGone, Fenced)}
 
 
-def failure_of(error: Exception) -> dict[str, Any]:
+def failure_of(error: Exception) -> dict[str, object]:
     """An error as JSON, in which it travels to the other processes of the job; `error_of` makes it one again."""
     if isinstance(error, UserError):
         return {"code": error.exit_code, "message": str(error)}
@@ -136,7 +137,7 @@ def ended(program: str, code: int, message: str) -> int:
     return code
 
 
-def leave(signal_number: int, _frame: Any) -> NoReturn:
+def leave(signal_number: int, _frame: FrameType | None) -> NoReturn:
     """Handler of SIGTERM until the work begins: unwinds the stack, so that what is half-written is removed.
 
     A second one changes nothing. While there is a state to save, utils/exchange/stop.py listens in its place.

@@ -9,13 +9,13 @@ from typing import Any
 
 
 def json_text(
-    value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None, sort_keys: bool = False
+    value: object, indent: int | None = None, default: Callable[[Any], Any] | None = None, sort_keys: bool = False
 ) -> str:
     """``value`` as JSON. A number that is not finite becomes null: JSON has no NaN and no Infinity."""
     return json.dumps(finite(value), indent=indent, default=default, sort_keys=sort_keys, allow_nan=False)
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """``value`` with null in the place of each number that is not finite."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}

@@ -20,7 +20,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from utils.errors import EXIT_CODE_FILE, ProcessGone, collective_mark, run_program, write_error
 from utils.exchange.stop import STOP_FILE
@@ -42,7 +43,7 @@ def signals_as_stop_file(directory: Path) -> Iterator[None]:
     os.environ[STOP_FILE] = str(path)
     noted: list[int] = []
 
-    def note(number: int, _frame: Any) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in noted:
             raise KeyboardInterrupt
         noted.append(number)  # a handler does nothing more: the thread below makes the file

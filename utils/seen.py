@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class SeenRefresh:
         return {PREFIX + name: value for name, value in asdict(self).items()}
 
 
-def seen_in(row: dict[str, Any]) -> SeenRefresh | None:
+def seen_in(row: Mapping[str, object]) -> SeenRefresh | None:
     """From a row of metrics.jsonl; None where it tells of no refresh."""
     refresh, queries, triples, order = (row.get(PREFIX + field.name) for field in fields(SeenRefresh))
     if not (isinstance(refresh, int) and isinstance(queries, int) and isinstance(triples, int)):

@@ -223,5 +223,5 @@ def churn(job: Job, refresh: int, lists: NegativeLists, candidates: Candidates) 
         return earlier, None
     found = staleness_since(before, lists, candidates)
     shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in found.still_there.items())
-    say(f"of refresh {earlier}'s negatives are still in their processes: {shares} ({found.queries:,} queries)")
+    say(f"of refresh {earlier}'s negatives are still in their ranks: {shares} ({found.queries:,} queries)")
     return earlier, found

@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from results.page.markdown import Section, align, columns, picture
 from results.page.sections import common_sections
@@ -32,7 +31,7 @@ CAPTIONS = {
 }
 
 
-def report_of(run: Run) -> dict[str, Any]:
+def report_of(run: Run) -> dict[str, object]:
     """The contract of report.json."""
     return {
         "collection": run.collection,
@@ -51,7 +50,7 @@ def report_of(run: Run) -> dict[str, Any]:
     }
 
 
-def report_of_all(runs: list[Run]) -> dict[str, Any]:
+def report_of_all(runs: list[Run]) -> dict[str, object]:
     return report_of(runs[0]) if len(runs) == 1 else {"runs": {run.name: report_of(run) for run in runs}}
 
 

@@ -10,7 +10,6 @@ import itertools
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -232,7 +231,7 @@ def study_sections(study: Study, tests: list[PairTest]) -> list[Section]:
     return found
 
 
-def shortened(value: Any) -> str:
+def shortened(value: object) -> str:
     text = str(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
@@ -268,7 +267,7 @@ def study_command(study: Study) -> str:
     return f'bash commands/study.sh --seeds "{" ".join(map(str, study.seeds))}" --arms "{" ".join(words)}"'
 
 
-def summary_of(study: Study, tests: list[PairTest], command: str) -> dict[str, Any]:
+def summary_of(study: Study, tests: list[PairTest], command: str) -> dict[str, object]:
     measures = study.measures
     return {
         "seeds": study.seeds,

@@ -17,6 +17,7 @@ from utils.ir.query_map import BACKGROUND, NEGATIVE, NO_RANK, POSITIVE, QUERY, N
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
 LARGEST_PERPLEXITY = 30.0  # t-SNE's usual one; fewer points need a smaller
@@ -58,7 +59,7 @@ def parts_of(found: Neighbourhood, arm: int) -> list[np.ndarray]:
     return [found.kind_N == BACKGROUND, *by_rank, found.kind_N == POSITIVE, found.kind_N == QUERY]
 
 
-def draw_arm(axes: Axes, found: Neighbourhood, arm: int, xy_N2: np.ndarray) -> dict[str, Any]:
+def draw_arm(axes: Axes, found: Neighbourhood, arm: int, xy_N2: np.ndarray) -> dict[str, PathCollection]:
     """One panel; what was drawn, by its label."""
     largest_rank = max(2, int(found.rank_AN.max()))  # of all arms, so that a colour is a rank in every panel
     drawn = {}

@@ -90,7 +90,7 @@ class Unfinished(Exception):
     """An arm that cannot be reported yet; the message says why and what to do."""
 
 
-def number(value: Any, path: Path, key: str) -> float:
+def number(value: object, path: Path, key: str) -> float:
     """``value`` where it is a finite number, else UserError naming the file and the key."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{path}: {key} is {value!r}, expected a number: write it again with the program that made it")

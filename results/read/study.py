@@ -6,7 +6,6 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,7 +34,7 @@ class ArmRun:
     seed: int
     arm: Arm
     by_query: dict[str, np.ndarray]
-    science: dict[tuple[str, str], Any]  # (flag, program): value
+    science: dict[tuple[str, str], object]  # (flag, program): value
     own_seed: int  # that its programs were given
     negatives: tuple[np.ndarray, np.ndarray]  # of the first refresh and of the last that was taken up
     measures: Measures
@@ -104,7 +103,7 @@ def read_negatives(path: Path) -> np.ndarray:
     return np.unique(np.concatenate(pairs)) if pairs else np.zeros(0, np.int64)
 
 
-def read_science(directory: Path) -> tuple[dict[tuple[str, str], Any], int, frozenset[str]]:
+def read_science(directory: Path) -> tuple[dict[tuple[str, str], object], int, frozenset[str]]:
     """What decides both programs' work, each name with its program; their seed; and the commits they were of."""
     science, commits = {}, set()
     arm = ArmLayout(directory)

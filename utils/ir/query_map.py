@@ -7,9 +7,9 @@ vouches for it: no byte of either can differ unseen.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Neighbourhood:
         return int((self.kind_N == kind).sum())
 
 
-def write_neighbourhood(directory: Path, found: Neighbourhood, more: dict[str, Any]) -> Path:
+def write_neighbourhood(directory: Path, found: Neighbourhood, more: Mapping[str, object]) -> Path:
     """Publish both files, whole, the record last; ``more`` goes into it. Returns the record's path.
 
     UserError where an embedding is not finite.
