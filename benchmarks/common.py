@@ -161,8 +161,8 @@ def encoders_product(encoder: Any, device: torch.device, dtype: torch.dtype | No
 def encoder_flops(lengths_N: np.ndarray, layers: int, width: int) -> float:
     """Of the products of one forward pass over texts without padding: weights, and attention within each text.
 
-    The first token is pooled, and alone goes on behind the last layer's attention: 9 of its 12 products have one row a
-    text.
+    The first token is pooled, and it alone passes what follows the last layer's attention: 9 of its 12 products have
+    one row a text.
     """
     tokens, pairs = float(lengths_N.sum()), float((lengths_N.astype(np.float64) ** 2).sum())
     rows = 12 * tokens * (layers - 1) + 3 * tokens + 9 * len(lengths_N)

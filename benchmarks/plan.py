@@ -1,8 +1,8 @@
-"""What one refresh of a collection costs, reckoned from measured rates: GPU-hours, disk, memory, what to turn first.
+"""What one refresh of a collection costs, estimated from measured rates: GPU-hours, disk, memory, what to turn first.
 
 The rates are those of `benchmarks.encode` and `benchmarks.search`, from the files that their --json wrote on the
 machine in question. For a GPU that is not at hand, give its matrix product's rates instead, and take the results for
-what they are: reckoned, not measured.
+what they are: estimated, not measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FLOAT32_BYTES, OFFSET_BYTES, TOKEN_BYTES = 4, 8, 2
 KEPT_EMBEDDINGS = 2  # with --only_keep_latest_embedding_file: the last, and those being made
 SEARCH_BYTES = MEMORY_BYTES["cuda"] // 8  # the host's part of what a search takes
 UNTIL_FULL = 1000  # checkpoints published: as many are kept as ever will be
-SAMPLE = 100_000  # lengths drawn to reckon with
+SAMPLE = 100_000  # lengths drawn to estimate with
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def parameters_of(layers: int, width: int, vocabulary: int = 50_265) -> float:
     )
 
 
-def reckon(size: Size, rates: Rates) -> Cost:
+def estimate(size: Size, rates: Rates) -> Cost:
     rng = np.random.default_rng(0)
     passage_lengths_N, query_lengths_N = common.passage_lengths(SAMPLE, rng), common.query_lengths(SAMPLE, rng)
     searched = size.queries / size.chunks
@@ -190,7 +190,7 @@ def main() -> None:
     flags = parser.parse_args()
     size = Size(**{name: getattr(flags, name) for name in Size.__dataclass_fields__})
     rates = rates_of(flags)
-    cost = reckon(size, rates)
+    cost = estimate(size, rates)
     lines = [
         f"one refresh: {size.passages:,} passages, {size.queries:,} queries of which 1/{size.chunks} searched, "
         f"{size.gpus} devices",

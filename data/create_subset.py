@@ -149,8 +149,8 @@ def create_subset(raw: MsMarco, out_dir: Path, settings: SubsetSettings) -> dict
             unknown = [passage_id for _, passage_id in subset.kept if passage_id in missing]
             check_all_known(raw.split_files[split].qrels, subset.kept, "passage", unknown, settings)
             files |= subset.counts
-        beside = {path.name for path in raw.passages_file.parent.iterdir()}
-        left = [name for name in NOT_CARRIED_OVER if {name, f"{name}.gz"} & beside]
+        next_to_it = {path.name for path in raw.passages_file.parent.iterdir()}
+        left = [name for name in NOT_CARRIED_OVER if {name, f"{name}.gz"} & next_to_it]
         record = {
             "fraction": settings.fraction,
             "seed": settings.seed,

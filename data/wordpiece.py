@@ -4,7 +4,7 @@
 
 BERT's recipe (Devlin et al. 2019): clean, lower-case, strip accents, split at blanks and punctuation, WordPiece;
 a text becomes ``[CLS] … [SEP]`` and ``[PAD]`` is 0. ``transformers.AutoTokenizer.from_pretrained(DIR)`` loads it
-as a fast tokenizer, also beside the config.json of a model type that transformers does not know.
+as a fast tokenizer, also next to the config.json of a model type that transformers does not know.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def stands_alone(character: str) -> bool:
 def train_vocabulary(open_texts: Callable[[], Iterator[str]], vocab_size: int) -> dict[str, int]:
     """At most ``vocab_size`` tokens and their ids; the same texts give the same ones. Reads the texts twice.
 
-    Left to itself, the trainer numbers the single characters in the order of a hash table seeded anew for each
+    Left to itself, the trainer numbers the single characters in the order of a hash table seeded again for each
     process, breaks ties between equally frequent merges by these numbers, and so never gives the same vocabulary twice.
     Here every character has its number before training starts.
     """
@@ -131,7 +131,7 @@ def train_tokenizer(open_texts: Callable[[], Iterator[str]], vocab_size: int) ->
 
 
 def tokenizer_config() -> dict[str, object]:
-    """Names the class, so that AutoTokenizer does not ask the config.json beside it, whose model type is ours."""
+    """Names the class, so that AutoTokenizer does not ask the config.json next to it, whose model type is ours."""
     roles: dict[str, object] = {f"{role}_token": token for role, token in SPECIAL_TOKENS.items()}
     return {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
 

@@ -218,7 +218,7 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
         "", "embeddings of run_ann_data_gen --inference to rank with, in place of a model", is_path=True
     )
     rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run", is_path=True)
-    topk: int = flag(1000, "passages returned per query; metrics of a deeper cut-off are left out", at_least=1)
+    topk: int = flag(1000, "passages returned per query; metrics of a deeper cut-off are omitted", at_least=1)
     ann_dir: str = flag(
         "", "a generator's --output_dir: say how far its last negatives are what is returned", is_path=True
     )
@@ -269,7 +269,7 @@ class Bm25Flags(ProgramFlags, SelectionFlags, KeepFlags):
     )
     topk_dev: int = flag(
         1000,
-        "passages in the run of a dev query; metrics of a deeper cut-off are left out",
+        "passages in the run of a dev query; metrics of a deeper cut-off are omitted",
         at_least=1,
         group="evaluation",
     )

@@ -166,7 +166,7 @@ def write_runs(runs: list[Run], compared: Study | None, tests: list[study.PairTe
 
 
 def say_written(report: ReportLayout, numbers: str) -> None:
-    say(f"wrote {report.html}, {report.markdown.name}, {numbers} and the pictures beside it")
+    say(f"wrote {report.html}, {report.markdown.name}, {numbers} and the pictures next to it")
 
 
 def run_names(directories: list[Path]) -> list[str]:
@@ -174,7 +174,7 @@ def run_names(directories: list[Path]) -> list[str]:
     names = [directory.resolve().name for directory in directories]
     names = names if len(set(names)) == len(names) else [str(directory) for directory in directories]
     if len(set(names)) < len(names):
-        raise UserError(f"a run directory is named twice ({', '.join(names)}), expected each once: leave one out")
+        raise UserError(f"a run directory is named twice ({', '.join(names)}), expected each once: omit one")
     return names
 
 

@@ -114,7 +114,7 @@ def speed_in_words(role: RoleStatus) -> list[str]:
 
 
 def lines_of_role(role: RoleStatus, used_bytes: int) -> list[str]:
-    """The role's name, and beside it what there is to say, within WIDTH columns."""
+    """The role's name, and next to it what there is to say, within WIDTH columns."""
     who = [str(role.holder)] if role.holder and role.state not in (ABSENT, DONE) else []
     blocks = [
         [state_in_words(role), *who],

@@ -1,4 +1,4 @@
-"""The benchmarks at a size that takes seconds: their figures' names, their baselines, and what they reckon with."""
+"""The benchmarks at a size that takes seconds: their figures' names, their baselines, and what they estimate with."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_ance_s_step_has_our_gradient() -> None:
     assert float((ours - theirs).abs().max()) < 5e-3 * float(theirs.abs().max())
 
 
-def test_reckoned_operations_are_those_that_torch_counts() -> None:
+def test_estimated_operations_are_those_that_torch_counts() -> None:
     layers, width, length = 2, 128, 50
     encoder = common.make_encoder(layers, width).eval()
     ids_BL = torch.randint(4, common.WORDS, (3, length))

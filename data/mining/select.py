@@ -30,7 +30,7 @@ class Selection:
 
     ``min_rank`` and ``max_positive_ratio`` (0: off) drop candidates first, see `likely_positive`. A query that is left
     with fewer negatives than asked (also because its positive stands in a window) has ``fewer``, or more from the ranks
-    nearest to the window (``widen``), or is left out (``skip``). ``passages`` of the collection are what ``corpus``
+    nearest to the window (``widen``), or is omitted (``skip``). ``passages`` of the collection are what ``corpus``
     draws from.
     """
 
@@ -83,7 +83,7 @@ class Selected:
 def choose_positives(
     query_Q: np.ndarray, positives: tuple[np.ndarray, np.ndarray], seed: int, refresh: int
 ) -> np.ndarray:
-    """One known positive of each query, drawn anew each refresh; every query must have one."""
+    """One known positive of each query, drawn again each refresh; every query must have one."""
     query_P, passage_P = positives
     first_Q = np.searchsorted(query_P, query_Q, side="left")
     count_Q = np.searchsorted(query_P, query_Q, side="right") - first_Q
@@ -99,7 +99,7 @@ def select_negatives(
     refresh: int,
     bm25: Candidates | None = None,
 ) -> Selected:
-    """The negatives of each query, with their raw ranks and scores, one drawn positive beside them.
+    """The negatives of each query, with their raw ranks and scores, one drawn positive next to them.
 
     ``positives`` is (query_P, passage_P) int64, sorted by query then passage; every query must have one. Lines come
     in a seeded random order, as ANCE's do, their negatives by rank, then those that were not retrieved (rank and

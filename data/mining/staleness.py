@@ -13,7 +13,7 @@ from utils.ir.rank_buckets import NAMES, bucket_of
 
 @dataclass(frozen=True)
 class Churn:
-    """Shares by bucket; buckets without a negative are left out.
+    """Shares by bucket; buckets without a negative are omitted.
 
     ``still_there``: earlier negatives whose rank is in their bucket again. ``jaccard``: the negatives of a bucket, then
     and now, that both have, of those that either has.

@@ -171,12 +171,12 @@ def read_records(path: Path, columns: int, check_repeats: bool = True) -> Iterat
         if len(record) != columns:
             hint = "" if len(record) < columns else " (an id or text must not hold a tab)"
             raise UserError(
-                f"{path}, line {number}: {len(record)} tab-separated columns, expected {columns}{hint}; mend the line"
+                f"{path}, line {number}: {len(record)} tab-separated columns, expected {columns}{hint}; fix the line"
             )
         if not record[0].strip():
-            raise UserError(f"{path}, line {number}: the id is empty, expected one; mend the line")
+            raise UserError(f"{path}, line {number}: the id is empty, expected one; fix the line")
         if not any(map(str.strip, record[1:])):
-            raise UserError(f"{path}, line {number}: the text of {record[0]!r} is empty; remove the line, or mend it")
+            raise UserError(f"{path}, line {number}: the text of {record[0]!r} is empty; remove the line, or fix it")
         if check_repeats:
             ids.append(record[0])
         yield record
@@ -213,11 +213,11 @@ def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
         record = columns_of(line)
         if len(record) != 4:
             raise UserError(
-                f"{path}, line {number}: {len(record)} columns, expected 4 (query 0 passage relevance); mend the line"
+                f"{path}, line {number}: {len(record)} columns, expected 4 (query 0 passage relevance); fix the line"
             )
         query_id, _, passage_id, word = record
         if not query_id.strip() or not passage_id.strip():
-            raise UserError(f"{path}, line {number}: an id is empty, expected query 0 passage relevance; mend the line")
+            raise UserError(f"{path}, line {number}: an id is empty, expected query 0 passage relevance; fix the line")
         relevance = parse_relevance(word)
         if relevance is None:
             raise UserError(

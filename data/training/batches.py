@@ -39,7 +39,7 @@ def batches_of_triples(
     """Endless batches of ``batch_triples``, one round of `triple_order` after another.
 
     The order depends on (seed, stream, query, round) alone; ``stream`` is the refresh number. ``start`` skips
-    that many batches, to go on where an interrupted run was. A batch may span several rounds.
+    that many batches, to resume where an interrupted run was. A batch may span several rounds.
     UserError where there is no triple at all.
     """
     if lists.triples == 0:

@@ -45,7 +45,7 @@ def batches_of_text_triples(
 ) -> Iterator[list[TextTriple]]:
     """Batches in file order, endlessly; the file is shuffled already (MS MARCO's is).
 
-    ``start`` skips that many batches, to go on where an interrupted run was.
+    ``start`` skips that many batches, to resume where an interrupted run was.
     """
     yield from islice(endless_batches(path, batch_triples, max_doc_character), start, None)
 

@@ -56,7 +56,7 @@ def triple_order(
     round. It is the same for other lists of these queries, however many negatives each has, which lets arms differ in
     their negatives alone. A query's negatives come in random order, and when all have been used in a new one; a turn
     may span both. ``group_size`` 0 is ANCE's: a turn is all of a query's negatives, so a round is an epoch, and lists
-    of other lengths part. The first ``skip`` triples are left out.
+    of other lengths part. The first ``skip`` triples are omitted.
     """
     for row_R, size_R in turns_of_a_round(lists, group_size, seed, stream, number):
         if skip >= (triples := int(size_R.sum())):

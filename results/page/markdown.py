@@ -1,4 +1,4 @@
-"""A report as a document: Markdown, the pictures beside it, and one self-contained HTML page of both.
+"""A report as a document: Markdown, the pictures next to it, and one self-contained HTML page of both.
 
 A picture's paragraph is followed by its caption.
 """

@@ -86,15 +86,15 @@ def sentence(run: Run) -> str:
     if not finals or base is None:
         return f"What training did to {MRR} is not known: the lists that were evaluated are too short for it."
     (low, worst), (high, best) = finals[0], finals[-1]
-    beside = f" (BM25: {bm25:.4f})" if bm25 is not None else ""
+    compared = f" (BM25: {bm25:.4f})" if bm25 is not None else ""
     if len(finals) == 1:
         return (
-            f"{best} ends at {high:.4f} {MRR}, {gain(high, base)} against the warmup that it started from{beside}: "
+            f"{best} ends at {high:.4f} {MRR}, {gain(high, base)} against the warmup that it started from{compared}: "
             "one model, trained with one seed."
         )
     return (
         f"The arms end between {low:.4f} ({worst}) and {high:.4f} ({best}) {MRR}, {gain(low, base)} to "
-        f"{gain(high, base)} against the warmup that they start from{beside}; one seed of each does not order arms "
+        f"{gain(high, base)} against the warmup that they start from{compared}; one seed of each does not order arms "
         "that lie close, for which commands/study.sh trains several."
     )
 
@@ -170,8 +170,8 @@ def what_was_run(run: Run) -> list[str]:
 
 def warnings_of(run: Run) -> list[str]:
     """What a reader must know before comparing, one sentence each."""
-    left_out = [f"The arm {name} is not finished and left out: {reason}." for name, reason in run.unfinished.items()]
-    return [*left_out, *run.warnings]
+    unfinished = [f"The arm {name} is not finished and left out: {reason}." for name, reason in run.unfinished.items()]
+    return [*unfinished, *run.warnings]
 
 
 def warnings_across(runs: list[Run]) -> list[str]:

@@ -115,7 +115,7 @@ def arms_table(study: Study) -> str:
 
 
 def verdict(study: Study, test: PairTest) -> str:
-    """What a test supports: by the queries, and beside the noise between seeds where that is known."""
+    """What a test supports: by the queries, and against the noise between seeds where that is known."""
     if test.p_holm >= ALPHA:
         return APART_NOT
     noise = noise_of(study, test.metric)

@@ -1,4 +1,4 @@
-"""Pictures of what arms logged beside their metrics. A dict of arms maps a name to its runs, one for each seed."""
+"""Pictures of what arms logged next to their metrics. A dict of arms maps a name to its runs, one for each seed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def draw_by_bucket(axes: Axes, arms: dict[str, ByBucket], title: str) -> None:
         ranked = [place for place, bucket in enumerate(buckets) if bucket in arms[name] and bucket != NOT_RETRIEVED]
         values = [arms[name][buckets[place]] for place in ranked]
         axes.plot(ranked, values, color=colour, marker=marker, linewidth=1.2, label=plain(name))
-        if NOT_RETRIEVED in arms[name]:  # beside the ranks, on no line with them
+        if NOT_RETRIEVED in arms[name]:  # next to the ranks, on no line with them
             axes.plot([buckets.index(NOT_RETRIEVED)], [arms[name][NOT_RETRIEVED]], color=colour, marker=marker)
     set_titles(axes, title, "rank of the negative (none: not retrieved)", "")
     axes.set_xticks(range(len(buckets)), buckets, rotation=30, fontsize=8)

@@ -28,7 +28,7 @@ KNOWN_STYLES = {
 }
 OTHER_STYLES = (("#D55E00", "^"), ("#56B4E9", "P"), ("#7F7F7F", "X"), ("#000000", "*"))
 GREY = "#8C8C8C"
-# The fork trained on a tenth of MS MARCO's passages; beside a toy collection its curves would only mislead.
+# The fork trained on a tenth of MS MARCO's passages; next to a toy collection its curves would only mislead.
 PUBLISHED_FROM_PASSAGES = 500_000
 FORK_WARMUP_STEPS = 150_000  # its arms count on from the warmup's last step
 SMOOTHED_SHARE = 1 / 12  # of the logged points, in the moving average
@@ -193,7 +193,7 @@ def loss_figure(runs: list[Run]) -> Figure | None:
 
 
 def published_fits(runs: list[Run]) -> bool:
-    """Whether the fork's curves can stand beside these: only a collection of MS MARCO's size is comparable."""
+    """Whether the fork's curves can stand next to these: only a collection of MS MARCO's size is comparable."""
     return all(run.collection["passages"] >= PUBLISHED_FROM_PASSAGES for run in runs)
 
 

@@ -30,7 +30,7 @@ from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, LeaseRecord, Watc
 from utils.exchange.markers import read_done, read_failed
 
 TRAINER, GENERATOR = "trainer", "generator"
-# Beside the heartbeat's own words (ended, stopped, failed):
+# In addition to the heartbeat's own words (ended, stopped, failed):
 ALIVE, UNSURE, GONE, DONE, ABSENT = "alive", "unsure", "gone", "done", "not started"
 LEASE_SECONDS = 180.0  # where a lease cannot be read, the programs' default
 ALL_WELL, UNWELL, WAITING = 0, 4, 75
@@ -149,7 +149,7 @@ def health(roles: Sequence[RoleStatus]) -> int:
     open_states = {group: found for group, found in states.items() if group not in finished}
     if any(found & {GONE, FAILED_STATE} for found in open_states.values()):
         return UNWELL
-    # A generator that was asked for so many refreshes only has ended; its trainer goes on.
+    # A generator that was asked for so many refreshes only has ended; its trainer continues.
     if any(found & {STOPPED, ABSENT} or not found & {ALIVE, UNSURE} for found in open_states.values()):
         return WAITING
     return ALL_WELL

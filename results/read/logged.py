@@ -1,4 +1,4 @@
-"""What an arm left beside its metrics: what its programs logged by rank, layer and refresh, and what its model returns.
+"""What an arm left next to its metrics: what was logged by rank, layer and refresh, and what its model returns.
 
 Of a run that logged less, what is missing is empty.
 """

@@ -155,7 +155,7 @@ def dev_points(directory: Path, records: list[dict[str, Any]]) -> tuple[DevPoint
 def training_points(arm: ArmLayout) -> tuple[TrainingPoint, ...]:
     """The logged losses by step. Where a resumed job trained a step again, the later line counts.
 
-    metrics.jsonl comes first: a restarted job adds to it, while its `.out` may have been begun anew.
+    metrics.jsonl comes first: a restarted job adds to it, while its `.out` may have been started again.
     """
     for path in (arm.checkpoints.metrics, arm.output("trainer")):
         if path.is_file():
@@ -174,7 +174,7 @@ def read_arm(directory: Path) -> Arm:
         failed = read_failed(training_dir) or read_failed(ann_dir)
         if failed:
             raise Unfinished(f"the {failed.get('role', 'job')} failed ({failed.get('reason', 'no reason given')})")
-        raise Unfinished(f"no {DONE} in {CHECKPOINTS}/: the trainer has not ended; start it again to go on")
+        raise Unfinished(f"no {DONE} in {CHECKPOINTS}/: the trainer has not ended; start it again and it resumes")
     path = layout.evaluation.metrics
     if not path.is_file():
         raise Unfinished(f"no {path.relative_to(directory)}: run drivers.run_eval on its last checkpoint")
@@ -207,7 +207,7 @@ def arm_order(directory: Path) -> tuple[int, str]:
 
 
 def read_arms(directory: Path) -> tuple[tuple[Arm, ...], dict[str, str]]:
-    """The finished arms in the order of STRATEGIES, and why each other one is left out.
+    """The finished arms in the order of STRATEGIES, and why each other one is omitted.
 
     UserError where no arm is finished.
     """

@@ -36,7 +36,7 @@ class ArmRun:
     by_query: dict[str, np.ndarray]
     science: dict[tuple[str, str], object]  # (flag, program): value
     own_seed: int  # that its programs were given
-    negatives: tuple[np.ndarray, np.ndarray]  # of the first refresh and of the last that was taken up
+    negatives: tuple[np.ndarray, np.ndarray]  # of the first refresh and of the last that was used
     measures: Measures
     commits: frozenset[str]  # that trainer and generator were of
 

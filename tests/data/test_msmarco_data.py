@@ -427,7 +427,7 @@ def test_disk_that_fills_up(tiny_collection: Path, tiny_tokenizer: Path, tmp_pat
     assert str(out) in done.stderr and not (tmp_path / "new").exists()
 
 
-# Running again, and beside another
+# Running again, and next to another
 
 
 def test_complete_output_is_left_alone(

@@ -196,7 +196,7 @@ FRAGMENTS = [
 
 
 def is_junk(text: str) -> bool:
-    """No marker of a known line, and no start that would go on with the number at the end of the line before."""
+    """No marker of a known line, and no start that would run into the number at the end of the line before."""
     return not any(word in text for word in KNOWN_WORDS) and not text[:1].isdigit() and text[:1] not in (".", "e", "E")
 
 

@@ -198,7 +198,7 @@ def test_a_terminal_shows_a_small_table_one_sentence_and_where_the_report_is(
         "start from (BM25: 0.3630); one seed of each does not order arms that lie close, for which commands/study.sh "
         "trains several."
     )
-    assert where == f"wrote {run / 'report.html'}, report.md, report.json and the pictures beside it"
+    assert where == f"wrote {run / 'report.html'}, report.md, report.json and the pictures next to it"
 
 
 @pytest.mark.parametrize(("final", "over"), [(0.25, "+18.5%"), (0.2, "-5.2%")])

@@ -56,7 +56,7 @@ OTHER_DEFAULT: dict[tuple[str, str], tuple[Any, str]] = {
         "--tokenizer_name serves as well; the program asks for one of them",
     ),
     ("msmarco_data.py", "data_type"): ("0", "ANCE's numbers are words among others here: each names a source"),
-    ("run_warmup.py", "model_name_or_path"): ("", "left out, the model starts from random weights of --config_name"),
+    ("run_warmup.py", "model_name_or_path"): ("", "omitted, the model starts from random weights of --config_name"),
     ("run_warmup.py", "task_name"): ("msmarco", NOT_REQUIRED),
     ("run_warmup.py", "log_dir"): ("", NONE_IS_EMPTY),
     ("run_warmup.py", "per_gpu_eval_batch_size"): (128, "one meaning in all programs: texts of full length in a batch"),

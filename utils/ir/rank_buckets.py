@@ -36,6 +36,6 @@ def bucket_of(ranks: np.ndarray) -> np.ndarray:
 
 
 def counted(ranks: np.ndarray) -> dict[str, int]:
-    """How many of the ranks fall into each bucket; buckets without any are left out."""
+    """How many of the ranks fall into each bucket; buckets without any are omitted."""
     counts = np.bincount(bucket_of(ranks).ravel(), minlength=len(NAMES))
     return {name: int(count) for name, count in zip(NAMES, counts, strict=True) if count}

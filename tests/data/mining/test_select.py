@@ -209,7 +209,7 @@ def test_random_draws_include_each_candidate_with_probability_n_of_k() -> None:
     assert abs(z).max() < 4.5
 
 
-def test_positives_are_drawn_uniformly_and_anew_each_refresh() -> None:
+def test_positives_are_drawn_uniformly_and_again_each_refresh() -> None:
     queries, each = 12_000, 3
     query_P = np.repeat(np.arange(queries), each)
     positives = (query_P, query_P * 10 + np.tile(np.arange(each), queries))

@@ -1,4 +1,4 @@
-"""What reports say of an arm beside its metrics, on logs and evaluations put together here."""
+"""What reports say of an arm next to its metrics, on logs and evaluations put together here."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_bucket_s_ranks_are_those_counted_into_it() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 60)), min_size=1, max_size=6))
 def test_ages_against_a_loop_over_steps(windows: list[tuple[int, int]]) -> None:
-    """Windows of so many steps each, on negatives that were so old when they were taken up."""
+    """Windows of so many steps each, on negatives that were so old when training switched to them."""
     taken, at = [], 0
     for length, age in windows:
         taken.append({"refresh": len(taken), "made_from_step": at - age, "taken_at_step": at})

@@ -104,7 +104,7 @@ def test_against_the_definitions(qrels: Qrels, rankings: Rankings, queries_per_b
 @settings(max_examples=50, deadline=None)
 @given(qrels=QRELS, rankings=RANKINGS)
 def test_against_pytrec_eval_on_text_ids(qrels: Qrels, rankings: Rankings) -> None:
-    """Ids as in a TREC run, scores descending with the rank; what it leaves out counts as zero."""
+    """Ids as in a TREC run, scores descending with the rank; what it omits counts as zero."""
     judgements = {f"q{query}": {f"D{p}": r for p, r in judged.items()} for query, judged in qrels.items()}
     run = {
         f"q{query}": {f"D{p}": 100.0 - 0.5 * place for place, p in enumerate(ranking)}
