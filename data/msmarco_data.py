@@ -29,7 +29,8 @@ from data.tokens.collection import FORMAT_VERSION, MANIFEST, PASSAGES
 from data.tokens.token_cache import TokenCacheWriter, cache_files
 from data.tokens.tokenizer import check_tokenizer_cuts, fingerprint_of, load_tokenizer, tokenized, tokenizer_files
 from utils.errors import UserError, run_program
-from utils.exchange.atomic import sha256_of, write_json
+from utils.exchange.atomic import write_json
+from utils.exchange.verify import signature_of
 from utils.flag_groups import ModelTypeFlags, TextFlags
 from utils.flag_values import MOST_WORKERS, Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
@@ -86,9 +87,7 @@ def preprocess(source: Source, tokenizer: Any, out_dir: Path, settings: Preproce
             manifest["counts"] |= write_split(resolved, tokenizer, staged, settings.max_query_length)
             manifest["dropped"] |= resolved.dropped
         names = output_files(source.split_files)
-        manifest["files"] = {
-            name: {"bytes": (staged / name).stat().st_size, "sha256": sha256_of(staged / name)} for name in names
-        }
+        manifest["files"] = {name: signature_of(staged / name) for name in names}
         manifest["collection_fingerprint"] = hashlib.sha256(
             json.dumps(manifest["files"], sort_keys=True).encode()
         ).hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.exchange.atomic import held_lock, sync
+from utils.exchange.atomic import held_lock, replace_synced, sync
 
 UNFINISHED = ".unfinished"
 LOCK = "lock"
@@ -68,10 +68,8 @@ def publish(staged: Path, directory: Path, names: Iterable[str]) -> None:
     The last is the one whose presence says that all are there.
     """
     *names, last = names
-    for name in (*names, last):
-        sync(staged / name)
     for name in names:
-        (staged / name).replace(directory / name)
+        replace_synced(staged / name, directory / name)
     sync(directory)
-    (staged / last).replace(directory / last)
+    replace_synced(staged / last, directory / last)
     sync(directory)

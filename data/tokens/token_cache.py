@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.errors import UserError
-from utils.exchange.atomic import sync
+from utils.exchange.atomic import replace_synced
 
 LARGEST_UINT16_VOCABULARY = 65_535
 ADVICE = "run data.msmarco_data again, into an empty directory"
@@ -84,8 +84,7 @@ class TokenCacheWriter:
             for file in self.files:
                 file.close()
             for part, path in zip(self.parts, self.paths, strict=True):
-                sync(part)
-                part.replace(path)
+                replace_synced(part, path)
         except BaseException:
             self.discard()
             raise

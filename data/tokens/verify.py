@@ -10,32 +10,33 @@ import numpy as np
 from data.tokens.collection import MANIFEST, Preprocessed
 from data.tokens.token_cache import ADVICE, TokenCache, cache_files
 from utils.errors import UserError
-from utils.exchange.atomic import sha256_of
-from utils.exchange.verify import size_of
+from utils.exchange.verify import Expected, Words, verify_files
 from utils.system import in_bytes
 
 HASHED_BYTES = 64 * 2**20  # files up to this size are read whole; of larger ones sizes and offsets have to agree
 CHUNK_ROWS = 2**20
+WORDS = Words(
+    missing=f"{{path}}: None bytes, {MANIFEST} says {{expected}}; {ADVICE}",
+    size=f"{{path}}: {{size}} bytes, {MANIFEST} says {{expected}}; {ADVICE}",
+    sha256=f"{{path}}: its sha256 differs from {MANIFEST}: it is damaged; {ADVICE}",
+)
 
 
 def check_inputs(collection: Preprocessed) -> str:
     """Every file of the preprocessed directory against its manifest. UserError names the first that differs."""
     directory, manifest = collection.directory, collection.directory / MANIFEST
     try:
-        files = {directory / name: (e["bytes"], e["sha256"]) for name, e in collection.manifest["files"].items()}
+        listed = collection.manifest["files"].items()
+        sizes, sha256s = ({directory / name: entry[key] for name, entry in listed} for key in ("bytes", "sha256"))
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{manifest} lists no files: it is damaged; {ADVICE}") from None
-    small = [path for path, (expected, _) in files.items() if expected <= HASHED_BYTES]
-    for path, (expected, _) in files.items():
-        if (size := size_of(path)) != expected:
-            raise UserError(f"{path}: {size} bytes, {MANIFEST} says {expected}; {ADVICE}")
-    for path in small:
-        if sha256_of(path) != files[path][1]:
-            raise UserError(f"{path}: its sha256 differs from {MANIFEST}: it is damaged; {ADVICE}")
+    small = [path for path, size in sizes.items() if size <= HASHED_BYTES]
+    expected = {path: Expected(size, sha256s[path] if path in small else None) for path, size in sizes.items()}
+    verify_files(expected, WORDS)
     for cache in (collection.passages, *map(collection.queries, collection.splits)):
         check_cache(cache, [path.name for path in small])
-    total = sum(expected for expected, _ in files.values())
-    return f"inputs: {len(files)} files, {in_bytes(total)}, as in {manifest}: all sizes, {len(small)} sha256"
+    total = in_bytes(sum(sizes.values()))
+    return f"inputs: {len(sizes)} files, {total}, as in {manifest}: all sizes, {len(small)} sha256"
 
 
 def check_cache(cache: TokenCache, hashed: Sequence[str] = ()) -> None:

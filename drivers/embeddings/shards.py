@@ -21,7 +21,8 @@ import numpy as np
 
 from model.encode import block_size
 from utils.errors import UserError
-from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, replace_synced, staging_path, sync
+from utils.exchange.verify import Expected, Words, verify_files
 from utils.search.source import Passages
 
 SHARD_BYTES = 128 * 2**20  # as float32; a float16 shard takes half of it
@@ -29,6 +30,10 @@ SHARD_BYTES = 128 * 2**20  # as float32; a float16 shard takes half of it
 PASSAGE_SHARDS, QUERY_SHARDS = 32, 8
 DTYPES: dict[str, np.dtype] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+WORDS = Words(
+    missing="{path} is missing, its record is there",
+    sha256="{path}: its sha256 differs from its record's: it is damaged",
+)
 READ_ROWS = 4096  # converted from float16 at a time
 
 
@@ -95,10 +100,9 @@ def publish_shard(
             record = write_array(staged, shards, number, blocks)
             staged_record = staged.with_name(record_path.name)
             staged_record.write_text(dump_with_checksum(record), encoding="utf-8")
-            for written in (staged, staged_record):
-                sync(written)
-            staged.replace(path)
-            staged_record.replace(record_path)
+            sync(staged_record)
+            replace_synced(staged, path)
+            replace_synced(staged_record, record_path)
             sync(shards.directory)
     except OSError as error:
         error.filename = str(path)  # the staged file, which is gone now, would tell a user nothing
@@ -155,13 +159,9 @@ def fault_of(shards: Shards, number: int) -> str | None:
     if record | shards.identity(number) != record:
         return ""
     try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        return f"{path} is missing, its record is there"
-    if size != record["bytes"]:
-        return f"{path}: {size} bytes, its record says {record['bytes']}: it is damaged"
-    if sha256_of(path) != record["sha256"]:
-        return f"{path}: its sha256 differs from its record's: it is damaged"
+        verify_files({path: Expected(record["bytes"], record["sha256"])}, WORDS)
+    except UserError as error:
+        return str(error)
     return None
 
 

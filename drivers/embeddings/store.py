@@ -23,20 +23,24 @@ from utils.errors import UserError
 from utils.exchange.atomic import (
     dump_with_checksum,
     load_with_checksum,
+    publish_file,
     sha256_of,
     sha256_of_json,
-    staging_path,
-    sync,
     write_text,
 )
 from utils.exchange.layout import EMBEDDINGS_PATTERN, EMBEDDINGS_RECORD, embeddings_path
 from utils.exchange.lease import Lease
 from utils.exchange.retention import remove
+from utils.exchange.verify import Expected, Words, verify_files
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
 from utils.search.source import all_at_once
 
 FORMAT = 1
+ROWS_WORDS = Words(
+    missing="{path} is missing, expected the rows of the queries; run with --inference again",
+    sha256=f"{{path}}: its sha256 differs from {EMBEDDINGS_RECORD}'s: it is damaged; run with --inference again",
+)
 PASSAGES, DEV_QUERY, TRAIN_QUERY = "passages", "dev-query", "train-query"
 
 
@@ -128,13 +132,12 @@ def commit(
 def publish_rows(directory: Path, name: str, rows_Q: np.ndarray, lease_staging_dir: Path | None) -> str:
     """Which queries are embedded; the sha256 of the file."""
     path = directory / f"{name}.rows.npy"
-    with staging_path(directory, path.name, lease_staging_dir) as staged:
+
+    def write(staged: Path) -> str:
         np.save(staged, np.asarray(rows_Q, np.int64))
-        sync(staged)
-        digest = sha256_of(staged)
-        staged.replace(path)
-        sync(directory)
-    return digest
+        return sha256_of(staged)
+
+    return publish_file(path, write, lease_staging_dir)
 
 
 def read_embeddings_record(directory: Path, collection: Preprocessed | None = None) -> dict[str, Any]:
@@ -233,12 +236,5 @@ def read_query_rows(directory: Path, name: str) -> np.ndarray:
     """int64 [Q]: which queries are embedded. UserError where the file is missing or damaged."""
     path = directory / f"{name}.rows.npy"
     expected = read_embeddings_record(directory)["shards"][name]["rows_sha256"]
-    try:
-        found = sha256_of(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing, expected the rows of the queries; run with --inference again") from None
-    if found != expected:
-        raise UserError(
-            f"{path}: its sha256 differs from {EMBEDDINGS_RECORD}'s: it is damaged; run with --inference again"
-        )
+    verify_files({path: Expected(None, expected)}, ROWS_WORDS)
     return np.load(path, allow_pickle=False)

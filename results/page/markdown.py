@@ -6,14 +6,14 @@ A picture's paragraph is followed by its caption.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from results.page.html import html_page
 from results.plots.curves import save
-from utils.exchange.atomic import staging_path, sync
+from utils.exchange.atomic import publish_file
 from utils.exchange.layout import ReportLayout
 
 if TYPE_CHECKING:
@@ -64,23 +64,14 @@ def markdown_of(title: str, blocks: Sequence[str], sections: Sequence[Section]) 
     return "\n\n".join(parts) + "\n"
 
 
-def publish(path: Path, write: Callable[[Path], object]) -> None:
-    """Make ``path`` whole or not at all; ``write`` fills a staged file."""
-    with staging_path(path.parent, path.name) as staged:
-        write(staged)
-        sync(staged)
-        staged.replace(path)
-    sync(path.parent)
-
-
 def write_document(output: Path, text: str, sections: Sequence[Section], possible: Sequence[str]) -> None:
     """The pictures, then report.md and report.html of ``text``; ``possible`` pictures that it has not are removed."""
     output.mkdir(parents=True, exist_ok=True)
     figures = {name: figure for section in sections for name, figure in section.figures.items()}
     for name, figure in figures.items():
-        publish(output / name, functools.partial(save, figure))
+        publish_file(output / name, functools.partial(save, figure))
     for name in set(possible) - figures.keys():
         (output / name).unlink(missing_ok=True)  # of an earlier report, which this one replaces
-    publish(ReportLayout(output).markdown, lambda staged: staged.write_text(text, encoding="utf-8"))
+    publish_file(ReportLayout(output).markdown, lambda staged: staged.write_text(text, encoding="utf-8"))
     page = html_page(text, output)
-    publish(ReportLayout(output).html, lambda staged: staged.write_text(page, encoding="utf-8"))
+    publish_file(ReportLayout(output).html, lambda staged: staged.write_text(page, encoding="utf-8"))

@@ -186,14 +186,14 @@ MUTANTS = (
     Mutant(
         "small files written in place",
         "utils.exchange.atomic",
-        "write_text",
-        only("path.parent.mkdir(parents=True, exist_ok=True); path.write_text(text); sync(path); sync(path.parent)"),
+        "publish_file",
+        only("path.parent.mkdir(parents=True, exist_ok=True); write(path); sync(path); sync(path.parent)"),
         ("order",),
     ),
     Mutant(
         "sizes checked, sha256 not",
         "utils.exchange.verify",
-        "check_files",
+        "verify_files",
         never_true("sha256_of"),
         ("damage",),
     ),

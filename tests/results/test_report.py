@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from results.page.markdown import align, markdown_of, publish
+from results.page.markdown import align, markdown_of
 from results.page.run import best_mrr, blocks_of, gain, report_of, sentence, short_table, table, table_over_runs
 from results.plots import curves as plots
 from results.plots.curves import arm_styles, dev_curve, moving_average, published_fits
@@ -27,7 +27,7 @@ from results.report import main, write_runs
 from tests import REPO
 from tests.exchanging import lease_of
 from utils.errors import UserError
-from utils.exchange.atomic import SEAL, dump_with_checksum, write_json, write_text
+from utils.exchange.atomic import SEAL, dump_with_checksum, publish_file, write_json, write_text
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import mark_done, mark_failed
 
@@ -426,7 +426,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         raise OSError(28, "No space left on device", str(staged))
 
     with pytest.raises(OSError):
-        publish(path, fail)
+        publish_file(path, fail)
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.md"] and path.read_text() == "old"
 
 

@@ -14,9 +14,9 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from utils.errors import Fenced, UserError, describe_os_error
 from utils.exchange.layout import STAGING
@@ -25,6 +25,8 @@ from utils.run_log import say
 
 SEAL = "sealed"
 PROBE_BYTES = 2**20
+
+Written = TypeVar("Written")
 
 
 def sha256_of(path: Path) -> str:
@@ -111,6 +113,25 @@ def make_own_directory(staging: Path, name: str) -> Path:
             return staging / name
 
 
+def replace_synced(staged: Path, path: Path) -> None:
+    """Give ``staged`` its name once its bytes are on the disk; whoever needs the name there too syncs the directory."""
+    sync(staged)
+    staged.replace(path)
+
+
+def publish_file(path: Path, write: Callable[[Path], Written], lease_staging_dir: Path | None = None) -> Written:
+    """Make a file that appears under its name whole or not at all, replacing an older one; what ``write`` returns.
+
+    ``write(staged)`` makes it under a name of its own; ``lease_staging_dir`` as in `staging_path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with staging_path(path.parent, path.name, lease_staging_dir) as staged:
+        written = write(staged)
+        replace_synced(staged, path)
+    sync(path.parent)
+    return written
+
+
 def is_same_file(one: Path, other: Path) -> bool:
     """Whether a link that "failed" is there: a network file system may repeat a request whose answer was lost."""
     try:
@@ -126,12 +147,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str, lease_staging_dir: Path | None = None) -> None:
     """Publish a small file whole, replacing an older one; ``lease_staging_dir`` as in `staging_path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with staging_path(path.parent, path.name, lease_staging_dir) as staged:
-        staged.write_text(text, encoding="utf-8")
-        sync(staged)
-        staged.replace(path)
-    sync(path.parent)
+    publish_file(path, lambda staged: staged.write_text(text, encoding="utf-8"), lease_staging_dir)
 
 
 def read_json(path: Path) -> dict[str, Any]:

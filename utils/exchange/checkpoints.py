@@ -14,11 +14,11 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.atomic import check_space, dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync
+from utils.exchange.atomic import check_space, dump_with_checksum, load_with_checksum, staging_path, sync
 from utils.exchange.layout import CHECKPOINT_PATTERN, MANIFEST, SCHEDULER, JobLayout, numbered
 from utils.exchange.lease import Lease
 from utils.exchange.model_files import weights_sha256
-from utils.exchange.verify import check_files, check_not_lasting
+from utils.exchange.verify import FAULTS, check_files, signature_of
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, log_once, wait_for
 from utils.run_log import say
 
@@ -58,7 +58,7 @@ def publish_checkpoint(lease: Lease, step: int, record: dict[str, Any]) -> Itera
         for file in files:
             file.chmod(staged.stat().st_mode & 0o666)  # safetensors makes files for their owner alone
             sync(file)
-        listing = {str(p.relative_to(staged)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
+        listing = {str(path.relative_to(staged)): signature_of(path) for path in files}
         manifest = staged / MANIFEST
         manifest.write_text(dump_with_checksum({**record, "step": step, "files": listing}), encoding="utf-8")
         sync(manifest)
@@ -152,7 +152,7 @@ def newest_checkpoint(training_dir: Path, step: int | None = None, above: int = 
         except (UserError, OSError) as error:  # OSError: it was removed under our eyes
             log_once(f"passed over {path.name}: {error}")
             if step is not None:
-                check_not_lasting(error)
+                FAULTS.raise_if_persistent(error)
             continue
         if checkpoint.manifest:
             return checkpoint

@@ -17,7 +17,7 @@ from utils.exchange import atomic
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync
 from utils.exchange.layout import NEGATIVES_PATTERN, RECORD_PATTERN, JobLayout, numbered
 from utils.exchange.lease import Lease
-from utils.exchange.verify import check_not_lasting, check_signature, signature_of
+from utils.exchange.verify import FAULTS, check_signature, signature_of
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, log_once, wait_for, wait_until_visible
 from utils.run_log import say
 
@@ -162,7 +162,7 @@ def newest_refresh(
             log_once(f"passed over refresh {candidate}: {error}")
             errors.append(error)
     if errors and (number is not None or above < 0):
-        check_not_lasting(errors[0])
+        FAULTS.raise_if_persistent(errors[0])
     return None
 
 

@@ -14,10 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError, one_line
-from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync, write_text
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, publish_file, sha256_of, write_text
 from utils.exchange.layout import QUERY_MAP_ARRAYS, QUERY_MAP_RECORD
+from utils.exchange.verify import Expected, Words, verify_files
 
 ADVICE = "run drivers.run_neighbourhood again"
+WORDS = Words(
+    missing=f"{{path}} is missing, {QUERY_MAP_RECORD} beside it expects it; {ADVICE}",
+    sha256=f"{{path}}: its sha256 differs from what {QUERY_MAP_RECORD} says: it is damaged; {ADVICE}",
+)
 
 KINDS = ("query", "positive", "negative", "background")
 QUERY, POSITIVE, NEGATIVE, BACKGROUND = range(len(KINDS))  # the values of ``kind_N``
@@ -53,8 +58,8 @@ def write_neighbourhood(directory: Path, found: Neighbourhood, more: Mapping[str
     UserError where an embedding is not finite.
     """
     check_shapes(directory / QUERY_MAP_ARRAYS, found)
-    directory.mkdir(parents=True, exist_ok=True)
-    with staging_path(directory, QUERY_MAP_ARRAYS) as staged:
+
+    def write(staged: Path) -> str:
         np.savez(
             staged,
             embedding=found.embedding_ND.astype(np.float32),
@@ -62,10 +67,9 @@ def write_neighbourhood(directory: Path, found: Neighbourhood, more: Mapping[str
             kind=found.kind_N.astype(np.int8),
             rank=found.rank_AN.astype(np.int32),
         )
-        sync(staged)
-        sha256 = sha256_of(staged)
-        staged.replace(directory / QUERY_MAP_ARRAYS)
-    sync(directory)
+        return sha256_of(staged)
+
+    sha256 = publish_file(directory / QUERY_MAP_ARRAYS, write)
     passages = len(found.passage_N) - found.count(QUERY)
     own = {
         "query_id": found.query_id,
@@ -81,10 +85,7 @@ def write_neighbourhood(directory: Path, found: Neighbourhood, more: Mapping[str
 def read_neighbourhood(directory: Path) -> Neighbourhood:
     """UserError where one of the files is missing, damaged or of another run."""
     record, path = load_with_checksum(directory / QUERY_MAP_RECORD), directory / QUERY_MAP_ARRAYS
-    if not path.is_file():
-        raise UserError(f"{path} is missing, {QUERY_MAP_RECORD} beside it expects it; {ADVICE}")
-    if sha256_of(path) != record.get("sha256"):
-        raise UserError(f"{path}: its sha256 differs from what {QUERY_MAP_RECORD} says: it is damaged; {ADVICE}")
+    verify_files({path: Expected(None, str(record.get("sha256")))}, WORDS)
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = [stored[name] for name in ("embedding", "passage", "kind", "rank")]

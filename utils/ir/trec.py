@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.exchange.atomic import staging_path
+from utils.exchange.atomic import publish_file
 from utils.text_files import columns_of, numbered_lines
 
 LARGEST_PLACE = int(np.finfo(np.float32).max.view(np.int32))
@@ -28,8 +28,8 @@ def write_run(
     `strictly_descending`: evaluators sort by them, and break ties by the passage's id.
     """
     separator = "\t" if any(" " in an_id for ids in (query_ids_Q, passage_ids) for an_id in ids) else " "
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with staging_path(path.parent, path.name) as staged:
+
+    def write(staged: Path) -> None:
         with staged.open("w", encoding="utf-8") as file:
             for query_id, passages_K, scores_K in zip(query_ids_Q, passages_QK, scores_QK, strict=True):
                 held_K = np.logical_and.accumulate(passages_K >= 0)
@@ -37,7 +37,8 @@ def write_run(
                 for rank, (passage, score) in enumerate(zip(passages_K[held_K].tolist(), scores, strict=True), 1):
                     columns = (query_id, "Q0", passage_ids[passage], str(rank), f"{score:.9g}", tag)
                     file.write(separator.join(columns) + "\n")
-        staged.replace(path)
+
+    publish_file(path, write)
 
 
 def strictly_descending(scores_K: np.ndarray) -> np.ndarray:
