@@ -1,11 +1,10 @@
-"""The trainer: which negatives are in use, and the loop of steps over them."""
+"""ANN training: which negatives are in use, and what is done next to the steps when there are newer ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,14 @@ from drivers.job.run_config import (
     check_common,
     check_holds_no_other_run,
     check_in_dry_run,
-    enter_run,
-    provenance,
     run_config,
 )
-from drivers.job.session import Session, open_session
+from drivers.job.session import Session
 from drivers.job.setup import check_output_dirs, check_refresh_flags, open_collection, seed_everything, start_program
+from drivers.train import loop
 from drivers.train.batches import batches_from_lists
-from drivers.train.checks import check_trainer, check_training_flags
+from drivers.train.checks import check_training_flags
+from drivers.train.loop import Hooks, TrainingProgram
 from drivers.train.refresh_schedule import (
     Job,
     RefreshUse,
@@ -47,12 +46,15 @@ from drivers.train.refresh_schedule import (
     sha256_of_negatives,
     write_journal,
 )
-from drivers.train.trainer import STOPPING, Trainer, make_trainer, start_point
+from drivers.train.settings import training_settings
+from drivers.train.trainer import Trainer
+from model.encoders.base import Encoder
 from model.kernels.precision import name_of
 from utils import distributed
+from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.checkpoints import model_sha256
+from utils.exchange.checkpoints import Checkpoint, model_sha256
 from utils.exchange.layout import JobLayout
 from utils.exchange.negatives import Refresh, read_records, read_visible_refresh
 from utils.exchange.peers import Peer, watch_peer
@@ -130,58 +132,95 @@ def train(job: Job) -> None:
     inputs = check_collection(job.collection, flags.tokenizer_name or flags.model_name_or_path, ("train",))
     checks.on_process0(partial(check_checkpoint, flags, flags.model_name_or_path), *inputs)
     checks.on_process0(partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
-    with open_session(world, job.output_dir, "trainer", flags, run_id) as session:
-        science = science_of_job(job, world.size)
-        if (differing := check_replayed(job, science)) and world.is_first:
-            say(resumed_otherwise(f"the run of {flags.replay}", differing))
-        run = enter_run(session, job.output_dir, flags, run_id, science)
-        if run.run_id == run_id:
-            session.decide_on_process0(partial(check_new_run, job, science))
-        start = start_point(session, job.output_dir)
-        seed_everything(flags.seed, world.process, start.step if start else 0)
-        model_dir = str(start.path) if start else flags.model_name_or_path
-        encoder = open_encoder(flags, model_dir, job.collection, goes_on=start is not None)
-        record = {**provenance(run, science), "max_steps": flags.max_steps}
-        trainer = make_trainer(flags, session, encoder, job.dtype, flags.max_steps, record, start)
-        check_trainer(checks, job.collection, trainer, job.dtype, checkpoints_kept(flags))
-        history = history_from(job, session, start, science["initial_model_sha256"])
-        peer = watch_peer(
-            job.ann_dir,
-            "generator",
-            flags.lease_seconds,
-            partial(check_common, science, f"the negatives in {job.ann_dir}"),
-        )
-        run_steps(job, trainer, history, peer)
-        taken = [entry.told() for entry in history.taken]
-        distributed.on_process0(world, partial(trainer.finish, refreshes=len(taken), taken=taken))
+    loop.train(program_of(job), world, run_id, checks)
     distributed.stop(world)
 
 
-def run_steps(job: Job, trainer: Trainer, history: TrainingHistory, peer: Peer) -> None:
-    """The loop. A stop, or the generator's end, is taken between two steps with the state saved."""
-    flags, state, session = job.flags, trainer.state, trainer.session
-    in_use = in_use_before(job, trainer, history)
-    write_journal(session, history)
-    try:
-        while state.step < flags.max_steps:
-            refresh = refresh_for_step(job, session, history, peer, state.step, in_use.refresh if in_use else None)
-            if in_use is None or refresh.number != in_use.refresh.number:
-                session.decide_on_process0(partial(check_origin, job, trainer.record, refresh, history.model_of_step))
-                distributed.on_process0(session.world, partial(log_seen, trainer, in_use))
-                in_use = take_up(job, trainer, history, refresh)
-            check_staleness(job, session, state.step, in_use.refresh)
-            session.check_stop()
-            trainer.step(list(islice(in_use.batches, flags.gradient_accumulation_steps)))
-            if is_publishing_step(flags, state.step):
-                trainer.publish(**history.stored())
-                distributed.on_process0(session.world, partial(after_publishing, job, session, history, state.step))
-        distributed.on_process0(session.world, partial(log_seen, trainer, in_use))
-    except STOPPING as reason:
-        trainer.save_and_stop(reason, history.stored())
+def program_of(job: Job) -> TrainingProgram:
+    """In lockstep a checkpoint is published wherever a refresh is made from, too."""
+    flags = job.flags
+    publish_every = (flags.save_steps, *([flags.steps_per_refresh] if flags.refresh_mode == "lockstep" else []))
+    return TrainingProgram(
+        role="trainer",
+        flags=flags,
+        settings=training_settings(flags, job.dtype, publish_every),
+        collection=job.collection,
+        run_config=partial(config_of_run, job),
+        check_new_run=lambda session, config: session.decide_on_process0(partial(check_new_run, job, config)),
+        open_encoder=partial(encoder_at, job),
+        checkpoints_kept=lambda total_steps: checkpoints_kept(flags),
+        begin=partial(begin, job),
+    )
+
+
+def config_of_run(job: Job, world: World) -> dict[str, Any]:
+    """Disagreement where --replay's run was of other flags; what may differ is said."""
+    config = science_of_job(job, world.size)
+    if (differing := check_replayed(job, config)) and world.is_first:
+        say(resumed_otherwise(f"the run of {job.flags.replay}", differing))
+    return config
+
+
+def encoder_at(job: Job, world: World, start: Checkpoint | None) -> Encoder:
+    """The encoder of a checkpoint of this run, or the warmup's."""
+    seed_everything(job.flags.seed, world.process, start.step if start else 0)
+    model_dir = str(start.path) if start else job.flags.model_name_or_path
+    return open_encoder(job.flags, model_dir, job.collection, goes_on=start is not None)
+
+
+def begin(job: Job, trainer: Trainer, config: dict[str, Any], start: Checkpoint | None) -> Hooks:
+    """At the position of the earlier job, or before the first negatives."""
+    history = history_from(job, trainer.session, start, config["initial_model_sha256"])
+    agrees = partial(check_common, config, f"the negatives in {job.ann_dir}")
+    peer = watch_peer(job.ann_dir, "generator", job.flags.lease_seconds, agrees)
+    training = AnnTraining(job, trainer, history, peer, in_use_before(job, trainer, history))
+    write_journal(trainer.session, history)
+    return Hooks(
+        batches=training.batches,
+        stored=history.stored,
+        after_publishing=training.after_publishing,
+        after_steps=training.log_seen,
+        finished=training.finished,
+    )
+
+
+@dataclass
+class AnnTraining:
+    """The negatives that training is on, and what it does when there are newer ones; see `drivers.train.loop.Hooks`."""
+
+    job: Job
+    trainer: Trainer
+    history: TrainingHistory
+    peer: Peer
+    in_use: ActiveNegatives | None
+
+    def batches(self) -> Iterator[Batch]:
+        """Of the negatives that the next step is trained on, waited for where they must be."""
+        job, trainer, history, in_use = self.job, self.trainer, self.history, self.in_use
+        session, step = trainer.session, trainer.state.step
+        refresh = refresh_for_step(job, session, history, self.peer, step, in_use.refresh if in_use else None)
+        if in_use is None or refresh.number != in_use.refresh.number:
+            session.decide_on_process0(partial(check_origin, job, trainer.record, refresh, history.model_of_step))
+            self.log_seen()
+            self.in_use = in_use = take_up(job, trainer, history, refresh)
+        check_staleness(job, session, step, in_use.refresh)
+        return in_use.batches
+
+    def log_seen(self) -> None:
+        """What was trained on of a refresh that has served its last step."""
+        distributed.on_process0(self.trainer.session.world, partial(log_seen, self.trainer, self.in_use))
+
+    def after_publishing(self) -> None:
+        session, step = self.trainer.session, self.trainer.state.step
+        distributed.on_process0(session.world, partial(after_publishing, self.job, session, self.history, step))
+
+    def finished(self) -> dict[str, Any]:
+        """The journal, as DONE.json has it."""
+        taken = [entry.told() for entry in self.history.taken]
+        return {"refreshes": len(taken), "taken": taken}
 
 
 def log_seen(trainer: Trainer, in_use: ActiveNegatives | None) -> None:
-    """What was trained on of a refresh that has served its last step."""
     if trainer.log is not None and in_use is not None and in_use.seen is not None:
         trainer.log.record(trainer.state.step, **in_use.seen.of_refresh(in_use.refresh.number).logged())
 
@@ -217,17 +256,10 @@ def open_negatives(job: Job, trainer: Trainer, refresh: Refresh, batches_done: i
     collection, world = job.collection, trainer.state.world
     lists = read_negative_lists(refresh.path)
     check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
-    is_noted = trainer.log is not None and not trainer.resumes_other_order(lists)
+    is_noted = trainer.log is not None and not trainer.resumes_other_order(lists, job.flags.group_size)
     seen = SeenQueries() if is_noted else None
-    batches = batches_from_lists(job.flags, collection, world, lists, refresh.number, batches_done, seen)
+    batches = batches_from_lists(trainer.settings.batch, collection, world, lists, refresh.number, batches_done, seen)
     return ActiveNegatives(refresh, lists, batches, seen)
-
-
-def is_publishing_step(flags: AnnFlags, step: int) -> bool:
-    """Every --save_steps, at the end, and in lockstep wherever a refresh is made from."""
-    if step % flags.save_steps == 0 or step == flags.max_steps:
-        return True
-    return flags.refresh_mode == "lockstep" and step % flags.steps_per_refresh == 0
 
 
 def checkpoints_kept(flags: AnnFlags) -> int:

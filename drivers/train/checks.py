@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from data.tokens.collection import Preprocessed
+from drivers.cli import AnnFlags, WarmupFlags
 from drivers.job.disk_budget import (
     check_space,
     checkpoint_item,
@@ -22,24 +21,22 @@ from model.encoders.registry import encoder_type
 from model.train.optim import apex_fused_lamb
 from utils.errors import UserError
 
-# What the programs check
 
-
-def check_trainer(
-    checks: Preflight, collection: Preprocessed, trainer: Trainer, dtype: torch.dtype | None, checkpoints: int
-) -> None:
+def check_trainer(checks: Preflight, collection: Preprocessed, trainer: Trainer, checkpoints: int) -> None:
     """The checks of a trainer that is ready to begin; ``checkpoints`` of it lie on the disk at once."""
-    flags, encoder, output_dir = trainer.flags, trainer.state.encoder, Path(trainer.flags.output_dir)
-    item = checkpoint_item(encoder, trainer.tokenizer, checkpoints)
-    size = TrialSize(
-        flags.per_gpu_train_batch_size, flags.max_seq_length, flags.max_query_length, flags.grad_cache_tokens
-    )
-    checks.on_process0(partial(check_space, output_dir, [item], held_by_trainer(output_dir)))
-    checks.on_every_process(partial(check_training, encoder, collection, flags.loss, size, trainer.state.world, dtype))
+    settings, state = trainer.settings, trainer.state
+    item = checkpoint_item(state.encoder, trainer.tokenizer, checkpoints)
+    batch = settings.batch
+    size = TrialSize(batch.triples, batch.max_seq_length, batch.max_query_length, settings.grad_cache_tokens)
+    checks.on_process0(partial(check_space, settings.output_dir, [item], held_by_trainer(settings.output_dir)))
+    trial = partial(check_training, state.encoder, collection, settings.loss, size, state.world, settings.dtype)
+    checks.on_every_process(trial)
     checks.end()
 
 
-def check_training_flags(flags: Any) -> torch.dtype | None:
+def check_training_flags(flags: AnnFlags | WarmupFlags) -> torch.dtype | None:
+    """The type to compute in, as `check_compute_flags` has it. UserError for flags that cannot be trained with."""
+    assert flags.max_seq_length and flags.max_query_length, "with_lengths has found them"
     longest = max(flags.max_seq_length, flags.max_query_length)
     if flags.grad_cache_tokens != 0 and flags.grad_cache_tokens < longest:
         raise UserError(

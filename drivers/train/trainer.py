@@ -1,4 +1,4 @@
-"""The bookkeeping around training steps: logs, checkpoints, and going on exactly where an earlier job stopped."""
+"""The bookkeeping around training steps: logs, checkpoints, and resuming exactly where an earlier job stopped."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from data.mining.negative_lists import NegativeLists
 from data.tokens.tokenizer import load_tokenizer, tokenizer_files
 from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.job.encoder_setup import prepare_encoder
 from drivers.job.session import Session
+from drivers.train.settings import TrainingSettings
 from model.encoders.base import CheckpointsGradients, Encoder
 from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_states, save_state
 from model.train.optim import linear_schedule, make_optimizer
@@ -31,7 +30,6 @@ from utils.exchange.markers import mark_done, read_done
 from utils.exchange.model_files import LENGTHS
 from utils.exchange.stop import StopRequested
 from utils.exchange.wait import wait_until_visible
-from utils.flag_groups import TrainingFlags
 from utils.run_log import RunLog, progress_line, say
 
 
@@ -39,7 +37,7 @@ from utils.run_log import RunLog, progress_line, say
 class Trainer:
     """The bookkeeping around training steps. ``log`` is None except on process 0."""
 
-    flags: Any
+    settings: TrainingSettings
     session: Session
     state: TrainingState
     total_steps: int
@@ -104,7 +102,7 @@ class Trainer:
         say(f"step {step:,}/{self.total_steps:,} ({100 * step / self.total_steps:.0f}%), {eta}")
 
     def is_logged(self, step: int) -> bool:
-        return step % self.flags.logging_steps == 0 or step == self.total_steps
+        return step % self.settings.logging_steps == 0 or step == self.total_steps
 
     @property
     def seconds(self) -> float:
@@ -146,17 +144,17 @@ class Trainer:
             self.state.tally.load(stored.get("by_rank", []))
         self.earlier_seconds = stored["seconds"]
 
-    def resumes_other_order(self, lists: NegativeLists) -> bool:
+    def resumes_other_order(self, lists: NegativeLists, group_size: int) -> bool:
         """Whether an earlier version began on these lists in another order, which is said; this one continues its own.
 
         The position is so many triples of either.
         """
-        if self.triple_order == TRIPLE_ORDER or is_as_in_version_1(lists, self.flags.group_size):
+        if self.triple_order == TRIPLE_ORDER or is_as_in_version_1(lists, group_size):
             return False
         if self.session.world.is_first:
             say(
                 f"warning: an earlier version began on these negatives, with another order of triples at --group_size "
-                f"{self.flags.group_size} for lists of other lengths: from here the order is this version's, so some "
+                f"{group_size} for lists of other lengths: from here the order is this version's, so some "
                 "triples come twice and others not"
             )
         return True
@@ -217,46 +215,50 @@ def local_tokenizer(name: str, output_dir: Path) -> list[Path]:
 
 
 def make_trainer(
-    flags: Any,
+    settings: TrainingSettings,
     session: Session,
     encoder: Encoder,
-    dtype: torch.dtype | None,
     total_steps: int,
     record: dict[str, Any],
     start: Checkpoint | None,
 ) -> Trainer:
     """Optimiser, schedule, logs and the tokenizer's files around an encoder, which holds the weights of ``start``."""
-    world = session.world
-    encoder.record({name: getattr(flags, name) for name in LENGTHS})  # who opens a checkpoint takes them from it
-    if flags.gradient_checkpointing:
+    world, chosen = session.world, settings.optimizer
+    encoder.record({name: getattr(settings.batch, name) for name in LENGTHS})  # who opens a checkpoint takes them there
+    if settings.gradient_checkpointing:
         assert isinstance(encoder, CheckpointsGradients), "preflight has found it"
         encoder.enable_gradient_checkpointing()
-    prepare_encoder(encoder.to(world.device), dtype, world, flags.compile, trains=True)
-    optimizer = make_optimizer(flags.optimizer, encoder, flags.learning_rate, flags.adam_epsilon, flags.weight_decay)
+    prepare_encoder(encoder.to(world.device), settings.dtype, world, settings.compile, trains=True)
+    optimizer = make_optimizer(chosen.name, encoder, chosen.learning_rate, chosen.epsilon, chosen.weight_decay)
     stored = read_trainer_state(start) if start else {}
     schedule_from = stored.get("schedule_from", 0)
-    scheduler = linear_schedule(optimizer, flags.warmup_steps, total_steps - schedule_from)
+    scheduler = linear_schedule(optimizer, chosen.warmup_steps, total_steps - schedule_from)
     state = make_state(
-        encoder, flags.loss, optimizer, scheduler, world, dtype, flags.max_grad_norm, flags.grad_cache_tokens
+        encoder,
+        settings.loss,
+        optimizer,
+        scheduler,
+        world,
+        settings.dtype,
+        chosen.max_grad_norm,
+        settings.grad_cache_tokens,
     )
     if start:
         load_state(state, start.path, start.step)
-    elif flags.load_optimizer_scheduler:
-        load_optimizer_scheduler(state, Path(flags.model_name_or_path))
-    log = distributed.on_process0(world, partial(open_log, flags, start, stored))
-    name, output_dir = flags.tokenizer_name or flags.model_name_or_path, Path(flags.output_dir)
-    tokenizer = distributed.on_process0(world, partial(local_tokenizer, name, output_dir)) or []
-    trainer = Trainer(flags, session, state, total_steps, tokenizer, record, log)
+    elif settings.optimizer_from is not None:
+        load_optimizer_scheduler(state, settings.optimizer_from)
+    log = distributed.on_process0(world, partial(open_log, settings, start, stored))
+    tokenizer = distributed.on_process0(world, partial(local_tokenizer, settings.tokenizer, settings.output_dir)) or []
+    trainer = Trainer(settings, session, state, total_steps, tokenizer, record, log)
     if start:
         trainer.restore(stored, start.step)
     return trainer
 
 
-def open_log(flags: TrainingFlags, start: Checkpoint | None, stored: dict[str, Any]) -> RunLog:
+def open_log(settings: TrainingSettings, start: Checkpoint | None, stored: dict[str, Any]) -> RunLog:
     """The run's log, cut back to what it held at ``start``, whose trainer_state.json is ``stored``."""
-    files = JobLayout(Path(flags.output_dir))
-    tensorboard = Path(flags.log_dir) if flags.log_dir else files.tensorboard
-    log = RunLog(files.metrics, tensorboard, goes_on_at=(start.step, stored["metrics_bytes"]) if start else (0, 0))
+    goes_on_at = (start.step, stored["metrics_bytes"]) if start else (0, 0)
+    log = RunLog(JobLayout(settings.output_dir).metrics, settings.tensorboard_dir, goes_on_at=goes_on_at)
     if start:
         say(f"going on from {start.path.name} of run {stored['run_id']}")
     return log

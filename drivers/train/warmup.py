@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,8 @@ import torch
 
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
-from data.training.batches import Batch
 from data.training.text_triples import (
-    batches_of_text_triples,
     check_triples,
-    make_text_batch,
-    open_text_tokenizer,
     read_text_triples,
 )
 from drivers.cli import WarmupFlags
@@ -36,31 +30,30 @@ from drivers.job.run_config import (
     OWN_RUN,
     check_holds_no_other_run,
     check_in_dry_run,
-    enter_run,
     is_of_this_job,
-    provenance,
     run_config,
 )
-from drivers.job.session import open_session
 from drivers.job.setup import check_exchange_flags, check_output_dirs, open_collection, seed_everything, start_program
-from drivers.train.batches import batches_from_lists
-from drivers.train.checks import check_trainer, check_training_flags
-from drivers.train.trainer import STOPPING, Trainer, make_trainer, start_point
+from drivers.train import loop
+from drivers.train.batches import batches_from_lists, batches_from_text
+from drivers.train.checks import check_training_flags
+from drivers.train.loop import Hooks, TrainingProgram
+from drivers.train.settings import training_settings
+from drivers.train.trainer import Trainer
 from model.encoders.base import Encoder
 from model.encoders.registry import MODEL_TYPES, encoder_type, new_encoder, read_config
 from model.kernels.precision import name_of
 from utils import distributed
-from utils.declared import LOSSES
 from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange import atomic
+from utils.exchange.checkpoints import Checkpoint
 from utils.exchange.evaluations import check_as_published
 from utils.exchange.layout import EvaluationLayout, JobLayout
 from utils.exchange.markers import read_run
 from utils.exchange.negatives import read_refresh
 from utils.exchange.stop import StopRequested
 from utils.ir.metrics import reach
-from utils.prefetch import prefetched
 from utils.run_log import say
 from utils.search.settings import SearchSettings
 from utils.text_files import check_ends, may_have_had
@@ -178,7 +171,7 @@ def run(job: Job) -> None:
         if reach(longest, passages) < EVALUATION_DEPTH:
             say(f"warning: no list of candidates is longer than {longest}: there is no reranking MRR@10, nan is logged")
     if flags.do_train:
-        train(job, world, run_id, checks)
+        loop.train(program_of(job), world, run_id, checks)
     else:
         checks.end()
     if flags.do_eval:
@@ -186,28 +179,56 @@ def run(job: Job) -> None:
     distributed.stop(world)
 
 
-def train(job: Job, world: World, run_id: str, checks: Preflight) -> None:
-    """Train to the last step, from the start or from where an earlier job stopped, publishing checkpoints."""
+def program_of(job: Job) -> TrainingProgram:
     flags = job.flags
-    with open_session(world, job.output_dir, "warmup", flags, run_id) as session:
-        total_steps = steps_to_train(job, world.size)
-        science = science_of_job(job, world.size)
-        if world.is_first and job.triples is not None:
-            say_of_size(job.triples, science["triples_bytes"])
-        run = enter_run(session, job.output_dir, flags, run_id, science)
-        start = start_point(session, job.output_dir)
-        seed_everything(flags.seed, 0)  # the same random weights on every process
-        encoder = open_encoder(flags, str(start.path), job.collection, goes_on=True) if start else first_encoder(job)
-        seed_everything(flags.seed, world.process, start.step if start else 0)
-        record = {**provenance(run, science), "max_steps": total_steps}
-        trainer = make_trainer(flags, session, encoder, job.dtype, total_steps, record, start)
-        # All of a warmup's checkpoints stay.
-        check_trainer(checks, job.collection, trainer, job.dtype, publishing_steps(total_steps, flags.save_steps))
-        if world.is_first:
-            source = str(job.triples) if job.triples else f"BM25 negatives of {flags.bm25_dir}"
-            say(f"warmup: {total_steps} steps, loss {flags.loss}, {source}")
-        run_steps(job, trainer)
-        distributed.on_process0(world, trainer.finish)
+    return TrainingProgram(
+        role="warmup",
+        flags=flags,
+        settings=training_settings(flags, job.dtype, (flags.save_steps,)),
+        collection=job.collection,
+        run_config=partial(config_of_run, job),
+        open_encoder=partial(encoder_at, job),
+        checkpoints_kept=lambda total_steps: publishing_steps(total_steps, flags.save_steps),  # all of them stay
+        begin=partial(begin, job),
+    )
+
+
+def config_of_run(job: Job, world: World) -> dict[str, Any]:
+    config = science_of_job(job, world.size)
+    if world.is_first and job.triples is not None:
+        say_of_size(job.triples, config["triples_bytes"])
+    return config
+
+
+def encoder_at(job: Job, world: World, start: Checkpoint | None) -> Encoder:
+    """The encoder of a checkpoint of this run, or its first one."""
+    flags = job.flags
+    seed_everything(flags.seed, 0)  # the same random weights on every process
+    encoder = open_encoder(flags, str(start.path), job.collection, goes_on=True) if start else first_encoder(job)
+    seed_everything(flags.seed, world.process, start.step if start else 0)
+    return encoder
+
+
+def begin(job: Job, trainer: Trainer, config: dict[str, Any], start: Checkpoint | None) -> Hooks:
+    """Its batches, at the position of the earlier job; and its evaluations, of which that may have left one to do."""
+    flags, state, batch = job.flags, trainer.state, trainer.settings.batch
+    if state.world.is_first:
+        source = str(job.triples) if job.triples else f"BM25 negatives of {flags.bm25_dir}"
+        say(f"warmup: {trainer.total_steps} steps, loss {flags.loss}, {source}")
+    done = state.step * flags.gradient_accumulation_steps
+    if job.lists is not None:
+        trainer.resumes_other_order(job.lists, flags.group_size)
+        batches = batches_from_lists(batch, job.collection, state.world, job.lists, stream=0, start=done)
+    else:
+        assert job.triples is not None, "preflight has found one or the other"
+        batches = batches_from_text(batch, job.collection, state.world, job.triples, job.tokenizer, done)
+    evaluations = Evaluations(job, trainer, trainer.stored.get("evaluation_due", False))
+    return Hooks(
+        batches=lambda: batches,
+        before_steps=evaluations.evaluate_if_due,
+        after_step=evaluations.after_step,
+        stored_by_stop=lambda: {"evaluation_due": evaluations.is_due},
+    )
 
 
 def source_of(job: Job) -> dict[str, Any]:
@@ -267,30 +288,22 @@ def steps_to_train(job: Job, processes: int) -> int:
     return max(1, math.ceil(size / per_step * flags.num_train_epochs))
 
 
-def run_steps(job: Job, trainer: Trainer) -> None:
-    """The loop. A stop is taken between two steps with the state saved."""
-    flags, state, session = job.flags, trainer.state, trainer.session
-    done = state.step * flags.gradient_accumulation_steps
-    if job.lists is not None:
-        trainer.resumes_other_order(job.lists)
-        batches = batches_from_lists(flags, job.collection, state.world, job.lists, stream=0, start=done)
-    else:
-        batches = prefetched(batches_from_text(job, state.world, start=done))
-    is_evaluated = not trainer.stored.get("evaluation_due", False)
-    try:
-        if not is_evaluated:
-            evaluate_meanwhile(job, trainer)
-        is_evaluated = True
-        while state.step < trainer.total_steps:
-            session.check_stop()
-            trainer.step(list(islice(batches, flags.gradient_accumulation_steps)))
-            is_evaluated = False
-            evaluate_meanwhile(job, trainer)
-            is_evaluated = True
-            if state.step % flags.save_steps == 0 or state.step == trainer.total_steps:
-                trainer.publish()
-    except STOPPING as reason:
-        trainer.save_and_stop(reason, {"evaluation_due": not is_evaluated})
+@dataclass
+class Evaluations:
+    """Of --evaluate_during_training. ``is_due``: the newest step's has not ended, a stop came first."""
+
+    job: Job
+    trainer: Trainer
+    is_due: bool
+
+    def evaluate_if_due(self) -> None:
+        if self.is_due:
+            evaluate_meanwhile(self.job, self.trainer)
+        self.is_due = False
+
+    def after_step(self) -> None:
+        self.is_due = True
+        self.evaluate_if_due()
 
 
 def evaluate_meanwhile(job: Job, trainer: Trainer) -> None:
@@ -315,25 +328,6 @@ def log_evaluation(trainer: Trainer, rerank_mrr: float, full_mrr: float) -> None
     assert trainer.log is not None
     say(f"Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")
     trainer.log.record(trainer.state.step, reranking_mrr=rerank_mrr, full_ranking_mrr=full_mrr)
-
-
-def batches_from_text(job: Job, world: World, start: int) -> Iterator[Batch]:
-    """This process's batches of the triples file, endlessly; ``start`` of them have been trained on already."""
-    flags = job.flags
-    assert job.triples is not None and flags.max_query_length and flags.max_seq_length, "preflight has found them"
-    tokenizer = open_text_tokenizer(job.tokenizer)
-    batch_triples = flags.per_gpu_train_batch_size * world.size
-    max_doc_character = job.collection.manifest["max_doc_character"]
-    for texts in batches_of_text_triples(job.triples, batch_triples, max_doc_character, start):
-        yield make_text_batch(
-            texts,
-            world.process,
-            world.size,
-            tokenizer,
-            flags.max_query_length,
-            flags.max_seq_length,
-            is_over_batch=LOSSES[flags.loss].is_over_batch,
-        )
 
 
 # Evaluating

@@ -356,13 +356,14 @@ def test_a_checkpoint_keeps_what_the_next_line_will_tell(tmp_path: Path) -> None
 def test_a_position_in_an_earlier_order_of_triples_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At each resume, until other negatives are taken up; a run of this version's says nothing."""
     full, short = made_up_lists([4] * 3), made_up_lists([4, 1, 4])
-    flags, session = types.SimpleNamespace(group_size=2), alone(tmp_path)
+    settings: Any = types.SimpleNamespace()
+    session = alone(tmp_path)
     stored = {"losses": [], "seconds": 1.0}
     for step, begun_by_earlier in ((5, True), (6, True), (7, False)):
-        trainer = Trainer(flags, session, fp16_state(static_encoder(), "pairwise"), 9, [], {"run_id": "r"}, None)
+        trainer = Trainer(settings, session, fp16_state(static_encoder(), "pairwise"), 9, [], {"run_id": "r"}, None)
         trainer.restore(stored, 5)
         capsys.readouterr()
-        assert trainer.resumes_other_order(short) == begun_by_earlier and not trainer.resumes_other_order(full)
+        assert trainer.resumes_other_order(short, 2) == begun_by_earlier and not trainer.resumes_other_order(full, 2)
         said = capsys.readouterr().out
         assert said.count("\n") == ("an earlier version began on these negatives" in said) == begun_by_earlier
         if step == 6:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from data.tokens.collection import open_preprocessed
 from data.training.batches import batches_of_triples
-from drivers.cli import AnnFlags
 from drivers.train.batches import batches_from_lists
+from drivers.train.settings import BatchSettings
 from results.page.run import report_of
 from results.page.sections import seen_section
 from results.read.run import read_run
@@ -54,15 +54,12 @@ def test_batches_note_their_queries_as_they_are_taken(start: int, processes: int
 
     collection = open_preprocessed(tiny_preprocessed, 32, 16)
     lists = made_up_lists([5, 2, 5, 5, 4], passages=200)
-    flags = AnnFlags(
-        data_dir="", ann_dir="", output_dir="", model_type="static", max_seq_length=32, max_query_length=16,
-        group_size=2, per_gpu_train_batch_size=6 // processes, seed=9,
-    )  # fmt: skip
+    settings = BatchSettings(6 // processes, 2, 16, 32, is_over_batch=False, seed=9)
     expected = [b.query_T.tolist() for b in islice(batches_of_triples(lists, 2, 6, 9, 4), start + 2)]
     for rank in range(processes):
         seen = SeenQueries()
         world = World(rank, processes, torch.device("cpu"))
-        batches = batches_from_lists(flags, collection, world, lists, 4, start, seen)
+        batches = batches_from_lists(settings, collection, world, lists, 4, start, seen)
         assert seen.triples == 6 * start
         assert len(list(islice(batches, 2))) == 2
         assert seen.of_refresh(4) == seen_of([query for queries in expected for query in queries], 4)
@@ -76,15 +73,12 @@ def test_a_resume_notes_what_was_trained_on_without_choosing_negatives(
     def refuse(*lists: object) -> None:
         pytest.fail("negatives are chosen for triples that were trained on already")
 
-    flags = AnnFlags(
-        data_dir="", ann_dir="", output_dir="", model_type="static", max_seq_length=32, max_query_length=16,
-        group_size=2, per_gpu_train_batch_size=6, seed=9,
-    )  # fmt: skip
+    settings = BatchSettings(6, 2, 16, 32, is_over_batch=False, seed=9)
     lists, seen = made_up_lists([5, 2, 5, 5, 4], passages=200), SeenQueries()
     expected = [b.query_T.tolist() for b in islice(batches_of_triples(lists, 2, 6, 9, 4), 1000)]
     monkeypatch.setattr("data.training.triple_order.places_of_turns", refuse)
     collection = open_preprocessed(tiny_preprocessed, 32, 16)
-    batches_from_lists(flags, collection, World(0, 1, torch.device("cpu")), lists, 4, 1000, seen)
+    batches_from_lists(settings, collection, World(0, 1, torch.device("cpu")), lists, 4, 1000, seen)
     assert seen.of_refresh(4) == seen_of([query for queries in expected for query in queries], 4)
 
 

@@ -1,0 +1,101 @@
+"""How a program trains, as its flags have it: what the trainer, its batches and its checks are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from drivers.cli import AnnFlags, WarmupFlags
+from utils.declared import LOSSES
+from utils.exchange.layout import JobLayout
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """The batches of a process. ``triples`` are a micro-batch's; lengths are in tokens.
+
+    ``group_size`` triples of a query follow each other; 0: all of its negatives once. ``is_over_batch`` is the loss's.
+    """
+
+    triples: int
+    group_size: int
+    max_query_length: int
+    max_seq_length: int
+    is_over_batch: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """``name`` is a word of --optimizer; ``warmup_steps`` and the decay after them are linear."""
+
+    name: str
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    epsilon: float
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What training is made of, wherever its batches come from.
+
+    A checkpoint is published at the end, and at each step that one of ``publish_every`` divides.
+    ``optimizer_from`` is the checkpoint whose optimiser and schedule the run begins with, None to begin new ones.
+    """
+
+    output_dir: Path
+    tensorboard_dir: Path
+    tokenizer: str  # its directory, or hub name
+    loss: str  # a word of `utils.declared.LOSSES`
+    batch: BatchSettings
+    micro_batches: int  # of a step
+    optimizer: OptimizerSettings
+    optimizer_from: Path | None
+    dtype: torch.dtype | None  # to autocast to
+    grad_cache_tokens: int
+    gradient_checkpointing: bool
+    compile: bool
+    logging_steps: int
+    publish_every: tuple[int, ...]
+
+
+def training_settings(
+    flags: AnnFlags | WarmupFlags, dtype: torch.dtype | None, publish_every: tuple[int, ...]
+) -> TrainingSettings:
+    """Of flags whose lengths are resolved."""
+    assert flags.max_query_length and flags.max_seq_length, "preflight has found them"
+    output_dir = Path(flags.output_dir)
+    return TrainingSettings(
+        output_dir=output_dir,
+        tensorboard_dir=Path(flags.log_dir) if flags.log_dir else JobLayout(output_dir).tensorboard,
+        tokenizer=flags.tokenizer_name or flags.model_name_or_path,
+        loss=flags.loss,
+        batch=BatchSettings(
+            triples=flags.per_gpu_train_batch_size,
+            group_size=flags.group_size,
+            max_query_length=flags.max_query_length,
+            max_seq_length=flags.max_seq_length,
+            is_over_batch=LOSSES[flags.loss].is_over_batch,
+            seed=flags.seed,
+        ),
+        micro_batches=flags.gradient_accumulation_steps,
+        optimizer=OptimizerSettings(
+            name=flags.optimizer,
+            learning_rate=flags.learning_rate,
+            warmup_steps=flags.warmup_steps,
+            weight_decay=flags.weight_decay,
+            epsilon=flags.adam_epsilon,
+            max_grad_norm=flags.max_grad_norm,
+        ),
+        optimizer_from=Path(flags.model_name_or_path) if flags.load_optimizer_scheduler else None,
+        dtype=dtype,
+        grad_cache_tokens=flags.grad_cache_tokens,
+        gradient_checkpointing=flags.gradient_checkpointing,
+        compile=flags.compile,
+        logging_steps=flags.logging_steps,
+        publish_every=publish_every,
+    )
