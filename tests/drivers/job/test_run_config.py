@@ -349,7 +349,7 @@ def one_of_two_processes(rank: int, directory: str) -> None:
     session = Session(World(rank, 2, torch.device("cpu")), Stop(own), lease_of(own) if rank == 0 else None)
     disagree = partial(check_agreement, {"seed": rank}, {"seed": 2}, "it", "mend it")
     said = [
-        outcome(lambda: session.decide_on_process0(lambda: f"rank {rank}")),
+        outcome(lambda: session.decide_on_process0(lambda: f"process {rank}")),
         outcome(lambda: session.decide_on_process0(disagree)),
     ]
     session.stop.signal_name = "SIGTERM" if rank == 1 else ""
