@@ -152,7 +152,7 @@ def is_of_a_collective(error: RuntimeError) -> bool:
 def process_gone(world: World, error: Exception) -> ProcessGone:
     return ProcessGone(
         f"rank {world.process} of {world.size}: another process of this job is gone, or has not answered for "
-        f"{world.waits.limit_seconds:.0f} s ({one_line(error)[:200]}); see its messages, and start again to go on"
+        f"{world.waits.limit_seconds:.0f} s ({one_line(error)[:200]}); see its messages, and start again to resume"
     )
 
 

@@ -22,12 +22,12 @@ EXIT_CODE_FILE = "ANCE_EXIT_CODE_FILE"
 
 
 def collective_mark(code_file: Path, rank: int) -> Path:
-    """Beside EXIT_CODE_FILE: a byte that is 1 while this rank is in a collective."""
+    """Next to EXIT_CODE_FILE: a byte that is 1 while this process is in a collective."""
     return code_file.with_name(f"in_collective.{rank}")
 
 
 class UserError(Exception):
-    """Something a user can cause and mend. The message is one line: found, expected, what to do."""
+    """Something a user can cause and fix. The message is one line: found, expected, what to do."""
 
     exit_code = 2
 
@@ -57,7 +57,7 @@ class ProcessFailed(UserError):
 
 
 class Stopped(UserError):
-    """Stopped on request, the state is saved: start again with the same flags to go on."""
+    """Stopped on request, the state is saved: start again with the same flags to resume."""
 
     exit_code = 75
 

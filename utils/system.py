@@ -61,7 +61,7 @@ def keep_freed_memory() -> None:
     """What this process frees it keeps for itself, and so stays about as large as it ever was.
 
     Every batch takes the same megabytes and frees them, a training step gigabytes. glibc gives large pieces back to the
-    system, which clears each page anew when the next batch touches it. It holds for the first thread, which computes:
+    system, which clears each page again when the next batch touches it. It holds for the first thread, which computes:
     glibc unmaps the others' empty heaps all the same. Nothing changes where the C library is another.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

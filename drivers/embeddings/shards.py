@@ -1,9 +1,9 @@
 """Shards of embeddings on disk: each is finished, with a record that vouches for it, or not there.
 
-A shard is a .npy file of a fixed number of texts. Beside it stands its record, published after it: its size, its
+A shard is a .npy file of a fixed number of texts. Next to it stands its record, published after it: its size, its
 sha256, and a key of all that decides its numbers. Which texts are in which shard depends on how many there are and
 on the dims alone. So a generator that was killed finds what it had finished, on any number of processes, and
-goes on from there to the same bytes.
+continues from there to the same bytes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Shards:
         return self.path(number).with_suffix(".json")
 
     def identity(self, number: int) -> dict[str, Any]:
-        """What the record says of a shard beside its size and sha256."""
+        """What the record says of a shard next to its size and sha256."""
         return {"key": self.key, "model_sha256": self.model_sha256, "texts": list(self.bounds(number))}
 
 
@@ -199,7 +199,7 @@ def open_shard(shards: Shards, number: int) -> BufferedReader:
     try:
         file = path.open("rb")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing, expected embeddings; start again to encode it anew") from None
+        raise UserError(f"{path} is missing, expected embeddings; start again to encode it again") from None
     if file.read(len(header)) != header:
         file.close()
         raise UserError(f"{path} is not a shard of {stop - start} texts: it is damaged; remove it and start again")

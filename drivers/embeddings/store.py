@@ -46,9 +46,9 @@ PASSAGES, DEV_QUERY, TRAIN_QUERY = "passages", "dev-query", "train-query"
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """All that decides the numbers of the embeddings, beside the texts chosen.
+    """All that decides the numbers of the embeddings, in addition to the texts chosen.
 
-    The kind of device is part of it, its model is not: a job that goes on on another GPU would lose hours for the last
+    The kind of device is part of it, its model is not: a job that resumes on another GPU would lose hours for the last
     bits of some numbers.
     """
 
@@ -93,7 +93,7 @@ def directory_of(root: Path, step: int, spec: EmbeddingSpec) -> Path:
 
 
 def remove_others(lease: Lease, keep: Path) -> None:
-    """Remove all other embeddings beside ``keep``. Fenced where another job has the lease: they may be its own."""
+    """Remove all other embeddings than ``keep``. Fenced where another job has the lease: they may be its own."""
     for directory in keep.parent.iterdir():
         if EMBEDDINGS_PATTERN.fullmatch(directory.name) and directory != keep:
             remove(lease, directory)

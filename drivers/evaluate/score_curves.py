@@ -96,7 +96,7 @@ def overlap(passages_QK: np.ndarray, negative_QN: np.ndarray, passages: int) -> 
     The sum over all ``passages`` of the smaller of two shares: of the negatives that are this passage, and of the
     returned. 1: spread alike; 0: none in common. ``uniform_at_…`` is that of negatives spread evenly. (Whether a
     passage is a negative at all says nothing where there are as many negatives as passages.) Depths that the lists do
-    not reach are left out.
+    not reach are omitted.
     """
     trained_N, found = spread(negative_QN, passages), {}
     for depth in (depth for depth in OVERLAP_DEPTHS if depth <= passages_QK.shape[1]):

@@ -1,4 +1,4 @@
-"""How much disk a program will need, reckoned before it writes anything, with the terms of the sum.
+"""How much disk a program will need, estimated before it writes anything, with the terms of the sum.
 
 The estimates are of the files' sizes; a quota is not seen. What the program's own earlier versions hold already is
 not needed again.
@@ -23,8 +23,8 @@ STATES_PER_WEIGHT = 2  # Adam's and LAMB's two moments
 SMALL_FILES_BYTES = 64 * 2**10  # of a checkpoint: config, schedule, random states, manifest
 NEGATIVE_BYTES, LINE_BYTES = 22, 30  # of ann_training_data: offset, rank and score; query and positive
 CANDIDATE_BYTES, CANDIDATES_QUERY_BYTES = 8, 4  # of ann_candidates: offset and score; query
-RUN_LINE_BYTES = 32  # of a TREC run's line, beside its two ids
-UNKNOWN_REFRESHES = 10  # reckoned with where the flags name no end
+RUN_LINE_BYTES = 32  # of a TREC run's line, in addition to its two ids
+UNKNOWN_REFRESHES = 10  # assumed where the flags name no end
 
 
 @dataclass(frozen=True)

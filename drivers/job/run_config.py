@@ -192,14 +192,14 @@ def is_of_this_job(run: dict[str, Any]) -> bool:
 
 
 def check_holds_no_other_run(directory: Path, flags: Any) -> None:
-    """UserError where the directory holds a run that this job must not, or cannot, go on with."""
+    """UserError where the directory holds a run that this job must not, or cannot, resume."""
     if not holds_run(directory) or flags.overwrite_output_dir:
         return
     run = read_run(directory)
     if run is not None and (flags.resume == "auto" or is_of_this_job(run)):
         return
     steps = numbered(directory, CHECKPOINT_PATTERN)
-    reason = "--resume never is given" if flags.resume == "never" else f"no {RUN} says how to go on with it"
+    reason = "--resume never is given" if flags.resume == "never" else f"no {RUN} says how to resume it"
     raise UserError(
         f"{directory} holds a run already ({len(steps)} checkpoints, the last of step {max(steps, default=0)}) and "
         f"{reason}; choose another --output_dir, or --overwrite_output_dir to remove it"

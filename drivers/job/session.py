@@ -51,7 +51,7 @@ class Session:
         by = self.stop.reason()
         if self.world.is_first:
             self.stop.taken()
-        return Stopped(f"stopped by {by} {where}; start again with the same flags to go on")
+        return Stopped(f"stopped by {by} {where}; start again with the same flags to resume")
 
     def decide_on_process0(self, look: Callable[[], Any], peer: Peer | None = None, is_needed: bool = True) -> Any:
         """Process 0 looks, all processes get its answer or its error; PeerGone on all of them where the peer is gone.

@@ -249,7 +249,7 @@ def in_use_before(job: Job, trainer: Trainer, history: TrainingHistory) -> Activ
 def check_unchanged(refresh: Refresh, taken: RefreshUse) -> None:
     """UserError where the file is not what the earlier job trained on."""
     if atomic.sha256_of(refresh.path) != taken.sha256:
-        raise UserError(f"{refresh.path} has changed since this run trained on it; start anew in another --output_dir")
+        raise UserError(f"{refresh.path} has changed since this run trained on it; start again in another --output_dir")
 
 
 def open_negatives(job: Job, trainer: Trainer, refresh: Refresh, batches_done: int) -> ActiveNegatives:

@@ -67,7 +67,7 @@ class RefreshUse:
 
 @dataclass
 class TrainingHistory:
-    """What the loop knows beside the trainer's state; all of it is stored with every checkpoint.
+    """What the loop knows in addition to the trainer's state; all of it is stored with every checkpoint.
 
     ``model_of_step``: sha256 of the weights that negatives may have been made from, this run's own.
     ``schedule_from``: the step at which the learning-rate schedule in use began.
@@ -197,7 +197,7 @@ def check_staleness(job: Job, session: Session, step: int, refresh: Refresh) -> 
     if is_stale(job, step, refresh):
         raise PeerGone(
             f"the negatives of refresh {refresh.number} are of the model of {age_steps} steps ago, "
-            f"--max_staleness_steps is {limit}: see the generator's log, and start both again to go on"
+            f"--max_staleness_steps is {limit}: see the generator's log, and start both again to resume"
         )
     if age_steps == limit // 2 + 1 and session.world.is_first:
         say(f"warning: refresh {refresh.number} is {age_steps} steps old; training stops at {limit}")

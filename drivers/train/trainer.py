@@ -48,8 +48,8 @@ class Trainer:
     losses: list[float] = field(default_factory=list)  # since the last line
     started: float | None = None  # when this job's first step began: waiting for the first negatives is not training
     started_step: int = 0
-    earlier_seconds: float = 0.0  # of the jobs that this one goes on from
-    stored: dict[str, Any] = field(default_factory=dict)  # what the earlier job left beside its weights
+    earlier_seconds: float = 0.0  # of the jobs that this one resumes
+    stored: dict[str, Any] = field(default_factory=dict)  # what the earlier job left next to its weights
     saved_step: int = 0  # of the newest checkpoint; step 0 is what the job was given
     triple_order: int = TRIPLE_ORDER  # the version in which training began on the negatives in use
 
@@ -200,7 +200,7 @@ def start_point(session: Session, directory: Path) -> Checkpoint | None:
 
 
 def read_trainer_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The position that `Trainer.publish` stored beside the weights."""
+    """The position that `Trainer.publish` stored next to the weights."""
     value: dict[str, Any] = json.loads((checkpoint.path / TRAINER_STATE).read_text())
     return value
 

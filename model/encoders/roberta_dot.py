@@ -31,9 +31,9 @@ if not sys.stderr.isatty():
 
 
 class FirstTokenLayer(RobertaLayer):
-    """The last layer where only a text's first token is pooled: behind the attention that token alone goes on.
+    """The last layer where only a text's first token is pooled: after the attention that token alone is computed.
 
-    Of a layer's 12 products this leaves out 9, which no embedding and no gradient depends on. The other tokens' queries
+    Of a layer's 12 products this omits 9, which no embedding and no gradient depends on. The other tokens' queries
     are not needed either, but transformers' attention makes them together with keys and values.
     """
 
@@ -133,7 +133,7 @@ class RobertaDot(RobertaPreTrainedModel, Encoder):  # type: ignore[misc]  # save
         enable({"use_reentrant": False})
 
     def cast_linear_weights(self, dtype: torch.dtype) -> None:
-        """For encoding alone: the matrices in ``dtype``, to which autocast would cast them anew for each batch.
+        """For encoding alone: the matrices in ``dtype``, to which autocast would cast them again for each batch.
 
         What is added up from layer to layer stays in float32, as under autocast: in bfloat16 throughout, the
         embeddings were ten times as far from float32's, and 0.8% of the top 200 others (0.1% this way).

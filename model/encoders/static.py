@@ -16,7 +16,7 @@ from model.encoders.base import ConfigEncoder
 from model.encoders.spec import Side, static_spec
 from model.token_batch import TokenBatch
 
-INITIAL_STD = 0.1  # torch's 1.0 leaves Adam's steps too small beside the weights: the head alone would learn
+INITIAL_STD = 0.1  # torch's 1.0 leaves Adam's steps too small next to the weights: the head alone would learn
 
 
 class StaticEncoder(ConfigEncoder):

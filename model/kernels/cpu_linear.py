@@ -1,6 +1,6 @@
 """A RoBERTa's products on a CPU in bfloat16, for encoding alone.
 
-torch arranges a matrix for the CPU anew for each batch; here that is done once, by the two operations its own compiler
+torch arranges a matrix for the CPU again for each batch; here that is done once, by the two operations its own compiler
 does it with. They are no promised part of torch, so they are tried before they are used.
 """
 

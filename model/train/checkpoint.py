@@ -70,7 +70,7 @@ def load_state(state: TrainingState, checkpoint: Path, step: int) -> None:
     """Optimiser, schedule, scaler and this process's random state as `save_state` left them at ``step``.
 
     A process that the earlier job did not have keeps the state it has. The weights are the encoder's already. The
-    schedule must have been made anew with the values it had then.
+    schedule must have been made again with the values it had then.
     """
     load_optimizer_scheduler(state, checkpoint)
     rng = load_file(checkpoint / RNG_STATES)

@@ -73,7 +73,7 @@ def cached_backward(
 
     GradCache: Gao et al. 2021, arXiv 2101.06983.
     ``texts`` are batches, each of one side, whose embeddings ``loss_of`` takes in this order. Every pass is made twice
-    with the same dropout, and gives the same bits. ``autocast`` is a context made anew for each use; ``scale`` is the
+    with the same dropout, and gives the same bits. ``autocast`` is a context made again for each use; ``scale`` is the
     gradient scaler's.
     """
     device = texts[0][0].tokens_T.device

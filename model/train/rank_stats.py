@@ -34,7 +34,7 @@ class PerRankStats:
         return found
 
     def load(self, sums: Any) -> None:
-        """What `state` gave; of another shape, from another version, it is left out."""
+        """What `state` gave; of another shape, from another version, it is omitted."""
         stored = torch.from_numpy(np.array(sums, np.float64))  # null is NaN
         if stored.shape == self.sums_B4.shape:
             self.sums_B4.copy_(stored)

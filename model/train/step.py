@@ -151,8 +151,8 @@ def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: 
     """One optimiser step over the micro-batches; returns the loss, averaged over them and over the ranks.
 
     With ``measures_layers`` the gradient's norm in each of ANCE's layer groups is kept, as it was before clipping.
-    UserError where the loss or the gradient is not finite: going on would only destroy the model. In fp16 such a step
-    is skipped, and its loss returned as it is; UserError once that has happened again and again.
+    UserError where the loss or the gradient is not finite: another step would only destroy the model. In fp16 such a
+    step is skipped, and its loss returned as it is; UserError once that has happened again and again.
     """
     state.module.train()
     sums_B4 = state.tally.sums_B4.clone() if state.scaler.is_enabled() else state.tally.sums_B4
@@ -172,7 +172,7 @@ def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: 
     if state.grad_cache_tokens:
         average_gradients(state.world, list(state.encoder.parameters()))
     total = mean_over_processes(state.world, sum((loss.double() for loss in losses), torch.zeros(())))
-    # What one rank cannot go on with, all of them stop at.
+    # What one process cannot continue from, all of them stop at.
     if not math.isfinite(total):
         if not state.scaler.is_enabled():
             raise UserError(f"the loss is {total} at step {state.step + 1}; lower --learning_rate, or use --bf16")

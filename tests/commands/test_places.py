@@ -324,4 +324,4 @@ def test_without_locks_every_script_goes_on_with_a_warning(tmp_path: Path, flock
         first, *rest = result.stderr.splitlines()
         assert f"{script}: warning: no lock on {tmp_path}" in first or f"{script}: warning: no lock on {repo}" in first
         assert "continuing without (exit code" in first and "is running" not in result.stderr + result.stdout
-        assert rest, "it went on to what fails here by intention"
+        assert rest, "it continued to what fails here by intention"

@@ -414,7 +414,7 @@ def test_a_trainer_stops_when_the_generator_fails(tiny_preprocessed: Path, stati
 def test_the_rate_never_reaches_zero_before_the_end(
     tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path
 ) -> None:
-    """Without --single_warmup each refresh warms up anew; whatever the refreshes do, the last steps still learn."""
+    """Without --single_warmup each refresh warms up again; whatever the refreshes do, the last steps still learn."""
     generate = (
         "--data_dir", tiny_preprocessed, "--training_dir", tmp_path / "none", "--init_model_dir", static_warmup,
         "--model_type", "static", *LENGTHS, "--topk_training", "50", "--negative_sample", "1",

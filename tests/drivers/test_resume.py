@@ -1,4 +1,4 @@
-"""Jobs that go on where an earlier one stopped: the same bytes at the end, nothing trained twice."""
+"""Jobs that resume where an earlier one stopped: the same bytes at the end, nothing trained twice."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_a_stale_trainer_stops_with_its_state_saved_and_goes_on_with_newer_negat
     output = run("drivers.run_ann", *trainer, *limit, code=4)
     assert "refresh 1 from step 24" in output and "taken up at step 24" in output
     assert max(numbered(arm / "checkpoints", CHECKPOINT_PATTERN)) == 48
-    # What it goes on with must be what it was trained on.
+    # What it resumes with must be what it was trained on.
     negatives = JobLayout(arm / "ann_data").negatives(1)
     text = negatives.read_bytes()
     negatives.write_bytes(text.replace(b"\t1", b"\t2", 1) if b"\t1" in text else text[:-2] + b"0\n")

@@ -19,7 +19,7 @@ FENCED, REFUSED = 75, 2
 
 @dataclass(frozen=True)
 class Pause:
-    """``at``: of the role's renames and links. It goes on when the other has taken over, or has finished."""
+    """``at``: of the role's renames and links. It continues when the other has taken over, or has finished."""
 
     role: str
     at: int

@@ -1,4 +1,4 @@
-"""SIGKILL at every publication boundary and at random instants; who was killed is started again, the others go on."""
+"""SIGKILL at every publication boundary and at random instants; the killed are started again, the others continue."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def replaced(function: ast.FunctionDef, chosen: Callable[[ast.AST], ast.AST | No
 
 
 def without(pattern: str, which: slice = slice(None)) -> Change:
-    """``which`` of the statements that are such a call are left out."""
+    """``which`` of the statements that are such a call are omitted."""
 
     def change(function: ast.FunctionDef) -> ast.FunctionDef:
         left_out = statements_with(function, pattern)[which]
@@ -212,14 +212,14 @@ MUTANTS = (
         ("damage", "stops"),
     ),
     Mutant(
-        "going on without the position in the negatives",
+        "resuming without the position in the negatives",
         "drivers.train.ann",
         "open_negatives",
         beginning_with("batches_done = 0", "batches_done"),
         ("kills", "stops"),
     ),
     Mutant(
-        "going on with a learning-rate schedule begun anew",
+        "resuming with a learning-rate schedule begun again",
         "model.train.checkpoint",
         "load_optimizer_scheduler",
         without("scheduler.load_state_dict"),

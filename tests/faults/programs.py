@@ -14,7 +14,7 @@ import numpy as np
 
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, write_tiny_collection
 
-# Checkpoints within a window too: going on from them needs the position in the negatives.
+# Checkpoints within a window too: resuming from them needs the position in the negatives.
 STEPS, WINDOW, SAVE_STEPS = 12, 4, 2
 REFRESHES = STEPS // WINDOW
 HEARTBEAT_SECONDS, LEASE_SECONDS = 0.2, 2.0

@@ -22,7 +22,7 @@ NO_SPACE = 2
 # Preflight has to find enough; then a ballast leaves a multiple of the step.
 DISK_BYTES, STEP_BYTES, STEPS_OF_SPACE = 8 * 2**20, 24 * 1024, 12
 PREFLIGHT_OVER = "preflight: all well"
-GO_ON_EVERY = 4  # of the refused writes, one in so many goes on to the end of the run
+CONTINUE_EVERY = 4  # of the refused writes, one in so many continues to the end of the run
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def starve(play: Play, shortage: Shortage) -> bool:
         if child.code != 0:
             check_failed(play, role, child.code)
             del play.children[role]
-            if shortage.at % GO_ON_EVERY:
+            if shortage.at % CONTINUE_EVERY:
                 return True
         ballast.unlink(missing_ok=True)
         play.to_the_end()

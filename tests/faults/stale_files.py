@@ -2,8 +2,8 @@
 
 `installed` puts it under everything in this process that reaches the disk below a directory. What one host changes is
 there for itself at once, and on the server: link and rename are atomic, and a file that a host can see has its newest
-content. Another host may go on listing a directory as it was, may go on missing a name that it missed before, and
-may go on using a directory by its handle after it was moved.
+content. Another host may keep listing a directory as it was, may keep missing a name that it missed before, and
+may keep using a directory by its handle after it was moved.
 """
 
 from __future__ import annotations

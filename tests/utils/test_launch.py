@@ -245,7 +245,7 @@ def test_signal_becomes_a_stop_that_the_workers_take_together(
     (line,) = trainer.errors()
     assert line.startswith(f"run_ann: stopped by {stop_file} at step 0, with nothing to save; start again")
     assert not stop_file.exists() and stop_file.with_name("stop-of-the-job.taken").exists()
-    assert not (tmp_path / "checkpoints" / "FAILED.json").exists(), "its peer waits for it to go on"
+    assert not (tmp_path / "checkpoints" / "FAILED.json").exists(), "its peer waits for it to resume"
     beat = read_beat(tmp_path / "checkpoints", "trainer")
     assert beat is not None and beat["state"] == "stopped"
     assert "Traceback" not in trainer.err.read_text()

@@ -142,7 +142,7 @@ def test_metrics_jsonl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     again = RunLog(path, None, clock)
     again.record(12, x=1)
     again.close()
-    assert path.read_text().startswith(before_close), "a run that goes on adds to the file"
+    assert path.read_text().startswith(before_close), "a run that resumes adds to the file"
 
 
 def test_tensorboard_has_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +211,7 @@ def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kept_lines", [0, 1, 2])
 def test_going_on_writes_again_what_came_after_in_a_file_of_its_own(tmp_path: Path, kept_lines: int) -> None:
-    """A job that has lost its role may wake up and write a line: not into the log of the one that goes on."""
+    """A job that has lost its role may wake up and write a line: not into the log of the one that continues."""
     lost = RunLog(tmp_path / "metrics.jsonl", None, clock=lambda: 0.0)
     sizes = [0]
     for step in (1, 2):

@@ -53,7 +53,7 @@ from utils.distributed import World
 PR_SET_THP_DISABLE = 41  # of linux/prctl.h
 ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # a huge page would count as one
 encoder = make_encoder(layers=2, width=128).eval()
-if sys.argv[1] == "settled":
+if sys.argv[1] == "tuned":
     prepare_encoder(encoder, None, World(0, 1, torch.device("cpu")))
 else:
     encoder.pack_texts(True)
@@ -72,7 +72,7 @@ def test_encoding_takes_no_new_pages_batch_after_batch() -> None:
     allocators = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(allocators)}
     pages = {}
-    for word in ("plain", "settled"):
+    for word in ("plain", "tuned"):
         done = subprocess.run(
             [sys.executable, "-c", ENCODES, word],
             cwd=REPO,
@@ -82,4 +82,4 @@ def test_encoding_takes_no_new_pages_batch_after_batch() -> None:
             check=True,
         )
         pages[word] = float(done.stdout.rsplit("pages", 1)[1])
-    assert pages["plain"] > 500 and pages["settled"] < 100
+    assert pages["plain"] > 500 and pages["tuned"] < 100

@@ -39,7 +39,7 @@ class Checkpoint:
 def publish_checkpoint(lease: Lease, step: int, record: dict[str, Any]) -> Iterator[Path]:
     """Yield a staging directory; when the block ends, it becomes ``checkpoint-<step>`` at once.
 
-    ``record`` goes into MANIFEST.json beside sizes and sha256 of every file. An exception in the
+    ``record`` goes into MANIFEST.json next to sizes and sha256 of every file. An exception in the
     block publishes nothing. UserError where the name is taken; Fenced where another job has the lease.
     """
     lease.check()

@@ -4,7 +4,7 @@ A role (trainer, generator, warmup) in a directory belongs to the lease of the h
 ``.leases/ROLE-E.json``. Epochs are taken with link(2), which only one job can win. The holder stages everything
 it publishes under the staging directory its lease names. Who takes over makes its own epoch first and moves that
 directory away next, and only then looks at what has been published: from then on every rename and link of the old
-holder fails, however long it was paused and wherever it goes on.
+holder fails, however long it was paused and wherever it continues.
 
 Whether a holder lives is judged by its heartbeat file: its text has to change within the lease's life, measured by the
 reader's own clock. No file times and no other host's clock count.

@@ -21,7 +21,7 @@ from utils.exchange.verify import FAULTS, check_signature, signature_of
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, log_once, wait_for, wait_until_visible
 from utils.run_log import say
 
-OUR_RECORD_KEYS = {"refresh", "sha256", "step"}  # in a record of ours, beside ANCE's
+OUR_RECORD_KEYS = {"refresh", "sha256", "step"}  # in a record of ours, in addition to ANCE's
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Peer:
         failed = read_failed(self.directory)
         if failed is not None and failed != self.old_failure:
             role, reason = failed.get("role", "other job"), failed.get("reason", "no reason given")
-            raise PeerGone(f"the {role} has failed ({reason}): mend it and start both again")
+            raise PeerGone(f"the {role} has failed ({reason}): fix it and start both again")
         state = self.watch.look()
         if state == STOPPED:
             log_once(f"the {self.role} ({self.watch.holder}) has stopped with its state saved: waiting for it to go on")
@@ -56,11 +56,11 @@ class Peer:
         """A job that we saw at work may be silent for one life of its lease, one that may come back for ten."""
         watch = self.watch
         life_seconds = watch.holder.lease_seconds if watch.holder else watch.lease_seconds
-        again = "see its log, and start both again with the same flags to go on"
+        again = "see its log, and start both again with the same flags to resume"
         if state == FAILED_STATE and watch.seen_alive:
             # Without FAILED.json: its peer was gone, or its disk.
             reason = parse_beat(watch.text).get("error") or "see its log"
-            raise PeerGone(f"the {self.role} has failed ({reason}): mend it and start both again")
+            raise PeerGone(f"the {self.role} has failed ({reason}): fix it and start both again")
         lives = 1 if state == RUNNING and watch.seen_alive else ABSENT_LIVES
         if watch.silent_seconds > lives * life_seconds:
             raise PeerGone(

@@ -52,7 +52,7 @@ class Stop:
         return self.file_name
 
     def reason(self) -> str:
-        """What asked, once all ranks know that one was: looked at anew, for another may have seen the file first."""
+        """What asked, once all ranks know that one was: looked at again, for another may have seen the file first."""
         self.looked = -math.inf
         return self.requested() or "another process"
 

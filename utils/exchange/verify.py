@@ -94,7 +94,7 @@ class FaultTimer:
         """UserError once a version that nothing can stand in for has been damaged for longer than caches remember."""
         since = self.first_seen.setdefault(str(error), time.monotonic())
         if time.monotonic() - since > VISIBLE_WITHIN_SECONDS:
-            raise UserError(f"{error}; nothing else can take its place: start anew in other directories") from None
+            raise UserError(f"{error}; nothing else can take its place: start again in other directories") from None
 
 
 FAULTS = FaultTimer()  # of the versions that this process looks for

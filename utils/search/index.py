@@ -87,7 +87,7 @@ def check_queries(queries_QD: np.ndarray) -> None:
     for start in range(0, len(queries_QD), ROWS_AT_ONCE):
         if problem := problem_of(queries_QD[start : start + ROWS_AT_ONCE]):
             raise UserError(
-                f"embeddings of queries {problem}: the model has diverged; go on from an earlier checkpoint"
+                f"embeddings of queries {problem}: the model has diverged; resume from an earlier checkpoint"
             )
 
 

@@ -187,7 +187,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", [*DAMAGES, "gone"])
 @pytest.mark.parametrize("kind", ["npy", "json"])
-def test_a_damaged_shard_is_named_and_encoded_anew(
+def test_a_damaged_shard_is_named_and_encoded_again(
     tmp_path: Path, damage: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards = made_shards(tmp_path)
@@ -372,7 +372,7 @@ def test_a_rank_that_leaves_while_it_verifies_counts_the_rest_as_missing(tmp_pat
 
 
 def made_from(collection: Preprocessed, step: int = 30) -> dict[str, Any]:
-    """What a generator records beside embeddings."""
+    """What a generator records next to embeddings."""
     manifest = collection.manifest
     return {
         "step": step,

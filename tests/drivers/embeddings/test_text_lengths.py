@@ -243,7 +243,7 @@ def test_trainer_and_generator_take_the_warmup_s_and_record_them_again(
 
 
 def test_a_run_begun_before_lengths_were_recorded_goes_on(inputs: Inputs, warmup: Path, tmp_path: Path) -> None:
-    """Its initial model says none, its flags were the defaults or given; the same command line goes on with it."""
+    """Its initial model says none, its flags were the defaults or given; the same command line resumes it."""
     plain = Path(shutil.copytree(inputs.model, tmp_path / "plain"))
     common = {"data_dir": inputs.data_dir, "model_type": "static", "no_cuda": "true", "max_seq_length": 32}
     common["max_query_length"] = 16

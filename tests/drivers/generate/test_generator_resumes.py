@@ -167,7 +167,7 @@ def test_all_processes_end_together_when_another_job_takes_over(
     assert not read_failed(arm)
 
 
-def test_a_shard_damaged_meanwhile_is_named_and_encoded_anew(
+def test_a_shard_damaged_meanwhile_is_named_and_encoded_again(
     tiny_preprocessed: Path, slow_model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     arm = tmp_path / "arm"

@@ -33,6 +33,7 @@ from utils.exchange.negatives import read_refresh
 from utils.exchange.retention import remove, remove_old_checkpoints
 from utils.exchange.stop import Stop
 from utils.run_log import RunLog
+from utils.search.settings import SearchSettings
 
 CPU = torch.device("cpu")
 
@@ -59,9 +60,8 @@ def make_job(data_dir: Path, root: Path) -> Job:
         topk_training=20,
         negative_sample=5,
     )
-    return Job(
-        flags, open_preprocessed(data_dir, 32, 16), Selection(parse_strategy("random", 5, 20)), "", None, "torch"
-    )
+    selection = Selection(parse_strategy("random", 5, 20))
+    return Job(flags, open_preprocessed(data_dir, 32, 16), selection, "", None, SearchSettings("torch"))
 
 
 def start(root: Path, world: World) -> tuple[Session, RunLog | None]:
@@ -185,7 +185,7 @@ def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, l
             shutil.rmtree(work.checkpoint)
         return load_to_encode(*given)
 
-    def settle_on_gpus(encoder: Any, dtype: Any, world: World, compiled: bool) -> Any:
+    def prepare_on_gpus(encoder: Any, dtype: Any, world: World, compiled: bool) -> Any:
         """Where the ranks agree on how they attend."""
         distributed.any_process(world, False)
         return prepare_encoder(encoder, dtype, world, compiled)
@@ -199,7 +199,7 @@ def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, l
                 path.rename(path.with_name(f"gone-{path.name}"))
         return False
 
-    encode_corpus.load_to_encode, encode_corpus.prepare_encoder = open_late, settle_on_gpus
+    encode_corpus.load_to_encode, encode_corpus.prepare_encoder = open_late, prepare_on_gpus
     try:
         return one_refresh(job, session, work, {}, log, leave)
     finally:

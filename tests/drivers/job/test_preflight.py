@@ -1,4 +1,4 @@
-"""The checks before the work: what they find, what they leave as it was, and what they reckon against what is used."""
+"""The checks before the work: what they find and leave as it was, and what they estimate next to what is used."""
 
 from __future__ import annotations
 
@@ -430,7 +430,7 @@ def untrained(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path_factory: p
     return directory
 
 
-def reckoned_bytes(output: str) -> float:
+def estimated_bytes(output: str) -> float:
     """The sum in a program's line on space."""
     found = re.findall(r"^preflight: space: .* = ([\d.,]+) (kB|MB|GB|bytes) needed, .* free in ", output, re.M)
     assert len(found) == 1, output
@@ -438,7 +438,7 @@ def reckoned_bytes(output: str) -> float:
 
 
 @pytest.mark.slow
-def test_every_program_says_its_checks_and_reckons_what_it_uses(
+def test_every_program_says_its_checks_and_estimates_what_it_uses(
     tiny_preprocessed: Path, untrained: Path, tmp_path: Path
 ) -> None:
     ann, trained, warmup, evaluated = (tmp_path / name for name in ("ann", "checkpoints", "warmup", "eval"))
@@ -472,7 +472,7 @@ def test_every_program_says_its_checks_and_reckons_what_it_uses(
         ], output
         assert said[-1] == "all"
         used = disk_used(written)
-        assert used / 2 < reckoned_bytes(output) < used * 2, f"{program}: {used} bytes\n{output}"
+        assert used / 2 < estimated_bytes(output) < used * 2, f"{program}: {used} bytes\n{output}"
 
 
 @pytest.mark.slow

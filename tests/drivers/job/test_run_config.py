@@ -120,22 +120,22 @@ def test_all_that_differs_is_named_with_both_values() -> None:
     ours = {"seed": 1, "loss": "pairwise", "lr": 0.1, "score_scale": 2.0, "new_flag": 7}
     theirs = {"seed": 2, "loss": "pairwise", "lr": 0.2, "score_scale": None, "their_flag": 8}
     with pytest.raises(Disagreement) as caught:
-        check_agreement(ours, theirs, "refresh 3", "start anew")
+        check_agreement(ours, theirs, "refresh 3", "start again")
     assert str(caught.value) == (
         "refresh 3 was made with other flags: seed 2 there, 1 here; lr 0.2 there, 0.1 here; "
-        "score_scale None there, 2.0 here; start anew"
+        "score_scale None there, 2.0 here; start again"
     )
     assert caught.value.exit_code == 3
-    check_agreement(ours, theirs, "refresh 3", "start anew", names=("loss", "new_flag", "their_flag"))
-    with pytest.raises(Disagreement, match=r"flags: lr 0.2 there, 0.1 here; start anew$"):
-        check_agreement(ours, theirs, "refresh 3", "start anew", names=("lr", "loss"))
+    check_agreement(ours, theirs, "refresh 3", "start again", names=("loss", "new_flag", "their_flag"))
+    with pytest.raises(Disagreement, match=r"flags: lr 0.2 there, 0.1 here; start again$"):
+        check_agreement(ours, theirs, "refresh 3", "start again", names=("lr", "loss"))
 
 
 @given(*[st.dictionaries(st.sampled_from("abcde"), st.sampled_from([None, 0, 1, "", "x", 0.5])) for _ in range(2)])
 def test_disagreement_exactly_where_a_shared_name_differs(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     differing = [name for name in "abcde" if name in ours and name in theirs and ours[name] != theirs[name]]
     try:
-        check_agreement(ours, theirs, "it", "mend it")
+        check_agreement(ours, theirs, "it", "fix it")
         said = ""
     except Disagreement as error:
         said = str(error)
@@ -146,11 +146,11 @@ def test_disagreement_exactly_where_a_shared_name_differs(ours: dict[str, Any], 
 def test_a_model_that_an_earlier_version_left_blank_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
     ours = {"initial_model_sha256": "m", "initial_config_sha256": "c", "seed": 1}
     earlier = {"initial_model_sha256": "", "seed": 1}
-    check_agreement(ours, earlier, "the blank run", "start anew")
+    check_agreement(ours, earlier, "the blank run", "start again")
     assert capsys.readouterr().out.startswith("the blank run does not say which model it began from")
     for theirs in ({**earlier, "seed": 2}, {**earlier, "initial_config_sha256": "c"}, {"initial_model_sha256": "n"}):
         with pytest.raises(Disagreement, match="the run was made with other flags"):
-            check_agreement(ours, theirs, "the run", "start anew")
+            check_agreement(ours, theirs, "the run", "start again")
 
 
 # The run of a directory
@@ -222,7 +222,7 @@ def test_what_a_directory_may_hold(tmp_path: Path, resume: str, holds: str, over
     if not is_refused:
         check_holds_no_other_run(tmp_path, flags)
         return
-    reason = "--resume never is given" if resume == "never" else "no RUN.json says how to go on with it"
+    reason = "--resume never is given" if resume == "never" else "no RUN.json says how to resume it"
     with pytest.raises(UserError, match=rf"holds a run already \(2 checkpoints, the last of step 200\) and {reason}; "):
         check_holds_no_other_run(tmp_path, flags)
 
@@ -347,7 +347,7 @@ def one_of_two_processes(rank: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2, timeout=limit)
     own = Path(directory) / str(rank)
     session = Session(World(rank, 2, torch.device("cpu")), Stop(own), lease_of(own) if rank == 0 else None)
-    disagree = partial(check_agreement, {"seed": rank}, {"seed": 2}, "it", "mend it")
+    disagree = partial(check_agreement, {"seed": rank}, {"seed": 2}, "it", "fix it")
     said = [
         outcome(lambda: session.decide_on_process0(lambda: f"process {rank}")),
         outcome(lambda: session.decide_on_process0(disagree)),
@@ -375,7 +375,7 @@ def one_of_two_processes(rank: int, directory: str) -> None:
 def test_two_ranks_do_the_same(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(one_of_two_processes, (str(tmp_path),), nprocs=2)
     said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]
-    disagreement = "Disagreement 3: it was made with other flags: seed 2 there, 0 here; mend it"
+    disagreement = "Disagreement 3: it was made with other flags: seed 2 there, 0 here; fix it"
     of_the_disk = ["OSError: [Errno 116] Stale file handle: '/x/y'", "OSError: [Errno 5] I/O error"]
     others = "ProcessFailed 1: another process has failed: KeyError: 'k'"
     for rank in (0, 1):

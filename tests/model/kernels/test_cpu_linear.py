@@ -145,7 +145,7 @@ def another_product(input: torch.Tensor, *_others: Any) -> torch.Tensor:
 @pytest.mark.parametrize("lacking", ["instructions", "oneDNN", "type", "kernel", "operation", "result"])
 def test_where_it_cannot_be_the_layers_stay(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
     intermediate = make_intermediate()
-    monkeypatch.setattr(cpu_linear, "is_arranging_right", cpu_linear.is_arranging_right.__wrapped__)  # tried anew
+    monkeypatch.setattr(cpu_linear, "is_arranging_right", cpu_linear.is_arranging_right.__wrapped__)  # tried again
     if lacking == "instructions":
         monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     elif lacking == "oneDNN":

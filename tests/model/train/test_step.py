@@ -135,7 +135,7 @@ def test_schedules_at_the_edges_stay_between_0_and_the_peak(warmup: int, total: 
     assert optimizer.param_groups[0]["lr"] == 0.0
 
 
-def test_a_restarted_schedule_begins_anew_with_the_rate_given() -> None:
+def test_a_restarted_schedule_begins_again_with_the_rate_given() -> None:
     encoder = static_encoder()
     optimizer = make_optimizer("lamb", encoder, 0.1, 1e-6, 0.0)
     state = make_state(encoder, "pairwise", optimizer, linear_schedule(optimizer, 2, 10), ALONE, None, 1.0)
@@ -354,7 +354,7 @@ def test_a_checkpoint_keeps_what_the_next_line_will_tell(tmp_path: Path) -> None
 
 
 def test_a_position_in_an_earlier_order_of_triples_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At each resume, until other negatives are taken up; a run of this version's says nothing."""
+    """At each resume, until training switches to other negatives; a run of this version's says nothing."""
     full, short = made_up_lists([4] * 3), made_up_lists([4, 1, 4])
     settings: Any = types.SimpleNamespace()
     session = alone(tmp_path)
@@ -485,7 +485,7 @@ def stored_run(directory: Path, encoder: nn.Module, optimizer_name: str) -> Trai
 
 
 def test_ance_s_optimiser_and_schedule_are_read(tmp_path: Path) -> None:
-    """ANCE stores both as bare state dicts; its LAMB keeps a step and three norms beside the moments."""
+    """ANCE stores both as bare state dicts; its LAMB keeps a step and three norms next to the moments."""
     state = stored_run(tmp_path, static_encoder(), "lamb")
     stored = copy.deepcopy(state.optimizer.state_dict())
     for entry in stored["state"].values():

@@ -54,7 +54,7 @@ from utils.exchange.wait import log_once
 
 
 @pytest.fixture(autouse=True)
-def anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was said in an earlier test is said again, and no cache hides a record for long."""
     log_once.cache_clear()
     for module in ("checkpoints", "negatives", "verify"):

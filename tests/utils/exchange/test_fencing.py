@@ -1,4 +1,4 @@
-"""A job that is paused before any step on the disk, and has lost its lease when it goes on: it changes nothing."""
+"""A job that is paused before any step on the disk, and has lost its lease when it continues: it changes nothing."""
 
 from __future__ import annotations
 

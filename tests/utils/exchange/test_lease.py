@@ -40,12 +40,12 @@ QUICK = LeaseTimeouts(heartbeat_seconds=0.05, lease_seconds=1)
 
 
 @pytest.fixture(autouse=True)
-def anew() -> None:
+def fresh() -> None:
     log_once.cache_clear()
 
 
 class WithOthers(FakeTime):
-    """A clock beside which something else happens: ``each`` is called after every pause."""
+    """A clock next to which something else happens: ``each`` is called after every pause."""
 
     def __init__(self, each: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""utils.exchange.peers: when the other job is gone, and when to go on waiting for it."""
+"""utils.exchange.peers: when the other job is gone, and when to keep waiting for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.exchange.wait import log_once
 
 
 @pytest.fixture(autouse=True)
-def anew() -> None:
+def fresh() -> None:
     log_once.cache_clear()
 
 
