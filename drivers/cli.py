@@ -12,6 +12,7 @@ from utils.flag_groups import (
     AnceStrategyFlags,
     Bm25DirFlags,
     ComputeFlags,
+    DevSplitFlags,
     ExchangeFlags,
     KeepFlags,
     ModelFlags,
@@ -35,6 +36,7 @@ LARGEST_SCALE = 1e6  # of scores; a product of embeddings times that stays a num
 class GenerateFlags(
     ProgramFlags,
     PreprocessedFlags,
+    DevSplitFlags,
     ModelTypeFlags,
     ComputeFlags,
     SelectionFlags,
@@ -136,7 +138,16 @@ class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Refre
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm25DirFlags, SearchFlags, ExchangeFlags):
+class WarmupFlags(
+    ProgramFlags,
+    PreprocessedFlags,
+    DevSplitFlags,
+    ModelFlags,
+    TrainingFlags,
+    Bm25DirFlags,
+    SearchFlags,
+    ExchangeFlags,
+):
     """Train the first checkpoint, on BM25 negatives or on a triples file."""
 
     GROUP: ClassVar[Group] = "evaluation"
@@ -176,7 +187,7 @@ class WarmupFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Bm
         "", "triples.train.small.tsv (query, positive, negative as text), plain or gzipped", is_path=True, group="data"
     )
     rerank_file: str = flag(
-        "", "candidates to rerank: top1000.dev or a TREC run; default BM25_DIR/dev.trec", is_path=True
+        "", "candidates to rerank: top1000.dev or a TREC run; default BM25_DIR/DEV_SPLIT.trec", is_path=True
     )
     group_size: int = flag(
         1,
@@ -213,7 +224,7 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
     )
 
     output_dir: str = flag(help="where metrics.json and the run files are written", is_path=True, group="job")
-    split: Literal["dev", "train"] = flag("dev", "whose queries")
+    split: str = flag("dev", "whose queries: any split of --data_dir")
     embedding_dir: str = flag(
         "", "embeddings of run_ann_data_gen --inference to rank with, in place of a model", is_path=True
     )
@@ -242,13 +253,13 @@ class NeighbourhoodFlags(ProgramFlags, PreprocessedFlags, ModelFlags, SeedFlags,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bm25Flags(ProgramFlags, SelectionFlags, KeepFlags):
-    """Search a collection with BM25: a TREC run and metrics for dev, negatives for train."""
+class Bm25Flags(ProgramFlags, DevSplitFlags, SelectionFlags, KeepFlags):
+    """Search a collection with BM25: a TREC run and metrics for the dev split, negatives for train."""
 
     GROUP: ClassVar[Group] = "data"
     EXAMPLE: ClassVar[str] = "python -m drivers.run_bm25 --raw_data_dir raw --data_dir preprocessed --output_dir bm25"
 
-    raw_data_dir: str = flag(help="raw collection in MS MARCO's format, the one --data_dir was made from", is_path=True)
+    raw_data_dir: str = flag(help="raw collection, the one --data_dir was made from", is_path=True)
     data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data", is_path=True)
     output_dir: str = flag(
         help="directory for dev.trec, metrics.json, ann_training_data_0 and ann_ndcg_0", is_path=True, group="job"

@@ -2,8 +2,9 @@
 
     python -m drivers.run_bm25 --raw_data_dir RAW --data_dir PREPROCESSED --output_dir DIR
 
-Writes DIR/dev.trec (the collection's own ids), DIR/metrics.json, and then the negatives of the train queries,
-``ann_training_data_0`` and ``ann_ndcg_0``, whose ranks and scores are BM25's. Where ``ann_ndcg_0`` is, all are.
+Writes DIR/dev.trec (or another --dev_split's, with the collection's own ids), DIR/metrics.json, and then the negatives
+of the train queries, ``ann_training_data_0`` and ``ann_ndcg_0``, whose ranks and scores are BM25's. Where the record
+``ann_ndcg_0`` is, all are.
 ``--keep_candidates`` adds ``ann_candidates_0.npz``, which the strategy ``bm25`` of the other programs takes from.
 The work itself is in drivers/generate/bm25.py.
 """

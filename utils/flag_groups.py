@@ -75,6 +75,15 @@ class PreprocessedFlags(DocumentFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DevSplitFlags:
+    GROUP: ClassVar[Group] = "evaluation"
+
+    dev_split: str = flag(
+        "", "split that is measured while training; default: dev, else the first other than train", decides="nothing"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelTypeFlags:
     GROUP: ClassVar[Group] = "model"
 

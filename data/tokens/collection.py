@@ -22,10 +22,6 @@ from utils.ir.metrics import LARGEST_GRADE
 
 FORMAT_VERSION = 1
 PASSAGES = "passages"
-TRAIN, DEV = (
-    "train",
-    "dev",
-)  # the split that is trained on, and the one that is measured meanwhile unless another is named
 REQUIRED_KEYS = ("max_seq_length", "max_query_length", "pad_token_id", "tokenizer", "counts", "collection_fingerprint")
 
 
@@ -75,16 +71,16 @@ class Preprocessed:
 
         Else ``dev`` where there is one, else the first that is not trained on. UserError where there is none.
         """
-        others = [split for split in self.splits if split != TRAIN]
-        if not others or asked == TRAIN:
+        others = [split for split in self.splits if split != "train"]
+        if not others or asked == "train":
             raise UserError(
-                f"{self.directory}: nothing to measure on while training: expected a split other than {TRAIN}, "
+                f"{self.directory}: nothing to measure on while training: expected a split other than train, "
                 f"there is {', '.join(others) or 'none'}; name one by --dev_split"
             )
         if asked:
             self.check_split(asked)
             return asked
-        return DEV if DEV in others else others[0]
+        return "dev" if "dev" in others else others[0]
 
     def queries(self, split: str) -> TokenCache:
         """UserError where there is no such split, or the cache is damaged or not of the manifest's size."""

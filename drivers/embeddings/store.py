@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.tokens.collection import Preprocessed
+from data.tokens.collection import PASSAGES, Preprocessed
 from drivers.embeddings.shards import PASSAGE_SHARDS, QUERY_SHARDS, Shards, fault_of, rows_of_shard, stored_passages
 from drivers.job.resume import is_model_unknown
 from model.encode import share_of
@@ -41,7 +41,6 @@ ROWS_WORDS = Words(
     missing="{path} is missing, expected the rows of the queries; run with --inference again",
     sha256=f"{{path}}: its sha256 differs from {EMBEDDINGS_RECORD}'s: it is damaged; run with --inference again",
 )
-PASSAGES, DEV_QUERY, TRAIN_QUERY = "passages", "dev-query", "train-query"
 
 
 @dataclass(frozen=True)
@@ -203,14 +202,25 @@ def newest_embeddings(root: Path) -> Path:
 def open_shards(directory: Path, name: str) -> Shards:
     """The shards of complete embeddings; their content is not looked at."""
     record = read_embeddings_record(directory)
-    held = record["shards"][name]
+    held = shards_of(directory, record, name)
     about = (record["dims"], held["rows"], record["storage"], held["key"], record["model_sha256"])
     return Shards(directory, name, held["count"], *about)
 
 
+def shards_of(directory: Path, record: dict[str, Any], name: str) -> dict[str, Any]:
+    """What the record of complete embeddings says of ``name``. UserError where they are not of that split's queries."""
+    if name not in record["shards"]:
+        raise UserError(
+            f"{directory} embeds {', '.join(record['shards'])}, expected {name} among them; "
+            "run with --inference and that --dev_split"
+        )
+    held: dict[str, Any] = record["shards"][name]
+    return held
+
+
 def check_all_shards(process: int, processes: int, directory: Path) -> None:
     """UserError where a shard is missing or damaged; each process reads its share of them."""
-    for name in (DEV_QUERY, TRAIN_QUERY, PASSAGES):
+    for name in read_embeddings_record(directory)["shards"]:
         shards = open_shards(directory, name)
         for number in range(*share_of(len(shards), process, processes)):
             fault = fault_of(shards, number)
@@ -235,6 +245,6 @@ def read_queries(directory: Path, name: str) -> np.ndarray:
 def read_query_rows(directory: Path, name: str) -> np.ndarray:
     """int64 [Q]: which queries are embedded. UserError where the file is missing or damaged."""
     path = directory / f"{name}.rows.npy"
-    expected = read_embeddings_record(directory)["shards"][name]["rows_sha256"]
+    expected = shards_of(directory, read_embeddings_record(directory), name)["rows_sha256"]
     verify_files({path: Expected(None, expected)}, ROWS_WORDS)
     return np.load(path, allow_pickle=False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data.tokens.collection import Preprocessed
 from data.tokens.token_cache import TokenCache, cache_files
+from drivers.cli import EvalFlags
 from drivers.embeddings.store import describe_embeddings
 from drivers.embeddings.text_lengths import describe_lengths
 from drivers.job.disk_budget import (
@@ -17,9 +17,12 @@ from drivers.job.disk_budget import (
 )
 from drivers.job.model_identity import check_checkpoint
 from drivers.job.preflight import Preflight, check_collection, check_publishing
+from utils.errors import UserError
+from utils.exchange.evaluations import check_as_published
+from utils.text_files import check_ends
 
 
-def check_evaluation(checks: Preflight, collection: Preprocessed, flags: Any, tokenizer_dir: str) -> None:
+def check_evaluation(checks: Preflight, collection: Preprocessed, flags: EvalFlags, tokenizer_dir: str) -> None:
     """The checks of an evaluation, but for what its model computes."""
     output_dir, queries, passages = Path(flags.output_dir), collection.queries(flags.split), collection.passages
     lists = len(collection.qrels(flags.split).queries_with_positive())
@@ -35,6 +38,17 @@ def check_evaluation(checks: Preflight, collection: Preprocessed, flags: Any, to
         partial(check_publishing, output_dir),
         partial(check_space, output_dir, items),
     )
+
+
+def check_candidates(path: Path) -> None:
+    """UserError where ``path`` is not there to be reranked, is not what an evaluation published, or ends wrongly."""
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing, expected candidates to rerank (top1000.dev or a TREC run of drivers.run_bm25); "
+            "give the file that has them, or leave it out"
+        )
+    check_as_published(path)
+    check_ends(path)
 
 
 def mean_id_bytes(cache: TokenCache) -> int:

@@ -17,7 +17,7 @@ from drivers.embeddings.distributed_search import check_index_fits, check_index_
 from drivers.embeddings.encode import PassageShare
 from drivers.embeddings.store import read_embeddings_record
 from drivers.embeddings.text_lengths import check_made_with, with_lengths
-from drivers.evaluate.checks import check_evaluation
+from drivers.evaluate.checks import check_candidates, check_evaluation
 from drivers.evaluate.ranking import encode_split, load_split, rank_split, rerank_lists
 from drivers.evaluate.results import describe_ranks, write_results
 from drivers.evaluate.score_curves import mean_scores
@@ -27,12 +27,10 @@ from drivers.job.sanity_batch import check_encoding
 from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection, start_program
 from utils import distributed
 from utils.errors import UserError
-from utils.exchange.evaluations import check_as_published
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_done
 from utils.exchange.negatives import newest_refresh, read_refresh
 from utils.search.settings import SearchSettings
-from utils.text_files import check_ends
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,11 @@ def preflight(flags: EvalFlags) -> Evaluation:
     if flags.model_name_or_path:
         check_model_directory(flags, flags.model_name_or_path)
     if flags.rerank_file:
-        check_rerank_file(Path(flags.rerank_file))
+        check_candidates(Path(flags.rerank_file))
     search = search_settings(flags, distributed.own_device(flags.no_cuda))
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
+    collection.check_split(flags.split)
     if flags.embedding_dir:
         stored = read_embeddings_record(Path(flags.embedding_dir), collection)
         check_made_with(flags, Path(flags.embedding_dir), stored)
@@ -69,14 +68,6 @@ def preflight(flags: EvalFlags) -> Evaluation:
             search, len(collection.passages), flags.model_name_or_path, flags.model_type, flags.config_name
         )
     return Evaluation(flags, collection, dtype, search)
-
-
-def check_rerank_file(path: Path) -> None:
-    """UserError where the candidates to rerank are not there, or are not whole."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing, expected candidates to rerank (top1000.dev or a TREC run)")
-    check_as_published(path)
-    check_ends(path)
 
 
 def run(job: Evaluation) -> None:

@@ -1,4 +1,4 @@
-"""BM25 over a raw collection: from the texts to the dev run, its metrics and the first negatives."""
+"""BM25 over a raw collection: from the texts to the run of the dev split, its metrics and the first negatives."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class Bm25Job:
     flags: Bm25Flags
     source: Source
     preprocessed: Preprocessed
+    dev_split: str
     selection: Selection
 
     @property
@@ -62,6 +63,7 @@ def preflight(flags: Bm25Flags) -> Bm25Job:
     preprocessed = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
     check_inputs(preprocessed)
     source = open_source(preprocessed.manifest["data_type"], Path(flags.raw_data_dir))
+    dev_split = preprocessed.dev_split(flags.dev_split)
     selection = make_selection(str(flags.negative_strategy), flags, len(preprocessed.passages))
     if selection.strategy.needs_bm25:
         raise UserError(
@@ -73,7 +75,7 @@ def preflight(flags: Bm25Flags) -> Bm25Job:
     if record.exists():
         raise UserError(f"{record} exists, {flags.output_dir} is complete; remove it or choose another directory")
     check_can_write(Path(flags.output_dir))
-    return Bm25Job(flags, source, preprocessed, selection)
+    return Bm25Job(flags, source, preprocessed, dev_split, selection)
 
 
 def passage_texts(source: Source, preprocessed: Preprocessed) -> Iterator[str]:
@@ -109,20 +111,19 @@ def query_texts(source: Source, preprocessed: Preprocessed, split: str) -> list[
 
 
 def run_dev(job: Bm25Job, index: BM25, staged: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Search the dev queries and write their run into ``staged``.
+    """Search the queries of the dev split and write their run into ``staged``.
 
     The metrics over all judged queries, as deep as --topk_dev; and those that `commit_record` needs, at least at 10.
     """
-    flags, preprocessed = job.flags, job.preprocessed
-    words, passages = words_of(query_texts(job.source, preprocessed, "dev")), len(preprocessed.passages)
+    flags, preprocessed, split = job.flags, job.preprocessed, job.dev_split
+    words, passages = words_of(query_texts(job.source, preprocessed, split)), len(preprocessed.passages)
     searched = max(flags.topk_dev, DEPTH_OF_RECORD)
-    scores_QK, rows_QK = search(
-        index, words, min(searched, passages), flags.workers or core_count(), staged / SCRATCH, "dev queries searched"
-    )
-    ids = preprocessed.queries("dev").original_ids(), preprocessed.passages.original_ids()
-    run_path = EvaluationLayout(staged).ranking("dev")
+    workers, what = flags.workers or core_count(), f"{split} queries searched"
+    scores_QK, rows_QK = search(index, words, min(searched, passages), workers, staged / SCRATCH, what)
+    ids = preprocessed.queries(split).original_ids(), preprocessed.passages.original_ids()
+    run_path = EvaluationLayout(staged).ranking(split)
     write_run(run_path, *ids, rows_QK[:, : flags.topk_dev], scores_QK[:, : flags.topk_dev], MODEL)
-    judged, query_Q = preprocessed.qrels("dev").as_dict(), np.arange(len(rows_QK))
+    judged, query_Q = preprocessed.qrels(split).as_dict(), np.arange(len(rows_QK))
     metrics = evaluate(judged, query_Q, rows_QK, reach(searched, passages))
     kept = metrics_to(reach(flags.topk_dev, passages))
     return {name: value for name, value in metrics.items() if name in kept}, metrics
@@ -164,18 +165,18 @@ def commit_record(job: Bm25Job, run_id: str, metrics: dict[str, float]) -> dict[
 
 
 def run(job: Bm25Job) -> None:
-    """Index the collection, search both splits, and publish the dev run before the negatives."""
+    """Index the collection, search both splits, and publish the run of the dev split before the negatives."""
     started, run_id, out, preprocessed = time.monotonic(), secrets.token_hex(6), job.output_dir, job.preprocessed
     for line in header("run_bm25", run_id, flags_json(job.flags), ["cpu"]):
         say(line)
     with staged_directory(out) as staged:
         index = build_index(passage_texts(job.source, preprocessed), job.flags.k1, job.flags.b)
         metrics, metrics_at_10 = run_dev(job, index, staged)
-        say(f"dev {format_metrics(metrics)}")
+        say(f"{job.dev_split} {format_metrics(metrics)}")
         candidates, selected = train_negatives(job, index, staged)
         say(describe_selection(selected, job.selection.strategy, job.flags.topk_training, 0, 0))
-        dev_queries = len(preprocessed.qrels("dev").as_dict())
-        written = [EvaluationLayout(staged).ranking("dev").name]
+        dev_queries = len(preprocessed.qrels(job.dev_split).as_dict())
+        written = [EvaluationLayout(staged).ranking(job.dev_split).name]
         write_metrics(staged, metrics_record(metrics, dev_queries, MODEL, None, time.monotonic() - started), written)
         publish(staged, out, [*written, EVALUATION_RECORD])
         publish_selected(job, run_id, candidates, selected, metrics_at_10)

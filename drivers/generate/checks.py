@@ -25,7 +25,7 @@ def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
     """All checks of a generator that is to make so many ``refreshes``."""
     flags, collection, device = job.flags, job.collection, checks.world.device
     tokenizer_dir = flags.tokenizer_name or flags.init_model_dir
-    inputs = check_collection(collection, tokenizer_dir, ("train", "dev"))
+    inputs = check_collection(collection, tokenizer_dir, ("train", job.dev_split))
     checks.on_process0(partial(check_checkpoint, flags, flags.init_model_dir), *inputs)
     checks.on_process0(partial(describe_lengths, flags, collection), partial(check_publishing, job.ann_dir))
     if flags.load_gen:
@@ -37,7 +37,7 @@ def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
             items.append(candidates_item(queries, flags.topk_training, refreshes))
     if not flags.load_gen:
         encoder = open_to_encode(flags, flags.init_model_dir, collection, job.dtype, checks.world)
-        texts = len(collection.passages) + queries + len(collection.qrels("dev").queries_with_positive())
+        texts = len(collection.passages) + queries + len(collection.qrels(job.dev_split).queries_with_positive())
         value_bytes, only_latest = DTYPES[flags.embedding_dtype].itemsize, flags.only_keep_latest_embedding_file
         items.append(embeddings_item(texts, encoder.spec.embedding_dim, value_bytes, refreshes, only_latest))
         held = disk_used(embeddings_dir(job)) if only_latest else 0

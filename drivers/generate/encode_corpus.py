@@ -12,13 +12,14 @@ import torch
 
 from data.mining.candidates import Bm25Source
 from data.mining.select import Selection, chunk_of_queries
-from data.tokens.collection import Preprocessed
+from data.sources.qrels import query_name
+from data.tokens.collection import PASSAGES, Preprocessed
 from drivers.cli import GenerateFlags
 from drivers.embeddings import store
 from drivers.embeddings.distributed_search import check_index_fits
 from drivers.embeddings.encode import PassageShare, encode_to_shards, stored_share, texts_of, unfinished
 from drivers.embeddings.shards import Shards
-from drivers.embeddings.store import DEV_QUERY, PASSAGES, TRAIN_QUERY, EmbeddingSpec
+from drivers.embeddings.store import EmbeddingSpec
 from drivers.job.encoder_setup import encoding_settings, load_to_encode, prepare_encoder
 from drivers.job.progress import Monitor, StopEncoding
 from drivers.job.session import Session
@@ -50,6 +51,10 @@ class Job:
     def strategy(self) -> str:
         """As the user wrote it."""
         return self.selection.strategy.text
+
+    @property
+    def dev_split(self) -> str:
+        return self.collection.dev_split(self.flags.dev_split)
 
     @property
     def ann_dir(self) -> Path:
@@ -111,7 +116,8 @@ def encode_all(
     spec = embedding_spec(job, world, request, encoder)
     directory = store.directory_of(embeddings_dir(job), request.step, spec)
     distributed.on_process0(world, partial(directory.mkdir, parents=True, exist_ok=True))
-    rows = {DEV_QUERY: collection.qrels("dev").queries_with_positive(), TRAIN_QUERY: train_rows(job, request.refresh)}
+    dev_rows_Q, train_rows_Q = collection.qrels(job.dev_split).queries_with_positive(), train_rows(job, request.refresh)
+    rows = {query_name(job.dev_split): dev_rows_Q, query_name("train"): train_rows_Q}
     shards = [
         *(spec.query_shards(directory, name, rows_Q) for name, rows_Q in rows.items()),
         spec.passage_shards(directory),
@@ -120,7 +126,7 @@ def encode_all(
         return None
     record = {**ours, "step": request.step, "checkpoint": request.checkpoint}
     distributed.on_process0(world, partial(store.commit, directory, shards, rows, record, lease_staging_dir))
-    return open_embeddings(world, directory, rows[TRAIN_QUERY], rows[TRAIN_QUERY])
+    return open_embeddings(world, job.dev_split, directory, train_rows_Q, train_rows_Q)
 
 
 def open_checkpoint(job: Job, session: Session, request: RefreshRequest) -> Encoder | None:
@@ -187,8 +193,7 @@ def encode_shards(
     settings = encoding_settings(job.flags, job.collection, job.dtype)
     caches = {
         PASSAGES: job.collection.passages,
-        DEV_QUERY: job.collection.queries("dev"),
-        TRAIN_QUERY: job.collection.queries("train"),
+        **{query_name(split): job.collection.queries(split) for split in (job.dev_split, "train")},
     }
     missing = {shards.name: unfinished(world, shards, monitor) for shards in all_shards}
     there = sum(len(shards) - len(missing[shards.name]) for shards in all_shards)
@@ -212,20 +217,22 @@ def load_embeddings(job: Job, session: Session, request: RefreshRequest) -> Refr
     directory = Path(distributed.decide_on_process0(world, lambda: str(store.newest_embeddings(root))))
     record = store.read_embeddings_record(directory, job.collection)
     check_index_fits(job.search, len(job.collection.passages), record["dims"])
-    dev_rows_Q = store.read_query_rows(directory, DEV_QUERY)
-    stored_rows_Q = store.read_query_rows(directory, TRAIN_QUERY)
-    expected = job.collection.qrels("dev").queries_with_positive()
+    dev_rows_Q = store.read_query_rows(directory, query_name(job.dev_split))
+    stored_rows_Q = store.read_query_rows(directory, query_name("train"))
+    expected = job.collection.qrels(job.dev_split).queries_with_positive()
     rows_Q = train_rows(job, request.refresh)
     if not np.array_equal(dev_rows_Q, expected) or not np.isin(rows_Q, stored_rows_Q).all():
         raise UserError(f"{directory} holds other queries than --data_dir; run with --inference again")
     distributed.on_every_process(world, partial(store.check_all_shards, world.process, world.size, directory))
-    return open_embeddings(world, directory, stored_rows_Q, rows_Q)
+    return open_embeddings(world, job.dev_split, directory, stored_rows_Q, rows_Q)
 
 
-def open_embeddings(world: World, directory: Path, stored_rows_Q: np.ndarray, rows_Q: np.ndarray) -> RefreshEmbeddings:
+def open_embeddings(
+    world: World, dev_split: str, directory: Path, stored_rows_Q: np.ndarray, rows_Q: np.ndarray
+) -> RefreshEmbeddings:
     """Complete embeddings: the queries read, this process's share of the passages to be read while searching."""
     wait_until_visible(directory / EMBEDDINGS_RECORD)
-    dev_QD, train_QD = (store.read_queries(directory, name) for name in (DEV_QUERY, TRAIN_QUERY))
+    dev_QD, train_QD = (store.read_queries(directory, query_name(split)) for split in (dev_split, "train"))
     if not np.array_equal(stored_rows_Q, rows_Q):
         train_QD = train_QD[np.searchsorted(stored_rows_Q, rows_Q)]
     return RefreshEmbeddings(directory, dev_QD, rows_Q, train_QD, stored_share(world, directory))

@@ -13,7 +13,6 @@ from typing import Any
 from data.mining.candidates import read_bm25
 from data.mining.select import make_selection
 from data.mining.strategy import resolve_strategy
-from data.tokens.collection import Preprocessed
 from drivers.cli import GenerateFlags
 from drivers.embeddings import store
 from drivers.embeddings.distributed_search import check_index_fits_model, search_settings
@@ -24,7 +23,7 @@ from drivers.generate.refresh import one_refresh
 from drivers.job.disk_budget import UNKNOWN_REFRESHES
 from drivers.job.encoder_setup import check_model_directory
 from drivers.job.model_identity import identity_of
-from drivers.job.preflight import Preflight
+from drivers.job.preflight import Preflight, say_dev_split
 from drivers.job.run_config import (
     COMMON,
     SAME_FLAGS,
@@ -78,6 +77,7 @@ def preflight(flags: GenerateFlags) -> Job:
     check_output_dirs(flags.output_dir)
     check_same_file_system(Path(flags.output_dir))
     collection = open_collection(flags, flags.tokenizer_name or flags.init_model_dir)
+    collection.dev_split(flags.dev_split)
     passages = len(collection.passages)
     check_index_fits_model(search, passages, flags.init_model_dir, flags.model_type, flags.config_name)
     if flags.load_gen:
@@ -100,6 +100,7 @@ def science_of_job(job: Job) -> dict[str, Any]:
         strategy=job.strategy,
         encoded_in=name_of(job.dtype),
         **({"bm25_sha256": job.bm25.sha256} if job.bm25 is not None else {}),
+        **({"dev_split": job.dev_split} if job.dev_split != "dev" else {}),
         **identity_of(job.flags.init_model_dir, job.flags.model_type, job.flags.config_name),
     )
 
@@ -126,7 +127,8 @@ def generate(job: Job) -> None:
     check_generator(Preflight(world), job, refreshes_planned(job))
     if world.is_first:
         say(f"negatives: {job.strategy} ({job.strategy_from})")
-        say_coverage(job.collection)
+        say_dev_split(job.dev_split)
+        say_coverage(job)
         if flags.last_checkpoint_dir and step_said_used(flags) is None:
             say(f"--last_checkpoint_dir {flags.last_checkpoint_dir} is not in --training_dir: none counts as used")
     with open_session(world, job.ann_dir, "generator", flags, run_id) as session:
@@ -189,9 +191,10 @@ def leaving(job: Job, session: Session, peer: Peer, clock: Callable[[], float] =
     return leave
 
 
-def say_coverage(collection: Preprocessed) -> None:
+def say_coverage(job: Job) -> None:
     """Queries without a positive are neither encoded nor searched; how many there are."""
-    for split in ("train", "dev"):
+    collection = job.collection
+    for split in ("train", job.dev_split):
         held, judged = len(collection.queries(split)), len(collection.qrels(split).queries_with_positive())
         say(f"{split}: {held:,} queries, {judged:,} with a positive in the collection, {held - judged:,} left out")
 

@@ -127,9 +127,9 @@ def check_not_fenced(session: Session, lease_staging_dir: Path) -> None:
 def dev_metrics(job: Job, dev_passages_QK: np.ndarray) -> dict[str, float]:
     """All that can be measured at the depth of the search, at least DEV_CANDIDATES; also said in ANCE's words."""
     collection = job.collection
-    dev_queries_Q = collection.qrels("dev").queries_with_positive()
+    qrels = collection.qrels(job.dev_split)
     depth = reach(depth_of_search(job), len(collection.passages))
-    metrics = evaluate(collection.qrels("dev").as_dict(), dev_queries_Q, dev_passages_QK, depth)
+    metrics = evaluate(qrels.as_dict(), qrels.queries_with_positive(), dev_passages_QK, depth)
     say(f" --- ANN NDCG@10:{metrics['ndcg@10']}")
     say(f" --- ANN MRR:{metrics['mrr@10']}")
     return metrics

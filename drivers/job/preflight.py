@@ -79,6 +79,12 @@ def check_judgements(collection: Preprocessed, splits: Sequence[str]) -> str:
     return f"qrels: {'; '.join(told)}"
 
 
+def say_dev_split(split: str) -> None:
+    """Which split the dev measures are of, where it is another than their name says."""
+    if split != "dev":
+        say(f"dev measures are of the split {split}")
+
+
 def check_publishing(directory: Path) -> str:
     """Try in ``directory`` what publishing needs. UserError where it cannot be done."""
     atomic.check_writable(directory)

@@ -66,7 +66,7 @@ class Run:
 
 def provenance(run: Run, science: dict[str, Any]) -> dict[str, Any]:
     """What every published version says of where it comes from."""
-    named = (*COMMON, "seed", "strategy", *OF_A_SELECTION, "ann_chunk_factor", "bm25_sha256")
+    named = (*COMMON, "seed", "strategy", *OF_A_SELECTION, "ann_chunk_factor", "bm25_sha256", "dev_split")
     return {
         **dataclasses.asdict(run),
         **{name: science[name] for name in named if name in science},

@@ -20,11 +20,12 @@ from data.training.text_triples import (
 from drivers.cli import WarmupFlags
 from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model, search_settings
 from drivers.embeddings.text_lengths import describe_lengths, lengths_of_process0, to_evaluate, with_lengths
+from drivers.evaluate.checks import check_candidates
 from drivers.evaluate.ranking import encode_split, rank_split, rerank_lists
 from drivers.job.disk_budget import publishing_steps
 from drivers.job.encoder_setup import check_model_directory, open_encoder, open_to_encode
 from drivers.job.model_identity import check_checkpoint, identity_of
-from drivers.job.preflight import Preflight, check_collection, check_publishing
+from drivers.job.preflight import Preflight, check_collection, check_publishing, say_dev_split
 from drivers.job.progress import UNMONITORED, Monitor
 from drivers.job.run_config import (
     OWN_RUN,
@@ -48,7 +49,6 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import Checkpoint
-from utils.exchange.evaluations import check_as_published
 from utils.exchange.layout import EvaluationLayout, JobLayout
 from utils.exchange.markers import read_run
 from utils.exchange.negatives import read_refresh
@@ -56,7 +56,7 @@ from utils.exchange.stop import StopRequested
 from utils.ir.metrics import reach
 from utils.run_log import say
 from utils.search.settings import SearchSettings
-from utils.text_files import check_ends, may_have_had
+from utils.text_files import may_have_had
 
 EVALUATION_DEPTH = 10  # of MRR@10
 
@@ -73,6 +73,14 @@ class Job:
     triples: Path | None
     candidates_QK: np.ndarray | None
     search: SearchSettings
+
+    @property
+    def evaluates(self) -> bool:
+        return self.flags.do_eval or self.flags.evaluate_during_training
+
+    @property
+    def dev_split(self) -> str:
+        return self.collection.dev_split(self.flags.dev_split)
 
     @property
     def output_dir(self) -> Path:
@@ -123,15 +131,15 @@ def check_own_run(job: Job) -> None:
 
 
 def candidates_to_rerank(flags: WarmupFlags, collection: Preprocessed) -> np.ndarray | None:
-    """--rerank_file, or BM25's dev run; read before training, so that a bad line is found before it."""
-    if not (flags.do_eval or flags.evaluate_during_training) or not (flags.rerank_file or flags.bm25_dir):
+    """--rerank_file, or BM25's run of the dev split; read before training, so that a bad line is found before it."""
+    if not (flags.do_eval or flags.evaluate_during_training):
         return None
-    path = Path(flags.rerank_file) if flags.rerank_file else EvaluationLayout(Path(flags.bm25_dir)).ranking("dev")
-    if not path.is_file():
-        raise UserError(f"{path} is missing, expected candidates to rerank; run drivers.run_bm25 or leave it out")
-    check_as_published(path)
-    check_ends(path)
-    return rerank_lists(path, collection, "dev")
+    split = collection.dev_split(flags.dev_split)
+    if not (flags.rerank_file or flags.bm25_dir):
+        return None
+    path = Path(flags.rerank_file) if flags.rerank_file else EvaluationLayout(Path(flags.bm25_dir)).ranking(split)
+    check_candidates(path)
+    return rerank_lists(path, collection, split)
 
 
 def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[NegativeLists | None, Path | None]:
@@ -159,13 +167,15 @@ def run(job: Job) -> None:
     flags = job.flags
     checks = Preflight(world)
     splits = ["train"] if flags.do_train else []
-    splits += ["dev"] if flags.do_eval or flags.evaluate_during_training else []
+    splits += [job.dev_split] if job.evaluates else []
     inputs = check_collection(job.collection, job.tokenizer, splits)
     if flags.model_name_or_path:
         inputs.insert(0, partial(check_checkpoint, flags, flags.model_name_or_path))
     inputs += [partial(check_triples, job.triples)] if job.triples is not None else []
     inputs += [partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir)]
     checks.on_process0(*inputs)
+    if world.is_first and job.evaluates:
+        say_dev_split(job.dev_split)
     if world.is_first and job.candidates_QK is not None:
         longest, passages = job.candidates_QK.shape[1], len(job.collection.passages)
         if reach(longest, passages) < EVALUATION_DEPTH:
@@ -342,10 +352,12 @@ def evaluate_mrr(
     """
     flags = job.flags
     check_index_fits(job.search, len(job.collection.passages), encoder.spec.embedding_dim)
-    vectors = encode_split(flags, world, encoder, job.collection, job.dtype, "dev", monitor)
+    vectors = encode_split(flags, world, encoder, job.collection, job.dtype, job.dev_split, monitor)
     if vectors is None:
         return None
-    found = rank_split(world, job.collection, "dev", vectors, EVALUATION_DEPTH, job.search, job.candidates_QK, monitor)
+    found = rank_split(
+        world, job.collection, job.dev_split, vectors, EVALUATION_DEPTH, job.search, job.candidates_QK, monitor
+    )
     if found is None:
         return None
     return (found.rerank_metrics or {}).get("mrr@10", math.nan), found.metrics["mrr@10"]

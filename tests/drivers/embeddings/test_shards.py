@@ -29,7 +29,7 @@ from drivers.embeddings.encode import (
     unfinished,
 )
 from drivers.embeddings.shards import Shards, fault_of, publish_shard, read_blocks, rows_of_shard, stored_passages
-from drivers.embeddings.store import DEV_QUERY, TRAIN_QUERY, EmbeddingSpec, describe_embeddings
+from drivers.embeddings.store import EmbeddingSpec, describe_embeddings
 from drivers.evaluate import ranking as evaluation
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from drivers.run_eval import main as run_eval
@@ -48,6 +48,7 @@ from utils.search.settings import SearchSettings
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 DIMS = 8
+DEV_QUERY, TRAIN_QUERY = "dev-query", "train-query"
 
 
 def made_shards(directory: Path, count: int = 100, rows: int = 32, storage: str = "fp32") -> Shards:
@@ -409,6 +410,12 @@ def test_any_number_of_ranks_reads_them(stored: Path, ranks: int) -> None:
     np.testing.assert_array_equal(np.concatenate(parts), np.arange(300)[:, None].repeat(DIMS, 1))
     assert store.read_query_rows(stored, TRAIN_QUERY).tolist() == [1, 2, 7]
     assert store.read_queries(stored, DEV_QUERY).tolist() == [[0.5] * DIMS] * 2
+
+
+def test_queries_of_another_split_than_is_embedded_are_refused(stored: Path) -> None:
+    for read in (store.read_queries, store.read_query_rows):
+        with pytest.raises(UserError, match="embeds dev-query, train-query, passages, expected test-query among them"):
+            read(stored, "test-query")
 
 
 def test_the_record_says_what_the_embeddings_were_made_of(stored: Path, collection: Preprocessed) -> None:
