@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from drivers.embeddings import distributed_search
 from drivers.embeddings.distributed_search import (
+    ShardedIndex,
     check_index_fits,
     check_index_fits_model,
     retrieve,
@@ -39,9 +40,10 @@ from utils import distributed
 from utils.distributed import Waits, World
 from utils.errors import UserError
 from utils.flag_groups import SearchFlags
+from utils.search import faiss_backend
 from utils.search.index import Index
 from utils.search.settings import GpuSearchFailed, SearchSettings
-from utils.search.source import in_memory
+from utils.search.source import Passages, in_memory
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -95,6 +97,46 @@ def test_shares_merged_in_blocks_are_one_search(
     assert searches == [queries] * (len(cuts) - 1), "each rank builds its index once"
     said = capsys.readouterr().out
     assert said == f"search: torch, exact, on cpu; {queries} queries, 40 passages, top 10\n"
+
+
+@pytest.mark.parametrize(("faiss_index", "nprobe"), [("Flat", 0), ("IVF2,Flat", 2)])
+def test_an_index_is_built_once_for_many_searches(
+    faiss_index: str, nprobe: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three processes, each with its share; also where a search is left. What is closed is built again."""
+    rng = np.random.default_rng(2)
+    passages_ND, first_QD, other_QD = (rng.integers(-9, 10, (n, 4)).astype(np.float32) for n in (300, 7, 5))
+    cuts = [0, 90, 200, 300]
+    built: list[int] = []
+    build = faiss_backend.build
+
+    def counted(passages: Passages, *others: Any) -> Any:
+        built.append(passages.rows)
+        return build(passages, *others)
+
+    monkeypatch.setattr(faiss_backend, "build", counted)
+
+    def work(world: World) -> Any:
+        first, stop = cuts[world.process : world.process + 2]
+        share = PassageShare(in_memory(passages_ND[first:stop]), first)
+        index = ShardedIndex(world, share, 300, SearchSettings("faiss", faiss_index, nprobe))
+        found = [index.search(first_QD, 10), index.search(other_QD, 300)]
+        left = index.search(first_QD, 10, Monitor(lambda: world.process == 1))
+        found.append(index.search(first_QD, 10))
+        index.close()
+        return left, [*found, index.search(first_QD, 10)]
+
+    for left, found in on_processes(3, work, monkeypatch):
+        assert left is None
+        for lists, queries_QD, k in zip(
+            found, (first_QD, other_QD, first_QD, first_QD), (10, 300, 10, 10), strict=True
+        ):
+            products_QN = queries_QD @ passages_ND.T
+            best = [sorted(range(300), key=lambda row: (-products_N[row], row))[:k] for products_N in products_QN]
+            if faiss_index == "Flat":
+                assert lists[1].tolist() == best
+            np.testing.assert_array_equal(lists[0], np.take_along_axis(products_QN, np.array(best), 1))
+    assert sorted(built) == [90, 90, 100, 100, 110, 110], "once, and once more after it was closed"
 
 
 def test_all_ranks_leave_a_search_that_one_is_told_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
