@@ -87,9 +87,9 @@ def gather_batches(texts: TextSource, rows: tuple[int, int], budget_tokens: int,
 def encode_batch(
     encoder: Encoder, tokens: TokenBatch, side: Side, device: torch.device, dtype: torch.dtype | None
 ) -> torch.Tensor:
-    """float32 [B, D], on the device."""
+    """float32 [B, D], or [B, R, D] with NaN for rows that are not there; on the device."""
     with torch.inference_mode(), autocast(device, dtype):
-        return encoder.encode(tokens.to(device), side).rows.float()
+        return encoder.encode(tokens.to(device), side).marked()
 
 
 def encode_blocks(
@@ -101,7 +101,9 @@ def encode_blocks(
     dtype: torch.dtype | None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[np.ndarray]:
-    """The embeddings of rows [start, stop), whole blocks, a block at a time: float32 [M, D].
+    """The embeddings of texts [start, stop), whole blocks, a block at a time: float32 [M, D].
+
+    Where a passage may have several rows [M, R, D], which `present_rows` takes apart.
 
     Tokens are gathered in a thread, and a block's vectors stay on the device until it is whole, so that the
     device hardly waits for the host. ``advance`` is told the texts of each batch; an exception that it raises
@@ -111,11 +113,11 @@ def encode_blocks(
     encoder.eval()
     if device.type == "cpu":
         budget_tokens = min(budget_tokens, encoder.cpu_batch_tokens)
-    filled, block_MD = 0, torch.empty(0)
+    text_shape, filled, block_MD = encoder.spec.text_shape(texts.side), 0, torch.empty(0)
     with closing(prefetched(gather_batches(texts, rows, budget_tokens, pin=device.type == "cuda"))) as batches:
         for batch in batches:
             if filled == 0:
-                block_MD = torch.empty((batch.last - batch.first, encoder.spec.embedding_dim), device=device)
+                block_MD = torch.empty((batch.last - batch.first, *text_shape), device=device)
             places_B = batch.rows_B.to(device, non_blocking=True) - batch.first
             block_MD[places_B] = encode_batch(encoder, batch.tokens, texts.side, device, dtype)
             filled += len(batch.rows_B)
@@ -125,8 +127,21 @@ def encode_blocks(
                 filled = 0
 
 
+def present_rows(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows [N, D] of M texts, one text's after the other's, and how many each has: int32 [M].
+
+    ``texts`` are [M, D], or [M, R, D] where a row that is not there is NaN, and the first of each text is there.
+    """
+    if texts.ndim == 2:
+        return texts, np.ones(len(texts), np.int32)
+    is_there_MR = ~np.isnan(texts[:, :, 0])
+    is_there_MR[:, 0] = True  # else that is found where its numbers are looked at
+    return texts[is_there_MR], is_there_MR.sum(1, dtype=np.int32)
+
+
 def check_finite(embeddings_MD: np.ndarray) -> np.ndarray:
-    if problem := problem_of(embeddings_MD):
+    """The same; UserError where a row that is there cannot be searched."""
+    if problem := problem_of(present_rows(embeddings_MD)[0]):
         raise UserError(f"the model's embeddings {problem}; take an older checkpoint, or compute in --bf16")
     return embeddings_MD
 

@@ -54,12 +54,12 @@ def write_triples(directory: Path) -> Path:
     return path
 
 
-def train_encoder(made: loop.Loop, model_type: str, config: dict[str, Any], *flags: object) -> Path:
-    """From random weights by a warmup on triples, then an arm in lockstep, evaluated: its last checkpoint."""
+def train_encoder(made: loop.Loop, model_type: str, config: dict[str, Any]) -> Path:
+    """From random weights by a warmup on triples, in-batch; then an arm, pairwise, evaluated: its last checkpoint."""
     path = made.path("model.json")
     path.write_text(json.dumps({"model_type": model_type, **config}))
-    learning = ("--optimizer", "adamW", "--learning_rate", "3e-2")
+    learning = ("--optimizer", "adamW", "--learning_rate", "3e-2", "--loss", "in_batch")
     source = ("--triples", write_triples(made.directory))
-    loop.warm_up(made, "warmup", model_type, "--config_name", path, *learning, *flags, source=source)
-    loop.train_and_generate(made, "top", model_type, "warmup", *loop.batch(1, *flags))
+    loop.warm_up(made, "warmup", model_type, "--config_name", path, *learning, source=source)
+    loop.train_and_generate(made, "top", model_type, "warmup", *loop.batch(1))
     return made.path("arms", "top", "checkpoints", f"checkpoint-{loop.STEPS}")

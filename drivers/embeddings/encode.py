@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from drivers.embeddings.shards import (
     Shards,
     fault_of,
     publish_shard,
+    row_map,
     rows_of_shard,
     stored_passages,
 )
 from drivers.embeddings.store import PASSAGES, open_shards, wait_for_shards
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
-from model.encode import EncodingSettings, TextSource, encode_blocks, share_of
+from model.encode import EncodingSettings, TextSource, encode_blocks, present_rows, share_of
 from model.encoders.base import Encoder
 from model.encoders.spec import Side
 from utils import distributed
@@ -72,13 +74,14 @@ def encode_in_memory(
     what: str,
     monitor: Monitor,
 ) -> tuple[int, np.ndarray] | None:
-    """The first row of this process's share, and its embeddings, float32 [M, D].
+    """The first text of this process's share, and the embeddings as `model.encode.encode_blocks` gives them.
 
     None on all processes where ``monitor`` has told one to leave.
     """
-    rows = rows_of_shard(texts.count, encoder.spec.embedding_dim, wanted_shards)
+    text_shape = encoder.spec.text_shape(texts.side)
+    rows = rows_of_shard(texts.count, math.prod(text_shape), wanted_shards)
     start, stop = share_of_texts(texts.count, rows, world.process, world.size)
-    embeddings_MD, filled, left = np.empty((stop - start, encoder.spec.embedding_dim), np.float32), 0, True
+    embeddings_MD, filled, left = np.empty((stop - start, *text_shape), np.float32), 0, True
     watched = monitor.over(world, stop - start, f"encoding {what}", f"{what} encoded")
     with contextlib.suppress(StopEncoding), watched as advance:
         for block_MD in encode_blocks(
@@ -98,8 +101,9 @@ def encode_passages(
     encoded = encode_in_memory(world, encoder, texts, settings, PASSAGE_SHARDS, "passages", monitor)
     if encoded is None:
         return None
-    start, embeddings_MD = encoded
-    return PassageShare(in_memory(embeddings_MD), start)
+    start, embeddings = encoded
+    rows_ND, counts_M = present_rows(embeddings)
+    return PassageShare(in_memory(rows_ND, None if embeddings.ndim == 2 else row_map(counts_M)), start)
 
 
 def encode_queries(

@@ -1,7 +1,8 @@
 """Shards of embeddings on disk: each is finished, with a record that vouches for it, or not there.
 
 A shard is a .npy file of a fixed number of texts. Next to it stands its record, published after it: its size, its
-sha256, and a key of all that decides its numbers. Which texts are in which shard depends on how many there are and
+sha256, and a key of all that decides its numbers. Where passages may have several rows, a file published before it says
+how many each has; they stand one after the other. Which texts are in which shard depends on how many there are and
 on the dims alone. So a generator that was killed finds what it had finished, on any number of processes, and
 continues from there to the same bytes.
 """
@@ -19,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from model.encode import block_size
+from model.encode import block_size, present_rows
 from utils.errors import UserError
-from utils.exchange.atomic import dump_with_checksum, load_with_checksum, replace_synced, staging_path, sync
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, replace_synced, sha256_of, staging_path, sync
 from utils.exchange.verify import Expected, Words, verify_files
 from utils.search.source import Passages
 
@@ -41,7 +42,8 @@ READ_ROWS = 4096  # converted from float16 at a time
 class Shards:
     """The embeddings of ``count`` texts, ``rows`` of them in a shard (fewer in the last).
 
-    ``storage`` is a word of DTYPES; ``key`` is a sha256 over all that decides the numbers.
+    ``storage`` is a word of DTYPES; ``key`` is a sha256 over all that decides the numbers. A text has
+    ``rows_per_text`` rows of numbers at most.
     """
 
     directory: Path
@@ -52,6 +54,7 @@ class Shards:
     storage: str
     key: str
     model_sha256: str
+    rows_per_text: int = 1
 
     def __len__(self) -> int:
         return -(-self.count // self.rows)
@@ -67,6 +70,21 @@ class Shards:
     def path(self, number: int) -> Path:
         return self.directory / f"{self.name}-{number * self.rows:010d}.npy"
 
+    def counts_path(self, number: int) -> Path:
+        """int32 [texts]: how many rows each has, where ``rows_per_text`` is above 1."""
+        return self.path(number).with_suffix(".rows.npy")
+
+    def counts(self, number: int) -> np.ndarray:
+        """The same; UserError where the file is not there."""
+        start, stop = self.bounds(number)
+        if self.rows_per_text == 1:
+            return np.ones(stop - start, np.int32)
+        try:
+            counts_M: np.ndarray = np.load(self.counts_path(number), allow_pickle=False)
+        except (FileNotFoundError, ValueError, EOFError):
+            raise UserError(f"{self.counts_path(number)} is missing or damaged; start again") from None
+        return counts_M
+
     def record_path(self, number: int) -> Path:
         return self.path(number).with_suffix(".json")
 
@@ -75,8 +93,16 @@ class Shards:
         return {"key": self.key, "model_sha256": self.model_sha256, "texts": list(self.bounds(number))}
 
 
+def row_map(counts_M: np.ndarray) -> np.ndarray:
+    """Whose each row is, of texts with so many rows: int64 [N], 0, 0, 1, 2 …"""
+    return np.arange(len(counts_M)).repeat(counts_M)
+
+
 def rows_of_shard(count: int, dims: int, wanted: int) -> int:
-    """Texts in a shard: whole blocks of `model.encode`, for at least ``wanted`` shards where there are enough."""
+    """Texts in a shard: whole blocks of `model.encode`, for at least ``wanted`` shards where there are enough.
+
+    ``dims``: the numbers that a text has at most, in all its rows.
+    """
     block = block_size(count)
     by_number = -(-count // block) // wanted
     by_bytes = SHARD_BYTES // (4 * dims * block)
@@ -89,7 +115,7 @@ def rows_of_shard(count: int, dims: int, wanted: int) -> int:
 def publish_shard(
     shards: Shards, number: int, blocks: Iterable[np.ndarray], lease_staging_dir: Path | None = None
 ) -> None:
-    """Write the shard from float32 [M, D] at a time; it gets its name when it is whole and on the disk.
+    """Write the shard from blocks of `model.encode.encode_blocks`; it gets its name when it is whole and on the disk.
 
     ``lease_staging_dir`` is that of this job's lease. UserError where a number does not fit float16, Fenced where
     another job has the lease. Whatever ``blocks`` raises leaves nothing behind.
@@ -101,6 +127,9 @@ def publish_shard(
             staged_record = staged.with_name(record_path.name)
             staged_record.write_text(dump_with_checksum(record), encoding="utf-8")
             sync(staged_record)
+            if shards.rows_per_text > 1:
+                counts_path = shards.counts_path(number)
+                replace_synced(staged.with_name(counts_path.name), counts_path)
             replace_synced(staged, path)
             replace_synced(staged_record, record_path)
             sync(shards.directory)
@@ -112,6 +141,8 @@ def publish_shard(
 def write_array(path: Path, shards: Shards, number: int, blocks: Iterable[np.ndarray]) -> dict[str, Any]:
     """The .npy file of a shard; returns its record."""
     start, stop = shards.bounds(number)
+    if shards.rows_per_text > 1:
+        return write_rows(path, shards, number, blocks)
     header = npy_header((stop - start, shards.dims), shards.dtype)
     digest, texts = hashlib.sha256(header), 0
     with path.open("wb") as file:
@@ -123,6 +154,26 @@ def write_array(path: Path, shards: Shards, number: int, blocks: Iterable[np.nda
             texts += len(block_MD)
     assert texts == stop - start, f"{path.name} has {texts} texts, expected {stop - start}"
     return {**shards.identity(number), "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def write_rows(path: Path, shards: Shards, number: int, blocks: Iterable[np.ndarray]) -> dict[str, Any]:
+    """The same of texts with several rows; next to ``path`` how many each has."""
+    start, stop = shards.bounds(number)
+    counts: list[np.ndarray] = []
+    with path.open("wb") as file:
+        file.write(npy_header((0, shards.dims), shards.dtype))
+        for block in blocks:
+            rows_ND, counts_M = present_rows(block)
+            file.write(stored(rows_ND, shards.dtype).data.cast("B"))
+            counts.append(counts_M)
+        counts_M = np.concatenate(counts)
+        file.seek(0)
+        file.write(npy_header((int(counts_M.sum()), shards.dims), shards.dtype))  # numpy keeps it of one size
+    assert len(counts_M) == stop - start, f"{path.name} has {len(counts_M)} texts, expected {stop - start}"
+    counts_path = path.with_name(shards.counts_path(number).name)
+    np.save(counts_path, counts_M)
+    identity = shards.identity(number)
+    return {**identity, "bytes": path.stat().st_size, "sha256": sha256_of(path), "rows_sha256": sha256_of(counts_path)}
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
@@ -159,7 +210,10 @@ def fault_of(shards: Shards, number: int) -> str | None:
     if record | shards.identity(number) != record:
         return ""
     try:
-        verify_files({path: Expected(record["bytes"], record["sha256"])}, WORDS)
+        files = {path: Expected(record["bytes"], record["sha256"])}
+        if shards.rows_per_text > 1:
+            files[shards.counts_path(number)] = Expected(None, record["rows_sha256"])
+        verify_files(files, WORDS)
     except UserError as error:
         return str(error)
     return None
@@ -171,16 +225,23 @@ def fault_of(shards: Shards, number: int) -> str | None:
 def stored_passages(shards: Shards, first: int, last: int) -> Passages:
     """The texts of the shards [first, last), read a block at a time; pages of a mapped file would count as memory."""
     start, stop = shards.bounds(first)[0], shards.bounds(last)[0]
-    return Passages(stop - start, shards.dims, partial(read_blocks, shards, range(first, last), stop - start))
+    if shards.rows_per_text == 1:
+        return Passages(stop - start, shards.dims, partial(read_blocks, shards, range(first, last), stop - start))
+    counts = [shards.counts(number) for number in range(first, last)]
+    map_N = row_map(np.concatenate(counts) if counts else np.empty(0, np.int32))
+    return Passages(len(map_N), shards.dims, partial(read_blocks, shards, range(first, last), len(map_N)), map_N)
 
 
 def read_blocks(shards: Shards, numbers: range, count: int, rows_at_once: int) -> Iterator[np.ndarray]:
-    """float32 [M, D], always in the same memory. UserError where a file is missing or of another size."""
+    """float32 [M, D] of ``count`` rows, always in the same memory.
+
+    UserError where a file is missing or of another size.
+    """
     buffer_MD = np.empty((min(rows_at_once, count), shards.dims), np.float32)
     filled = 0
     for number in numbers:
-        start, stop = shards.bounds(number)
-        with open_shard(shards, number) as file:
+        start, stop = 0, int(shards.counts(number).sum())
+        with open_shard(shards, number, stop) as file:
             while start < stop:
                 rows = min(stop - start, len(buffer_MD) - filled)
                 read_rows(file, buffer_MD[filled : filled + rows], shards.dtype)
@@ -192,10 +253,10 @@ def read_blocks(shards: Shards, numbers: range, count: int, rows_at_once: int) -
         yield buffer_MD[:filled]
 
 
-def open_shard(shards: Shards, number: int) -> BufferedReader:
-    """The file at its first number. UserError where it is not the shard."""
+def open_shard(shards: Shards, number: int, rows: int) -> BufferedReader:
+    """The file, of so many ``rows``, at its first number. UserError where it is not the shard."""
     path, (start, stop) = shards.path(number), shards.bounds(number)
-    header = npy_header((stop - start, shards.dims), shards.dtype)
+    header = npy_header((rows, shards.dims), shards.dtype)
     try:
         file = path.open("rb")
     except FileNotFoundError:

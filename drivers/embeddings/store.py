@@ -65,16 +65,19 @@ class EmbeddingSpec:
     device: str
     torch: str = torch.__version__
     format: int = FORMAT
+    rows_per_passage: int = 1  # of which 1 is not hashed: keys are older than it
 
     @property
     def key(self) -> str:
         config = {name: value for name, value in self.config.items() if not name.startswith("_")}  # "_name_or_path"
-        return sha256_of_json({**vars(self), "config": config})
+        decides = {name: value for name, value in vars(self).items() if name != "rows_per_passage" or value != 1}
+        return sha256_of_json({**decides, "config": config})
 
     def passage_shards(self, directory: Path) -> Shards:
-        rows = rows_of_shard(self.passages, self.dims, PASSAGE_SHARDS)
+        rows = rows_of_shard(self.passages, self.rows_per_passage * self.dims, PASSAGE_SHARDS)
         key = sha256_of_json([self.key, PASSAGES, rows])
-        return Shards(directory, PASSAGES, self.passages, self.dims, rows, self.storage, key, self.model_sha256)
+        about = (self.dims, rows, self.storage, key, self.model_sha256, self.rows_per_passage)
+        return Shards(directory, PASSAGES, self.passages, *about)
 
     def query_shards(self, directory: Path, name: str, rows_Q: np.ndarray) -> Shards:
         """The queries ``rows_Q`` of a split."""
@@ -122,6 +125,8 @@ def commit(
     passages = next(shards for shards in all_shards if shards.name == PASSAGES)
     about = {"model_sha256": passages.model_sha256, "passages": passages.count, "dims": passages.dims}
     about["storage"] = passages.storage
+    if passages.rows_per_text > 1:
+        about["rows_per_passage"] = passages.rows_per_text
     write_text(
         directory / EMBEDDINGS_RECORD, dump_with_checksum({**record, **about, "shards": held}), lease_staging_dir
     )
@@ -204,7 +209,7 @@ def open_shards(directory: Path, name: str) -> Shards:
     record = read_embeddings_record(directory)
     held = shards_of(directory, record, name)
     about = (record["dims"], held["rows"], record["storage"], held["key"], record["model_sha256"])
-    return Shards(directory, name, held["count"], *about)
+    return Shards(directory, name, held["count"], *about, record.get("rows_per_passage", 1) if name == PASSAGES else 1)
 
 
 def shards_of(directory: Path, record: dict[str, Any], name: str) -> dict[str, Any]:
@@ -233,6 +238,8 @@ def wait_for_shards(shards: Shards, first: int, last: int) -> None:
     """Another host may have published them a moment ago."""
     for number in range(first, last):
         wait_until_visible(shards.path(number))
+        if shards.rows_per_text > 1:
+            wait_until_visible(shards.counts_path(number))
 
 
 def read_queries(directory: Path, name: str) -> np.ndarray:

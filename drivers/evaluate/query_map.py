@@ -203,14 +203,16 @@ def negatives_of(lists: NegativeLists, query: int) -> tuple[np.ndarray, np.ndarr
 def embed(
     encoder: Encoder, collection: Preprocessed, chosen: Chosen, settings: EncodingSettings, world: World
 ) -> np.ndarray:
-    """float32 [N, D]: the embeddings of the chosen texts."""
+    """float32 [N, D]: the embeddings of the chosen texts; of a passage's rows the one that is best for the query."""
     queries = chosen_texts(collection.queries("train"), np.array([chosen.query]), settings.max_query_length, "query")
     passages = chosen_texts(collection.passages, chosen.passage_N[1:], settings.max_seq_length, "passage")
-    blocks = [
-        block_MD
-        for texts in (queries, passages)
-        for block_MD in encode_blocks(
-            encoder, texts, (0, texts.count), settings.budget_tokens, world.device, settings.dtype
+    query_1D, rows_ND = (
+        np.concatenate(
+            list(encode_blocks(encoder, texts, (0, texts.count), settings.budget_tokens, world.device, settings.dtype))
         )
-    ]
-    return np.concatenate(blocks)
+        for texts in (queries, passages)
+    )
+    if rows_ND.ndim == 3:
+        best_N = np.nanargmax(rows_ND @ query_1D[0], axis=1)
+        rows_ND = rows_ND[np.arange(len(rows_ND)), best_N]
+    return np.concatenate([query_1D, rows_ND])

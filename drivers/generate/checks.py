@@ -37,9 +37,10 @@ def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
             items.append(candidates_item(queries, flags.topk_training, refreshes))
     if not flags.load_gen:
         encoder = open_to_encode(flags, flags.init_model_dir, collection, job.dtype, checks.world)
-        texts = len(collection.passages) + queries + len(collection.qrels(job.dev_split).queries_with_positive())
+        passages, dev_queries = len(collection.passages), collection.qrels(job.dev_split).queries_with_positive()
+        rows = encoder.spec.rows_per_passage * passages + queries + len(dev_queries)
         value_bytes, only_latest = DTYPES[flags.embedding_dtype].itemsize, flags.only_keep_latest_embedding_file
-        items.append(embeddings_item(texts, encoder.spec.embedding_dim, value_bytes, refreshes, only_latest))
+        items.append(embeddings_item(rows, encoder.spec.embedding_dim, value_bytes, refreshes, only_latest))
         held = disk_used(embeddings_dir(job)) if only_latest else 0
         settings = encoding_settings(flags, collection, job.dtype)
         checks.on_every_process(partial(check_encoding, encoder, collection, "train", settings, device))

@@ -177,6 +177,7 @@ def embedding_spec(job: Job, world: World, request: RefreshRequest, encoder: Enc
         compute=name_of(settings.dtype),
         storage=flags.embedding_dtype,
         device=world.device.type,
+        rows_per_passage=encoder.spec.rows_per_passage,
     )
 
 

@@ -77,9 +77,9 @@ def candidates_item(queries: int, candidates: int, refreshes: int) -> Item:
     return Item(f"candidates {in_bytes(each)} x {refreshes} refreshes", refreshes * each)
 
 
-def embeddings_item(texts: int, embedding_dim: int, bytes_per_value: int, refreshes: int, only_latest: bool) -> Item:
+def embeddings_item(rows: int, embedding_dim: int, bytes_per_value: int, refreshes: int, only_latest: bool) -> Item:
     """With ``only_latest`` the old ones stay while the new ones are made, else all of them do."""
-    each = texts * embedding_dim * bytes_per_value
+    each = rows * embedding_dim * bytes_per_value
     sets = min(refreshes, 2) if only_latest else refreshes
     advice = "" if sets <= 2 else " (--only_keep_latest_embedding_file keeps 2)"
     return Item(f"embeddings {in_bytes(each)} x {sets}{advice}", sets * each)

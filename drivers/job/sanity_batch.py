@@ -19,7 +19,7 @@ from data.tokens.collection import Preprocessed
 from data.tokens.token_cache import TokenCache, gather_from
 from data.training.batches import Batch
 from drivers.job.disk_budget import optimiser_bytes
-from model.encode import EncodingSettings, encode_batch
+from model.encode import EncodingSettings, encode_batch, present_rows
 from model.encoders.base import Encoder
 from model.encoders.spec import Side
 from model.kernels.precision import autocast, name_of
@@ -106,8 +106,8 @@ def check_encoding(
             rows = longest_rows(cache, limit, count if device.type == "cuda" else min(count, CPU_TEXTS))
             encoder.eval()
             tokens = TokenBatch.of(*gather_from(cache, limit)(rows))
-            embeddings_BD = encode_batch(encoder, tokens, side, device, settings.dtype)
-            if problem := problem_of(embeddings_BD.cpu().numpy()):
+            rows_ND, _ = present_rows(encode_batch(encoder, tokens, side, device, settings.dtype).cpu().numpy())
+            if problem := problem_of(rows_ND):
                 raise UserError(
                     f"the model's embeddings of {what} {problem}; take an older checkpoint, or compute in --bf16"
                 )

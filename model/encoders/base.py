@@ -23,13 +23,21 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The rows of B texts: [B, D], or [B, R, D] and the mask_BR, True for the rows that are there, R at most."""
+    """The rows of B texts: [B, D], or [B, R, D] with mask_BR, True for rows that are there, as is each text's first."""
 
     rows: torch.Tensor
     mask_BR: torch.Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def filled(self) -> torch.Tensor:
+        """The rows, of which those that are not there repeat the text's first: a maximum over rows stays as it is."""
+        return self.rows if self.mask_BR is None else self.rows.where(self.mask_BR[..., None], self.rows[:, :1])
+
+    def marked(self) -> torch.Tensor:
+        """float32: the rows, of which those that are not there are NaN; one that is there has infinity in its place."""
+        rows = self.rows.float()
+        if self.mask_BR is None:
+            return rows
+        return rows.where(~rows.isnan(), torch.inf).where(self.mask_BR[..., None], torch.nan)
 
 
 class Encoder(nn.Module):
@@ -47,7 +55,8 @@ class Encoder(nn.Module):
         """The rows of the texts, in the batch's order and on its device.
 
         Queries have one row each, [B, D]; so have passages where ``spec.rows_per_passage`` is 1, else [B, R, D] with a
-        mask. The spec's similarity of two rows is the score itself: a scale is folded into them.
+        mask: a passage's score is that of its best row. The spec's similarity of two rows is the score itself: a scale
+        is folded into them.
         """
         made = self(tokens, side)
         return Embeddings(*made) if isinstance(made, tuple) else Embeddings(made)

@@ -46,6 +46,11 @@ class EncoderSpec:
         found = ((re.search(pattern, parameter), name) for pattern, name in self.layer_groups)
         return next((match.expand(name) for match, name in found if match), OTHER_LAYERS)
 
+    def text_shape(self, side: Side) -> tuple[int, ...]:
+        """Of a text's rows: [D], or [R, D] of a passage that may have several."""
+        has_one = side == "query" or self.rows_per_passage == 1
+        return (self.embedding_dim,) if has_one else (self.rows_per_passage, self.embedding_dim)
+
     def max_length(self, side: Side) -> int | None:
         return self.max_query_length if side == "query" else self.max_passage_length
 

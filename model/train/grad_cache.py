@@ -25,8 +25,8 @@ def plan_micro_batches(lengths_B: torch.Tensor, budget_tokens: int) -> list[torc
 
 
 def encode_micro_batch(encoder: Encoder, tokens: TokenBatch, side: Side, rows_P: torch.Tensor) -> torch.Tensor:
-    """The embeddings [P, D] of some texts of the batch."""
-    return encoder.encode(tokens.select(rows_P), side).rows
+    """The embeddings [P, D] of some texts of the batch, or [P, R, D]."""
+    return encoder.encode(tokens.select(rows_P), side).filled()
 
 
 def unsort(parts: list[torch.Tensor], passes: list[torch.Tensor]) -> torch.Tensor:
@@ -37,9 +37,9 @@ def unsort(parts: list[torch.Tensor], passes: list[torch.Tensor]) -> torch.Tenso
 def encode_in_micro_batches(
     encoder: Encoder, tokens: TokenBatch, side: Side, budget_tokens: int | None
 ) -> torch.Tensor:
-    """The embeddings [B, D] with their graph; None for the budget is a single pass."""
+    """The embeddings [B, D], or [B, R, D], with their graph; None for the budget is a single pass."""
     if budget_tokens is None or tokens.padded_tokens <= budget_tokens:
-        return encoder.encode(tokens, side).rows
+        return encoder.encode(tokens, side).filled()
     passes = plan_micro_batches(tokens.lengths_B, budget_tokens)
     return unsort([encode_micro_batch(encoder, tokens, side, rows_P) for rows_P in passes], passes)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from model.similarity import all_scores, pair_scores
+from model.similarity import all_scores, mean_rows, pair_scores
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class EncodedBatch:
 
     The others are there for an objective that is declared to be over the batch: the passages of all processes and, as
     `data.training.batches.Batch` has them, which of them triple t is scored against, and its positive's place there.
+    Where passages have several rows, ``positive_TD`` and ``negative_TD`` are those that are best for the triple's
+    query, and ``passages_GD`` is [G, R, D].
     """
 
     query_TD: torch.Tensor
@@ -110,8 +112,7 @@ def measure_in_batch(batch: EncodedBatch) -> torch.Tensor:
     own_T, other_T = pair_scores(query_TD, positive_TD), pair_scores(query_TD, negative_TD)
     positive_share_T = torch.exp(-loss_T)
     negative_share_T = torch.exp(other_T - own_T - loss_T)
-    with torch.autocast(query_TD.device.type, enabled=False):
-        to_query_TD = share_TG @ passages_GD.float() - positive_TD
+    to_query_TD = mean_rows(share_TG, query_TD, passages_GD) - positive_TD
     squares_T = to_query_TD.square().sum(-1)
     squares_T += ((1 - positive_share_T).square() + negative_share_T.square()) * query_TD.square().sum(-1)
     return torch.stack([loss_T, squares_T.sqrt(), (own_T > other_T).float()], dim=1)

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.encoders.base import Encoder
 from model.kernels.precision import autocast
+from model.similarity import best_rows
 from model.token_batch import TokenBatch
 from model.train.grad_cache import cached_backward, encode_in_micro_batches
 from model.train.objectives import OBJECTIVES, EncodedBatch
@@ -73,10 +74,11 @@ class TrainingStep(nn.Module):
         target_T: torch.Tensor | None = None,
         negative_rank_T: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        query_TD = queries_BD[query_index_T]
         batch = EncodedBatch(
-            queries_BD[query_index_T],
-            passages_MD[positive_index_T],
-            passages_MD[negative_index_T],
+            query_TD,
+            best_rows(query_TD, passages_MD[positive_index_T]),
+            best_rows(query_TD, passages_MD[negative_index_T]),
             gather_with_gradient(passages_MD) if self.is_over_batch else None,
             allowed_TG,
             target_T,
