@@ -48,6 +48,7 @@ from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import Checkpoint, model_sha256, newest_checkpoint, read_initial_checkpoint
 from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout
+from utils.exchange.lease import LeaseTimeouts
 from utils.exchange.markers import read_done, read_run
 from utils.exchange.negatives import next_refresh_number, read_records
 from utils.exchange.peers import Peer, watch_peer
@@ -131,7 +132,8 @@ def generate(job: Job) -> None:
         say_coverage(job)
         if flags.last_checkpoint_dir and step_said_used(flags) is None:
             say(f"--last_checkpoint_dir {flags.last_checkpoint_dir} is not in --training_dir: none counts as used")
-    with open_session(world, job.ann_dir, "generator", flags, run_id) as session:
+    timeouts = LeaseTimeouts(flags.heartbeat_seconds, flags.lease_seconds)
+    with open_session(world, job.ann_dir, "generator", timeouts, run_id) as session:
         science = science_of_job(job)
         run = join_run(session, job.ann_dir, run_id, science, OWN_SERIES)
         peer = watch_peer(

@@ -169,9 +169,9 @@ def check_without_run(directory: Path, science: dict[str, Any], remedy: str) -> 
     return found is None
 
 
-def enter_run(session: Session, directory: Path, flags: Any, run_id: str, science: dict[str, Any]) -> Run:
-    """`join_run` of a program that trains, after --overwrite_output_dir has removed another run."""
-    if flags.overwrite_output_dir:
+def enter_run(session: Session, directory: Path, run_id: str, science: dict[str, Any], overwrites: bool) -> Run:
+    """`join_run` of a program that trains; ``overwrites``: after another job's run has been removed."""
+    if overwrites:
         session.decide_on_process0(partial(remove_other_run, session, directory))
     return join_run(session, directory, run_id, science, OWN_RUN, triple_order=TRIPLE_ORDER)
 

@@ -77,12 +77,11 @@ class Session:
 
 
 @contextlib.contextmanager
-def open_session(world: World, directory: Path, role: str, flags: Any, run_id: str) -> Iterator[Session]:
+def open_session(world: World, directory: Path, role: str, timeouts: LeaseTimeouts, run_id: str) -> Iterator[Session]:
     """Hold the role for the block; requests to stop are noted from here on instead of ending the program."""
-    life = LeaseTimeouts(flags.heartbeat_seconds, flags.lease_seconds)
     stop = Stop(directory)
     with contextlib.ExitStack() as stack:
-        working = markers.working(directory, role, life, run_id)
+        working = markers.working(directory, role, timeouts, run_id)
         lease = distributed.on_process0(world, partial(stack.enter_context, working))
         stack.enter_context(stop.listening())
         session = Session(world, stop, lease)

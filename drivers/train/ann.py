@@ -56,6 +56,7 @@ from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import Checkpoint, model_sha256
 from utils.exchange.layout import JobLayout
+from utils.exchange.lease import LeaseTimeouts
 from utils.exchange.negatives import Refresh, read_records, read_visible_refresh
 from utils.exchange.peers import Peer, watch_peer
 from utils.exchange.retention import remove_old_checkpoints
@@ -142,7 +143,8 @@ def program_of(job: Job) -> TrainingProgram:
     publish_every = (flags.save_steps, *([flags.steps_per_refresh] if flags.refresh_mode == "lockstep" else []))
     return TrainingProgram(
         role="trainer",
-        flags=flags,
+        timeouts=LeaseTimeouts(flags.heartbeat_seconds, flags.lease_seconds),
+        overwrites=flags.overwrite_output_dir,
         settings=training_settings(flags, job.dtype, publish_every),
         collection=job.collection,
         run_config=partial(config_of_run, job),

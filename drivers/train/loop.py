@@ -14,7 +14,6 @@ from typing import Any
 
 from data.tokens.collection import Preprocessed
 from data.training.batches import Batch
-from drivers.cli import AnnFlags, WarmupFlags
 from drivers.job.preflight import Preflight
 from drivers.job.run_config import enter_run, provenance
 from drivers.job.session import Session, open_session
@@ -25,6 +24,7 @@ from model.encoders.base import Encoder
 from utils import distributed
 from utils.distributed import World
 from utils.exchange.checkpoints import Checkpoint
+from utils.exchange.lease import LeaseTimeouts
 
 
 def nothing(*given: Any) -> None:
@@ -61,6 +61,7 @@ class TrainingProgram:
 
     Args:
         role: whose lease it holds in its output directory.
+        overwrites: it removes the run that another job has left there.
         run_config: all that decides what the run computes, with its last step, ``max_steps``.
         check_new_run: raises where a run that only begins must not.
         open_encoder: with the weights of a checkpoint or, for a run that begins, its initial ones; it leaves torch's
@@ -70,7 +71,8 @@ class TrainingProgram:
     """
 
     role: str
-    flags: AnnFlags | WarmupFlags
+    timeouts: LeaseTimeouts
+    overwrites: bool
     settings: TrainingSettings
     collection: Preprocessed
     run_config: Callable[[World], dict[str, Any]]
@@ -83,9 +85,9 @@ class TrainingProgram:
 def train(program: TrainingProgram, world: World, run_id: str, checks: Preflight) -> None:
     """Train to the last step, from the start or from where an earlier job stopped, publishing checkpoints."""
     settings, directory = program.settings, program.settings.output_dir
-    with open_session(world, directory, program.role, program.flags, run_id) as session:
+    with open_session(world, directory, program.role, program.timeouts, run_id) as session:
         config = program.run_config(world)
-        run = enter_run(session, directory, program.flags, run_id, config)
+        run = enter_run(session, directory, run_id, config, program.overwrites)
         if run.run_id == run_id:
             program.check_new_run(session, config)
         start = start_point(session, directory)

@@ -50,6 +50,7 @@ from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import Checkpoint
 from utils.exchange.layout import EvaluationLayout, JobLayout
+from utils.exchange.lease import LeaseTimeouts
 from utils.exchange.markers import read_run
 from utils.exchange.negatives import read_refresh
 from utils.exchange.stop import StopRequested
@@ -193,7 +194,8 @@ def program_of(job: Job) -> TrainingProgram:
     flags = job.flags
     return TrainingProgram(
         role="warmup",
-        flags=flags,
+        timeouts=LeaseTimeouts(flags.heartbeat_seconds, flags.lease_seconds),
+        overwrites=flags.overwrite_output_dir,
         settings=training_settings(flags, job.dtype, (flags.save_steps,)),
         collection=job.collection,
         run_config=partial(config_of_run, job),

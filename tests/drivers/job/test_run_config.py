@@ -39,6 +39,7 @@ from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, re
 from utils.distributed import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError, exit_code_of
 from utils.exchange.atomic import load_with_checksum
+from utils.exchange.lease import LeaseTimeouts
 from utils.exchange.markers import mark_done, mark_run
 from utils.exchange.peers import watch_peer
 from utils.exchange.stop import STOP_FILE, Stop, StopRequested
@@ -250,10 +251,6 @@ def test_overwriting_spares_what_this_very_job_began(
 # Stopping
 
 
-def flags_of(**more: Any) -> SimpleNamespace:
-    return SimpleNamespace(heartbeat_seconds=10.0, lease_seconds=60.0, **more)
-
-
 def test_a_stop_before_the_work_begins_can_be_gone_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,7 +260,7 @@ def test_a_stop_before_the_work_begins_can_be_gone_on_from(
     directory = tmp_path / "checkpoints"
 
     def main() -> None:
-        with open_session(ALONE, directory, "trainer", flags_of(), "run") as session:
+        with open_session(ALONE, directory, "trainer", LeaseTimeouts(10.0, 60.0), "run") as session:
             os.kill(os.getpid(), signal.SIGTERM)
             join_run(session, directory, "run", {"seed": 1}, "")
 
