@@ -102,7 +102,7 @@ def embed(job: Evaluation, checks: Preflight) -> tuple[np.ndarray, PassageShare]
     settings = encoding_settings(flags, collection, job.dtype)
     checks.on_every_process(partial(check_encoding, encoder, collection, flags.split, settings, world.device))
     checks.end()
-    embeddings = encode_split(flags, world, encoder, collection, job.dtype, flags.split)
+    embeddings = encode_split(world, encoder, collection, flags.split, settings)
     assert embeddings is not None, "nobody is told to leave"
     return embeddings
 

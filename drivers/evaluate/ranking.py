@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from data.sources.qrels import query_name
 from data.tokens.collection import Preprocessed
 from drivers.embeddings import store
 from drivers.embeddings.distributed_search import rerank, retrieve, score_candidates
 from drivers.embeddings.encode import PassageShare, encode_passages, encode_queries, stored_share
-from drivers.job.encoder_setup import encoding_settings
 from drivers.job.progress import UNMONITORED, Monitor
+from model.encode import EncodingSettings
 from model.encoders.base import Encoder
 from utils import distributed
 from utils.distributed import World
@@ -51,19 +49,17 @@ def rerank_lists(path: Path, collection: Preprocessed, split: str) -> np.ndarray
 
 
 def encode_split(
-    flags: Any,
     world: World,
     encoder: Encoder,
     collection: Preprocessed,
-    dtype: torch.dtype | None,
     split: str,
+    settings: EncodingSettings,
     monitor: Monitor = UNMONITORED,
 ) -> tuple[np.ndarray, PassageShare] | None:
     """Embeddings of the split's judged queries, and of this rank's passages.
 
     None on all processes where ``monitor`` has told one to leave.
     """
-    settings = encoding_settings(flags, collection, dtype)
     query_Q = collection.qrels(split).queries_with_positive()
     queries_QD = encode_queries(world, encoder, collection.queries(split), query_Q, settings, monitor)
     if queries_QD is None:

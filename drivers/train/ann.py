@@ -25,7 +25,6 @@ from drivers.job.run_config import (
     check_in_dry_run,
     run_config,
 )
-from drivers.job.session import Session
 from drivers.job.setup import check_output_dirs, check_refresh_flags, open_collection, seed_everything, start_program
 from drivers.train import loop
 from drivers.train.batches import batches_from_lists
@@ -210,28 +209,29 @@ class AnnTraining:
 
     def log_seen(self) -> None:
         """What was trained on of a refresh that has served its last step."""
-        distributed.on_process0(self.trainer.session.world, partial(log_seen, self.trainer, self.in_use))
+        log, in_use = self.trainer.log, self.in_use
+
+        def write() -> None:
+            if log is not None and in_use is not None and in_use.seen is not None:
+                log.record(self.trainer.state.step, **in_use.seen.of_refresh(in_use.refresh.number).logged())
+
+        distributed.on_process0(self.trainer.session.world, write)
 
     def after_publishing(self) -> None:
-        session, step = self.trainer.session, self.trainer.state.step
-        distributed.on_process0(session.world, partial(after_publishing, self.job, session, self.history, step))
+        """What process 0 alone keeps: the model of each step, and the checkpoints still needed."""
+        job, step, lease = self.job, self.trainer.state.step, self.trainer.session.lease
+
+        def keep() -> None:
+            assert lease is not None
+            self.history.model_of_step[step] = model_sha256(JobLayout(job.output_dir).checkpoint(step))
+            remove_old_checkpoints(lease, job.ann_dir, job.flags.refresh_mode == "lockstep")
+
+        distributed.on_process0(self.trainer.session.world, keep)
 
     def finished(self) -> dict[str, Any]:
         """The journal, as DONE.json has it."""
         taken = [entry.told() for entry in self.history.taken]
         return {"refreshes": len(taken), "taken": taken}
-
-
-def log_seen(trainer: Trainer, in_use: ActiveNegatives | None) -> None:
-    if trainer.log is not None and in_use is not None and in_use.seen is not None:
-        trainer.log.record(trainer.state.step, **in_use.seen.of_refresh(in_use.refresh.number).logged())
-
-
-def after_publishing(job: Job, session: Session, history: TrainingHistory, step: int) -> None:
-    """What process 0 alone keeps: the model of each step, and the checkpoints still needed."""
-    assert session.lease is not None
-    history.model_of_step[step] = model_sha256(JobLayout(job.output_dir).checkpoint(step))
-    remove_old_checkpoints(session.lease, job.ann_dir, job.flags.refresh_mode == "lockstep")
 
 
 def in_use_before(job: Job, trainer: Trainer, history: TrainingHistory) -> ActiveNegatives | None:

@@ -11,27 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
+from data.mining.negative_lists import NegativeLists
 from data.tokens.collection import Preprocessed
 from data.training.text_triples import (
     check_triples,
-    read_text_triples,
 )
 from drivers.cli import WarmupFlags
-from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model, search_settings
+from drivers.embeddings.distributed_search import check_index_fits_model, search_settings
 from drivers.embeddings.text_lengths import describe_lengths, lengths_of_process0, to_evaluate, with_lengths
 from drivers.evaluate.checks import check_candidates
-from drivers.evaluate.ranking import encode_split, rank_split, rerank_lists
+from drivers.evaluate.ranking import rerank_lists
 from drivers.job.disk_budget import publishing_steps
-from drivers.job.encoder_setup import check_model_directory, open_encoder, open_to_encode
-from drivers.job.model_identity import check_checkpoint, identity_of
+from drivers.job.encoder_setup import check_model_directory, encoding_settings, open_encoder, open_to_encode
+from drivers.job.model_identity import check_checkpoint
 from drivers.job.preflight import Preflight, check_collection, check_publishing, say_dev_split
-from drivers.job.progress import UNMONITORED, Monitor
 from drivers.job.run_config import (
     OWN_RUN,
     check_holds_no_other_run,
     check_in_dry_run,
-    is_of_this_job,
     run_config,
 )
 from drivers.job.setup import check_exchange_flags, check_output_dirs, open_collection, seed_everything, start_program
@@ -41,25 +38,20 @@ from drivers.train.checks import check_training_flags
 from drivers.train.loop import Hooks, TrainingProgram
 from drivers.train.settings import training_settings
 from drivers.train.trainer import Trainer
+from drivers.train.warmup_evaluation import EVALUATION_DEPTH, Evaluations, EvaluationSettings, evaluate_mrr
+from drivers.train.warmup_source import say_of_size, source_record, training_source
 from model.encoders.base import Encoder
 from model.encoders.registry import MODEL_TYPES, encoder_type, new_encoder, read_config
 from model.kernels.precision import name_of
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.exchange import atomic
 from utils.exchange.checkpoints import Checkpoint
-from utils.exchange.layout import EvaluationLayout, JobLayout
+from utils.exchange.layout import EvaluationLayout
 from utils.exchange.lease import LeaseTimeouts
-from utils.exchange.markers import read_run
-from utils.exchange.negatives import read_refresh
-from utils.exchange.stop import StopRequested
 from utils.ir.metrics import reach
 from utils.run_log import say
 from utils.search.settings import SearchSettings
-from utils.text_files import may_have_had
-
-EVALUATION_DEPTH = 10  # of MRR@10
 
 
 @dataclass(frozen=True)
@@ -82,6 +74,11 @@ class Job:
     @property
     def dev_split(self) -> str:
         return self.collection.dev_split(self.flags.dev_split)
+
+    @property
+    def evaluation(self) -> EvaluationSettings:
+        encoding = encoding_settings(self.flags, self.collection, self.dtype)
+        return EvaluationSettings(self.collection, self.dev_split, self.candidates_QK, encoding, self.search)
 
     @property
     def output_dir(self) -> Path:
@@ -120,7 +117,7 @@ def preflight(flags: WarmupFlags) -> Job:
 
 
 def science_of_job(job: Job, processes: int) -> dict[str, Any]:
-    resolved = {"processes": processes, "trained_in": name_of(job.dtype), **source_of(job)}
+    resolved = {"processes": processes, "trained_in": name_of(job.dtype), **source_record(job.flags, job.triples)}
     return run_config(job.flags, job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
 
 
@@ -141,25 +138,6 @@ def candidates_to_rerank(flags: WarmupFlags, collection: Preprocessed) -> np.nda
     path = Path(flags.rerank_file) if flags.rerank_file else EvaluationLayout(Path(flags.bm25_dir)).ranking(split)
     check_candidates(path)
     return rerank_lists(path, collection, split)
-
-
-def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[NegativeLists | None, Path | None]:
-    """BM25 negatives, or the path of a triples file; exactly one must be given."""
-    if bool(flags.bm25_dir) == bool(flags.triples):
-        found = "both are" if flags.triples else "neither is"
-        raise UserError(f"train on --bm25_dir or on --triples: {found} given, expected one of them")
-    if flags.triples:
-        path = Path(flags.triples)
-        if not path.is_file() or path.stat().st_size == 0:
-            raise UserError(f"{path} is missing or empty, expected lines of query, positive and negative text")
-        next(read_text_triples(path, collection.manifest["max_doc_character"]))
-        if flags.dry_run:  # a job does it later, saying so
-            check_triples(path)
-        return None, path
-    refresh = read_refresh(Path(flags.bm25_dir), 0)
-    lists = read_negative_lists(refresh.path)
-    check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
-    return lists, None
 
 
 def run(job: Job) -> None:
@@ -234,49 +212,15 @@ def begin(job: Job, trainer: Trainer, config: dict[str, Any], start: Checkpoint 
     else:
         assert job.triples is not None, "preflight has found one or the other"
         batches = batches_from_text(batch, job.collection, state.world, job.triples, job.tokenizer, done)
-    evaluations = Evaluations(job, trainer, trainer.stored.get("evaluation_due", False))
+    measured = job.evaluation if flags.evaluate_during_training else None
+    every_steps = flags.logging_steps * flags.logging_steps_per_eval
+    evaluations = Evaluations(measured, trainer, every_steps, trainer.stored.get("evaluation_due", False))
     return Hooks(
         batches=lambda: batches,
         before_steps=evaluations.evaluate_if_due,
         after_step=evaluations.after_step,
         stored_by_stop=lambda: {"evaluation_due": evaluations.is_due},
     )
-
-
-def source_of(job: Job) -> dict[str, Any]:
-    """What the warmup starts from and trains on, by what it is and not where it lies."""
-    flags = job.flags
-    if job.triples is not None:  # 27 GB at MS MARCO: its size has to do
-        source: dict[str, Any] = {"triples_bytes": size_of_triples(job.triples, flags)}
-    else:
-        source = {"negatives_sha256": atomic.sha256_of(JobLayout(Path(flags.bm25_dir)).negatives(0))}
-    config = Path(flags.config_name)
-    # Of a directory the identity has it.
-    if not flags.config_name or not config.is_dir():
-        source["config_sha256"] = atomic.sha256_of(config) if config.is_file() else ""
-    return {**source, **identity_of(flags.model_name_or_path, flags.model_type, flags.config_name)}
-
-
-def size_of_triples(triples: Path, flags: WarmupFlags) -> int:
-    """In bytes; as the directory's run has it where only the end of the last line has been fixed since.
-
-    Of a run that --overwrite_output_dir removes nothing is taken.
-    """
-    run = read_run(Path(flags.output_dir)) or {}
-    is_removed = flags.overwrite_output_dir and not is_of_this_job(run)
-    recorded = (run.get("science") or {}).get("triples_bytes")
-    if not is_removed and isinstance(recorded, int) and may_have_had(triples, recorded):
-        return recorded
-    return triples.stat().st_size
-
-
-def say_of_size(triples: Path, recorded: int) -> None:
-    """A line where the size recorded by the run is not the file's own."""
-    if recorded != (size := triples.stat().st_size):
-        say(
-            f"{triples} has {size:,} bytes, the run began with {recorded:,}: taken as the same file, of which the last "
-            "line's end was fixed since"
-        )
 
 
 def first_encoder(job: Job) -> Encoder:
@@ -300,71 +244,6 @@ def steps_to_train(job: Job, processes: int) -> int:
     return max(1, math.ceil(size / per_step * flags.num_train_epochs))
 
 
-@dataclass
-class Evaluations:
-    """Of --evaluate_during_training. ``is_due``: the newest step's has not ended, a stop came first."""
-
-    job: Job
-    trainer: Trainer
-    is_due: bool
-
-    def evaluate_if_due(self) -> None:
-        if self.is_due:
-            evaluate_meanwhile(self.job, self.trainer)
-        self.is_due = False
-
-    def after_step(self) -> None:
-        self.is_due = True
-        self.evaluate_if_due()
-
-
-def evaluate_meanwhile(job: Job, trainer: Trainer) -> None:
-    """--evaluate_during_training: at every logging_steps * logging_steps_per_eval steps.
-
-    StopRequested on all processes where one was asked to stop meanwhile: the next job evaluates this step first.
-    """
-    flags, state, session = job.flags, trainer.state, trainer.session
-    if not flags.evaluate_during_training or state.step % (flags.logging_steps * flags.logging_steps_per_eval):
-        return
-    monitor = Monitor(
-        should_stop=lambda: bool(session.stop.requested()),
-        set_status=lambda doing: session.set_status(doing=doing, rate=None, eta_seconds=None),
-    )
-    found = evaluate_mrr(job, state.world, state.encoder, monitor)
-    if found is None:
-        raise StopRequested(session.stop.reason())
-    distributed.on_process0(state.world, partial(log_evaluation, trainer, *found))
-
-
-def log_evaluation(trainer: Trainer, rerank_mrr: float, full_mrr: float) -> None:
-    assert trainer.log is not None
-    say(f"Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")
-    trainer.log.record(trainer.state.step, reranking_mrr=rerank_mrr, full_ranking_mrr=full_mrr)
-
-
-# Evaluating
-
-
-def evaluate_mrr(
-    job: Job, world: World, encoder: Encoder, monitor: Monitor = UNMONITORED
-) -> tuple[float, float] | None:
-    """MRR@10 over the dev split: reranking the given candidates (nan without ten), and the whole collection.
-
-    None on all processes where ``monitor`` has told one to leave.
-    """
-    flags = job.flags
-    check_index_fits(job.search, len(job.collection.passages), encoder.spec.embedding_dim)
-    vectors = encode_split(flags, world, encoder, job.collection, job.dtype, job.dev_split, monitor)
-    if vectors is None:
-        return None
-    found = rank_split(
-        world, job.collection, job.dev_split, vectors, EVALUATION_DEPTH, job.search, job.candidates_QK, monitor
-    )
-    if found is None:
-        return None
-    return (found.rerank_metrics or {}).get("mrr@10", math.nan), found.metrics["mrr@10"]
-
-
 def evaluate_stored(job: Job, world: World) -> None:
     """--do_eval: the last checkpoint trained, or all of them, or the model given."""
     flags = job.flags
@@ -375,7 +254,7 @@ def evaluate_stored(job: Job, world: World) -> None:
         if path != Path(flags.model_name_or_path):  # which preflight has verified
             distributed.decide_on_process0(world, partial(check_checkpoint, flags, str(path)))
         encoder = open_to_encode(flags, str(path), job.collection, job.dtype, world)
-        found = evaluate_mrr(job, world, encoder)
+        found = evaluate_mrr(job.evaluation, world, encoder)
         assert found is not None, "nobody was told to leave"
         rerank_mrr, full_mrr = found
         if world.is_first:

@@ -23,7 +23,7 @@ from data.tokens.tokenizer import load_tokenizer, tokenized
 from data.training.batches import Batch
 from data.training.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer, read_text_triples
 from drivers.cli import WarmupFlags
-from drivers.train.warmup import size_of_triples
+from drivers.train.warmup_source import size_of_triples
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.texts import listed
 from utils.errors import UserError

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -335,7 +334,7 @@ def test_all_ranks_leave_an_evaluation_that_one_is_told_to_leave(
 ) -> None:
     """In the queries, the passages, the search; and nobody is left waiting for it."""
     encoder = make_encoder(collection)
-    flags = SimpleNamespace(max_seq_length=32, max_query_length=16, per_gpu_eval_batch_size=32)
+    settings = EncodingSettings(max_seq_length=32, max_query_length=16, budget_tokens=32 * 32, dtype=None)
     asked = [0] * 3
 
     def evaluate_on(world: World, at: float) -> tuple[bool, bool]:
@@ -344,7 +343,7 @@ def test_all_ranks_leave_an_evaluation_that_one_is_told_to_leave(
             return world.process == leaver and asked[world.process] > at
 
         monitor = Monitor(leave)
-        vectors = evaluation.encode_split(flags, world, encoder, collection, None, "dev", monitor)
+        vectors = evaluation.encode_split(world, encoder, collection, "dev", settings, monitor)
         if vectors is None:
             return True, True
         ranking = evaluation.rank_split(world, collection, "dev", vectors, 10, SearchSettings("torch"), None, monitor)

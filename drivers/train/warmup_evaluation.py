@@ -1,0 +1,96 @@
+"""MRR@10 of a warmup's model: by reranking given candidates, and over the whole collection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from data.tokens.collection import Preprocessed
+from drivers.embeddings.distributed_search import check_index_fits
+from drivers.evaluate.ranking import encode_split, rank_split
+from drivers.job.progress import UNMONITORED, Monitor
+from drivers.train.trainer import Trainer
+from model.encode import EncodingSettings
+from model.encoders.base import Encoder
+from utils import distributed
+from utils.distributed import World
+from utils.exchange.stop import StopRequested
+from utils.run_log import say
+from utils.search.settings import SearchSettings
+
+EVALUATION_DEPTH = 10  # of MRR@10
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What a model is measured on: the judged queries of ``split``, whose ``candidates_QK``, if any, are reranked."""
+
+    collection: Preprocessed
+    split: str
+    candidates_QK: np.ndarray | None
+    encoding: EncodingSettings
+    search: SearchSettings
+
+
+def evaluate_mrr(
+    settings: EvaluationSettings, world: World, encoder: Encoder, monitor: Monitor = UNMONITORED
+) -> tuple[float, float] | None:
+    """MRR@10 over the split: reranking the given candidates (nan without ten), and the whole collection.
+
+    None on all processes where ``monitor`` has told one to leave.
+    """
+    collection, split = settings.collection, settings.split
+    check_index_fits(settings.search, len(collection.passages), encoder.spec.embedding_dim)
+    vectors = encode_split(world, encoder, collection, split, settings.encoding, monitor)
+    if vectors is None:
+        return None
+    candidates_QK = settings.candidates_QK
+    found = rank_split(world, collection, split, vectors, EVALUATION_DEPTH, settings.search, candidates_QK, monitor)
+    if found is None:
+        return None
+    return (found.rerank_metrics or {}).get("mrr@10", math.nan), found.metrics["mrr@10"]
+
+
+@dataclass
+class Evaluations:
+    """Next to training, at each step that ``every_steps`` divides; without ``settings`` there are none.
+
+    ``is_due``: that of the newest step has not ended, because a stop came first: the next job begins with it.
+    """
+
+    settings: EvaluationSettings | None
+    trainer: Trainer
+    every_steps: int
+    is_due: bool
+
+    def after_step(self) -> None:
+        self.is_due = True
+        self.evaluate_if_due()
+
+    def evaluate_if_due(self) -> None:
+        """StopRequested on all processes where one was asked to stop meanwhile."""
+        if self.is_due and self.settings is not None and self.trainer.state.step % self.every_steps == 0:
+            evaluate_meanwhile(self.settings, self.trainer)
+        self.is_due = False
+
+
+def evaluate_meanwhile(settings: EvaluationSettings, trainer: Trainer) -> None:
+    """Evaluate the model as it is now, say and log it; StopRequested as above."""
+    state, session = trainer.state, trainer.session
+    monitor = Monitor(
+        should_stop=lambda: bool(session.stop.requested()),
+        set_status=lambda doing: session.set_status(doing=doing, rate=None, eta_seconds=None),
+    )
+    found = evaluate_mrr(settings, state.world, state.encoder, monitor)
+    if found is None:
+        raise StopRequested(session.stop.reason())
+    distributed.on_process0(state.world, partial(log_evaluation, trainer, *found))
+
+
+def log_evaluation(trainer: Trainer, rerank_mrr: float, full_mrr: float) -> None:
+    assert trainer.log is not None
+    say(f"Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")
+    trainer.log.record(trainer.state.step, reranking_mrr=rerank_mrr, full_ranking_mrr=full_mrr)

@@ -1,0 +1,74 @@
+"""What a warmup trains on, BM25's negatives or a file of text triples, and how a run records it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
+from data.tokens.collection import Preprocessed
+from data.training.text_triples import check_triples, read_text_triples
+from drivers.cli import WarmupFlags
+from drivers.job.model_identity import identity_of
+from drivers.job.run_config import is_of_this_job
+from utils.errors import UserError
+from utils.exchange import atomic
+from utils.exchange.layout import JobLayout
+from utils.exchange.markers import read_run
+from utils.exchange.negatives import read_refresh
+from utils.run_log import say
+from utils.text_files import may_have_had
+
+
+def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[NegativeLists | None, Path | None]:
+    """BM25 negatives, or the path of a triples file; exactly one must be given."""
+    if bool(flags.bm25_dir) == bool(flags.triples):
+        found = "both are" if flags.triples else "neither is"
+        raise UserError(f"train on --bm25_dir or on --triples: {found} given, expected one of them")
+    if flags.triples:
+        path = Path(flags.triples)
+        if not path.is_file() or path.stat().st_size == 0:
+            raise UserError(f"{path} is missing or empty, expected lines of query, positive and negative text")
+        next(read_text_triples(path, collection.manifest["max_doc_character"]))
+        if flags.dry_run:  # a job does it later, saying so
+            check_triples(path)
+        return None, path
+    refresh = read_refresh(Path(flags.bm25_dir), 0)
+    lists = read_negative_lists(refresh.path)
+    check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
+    return lists, None
+
+
+def source_record(flags: WarmupFlags, triples: Path | None) -> dict[str, Any]:
+    """What the warmup starts from and trains on, by what it is and not where it lies."""
+    if triples is not None:  # 27 GB at MS MARCO: its size has to do
+        source: dict[str, Any] = {"triples_bytes": size_of_triples(triples, flags)}
+    else:
+        source = {"negatives_sha256": atomic.sha256_of(JobLayout(Path(flags.bm25_dir)).negatives(0))}
+    config = Path(flags.config_name)
+    # Of a directory the identity has it.
+    if not flags.config_name or not config.is_dir():
+        source["config_sha256"] = atomic.sha256_of(config) if config.is_file() else ""
+    return {**source, **identity_of(flags.model_name_or_path, flags.model_type, flags.config_name)}
+
+
+def size_of_triples(triples: Path, flags: WarmupFlags) -> int:
+    """In bytes; as the directory's run has it where only the end of the last line has been fixed since.
+
+    Of a run that --overwrite_output_dir removes nothing is taken.
+    """
+    run = read_run(Path(flags.output_dir)) or {}
+    is_removed = flags.overwrite_output_dir and not is_of_this_job(run)
+    recorded = (run.get("science") or {}).get("triples_bytes")
+    if not is_removed and isinstance(recorded, int) and may_have_had(triples, recorded):
+        return recorded
+    return triples.stat().st_size
+
+
+def say_of_size(triples: Path, recorded: int) -> None:
+    """A line where the size recorded by the run is not the file's own."""
+    if recorded != (size := triples.stat().st_size):
+        say(
+            f"{triples} has {size:,} bytes, the run began with {recorded:,}: taken as the same file, of which the last "
+            "line's end was fixed since"
+        )
