@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import ctypes
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from utils.system import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from model.encoders.roberta_dot import RobertaDot
 
 ANCE_PASSAGE_TOKENS, ANCE_QUERY_TOKENS = 512, 64
 ANCE_ENCODING_BATCH, ANCE_TRAINING_BATCH = 16, 8
@@ -50,19 +55,20 @@ def padded(ids: list[np.ndarray], width: int) -> tuple[torch.Tensor, torch.Tenso
     return ids_NL, mask_NL
 
 
-def ance_model(encoder: Any) -> Any:
+def ance_model(encoder: RobertaDot) -> RobertaDot:
     """With the weights of ours, and transformers' own RoBERTa: every layer for all tokens, torch's dropout."""
     from transformers.models.roberta.modeling_roberta import RobertaModel
 
     made = copy.deepcopy(encoder)
-    made.roberta = RobertaModel(made.config, add_pooling_layer=False).to(encoder.device)
+    body = RobertaModel(made.config, add_pooling_layer=False)
+    made.roberta = torch.nn.Module.to(body, encoder.device)
     made.roberta.load_state_dict(encoder.roberta.state_dict())
     made.roberta.set_attn_implementation("sdpa")
     return made.train(encoder.training)
 
 
 def ance_encode(
-    encoder: Any, ids: list[np.ndarray], device: torch.device, width: int = ANCE_PASSAGE_TOKENS
+    encoder: RobertaDot, ids: list[np.ndarray], device: torch.device, width: int = ANCE_PASSAGE_TOKENS
 ) -> np.ndarray:
     """Batches in the order of the collection, every passage as long as the longest may be, float32."""
     encoder.eval()
@@ -75,7 +81,7 @@ def ance_encode(
 
 
 def ance_step(
-    encoder: Any,
+    encoder: RobertaDot,
     optimizer: torch.optim.Optimizer,
     query_ids: list[np.ndarray],
     positive_ids: list[np.ndarray],
@@ -108,7 +114,9 @@ def ance_step(
     return total
 
 
-def sentence_transformer(encoder: Any, directory: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def sentence_transformer(
+    encoder: RobertaDot, directory: Path, dtype: torch.dtype, device: torch.device
+) -> SentenceTransformer:
     """sentence-transformers' model with the encoder's weights; ``directory`` holds the tokenizer."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling, Transformer

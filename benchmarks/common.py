@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,9 +22,13 @@ import torch
 from model.train.step import GPU_MICRO_BATCH_TOKENS
 from utils.flag_values import OneLineParser, path_argument, whole_number
 
+if TYPE_CHECKING:
+    from model.encoders.roberta_dot import RobertaDot
+
 # Tokens of a passage: log-normal with a mean of 76, as long as MS MARCO's 56 words make it, few of them above 200.
 LENGTHS = {"mean": 4.25, "sigma": 0.4}
 SHORTEST, LONGEST = 8, 512
+CPU = torch.device("cpu")
 QUERY_TOKENS = (4, 13)  # of a query: uniform, with the two marks
 WORDS = 8000  # of the made-up language; each is one token
 LOOK_SECONDS = 0.005  # between two looks at a process's memory
@@ -48,7 +52,7 @@ def parser(name: str, about: str, **sizes: int) -> argparse.ArgumentParser:
     return made
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, str | int]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {
         "device": name,
@@ -152,7 +156,7 @@ class MatrixProduct:
         self.of_turns.append(2 * self.rows * self.width * 4 * self.width / seconds)
 
 
-def encoders_product(encoder: Any, device: torch.device, dtype: torch.dtype | None) -> MatrixProduct:
+def encoders_product(encoder: RobertaDot, device: torch.device, dtype: torch.dtype | None) -> MatrixProduct:
     """Of as many rows as a pass of the encoder has."""
     rows = encoder.cpu_batch_tokens if device.type == "cpu" else GPU_MICRO_BATCH_TOKENS
     return MatrixProduct(rows, encoder.config.hidden_size, device, dtype or torch.float32)
@@ -203,12 +207,14 @@ def write_tokenizer(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def make_encoder(layers: int, width: int, dropout: float = 0.1, **changes: Any) -> Any:
+def make_encoder(
+    layers: int, width: int, dropout: float = 0.1, device: torch.device = CPU, **changes: object
+) -> RobertaDot:
     """A RoBERTa with ANCE's head and random weights; ``changes`` replace what its config says."""
     from model.encoders.roberta_dot import RobertaDot
 
     torch.manual_seed(0)
-    return RobertaDot.new(
+    made = RobertaDot.new(
         {
             "vocab_size": WORDS + 4,
             "hidden_size": width,
@@ -223,15 +229,16 @@ def make_encoder(layers: int, width: int, dropout: float = 0.1, **changes: Any) 
             **changes,
         }
     )
+    return torch.nn.Module.to(made, device)  # its own method does not say what it gives
 
 
 def report(json_path: Path | None, device: torch.device, figures: dict[str, float], ratios: dict[str, float]) -> None:
     """Print everything, the ratios last; write the file."""
-    told = {"machine": machine(device), "figures": figures, "ratios": ratios}
-    lines = [", ".join(f"{name} {value}" for name, value in told["machine"].items())]
+    of_machine = machine(device)
+    lines = [", ".join(f"{name} {value}" for name, value in of_machine.items())]
     width = max(map(len, [*figures, *ratios]))
     for values in (figures, ratios):
         lines += ["", *(f"{name:{width}}  {value:,.4g}" for name, value in values.items())]
     sys.stdout.write("\n".join(lines) + "\n")
     if json_path is not None:
-        json_path.write_text(json.dumps(told, indent=1) + "\n")
+        json_path.write_text(json.dumps({"machine": of_machine, "figures": figures, "ratios": ratios}, indent=1) + "\n")

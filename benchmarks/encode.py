@@ -43,7 +43,7 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         texts = common.texts_of_lengths(lengths_N, rng)
         ids = [np.array(row) for row in tokenizer(texts)["input_ids"]]
-        ours = common.make_encoder(flags.layers, flags.width).to(device).eval()
+        ours = common.make_encoder(flags.layers, flags.width, device=device).eval()
         ance = baselines.ance_model(ours)
         theirs = baselines.sentence_transformer(ours, directory, torch.float32, device)
         theirs_equal = baselines.sentence_transformer(ours, directory, weights_dtype, device)

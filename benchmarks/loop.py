@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from utils.ir.metrics import evaluate
 from utils.search.index import Index
 from utils.search.settings import SearchSettings
 from utils.search.source import in_memory
+
+if TYPE_CHECKING:
+    from model.encoders.roberta_dot import RobertaDot
 
 REPO = Path(__file__).resolve().parent.parent
 ENOUGH = 0.235  # dev MRR@10
@@ -88,7 +91,7 @@ def first(steps: int, lists: NegativeLists, group_size: int, batch: int, refresh
     return (triples for _, triples in zip(range(steps), batches, strict=False))
 
 
-def our_way(encoder: Any, collection: Preprocessed, device: torch.device) -> tuple[Encode, Step]:
+def our_way(encoder: RobertaDot, collection: Preprocessed, device: torch.device) -> tuple[Encode, Step]:
     world = World(0, 1, device)
     enable_packing(encoder, None, world, trains=True)
     settings = EncodingSettings(PASSAGE_TOKENS, QUERY_TOKENS, 128 * PASSAGE_TOKENS, None)
@@ -105,7 +108,7 @@ def our_way(encoder: Any, collection: Preprocessed, device: torch.device) -> tup
     return encode, lambda triples: train_step(state, [make_batch(triples, 0, 1, queries, passages)])
 
 
-def ance_way(encoder: Any, collection: Preprocessed, device: torch.device) -> tuple[Encode, Step]:
+def ance_way(encoder: RobertaDot, collection: Preprocessed, device: torch.device) -> tuple[Encode, Step]:
     """Every text padded to the longest there may be; for each triple, query and positive encoded again."""
     encoder = baselines.ance_model(encoder)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
@@ -143,11 +146,12 @@ def compare(
     start = common.make_encoder(
         flags.layers,
         flags.width,
+        device=device,
         vocab_size=manifest["vocab_size"],
         pad_token_id=collection.pad_token_id,
         pooling="mean",
         score_scale=flags.width**-0.5,
-    ).to(device)
+    )
 
     mrrs: dict[str, float] = {}
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ from model.kernels.precision import quickest_dtype
 from model.train.optim import make_optimizer
 from model.train.step import make_state, train_step
 from utils.distributed import World
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from model.encoders.roberta_dot import RobertaDot
 
 NEGATIVES = 8
 # With 8 negatives each, the 64 triples of ANCE's published step (8 on each of 4 GPUs, twice); and 8 is what
@@ -50,8 +55,8 @@ def our_batch(query_ids: list[np.ndarray], passage_ids: list[np.ndarray], in_bat
 
 
 def our_step(
-    encoder: Any, loss: str, dtype: torch.dtype | None, device: torch.device, batch: Batch
-) -> Callable[[], Any]:
+    encoder: RobertaDot, loss: str, dtype: torch.dtype | None, device: torch.device, batch: Batch
+) -> Callable[[], float | None]:
     world = World(0, 1, device)
     enable_packing(encoder, dtype, world, trains=True)
     optimizer = make_optimizer("adamW", encoder, LEARNING_RATE, 1e-8, 0.0)
@@ -61,8 +66,12 @@ def our_step(
 
 
 def their_step(
-    model: Any, query_texts: list[str], passage_texts: list[str], dtype: torch.dtype | None, device: torch.device
-) -> Callable[[], Any]:
+    model: SentenceTransformer,
+    query_texts: list[str],
+    passage_texts: list[str],
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> Callable[[], float]:
     """One step of MultipleNegativesRankingLoss, tokenizing and padding included, as its trainer's collator does it."""
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
@@ -100,7 +109,7 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         texts = [common.texts_of_lengths(lengths, rng) for lengths in (query_lengths_Q, passage_lengths_M)]
         query_ids, passage_ids = ([np.array(row) for row in tokenizer(column)["input_ids"]] for column in texts)
-        encoder = common.make_encoder(flags.layers, flags.width).to(device)
+        encoder = common.make_encoder(flags.layers, flags.width, device=device)
         types = {"st_default": None, "st_equal_dtype": dtype} if dtype else {"st_default": None}
         theirs = {name: baselines.sentence_transformer(encoder, directory, torch.float32, device) for name in types}
     ance = baselines.ance_model(encoder)

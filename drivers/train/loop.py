@@ -36,8 +36,8 @@ class Hooks:
     """What a program does next to the steps. All processes call each together.
 
     Args:
-        batches: those of the next step, endlessly: an iterator that goes on from step to step, or another one from here
-            on. May wait, and may raise one of `STOPPING`.
+        batches: those of the next step, endlessly: an iterator that continues from step to step, or another one from
+            here on. May wait, and may raise one of `STOPPING`.
         stored: what the program itself needs to resume, for trainer_state.json of every checkpoint.
         stored_by_stop: and what more of one that a stop saves.
         before_steps, after_step, after_steps: may raise one of `STOPPING`.

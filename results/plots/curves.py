@@ -12,20 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.read.published import read_dev_ndcg, read_published
-from results.read.run import STRATEGIES, Arm, Run
+from results.read.run import Arm, Run
 from results.read_log import TrainingPoint
+from utils.declared import FORK_STRATEGIES
 from utils.ir.metrics import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-KNOWN_STYLES = {
-    "top": ("#0072B2", "o"),
-    "top_bottom": ("#E69F00", "s"),
-    "random": ("#009E73", "D"),
-    "bottom": ("#CC79A7", "v"),
-}
+KNOWN_STYLES = dict(
+    zip(FORK_STRATEGIES, (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "D"), ("#CC79A7", "v")), strict=True)
+)
 OTHER_STYLES = (("#D55E00", "^"), ("#56B4E9", "P"), ("#7F7F7F", "X"), ("#000000", "*"))
 GREY = "#8C8C8C"
 # The fork trained on a tenth of MS MARCO's passages; next to a toy collection its curves would only mislead.
@@ -55,7 +53,8 @@ def shades(count: int) -> list[tuple[str, str]]:
 def arm_names(runs: list[Run]) -> list[str]:
     """Of all runs, each once, known strategies first."""
     names = dict.fromkeys(arm.name for run in runs for arm in run.arms)
-    return [*(name for name in STRATEGIES if name in names), *(name for name in names if name not in STRATEGIES)]
+    known = [name for name in FORK_STRATEGIES if name in names]
+    return [*known, *(name for name in names if name not in known)]
 
 
 def new_figure(panels: int, width: float, height: float, a_row: int = 0) -> tuple[Figure, list[Axes]]:

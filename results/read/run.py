@@ -25,7 +25,6 @@ from utils.seen import SeenRefresh
 
 HEADINGS = {metric.name: metric.label for metric in METRICS.values() if metric.in_report}
 REPORTED = tuple(HEADINGS)
-STRATEGIES = FORK_STRATEGIES  # the order arms are shown in; others follow by name
 COUNTS = {"passages": "passages", "train_queries": "train-query", "dev_queries": "dev-query"}  # ours: manifest's
 
 
@@ -202,19 +201,21 @@ def read_arm(directory: Path) -> Arm:
 
 
 def arm_order(directory: Path) -> tuple[int, str]:
-    known = STRATEGIES.index(directory.name) if directory.name in STRATEGIES else len(STRATEGIES)
+    known = FORK_STRATEGIES.index(directory.name) if directory.name in FORK_STRATEGIES else len(FORK_STRATEGIES)
     return known, directory.name
 
 
 def read_arms(directory: Path) -> tuple[tuple[Arm, ...], dict[str, str]]:
-    """The finished arms in the order of STRATEGIES, and why each other one is omitted.
+    """The finished arms in the order of FORK_STRATEGIES, others after them by name, and why each other one is omitted.
 
     UserError where no arm is finished.
     """
     entries = list(directory.iterdir()) if directory.is_dir() else []
     found = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
     if not found:
-        raise UserError(f"{directory}: no arm in it, expected {'/, '.join(STRATEGIES)}/: run commands/quickstart.sh")
+        raise UserError(
+            f"{directory}: no arm in it, expected {'/, '.join(FORK_STRATEGIES)}/: run commands/quickstart.sh"
+        )
     arms, unfinished = [], {}
     for path in sorted(found, key=arm_order):
         try:
@@ -227,12 +228,12 @@ def read_arms(directory: Path) -> tuple[tuple[Arm, ...], dict[str, str]]:
     return tuple(arms), unfinished
 
 
-def what_differs(bm25: Evaluation, warmup: Evaluation, arms: tuple[Arm, ...]) -> tuple[str, ...]:
+def find_confounds(bm25: Evaluation, warmup: Evaluation, arms: tuple[Arm, ...]) -> tuple[str, ...]:
     """Differences that make a comparison of these numbers unfair, one sentence each."""
     warnings = [
         f"The arm {arm.name} was run with --negative_strategy {arm.strategy}: its name misleads."
         for arm in arms
-        if arm.name in STRATEGIES and arm.strategy and arm.strategy != arm.name
+        if arm.name in FORK_STRATEGIES and arm.strategy and arm.strategy != arm.name
     ]
     for what, values in (
         ("trained for different numbers of steps", {arm.name: arm.steps for arm in arms}),
@@ -267,4 +268,4 @@ def read_run(directory: Path, name: str) -> Run:
     bm25 = read_evaluation(layout.bm25.metrics, quickstart)
     warmup = read_evaluation(layout.warmup_evaluation.metrics, quickstart)
     arms, unfinished = read_arms(layout.arms)
-    return Run(name, directory, collection, bm25, warmup, arms, unfinished, what_differs(bm25, warmup, arms))
+    return Run(name, directory, collection, bm25, warmup, arms, unfinished, find_confounds(bm25, warmup, arms))

@@ -87,25 +87,31 @@ def test_the_example_parses(program: str, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == ""
 
 
-def cpu_seconds(command: list[str]) -> tuple[int, float]:
-    """Exit code, and the processor's seconds: other people's load does not count."""
-    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_utime + usage.ru_stime
+BOTH = """
+import contextlib, os, runpy, sys
+module = sys.argv[1]
+for flag, expected in (("--help", 0), ("--qqqqqqqq", 2)):
+    sys.argv = [module, flag]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            assert (ended.code or 0) == expected, flag
+"""
 
 
 @pytest.mark.parametrize("program", CLASSES)
-@pytest.mark.parametrize(("flag", "code"), [("--help", 0), ("--qqqqqqqq", 2)])
-def test_an_answer_does_not_wait(program: str, flag: str, code: int) -> None:
-    """The median of three; where the first two agree the third cannot change it."""
-    command = [sys.executable, "-m", module_of(program), flag]
-    within: list[bool] = []
-    while max(within.count(True), within.count(False)) < 2:
-        found, seconds = cpu_seconds(command)
-        assert found == code
-        within.append(seconds < SECONDS)
-    assert within.count(True) == 2
+def test_help_and_a_wrong_flag_are_answered_at_once(program: str) -> None:
+    """Both in one process, by the processor's clock: other people's load does not count. Of three tries the best."""
+    command = [sys.executable, "-c", BOTH, module_of(program)]
+    seconds: list[float] = []
+    while len(seconds) < 3 and min(seconds, default=SECONDS) >= SECONDS:
+        with subprocess.Popen(command, cwd=REPO) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        seconds.append(usage.ru_utime + usage.ru_stime)
+    assert min(seconds) < SECONDS, seconds
 
 
 # What the texts are made of

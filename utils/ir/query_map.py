@@ -20,7 +20,7 @@ from utils.exchange.verify import Expected, Words, verify_files
 
 ADVICE = "run drivers.run_neighbourhood again"
 WORDS = Words(
-    missing=f"{{path}} is missing, {QUERY_MAP_RECORD} beside it expects it; {ADVICE}",
+    missing=f"{{path}} is missing, {QUERY_MAP_RECORD} next to it expects it; {ADVICE}",
     sha256=f"{{path}}: its sha256 differs from what {QUERY_MAP_RECORD} says: it is damaged; {ADVICE}",
 )
 
