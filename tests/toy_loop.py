@@ -30,13 +30,13 @@ class ToyPrograms(Programs):
 
 
 @contextmanager
-def toy_loop(toy: str, directory: Path, raw: Path, tokenizer: Path) -> Iterator[loop.Loop]:
+def toy_loop(toy: str, directory: Path, raw: Path, tokenizer: Path, data_type: int | str = 1) -> Iterator[loop.Loop]:
     """The loop of `tests.fingerprint.loop` in ``directory``, its collection preprocessed."""
     (directory / "raw").symlink_to(raw)
     (directory / "tokenizer").symlink_to(tokenizer)
     with fork_server() as server:
         made = loop.Loop(directory, ToyPrograms(server, toy=toy))
-        loop.preprocess(made, "raw", "preprocessed", data_type=1)
+        loop.preprocess(made, "raw", "preprocessed", data_type)
         yield made
 
 

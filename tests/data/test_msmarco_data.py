@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ import pytest
 
 from data import msmarco_data
 from data.tokens import tokenizer as tokenizer_module
-from data.tokens.collection import check_tokenizer, open_preprocessed, read_qrel_offsets, tokenizer_fingerprint
+from data.tokens.collection import (
+    Preprocessed,
+    check_tokenizer,
+    open_preprocessed,
+    read_qrel_offsets,
+    tokenizer_fingerprint,
+)
 from data.tokens.tokenizer import load_tokenizer
 from tests import REPO
 from tests.texts import listed
@@ -331,6 +338,7 @@ def test_missing_file(
     "more, message",
     [
         (["--data_type", "0"], "did you mean --data_type 1"),
+        (["--data_type", "2"], "--data_type is 2, expected one of 0, 1"),
         (["--max_seq_length", "2"], "hold nothing but the 2 special ones"),
     ],
 )
@@ -569,6 +577,31 @@ def test_manifest_of_another_kind_is_refused(
     path.write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         open_all(damaged)
+
+
+def with_splits(collection: Preprocessed, *splits: str) -> Preprocessed:
+    return replace(collection, manifest={"counts": {"passages": 300, **{f"{split}-query": 1 for split in splits}}})
+
+
+def test_splits_are_those_that_the_manifest_counts(tiny_preprocessed: Path) -> None:
+    found = open_preprocessed(tiny_preprocessed, 32, 16)
+    assert found.splits == ("train", "dev") and found.dev_split() == "dev"
+    for read in (found.queries, found.qrels):
+        with pytest.raises(UserError, match=r"has no split test, expected one of train, dev$"):
+            read("test")
+
+
+def test_what_is_measured_while_training(tiny_preprocessed: Path) -> None:
+    """The split that is asked for; dev where there is one, else the first that is not trained on."""
+    found = open_preprocessed(tiny_preprocessed, 32, 16)
+    three = with_splits(found, "train", "test", "heldout")
+    assert [three.dev_split(), three.dev_split("heldout")] == ["test", "heldout"]
+    assert with_splits(found, "heldout", "dev", "train").dev_split() == "dev"
+    for collection, asked in ((found, "train"), (with_splits(found, "train"), "")):
+        with pytest.raises(UserError, match="nothing to measure on while training"):
+            collection.dev_split(asked)
+    with pytest.raises(UserError, match="has no split dev, expected one of train, test, heldout"):
+        three.dev_split("dev")
 
 
 def test_raw_directory_is_told(tiny_collection: Path) -> None:

@@ -82,7 +82,7 @@ def other_collections(loop: Loop) -> None:
     preprocess(loop, "raw_documents", "preprocessed_documents", data_type=0)
 
 
-def preprocess(loop: Loop, raw: str, to: str, data_type: int) -> None:
+def preprocess(loop: Loop, raw: str, to: str, data_type: int | str) -> None:
     places = ("--data_dir", loop.path(raw), "--out_data_dir", loop.path(to), "--data_type", data_type)
     model = ("--model_type", "static", "--model_name_or_path", loop.path("tokenizer"), *LENGTHS)
     loop.run(f"preprocess_{to}", "data.msmarco_data", *places, *model, *ONE_TOKENIZING_THREAD)

@@ -1,0 +1,44 @@
+"""data.sources.registry: the words of --data_type, and what a split may be called."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.sources import registry
+from data.sources.base import Passage, encoded_text, source_files
+from data.sources.msmarco import find_collection
+from data.sources.registry import open_source
+from utils.errors import UserError
+
+
+def test_a_word_finds_its_source(tiny_collection: Path) -> None:
+    assert open_source("1", tiny_collection) == open_source(1, tiny_collection) == find_collection(tiny_collection, 1)
+    with pytest.raises(UserError, match=r"^--data_type is beir, expected one of 0, 1$"):
+        open_source("beir", tiny_collection)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a split"])
+def test_a_split_whose_name_cannot_begin_a_file_is_refused(
+    tiny_collection: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    found = find_collection(tiny_collection, 1)
+    splits = {**found.split_files, name: found.split_files["dev"]}
+    monkeypatch.setitem(registry.SOURCES, "odd", lambda _: replace(found, split_files=splits))
+    with pytest.raises(UserError, match=r"has a split .*rename it"):
+        open_source("odd", tiny_collection)
+
+
+def test_a_file_that_two_splits_share_is_named_once(tiny_collection: Path) -> None:
+    found = find_collection(tiny_collection, 1)
+    twice = replace(found, split_files={**found.split_files, "test": found.split_files["dev"]})
+    assert source_files(twice) == source_files(found)
+
+
+def test_the_fields_that_a_passage_has_are_encoded() -> None:
+    fields = {"text": "the text \n", "title": "Title "}
+    assert encoded_text(Passage("p", **fields), 100) == "Title<sep>the text"
+    assert encoded_text(Passage("p", **{**fields, "title": ""}), 100) == "<sep>the text"
+    assert encoded_text(Passage("p", fields["text"]), 5) == "the t"

@@ -1,0 +1,118 @@
+"""A source with splits of its own and graded judgements goes through the programs, which know nothing of it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import pytrec_eval
+
+from data.tokens.collection import open_preprocessed
+from tests.fingerprint import loop
+from tests.fingerprint.programs import ProgramFailed
+from tests.toy_loop import toy_loop
+from tests.toys.graded_jsonl import records
+
+MEASURES = {
+    "ndcg@10": "ndcg_cut_10", "map@10": "map_cut_10", "recall@20": "recall_20", "recall@100": "recall_100",
+}  # fmt: skip
+
+
+def write_graded(raw: Path, directory: Path) -> None:
+    """The tests' collection with titles, its dev queries as test and heldout, and more judgements of grades -1 to 3."""
+    directory.mkdir()
+    rng = random.Random(5)
+    passages = [line.split("\t") for line in (raw / "collection.tsv").read_text().splitlines()]
+    with (directory / "passages.jsonl").open("w") as file:
+        for passage, text in passages:
+            title, _, rest = text.partition(" ")
+            file.write(json.dumps({"id": passage, "title": title, "text": rest}) + "\n")
+    with (directory / "queries.jsonl").open("w") as file:
+        for name in ("train", "dev.small"):
+            grades: dict[str, dict[str, int]] = {}
+            for line in (raw / f"qrels.{name}.tsv").read_text().splitlines():
+                query, _, passage, _ = line.split("\t")
+                grades.setdefault(query, {})[passage] = 3
+            for place, line in enumerate((raw / f"queries.{name}.tsv").read_text().splitlines()):
+                query, text = line.split("\t")
+                split = "train" if name == "train" else ("test", "heldout")[place % 2]
+                others = {passage: rng.choice((-1, 0, 1, 2)) for passage, _ in rng.sample(passages, 60)}
+                judged = {**others, **grades[query]}
+                file.write(json.dumps({"split": split, "id": query, "text": text, "grades": judged}) + "\n")
+
+
+def expected_metrics(queries: Path, split: str, run: Path, at_least: int = 0) -> dict[str, float]:
+    """Of the written run, by pytrec_eval; grades as they are, or 1 from ``at_least``."""
+    qrels = {
+        query["id"]: {p: max(g, 0) if not at_least else int(g >= at_least) for p, g in query["grades"].items()}
+        for query in records(queries)
+        if query["split"] == split
+    }
+    scores: dict[str, dict[str, float]] = {}
+    for line in run.read_text().splitlines():
+        query, _, passage, _, score, _ = line.split()
+        scores.setdefault(query, {})[passage] = float(score)
+    rows = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "map_cut.10", "recall", "recip_rank"}).evaluate(scores)
+    means = {ours: sum(row[theirs] for row in rows.values()) / len(qrels) for ours, theirs in MEASURES.items()}
+    found = (row["recip_rank"] for row in rows.values())
+    return {**means, "mrr@10": sum(value for value in found if value > 0.099) / len(qrels)}
+
+
+def check_metrics(made: loop.Loop, split: str, directory: str) -> None:
+    queries, run = made.path("raw", "queries.jsonl"), made.path(directory, f"{split}.trec")
+    metrics = json.loads(made.path(directory, "metrics.json").read_text())["metrics"]
+    expected = expected_metrics(queries, split, run)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    binary = expected_metrics(queries, split, run, at_least=1)
+    assert abs(binary["ndcg@10"] - metrics["ndcg@10"]) > 0.01, "gains are grades"
+    assert {name: value for name, value in binary.items() if name != "ndcg@10"} == pytest.approx(
+        {name: value for name, value in expected.items() if name != "ndcg@10"}
+    ), "relevant from grade 1"
+
+
+@pytest.mark.slow
+def test_any_splits_and_grades_go_through_the_loop(
+    shared_collection: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "graded"
+    write_graded(shared_collection, raw)
+    arm = tmp_path / "arms" / "top"
+    with toy_loop("graded_jsonl", tmp_path, raw, tiny_tokenizer, "graded_jsonl") as made:
+        loop.bm25(made)
+        loop.static_warmup(made)
+        start = made.path("warmup", f"checkpoint-{loop.WARMUP_STEPS}")
+        generator = loop.generator(made, arm, "static", start, *loop.lockstep(0), "--dev_split", "heldout")
+        trainer = loop.trainer(made, arm, "static", start, *loop.lockstep(0), *loop.batch(1))
+        made.programs.run_together({arm / "generator.out": generator, arm / "trainer.out": trainer})
+        model = ("--model_name_or_path", arm / "checkpoints" / f"checkpoint-{loop.STEPS}", "--topk", 100)
+        evaluate = ("drivers.run_eval", *loop.common(made, "static"), *model)
+        for split in ("test", "heldout"):
+            made.run(f"{split}/eval", *evaluate, "--split", split, "--output_dir", made.path(split))
+        with pytest.raises(ProgramFailed, match="has no split dev, expected one of train, test, heldout"):
+            made.run("none/eval", *evaluate, "--output_dir", made.path("none"))
+
+    collection = open_preprocessed(tmp_path / "preprocessed", 32, 16)
+    assert collection.splits == ("train", "test", "heldout") and collection.manifest["data_type"] == "graded_jsonl"
+    for split in collection.splits:
+        passage_ids, query_ids = collection.passages.original_ids(), collection.queries(split).original_ids()
+        grades = {
+            query_ids[query]: {passage_ids[passage]: grade for passage, grade in judged.items()}
+            for query, judged in collection.qrels(split).as_dict().items()
+        }
+        assert grades == {q["id"]: q["grades"] for q in records(raw / "queries.jsonl") if q["split"] == split}
+    check_metrics(made, "test", "bm25")
+    for split in ("test", "heldout"):
+        check_metrics(made, split, split)
+    measured_splits(tmp_path, arm)
+
+
+def measured_splits(directory: Path, arm: Path) -> None:
+    """BM25 and the warmup took the first split but train, the generator the one that it was given; they say so."""
+    assert "dev measures are of the split test" in (directory / "warmup" / "warmup.out").read_text()
+    assert "dev measures are of the split heldout" in (arm / "generator.out").read_text()
+    record = json.loads((arm / "ann_data" / "ann_ndcg_0").read_text())
+    assert record["dev_split"] == "heldout"
+    assert list((arm / "ann_data").glob("embeddings/*/heldout-query.rows.npy"))
+    assert not list((arm / "ann_data").glob("embeddings/*/test-query*"))

@@ -1,0 +1,57 @@
+"""A collection in two files of JSON lines, with any splits and graded judgements: a source of its own.
+
+python -m tests.toys.graded_jsonl data.msmarco_data --data_type graded_jsonl FLAGS…
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.sources.base import Passage, SplitFiles
+from data.sources.msmarco import find_raw
+from data.sources.registry import SOURCES
+from tests.toys import start
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+@dataclass(frozen=True)
+class GradedJsonl:
+    """Passages ``{id, title, text}``, and queries ``{split, id, text, grades: {passage: grade}}`` of all splits."""
+
+    passages_file: Path
+    queries_file: Path
+    data_type: str = "graded_jsonl"
+
+    @property
+    def split_files(self) -> dict[str, SplitFiles]:
+        return {
+            query["split"]: SplitFiles(self.queries_file, self.queries_file) for query in records(self.queries_file)
+        }
+
+    def passages(self) -> Iterator[Passage]:
+        return (Passage(passage["id"], passage["text"], passage["title"]) for passage in records(self.passages_file))
+
+    def queries(self, split: str) -> Iterator[tuple[str, str]]:
+        return ((query["id"], query["text"]) for query in records(self.queries_file) if query["split"] == split)
+
+    def qrels(self, split: str) -> Iterator[tuple[str, str, int]]:
+        for query in records(self.queries_file):
+            if query["split"] == split:
+                yield from ((query["id"], passage, grade) for passage, grade in query["grades"].items())
+
+
+def find(directory: Path) -> GradedJsonl:
+    return GradedJsonl(find_raw(directory, "passages.jsonl"), find_raw(directory, "queries.jsonl"))
+
+
+SOURCES["graded_jsonl"] = find
+
+if __name__ == "__main__":
+    start(sys.argv[1:])
