@@ -56,7 +56,7 @@ def encode_split(
     settings: EncodingSettings,
     monitor: Monitor = UNMONITORED,
 ) -> tuple[np.ndarray, PassageShare] | None:
-    """Embeddings of the split's judged queries, and of this rank's passages.
+    """Embeddings of the split's judged queries, and of this process's passages.
 
     None on all processes where ``monitor`` has told one to leave.
     """
