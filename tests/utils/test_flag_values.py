@@ -53,18 +53,20 @@ CLASSES: dict[str, type[ProgramFlags]] = {
     "wordpiece": WordPieceFlags,
 }
 NO_PATHS = {  # the words that are none
-    *(
-        "arms",
-        "data_type",
-        "faiss_index",
-        "fp16_opt_level",
-        "loss",
-        "model_type",
-        "negative_strategy",
-        "negatives",
-        "query",
-    ),
-    *("server_ip", "server_port", "task_name"),
+    "arms",
+    "data_type",
+    "dev_split",
+    "faiss_index",
+    "fp16_opt_level",
+    "loss",
+    "model_type",
+    "negative_strategy",
+    "negatives",
+    "query",
+    "server_ip",
+    "server_port",
+    "split",
+    "task_name",
 }
 
 
