@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from data.mining.strategy import parse_strategy
+from data.msmarco_data import PreprocessFlags
 from data.negatives import NegativesFlags
 from drivers.cli import AnnFlags, Bm25Flags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from results.read_log import ReadLogFlags
@@ -26,6 +28,7 @@ PAGES = [README, *sorted((REPO / "docs").glob("*.md")), REPO / "benchmarks" / "R
 LINKED = [*PAGES, REPO / "results" / "published" / "README.md"]
 README_BYTES = 9_000
 FLAGS_OF = {
+    "data.msmarco_data": PreprocessFlags,
     "data.negatives": NegativesFlags,
     "drivers.run_ann": AnnFlags,
     "drivers.run_ann_data_gen": GenerateFlags,
@@ -207,7 +210,7 @@ def test_the_words_are_the_field_s(path: Path) -> None:
 @pytest.fixture(scope="module")
 def known_flags() -> set[str]:
     """The flags of every program, and of the scripts."""
-    known = {name for flags in FLAGS_OF.values() for name in flags.__dataclass_fields__}
+    known = {field.name for flags in FLAGS_OF.values() for field in dataclasses.fields(flags)}
     with pytest.MonkeyPatch.context() as monkeypatch:
         for module in WITH_ARGPARSE:
             known |= {action.dest for action in parser_of(module, [], monkeypatch)._actions}
