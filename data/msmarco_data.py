@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import Source, encoded_texts, source_files
@@ -36,6 +36,9 @@ from utils.flag_values import MOST_WORKERS, Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import Progress, say
 from utils.text_files import estimate_lines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,9 @@ class PreprocessSettings:
     allow_missing: bool = False
 
 
-def preprocess(source: Source, tokenizer: Any, out_dir: Path, settings: PreprocessSettings) -> dict[str, Any]:
+def preprocess(
+    source: Source, tokenizer: PreTrainedTokenizerBase, out_dir: Path, settings: PreprocessSettings
+) -> dict[str, Any]:
     """Write ``out_dir`` whole or not at all; its manifest.
 
     ``tokenizer`` is that of ``settings.tokenizer_dir``. UserError for what cannot be read, and for qrels of another
@@ -101,7 +106,7 @@ def check_not_complete(out_dir: Path) -> None:
         raise UserError(f"{out_dir} holds a complete collection ({MANIFEST}); remove it or choose another directory")
 
 
-def describe(source: Source, tokenizer: Any, settings: PreprocessSettings) -> dict[str, Any]:
+def describe(source: Source, tokenizer: PreTrainedTokenizerBase, settings: PreprocessSettings) -> dict[str, Any]:
     """The manifest's account of how the collection was made."""
     return {
         "format_version": FORMAT_VERSION,
@@ -116,13 +121,13 @@ def describe(source: Source, tokenizer: Any, settings: PreprocessSettings) -> di
     }
 
 
-def vocabulary_size(tokenizer: Any) -> int:
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest token id."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def write_passages(
-    source: Source, tokenizer: Any, staged: Path, settings: PreprocessSettings, wanted: set[str]
+    source: Source, tokenizer: PreTrainedTokenizerBase, staged: Path, settings: PreprocessSettings, wanted: set[str]
 ) -> tuple[int, dict[str, int]]:
     """Write the passages' token cache; their number, and {passage_id: offset} of ``wanted``, -1 for the missing."""
     offset_of = dict.fromkeys(wanted, -1)
@@ -139,7 +144,9 @@ def write_passages(
     return writer.rows, offset_of
 
 
-def write_split(resolved: ResolvedSplit, tokenizer: Any, staged: Path, max_query_length: int) -> dict[str, int]:
+def write_split(
+    resolved: ResolvedSplit, tokenizer: PreTrainedTokenizerBase, staged: Path, max_query_length: int
+) -> dict[str, int]:
     """Write a split's queries and qrels; their counts."""
     queries, qrels = query_name(resolved.split), qrel_name(resolved.split)
     with TokenCacheWriter(staged, queries, vocabulary_size(tokenizer)) as writer:

@@ -100,7 +100,7 @@ def text_batches(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], 
         yield ids, batch
 
 
-def encoder_at(tokenizer: Any, max_length: int) -> Callable[[list[str]], list[list[int]]]:
+def encoder_at(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Callable[[list[str]], list[list[int]]]:
     """texts -> token ids of each, cut at ``max_length`` tokens including the special ones; the one way a text becomes
     tokens here.
 
@@ -115,7 +115,7 @@ def encoder_at(tokenizer: Any, max_length: int) -> Callable[[list[str]], list[li
 
 
 def tokenized(
-    texts: Iterable[tuple[str, str]], tokenizer: Any, max_length: int
+    texts: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[tuple[list[str], list[list[int]]]]:
     """(ids, token ids of each) in batches, cut at ``max_length`` tokens including the special ones.
 
@@ -131,7 +131,7 @@ def tokenized(
     return overlapped(encode, text_batches(texts), threads=2)
 
 
-def check_tokenizer_cuts(tokenizer: Any, *max_lengths: int) -> None:
+def check_tokenizer_cuts(tokenizer: PreTrainedTokenizerBase, *max_lengths: int) -> None:
     """UserError unless a text cut at each length is its first tokens and its last one, with room for a token of text.
 
     The token cache relies on it to cut a text again at a smaller length.
