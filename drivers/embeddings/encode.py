@@ -27,6 +27,7 @@ from model.encoders.base import Encoder
 from model.encoders.spec import Side
 from utils import distributed
 from utils.distributed import World
+from utils.exchange.atomic import Stage, staging_path
 from utils.run_log import say
 from utils.search.source import Passages, in_memory
 
@@ -148,11 +149,11 @@ def encode_to_shards(
     numbers: np.ndarray,
     settings: EncodingSettings,
     monitor: Monitor,
-    lease_staging_dir: Path | None = None,
+    stage: Stage = staging_path,
 ) -> None:
     """Encode this process's part of the shards ``numbers`` and publish each when it is whole. Raises `StopEncoding`.
 
-    ``lease_staging_dir``: the staging directory of this job's lease; Fenced where another job has it.
+    ``stage`` gives a place for a shard that is being written.
     """
     first, last = share_of(len(numbers), world.process, world.size)
     mine = [int(number) for number in numbers[first:last]]
@@ -164,7 +165,7 @@ def encode_to_shards(
             blocks = encode_blocks(
                 encoder, texts, bounds, settings.budget_tokens, world.device, settings.dtype, advance
             )
-            publish_shard(shards, number, blocks, lease_staging_dir)
+            publish_shard(shards, number, blocks, stage)
 
 
 def stored_share(world: World, directory: Path) -> PassageShare:

@@ -22,7 +22,15 @@ import numpy as np
 
 from model.encode import block_size, present_rows
 from utils.errors import UserError
-from utils.exchange.atomic import dump_with_checksum, load_with_checksum, replace_synced, sha256_of, staging_path, sync
+from utils.exchange.atomic import (
+    Stage,
+    dump_with_checksum,
+    load_with_checksum,
+    replace_synced,
+    sha256_of,
+    staging_path,
+    sync,
+)
 from utils.exchange.verify import Expected, Words, verify_files
 from utils.search.source import Passages
 
@@ -112,17 +120,15 @@ def rows_of_shard(count: int, dims: int, wanted: int) -> int:
 # Writing
 
 
-def publish_shard(
-    shards: Shards, number: int, blocks: Iterable[np.ndarray], lease_staging_dir: Path | None = None
-) -> None:
+def publish_shard(shards: Shards, number: int, blocks: Iterable[np.ndarray], stage: Stage = staging_path) -> None:
     """Write the shard from blocks of `model.encode.encode_blocks`; it gets its name when it is whole and on the disk.
 
-    ``lease_staging_dir`` is that of this job's lease. UserError where a number does not fit float16, Fenced where
-    another job has the lease. Whatever ``blocks`` raises leaves nothing behind.
+    ``stage`` gives a place for a file that is being written. UserError where a number does not fit float16. Whatever
+    ``blocks`` raises leaves nothing behind.
     """
     path, record_path = shards.path(number), shards.record_path(number)
     try:
-        with staging_path(shards.directory, path.name, lease_staging_dir) as staged:
+        with stage(shards.directory, path.name) as staged:
             record = write_array(staged, shards, number, blocks)
             staged_record = staged.with_name(record_path.name)
             staged_record.write_text(dump_with_checksum(record), encoding="utf-8")

@@ -21,11 +21,13 @@ from drivers.job.resume import is_model_unknown
 from model.encode import share_of
 from utils.errors import UserError
 from utils.exchange.atomic import (
+    Stage,
     dump_with_checksum,
     load_with_checksum,
     publish_file,
     sha256_of,
     sha256_of_json,
+    staging_path,
     write_text,
 )
 from utils.exchange.layout import EMBEDDINGS_PATTERN, EMBEDDINGS_RECORD, embeddings_path
@@ -109,14 +111,14 @@ def commit(
     all_shards: list[Shards],
     rows: dict[str, np.ndarray],
     record: dict[str, Any],
-    lease_staging_dir: Path | None = None,
+    stage: Stage = staging_path,
 ) -> None:
     """Publish the queries' rows and, last, the record: a directory with it is complete.
 
     ``record`` says where the embeddings come from: step, checkpoint, and the fingerprints of the collection.
-    ``lease_staging_dir`` as in `publish_shard`.
+    ``stage`` gives a place for a file that is being written.
     """
-    digests = {name: publish_rows(directory, name, rows_Q, lease_staging_dir) for name, rows_Q in rows.items()}
+    digests = {name: publish_rows(directory, name, rows_Q, stage) for name, rows_Q in rows.items()}
     held = {
         shards.name: {"count": shards.count, "rows": shards.rows, "key": shards.key}
         | ({"rows_sha256": digests[shards.name]} if shards.name in digests else {})
@@ -127,13 +129,11 @@ def commit(
     about["storage"] = passages.storage
     if passages.rows_per_text > 1:
         about["rows_per_passage"] = passages.rows_per_text
-    write_text(
-        directory / EMBEDDINGS_RECORD, dump_with_checksum({**record, **about, "shards": held}), lease_staging_dir
-    )
+    write_text(directory / EMBEDDINGS_RECORD, dump_with_checksum({**record, **about, "shards": held}), stage)
     say(f"embeddings of {passages.count:,} passages in {directory}")
 
 
-def publish_rows(directory: Path, name: str, rows_Q: np.ndarray, lease_staging_dir: Path | None) -> str:
+def publish_rows(directory: Path, name: str, rows_Q: np.ndarray, stage: Stage) -> str:
     """Which queries are embedded; the sha256 of the file."""
     path = directory / f"{name}.rows.npy"
 
@@ -141,7 +141,7 @@ def publish_rows(directory: Path, name: str, rows_Q: np.ndarray, lease_staging_d
         np.save(staged, np.asarray(rows_Q, np.int64))
         return sha256_of(staged)
 
-    return publish_file(path, write, lease_staging_dir)
+    return publish_file(path, write, stage)
 
 
 def read_embeddings_record(directory: Path, collection: Preprocessed | None = None) -> dict[str, Any]:

@@ -22,13 +22,12 @@ from drivers.embeddings.shards import Shards
 from drivers.embeddings.store import EmbeddingSpec
 from drivers.job.encoder_setup import encoding_settings, load_to_encode, prepare_encoder
 from drivers.job.progress import Monitor, StopEncoding
-from drivers.job.session import Session
 from model.encoders.base import Encoder
 from model.kernels.precision import name_of
 from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced, UserError
-from utils.exchange.atomic import is_gone
+from utils.exchange.atomic import Stage, is_gone
 from utils.exchange.layout import EMBEDDINGS_RECORD, JobLayout
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
@@ -100,16 +99,16 @@ def train_rows(job: Job, refresh: int) -> np.ndarray:
 
 
 def encode_all(
-    job: Job, session: Session, request: RefreshRequest, ours: dict[str, Any], monitor: Monitor, lease_staging_dir: Path
+    job: Job, world: World, request: RefreshRequest, ours: dict[str, Any], monitor: Monitor, stage: Stage
 ) -> RefreshEmbeddings | None:
     """Encode dev queries, the chunk of train queries, and the passages, into shards on disk.
 
     What an earlier process has finished is verified and used again. None on all processes where ``monitor`` told one of
-    them to leave, where the checkpoint is gone, or where another job has the lease whose staging directory is
-    ``lease_staging_dir``: the shards finished so far stay.
+    them to stop, where the checkpoint is gone, or where ``stage``, which gives a place for a file that is being
+    written, is fenced: the shards finished so far stay.
     """
-    world, collection = session.world, job.collection
-    encoder = open_checkpoint(job, session, request)
+    collection = job.collection
+    encoder = open_checkpoint(job, world, request)
     if encoder is None:
         return None
     check_index_fits(job.search, len(collection.passages), encoder.spec.embedding_dim)
@@ -122,22 +121,22 @@ def encode_all(
         *(spec.query_shards(directory, name, rows_Q) for name, rows_Q in rows.items()),
         spec.passage_shards(directory),
     ]
-    if not encode_shards(job, world, encoder, shards, rows, monitor, lease_staging_dir):
+    if not encode_shards(job, world, encoder, shards, rows, monitor, stage):
         return None
     record = {**ours, "step": request.step, "checkpoint": request.checkpoint}
-    distributed.on_process0(world, partial(store.commit, directory, shards, rows, record, lease_staging_dir))
+    distributed.on_process0(world, partial(store.commit, directory, shards, rows, record, stage))
     return open_embeddings(world, job.dev_split, directory, train_rows_Q, train_rows_Q)
 
 
-def open_checkpoint(job: Job, session: Session, request: RefreshRequest) -> Encoder | None:
+def open_checkpoint(job: Job, world: World, request: RefreshRequest) -> Encoder | None:
     """The model, on this process's device; None on all processes where its directory is gone, as process 0 sees it.
 
     A trainer keeps its last checkpoints only: one that was the newest may have to go before it is read.
     """
-    world, path = session.world, Path(request.checkpoint)
+    path = Path(request.checkpoint)
     encoder: Encoder | None = None
     fault: Exception | None = None
-    is_there = session.decide_on_process0(lambda: not is_gone(path))
+    is_there = distributed.decide_on_process0(world, lambda: not is_gone(path))
     if is_there:
         try:
             if not world.is_first:  # process 0 has seen it
@@ -188,7 +187,7 @@ def encode_shards(
     all_shards: list[Shards],
     rows: dict[str, np.ndarray],
     monitor: Monitor,
-    lease_staging_dir: Path,
+    stage: Stage,
 ) -> bool:
     """Encode the shards that are not there yet; False on all processes where one was told to leave, or is fenced."""
     settings = encoding_settings(job.flags, job.collection, job.dtype)
@@ -205,15 +204,14 @@ def encode_shards(
     try:
         for shards in all_shards:
             texts = texts_of(caches[shards.name], settings, rows.get(shards.name))
-            encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, monitor, lease_staging_dir)
+            encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, monitor, stage)
     except (StopEncoding, Fenced):
         left = True
     return not distributed.any_process(world, left)
 
 
-def load_embeddings(job: Job, session: Session, request: RefreshRequest) -> RefreshEmbeddings:
+def load_embeddings(job: Job, world: World, request: RefreshRequest) -> RefreshEmbeddings:
     """The embeddings on disk, with this refresh's chunk of the train queries."""
-    world = session.world
     root = embeddings_dir(job)
     directory = Path(distributed.decide_on_process0(world, lambda: str(store.newest_embeddings(root))))
     record = store.read_embeddings_record(directory, job.collection)

@@ -175,7 +175,7 @@ def write_journal(session: Session, history: TrainingHistory) -> None:
 
     def write() -> None:
         assert session.lease is not None
-        atomic.write_text(JobLayout(session.lease.directory).journal, text, session.lease.staging)
+        atomic.write_text(JobLayout(session.lease.directory).journal, text, session.lease.stage)
 
     distributed.on_process0(session.world, write)
 

@@ -119,13 +119,16 @@ def replace_synced(staged: Path, path: Path) -> None:
     staged.replace(path)
 
 
-def publish_file(path: Path, write: Callable[[Path], Written], lease_staging_dir: Path | None = None) -> Written:
+Stage = Callable[[Path, str], contextlib.AbstractContextManager[Path]]  # `staging_path`, or a lease's own
+
+
+def publish_file(path: Path, write: Callable[[Path], Written], stage: Stage = staging_path) -> Written:
     """Make a file that appears under its name whole or not at all, replacing an older one; what ``write`` returns.
 
-    ``write(staged)`` makes it under a name of its own; ``lease_staging_dir`` as in `staging_path`.
+    ``write(staged)`` makes it in a place that ``stage`` gives: under a lease, one that whoever takes it over removes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with staging_path(path.parent, path.name, lease_staging_dir) as staged:
+    with stage(path.parent, path.name) as staged:
         written = write(staged)
         replace_synced(staged, path)
     sync(path.parent)
@@ -145,9 +148,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value, indent=1) + "\n")
 
 
-def write_text(path: Path, text: str, lease_staging_dir: Path | None = None) -> None:
-    """Publish a small file whole, replacing an older one; ``lease_staging_dir`` as in `staging_path`."""
-    publish_file(path, lambda staged: staged.write_text(text, encoding="utf-8"), lease_staging_dir)
+def write_text(path: Path, text: str, stage: Stage = staging_path) -> None:
+    """Publish a small file whole, replacing an older one; ``stage`` as in `publish_file`."""
+    publish_file(path, lambda staged: staged.write_text(text, encoding="utf-8"), stage)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.atomic import check_space, dump_with_checksum, load_with_checksum, staging_path, sync
+from utils.exchange.atomic import check_space, dump_with_checksum, load_with_checksum, sync
 from utils.exchange.layout import CHECKPOINT_PATTERN, MANIFEST, SCHEDULER, JobLayout, numbered
 from utils.exchange.lease import Lease
 from utils.exchange.model_files import weights_sha256
@@ -47,7 +47,7 @@ def publish_checkpoint(lease: Lease, step: int, record: dict[str, Any]) -> Itera
     # rename() onto an *empty* directory succeeds, so the name is checked by hand.
     if atomic.exists(final):
         raise UserError(f"{final} exists already, expected a new name: choose another --output_dir")
-    with staging_path(lease.directory, final.name, lease.staging) as staged:
+    with lease.stage(lease.directory, final.name) as staged:
         staged.mkdir()
         try:
             yield staged
@@ -105,7 +105,7 @@ def set_aside(lease: Lease, step: int) -> None:
     if atomic.is_gone(path):
         return
     aside.parent.mkdir(exist_ok=True)
-    with staging_path(lease.directory, path.name, lease.staging) as staged:
+    with lease.stage(lease.directory, path.name) as staged:
         path.rename(staged)
         staged.rename(aside)
     say(f"moved {path} to {aside}")

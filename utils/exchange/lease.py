@@ -175,6 +175,10 @@ class Lease:
     def staging(self) -> Path:
         return JobLayout(self.directory).staging / self.holder.staging
 
+    def stage(self, directory: Path, name: str) -> contextlib.AbstractContextManager[Path]:
+        """A place for a file that is being written: Fenced at the end of the block where another job has the role."""
+        return atomic.staging_path(directory, name, self.staging)
+
     def set_status(self, **values: Any) -> None:
         """What the next heartbeat says of the work: step, refresh, doing, rate, …"""
         self.status = {**self.status, **values}

@@ -22,12 +22,12 @@ from utils.exchange.wait import log_once
 def mark_done(lease: Lease, **values: Any) -> None:
     """The trainer's last word: no checkpoint follows, the generator may end."""
     lease.check()
-    write_text(JobLayout(lease.directory).done, dump_with_checksum(values), lease.staging)
+    write_text(JobLayout(lease.directory).done, dump_with_checksum(values), lease.stage)
 
 
 def mark_failed(lease: Lease, reason: str) -> None:
     values = {"role": lease.holder.role, "reason": reason, "token": secrets.token_hex(8)}
-    write_text(JobLayout(lease.directory).failed, dump_with_checksum(values), lease.staging)
+    write_text(JobLayout(lease.directory).failed, dump_with_checksum(values), lease.stage)
 
 
 def read_done(training_dir: Path) -> dict[str, Any] | None:
@@ -64,7 +64,7 @@ def newest_science_sha256(directory: Path) -> str | None:
 
 
 def mark_run(lease: Lease, **values: Any) -> None:
-    write_text(JobLayout(lease.directory).run, dump_with_checksum({"role": lease.holder.role, **values}), lease.staging)
+    write_text(JobLayout(lease.directory).run, dump_with_checksum({"role": lease.holder.role, **values}), lease.stage)
 
 
 def clear_failed(lease: Lease) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, staging_path, sync
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, sync
 from utils.exchange.layout import NEGATIVES_PATTERN, RECORD_PATTERN, JobLayout, numbered
 from utils.exchange.lease import Lease
 from utils.exchange.verify import FAULTS, check_signature, signature_of
@@ -56,7 +56,7 @@ def publish_negatives(
     taken = UserError(f"{commit} exists already, expected a new refresh number: is a second generator running?")
     if atomic.exists(commit):
         raise taken
-    with staging_path(lease.directory, "data", lease.staging) as staged:
+    with lease.stage(lease.directory, "data") as staged:
         write(staged)
         sync(staged)
         complete = {**record, "refresh": refresh, **signature_of(staged)}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.atomic import staging_path
 from utils.exchange.layout import CHECKPOINT_PATTERN, DONE, FAILED, JOURNAL, MANIFEST, METRICS, RUN, JobLayout, numbered
 from utils.exchange.lease import Lease
 from utils.exchange.negatives import read_records
@@ -36,7 +35,7 @@ def remove(lease: Lease, path: Path) -> None:
 
     It goes into our staging, so that a job that has lost its lease removes nothing: Fenced.
     """
-    with staging_path(lease.directory, path.name, lease.staging) as staged:
+    with lease.stage(lease.directory, path.name) as staged:
         if atomic.exists(path):
             path.rename(staged)
 

@@ -458,9 +458,9 @@ def test_the_embeddings_of_the_highest_step_are_the_newest(stored: Path, collect
 
 
 LATE: dict[str, Callable[[Lease], object]] = {
-    "shard": lambda lease: publish_shard(of_step(lease, 2), 1, [numbers_of(32, 64)], lease.staging),
+    "shard": lambda lease: publish_shard(of_step(lease, 2), 1, [numbers_of(32, 64)], lease.stage),
     "record": lambda lease: store.commit(
-        of_step(lease, 2).directory, [of_step(lease, 2)], {DEV_QUERY: np.array([1])}, {"step": 2}, lease.staging
+        of_step(lease, 2).directory, [of_step(lease, 2)], {DEV_QUERY: np.array([1])}, {"step": 2}, lease.stage
     ),
     "remove": lambda lease: store.remove_others(lease, of_step(lease, 2).directory),
 }
@@ -479,12 +479,12 @@ def test_a_paused_generator_changes_no_embeddings_after_another_took_over(tmp_pa
     for at in range(1, 200):
         loser = take(tmp_path / str(at), "generator")
         for step in (1, 2):
-            publish_shard(of_step(loser, step), 0, [numbers_of(0, 32)], loser.staging)
+            publish_shard(of_step(loser, step), 0, [numbers_of(0, 32)], loser.stage)
         seen: dict[str, bytes | None] = {}
 
         def take_over(directory: Path = loser.directory, seen: dict[str, bytes | None] = seen) -> None:
             winner = take(directory, "generator")
-            publish_shard(of_step(winner, 3), 0, [numbers_of(0, 32)], winner.staging)
+            publish_shard(of_step(winner, 3), 0, [numbers_of(0, 32)], winner.stage)
             seen.update(published(directory))
 
         fenced = False

@@ -18,9 +18,11 @@ from data.mining.select import Selection
 from data.mining.strategy import parse_strategy
 from data.tokens.collection import open_preprocessed
 from drivers.cli import GenerateFlags
-from drivers.generate import encode_corpus, refresh
+from drivers.generate import encode_corpus
 from drivers.generate.encode_corpus import Job, RefreshRequest
-from drivers.generate.refresh import leaving_when_fenced, one_refresh
+from drivers.generate.refresh import one_refresh
+from drivers.job import fencing
+from drivers.job.fencing import Fence
 from drivers.job.session import Session
 from model.encoders.static import StaticEncoder
 from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
@@ -79,7 +81,7 @@ def stay() -> bool:
 
 def test_a_lease_that_is_gone_is_noticed_now_and_then_and_never_forgotten(tmp_path: Path) -> None:
     lease, time, asked = take(tmp_path, "generator"), FakeTime(), [False]
-    leave = leaving_when_fenced(lambda: asked[0], lease.staging, time.clock)
+    leave = Fence(World(0, 1, CPU), lease.staging).should_stop(lambda: asked[0], time.clock)
     time.now += 10
     assert not leave()
     take(tmp_path, "generator")
@@ -176,7 +178,7 @@ def passage_records(job: Job) -> set[str]:
 def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, log: RunLog | None) -> bool:
     strikes = session.world.process == 1
     load_to_encode, prepare_encoder = encode_corpus.load_to_encode, encode_corpus.prepare_encoder
-    refresh.LOOK_EVERY_SECONDS = 0 if fault == "fenced, seen" else 1e9
+    fencing.LOOK_EVERY_SECONDS = 0 if fault == "fenced, seen" else 1e9
     if fault == "gone" and session.world.is_first:
         shutil.rmtree(work.checkpoint)
 

@@ -97,7 +97,7 @@ def everything(lease: Lease) -> None:
     mark_done(lease, by=lease.holder.epoch)
     mark_failed(lease, f"by {lease.holder.epoch}")
     for name in (JOURNAL, METRICS):
-        write_text(lease.directory / name, f"by {lease.holder.epoch}", lease.staging)
+        write_text(lease.directory / name, f"by {lease.holder.epoch}", lease.stage)
 
 
 LATE: dict[str, Callable[[Lease], object]] = {

@@ -1,0 +1,55 @@
+"""Long work that another job may take over: every process sees it for itself, stops, and can publish nothing more."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from drivers.job.session import Session
+from utils import distributed
+from utils.distributed import World
+from utils.errors import Fenced
+from utils.exchange.atomic import is_gone, staging_path
+
+LOOK_EVERY_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Stands as long as the staging directory of the lease does, which process 0 holds: who takes over removes it."""
+
+    world: World
+    staging: Path
+
+    def stage(self, directory: Path, name: str) -> contextlib.AbstractContextManager[Path]:
+        """A place for a file that is being written: Fenced where another job has taken over."""
+        return staging_path(directory, name, self.staging)
+
+    def check(self) -> None:
+        """Fenced on all processes where one of them sees that another job has taken this one's role over."""
+        if distributed.any_process(self.world, is_gone(self.staging)):
+            raise Fenced("another job has taken this one's role over; it ends")
+
+    def should_stop(self, asked: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
+        """``asked``, and now and then a look at the fence.
+
+        Else the other processes would encode for hours more after process 0, which alone holds the lease, has left.
+        """
+        looked, is_fenced = clock(), False
+
+        def look() -> bool:
+            nonlocal looked, is_fenced
+            if not is_fenced and clock() - looked >= LOOK_EVERY_SECONDS:
+                looked, is_fenced = clock(), is_gone(self.staging)
+            return is_fenced or asked()
+
+        return look
+
+
+def fence_of(session: Session) -> Fence:
+    """All processes together."""
+    staging = str(session.lease.staging) if session.lease is not None else None
+    return Fence(session.world, Path(distributed.broadcast_json(session.world, staging)))
