@@ -21,7 +21,7 @@ from drivers.evaluate.checks import check_candidates, check_evaluation
 from drivers.evaluate.ranking import encode_split, load_split, rank_split, rerank_lists
 from drivers.evaluate.results import describe_ranks, write_results
 from drivers.evaluate.score_curves import mean_scores
-from drivers.job.encoder_setup import check_model_directory, encoding_settings, open_to_encode
+from drivers.job.encoder_setup import check_model_directory, encoder_settings, open_to_encode
 from drivers.job.preflight import Preflight
 from drivers.job.sanity_batch import check_encoding
 from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection, start_program
@@ -97,12 +97,12 @@ def embed(job: Evaluation, checks: Preflight) -> tuple[np.ndarray, PassageShare]
     if flags.embedding_dir:
         checks.end()
         return load_split(world, Path(flags.embedding_dir), collection, flags.split)
-    encoder = open_to_encode(flags, flags.model_name_or_path, collection, job.dtype, world)
+    settings = encoder_settings(flags, job.dtype)
+    encoder = open_to_encode(settings, flags.model_name_or_path, collection, world)
     check_index_fits(job.search, len(collection.passages), encoder.spec.embedding_dim)
-    settings = encoding_settings(flags, collection, job.dtype)
-    checks.on_every_process(partial(check_encoding, encoder, collection, flags.split, settings, world.device))
+    checks.on_every_process(partial(check_encoding, encoder, collection, flags.split, settings.encoding, world.device))
     checks.end()
-    embeddings = encode_split(world, encoder, collection, flags.split, settings)
+    embeddings = encode_split(world, encoder, collection, flags.split, settings.encoding)
     assert embeddings is not None, "nobody is told to leave"
     return embeddings
 

@@ -15,7 +15,7 @@ from data.tokens.verify import check_inputs
 from drivers.cli import NeighbourhoodFlags
 from drivers.embeddings.encode import chosen_texts
 from drivers.embeddings.text_lengths import describe_lengths, with_lengths
-from drivers.job.encoder_setup import check_model_directory, encoding_settings, open_to_encode
+from drivers.job.encoder_setup import check_model_directory, encoder_settings, open_to_encode
 from drivers.job.model_identity import check_checkpoint
 from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection, start_program
 from model.encode import EncodingSettings, encode_blocks
@@ -85,9 +85,9 @@ def run(job: QueryMapJob) -> None:
     distributed.on_process0(world, partial(check_checkpoint, flags, flags.model_name_or_path))
     if world.is_first:
         say(describe_lengths(flags, collection))
-    encoder = open_to_encode(flags, flags.model_name_or_path, collection, job.dtype, world)
-    settings = encoding_settings(flags, collection, job.dtype)
-    embedding_ND = embed(encoder, collection, job.chosen, settings, world)
+    settings = encoder_settings(flags, job.dtype)
+    encoder = open_to_encode(settings, flags.model_name_or_path, collection, world)
+    embedding_ND = embed(encoder, collection, job.chosen, settings.encoding, world)
     distributed.on_process0(world, partial(write, job, embedding_ND))
     distributed.stop(world)
 

@@ -14,7 +14,7 @@ from drivers.job.disk_budget import (
     embeddings_item,
     negatives_item,
 )
-from drivers.job.encoder_setup import encoding_settings, open_to_encode
+from drivers.job.encoder_setup import encoder_settings, open_to_encode
 from drivers.job.model_identity import check_checkpoint
 from drivers.job.preflight import Preflight, check_collection, check_publishing
 from drivers.job.sanity_batch import check_encoding
@@ -36,13 +36,13 @@ def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
         if flags.keep_candidates:
             items.append(candidates_item(queries, flags.topk_training, refreshes))
     if not flags.load_gen:
-        encoder = open_to_encode(flags, flags.init_model_dir, collection, job.dtype, checks.world)
+        settings = encoder_settings(flags, job.dtype)
+        encoder = open_to_encode(settings, flags.init_model_dir, collection, checks.world)
         passages, dev_queries = len(collection.passages), collection.qrels(job.dev_split).queries_with_positive()
         rows = encoder.spec.rows_per_passage * passages + queries + len(dev_queries)
         value_bytes, only_latest = DTYPES[flags.embedding_dtype].itemsize, flags.only_keep_latest_embedding_file
         items.append(embeddings_item(rows, encoder.spec.embedding_dim, value_bytes, refreshes, only_latest))
         held = disk_used(embeddings_dir(job)) if only_latest else 0
-        settings = encoding_settings(flags, collection, job.dtype)
-        checks.on_every_process(partial(check_encoding, encoder, collection, "train", settings, device))
+        checks.on_every_process(partial(check_encoding, encoder, collection, "train", settings.encoding, device))
     checks.on_process0(partial(check_space, job.ann_dir, items, held))
     checks.end()

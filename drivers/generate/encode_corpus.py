@@ -20,7 +20,7 @@ from drivers.embeddings.distributed_search import check_index_fits
 from drivers.embeddings.encode import PassageShare, encode_to_shards, stored_share, texts_of, unfinished
 from drivers.embeddings.shards import Shards
 from drivers.embeddings.store import EmbeddingSpec
-from drivers.job.encoder_setup import encoding_settings, load_to_encode, prepare_encoder
+from drivers.job.encoder_setup import encoder_settings, load_to_encode, prepare_encoder
 from drivers.job.progress import Monitor, StopEncoding
 from model.encoders.base import Encoder
 from model.kernels.precision import name_of
@@ -141,7 +141,7 @@ def open_checkpoint(job: Job, world: World, request: RefreshRequest) -> Encoder 
         try:
             if not world.is_first:  # process 0 has seen it
                 wait_until_visible(path / "config.json")
-            encoder = load_to_encode(job.flags, request.checkpoint, job.collection, job.dtype, world)
+            encoder = load_to_encode(encoder_settings(job.flags, job.dtype), request.checkpoint, job.collection, world)
         except Exception as error:  # readers of weights have errors of their own for files that vanish
             fault = error
         if distributed.any_process(world, fault is not None):
@@ -162,7 +162,7 @@ def raise_fault(fault: Exception | None) -> None:
 def embedding_spec(job: Job, world: World, request: RefreshRequest, encoder: Encoder) -> EmbeddingSpec:
     """What decides the numbers of this refresh's embeddings."""
     flags, manifest = job.flags, job.collection.manifest
-    settings = encoding_settings(flags, job.collection, job.dtype)
+    settings = encoder_settings(flags, job.dtype).encoding
     return EmbeddingSpec(
         model_sha256=request.model_sha256,
         config=encoder.config_dict(),
@@ -190,7 +190,7 @@ def encode_shards(
     stage: Stage,
 ) -> bool:
     """Encode the shards that are not there yet; False on all processes where one was told to leave, or is fenced."""
-    settings = encoding_settings(job.flags, job.collection, job.dtype)
+    settings = encoder_settings(job.flags, job.dtype).encoding
     caches = {
         PASSAGES: job.collection.passages,
         **{query_name(split): job.collection.queries(split) for split in (job.dev_split, "train")},

@@ -6,12 +6,14 @@ import os
 import shlex
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.tokens.collection import Preprocessed
+from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.job.model_identity import check_checkpoint
 from model.encode import EncodingSettings
 from model.encoders.base import CastsWeights, Encoder, PacksTexts, PrepacksWeights
@@ -24,9 +26,29 @@ from utils.errors import UserError
 from utils.run_log import say
 from utils.system import keep_freed_memory
 
+ProgramFlags = AnnFlags | EvalFlags | GenerateFlags | NeighbourhoodFlags | WarmupFlags
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Which kind of encoder a program opens, how it encodes, and whether torch.compile compiles it."""
+
+    model_type: str
+    config_name: str
+    encoding: EncodingSettings
+    compiled: bool
+
+
+def encoder_settings(flags: ProgramFlags, dtype: torch.dtype | None) -> EncoderSettings:
+    """Of a program whose lengths are found; ``dtype`` is the type to compute in, or None."""
+    assert flags.max_seq_length and flags.max_query_length, "text_lengths has found them"
+    budget_tokens = flags.per_gpu_eval_batch_size * flags.max_seq_length
+    encoding = EncodingSettings(flags.max_seq_length, flags.max_query_length, budget_tokens, dtype)
+    return EncoderSettings(flags.model_type, flags.config_name, encoding, flags.compile)
+
 
 def open_encoder(
-    flags: Any,
+    settings: EncoderSettings,
     model_dir: str,
     collection: Preprocessed,
     new_head: bool = False,
@@ -37,29 +59,26 @@ def open_encoder(
 
     ``goes_on``: it is a checkpoint of this run, which has its own config and not --config_name's.
     """
-    config_name = "" if goes_on else flags.config_name
-    encoder = load_encoder(flags.model_type, model_dir, config_name, new_head, changes)
-    longest: dict[Side, int] = {"passage": flags.max_seq_length, "query": flags.max_query_length}
+    config_name = "" if goes_on else settings.config_name
+    encoder = load_encoder(settings.model_type, model_dir, config_name, new_head, changes)
+    encoding = settings.encoding
+    longest: dict[Side, int] = {"passage": encoding.max_seq_length, "query": encoding.max_query_length}
     check_fits(encoder.spec, collection.manifest["vocab_size"], collection.pad_token_id, longest)
     return encoder
 
 
-def load_to_encode(
-    flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
-) -> Encoder:
+def load_to_encode(settings: EncoderSettings, model_dir: str, collection: Preprocessed, world: World) -> Encoder:
     """The same on this process's device, for encoding alone, without collectives: one may fail where others do not."""
-    encoder = open_encoder(flags, model_dir, collection)
+    encoder, dtype = open_encoder(settings, model_dir, collection), settings.encoding.dtype
     if dtype is not None and isinstance(encoder, CastsWeights):
         encoder.cast_linear_weights(dtype)
     return encoder.to(world.device)
 
 
-def open_to_encode(
-    flags: Any, model_dir: str, collection: Preprocessed, dtype: torch.dtype | None, world: World
-) -> Encoder:
+def open_to_encode(settings: EncoderSettings, model_dir: str, collection: Preprocessed, world: World) -> Encoder:
     """The same, as fast as it can be; all processes together."""
-    encoder = load_to_encode(flags, model_dir, collection, dtype, world)
-    return prepare_encoder(encoder, dtype, world, flags.compile)
+    encoder = load_to_encode(settings, model_dir, collection, world)
+    return prepare_encoder(encoder, settings.encoding.dtype, world, settings.compiled)
 
 
 def prepare_encoder(
@@ -141,7 +160,7 @@ def quote_library_path() -> None:
         cpp_extension.TORCH_LIB_PATH = shlex.quote(path)
 
 
-def check_model_directory(flags: Any, model_dir: str) -> None:
+def check_model_directory(flags: ProgramFlags, model_dir: str) -> None:
     """What can be known of a model before it is loaded; every process looks for itself.
 
     A --dry_run verifies the checkpoint's files here. In a job process 0 does it once for all, and says so.
@@ -152,12 +171,3 @@ def check_model_directory(flags: Any, model_dir: str) -> None:
         read_config(model_dir, flags.model_type, flags.config_name)
     elif is_path(model_dir):
         raise UserError(f"{model_dir} is not a directory, expected a checkpoint (config.json and weights)")
-
-
-def encoding_settings(flags: Any, collection: Preprocessed, dtype: torch.dtype | None) -> EncodingSettings:
-    return EncodingSettings(
-        max_seq_length=flags.max_seq_length,
-        max_query_length=flags.max_query_length,
-        budget_tokens=flags.per_gpu_eval_batch_size * flags.max_seq_length,
-        dtype=dtype,
-    )

@@ -14,7 +14,7 @@ from data.training.triple_order import TRIPLE_ORDER
 from drivers.cli import AnnFlags
 from drivers.embeddings.text_lengths import describe_lengths, with_lengths
 from drivers.job.disk_budget import checkpoints_at_once, publishing_steps
-from drivers.job.encoder_setup import check_model_directory, open_encoder
+from drivers.job.encoder_setup import check_model_directory, encoder_settings, open_encoder
 from drivers.job.model_identity import check_checkpoint, identity_of
 from drivers.job.preflight import Preflight, check_collection, check_publishing
 from drivers.job.resume import resumed_otherwise
@@ -166,7 +166,8 @@ def encoder_at(job: Job, world: World, start: Checkpoint | None) -> Encoder:
     """The encoder of a checkpoint of this run, or the warmup's."""
     seed_everything(job.flags.seed, world.process, start.step if start else 0)
     model_dir = str(start.path) if start else job.flags.model_name_or_path
-    return open_encoder(job.flags, model_dir, job.collection, goes_on=start is not None)
+    settings = encoder_settings(job.flags, job.dtype)
+    return open_encoder(settings, model_dir, job.collection, goes_on=start is not None)
 
 
 def begin(job: Job, trainer: Trainer, config: dict[str, Any], start: Checkpoint | None) -> Hooks:

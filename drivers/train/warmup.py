@@ -22,7 +22,7 @@ from drivers.embeddings.text_lengths import describe_lengths, lengths_of_process
 from drivers.evaluate.checks import check_candidates
 from drivers.evaluate.ranking import rerank_lists
 from drivers.job.disk_budget import publishing_steps
-from drivers.job.encoder_setup import check_model_directory, encoding_settings, open_encoder, open_to_encode
+from drivers.job.encoder_setup import check_model_directory, encoder_settings, open_encoder, open_to_encode
 from drivers.job.model_identity import check_checkpoint
 from drivers.job.preflight import Preflight, check_collection, check_publishing, say_dev_split
 from drivers.job.run_config import (
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def evaluation(self) -> EvaluationSettings:
-        encoding = encoding_settings(self.flags, self.collection, self.dtype)
+        encoding = encoder_settings(self.flags, self.dtype).encoding
         return EvaluationSettings(self.collection, self.dev_split, self.candidates_QK, encoding, self.search)
 
     @property
@@ -194,7 +194,8 @@ def encoder_at(job: Job, world: World, start: Checkpoint | None) -> Encoder:
     """The encoder of a checkpoint of this run, or its first one."""
     flags = job.flags
     seed_everything(flags.seed, 0)  # the same random weights on every process
-    encoder = open_encoder(flags, str(start.path), job.collection, goes_on=True) if start else first_encoder(job)
+    settings = encoder_settings(flags, job.dtype)
+    encoder = open_encoder(settings, str(start.path), job.collection, goes_on=True) if start else first_encoder(job)
     seed_everything(flags.seed, world.process, start.step if start else 0)
     return encoder
 
@@ -229,7 +230,8 @@ def first_encoder(job: Job) -> Encoder:
     given = {"pooling": flags.pooling, "score_scale": flags.score_scale}
     changes = {name: value for name, value in given.items() if value is not None}
     if flags.model_name_or_path:
-        return open_encoder(flags, flags.model_name_or_path, job.collection, new_head=True, changes=changes)
+        settings = encoder_settings(flags, job.dtype)
+        return open_encoder(settings, flags.model_name_or_path, job.collection, new_head=True, changes=changes)
     changes |= {"vocab_size": manifest["vocab_size"], "pad_token_id": job.collection.pad_token_id}
     return new_encoder(flags.model_type, flags.config_name, changes)
 
@@ -253,7 +255,7 @@ def evaluate_stored(job: Job, world: World) -> None:
     for path in wanted:
         if path != Path(flags.model_name_or_path):  # which preflight has verified
             distributed.decide_on_process0(world, partial(check_checkpoint, flags, str(path)))
-        encoder = open_to_encode(flags, str(path), job.collection, job.dtype, world)
+        encoder = open_to_encode(encoder_settings(flags, job.dtype), str(path), job.collection, world)
         found = evaluate_mrr(job.evaluation, world, encoder)
         assert found is not None, "nobody was told to leave"
         rerank_mrr, full_mrr = found

@@ -42,13 +42,13 @@ def padded(texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids_BL, torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts])
 
 
-def embed(encoder: Any, texts: list[list[int]]) -> np.ndarray:
+def embed(encoder: RobertaDot | StaticEncoder, texts: list[list[int]]) -> np.ndarray:
     encoder.eval()
     with torch.no_grad():
         return np.asarray(encoder.encode(token_batch(texts), "passage").rows.numpy())
 
 
-def with_rough_head(encoder: Any) -> Any:
+def with_rough_head(encoder: RobertaDot | StaticEncoder) -> Any:
     """Weights of a trained head's kind: a bias that is not 0, a norm whose scale is not 1."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.encoders.base import Encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.spec import Side
 from model.token_batch import TokenBatch
@@ -33,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 def gradient_of(
-    encoder: Any,
+    encoder: Encoder,
     loss: str,
     grad_cache_tokens: int = 0,
     world: World = ALONE,
