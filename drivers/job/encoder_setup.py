@@ -53,13 +53,13 @@ def open_encoder(
     collection: Preprocessed,
     new_head: bool = False,
     changes: dict[str, Any] | None = None,
-    goes_on: bool = False,
+    resumes: bool = False,
 ) -> Encoder:
     """The model in ``model_dir``, checked to have a place for every token of the collection.
 
-    ``goes_on``: it is a checkpoint of this run, which has its own config and not --config_name's.
+    ``resumes``: it is a checkpoint of this run, which has its own config and not --config_name's.
     """
-    config_name = "" if goes_on else settings.config_name
+    config_name = "" if resumes else settings.config_name
     encoder = load_encoder(settings.model_type, model_dir, config_name, new_head, changes)
     encoding = settings.encoding
     longest: dict[Side, int] = {"passage": encoding.max_seq_length, "query": encoding.max_query_length}

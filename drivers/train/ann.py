@@ -167,7 +167,7 @@ def encoder_at(job: Job, world: World, start: Checkpoint | None) -> Encoder:
     seed_everything(job.flags.seed, world.process, start.step if start else 0)
     model_dir = str(start.path) if start else job.flags.model_name_or_path
     settings = encoder_settings(job.flags, job.dtype)
-    return open_encoder(settings, model_dir, job.collection, goes_on=start is not None)
+    return open_encoder(settings, model_dir, job.collection, resumes=start is not None)
 
 
 def begin(job: Job, trainer: Trainer, config: dict[str, Any], start: Checkpoint | None) -> Hooks:

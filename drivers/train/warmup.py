@@ -195,7 +195,7 @@ def encoder_at(job: Job, world: World, start: Checkpoint | None) -> Encoder:
     flags = job.flags
     seed_everything(flags.seed, 0)  # the same random weights on every process
     settings = encoder_settings(flags, job.dtype)
-    encoder = open_encoder(settings, str(start.path), job.collection, goes_on=True) if start else first_encoder(job)
+    encoder = open_encoder(settings, str(start.path), job.collection, resumes=True) if start else first_encoder(job)
     seed_everything(flags.seed, world.process, start.step if start else 0)
     return encoder
 
