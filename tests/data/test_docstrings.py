@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
 from data import docstrings
-from data.docstrings import PACKAGES, SUMMARY, Pair, Source, build, keep_pairs, read_pairs, split_docstring
+from data.docstrings import PACKAGES, Pair, Source, build, keep_pairs, read_pairs, split_docstring
 from data.sources.atomic_dir import UNFINISHED
 from tests import REPO
 from utils.errors import UserError
+from utils.exchange.layout import DOCSTRINGS_RECORD
 
 FILES = ("collection.tsv", "queries.train.tsv", "queries.dev.small.tsv", "qrels.train.tsv", "qrels.dev.small.tsv")
 REST = "word " * 25
@@ -199,7 +200,7 @@ def test_the_files_are_a_whole_msmarco(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     summary = build([make_package(tmp_path / "package", many_functions(60))], raw, dev_queries=7, workers=2)
     passages, train, dev, train_qrels, dev_qrels = (read_tsv(raw / name) for name in FILES)
-    assert sorted(path.name for path in raw.iterdir()) == sorted([*FILES, SUMMARY])
+    assert sorted(path.name for path in raw.iterdir()) == sorted([*FILES, DOCSTRINGS_RECORD])
     assert (len(passages), len(train), len(dev)) == (60, 53, 7)
     assert [int(passage_id) for passage_id, _ in passages] == list(range(60))
     assert len({query_id for query_id, _ in train + dev} | {passage_id for passage_id, _ in passages}) == 120
@@ -210,7 +211,7 @@ def test_the_files_are_a_whole_msmarco(tmp_path: Path) -> None:
             assert (zero, relevance) == ("0", "1")
             number = re.findall(r"\d+", query)
             assert number == re.findall(r"\d+", texts[passage_id])
-    assert json.loads((raw / SUMMARY).read_text()) == summary
+    assert json.loads((raw / DOCSTRINGS_RECORD).read_text()) == summary
     assert summary["versions"] == {"package": "1.0"}
 
 
@@ -227,7 +228,7 @@ def test_the_same_bytes_wherever_the_package_lies_and_however_python_hashes(tmp_
         env={**os.environ, "PYTHONHASHSEED": "12345"},
         check=True,
     )
-    for name in (*FILES, SUMMARY):
+    for name in (*FILES, DOCSTRINGS_RECORD):
         assert (tmp_path / "raw1" / name).read_bytes() == (tmp_path / "raw2" / name).read_bytes(), name
 
 
@@ -257,7 +258,7 @@ def test_a_directory_is_taken_only_where_it_is_free_or_an_interrupted_run_left_i
     (raw / UNFINISHED / "queries.train.tsv").write_text("half")
     (raw / "collection.tsv").write_text("already moved")
     build([source], raw, dev_queries=2, workers=1)
-    assert sorted(path.name for path in raw.iterdir()) == sorted([*FILES, SUMMARY])
+    assert sorted(path.name for path in raw.iterdir()) == sorted([*FILES, DOCSTRINGS_RECORD])
     assert len(read_tsv(raw / "collection.tsv")) == 10
     with pytest.raises(UserError, match="holds a complete collection"):
         build([source], raw, dev_queries=2, workers=1)
