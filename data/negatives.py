@@ -70,7 +70,7 @@ class Source:
 def open_source(flags: NegativesFlags) -> Source:
     """UserError for what cannot be read, or meant."""
     path = Path(flags.candidates)
-    refresh = negatives.read_candidates(path.parent, candidates_number(path))
+    refresh = negatives.read_kept_candidates(path.parent, candidates_number(path))
     collection = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
     check_inputs(collection)
     if refresh.record.get("collection_fingerprint") != collection.manifest["collection_fingerprint"]:

@@ -139,10 +139,10 @@ def present_rows(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return texts[is_there_MR], is_there_MR.sum(1, dtype=np.int32)
 
 
-def check_finite(embeddings_MD: np.ndarray) -> np.ndarray:
-    """The same; UserError where a row that is there cannot be searched."""
+def check_finite(embeddings_MD: np.ndarray, of_what: str = "") -> np.ndarray:
+    """The embeddings; UserError, which names them by ``of_what``, where a row that is there cannot be searched."""
     if problem := problem_of(present_rows(embeddings_MD)[0]):
-        raise UserError(f"the model's embeddings {problem}; take an older checkpoint, or compute in --bf16")
+        raise UserError(f"the model's embeddings{of_what} {problem}; take an older checkpoint, or compute in --bf16")
     return embeddings_MD
 
 

@@ -87,7 +87,7 @@ def read_bm25(bm25_dir: str, collection: Preprocessed) -> Bm25Source:
     """The candidates in an output directory of drivers.run_bm25. UserError where they are not of this collection."""
     if not bm25_dir:
         raise UserError("the strategy bm25 needs --bm25_dir: the output of drivers.run_bm25 --keep_candidates")
-    found = negatives.read_candidates(Path(bm25_dir), 0)
+    found = negatives.read_kept_candidates(Path(bm25_dir), 0)
     theirs, ours = found.record.get("collection_fingerprint"), collection.manifest["collection_fingerprint"]
     if theirs != ours:
         raise UserError(

@@ -21,7 +21,7 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange.wait import log_once
 from utils.ir.metrics import evaluate, mean_metrics, per_query_metrics, reach
-from utils.ir.trec import read_candidates
+from utils.ir.trec import read_lists_to_rerank
 from utils.search.settings import SearchSettings
 
 
@@ -45,7 +45,7 @@ def rerank_lists(path: Path, collection: Preprocessed, split: str) -> np.ndarray
     """Candidates of the split's queries with a positive: passages_QK int64, -1 after a list's end."""
     query_ids = collection.queries(split).original_ids()
     judged_Q = collection.qrels(split).queries_with_positive()
-    return read_candidates(path, [query_ids[q] for q in judged_Q], collection.passages.original_ids())
+    return read_lists_to_rerank(path, [query_ids[q] for q in judged_Q], collection.passages.original_ids())
 
 
 def encode_split(

@@ -19,7 +19,7 @@ from data.tokens.collection import Preprocessed
 from data.tokens.token_cache import TokenCache, gather_from
 from data.training.batches import Batch
 from drivers.job.disk_budget import optimiser_bytes
-from model.encode import EncodingSettings, encode_batch, present_rows
+from model.encode import EncodingSettings, check_finite, encode_batch
 from model.encoders.base import Encoder
 from model.encoders.spec import Side
 from model.kernels.precision import autocast, name_of
@@ -28,7 +28,6 @@ from model.train.step import TrainingStep, backward, tensors_of
 from utils.declared import DEFAULT_LOSS, LOSSES
 from utils.distributed import World
 from utils.errors import UserError, one_line
-from utils.search.norms import problem_of
 from utils.system import in_bytes
 
 CPU_TEXTS = 4  # of a batch on the CPU, where it is the minute that runs out, not the memory
@@ -106,11 +105,7 @@ def check_encoding(
             rows = longest_rows(cache, limit, count if device.type == "cuda" else min(count, CPU_TEXTS))
             encoder.eval()
             tokens = TokenBatch.of(*gather_from(cache, limit)(rows))
-            rows_ND, _ = present_rows(encode_batch(encoder, tokens, side, device, settings.dtype).cpu().numpy())
-            if problem := problem_of(rows_ND):
-                raise UserError(
-                    f"the model's embeddings of {what} {problem}; take an older checkpoint, or compute in --bf16"
-                )
+            check_finite(encode_batch(encoder, tokens, side, device, settings.dtype).cpu().numpy(), f" of {what}")
             told.append(f"{len(rows)} {what} of up to {longest} tokens")
         memory = peak_memory(device, "per_gpu_eval_batch_size")
     numbers = f"{encoder.spec.embedding_dim} finite dims in {name_of(settings.dtype)}"
@@ -171,13 +166,13 @@ def check_training(
             make_autocast = partial(autocast, device, dtype)
             arrays = tensors_of(batch, device)
             losses.append(float(backward(step, arrays, make_autocast, grad_cache_tokens=size.grad_cache_tokens)))
-            check_finite(losses[-1], encoder, dtype)
+            check_trial(losses[-1], encoder, dtype)
         memory = peak_memory(device, "per_gpu_train_batch_size", optimiser_bytes(encoder))
     told = f"losses {losses[0]:.4g} (longest texts) and {losses[1]:.4g} in {name_of(dtype)}{memory}"
     return f"model: two batches of {size.triples} triples, {told}"
 
 
-def check_finite(loss: float, encoder: Encoder, dtype: torch.dtype | None) -> None:
+def check_trial(loss: float, encoder: Encoder, dtype: torch.dtype | None) -> None:
     """UserError as in `model.train.step.train_step`, before the first step in place of at it."""
     if not math.isfinite(loss):
         raise UserError(f"the loss of a first batch is {loss}; take another checkpoint, or compute in --bf16")

@@ -204,7 +204,7 @@ class AnnTraining:
         if in_use is None or refresh.number != in_use.refresh.number:
             session.decide_on_process0(partial(check_origin, job, trainer.record, refresh, history.model_of_step))
             self.log_seen()
-            self.in_use = in_use = take_up(job, trainer, history, refresh)
+            self.in_use = in_use = switch_to(job, trainer, history, refresh)
         check_staleness(job, session, step, in_use.refresh)
         return in_use.batches
 
@@ -274,7 +274,7 @@ def checkpoints_kept(flags: AnnFlags) -> int:
     return checkpoints_at_once(published, unused=in_a_window * (1 + flags.refresh_lag))
 
 
-def take_up(job: Job, trainer: Trainer, history: TrainingHistory, refresh: Refresh) -> ActiveNegatives:
+def switch_to(job: Job, trainer: Trainer, history: TrainingHistory, refresh: Refresh) -> ActiveNegatives:
     """Read the negatives, say so, note it in the journal, and start their batches."""
     flags, state = job.flags, trainer.state
     trainer.triple_order = TRIPLE_ORDER
@@ -290,8 +290,8 @@ def take_up(job: Job, trainer: Trainer, history: TrainingHistory, refresh: Refre
             f"triples, {record.get('strategy', 'unknown strategy')}, taken up at step {state.step}"
         )
     distributed.on_process0(state.world, partial(log_dev_ndcg, trainer, refresh))
-    goes_on = flags.load_optimizer_scheduler and state.step == 0
-    if not flags.single_warmup and not goes_on:
+    resumes_schedule = flags.load_optimizer_scheduler and state.step == 0
+    if not flags.single_warmup and not resumes_schedule:
         # Down to zero only at the end of the run: nobody knows how long these negatives will have to serve.
         state.restart_schedule(flags.learning_rate, flags.warmup_steps, flags.max_steps - state.step)
         history.schedule_from = state.step

@@ -150,7 +150,7 @@ def make_state(
 
 
 def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: bool = False) -> float:
-    """One optimiser step over the micro-batches; returns the loss, averaged over them and over the ranks.
+    """One optimiser step over the micro-batches; returns the loss, averaged over them and over the processes.
 
     With ``measures_layers`` the gradient's norm in each of ANCE's layer groups is kept, as it was before clipping.
     UserError where the loss or the gradient is not finite: another step would only destroy the model. In fp16 such a
@@ -158,22 +158,7 @@ def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: 
     """
     state.module.train()
     sums_B4 = state.tally.sums_B4.clone() if state.scaler.is_enabled() else state.tally.sums_B4
-    make_autocast = partial(autocast, state.world.device, state.dtype)
-    losses = []
-    for number, batch in enumerate(micro_batches, start=1):
-        last = number == len(micro_batches)
-        # Ranks exchange gradients once per step, with the last micro-batch.
-        quiet = isinstance(state.module, DistributedDataParallel) and not last
-        with state.module.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
-            arrays = tensors_of(batch, state.world.device)
-            losses.append(
-                backward(
-                    state.module, arrays, make_autocast, state.scaler.scale, len(micro_batches), state.grad_cache_tokens
-                )
-            )
-    if state.grad_cache_tokens:
-        average_gradients(state.world, list(state.encoder.parameters()))
-    total = mean_over_processes(state.world, sum((loss.double() for loss in losses), torch.zeros(())))
+    total = accumulate_gradients(state, micro_batches)
     # What one process cannot continue from, all of them stop at.
     if not math.isfinite(total):
         if not state.scaler.is_enabled():
@@ -193,6 +178,26 @@ def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: 
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return total
+
+
+def accumulate_gradients(state: TrainingState, micro_batches: list[Any]) -> float:
+    """Add up the gradients of all micro-batches, and of all processes; the loss, averaged over both."""
+    make_autocast = partial(autocast, state.world.device, state.dtype)
+    losses = []
+    for number, batch in enumerate(micro_batches, start=1):
+        last = number == len(micro_batches)
+        # Processes exchange gradients once per step, with the last micro-batch.
+        quiet = isinstance(state.module, DistributedDataParallel) and not last
+        with state.module.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
+            arrays = tensors_of(batch, state.world.device)
+            losses.append(
+                backward(
+                    state.module, arrays, make_autocast, state.scaler.scale, len(micro_batches), state.grad_cache_tokens
+                )
+            )
+    if state.grad_cache_tokens:
+        average_gradients(state.world, list(state.encoder.parameters()))
+    return mean_over_processes(state.world, sum((loss.double() for loss in losses), torch.zeros(())))
 
 
 def spoil_gradients(encoder: nn.Module) -> None:

@@ -22,8 +22,7 @@ from tests.exchanging import names
 from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
-from utils.exchange.negatives import Refresh, read_refresh
-from utils.exchange.negatives import read_candidates as read_kept_candidates
+from utils.exchange.negatives import Refresh, read_kept_candidates, read_refresh
 from utils.flag_groups import SelectionFlags
 
 TOPK = 200  # of 300 passages, so that most positives are among them: --max_positive_ratio drops all where theirs is not

@@ -17,7 +17,7 @@ from data.training.text_triples import read_text_triples
 from drivers import run_bm25, run_eval, run_warmup
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from utils.errors import UserError, exit_code_of
-from utils.ir.trec import read_candidates
+from utils.ir.trec import read_lists_to_rerank
 from utils.text_files import is_header
 
 IDS, TEXTS = ("pid", "id", "docid", "_id"), ("text", "passage", "contents")
@@ -41,7 +41,7 @@ READERS: dict[str, Callable[[Path], Iterable[object]]] = {
     "qrels.tsv": read_qrels,
     "msmarco-docs.tsv": lambda path: read_passages(path, 0),
     "triples.tsv": lambda path: read_text_triples(path, 1000),
-    "top1000.dev": lambda path: read_candidates(path, ["q1"], ["p1"]),
+    "top1000.dev": lambda path: read_lists_to_rerank(path, ["q1"], ["p1"]),
 }
 RECORDS = {
     "collection.tsv": "p1\ttext",

@@ -123,7 +123,7 @@ def read_refresh(ann_dir: Path, number: int) -> Refresh:
     return Refresh(number, path, record)
 
 
-def read_candidates(ann_dir: Path, number: int) -> Refresh:
+def read_kept_candidates(ann_dir: Path, number: int) -> Refresh:
     """A refresh whose ``path`` are the candidates, verified. UserError where they are damaged, or were not kept."""
     record, path = read_record(ann_dir, number), JobLayout(ann_dir).candidates(number)
     if "candidates" not in record:

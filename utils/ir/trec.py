@@ -58,7 +58,7 @@ def strictly_descending(scores_K: np.ndarray) -> np.ndarray:
     return sign_K * np.abs(number_K).astype(np.int32).view(np.float32)
 
 
-def read_candidates(path: Path, query_ids_Q: Sequence[str], passage_ids: Sequence[str]) -> np.ndarray:
+def read_lists_to_rerank(path: Path, query_ids_Q: Sequence[str], passage_ids: Sequence[str]) -> np.ndarray:
     """Lists to rerank, as passages_QK int64 in file order, -1 after a list's end.
 
     Reads a TREC run (blanks) or MS MARCO's top1000 (tabs: qid, pid, query, passage), plain or gzipped.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from utils.errors import UserError
 from utils.ir.metrics import evaluate
-from utils.ir.trec import read_candidates, strictly_descending, write_run
+from utils.ir.trec import read_lists_to_rerank, strictly_descending, write_run
 
 PASSAGE_IDS = [f"D{7 * offset + 3}" for offset in range(30)]
 QUERY_IDS = ["q9", "1048585", "ü"]
@@ -40,10 +40,10 @@ def test_round_trip(lists: list[list[int]], tmp_path_factory: pytest.TempPathFac
     write_run(path, QUERY_IDS, PASSAGE_IDS, passages_QK, scores_QK, "tag")
     assert [entry.name for entry in path.parent.iterdir()] == ["dev.trec"]
     if any(lists):
-        assert np.array_equal(read_candidates(path, QUERY_IDS, PASSAGE_IDS), passages_QK)
+        assert np.array_equal(read_lists_to_rerank(path, QUERY_IDS, PASSAGE_IDS), passages_QK)
     else:
         with pytest.raises(UserError, match="is empty"):
-            read_candidates(path, QUERY_IDS, PASSAGE_IDS)
+            read_lists_to_rerank(path, QUERY_IDS, PASSAGE_IDS)
     with path.open(encoding="utf-8") as file:
         run = pytrec_eval.parse_run(file)
     expected = {
@@ -93,7 +93,7 @@ def test_top1000(tmp_path: Path, is_gzipped: bool, start: str, ending: str) -> N
     content = (start + TOP1000).replace("\n", ending).encode()
     path = tmp_path / "top1000.dev"
     path.write_bytes(gzip.compress(content) if is_gzipped else content)
-    found = read_candidates(path, QUERY_IDS, PASSAGE_IDS)
+    found = read_lists_to_rerank(path, QUERY_IDS, PASSAGE_IDS)
     assert found.dtype == np.int64
     assert found.tolist() == EXPECTED.tolist()
 
@@ -103,7 +103,7 @@ def test_a_run_with_tabs_or_blanks(tmp_path: Path, separator: str) -> None:
     rows = [("q9", "Q0", "D10", "1", "2.5", "t"), ("q9", "Q0", "D3", "2", "2.4", "t")]
     path = tmp_path / "dev.trec"
     path.write_text("".join(separator.join(row) + "\n" for row in rows))
-    assert read_candidates(path, QUERY_IDS, PASSAGE_IDS).tolist() == [[1, 0], [-1, -1], [-1, -1]]
+    assert read_lists_to_rerank(path, QUERY_IDS, PASSAGE_IDS).tolist() == [[1, 0], [-1, -1], [-1, -1]]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_faults_are_named(tmp_path: Path, content: bytes, expected: str) -> None
     path = tmp_path / "dev.trec"
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        read_candidates(path, QUERY_IDS, PASSAGE_IDS)
+        read_lists_to_rerank(path, QUERY_IDS, PASSAGE_IDS)
     assert str(caught.value).startswith(f"{path}{expected}") and "\n" not in str(caught.value)
 
 
@@ -140,14 +140,14 @@ def test_a_damaged_gzip_file(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "top1000.dev.gz"
     path.write_bytes(whole)
     with pytest.raises(UserError, match=r"is (truncated|damaged)"):
-        read_candidates(path, QUERY_IDS, PASSAGE_IDS)
+        read_lists_to_rerank(path, QUERY_IDS, PASSAGE_IDS)
 
 
 def test_ids_that_hold_a_blank_come_back(tmp_path: Path) -> None:
     queries, passages = ["first query", "q2"], ["a passage", "b", "c"]
     lists_QK = np.array([[2, 0], [1, -1]])
     write_run(tmp_path / "run.trec", queries, passages, lists_QK, np.array([[2.0, 1.0], [3.0, 0.0]]), "tag")
-    np.testing.assert_array_equal(read_candidates(tmp_path / "run.trec", queries, passages), lists_QK)
+    np.testing.assert_array_equal(read_lists_to_rerank(tmp_path / "run.trec", queries, passages), lists_QK)
 
 
 ANY_ID = st.text(
@@ -165,7 +165,7 @@ def test_any_id_comes_back(ids: list[str], tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("ids") / "run.trec"
     lists_QK = np.array([range(len(ids)), range(len(ids))[::-1]])
     write_run(path, ids[:2], ids, lists_QK, -np.array([range(len(ids))] * 2, np.float32), "tag")
-    np.testing.assert_array_equal(read_candidates(path, ids[:2], ids), lists_QK)
+    np.testing.assert_array_equal(read_lists_to_rerank(path, ids[:2], ids), lists_QK)
 
 
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_subnormal)
