@@ -19,6 +19,7 @@ from data.mining.select import Selected, Selection, describe_selection, make_sel
 from data.mining.strategy import resolve_strategy
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.verify import check_inputs
+from utils.declared import FILTERS
 from utils.errors import UserError, run_program
 from utils.exchange import negatives
 from utils.exchange.atomic import sha256_of_json
@@ -123,7 +124,7 @@ def view_record(
     """The generator's record, as far as it holds for another selection from the same search."""
     kept = {name: value for name, value in source.items() if name not in OF_ONE_SELECTION}
     view = {name: getattr(flags, name) for name in ("topk_training", "negative_sample", "seed")}
-    filters = {name: getattr(flags, name) for name in ("min_rank", "max_positive_ratio", "on_shortage")}
+    filters = {name: getattr(flags, name) for name in (*FILTERS, "on_shortage")}
     made = {"strategy": selected.strategy, **view, **filters, "candidates_sha256": source["candidates"]["sha256"]}
     made |= {"bm25_sha256": bm25_sha256} if bm25_sha256 else {}
     return {

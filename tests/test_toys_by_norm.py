@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from data.mining.candidates import read_candidates
+from data.sources.qrels import query_name
 from drivers.embeddings.shards import stored_passages
-from drivers.embeddings.store import PASSAGES, TRAIN_QUERY, open_shards, read_queries, read_query_rows
+from drivers.embeddings.store import PASSAGES, open_shards, read_queries, read_query_rows
 from tests.fingerprint import loop
 from tests.toy_loop import toy_loop, write_triples
 from tests.toys.by_norm import NormIndex
@@ -68,7 +69,7 @@ def check_candidates(ann_dir: Path) -> None:
     """The last refresh's are the best of its embeddings by a sort of all products."""
     candidates = read_candidates(ann_dir / "ann_candidates_2.npz")
     directory = max((ann_dir / "embeddings").glob("step-8-*"))
-    rows_Q, queries_QD = read_query_rows(directory, TRAIN_QUERY), read_queries(directory, TRAIN_QUERY)
+    rows_Q, queries_QD = read_query_rows(directory, query_name("train")), read_queries(directory, query_name("train"))
     shards = open_shards(directory, PASSAGES)
     products_QN = queries_QD @ all_at_once(stored_passages(shards, 0, len(shards))).T
     assert candidates.query_Q.tolist() == rows_Q.tolist()

@@ -83,7 +83,7 @@ class Shards:
         return self.path(number).with_suffix(".rows.npy")
 
     def counts(self, number: int) -> np.ndarray:
-        """The same; UserError where the file is not there."""
+        """The same; UserError where the file is not there, or not of these texts."""
         start, stop = self.bounds(number)
         if self.rows_per_text == 1:
             return np.ones(stop - start, np.int32)
@@ -91,6 +91,8 @@ class Shards:
             counts_M: np.ndarray = np.load(self.counts_path(number), allow_pickle=False)
         except (FileNotFoundError, ValueError, EOFError):
             raise UserError(f"{self.counts_path(number)} is missing or damaged; start again") from None
+        if counts_M.shape != (stop - start,) or counts_M.min(initial=1) < 1:
+            raise UserError(f"{self.counts_path(number)} is of other texts, or damaged; start again")
         return counts_M
 
     def record_path(self, number: int) -> Path:

@@ -22,6 +22,7 @@ from data.sources.registry import open_source
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.verify import check_inputs
 from drivers.cli import Bm25Flags
+from drivers.job.resume import dev_split_record
 from utils.errors import UserError
 from utils.exchange.evaluations import write_metrics
 from utils.exchange.layout import EVALUATION_RECORD, EvaluationLayout, JobLayout
@@ -157,6 +158,7 @@ def commit_record(job: Bm25Job, run_id: str, metrics: dict[str, float]) -> dict[
         "k1": flags.k1,
         "b": flags.b,
         "seed": flags.seed,
+        **dev_split_record(job.dev_split),
         "metrics": metrics,
         "run_id": run_id,
         "collection_fingerprint": job.preprocessed.manifest["collection_fingerprint"],

@@ -24,6 +24,7 @@ from drivers.job.disk_budget import UNKNOWN_REFRESHES
 from drivers.job.encoder_setup import check_model_directory
 from drivers.job.model_identity import identity_of
 from drivers.job.preflight import Preflight, say_dev_split
+from drivers.job.resume import dev_split_record
 from drivers.job.run_config import (
     COMMON,
     SAME_FLAGS,
@@ -101,7 +102,7 @@ def science_of_job(job: Job) -> dict[str, Any]:
         strategy=job.strategy,
         encoded_in=name_of(job.dtype),
         **({"bm25_sha256": job.bm25.sha256} if job.bm25 is not None else {}),
-        **({"dev_split": job.dev_split} if job.dev_split != "dev" else {}),
+        **dev_split_record(job.dev_split),
         **identity_of(job.flags.init_model_dir, job.flags.model_type, job.flags.config_name),
     )
 

@@ -15,6 +15,7 @@ from utils.flag_values import names_deciding
 DECIDE_BYTES = frozenset[str]().union(
     *(names_deciding(program, "bytes") for program in (AnnFlags, GenerateFlags, WarmupFlags))
 )
+DEV = "dev"  # the split that is measured where there is one of this name
 # How a step's triples are divided; `processes` is no flag, but the launcher's.
 DIVIDE_STEP = names_deciding(TrainingFlags, "step") | {"processes"}
 
@@ -53,13 +54,23 @@ def check_resumes(ours: dict[str, Any], theirs: dict[str, Any], what: str, remed
     Disagreement (exit 3) names all that differs, with both values. What differs but does not decide the result is
     returned, in words: from here on the bytes may be others. "": they are the same.
     """
-    differing = what_differs(ours, theirs, what)
+    differing = what_differs(with_dev_split(ours), with_dev_split(theirs), what)
     refusal = step_refusal(ours, theirs) if DIVIDE_STEP & differing.keys() else ""
     allowed = DECIDE_BYTES if refusal else DECIDE_BYTES | DIVIDE_STEP
     if refused := [words for name, words in differing.items() if name not in allowed]:
         reason = f" ({refusal})" if refusal else ""
         raise Disagreement(f"{what} was made with other flags: {'; '.join(refused)}{reason}; {remedy}")
     return "; ".join(differing.values())
+
+
+def dev_split_record(split: str) -> dict[str, str]:
+    """The split that is measured while training, as a run records it: not where it is ``dev``, as earlier versions."""
+    return {} if split == DEV else {"dev_split": split}
+
+
+def with_dev_split(record: dict[str, Any]) -> dict[str, Any]:
+    """The same with the split that a record without one means."""
+    return {"dev_split": DEV, **record}
 
 
 def step_refusal(ours: dict[str, Any], theirs: dict[str, Any]) -> str:

@@ -17,12 +17,14 @@ from drivers.job.resume import as_earlier_version, check_resumes, resumed_otherw
 from drivers.job.session import Session
 from drivers.job.setup import type_is_hardware_s
 from utils import distributed
+from utils.declared import FILTERS
 from utils.errors import Disagreement, UserError
 from utils.exchange import atomic
 from utils.exchange.layout import CHECKPOINT_PATTERN, RUN, JobLayout, numbered
 from utils.exchange.markers import mark_run, newest_science_sha256, read_done, read_run
 from utils.exchange.retention import remove_run
 from utils.flag_values import names_deciding
+from utils.flags import ProgramFlags
 from utils.run_log import git_state, say
 
 # What trainer and generator of one run must have in common.
@@ -40,7 +42,7 @@ COMMON = (
 )
 
 
-def run_config(flags: Any, collection: Preprocessed, **resolved: Any) -> dict[str, Any]:
+def run_config(flags: ProgramFlags, collection: Preprocessed, **resolved: Any) -> dict[str, Any]:
     """All that decides what a run computes, by name: the flags that do, the data, and ``resolved``."""
     left_out = names_deciding(type(flags), "nothing")
     values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(flags)}
@@ -91,7 +93,7 @@ def earlier_forms(science: dict[str, Any]) -> list[dict[str, Any]]:
     return [earlier, {**earlier, "initial_model_sha256": ""}]
 
 
-OF_A_SELECTION = ("topk_training", "negative_sample", "min_rank", "max_positive_ratio", "on_shortage")
+OF_A_SELECTION = ("topk_training", "negative_sample", *FILTERS, "on_shortage")
 SAME_FLAGS = "start both with the same flags, in directories of their own"
 OWN_RUN = "give the flags it was begun with, choose another --output_dir, or --overwrite_output_dir to remove it"
 
@@ -191,7 +193,7 @@ def is_of_this_job(run: dict[str, Any]) -> bool:
     return bool(run.get("job")) and run["job"] == os.environ.get("SLURM_JOB_ID")
 
 
-def check_holds_no_other_run(directory: Path, flags: Any) -> None:
+def check_holds_no_other_run(directory: Path, flags: AnnFlags | WarmupFlags) -> None:
     """UserError where the directory holds a run that this job must not, or cannot, resume."""
     if not holds_run(directory) or flags.overwrite_output_dir:
         return

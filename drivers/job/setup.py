@@ -13,6 +13,7 @@ import torch
 from data.sources.atomic_dir import check_can_write
 from data.tokens.collection import Preprocessed, check_tokenizer, open_preprocessed
 from data.tokens.verify import check_inputs
+from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.job.encoder_setup import check_compiler
 from model.encoders.registry import encoder_type
 from model.hub import is_path
@@ -20,11 +21,15 @@ from model.kernels.precision import compute_dtype, quickest_dtype
 from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.flag_groups import ComputeFlags, RefreshFlags
+from utils.flag_groups import ComputeFlags
 from utils.flags import flags_json
 from utils.run_log import header, say
 
 # Starting
+
+
+# The programs that open a model and a collection.
+Opening = AnnFlags | EvalFlags | GenerateFlags | NeighbourhoodFlags | WarmupFlags
 
 
 def start_program(program: str, flags: ComputeFlags, **resolved: Any) -> tuple[World, str]:
@@ -38,11 +43,12 @@ def start_program(program: str, flags: ComputeFlags, **resolved: Any) -> tuple[W
     return world, run_id
 
 
-def open_collection(flags: Any, tokenizer_dir: str) -> Preprocessed:
+def open_collection(flags: Opening, tokenizer_dir: str) -> Preprocessed:
     """The preprocessed directory, checked against the tokenizer that the model comes with.
 
     A --dry_run fetches no tokenizer from the hub, and reads the directory's files here: a job does it later, saying so.
     """
+    assert flags.max_seq_length and flags.max_query_length, "with_lengths has found them"
     collection = open_preprocessed(flags.data_dir, flags.max_seq_length, flags.max_query_length)
     if flags.dry_run:
         check_inputs(collection)
@@ -51,7 +57,7 @@ def open_collection(flags: Any, tokenizer_dir: str) -> Preprocessed:
     return collection
 
 
-def check_compute_flags(flags: Any, default_dtype: str = "auto") -> torch.dtype | None:
+def check_compute_flags(flags: Opening, default_dtype: str = "auto") -> torch.dtype | None:
     """Refuse what cannot be computed; the type to compute in, None for float32."""
     kind = encoder_type(flags.model_type)
     device = distributed.own_device(flags.no_cuda)
@@ -67,7 +73,7 @@ def type_is_hardware_s(flags: ComputeFlags, default_dtype: str = "auto") -> bool
     return word == "auto"
 
 
-def check_exchange_flags(flags: Any) -> None:
+def check_exchange_flags(flags: AnnFlags | GenerateFlags | WarmupFlags) -> None:
     if flags.lease_seconds < 3 * flags.heartbeat_seconds:
         raise UserError(
             f"--lease_seconds is {flags.lease_seconds:g} with --heartbeat_seconds {flags.heartbeat_seconds:g}, "
@@ -81,7 +87,7 @@ def check_exchange_flags(flags: Any) -> None:
         )
 
 
-def check_refresh_flags(flags: RefreshFlags) -> None:
+def check_refresh_flags(flags: AnnFlags | GenerateFlags) -> None:
     check_exchange_flags(flags)
     if flags.refresh_mode == "lockstep" and not flags.steps_per_refresh:
         raise UserError("--refresh_mode lockstep needs --steps_per_refresh above 0; how many steps between refreshes?")

@@ -23,7 +23,7 @@ from model.train.optim import linear_schedule, make_optimizer
 from model.train.rank_stats import means_by_rank
 from model.train.step import TrainingState, make_state, train_step
 from utils import distributed
-from utils.errors import PeerGone
+from utils.errors import PeerGone, UserError
 from utils.exchange.checkpoints import Checkpoint, latest_resumable_checkpoint, publish_checkpoint
 from utils.exchange.layout import MANIFEST, TOKENIZER, TRAINER_STATE, JobLayout
 from utils.exchange.markers import mark_done, read_done
@@ -226,7 +226,8 @@ def make_trainer(
     world, chosen = session.world, settings.optimizer
     encoder.record({name: getattr(settings.batch, name) for name in LENGTHS})  # who opens a checkpoint takes them there
     if settings.gradient_checkpointing:
-        assert isinstance(encoder, CheckpointsGradients), "preflight has found it"
+        if not isinstance(encoder, CheckpointsGradients):
+            raise UserError("--gradient_checkpointing is given, this encoder has no layers to make twice; leave it out")
         encoder.enable_gradient_checkpointing()
     prepare_encoder(encoder.to(world.device), settings.dtype, world, settings.compile, trains=True)
     optimizer = make_optimizer(chosen.name, encoder, chosen.learning_rate, chosen.epsilon, chosen.weight_decay)

@@ -25,6 +25,7 @@ from drivers.job.disk_budget import publishing_steps
 from drivers.job.encoder_setup import check_model_directory, encoder_settings, open_encoder, open_to_encode
 from drivers.job.model_identity import check_checkpoint
 from drivers.job.preflight import Preflight, check_collection, check_publishing, say_dev_split
+from drivers.job.resume import dev_split_record
 from drivers.job.run_config import (
     OWN_RUN,
     check_holds_no_other_run,
@@ -118,6 +119,7 @@ def preflight(flags: WarmupFlags) -> Job:
 
 def science_of_job(job: Job, processes: int) -> dict[str, Any]:
     resolved = {"processes": processes, "trained_in": name_of(job.dtype), **source_record(job.flags, job.triples)}
+    resolved |= dev_split_record(job.dev_split) if job.evaluates else {}
     return run_config(job.flags, job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
 
 

@@ -52,14 +52,18 @@ class Encoder(nn.Module):
         return False
 
     def encode(self, tokens: TokenBatch, side: Side) -> Embeddings:
-        """The rows of the texts, in the batch's order and on its device.
+        """The rows of the texts, in the batch's order and on its device. ValueError for several rows without a mask.
 
         Queries have one row each, [B, D]; so have passages where ``spec.rows_per_passage`` is 1, else [B, R, D] with a
         mask: a passage's score is that of its best row. The spec's similarity of two rows is the score itself: a scale
         is folded into them.
         """
         made = self(tokens, side)
-        return Embeddings(*made) if isinstance(made, tuple) else Embeddings(made)
+        if isinstance(made, tuple):
+            return Embeddings(*made)
+        if made.ndim != 2:
+            raise ValueError(f"{type(self).__name__} gives {made.ndim} dimensions without a mask, expected [B, D]")
+        return Embeddings(made)
 
     def forward(self, tokens: TokenBatch, side: Side) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """The rows, or rows_BRD and mask_BR: what an encoder computes, and torch.compile compiles."""

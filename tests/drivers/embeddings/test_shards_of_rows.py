@@ -62,6 +62,10 @@ def test_a_damaged_or_missing_map_is_found(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-4] + b"\0\0\0\2")
     assert "sha256 differs" in (fault_of(shards, 1) or "") and path.name in (fault_of(shards, 1) or "")
+    for counts_M in (np.zeros(32, np.int32), np.ones(31, np.int32)):
+        np.save(path, counts_M)
+        with pytest.raises(UserError, match="is of other texts, or damaged; start again"):
+            stored_passages(shards, 0, 3)
     path.unlink()
     assert f"{path} is missing" in (fault_of(shards, 1) or "")
     with pytest.raises(UserError, match="missing or damaged; start again"):

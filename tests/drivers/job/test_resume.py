@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from drivers.job.resume import DIVIDE_STEP, check_resumes
+from drivers.job.resume import DIVIDE_STEP, check_resumes, dev_split_record
 from utils.errors import Disagreement
 
 BATCH, MICRO_BATCHES = "per_gpu_train_batch_size", "gradient_accumulation_steps"
@@ -69,3 +69,15 @@ def test_without_a_launcher_the_processes_may_be_what_they_must(loss: str = "pai
     assert "of 48 here" in resumed(**{BATCH: 48, MICRO_BATCHES: 1, "processes": None})
     assert "decides its negatives" in resumed(loss="in_batch", **{BATCH: 16, "processes": None})
     assert resumed(loss="in_batch", processes=None) == ""
+
+
+@pytest.mark.parametrize(("there", "here"), [*itertools.product(["dev", "heldout", "test"], repeat=2)])
+def test_a_run_is_measured_on_one_split(there: str, here: str) -> None:
+    """A record without one, as of an earlier version, is of dev."""
+    theirs, ours = ({**THEIRS, **dev_split_record(split)} for split in (there, here))
+    assert ("dev_split" in theirs) == (there != "dev")
+    if there == here:
+        assert check_resumes(ours, theirs, "the run", "begin another") == ""
+    else:
+        with pytest.raises(Disagreement, match=f"dev_split {there} there, {here} here"):
+            check_resumes(ours, theirs, "the run", "begin another")
