@@ -65,19 +65,19 @@ run_dir() { # the directory of the run: what results.report reads
 }
 
 # The warmup's negatives, of the whole collection: a run on the subset has a BM25 of its own.
-if ((SUBSET_10 == 0)); then path_setting BM25_DIR "$(run_dir)/bm25"; else path_setting BM25_DIR "$RUNS_DIR/msmarco/bm25"; fi
+if ((SUBSET_10 == 0)); then path_setting BM25_DIR "$(run_dir)/${LAYOUT[bm25]}"; else path_setting BM25_DIR "$RUNS_DIR/msmarco/${LAYOUT[bm25]}"; fi
 path_setting TRIPLES "$RAW_DATA_DIR/triples.train.small.tsv"
 path_setting RERANK_FILE "$RAW_DATA_DIR/top1000.dev"
 
 # Makes DATA_DIR, and the subset it is made from, unless they are complete. The manifests are written last.
 prepare_data() {
-  [[ ! -f $DATA_DIR/manifest.json ]] || return 0
+  [[ ! -f $DATA_DIR/${LAYOUT[collection_manifest]} ]] || return 0
   local parent
   parent=$(dirname "$DATA_DIR")
   mkdir -p "$parent"
   take_lock "$parent/.prepare.lock"
-  if [[ ! -f $DATA_DIR/manifest.json ]]; then
-    if [[ -n $SUBSET_OF && ! -f $RAW_DATA_DIR/subset.json ]]; then
+  if [[ ! -f $DATA_DIR/${LAYOUT[collection_manifest]} ]]; then
+    if [[ -n $SUBSET_OF && ! -f $RAW_DATA_DIR/${LAYOUT[subset_record]} ]]; then
       command_for 1 data.create_subset --data_dir "$SUBSET_OF" --out_data_dir "$RAW_DATA_DIR" --data_type "$DATA_TYPE" \
         --fraction 0.1 --seed 42
       run_whole_step "${COMMAND[@]}"
@@ -97,18 +97,18 @@ need_data() {
 need_warmup() { # one that is finished, or the checkpoint that was given
   [[ -z $WARMUP_CHECKPOINT_GIVEN ]] || return 0
   [[ -n $WARMUP_CHECKPOINT ]] ||
-    die "no checkpoint-* in $WARMUP_DIR: run commands/run_train_warmup.sh, or set WARMUP_CHECKPOINT to a checkpoint"
-  [[ -f $WARMUP_DIR/DONE.json ]] ||
-    die "no DONE.json in $WARMUP_DIR: let its warmup finish, or set WARMUP_CHECKPOINT=$WARMUP_CHECKPOINT to take this one"
+    die "no ${LAYOUT[checkpoint_prefix]}* in $WARMUP_DIR: run commands/run_train_warmup.sh, or set WARMUP_CHECKPOINT to a checkpoint"
+  [[ -f $WARMUP_DIR/${LAYOUT[done]} ]] ||
+    die "no ${LAYOUT[done]} in $WARMUP_DIR: let its warmup finish, or set WARMUP_CHECKPOINT=$WARMUP_CHECKPOINT to take this one"
 }
 
 arm_dir() { # STRATEGY
-  printf '%s' "$(run_dir)/arms/$1"
+  printf '%s' "$(run_dir)/${LAYOUT[arms]}/$1"
 }
 
 # BM25's run, metrics and negatives, unless they are complete: ann_ndcg_0 is written last.
 bm25() { # DIR
-  [[ ! -f $1/ann_ndcg_0 && $DRY_RUN == 0 ]] || return 0
+  [[ ! -f $1/${LAYOUT[first_record]} && $DRY_RUN == 0 ]] || return 0
   command_for 1 drivers.run_bm25 --raw_data_dir "$RAW_DATA_DIR" --data_dir "$DATA_DIR" --output_dir "$1" \
     --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" --seed "$SEED"
   run_whole_step "${COMMAND[@]}"
@@ -165,8 +165,8 @@ generator_command() { # GPUS STRATEGY FLAGS...: sets COMMAND
   schedule
   with_precision FLAGS GENERATOR_FLAGS
   ! gives "$STRATEGY_FLAGS" "${ARGV[@]+"${ARGV[@]}"}" || negatives=()
-  command_for "$gpus" drivers.run_ann_data_gen --data_dir "$DATA_DIR" --training_dir "$arm/checkpoints" \
-    --init_model_dir "$WARMUP_CHECKPOINT" --model_type "$MODEL_TYPE" --output_dir "$arm/ann_data" \
+  command_for "$gpus" drivers.run_ann_data_gen --data_dir "$DATA_DIR" --training_dir "$arm/${LAYOUT[checkpoints]}" \
+    --init_model_dir "$WARMUP_CHECKPOINT" --model_type "$MODEL_TYPE" --output_dir "$arm/${LAYOUT[ann_data]}" \
     --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" --per_gpu_eval_batch_size "$EVAL_BATCH" \
     "${negatives[@]+"${negatives[@]}"}" --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" \
     --ann_chunk_factor "$ANN_CHUNK_FACTOR" --only_keep_latest_embedding_file "${SCHEDULE[@]}" \
@@ -180,7 +180,7 @@ trainer_command() { # GPUS STRATEGY: sets COMMAND
   with_precision FLAGS TRAINER_FLAGS
   ((GLOBAL_BATCH % (processes * ACCUMULATION) == 0)) ||
     die "GLOBAL_BATCH is $GLOBAL_BATCH, expected a multiple of $processes GPUs x $ACCUMULATION micro-batches"
-  command_for "$gpus" drivers.run_ann --data_dir "$DATA_DIR" --ann_dir "$arm/ann_data" --output_dir "$arm/checkpoints" \
+  command_for "$gpus" drivers.run_ann --data_dir "$DATA_DIR" --ann_dir "$arm/${LAYOUT[ann_data]}" --output_dir "$arm/${LAYOUT[checkpoints]}" \
     --model_type "$MODEL_TYPE" --model_name_or_path "$WARMUP_CHECKPOINT" \
     --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" \
     --optimizer lamb --learning_rate 1e-6 --warmup_steps 5000 --single_warmup --max_steps 1000000 \
@@ -193,7 +193,7 @@ trainer_command() { # GPUS STRATEGY: sets COMMAND
 initial_data() { # STRATEGY
   local arm
   arm=$(arm_dir "$1")
-  [[ ! -f $arm/ann_data/ann_ndcg_0 || $DRY_RUN == 1 ]] || return 0
+  [[ ! -f $arm/${LAYOUT[ann_data]}/${LAYOUT[first_record]} || $DRY_RUN == 1 ]] || return 0
   generator_command "$GPUS" "$1"
   # After the user's flags: a later end is of the generator that runs at the same time as the trainer.
   run_step generator "${COMMAND[@]}" --end_output_num 0
@@ -205,15 +205,15 @@ wait_for_initial_data() { # STRATEGY
   local arm file now deadline=$((SECONDS + FIRST_NEGATIVES_SECONDS))
   local -A before=()
   arm=$(arm_dir "$1")
-  [[ ! -f $arm/ann_data/ann_ndcg_0 && $DRY_RUN == 0 ]] || return 0
-  echo "waiting for $arm/ann_data/ann_ndcg_0, which run_train.sh makes"
-  for file in "$arm"/{ann_data,checkpoints}/FAILED.json; do
+  [[ ! -f $arm/${LAYOUT[ann_data]}/${LAYOUT[first_record]} && $DRY_RUN == 0 ]] || return 0
+  echo "waiting for $arm/${LAYOUT[ann_data]}/${LAYOUT[first_record]}, which run_train.sh makes"
+  for file in "$arm"/{"${LAYOUT[ann_data]}","${LAYOUT[checkpoints]}"}/"${LAYOUT[failed]}"; do
     before[$file]=$(cat "$file" 2>/dev/null || true)
   done
-  until [[ -f $arm/ann_data/ann_ndcg_0 ]]; do
+  until [[ -f $arm/${LAYOUT[ann_data]}/${LAYOUT[first_record]} ]]; do
     stop_between_steps
     if ((SECONDS >= deadline)); then
-      say_error "error: no $arm/ann_data/ann_ndcg_0 after $FIRST_NEGATIVES_SECONDS s: start run_train.sh, and this one again"
+      say_error "error: no $arm/${LAYOUT[ann_data]}/${LAYOUT[first_record]} after $FIRST_NEGATIVES_SECONDS s: start run_train.sh, and this one again"
       exit "$PEER_GONE"
     fi
     sleep "$POLL_SECONDS"
@@ -273,7 +273,7 @@ run_arm() { # FLAGS...
     return
   fi
   stop_between_steps
-  echo "arm $STRATEGY: trainer on GPUs [$TRAINER_DEVICES], generator on [$GENERATOR_DEVICES]; logs: $arm/{trainer,generator}.out"
+  echo "arm $STRATEGY: trainer on GPUs [$TRAINER_DEVICES], generator on [$GENERATOR_DEVICES]; logs: $arm/{trainer,generator}${LAYOUT[output_end]}"
   run_pair "$STRATEGY" "$arm" trainer generator || ended=$?
   ((ended != STATE_SAVED_CODE)) || end_job "$ENDED_FIRST" "$ended"
   return "$ended"

@@ -43,7 +43,7 @@ PAIR_THREADS=1
 ARM_GENERATOR_FLAGS=() # more of them, for every arm
 lengths=(--max_seq_length "$PASSAGE_TOKENS" --max_query_length "$QUERY_TOKENS")
 
-STAGES=$RUN/.stages # a file for each complete stage, first the hash of its command and of the files of those it builds on
+STAGES=$RUN/${LAYOUT[stages]} # a file for each complete stage, first the hash of its command and of the files of those it builds on
 
 prepare_run_dir() {
   if [[ -d $RUN && ! -d $STAGES && -n $(ls -A "$RUN") ]]; then
@@ -85,7 +85,7 @@ begin_stage() { # NAME ARTEFACT "OUTPUTS" WORDS... (ARTEFACT and OUTPUTS relativ
   fi
   COMPLETE=0
   STAGE_START=$SECONDS
-  rm -f "$RUN"/report.{json,md,html} # the report was of the run as it was
+  rm -f "$RUN"/{"${LAYOUT[report_json]}","${LAYOUT[report_markdown]}","${LAYOUT[report_html]}"} # the report was of the run as it was
   if ((RESUMABLE == 1)) && [[ $(cat "$STAGES/$name.begun" 2>/dev/null) == "$STAMP" ]]; then
     printf '(resumed) '
     RESUMED=1
@@ -123,59 +123,61 @@ stage() { # NAME ARTEFACT "OUTPUTS" LOG MODULE FLAGS...
 
 collection() {
   UPSTREAM=environment
-  stage docstrings raw/docstrings.json raw docstrings.out \
-    data.docstrings --out_data_dir "$RUN/raw" --dev_queries "$DEV_QUERIES"
+  stage docstrings "${LAYOUT[raw]}/${LAYOUT[docstrings_record]}" "${LAYOUT[raw]}" "docstrings${LAYOUT[output_end]}" \
+    data.docstrings --out_data_dir "$RUN/${LAYOUT[raw]}" --dev_queries "$DEV_QUERIES"
 
   UPSTREAM=docstrings
-  stage wordpiece tokenizer/tokenizer.json tokenizer wordpiece.out \
-    data.wordpiece --data_dir "$RUN/raw" --out_dir "$RUN/tokenizer" --vocab_size "$VOCAB_SIZE"
+  stage wordpiece "${LAYOUT[tokenizer]}/${LAYOUT[tokenizer_file]}" "${LAYOUT[tokenizer]}" "wordpiece${LAYOUT[output_end]}" \
+    data.wordpiece --data_dir "$RUN/${LAYOUT[raw]}" --out_dir "$RUN/${LAYOUT[tokenizer]}" --vocab_size "$VOCAB_SIZE"
   if ((dry_run == 0)); then # the new model's shape; a stage that starts from it has "config" upstream
     cat >"$STAGES/config" <<JSON
 {"model_type": "static", "embedding_size": $EMBEDDING_SIZE}
 JSON
-    cp "$STAGES/config" "$RUN/model.json"
+    cp "$STAGES/config" "$RUN/${LAYOUT[model_config]}"
   fi
 
   UPSTREAM=wordpiece
-  stage preprocess preprocessed/manifest.json preprocessed preprocess.out \
-    data.msmarco_data --data_dir "$RUN/raw" --out_data_dir "$RUN/preprocessed" --data_type 1 \
-    --model_type static --model_name_or_path "$RUN/tokenizer" "${lengths[@]}"
+  stage preprocess "${LAYOUT[preprocessed]}/${LAYOUT[collection_manifest]}" "${LAYOUT[preprocessed]}" "preprocess${LAYOUT[output_end]}" \
+    data.msmarco_data --data_dir "$RUN/${LAYOUT[raw]}" --out_data_dir "$RUN/${LAYOUT[preprocessed]}" --data_type 1 \
+    --model_type static --model_name_or_path "$RUN/${LAYOUT[tokenizer]}" "${lengths[@]}"
 
   UPSTREAM=preprocess
-  stage bm25 bm25/metrics.json bm25 bm25.out \
-    drivers.run_bm25 --raw_data_dir "$RUN/raw" --data_dir "$RUN/preprocessed" --output_dir "$RUN/bm25" \
+  stage bm25 "${LAYOUT[bm25]}/${LAYOUT[evaluation_record]}" "${LAYOUT[bm25]}" "bm25${LAYOUT[output_end]}" \
+    drivers.run_bm25 --raw_data_dir "$RUN/${LAYOUT[raw]}" --data_dir "$RUN/${LAYOUT[preprocessed]}" --output_dir "$RUN/${LAYOUT[bm25]}" \
     --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" --negative_strategy random --seed "$SEED" \
     --keep_candidates
 }
 
 warmup() {
+  local checkpoint=${LAYOUT[warmup]}/${LAYOUT[checkpoint_prefix]}$WARMUP_STEPS
+  local evaluation=${LAYOUT[warmup]}/${LAYOUT[evaluation]}
   UPSTREAM="bm25 config"
   # One thread: the batches are so small that a second one would mostly wait.
   RESUMABLE=1
-  OMP_NUM_THREADS=1 stage warmup "warmup/checkpoint-$WARMUP_STEPS/config.json" "warmup arms" warmup/warmup.out \
-    drivers.run_warmup --data_dir "$RUN/preprocessed" --bm25_dir "$RUN/bm25" --output_dir "$RUN/warmup" --do_train \
-    --train_model_type static --config_name "$RUN/model.json" --score_scale "$SCORE_SCALE" --tokenizer_name "$RUN/tokenizer" \
+  OMP_NUM_THREADS=1 stage warmup "$checkpoint/config.json" "${LAYOUT[warmup]} ${LAYOUT[arms]}" "${LAYOUT[warmup]}/warmup${LAYOUT[output_end]}" \
+    drivers.run_warmup --data_dir "$RUN/${LAYOUT[preprocessed]}" --bm25_dir "$RUN/${LAYOUT[bm25]}" --output_dir "$RUN/${LAYOUT[warmup]}" --do_train \
+    --train_model_type static --config_name "$RUN/${LAYOUT[model_config]}" --score_scale "$SCORE_SCALE" --tokenizer_name "$RUN/${LAYOUT[tokenizer]}" \
     "${lengths[@]}" --loss in_batch --optimizer adamW --learning_rate "$WARMUP_LEARNING_RATE" --warmup_steps 100 \
     --max_steps "$WARMUP_STEPS" --save_steps "$WARMUP_STEPS" --logging_steps 100 \
     --per_gpu_train_batch_size "$WARMUP_BATCH" --seed "$SEED"
   RESUMABLE=0
 
   UPSTREAM=warmup
-  stage warmup_eval warmup/eval/metrics.json warmup/eval warmup/eval.out \
-    drivers.run_eval --data_dir "$RUN/preprocessed" --model_type static \
-    --model_name_or_path "$RUN/warmup/checkpoint-$WARMUP_STEPS" --output_dir "$RUN/warmup/eval" "${lengths[@]}"
+  stage warmup_eval "$evaluation/${LAYOUT[evaluation_record]}" "$evaluation" "$evaluation${LAYOUT[output_end]}" \
+    drivers.run_eval --data_dir "$RUN/${LAYOUT[preprocessed]}" --model_type static \
+    --model_name_or_path "$RUN/$checkpoint" --output_dir "$RUN/$evaluation" "${lengths[@]}"
 }
 
 arm_programs() { # STRATEGY SEED DIRECTORY (in RUN): sets ARM (the directory), TRAINER and GENERATOR
-  local checkpoint=$RUN/warmup/checkpoint-$WARMUP_STEPS
+  local checkpoint=$RUN/${LAYOUT[warmup]}/${LAYOUT[checkpoint_prefix]}$WARMUP_STEPS
   local -a lockstep=(--refresh_mode lockstep --steps_per_refresh "$STEPS_PER_REFRESH" --refresh_lag 1 --seed "$2")
   ARM=$3
-  GENERATOR=(drivers.run_ann_data_gen --data_dir "$RUN/preprocessed" --training_dir "$RUN/$ARM/checkpoints"
-    --init_model_dir "$checkpoint" --model_type static --output_dir "$RUN/$ARM/ann_data" "${lengths[@]}"
+  GENERATOR=(drivers.run_ann_data_gen --data_dir "$RUN/${LAYOUT[preprocessed]}" --training_dir "$RUN/$ARM/${LAYOUT[checkpoints]}"
+    --init_model_dir "$checkpoint" --model_type static --output_dir "$RUN/$ARM/${LAYOUT[ann_data]}" "${lengths[@]}"
     --negative_strategy "$1" --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE"
     --ann_chunk_factor "$ANN_CHUNK_FACTOR" "${ARM_GENERATOR_FLAGS[@]}" "${lockstep[@]}")
-  TRAINER=(drivers.run_ann --data_dir "$RUN/preprocessed" --ann_dir "$RUN/$ARM/ann_data"
-    --output_dir "$RUN/$ARM/checkpoints" --model_type static --model_name_or_path "$checkpoint" "${lengths[@]}"
+  TRAINER=(drivers.run_ann --data_dir "$RUN/${LAYOUT[preprocessed]}" --ann_dir "$RUN/$ARM/${LAYOUT[ann_data]}"
+    --output_dir "$RUN/$ARM/${LAYOUT[checkpoints]}" --model_type static --model_name_or_path "$checkpoint" "${lengths[@]}"
     --group_size 1 --single_warmup --loss pairwise --optimizer adamW --learning_rate "$LEARNING_RATE"
     --per_gpu_train_batch_size "$BATCH" --max_steps "$MAX_STEPS" --save_steps "$STEPS_PER_REFRESH"
     --logging_steps 20 "${lockstep[@]}")
@@ -193,7 +195,7 @@ arm() { # STAGE STRATEGY SEED DIRECTORY (in RUN)
   else
     UPSTREAM=warmup
     RESUMABLE=1
-    begin_stage "$1" "$ARM/checkpoints/DONE.json" "$ARM" "${TRAINER[@]}" "${GENERATOR[@]}"
+    begin_stage "$1" "$ARM/${LAYOUT[checkpoints]}/${LAYOUT[done]}" "$ARM" "${TRAINER[@]}" "${GENERATOR[@]}"
     RESUMABLE=0
     if ((COMPLETE == 0)); then
       echo
@@ -203,15 +205,15 @@ arm() { # STAGE STRATEGY SEED DIRECTORY (in RUN)
       generator=("${COMMAND[@]}")
       run_pair "$1" "$RUN/$ARM" trainer generator || exit
       printf '%23s' ''
-      end_stage "$1" "$ARM/checkpoints/DONE.json" "$RUN/$ARM/{trainer,generator}.out"
+      end_stage "$1" "$ARM/${LAYOUT[checkpoints]}/${LAYOUT[done]}" "$RUN/$ARM/{trainer,generator}${LAYOUT[output_end]}"
     fi
   fi
 
   UPSTREAM=$1
-  stage "$1.eval" "$ARM/eval/metrics.json" "$ARM/eval" "$ARM/eval.out" \
-    drivers.run_eval --data_dir "$RUN/preprocessed" --model_type static \
-    --model_name_or_path "$RUN/$ARM/checkpoints/checkpoint-$MAX_STEPS" --output_dir "$RUN/$ARM/eval" "${lengths[@]}" \
-    --ann_dir "$RUN/$ARM/ann_data"
+  stage "$1.eval" "$ARM/${LAYOUT[evaluation]}/${LAYOUT[evaluation_record]}" "$ARM/${LAYOUT[evaluation]}" "$ARM/${LAYOUT[evaluation]}${LAYOUT[output_end]}" \
+    drivers.run_eval --data_dir "$RUN/${LAYOUT[preprocessed]}" --model_type static \
+    --model_name_or_path "$RUN/$ARM/${LAYOUT[checkpoints]}/${LAYOUT[checkpoint_prefix]}$MAX_STEPS" --output_dir "$RUN/$ARM/${LAYOUT[evaluation]}" "${lengths[@]}" \
+    --ann_dir "$RUN/$ARM/${LAYOUT[ann_data]}"
 }
 
 # What the arms of one seed take of one query, in the space of the model that they all start from.
@@ -219,12 +221,12 @@ neighbourhood() { # NAME=DIRECTORY (in RUN)...
   local arm
   local -a negatives=()
   for arm in "$@"; do
-    negatives+=("${arm%%=*}=$RUN/${arm#*=}/ann_data/ann_training_data_0")
+    negatives+=("${arm%%=*}=$RUN/${arm#*=}/${LAYOUT[ann_data]}/${LAYOUT[first_negatives]}")
   done
-  stage neighbourhood neighbourhood/neighbourhood.json neighbourhood neighbourhood.out \
-    drivers.run_neighbourhood --data_dir "$RUN/preprocessed" --model_type static \
-    --model_name_or_path "$RUN/warmup/checkpoint-$WARMUP_STEPS" "${lengths[@]}" --negatives "${negatives[@]}" \
-    --output_dir "$RUN/neighbourhood"
+  stage neighbourhood "${LAYOUT[query_map]}/${LAYOUT[query_map_record]}" "${LAYOUT[query_map]}" "neighbourhood${LAYOUT[output_end]}" \
+    drivers.run_neighbourhood --data_dir "$RUN/${LAYOUT[preprocessed]}" --model_type static \
+    --model_name_or_path "$RUN/${LAYOUT[warmup]}/${LAYOUT[checkpoint_prefix]}$WARMUP_STEPS" "${lengths[@]}" --negatives "${negatives[@]}" \
+    --output_dir "$RUN/${LAYOUT[query_map]}"
 }
 
 # What every arm starts from. With --dry_run the commands alone.

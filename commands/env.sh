@@ -121,8 +121,8 @@ default_python() {
 
 newest_checkpoint() { # DIR: its checkpoint-S of the highest step, or nothing
   local directory
-  for directory in "$1"/checkpoint-*; do
-    if [[ $directory =~ /checkpoint-[0-9]+$ && -d $directory ]]; then
+  for directory in "$1/${LAYOUT[checkpoint_prefix]}"*; do
+    if [[ $directory =~ /"${LAYOUT[checkpoint_prefix]}"[0-9]+$ && -d $directory ]]; then
       printf '%s\n' "$directory"
     fi
   done | sort -V | tail -n 1
@@ -178,14 +178,32 @@ setting GPUS "$(count_gpus)"       # GPUs of this node; 0 stays on the CPU
 [[ $GPUS != 0 ]] || export CUDA_VISIBLE_DEVICES=''
 setting CPUS "${SLURM_CPUS_PER_TASK:-$(nproc)}"
 
+# The names of the directories and files of a run, as Python has them. The interpreter that the programs will have may
+# not be there yet; any Python 3 knows the names.
+declare -A LAYOUT=()
+read_layout() {
+  local python names
+  for python in python3 "$PYTHON"; do
+    if command -v "$python" >/dev/null && names=$("$python" -m utils.exchange.layout 2>/dev/null) && [[ $names == LAYOUT=* ]]; then
+      eval "$names" # quoted by shlex
+      return
+    fi
+  done
+  return 1
+}
+if ! read_layout; then
+  [[ ${SETS_UP_PYTHON:-0} == 1 ]] || die "no python3 in PATH, expected Python 3.11 or newer: install it (Debian: apt install python3 python3-venv)"
+  return 0 # what follows is for scripts that run the programs
+fi
+
 # Where things are. results/runs/ is not tracked.
 path_setting RUNS_DIR results/runs
-path_setting RAW_DATA_DIR "$RUNS_DIR/msmarco/raw"              # MS MARCO's files, from data_download.sh
-path_setting DATA_DIR "$RUNS_DIR/msmarco/preprocessed"         # what data.msmarco_data makes of them
-path_setting SUBSET_RAW_DIR "$RUNS_DIR/msmarco_10/raw"         # the 10% subset of RAW_DATA_DIR
-path_setting SUBSET_DATA_DIR "$RUNS_DIR/msmarco_10/preprocessed"
+path_setting RAW_DATA_DIR "$RUNS_DIR/msmarco/${LAYOUT[raw]}"              # MS MARCO's files, from data_download.sh
+path_setting DATA_DIR "$RUNS_DIR/msmarco/${LAYOUT[preprocessed]}"         # what data.msmarco_data makes of them
+path_setting SUBSET_RAW_DIR "$RUNS_DIR/msmarco_10/${LAYOUT[raw]}"         # the 10% subset of RAW_DATA_DIR
+path_setting SUBSET_DATA_DIR "$RUNS_DIR/msmarco_10/${LAYOUT[preprocessed]}"
 path_setting RUN_DIR ''                                        # a run's arms, warmup and report; see run_dir in arm.sh
-path_setting WARMUP_DIR "${RUN_DIR:-$RUNS_DIR/msmarco}/warmup" # run_train_warmup.sh's checkpoints
+path_setting WARMUP_DIR "${RUN_DIR:-$RUNS_DIR/msmarco}/${LAYOUT[warmup]}" # run_train_warmup.sh's checkpoints
 path_setting WARMUP_CHECKPOINT ''                              # where an arm starts; default: the newest in WARMUP_DIR
 # shellcheck disable=SC2034 # need_warmup in arm.sh asks
 WARMUP_CHECKPOINT_GIVEN=$WARMUP_CHECKPOINT

@@ -23,7 +23,7 @@ begin_job() { # DIR [PROGRAM...]: from now on USR2 stops the job's programs; the
   shift
   mkdir -p "$directory"
   for name in "$@"; do
-    STOP_FILES[$name]=$directory/.stop-$name-${SLURM_JOB_ID:-$$}
+    STOP_FILES[$name]=$directory/${LAYOUT[stop_prefix]}$name-${SLURM_JOB_ID:-$$}
   done
   remove_stop_files # a job that starts again has the number it had
   trap ask_to_stop USR2
@@ -34,7 +34,7 @@ begin_job() { # DIR [PROGRAM...]: from now on USR2 stops the job's programs; the
 remove_stop_files() {
   local file
   for file in "${STOP_FILES[@]+"${STOP_FILES[@]}"}"; do
-    rm -f "$file" "$file.taken"
+    rm -f "$file" "$file${LAYOUT[taken]}"
   done
 }
 
@@ -58,7 +58,7 @@ on_term() {
   stop_all
   ((STATE_SAVED == 1)) || exit 143
   for name in "${!STOP_FILES[@]}"; do
-    [[ ! -f ${STOP_FILES[$name]}.taken ]] || requeue_or_end "$STATE_SAVED_CODE" "stopped with the state saved"
+    [[ ! -f ${STOP_FILES[$name]}${LAYOUT[taken]} ]] || requeue_or_end "$STATE_SAVED_CODE" "stopped with the state saved"
   done
   exit "$STATE_SAVED_CODE"
 }
@@ -116,7 +116,7 @@ take_lock() { # FILE: sets LOCK, its descriptor; jobs that start together wait h
 end_job() { # PROGRAM EXIT_CODE
   local name=$1 code=$2
   if ((code == STATE_SAVED_CODE)); then
-    if ((STOPPING == 1)) && [[ -f ${STOP_FILES[$name]}.taken ]]; then
+    if ((STOPPING == 1)) && [[ -f ${STOP_FILES[$name]}${LAYOUT[taken]} ]]; then
       requeue_or_end "$code" "stopped with the state saved"
     fi
     [[ -z $JOB ]] || say_error "not requeued: somebody else has stopped the $name; see above"
@@ -154,7 +154,7 @@ requeue_or_end() { # EXIT_CODE WHY [DEPENDENCY]: does not return
 
 peer_job() { # DIR ROLE: the number of the job that had this role last; nothing where it was no Slurm job
   local lease
-  lease=$(find "$1/.leases" -name "$2-*.json" 2>/dev/null | sort -V | tail -n 1)
+  lease=$(find "$1/${LAYOUT[leases]}" -name "$2-*.json" 2>/dev/null | sort -V | tail -n 1)
   [[ -z $lease ]] || sed -n 's/^ *"job": "\([0-9]\{1,\}\)",\{0,1\}$/\1/p' "$lease"
 }
 
@@ -164,13 +164,13 @@ return_with_peer() { # PROGRAM: returns where it will not
   local arm own other role peer state deadline=$((SECONDS + RETURN_SECONDS))
   [[ -n $JOB ]] && command -v squeue >/dev/null || return 0
   case $1 in
-    trainer) own=checkpoints other=ann_data role=generator ;;
-    generator) own=ann_data other=checkpoints role=trainer ;;
+    trainer) own=${LAYOUT[checkpoints]} other=${LAYOUT[ann_data]} role=generator ;;
+    generator) own=${LAYOUT[ann_data]} other=${LAYOUT[checkpoints]} role=trainer ;;
     *) return 0 ;; # it has no peer
   esac
   arm=$(dirname "${STOP_FILES[$1]}")
-  if [[ -f $arm/$own/FAILED.json ]]; then
-    say_error "not requeued: the $1 itself has failed, see $arm/$own/FAILED.json"
+  if [[ -f $arm/$own/${LAYOUT[failed]} ]]; then
+    say_error "not requeued: the $1 itself has failed, see $arm/$own/${LAYOUT[failed]}"
     return 0
   fi
   peer=$(peer_job "$arm/$other" "$role")

@@ -128,10 +128,10 @@ run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
   local -A pid=() code=()
   local role failed='' reason='' deadline='' next_line=$((SECONDS + PROGRESS_SECONDS)) shown='' line
 
-  rm -f "$directory"/{ann_data,checkpoints}/FAILED.json # an earlier run's must not be taken for this one's
-  start "$directory/trainer.out" "${trainer_argv[@]}"
+  rm -f "$directory"/{"${LAYOUT[ann_data]}","${LAYOUT[checkpoints]}"}/"${LAYOUT[failed]}" # an earlier run's must not be taken for this one's
+  start "$directory/trainer${LAYOUT[output_end]}" "${trainer_argv[@]}"
   pid[trainer]=$STARTED
-  start "$directory/generator.out" "${generator_argv[@]}"
+  start "$directory/generator${LAYOUT[output_end]}" "${generator_argv[@]}"
   pid[generator]=$STARTED
 
   while ((${#code[@]} < 2)); do
@@ -165,7 +165,7 @@ run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
     fi
     if ((SECONDS >= next_line)); then
       next_line=$((SECONDS + PROGRESS_SECONDS))
-      line=$(progress_line "$directory/trainer.out")
+      line=$(progress_line "$directory/trainer${LAYOUT[output_end]}")
       [[ -z $line || $line == "$shown" ]] || printf '    %s: %s\n' "$name" "$line"
       shown=$line
     fi
@@ -178,6 +178,6 @@ run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
     echo "$name: the $failed has stopped; its state is saved"
     return "$STATE_SAVED_CODE"
   fi
-  show_failure "$name: the $failed$reason" "${code[$failed]}" "$directory/$failed.out"
+  show_failure "$name: the $failed$reason" "${code[$failed]}" "$directory/$failed${LAYOUT[output_end]}"
   return "$((code[$failed] > 0 ? code[$failed] : 1))"
 }

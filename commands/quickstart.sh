@@ -39,11 +39,11 @@ source commands/embedded.sh
 remove_outdated_arms() {
   local name
   for name in "${STRATEGIES[@]}"; do
-    if ! has_word "$name" "${strategies[@]}" && [[ -d $RUN/arms/$name ]]; then
-      arm_programs "$name" "$SEED" "arms/$name"
+    if ! has_word "$name" "${strategies[@]}" && [[ -d $RUN/${LAYOUT[arms]}/$name ]]; then
+      arm_programs "$name" "$SEED" "${LAYOUT[arms]}/$name"
       UPSTREAM=warmup
       STAMP=$(stamp_of "${TRAINER[@]}" "${GENERATOR[@]}")
-      if ! stage_is_complete "$name" "$ARM/checkpoints/DONE.json"; then
+      if ! stage_is_complete "$name" "$ARM/${LAYOUT[checkpoints]}/${LAYOUT[done]}"; then
         echo "removing $RUN/$ARM: incomplete, or made with other settings"
         rm -rf "${RUN:?}/$ARM"
       fi
@@ -54,10 +54,11 @@ remove_outdated_arms() {
 up_to_the_warmup
 ((dry_run == 1)) || remove_outdated_arms
 for name in "${strategies[@]}"; do
-  arm "$name" "$name" "$SEED" "arms/$name"
+  arm "$name" "$name" "$SEED" "${LAYOUT[arms]}/$name"
 done
 UPSTREAM="bm25 warmup_eval ${strategies[*]/%/.eval}"
-stage report report.json "report.json report.md report.html" report.out results.report --run_dir "$RUN"
+stage report "${LAYOUT[report_json]}" "${LAYOUT[report_json]} ${LAYOUT[report_markdown]} ${LAYOUT[report_html]}" \
+  "report${LAYOUT[output_end]}" results.report --run_dir "$RUN"
 if ((dry_run == 0)); then # the table, and where the report is
-  if [[ -s $RUN/report.out ]]; then cat "$RUN/report.out"; else echo "report: $RUN/report.html"; fi
+  if [[ -s $RUN/report${LAYOUT[output_end]} ]]; then cat "$RUN/report${LAYOUT[output_end]}"; else echo "report: $RUN/${LAYOUT[report_html]}"; fi
 fi

@@ -15,19 +15,19 @@ choose_arm "$@"
 arm=$(arm_dir "$STRATEGY")
 run=$(run_dir)
 if ((DRY_RUN == 1)); then
-  evaluation_command "$WARMUP_CHECKPOINT" "$arm/eval" --ann_dir "$arm/ann_data"
+  evaluation_command "$WARMUP_CHECKPOINT" "$arm/${LAYOUT[evaluation]}" --ann_dir "$arm/${LAYOUT[ann_data]}"
   run_here "${COMMAND[@]}"
   exit
 fi
-[[ -f $arm/checkpoints/DONE.json ]] || die "no DONE.json in $arm/checkpoints: let the arm's trainer finish first"
+[[ -f $arm/${LAYOUT[checkpoints]}/${LAYOUT[done]} ]] || die "no ${LAYOUT[done]} in $arm/${LAYOUT[checkpoints]}: let the arm's trainer finish first"
 begin_job "$arm"
-evaluation_command "$(newest_checkpoint "$arm/checkpoints")" "$arm/eval" --ann_dir "$arm/ann_data"
+evaluation_command "$(newest_checkpoint "$arm/${LAYOUT[checkpoints]}")" "$arm/${LAYOUT[evaluation]}" --ann_dir "$arm/${LAYOUT[ann_data]}"
 run_whole_step "${COMMAND[@]}"
 
 take_lock "$run/.report.lock" # the arms of a run may end at once
-[[ -e $run/preprocessed ]] || ln -s "$DATA_DIR" "$run/preprocessed"
+[[ -e $run/${LAYOUT[preprocessed]} ]] || ln -s "$DATA_DIR" "$run/${LAYOUT[preprocessed]}"
 # Of the checkpoint that the arms start from: another one's has to go.
-if ! "$PYTHON" - "$run/warmup/eval/metrics.json" "$WARMUP_CHECKPOINT" <<'PY'; then
+if ! "$PYTHON" - "$run/${LAYOUT[warmup]}/${LAYOUT[evaluation]}/${LAYOUT[evaluation_record]}" "$WARMUP_CHECKPOINT" <<'PY'; then
 import json, pathlib, sys
 
 try:
@@ -36,13 +36,13 @@ except (OSError, ValueError):
     model = None
 sys.exit(model != str(pathlib.Path(sys.argv[2])))
 PY
-  evaluation_command "$WARMUP_CHECKPOINT" "$run/warmup/eval"
+  evaluation_command "$WARMUP_CHECKPOINT" "$run/${LAYOUT[warmup]}/${LAYOUT[evaluation]}"
   run_whole_step "${COMMAND[@]}"
 fi
 if [[ -e $RAW_DATA_DIR ]]; then
-  bm25 "$run/bm25"
+  bm25 "$run/${LAYOUT[bm25]}"
 fi
-if [[ ! -f $run/bm25/metrics.json ]]; then
+if [[ ! -f $run/${LAYOUT[bm25]}/${LAYOUT[evaluation_record]} ]]; then
   echo "no report: $RAW_DATA_DIR, which BM25 reads, is not there; with it, run this script again"
   exit
 fi

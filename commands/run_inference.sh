@@ -12,9 +12,9 @@ source "$REPO/commands/arm.sh"
 
 split_flags "$@"
 need_warmup
-inference=$(run_dir)/inference
+inference=$(run_dir)/${LAYOUT[inference]}
 begin_job "$inference" generator
 need_data
 # A training directory in which no trainer leaves a checkpoint to be taken in its place.
-generator_command "$GPUS" "$STRATEGY" --inference --training_dir "$inference/checkpoints" --output_dir "$inference"
+generator_command "$GPUS" "$STRATEGY" --inference --training_dir "$inference/${LAYOUT[checkpoints]}" --output_dir "$inference"
 run_step generator "${COMMAND[@]}"

@@ -2,6 +2,7 @@
 # Makes .venv in the repository's root hold the packages of a requirements file; does nothing where it does already.
 # Complete is what has a stamp with the sha256 of the requirements; an interrupted or outdated one is made again.
 # Runs at the same time wait for each other.
+: "${SETS_UP_PYTHON:=1}" # env.sh asks
 set -eu
 # The repository: of this file, or of the file that it is a link to, or that Slurm has made this copy of.
 found() { for REPO in "$(dirname -- "$1")"/{..,../..}; do [[ -L $1 || ! -f $REPO/commands/env.sh ]] || return 0; done; return 1; }

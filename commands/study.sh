@@ -68,25 +68,25 @@ STAGE_COUNT=$((7 + 2 * ${#SEEDS[@]} * ${#NAMES[@]}))
 setting RUN_SPACE_MB $((500 + 250 * ${#SEEDS[@]} * ${#NAMES[@]}))
 # shellcheck source=embedded.sh
 source commands/embedded.sh
-ARM_GENERATOR_FLAGS=(--only_keep_latest_embedding_file --bm25_dir "$RUN/bm25")
+ARM_GENERATOR_FLAGS=(--only_keep_latest_embedding_file --bm25_dir "$RUN/${LAYOUT[bm25]}")
 
 up_to_the_warmup
 if ((dry_run == 0)); then # a mistyped strategy must not be found when its arm's turn comes
   for name in "${NAMES[@]}"; do
     arm_programs "${STRATEGY_OF[$name]}" 0 "checked/$name"
     command_for 1 "${GENERATOR[@]}" --dry_run
-    run_logged "the arm $name" "$RUN/checked.out" "${COMMAND[@]}" || exit
+    run_logged "the arm $name" "$RUN/checked${LAYOUT[output_end]}" "${COMMAND[@]}" || exit
   done
 fi
 for seed in "${SEEDS[@]}"; do
   for name in "${NAMES[@]}"; do
-    arm "seed-$seed.$name" "${STRATEGY_OF[$name]}" $((seed + OFFSET_OF[$name])) "seed-$seed/$name"
+    arm "seed-$seed.$name" "${STRATEGY_OF[$name]}" $((seed + OFFSET_OF[$name])) "${LAYOUT[seed_prefix]}$seed/$name"
   done
 done
 first_seed=() UPSTREAM=warmup # another seed would take other queries
 for name in "${NAMES[@]}"; do
   if ((OFFSET_OF[$name] == 0)); then
-    first_seed+=("$name=seed-${SEEDS[0]}/$name")
+    first_seed+=("$name=${LAYOUT[seed_prefix]}${SEEDS[0]}/$name")
     UPSTREAM+=" seed-${SEEDS[0]}.$name"
   fi
 done
@@ -96,7 +96,7 @@ if ((dry_run == 1)); then
   printf '%q ' "${study[@]}" && echo
   exit
 fi
-rm -f "$RUN/report.out"
+rm -f "$RUN/report${LAYOUT[output_end]}"
 command_for 1 "${study[@]}"
-run_logged report "$RUN/report.out" "${COMMAND[@]}" || exit
-cat "$RUN/report.out" # the table, and where the report is
+run_logged report "$RUN/report${LAYOUT[output_end]}" "${COMMAND[@]}" || exit
+cat "$RUN/report${LAYOUT[output_end]}" # the table, and where the report is

@@ -88,7 +88,7 @@ check_flags() {
   parsed+=(GenerateFlags run_ann_data_gen "${COMMAND[@]:5}" ::)
   trainer_command "$gpus" "$STRATEGY"
   parsed+=(AnnFlags run_ann "${COMMAND[@]:5}" ::)
-  evaluation_command "$WARMUP_CHECKPOINT" "$(arm_dir "$STRATEGY")/eval"
+  evaluation_command "$WARMUP_CHECKPOINT" "$(arm_dir "$STRATEGY")/${LAYOUT[evaluation]}"
   parsed+=(EvalFlags run_eval "${COMMAND[@]:5}")
   "$PYTHON" -c "$PARSE" "${parsed[@]}"
 }
@@ -97,8 +97,8 @@ check_flags() {
 dry_run_programs() {
   local script
   local -a scripts=()
-  [[ -n $WARMUP_CHECKPOINT_GIVEN || ! -f $DATA_DIR/manifest.json ]] || scripts=(run_train_warmup.sh)
-  if [[ -f $DATA_DIR/manifest.json && -n $WARMUP_CHECKPOINT ]]; then
+  [[ -n $WARMUP_CHECKPOINT_GIVEN || ! -f $DATA_DIR/${LAYOUT[collection_manifest]} ]] || scripts=(run_train_warmup.sh)
+  if [[ -f $DATA_DIR/${LAYOUT[collection_manifest]} && -n $WARMUP_CHECKPOINT ]]; then
     scripts+=(run_train.sh run_ann_data_gen.sh run_evaluation.sh)
   else
     echo "the programs' flags are right; their inputs will be checked where there are data and a warmup checkpoint"
@@ -154,7 +154,7 @@ submit() { # NAME SCRIPT DEPENDENCY GPUS COMMENT [OPTION OF SBATCH]: sets ID
   local -a argv
   shift 5
   if [[ " $* " == *" --array="* ]]; then log=%x-%A_%a.out; fi
-  argv=(sbatch --parsable --export=ALL "--job-name=$name" "--comment=$comment" "--output=$RUN/logs/$log" "$@")
+  argv=(sbatch --parsable --export=ALL "--job-name=$name" "--comment=$comment" "--output=$RUN/${LAYOUT[logs]}/$log" "$@")
   [[ -z $dependency ]] || argv+=("--dependency=$dependency" --kill-on-invalid-dep=yes)
   [[ -z $gpus ]] || argv+=("--gpus-per-node=$gpus")
   argv+=("${sbatch_options[@]+"${sbatch_options[@]}"}" "$script" "${flags[@]+"${flags[@]}"}")
@@ -170,7 +170,7 @@ submit() { # NAME SCRIPT DEPENDENCY GPUS COMMENT [OPTION OF SBATCH]: sets ID
   ID=${answer%%;*}
   submitted+=("$ID")
   log=${log/\%x/$name} log=${log/\%j/$ID} log=${log/\%A/$ID}
-  row "$ID" "$name" "${dependency:--}" "$RUN/logs/${log/\%a/[0-3]}"
+  row "$ID" "$name" "${dependency:--}" "$RUN/${LAYOUT[logs]}/${log/\%a/[0-3]}"
 }
 
 row() { # JOB NAME AFTER LOG
@@ -181,7 +181,7 @@ submit_warmup() { # sets AFTER, the dependency of the first negatives
   AFTER=''
   if [[ -n $WARMUP_CHECKPOINT_GIVEN ]]; then
     row - warmup given "$WARMUP_CHECKPOINT_GIVEN"
-  elif [[ -f $WARMUP_DIR/DONE.json ]]; then
+  elif [[ -f $WARMUP_DIR/${LAYOUT[done]} ]]; then
     row - warmup 'done' "$WARMUP_CHECKPOINT"
   else
     ID=$(job_of "$WARMUP_DIR" ance_warmup)
@@ -215,7 +215,7 @@ check_flags
 if ((dry_run == 0)); then
   command -v sbatch >/dev/null ||
     die "sbatch is not in PATH: submit from a login node, or run commands/run_arm.sh on this one"
-  mkdir -p "$RUN/logs" # without it every job fails without a word
+  mkdir -p "$RUN/${LAYOUT[logs]}" # without it every job fails without a word
 fi
 look_at_queue
 refuse_second_chain

@@ -4,6 +4,7 @@
 #     bash commands/test.sh [-k WORDS] [tests/test_X.py] ...
 #
 # PYTHON=/path/to/python uses that interpreter as it is and sets up nothing.
+: "${SETS_UP_PYTHON:=1}" # env.sh asks
 set -eu
 # The repository: of this file, or of the file that it is a link to, or that Slurm has made this copy of.
 found() { for REPO in "$(dirname -- "$1")"/{..,../..}; do [[ -L $1 || ! -f $REPO/commands/env.sh ]] || return 0; done; return 1; }

@@ -31,6 +31,9 @@ def copy_scripts(directory: Path) -> Path:
     """A repository that holds the scripts and nothing to run: ``directory/a päth with space``."""
     repo = directory / "a päth with space"
     shutil.copytree(REPO / "commands", repo / "commands", ignore=shutil.ignore_patterns("site.env"))
+    for name in ("utils/__init__.py", "utils/errors.py", "utils/exchange/__init__.py", "utils/exchange/layout.py"):
+        (repo / name).parent.mkdir(parents=True, exist_ok=True)  # the names that the scripts ask for
+        shutil.copy(REPO / name, repo / name)
     (repo / "drivers").mkdir()
     (repo / "drivers" / "run_ann.py").touch()
     (repo / "requirements.txt").write_text("# none\n")

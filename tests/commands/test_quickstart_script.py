@@ -179,7 +179,8 @@ def test_failures_of_an_earlier_run_are_removed_before_the_pair_starts(quickstar
     for path in left:
         path.parent.mkdir(parents=True)
         path.touch()
-    pair = f'source "{quickstart.repo}/commands/processes.sh"; check=(test ! -e "$2"); run_pair x "$1" check check'
+    sourced = "; ".join(f'source "{quickstart.repo}/commands/{name}.sh"' for name in ("env", "processes"))
+    pair = f'{sourced}; check=(test ! -e "$2"); run_pair x "$1" check check'
     script = write_script(quickstart.repo / "pair.sh", f"set -euo pipefail; {pair}\n")
     for path in left:
         result = run_script(script, tmp_path / "arm", path)

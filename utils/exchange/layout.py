@@ -16,6 +16,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,12 +63,15 @@ SUMMARY_JSON = "summary.json"  # of a study
 
 NUMBER = "(0|[1-9][0-9]*)"  # as we write it: no leading zeros, no digits of other scripts
 CHECKPOINT_PREFIX = "checkpoint-"
+SEED_PREFIX = "seed-"  # in a study's directory
+STOP_PREFIX = ".stop-"  # of the file by which a job's script asks a program to end
+OUTPUT_END = ".out"  # of what a program printed
 CHECKPOINT_PATTERN = re.compile(f"{CHECKPOINT_PREFIX}{NUMBER}")
 NEGATIVES_PATTERN = re.compile(f"ann_training_data_{NUMBER}")
 RECORD_PATTERN = re.compile(f"ann_ndcg_{NUMBER}")
 CANDIDATES_PATTERN = re.compile(rf"ann_candidates_{NUMBER}\.npz")
 EMBEDDINGS_PATTERN = re.compile(r"step-\d+-[0-9a-f]{16}")
-SEED_PATTERN = re.compile(f"seed-{NUMBER}")  # in a study's directory
+SEED_PATTERN = re.compile(f"{SEED_PREFIX}{NUMBER}")
 
 
 @dataclass(frozen=True)
@@ -189,11 +194,11 @@ class ArmLayout:
 
     def output(self, program: str) -> Path:
         """What the trainer, the generator or the evaluation printed."""
-        return self.root / f"{program}.out"
+        return self.root / f"{program}{OUTPUT_END}"
 
     def stop_file(self, program: str, job: str) -> Path:
         """By which a job's script asks the program to save its state and end."""
-        return self.root / f".stop-{program}-{job}"
+        return self.root / f"{STOP_PREFIX}{program}-{job}"
 
 
 @dataclass(frozen=True)
@@ -246,7 +251,7 @@ class RunLayout:
         return self.root / ARMS
 
     def seed(self, seed: int) -> Path:
-        return self.root / f"seed-{seed}"
+        return self.root / f"{SEED_PREFIX}{seed}"
 
 
 def embeddings_path(embeddings_dir: Path, step: int, key: str) -> Path:
@@ -268,3 +273,18 @@ def numbered(directory: Path, pattern: re.Pattern[str]) -> list[int]:
 
     matches = (pattern.fullmatch(name) for name in atomic.listing(directory))
     return sorted(int(match[1]) for match in matches if match)
+
+
+def bash_names() -> dict[str, str]:
+    """Each name by its constant's in lower case, and those of the first negatives: what the scripts look for."""
+    names = {name.lower(): value for name, value in globals().items() if name.isupper() and isinstance(value, str)}
+    return {
+        **names,
+        "first_record": JobLayout(Path()).record(0).name,
+        "first_negatives": JobLayout(Path()).negatives(0).name,
+    }
+
+
+if __name__ == "__main__":
+    entries = " ".join(f"[{name}]={shlex.quote(value)}" for name, value in bash_names().items())
+    sys.stdout.write(f"LAYOUT=({entries})\n")

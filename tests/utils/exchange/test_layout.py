@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,3 +97,28 @@ def test_the_names_that_other_programs_read() -> None:
     assert paths_of(ReportLayout(Path())) == ["report.html", "report.json", "report.md", "summary.json"]
     run = paths_of(RunLayout(Path()), seed=4)
     assert run == ["arms", "bm25", "preprocessed", "seed-4", "warmup", "warmup/eval"]
+
+
+def test_bash_has_the_names_at_once(tmp_path: Path) -> None:
+    """Commands/env.sh asks at the start of every script."""
+    began = time.monotonic()
+    printed = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "utils.exchange.layout"], cwd=REPO, capture_output=True, text=True
+    )
+    assert time.monotonic() - began < 2 and not re.search(r"\| +(numpy|torch)$", printed.stderr, re.M)
+    (tmp_path / "names.sh").write_text(printed.stdout)
+    script = 'declare -A LAYOUT; . "$0"; echo "${LAYOUT[checkpoints]} ${LAYOUT[first_record]} ${LAYOUT[done]}"'
+    told = subprocess.run(["bash", "-euc", script, tmp_path / "names.sh"], capture_output=True, text=True)
+    assert told.stdout == "checkpoints ann_ndcg_0 DONE.json\n", told
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "commands").glob("*.sh")), ids=lambda path: path.name)
+def test_no_script_spells_a_name(path: Path) -> None:
+    """After a / in a path with a variable in front; what is said to people, and comments, may."""
+    names = "|".join(map(re.escape, sorted(NAMES - {"."}, key=len, reverse=True)))
+    prefixes = r"(checkpoint-|seed-)\$|(ann_ndcg_|ann_training_data_)\d"
+    spelled = re.compile(rf"\$[^ ]*/(({names})(?=[\"/\s}})]|$)|{prefixes})")
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not re.match(r"\s*(#|die |say_error |echo )", line):
+            assert not spelled.search(line.partition(" # ")[0]), line
+    assert spelled.search('rm "$arm/checkpoints/DONE.json"') and not spelled.search('echo "$arm/mine"')
