@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from drivers.embeddings.shards import stored_passages
 from drivers.embeddings.store import PASSAGES, open_shards, read_queries, read_query_rows
 from tests.fingerprint import loop
 from tests.toy_loop import toy_loop, write_triples
-from tests.toys.by_norm import NormIndex
+from utils.search.registry import BACKENDS
 from utils.search.settings import SearchSettings
 from utils.search.source import all_at_once, in_memory
+
+with patch.dict(BACKENDS):  # afterwards only our own are registered again
+    from tests.toys.by_norm import NormIndex
 
 SEARCH = ("--search_backend", "by_norm")
 

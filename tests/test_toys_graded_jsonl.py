@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import pytrec_eval
 
+from data.sources.registry import SOURCES
 from data.tokens.collection import open_preprocessed
 from tests.fingerprint import loop
 from tests.fingerprint.programs import ProgramFailed
 from tests.toy_loop import toy_loop
-from tests.toys.graded_jsonl import records
+
+with patch.dict(SOURCES):  # afterwards only our own are registered again
+    from tests.toys.graded_jsonl import records
 
 MEASURES = {
     "ndcg@10": "ndcg_cut_10", "map@10": "map_cut_10", "recall@20": "recall_20", "recall@100": "recall_100",
