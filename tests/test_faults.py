@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import REPO
 from tests.faults import order
 from tests.faults.__main__ import ROWS, inject
 from tests.faults.programs import GENERATOR, TRAINER
 from tests.faults.runs import Lab, Miss, NeverInjected, Outcome, Play, count_plan, injected, laboratory
 from tests.faults.space import PREFLIGHT_OVER
 from tests.faults.victim import Operation, read_log
-from tests.faults.zygote import REPO
 
 pytestmark = pytest.mark.slow
 
@@ -52,22 +52,22 @@ def operations_of(play: Play, role: str) -> list[str]:
 
 def test_how_many_operations_there_are_does_not_depend_on_who_is_first(lab: Lab) -> None:
     assert lab.finished is not None
-    zygote = lab.zygotes.get()
-    play = Play(lab, zygote, lab.new_run())
+    server = lab.servers.get()
+    play = Play(lab, server, lab.new_run())
     try:
         play.start(GENERATOR, count_plan(play.run, GENERATOR))
         play.watch_until(play.run.ann_data.exists, "the generator did not begin")
         play.to_the_end({TRAINER: count_plan(play.run, TRAINER)})
     finally:
-        lab.zygotes.put(zygote)
-    first = Play(lab, zygote, lab.finished)
+        lab.servers.put(server)
+    first = Play(lab, server, lab.finished)
     assert operations_of(play, TRAINER) == operations_of(first, TRAINER)
     assert operations_of(play, GENERATOR) == operations_of(first, GENERATOR)
 
 
 def test_a_run_that_outlives_its_limit_leaves_stacks_and_logs(lab: Lab) -> None:
-    zygote = lab.zygotes.get()
-    play = Play(lab, zygote, lab.new_run())
+    server = lab.servers.get()
+    play = Play(lab, server, lab.new_run())
     trainer = play.start(TRAINER)  # alone: it waits for a generator
     try:
         out = play.run.out(TRAINER)
@@ -78,7 +78,7 @@ def test_a_run_that_outlives_its_limit_leaves_stacks_and_logs(lab: Lab) -> None:
         assert trainer.code == -signal.SIGABRT
     finally:
         play.stop_all()
-        lab.zygotes.put(zygote)
+        lab.servers.put(server)
     stacks = play.run.err(TRAINER).read_text()
     assert "drivers/train/ann.py" in stacks and "in keep_beating" in stacks  # the work and the heartbeat
     assert (play.run.directory / "waits").read_text().startswith(f"process {trainer.pid}\nthread {trainer.pid} (")

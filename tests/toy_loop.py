@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.zygote import Child
+from tests.faults.fork_server import Child
 from tests.fingerprint import loop
 from tests.fingerprint.programs import Command, Programs, fork_server
 

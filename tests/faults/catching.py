@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tests.faults import damage, fencing, kills, mutants, order, peers, stops
+from tests.faults.fork_server import ForkServer
 from tests.faults.mutants import MUTANTS, Mutant
 from tests.faults.programs import TRAINER, WARMUP
 from tests.faults.runs import Lab, Miss, Outcome, outcome_of, undisturbed
 from tests.faults.victim import PUBLISHING, Operation, read_log
-from tests.faults.zygote import ForkServer
 
 SEEDS = 4  # tries of a row: by chance its few faults may be none that a mutant answers wrongly
 DAMAGES = 60
@@ -36,14 +36,14 @@ def expect_none(outcomes: list[Outcome]) -> None:
             raise Miss(f"{outcome.fault}: {outcome.problem}")
 
 
-def in_order(lab: Lab, zygote: ForkServer) -> None:
+def in_order(lab: Lab, server: ForkServer) -> None:
     """An undisturbed run of the mutant's own."""
     own = replace(lab, reference={}, seconds={})
-    undisturbed(own, zygote)
+    undisturbed(own, server)
     expect_none(order.run(own, 1, random.Random(0)))
 
 
-def damaged(lab: Lab, _zygote: ForkServer) -> None:
+def damaged(lab: Lab, _server: ForkServer) -> None:
     expect_none(damage.run(lab, DAMAGES, random.Random(0)))
 
 
@@ -55,23 +55,23 @@ def to_first_checkpoint(lab: Lab) -> list[Operation]:
     return [each for each in log[: log.index(published) + 1] if each.thread == "main"]
 
 
-def killed_after_a_checkpoint(lab: Lab, zygote: ForkServer) -> None:
+def killed_after_a_checkpoint(lab: Lab, server: ForkServer) -> None:
     """Within the first window, so that the next job has to find its place in it."""
-    kills.inject(lab, zygote, kills.Kill(TRAINER, to_first_checkpoint(lab)[-1].at + 2))
+    kills.inject(lab, server, kills.Kill(TRAINER, to_first_checkpoint(lab)[-1].at + 2))
 
 
-def stopped_at_odd_steps(lab: Lab, zygote: ForkServer) -> None:
+def stopped_at_odd_steps(lab: Lab, server: ForkServer) -> None:
     for step in ODD_STEPS:
-        stops.inject(lab, zygote, stops.Stop(WARMUP, "SIGTERM", step, 0.0))
+        stops.inject(lab, server, stops.Stop(WARMUP, "SIGTERM", step, 0.0))
 
 
-def taken_over_at_a_checkpoint(lab: Lab, zygote: ForkServer) -> None:
+def taken_over_at_a_checkpoint(lab: Lab, server: ForkServer) -> None:
     at = sum(each.kind in PUBLISHING for each in to_first_checkpoint(lab))
-    fencing.inject(lab, zygote, fencing.Pause(TRAINER, at, until_finished=False))
+    fencing.inject(lab, server, fencing.Pause(TRAINER, at, until_finished=False))
 
 
-def left_alone(lab: Lab, zygote: ForkServer) -> None:
-    peers.inject(lab, zygote, peers.Ending(PEER_STEP, signal.SIGKILL, 0.0))
+def left_alone(lab: Lab, server: ForkServer) -> None:
+    peers.inject(lab, server, peers.Ending(PEER_STEP, signal.SIGKILL, 0.0))
 
 
 FAULTS: dict[str, Callable[[Lab, ForkServer], None]] = {
@@ -105,10 +105,10 @@ def of_mutant(lab: Lab, mutant: Mutant, row: str, meet: Callable[[Lab], None]) -
     return ""
 
 
-def catch(lab: Lab, zygote: ForkServer, mutant: Mutant) -> None:
+def catch(lab: Lab, server: ForkServer, mutant: Mutant) -> None:
     """Miss where the first row's fault does not show the mutant."""
     row = mutant.rows[0]
-    if not of_mutant(lab, mutant, row, lambda broken: FAULTS[row](broken, zygote)):
+    if not of_mutant(lab, mutant, row, lambda broken: FAULTS[row](broken, server)):
         raise Miss(f"not caught by {FAULTS[row].__name__}")
 
 
@@ -125,11 +125,11 @@ def small_row(lab: Lab, name: str, seed: int) -> list[Outcome]:
 
     if ROWS[name].run is not order.run:
         return inject(lab, name, full=False, seed=seed)
-    zygote = lab.zygotes.get()
+    server = lab.servers.get()
     try:
-        return [outcome_of("order", lambda: in_order(lab, zygote))]
+        return [outcome_of("order", lambda: in_order(lab, server))]
     finally:
-        lab.zygotes.put(zygote)
+        lab.servers.put(server)
 
 
 def run(lab: Lab, count: int, _rng: random.Random) -> list[Outcome]:

@@ -7,12 +7,12 @@ import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tests.faults.fork_server import Child, ForkServer
 from tests.faults.kills import roles_beside
 from tests.faults.order import is_published
 from tests.faults.programs import ROLES, SAVE_STEPS, Run
 from tests.faults.runs import Lab, Miss, NeverInjected, Outcome, Play, count_plan, injected, pick
 from tests.faults.victim import PUBLISHING, SUCCEEDED, Operation, read_log
-from tests.faults.zygote import Child, ForkServer
 
 FENCED, REFUSED = 75, 2
 
@@ -44,14 +44,14 @@ def leases(run: Run, role: str) -> list[str]:
     return sorted(path.name for path in run.own_directory(role).glob(f".leases/{role}-*.json"))
 
 
-def inject(lab: Lab, zygote: ForkServer, pause: Pause) -> None:
-    injected(lambda: fence(lab, zygote, pause))
+def inject(lab: Lab, server: ForkServer, pause: Pause) -> None:
+    injected(lambda: fence(lab, server, pause))
 
 
-def fence(lab: Lab, zygote: ForkServer, pause: Pause) -> None:
+def fence(lab: Lab, server: ForkServer, pause: Pause) -> None:
     """One try; NeverInjected where the role ended before the publication."""
     run = lab.new_run()
-    play = Play(lab, zygote, run, roles_beside(pause.role))
+    play = Play(lab, server, run, roles_beside(pause.role))
     plan = count_plan(run, pause.role, what="stop", at=pause.at, kinds=PUBLISHING)
     try:
         for role in play.roles:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from tests.faults.fork_server import Child, ForkServer
 from tests.faults.programs import ROLES, SAVE_STEPS, WARMUP
 from tests.faults.runs import PAIR, Lab, Miss, Outcome, Play, count_plan, pick
 from tests.faults.victim import INJECTED, read_log
-from tests.faults.zygote import Child, ForkServer
 
 HEARTBEAT_OPERATIONS = 12  # of the heartbeat's thread, at most: how many there are is a matter of time
 EVERY_BOUNDARY, INSTANTS = 400, 100
@@ -56,9 +56,9 @@ def instants(lab: Lab, rng: random.Random, count: int) -> list[Kill]:
     return [Kill(role, seconds=rng.uniform(0, lab.seconds[role])) for role in roles]
 
 
-def inject(lab: Lab, zygote: ForkServer, kill: Kill) -> None:
+def inject(lab: Lab, server: ForkServer, kill: Kill) -> None:
     for attempt in range(ATTEMPTS):
-        play = Play(lab, zygote, lab.new_run(), roles_beside(kill.role))
+        play = Play(lab, server, lab.new_run(), roles_beside(kill.role))
         try:
             was_killed = strike(play, kill, 0.5**attempt)
             play.to_the_end()

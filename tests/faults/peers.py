@@ -7,9 +7,9 @@ import signal
 import time
 from dataclasses import dataclass
 
+from tests.faults.fork_server import Child, ForkServer
 from tests.faults.programs import GENERATOR, LEASE_SECONDS, STEPS, TRAINER, WINDOW
 from tests.faults.runs import PAIR, TEMPO, Lab, Miss, Outcome, Play, steps_logged
-from tests.faults.zygote import Child, ForkServer
 
 POLL_SECONDS = 0.5
 POLLS = {
@@ -46,8 +46,8 @@ def seconds_to_end(play: Play, child: Child, limit_seconds: float) -> float:
     return time.monotonic() - started
 
 
-def inject(lab: Lab, zygote: ForkServer, ending: Ending) -> None:
-    play = Play(lab, zygote, lab.new_run())
+def inject(lab: Lab, server: ForkServer, ending: Ending) -> None:
+    play = Play(lab, server, lab.new_run())
     expected, limit_seconds = 0, 2 * POLL_SECONDS + GRACE_SECONDS
     try:
         for role in PAIR:

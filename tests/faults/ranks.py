@@ -12,10 +12,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.fork_server import ENVIRONMENT, ForkServer
 from tests.faults.programs import GENERATOR, ROLES, TRAINER, Run, words_of
 from tests.faults.runs import PAIR, Lab, Miss, Outcome, Play, steps_logged
 from tests.faults.stacks import processes_in
-from tests.faults.zygote import ENVIRONMENT, ForkServer
 
 COLLECTIVE_SECONDS, MINUTE = 5, 60
 START_SECONDS = 120.0
@@ -70,9 +70,9 @@ def is_at_work(run: Run, role: str) -> bool:
     return bool(steps_logged(run, role))
 
 
-def inject(lab: Lab, zygote: ForkServer, loss: Loss) -> None:
+def inject(lab: Lab, server: ForkServer, loss: Loss) -> None:
     run = lab.new_run()
-    play = Play(lab, zygote, run, PAIR, limit_seconds=START_SECONDS + COLLECTIVE_SECONDS + MINUTE)
+    play = Play(lab, server, run, PAIR, limit_seconds=START_SECONDS + COLLECTIVE_SECONDS + MINUTE)
     job = launch(lab, run, loss.role)
     try:
         if loss.role == TRAINER:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.faults.fork_server import REPO, Child, ForkServer, Request
 from tests.faults.programs import (
     GENERATOR,
     REFRESHES,
@@ -30,7 +31,6 @@ from tests.faults.programs import (
 )
 from tests.faults.stacks import end_with_stacks, processes_in
 from tests.faults.victim import Plan
-from tests.faults.zygote import REPO, Child, ForkServer, Request
 
 LIMIT_SECONDS = 90.0  # of one run with everything that is done to it; an undisturbed one takes two
 LOOK_SECONDS = 0.02
@@ -163,7 +163,7 @@ class Lab:
     directory: Path
     inputs: Inputs
     repo: Path
-    zygotes: queue.SimpleQueue[ForkServer]
+    servers: queue.SimpleQueue[ForkServer]
     workers: int
     reference: dict[str, str] = field(default_factory=dict)
     finished: Run | None = None  # the undisturbed run
@@ -179,23 +179,23 @@ class Lab:
         return run
 
     def each(self, cases: Iterable[Case], inject: Callable[[Lab, ForkServer, Case], None]) -> list[Outcome]:
-        """``inject`` every case, as many at a time as there are zygotes; a case's words are its name."""
+        """``inject`` every case, as many at a time as there are fork servers; a case's words are its name."""
         waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
         outcomes: list[Outcome] = []
         for case in cases:
             waiting.put(case)
 
         def work() -> None:
-            zygote = self.zygotes.get()
+            server = self.servers.get()
             try:
                 while True:
                     try:
                         case = waiting.get_nowait()
                     except queue.Empty:
                         return
-                    outcomes.append(outcome_of(case, lambda: inject(self, zygote, case)))  # noqa: B023
+                    outcomes.append(outcome_of(case, lambda: inject(self, server, case)))  # noqa: B023
             finally:
-                self.zygotes.put(zygote)
+                self.servers.put(server)
 
         threads = [threading.Thread(target=work) for _ in range(self.workers)]
         for thread in threads:
@@ -217,28 +217,28 @@ def outcome_of(case: object, inject: Callable[[], None]) -> Outcome:
 
 @contextlib.contextmanager
 def laboratory(directory: Path, repo: Path = REPO, workers: int = 2) -> Iterator[Lab]:
-    """Inputs, zygotes, and the undisturbed runs of all three programs, which must agree with each other."""
-    zygotes: queue.SimpleQueue[ForkServer] = queue.SimpleQueue()
+    """Inputs, fork servers, and the undisturbed runs of all three programs, which must agree with each other."""
+    servers: queue.SimpleQueue[ForkServer] = queue.SimpleQueue()
     made = [ForkServer(repo) for _ in range(workers)]
-    for zygote in made:
-        zygotes.put(zygote)
+    for server in made:
+        servers.put(server)
     try:
-        lab = Lab(directory, make_inputs(directory / "inputs"), repo, zygotes, workers)
-        for zygote in made:
-            zygote.wait_until_ready()
+        lab = Lab(directory, make_inputs(directory / "inputs"), repo, servers, workers)
+        for server in made:
+            server.wait_until_ready()
         undisturbed(lab, made[0])
         yield lab
     finally:
-        for zygote in made:
-            zygote.close()
+        for server in made:
+            server.close()
 
 
-def undisturbed(lab: Lab, zygote: ForkServer) -> None:
+def undisturbed(lab: Lab, server: ForkServer) -> None:
     """A run that nothing disturbs, with every operation logged in ROLE.log."""
     run = lab.finished = lab.new_run()
     for roles in (PAIR, (WARMUP,)):
         started = time.monotonic()
-        play = Play(lab, zygote, run, roles)
+        play = Play(lab, server, run, roles)
         plans = {role: count_plan(run, role) for role in roles}
         play.to_the_end(plans)
         lab.seconds |= dict.fromkeys(roles, time.monotonic() - started)
@@ -259,7 +259,7 @@ class Play:
     """One run and the programs that work in it now."""
 
     lab: Lab
-    zygote: ForkServer
+    server: ForkServer
     run: Run
     roles: tuple[str, ...] = PAIR
     children: dict[str, Child] = field(default_factory=dict)
@@ -275,7 +275,7 @@ class Play:
         words = (*words_of(role, self.lab.inputs, self.run), *more)
         out, err = str(self.run.out(role)), str(self.run.err(role))
         request = Request(words, out, err, plan, mutant=self.lab.mutant, **{"settings": TEMPO, **changes})
-        child = self.children[role] = self.zygote.start(request)
+        child = self.children[role] = self.server.start(request)
         return child
 
     def stop_all(self) -> None:

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tests.faults.fork_server import ForkServer
 from tests.faults.kills import roles_beside
 from tests.faults.programs import ROLES, STEPS
 from tests.faults.runs import ATTEMPTS, Lab, Miss, NeverInjected, Outcome, Play, count_plan, injected, pick
 from tests.faults.victim import INJECTED, WRITING, read_log
-from tests.faults.zygote import ForkServer
 
 NO_SPACE = 2
 # Preflight has to find enough; then a ballast leaves a multiple of the step.
@@ -87,15 +87,15 @@ def can_mount(directory: Path) -> bool:
         return False
 
 
-def inject(lab: Lab, zygote: ForkServer, shortage: Shortage) -> None:
-    injected(lambda: run_short(lab, zygote, shortage))
+def inject(lab: Lab, server: ForkServer, shortage: Shortage) -> None:
+    injected(lambda: run_short(lab, server, shortage))
 
 
-def run_short(lab: Lab, zygote: ForkServer, shortage: Shortage) -> None:
+def run_short(lab: Lab, server: ForkServer, shortage: Shortage) -> None:
     """One run; of a small disk several, each with half of the last one's space, until it is full before the end."""
     for attempt in range(ATTEMPTS):
         run = lab.new_run()
-        play = Play(lab, zygote, run, roles_beside(shortage.role), limit_seconds=60)
+        play = Play(lab, server, run, roles_beside(shortage.role), limit_seconds=60)
         on_disk = shortage.free_bytes is not None
         with small_disk(run.own_directory(shortage.role), DISK_BYTES) if on_disk else contextlib.nullcontext():
             less = shortage.free_bytes // 2**attempt if shortage.free_bytes is not None else None

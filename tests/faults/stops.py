@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.fork_server import Child, ForkServer
 from tests.faults.kills import due_after, roles_beside
 from tests.faults.programs import GENERATOR, REFRESHES, ROLES, STEPS, Run
 from tests.faults.runs import Lab, Miss, Outcome, Play, steps_logged
-from tests.faults.zygote import Child, ForkServer
 
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 OWN_FILE, JOB_FILE = "STOP", "ANCE_STOP_FILE"
@@ -40,9 +40,9 @@ def job_file(run: Run) -> Path:
     return run.directory / "stop-requested"
 
 
-def inject(lab: Lab, zygote: ForkServer, stop: Stop) -> None:
+def inject(lab: Lab, server: ForkServer, stop: Stop) -> None:
     for attempt in range(ATTEMPTS):
-        play = Play(lab, zygote, lab.new_run(), roles_beside(stop.role))
+        play = Play(lab, server, lab.new_run(), roles_beside(stop.role))
         try:
             was_stopped = ask(play, stop, 0.7**attempt)
             if was_stopped:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.faults.fork_server import Child, ForkServer, Request
 from tests.faults.runs import TEMPO
-from tests.faults.zygote import Child, ForkServer, Request
 
 LIMIT_SECONDS = 120.0  # of one program, which takes two
 LOOK_SECONDS = 0.005

@@ -1,6 +1,6 @@
 """A process that has imported the programs, and forks one of them in milliseconds where a start takes seconds.
 
-What is forked is a process like any other: its own pid, files and signals, and killed for real. The zygote itself runs
+What is forked is a process like any other: its own pid, files and signals, and killed for real. The server itself runs
 no thread and computes nothing, so that a fork of it is clean. One line of JSON asks for a child; its pid and, at its
 end, its exit code come back the same way.
 """
@@ -68,7 +68,7 @@ class Request:
     mutant: str = ""  # what it is broken by
 
 
-# The zygote's side
+# The server's side
 
 
 def serve(control: socket.socket) -> Request:
@@ -164,24 +164,24 @@ def main() -> None:
 class Child:
     """A program that runs. ``code`` is its exit code once it has ended, minus a signal's number where one ended it."""
 
-    def __init__(self, zygote: ForkServer, pid: int) -> None:
-        self.zygote, self.pid = zygote, pid
+    def __init__(self, server: ForkServer, pid: int) -> None:
+        self.server, self.pid = server, pid
         self.code: int | None = None
 
     def poll(self) -> int | None:
-        self.zygote.listen(0)
+        self.server.listen(0)
         return self.code
 
     def wait(self, timeout_seconds: float) -> int | None:
         """Its exit code; None where it still runs after the time."""
         deadline = time.monotonic() + timeout_seconds
         while self.code is None and (left := deadline - time.monotonic()) > 0:
-            self.zygote.listen(left)
+            self.server.listen(left)
         return self.code
 
     def send(self, number: int) -> None:
         if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it may end in between, and the zygote takes its code
+            with contextlib.suppress(ProcessLookupError):  # it may end in between, and the fork server takes its code
                 os.kill(self.pid, number)
 
     def is_stopped(self) -> bool:
@@ -204,7 +204,7 @@ class ForkServer:
         ours, its = socket.socketpair()
         self.control = ours
         environment = {**os.environ, **ENVIRONMENT}
-        command = [sys.executable, "-m", "tests.faults.zygote", str(its.fileno())]
+        command = [sys.executable, "-m", "tests.faults.fork_server", str(its.fileno())]
         self.process = subprocess.Popen(command, cwd=repo, env=environment, pass_fds=[its.fileno()])
         its.close()
         self.buffer = b""
@@ -213,12 +213,12 @@ class ForkServer:
         self.ready = False
 
     def listen(self, timeout_seconds: float) -> None:
-        """Take in what the zygote says, waiting for it no longer than the time."""
+        """Take in what the fork server says, waiting for it no longer than the time."""
         if not select.select([self.control], [], [], timeout_seconds)[0]:
             return
         received = self.control.recv(LINE_BYTES)
         if not received:
-            raise RuntimeError("the zygote has ended; its own error is above")
+            raise RuntimeError("the fork server has ended; its own error is above")
         *lines, self.buffer = (self.buffer + received).split(b"\n")
         for line in map(json.loads, lines):
             if "ready" in line:
@@ -241,7 +241,7 @@ class ForkServer:
         return self.started
 
     def close(self) -> None:
-        """Ends the zygote and, with it, every child that still runs."""
+        """End the server and, with it, every child that still runs."""
         self.control.close()
         self.process.wait()
 
