@@ -19,7 +19,8 @@ from utils.flags import answer_dry_run, parse_flags
 def main() -> None:
     flags = parse_flags(GenerateFlags, "run_ann_data_gen")
     from data.mining.strategy import NO_FLAG
-    from drivers.generate.generator import generate, preflight, resolved_of
+    from drivers.generate.generator import generate
+    from drivers.generate.preflight import preflight, resolved_of
 
     job = preflight(flags)
     if job.strategy_from.startswith(NO_FLAG):

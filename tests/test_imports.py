@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,62 @@ def test_no_source_unpickles_evaluates_or_edits_the_path(path: Path) -> None:
             assert ast.unparse(node) != "sys.path", f"{path}:{node.lineno}"
         if isinstance(node, ast.keyword):
             assert node.arg != "trust_remote_code", f"{path}:{node.lineno}"
+
+
+# The job protocol: who works in a directory, who lives, who asks to stop. How a negative is chosen, or a vector
+# computed, is read without it.
+JOB_PROTOCOL = {
+    "utils.exchange.lease", "utils.exchange.markers", "utils.exchange.peers", "utils.exchange.retention",
+    "utils.exchange.stop", "drivers.job.fencing", "drivers.job.session",
+}  # fmt: skip
+PROTOCOL_WORDS = {"lease", "fence", "fenced", "fencing", "heartbeat", "beat", "peer", "session"}
+WALLED_OFF = (
+    "data/mining", "data/tokens", "data/training", "drivers/embeddings", "drivers/evaluate/ranking.py",
+    "drivers/generate/encode_corpus.py", "drivers/generate/refresh.py", "drivers/job/progress.py", "model",
+    "utils/search",
+)  # fmt: skip
+
+
+def identifiers(source: str) -> set[str]:
+    """Every name that a source uses or gives: of variables, attributes, arguments, functions, classes and imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        names = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "asname")]
+        found |= {name for name in names if isinstance(name, str)}
+    return found
+
+
+def words_of(identifier: str) -> set[str]:
+    """``LeaseTimeouts`` and ``lease_timeouts`` are of the words lease and timeouts."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", identifier)}
+
+
+def protocol_in(source: str) -> set[str]:
+    """What a source imports and names of the job protocol."""
+    imported = {name for name in modules_imported(source) for part in JOB_PROTOCOL if f"{name}.".startswith(f"{part}.")}
+    return imported | {name for name in identifiers(source) if words_of(name) & PROTOCOL_WORDS}
+
+
+WALLED_SOURCES = [path for path in SOURCES if str(path.relative_to(REPO)).startswith(WALLED_OFF)]
+
+
+@pytest.mark.parametrize("path", WALLED_SOURCES, ids=lambda path: str(path.relative_to(REPO)))
+def test_negatives_and_vectors_are_made_without_the_job_protocol(path: Path) -> None:
+    assert not protocol_in(path.read_text())
+
+
+def test_the_wall_sees_the_job_protocol() -> None:
+    """And stands around what it is to stand around."""
+    assert {path.split("/")[0] for path in WALLED_OFF} == {"data", "drivers", "model", "utils"}
+    for part in WALLED_OFF:
+        assert any(str(path.relative_to(REPO)).startswith(part) for path in WALLED_SOURCES), part
+    assert protocol_in("def f():\n    from utils.exchange import lease\n")
+    assert protocol_in("from drivers.job.fencing import anything\n")
+    assert protocol_in("def remove(lease: object) -> None: ...\n") == {"lease"}
+    assert protocol_in("try:\n    f()\nexcept (KeyError, Fenced):\n    pass\n") == {"Fenced"}
+    assert protocol_in("def f(held: LeaseTimeouts) -> None: held.last_heartbeat\n") == {
+        "LeaseTimeouts",
+        "last_heartbeat",
+    }
+    assert not protocol_in("def release(n_beats: int) -> None: ...\n")
+    assert protocol_in((REPO / "drivers/generate/generator.py").read_text()), "it stands in the generator"

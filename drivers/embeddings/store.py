@@ -31,8 +31,6 @@ from utils.exchange.atomic import (
     write_text,
 )
 from utils.exchange.layout import EMBEDDINGS_PATTERN, EMBEDDINGS_RECORD, embeddings_path
-from utils.exchange.lease import Lease
-from utils.exchange.retention import remove
 from utils.exchange.verify import Expected, Words, verify_files
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
@@ -96,11 +94,9 @@ def directory_of(root: Path, step: int, spec: EmbeddingSpec) -> Path:
     return embeddings_path(root, step, spec.key)
 
 
-def remove_others(lease: Lease, keep: Path) -> None:
-    """Remove all other embeddings than ``keep``. Fenced where another job has the lease: they may be its own."""
-    for directory in keep.parent.iterdir():
-        if EMBEDDINGS_PATTERN.fullmatch(directory.name) and directory != keep:
-            remove(lease, directory)
+def other_embeddings(keep: Path) -> list[Path]:
+    """The directories of embeddings next to ``keep``."""
+    return [path for path in keep.parent.iterdir() if EMBEDDINGS_PATTERN.fullmatch(path.name) and path != keep]
 
 
 # Complete embeddings

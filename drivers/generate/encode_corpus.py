@@ -26,7 +26,7 @@ from model.encoders.base import Encoder
 from model.kernels.precision import name_of
 from utils import distributed
 from utils.distributed import World
-from utils.errors import Fenced, UserError
+from utils.errors import Stopped, UserError
 from utils.exchange.atomic import Stage, is_gone
 from utils.exchange.layout import EMBEDDINGS_RECORD, JobLayout
 from utils.exchange.wait import wait_until_visible
@@ -105,7 +105,7 @@ def encode_all(
 
     What an earlier process has finished is verified and used again. None on all processes where ``monitor`` told one of
     them to stop, where the checkpoint is gone, or where ``stage``, which gives a place for a file that is being
-    written, is fenced: the shards finished so far stay.
+    written, raises `Stopped`: the shards finished so far stay.
     """
     collection = job.collection
     encoder = open_checkpoint(job, world, request)
@@ -189,7 +189,7 @@ def encode_shards(
     monitor: Monitor,
     stage: Stage,
 ) -> bool:
-    """Encode the shards that are not there yet; False on all processes where one was told to leave, or is fenced."""
+    """Encode the shards that are not there yet; False on all processes where one was told to stop."""
     settings = encoder_settings(job.flags, job.dtype).encoding
     caches = {
         PASSAGES: job.collection.passages,
@@ -205,7 +205,7 @@ def encode_shards(
         for shards in all_shards:
             texts = texts_of(caches[shards.name], settings, rows.get(shards.name))
             encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, monitor, stage)
-    except (StopEncoding, Fenced):
+    except (StopEncoding, Stopped):
         left = True
     return not distributed.any_process(world, left)
 

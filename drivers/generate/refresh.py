@@ -1,34 +1,31 @@
-"""One refresh: encode with one checkpoint, search, evaluate, select by the strategy, publish."""
+"""What a refresh computes: it searches with one checkpoint's embeddings, evaluates, and selects by the strategy.
+
+`drivers.generate.generator` runs it, and publishes what it finds.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.mining.candidates import Candidates, write_candidates
-from data.mining.negative_lists import NegativeLists, read_negative_lists, write_negative_lists
+from data.mining.candidates import Candidates
+from data.mining.negative_lists import NegativeLists, read_negative_lists
 from data.mining.select import Selected, chunks_of, describe_selection, select_negatives
 from data.mining.staleness import Churn, staleness_since
-from drivers.embeddings import store
 from drivers.embeddings.distributed_search import retrieve
 from drivers.generate.encode_corpus import Job, RefreshEmbeddings, RefreshRequest, encode_all, load_embeddings
-from drivers.job.fencing import fence_of
 from drivers.job.progress import Monitor
 from drivers.job.resume import as_earlier_version
-from drivers.job.session import Session
-from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.exchange.lease import Lease
-from utils.exchange.negatives import publish_negatives, read_refresh
+from utils.exchange.atomic import Stage
+from utils.exchange.negatives import read_refresh
 from utils.ir.metrics import evaluate, reach
-from utils.run_log import RunLog, say
+from utils.run_log import say
 
 DEV_CANDIDATES = 100  # enough for recall@100 and everything at 10
 Staleness = tuple[int, Churn]  # since which refresh, and what became of its negatives
@@ -44,45 +41,22 @@ class Found:
     timings: dict[str, float]
 
 
-def one_refresh(
-    job: Job,
-    session: Session,
-    request: RefreshRequest,
-    ours: dict[str, Any],
-    log: RunLog | None,
-    leave: Callable[[], bool],
-) -> bool:
-    """Encode, search, evaluate, select, publish.
+@dataclass(frozen=True)
+class RefreshResult:
+    """What a refresh publishes: the negatives, the contents of ``ann_ndcg_N``, and what metrics.jsonl says of it."""
 
-    False, on all processes, where it was left before the end: ``leave``, asked between two batches, said so on one of
-    them, or the checkpoint is gone. Fenced on all of them where one sees that another job has the lease.
-    """
-    started, world = time.monotonic(), session.world
-    if world.is_first:
-        say(f"refresh {request.refresh}: from {request.checkpoint} (step {request.step})")
-    session.set_status(refresh=request.refresh, step=request.step, doing="encoding")
-    session.check_stop()
-    fence = fence_of(session)
-    monitor = Monitor(fence.should_stop(leave), lambda doing: session.set_status(doing=doing))
-    encoding_started = time.monotonic()
-    embeddings = (
-        load_embeddings(job, world, request)
-        if job.flags.load_gen
-        else encode_all(job, world, request, ours, monitor, fence.stage)
-    )
-    if embeddings is not None and job.flags.inference:
-        return True
-    encode_seconds = time.monotonic() - encoding_started
-    found = None if embeddings is None else search_all(job, world, embeddings, monitor, encode_seconds)
-    if found is None:
-        fence.check()
-        return False
-    session.set_status(doing="selecting")
-    ours = {**ours, "processes": world.size}
-    distributed.on_process0(world, partial(conclude, job, session.lease, request, found, ours, log, started))
-    if world.is_first and world.size > 1:
-        say(f"refresh {request.refresh}: {world.waits}")
-    return True
+    lists: NegativeLists
+    record: dict[str, Any]
+    logged: dict[str, float]
+
+
+def make_embeddings(
+    job: Job, world: World, request: RefreshRequest, ours: dict[str, Any], monitor: Monitor, stage: Stage
+) -> RefreshEmbeddings | None:
+    """Encoded with the checkpoint, or with --load_gen read from the disk; see `encode_all`."""
+    if job.flags.load_gen:
+        return load_embeddings(job, world, request)
+    return encode_all(job, world, request, ours, monitor, stage)
 
 
 def search_all(
@@ -103,32 +77,23 @@ def search_all(
     return Found(embeddings.directory, candidates, passages_QK[:first], timings)
 
 
-def conclude(
-    job: Job,
-    lease: Lease | None,
-    request: RefreshRequest,
-    found: Found,
-    ours: dict[str, Any],
-    log: RunLog | None,
-    started: float,
-) -> None:
-    """Process 0's part of the end: evaluate, select, publish, and log what was found; ``started`` by the clock."""
-    assert log is not None and lease is not None
+def conclude(job: Job, request: RefreshRequest, found: Found, ours: dict[str, Any]) -> RefreshResult:
+    """Process 0's part of the end: evaluate, select, and compare with the refresh before.
+
+    Arguments:
+        job: what preflight resolved.
+        request: the refresh, and the checkpoint that it is made from.
+        found: what was searched.
+        ours: where the run comes from; all of it is recorded.
+    """
     metrics = dev_metrics(job, found.dev_passages_QK)
     selected = select(job, request, found.candidates)
     lists = selected.lists.with_negatives()
     staleness = staleness_of(job, request.refresh, lists, found.candidates)
     record = record_of(request, selected, lists, metrics, staleness, found.timings, ours)
-    positives = job.collection.qrels("train").positives()
-    kept = partial(write_candidates, candidates=found.candidates) if job.flags.keep_candidates else None
-    publish_negatives(lease, request.refresh, lambda path: write_negative_lists(path, lists, positives), record, kept)
     # 'ndcg@10' -> 'dev_ndcg_10': TensorBoard has no @ in its names
     dev = {f"dev_{name.replace('@', '_')}": value for name, value in metrics.items()}
-    log.record(request.step, **dev, **found.timings, **logged_staleness(staleness))
-    seconds = time.monotonic() - started
-    say(f"refresh {request.refresh}: published in {seconds:.1f} s ({', '.join(format_timings(found.timings))})")
-    if job.flags.only_keep_latest_embedding_file:
-        store.remove_others(lease, found.embeddings)
+    return RefreshResult(lists, record, {**dev, **found.timings, **logged_staleness(staleness)})
 
 
 def dev_metrics(job: Job, dev_passages_QK: np.ndarray) -> dict[str, float]:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from drivers.job.session import Session
@@ -13,8 +14,7 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced
 from utils.exchange.atomic import is_gone, staging_path
-
-LOOK_EVERY_SECONDS = 2.0
+from utils.exchange.wait import now_and_then
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,8 @@ class Fence:
 
         Else the other processes would encode for hours more after process 0, which alone holds the lease, has left.
         """
-        looked, is_fenced = clock(), False
-
-        def look() -> bool:
-            nonlocal looked, is_fenced
-            if not is_fenced and clock() - looked >= LOOK_EVERY_SECONDS:
-                looked, is_fenced = clock(), is_gone(self.staging)
-            return is_fenced or asked()
-
-        return look
+        is_fenced = now_and_then(partial(is_gone, self.staging), clock)
+        return lambda: is_fenced() or asked()
 
 
 def fence_of(session: Session) -> Fence:

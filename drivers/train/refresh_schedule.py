@@ -264,7 +264,7 @@ def wait_for_refresh(
         found = session.decide_on_process0(partial(newest_number, job, history, -1, number), peer)
         return None if found is None else int(found)
 
-    found = wait_for(look, what, quiet=not session.world.is_first, hurry=session.stop.requested)
+    found = wait_for(look, what, quiet=not session.world.is_first, wake_early=session.stop.requested)
     return read_visible_refresh(job.ann_dir, found)
 
 

@@ -15,8 +15,7 @@ from data.mining.candidates import Candidates, read_candidates, write_candidates
 from data.mining.negative_lists import read_negative_lists
 from data.mining.select import make_selection
 from drivers import run_bm25
-from drivers.generate.refresh import one_refresh
-from tests.drivers.generate.test_refresh import CPU, make_job, put_model, start, stay
+from tests.drivers.generate.test_refresh import CPU, make_job, put_model, refresh_once, start, stay
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import names
 from utils.distributed import World
@@ -37,7 +36,7 @@ def generate(data_dir: Path, root: Path, strategy: str, **changes: Any) -> Path:
     session, log = start(root, World(0, 1, CPU))
     work = put_model(root / "checkpoints", data_dir, 3)
     known = {"collection_fingerprint": job.collection.manifest["collection_fingerprint"], "science_sha256": "of it"}
-    assert one_refresh(replace(job, flags=flags, selection=selection), session, work, known, log, stay)
+    assert refresh_once(replace(job, flags=flags, selection=selection), session, work, known, log, stay)
     return root / "ann"
 
 

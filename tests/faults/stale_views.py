@@ -25,7 +25,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from drivers.generate import generator
+from drivers.generate import next_checkpoint
 from drivers.generate.encode_corpus import RefreshRequest
 from drivers.job.run_config import join_run
 from drivers.job.session import Session
@@ -360,16 +360,16 @@ def train(sim: Simulation, job: Job, session: Session) -> None:
 
 
 def generate(sim: Simulation, job: Job, session: Session) -> None:
-    """drivers.generate.generator: its decision what to make next, of which checkpoint, until the trainer is done."""
+    """drivers.generate.next_checkpoint: what to make next, of which checkpoint, until the trainer is done."""
     assert session.lease is not None
     join_run(session, sim.ann, job.name, {}, "")
     peer = peers.watch_peer(sim.training, TRAINER, LEASE_SECONDS, clock=sim.clock)
     while True:
-        look = functools.partial(generator.look_for_work, sim.drivers_job(), {})
+        look = functools.partial(next_checkpoint.find_request, sim.drivers_job(), {})
         answer = wait.wait_for(lambda: session.decide_on_process0(look, peer), "work", sim.sleep, sim.clock)  # noqa: B023
         if "done" in answer:
             return
-        made = RefreshRequest(**answer["work"])
+        made = RefreshRequest(**answer["request"])
         if made.refresh:
             sim.expect(Path(made.checkpoint))
         sim.sleep(sim.rng.uniform(0, WORK_SECONDS))

@@ -119,7 +119,9 @@ def replace_synced(staged: Path, path: Path) -> None:
     staged.replace(path)
 
 
-Stage = Callable[[Path, str], contextlib.AbstractContextManager[Path]]  # `staging_path`, or a lease's own
+# Gives a place for a file that is being written: `staging_path`, or a lease's own, which raises Stopped at the end of
+# the block where nothing may be published any more.
+Stage = Callable[[Path, str], contextlib.AbstractContextManager[Path]]
 
 
 def publish_file(path: Path, write: Callable[[Path], Written], stage: Stage = staging_path) -> Written:

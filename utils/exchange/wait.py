@@ -16,6 +16,7 @@ from utils.run_log import say
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 10.0
 LONGEST_SLEEP_SECONDS = 0.5  # a signal that only leaves a note must not have to wait for the next poll
 FIRST_WORD_SECONDS, SAY_EVERY_SECONDS = 5.0, 60.0
+LOOK_EVERY_SECONDS = 2.0  # at what seldom changes, while working
 VISIBLE_WITHIN_SECONDS = 120.0  # attribute caches of network file systems hide new names for up to a minute
 
 Found = TypeVar("Found")
@@ -34,11 +35,11 @@ def wait_for(
     clock: Callable[[], float] = time.monotonic,
     limit_seconds: float = math.inf,
     quiet: bool = False,
-    hurry: Callable[[], object] = lambda: False,
+    wake_early: Callable[[], object] = lambda: False,
 ) -> Found:
     """Call ``look`` until it answers, saying soon and then each minute what is waited for.
 
-    Polls quickly at first, then every ten seconds; at once where ``hurry`` says so. UserError after
+    Polls quickly at first, then every ten seconds; at once where ``wake_early`` says so. UserError after
     ``limit_seconds``.
     """
     started = clock()
@@ -57,7 +58,7 @@ def wait_for(
             next_word = now + SAY_EVERY_SECONDS
             say(f"waiting for {what} since {now - started:.0f} s")
         left_seconds = pause_seconds
-        while left_seconds > 0 and not hurry():
+        while left_seconds > 0 and not wake_early():
             sleep(min(left_seconds, LONGEST_SLEEP_SECONDS))
             left_seconds -= LONGEST_SLEEP_SECONDS
         pause_seconds = min(pause_seconds * 1.3, LONGEST_POLL_SECONDS)
@@ -66,3 +67,16 @@ def wait_for(
 def wait_until_visible(path: Path) -> None:
     """A name that another host has just published may be hidden by an attribute cache for a while."""
     wait_for(lambda: atomic.exists(path) or None, str(path), limit_seconds=VISIBLE_WITHIN_SECONDS)
+
+
+def now_and_then(look: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
+    """``look``, called every LOOK_EVERY_SECONDS at most: False until it has said True once, True from then on."""
+    looked, found = clock(), False
+
+    def is_found() -> bool:
+        nonlocal looked, found
+        if not found and clock() - looked >= LOOK_EVERY_SECONDS:
+            looked, found = clock(), look()
+        return found
+
+    return is_found

@@ -20,8 +20,7 @@ from data.tokens.collection import open_preprocessed
 from drivers.cli import GenerateFlags
 from drivers.generate import encode_corpus
 from drivers.generate.encode_corpus import Job, RefreshRequest
-from drivers.generate.refresh import one_refresh
-from drivers.job import fencing
+from drivers.generate.generator import GeneratorRun, one_refresh
 from drivers.job.fencing import Fence
 from drivers.job.session import Session
 from model.encoders.static import StaticEncoder
@@ -29,6 +28,7 @@ from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
 from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced
+from utils.exchange import wait
 from utils.exchange.checkpoints import model_sha256, publish_checkpoint
 from utils.exchange.layout import RECORD_PATTERN, JobLayout, numbered
 from utils.exchange.negatives import read_refresh
@@ -72,6 +72,19 @@ def start(root: Path, world: World) -> tuple[Session, RunLog | None]:
     return Session(world, Stop(root / str(world.process)), lease), log
 
 
+def refresh_once(
+    job: Job,
+    session: Session,
+    request: RefreshRequest,
+    ours: dict[str, Any],
+    log: RunLog | None,
+    should_stop: Callable[[], bool],
+) -> bool:
+    """One refresh by a generator whose trainer is not looked at."""
+    no_trainer: Any = None
+    return one_refresh(GeneratorRun(job, session, no_trainer, ours, log), request, should_stop)
+
+
 def stay() -> bool:
     return False
 
@@ -105,10 +118,10 @@ def test_a_checkpoint_that_is_gone_before_it_is_read(
     work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
     remove(lease_of(tmp_path / "checkpoints"), Path(work.checkpoint))
     job = make_job(tiny_preprocessed, tmp_path)
-    assert one_refresh(job, session, work, {}, log, stay) is False
+    assert refresh_once(job, session, work, {}, log, stay) is False
     assert f"{work.checkpoint} is gone" in capsys.readouterr().out
     newer = put_model(tmp_path / "checkpoints", tiny_preprocessed, 4)
-    assert one_refresh(job, session, newer, {}, log, stay) is True
+    assert refresh_once(job, session, newer, {}, log, stay) is True
     assert read_refresh(tmp_path / "ann", 0).step == 4
 
 
@@ -130,7 +143,7 @@ def test_a_checkpoint_that_goes_while_it_is_read(
 
     load_to_encode = encode_corpus.load_to_encode
     monkeypatch.setattr(encode_corpus, "load_to_encode", open_late)
-    assert one_refresh(make_job(tiny_preprocessed, tmp_path), session, work, {}, log, stay) is False
+    assert refresh_once(make_job(tiny_preprocessed, tmp_path), session, work, {}, log, stay) is False
     assert opened == [work.checkpoint] and "checkpoint-3" not in names(tmp_path / "checkpoints")
 
 
@@ -139,7 +152,7 @@ def test_a_checkpoint_that_is_there_and_cannot_be_read_is_an_error(tiny_preproce
     work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
     (Path(work.checkpoint) / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(Exception, match=r"safetensors|header"):
-        one_refresh(make_job(tiny_preprocessed, tmp_path), session, work, {}, log, stay)
+        refresh_once(make_job(tiny_preprocessed, tmp_path), session, work, {}, log, stay)
 
 
 # Ranks
@@ -178,7 +191,7 @@ def passage_records(job: Job) -> set[str]:
 def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, log: RunLog | None) -> bool:
     strikes = session.world.process == 1
     load_to_encode, prepare_encoder = encode_corpus.load_to_encode, encode_corpus.prepare_encoder
-    fencing.LOOK_EVERY_SECONDS = 0 if fault == "fenced, seen" else 1e9
+    wait.LOOK_EVERY_SECONDS = 0 if fault == "fenced, seen" else 1e9
     if fault == "gone" and session.world.is_first:
         shutil.rmtree(work.checkpoint)
 
@@ -203,7 +216,7 @@ def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, l
 
     encode_corpus.load_to_encode, encode_corpus.prepare_encoder = open_late, prepare_on_gpus
     try:
-        return one_refresh(job, session, work, {}, log, leave)
+        return refresh_once(job, session, work, {}, log, leave)
     finally:
         encode_corpus.load_to_encode, encode_corpus.prepare_encoder = load_to_encode, prepare_encoder
 

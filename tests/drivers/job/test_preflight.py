@@ -22,7 +22,7 @@ from transformers import RobertaConfig
 from data.tokens import verify
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.verify import check_cache, check_inputs
-from drivers.generate.generator import check_same_file_system
+from drivers.generate.preflight import check_same_file_system
 from drivers.job import sanity_batch
 from drivers.job.disk_budget import (
     Item,

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
 from drivers.generate import generator as ann_generator
+from drivers.generate.generator import GeneratorRun
 from drivers.job.preflight import Preflight
 from drivers.job.run_config import (
     COMMON,
@@ -407,12 +408,12 @@ def test_a_trainer_that_is_done_while_a_refresh_is_made_ends_the_generator_well(
     peer = watch_peer(job.training_dir, "trainer", LIFE.lease_seconds, clock=FakeTime().clock)
     made: list[int] = []
 
-    def one_refresh(_job: Any, _here: Any, work: Any, *_: Any) -> bool:
-        made.append(work.refresh)
+    def one_refresh(_run: Any, request: Any, _should_stop: Any) -> bool:
+        made.append(request.refresh)
         mark_done(trainer, step=100)
         trainer.beat("ended")
         return False
 
     monkeypatch.setattr(ann_generator, "one_refresh", one_refresh)
-    assert ann_generator.make_refreshes(job, session, peer, {}, None) == 0
+    assert ann_generator.make_refreshes(GeneratorRun(job, session, peer, {}, None)) == 0
     assert made == [0]

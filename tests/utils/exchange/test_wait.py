@@ -63,7 +63,7 @@ def test_who_is_in_a_hurry_looks_within_half_a_second(at: float) -> None:
     def look() -> float | None:
         return time.now if time.now >= 1000 + at else None
 
-    found = wait_for(look, "a stop", time.sleep, time.clock, quiet=True, hurry=lambda: time.now >= 1000 + at)
+    found = wait_for(look, "a stop", time.sleep, time.clock, quiet=True, wake_early=lambda: time.now >= 1000 + at)
     assert 1000 + at <= found <= 1000 + at + 0.5 + 1e-6
 
 

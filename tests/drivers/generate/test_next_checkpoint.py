@@ -1,4 +1,4 @@
-"""drivers.generate.generator: which checkpoint the next refresh is made from."""
+"""drivers.generate.next_checkpoint: which checkpoint the next refresh is made from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from drivers.cli import GenerateFlags
 from drivers.generate.encode_corpus import Job
-from drivers.generate.generator import look_for_work
+from drivers.generate.next_checkpoint import find_request
 from tests.exchanging import put_checkpoint, put_negatives
 
 
@@ -26,8 +26,8 @@ def job_with(tmp_path: Path, last_checkpoint_dir: str) -> Job:
 
 
 def step_of_next(tmp_path: Path, last_checkpoint_dir: str) -> int | None:
-    found = look_for_work(job_with(tmp_path, last_checkpoint_dir), {})
-    return None if found is None else int(found["work"]["step"])
+    found = find_request(job_with(tmp_path, last_checkpoint_dir), {})
+    return None if found is None else int(found["request"]["step"])
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
