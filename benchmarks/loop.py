@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import os
@@ -77,7 +78,7 @@ def loop(
         passages = in_memory(encode(collection.passages, everything, PASSAGE_TOKENS))
         dev_QD = encode(collection.queries("dev"), dev_Q, QUERY_TOKENS)
         queries_QD = np.concatenate([dev_QD, encode(collection.queries("train"), train_Q, QUERY_TOKENS)])
-        with Index(passages, SearchSettings("faiss")) as index:
+        with contextlib.closing(Index(passages, SearchSettings("faiss"))) as index:
             scores_QK, passages_QK = index.search(queries_QD, TOPK)
         yield evaluate(collection.qrels("dev").as_dict(), dev_Q, passages_QK[: len(dev_Q)], TOPK)["mrr@10"]
         candidates = Candidates(train_Q, passages_QK[len(dev_Q) :], scores_QK[len(dev_Q) :])

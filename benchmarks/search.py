@@ -15,7 +15,8 @@ import torch
 
 from benchmarks import common
 from utils.search.index import Index
-from utils.search.settings import SearchSettings, choose_backend
+from utils.search.registry import choose_backend
+from utils.search.settings import SearchSettings
 from utils.search.source import Passages, in_memory
 
 GROWTH = (1, 2, 4)
@@ -54,7 +55,7 @@ def main() -> None:
     queries_QD = rng.standard_normal((flags.queries, flags.dims), np.float32)
     index = faiss.IndexFlatIP(flags.dims)
     index.add(passages_ND)
-    default = choose_backend("auto", "Flat", device.type == "cuda")
+    default = choose_backend(SearchSettings("auto", device=device)).backend
     works: dict[str, Callable[[], Any]] = {
         f"ours_{name}": partial(
             Index(in_memory(passages_ND), SearchSettings(name, device=device)).search, queries_QD, flags.topk

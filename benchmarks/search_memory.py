@@ -10,7 +10,8 @@ import numpy as np
 from benchmarks import common
 from benchmarks.search import stored
 from utils.search.index import Index
-from utils.search.settings import SearchSettings, choose_backend
+from utils.search.registry import choose_backend
+from utils.search.settings import SearchSettings
 
 LOOKS = 20
 
@@ -21,8 +22,7 @@ def main() -> None:
     count, dims, queries, k, memory_mib = map(int, (*sys.argv[2:6], sys.argv[7]))
     queries_QD = np.random.default_rng(4).standard_normal((queries, dims), np.float32)
     device = common.own_device()
-    backend = choose_backend(backend, "Flat", device.type == "cuda")
-    settings = SearchSettings(backend, device=device, memory_bytes=memory_mib * 2**20)
+    settings = choose_backend(SearchSettings(backend, device=device, memory_bytes=memory_mib * 2**20))
     passages = stored(path, count, dims)
     Index(stored(path, min(count, 1000), dims), settings).search(queries_QD[:1], k)  # libraries are loaded
     index, before = Index(passages, settings), common.own_bytes()

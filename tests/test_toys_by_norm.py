@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from data.mining.candidates import read_candidates
 from data.sources.qrels import query_name
@@ -14,6 +15,8 @@ from drivers.embeddings.shards import stored_passages
 from drivers.embeddings.store import PASSAGES, open_shards, read_queries, read_query_rows
 from tests.fingerprint import loop
 from tests.toy_loop import toy_loop, write_triples
+from tests.utils.search.test_fold import assert_best, brute_force, owners, problem
+from utils.search.index import Index
 from utils.search.registry import BACKENDS
 from utils.search.settings import SearchSettings
 from utils.search.source import all_at_once, in_memory
@@ -31,12 +34,22 @@ def test_short_rows_are_not_looked_at() -> None:
     rows_ND[::7] *= 9
     queries_QD = rng.integers(-3, 4, (20, 4)).astype(np.float32)
     told: list[int] = []
-    index = NormIndex(in_memory(rows_ND), SearchSettings("by_norm"), told.append)
+    index = NormIndex(in_memory(rows_ND), told.append)
     scores_QK, rows_QK = index.search(queries_QD, 30, told.append)
     for query, products_N in enumerate(queries_QD @ rows_ND.T):
         best = sorted(range(2000), key=lambda row: (-products_N[row], row))[:30]
         assert rows_QK[query].tolist() == best and scores_QK[query].tolist() == products_N[best].tolist()
     assert sum(told) == 20 * 2000 and told[-1] > 20 * 1000, "half of the rows were passed over"
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problem())
+def test_it_owes_what_every_backend_owes(problem: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None:
+    """With the rows of passages folded, as `tests.utils.search.test_fold` asks of our own."""
+    queries_QD, rows_ND, counts_P, k = problem
+    with patch.dict(BACKENDS, by_norm="tests.toys.by_norm:NormBackend"):
+        index = Index(in_memory(rows_ND, owners(counts_P)), SearchSettings("by_norm"))
+    assert_best(index.search(queries_QD, k), brute_force(queries_QD, rows_ND, counts_P), k)
 
 
 @pytest.mark.slow

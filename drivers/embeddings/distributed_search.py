@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import sys
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -24,21 +27,11 @@ from utils.errors import UserError
 from utils.exchange.wait import log_once
 from utils.flag_groups import SearchFlags
 from utils.run_log import say
-from utils.search.faiss_index import check_index, gpu_refusal
-from utils.search.fold import first_depth
 from utils.search.index import Index
 from utils.search.ranked_lists import merge_top_k
-from utils.search.settings import (
-    SMALLEST_MEMORY_BYTES,
-    GpuSearchFailed,
-    SearchSettings,
-    choose_backend,
-    describe_search,
-    is_on_gpu,
-    on_cpu,
-    with_search_device,
-)
-from utils.search.source import ROWS_AT_ONCE, Passages
+from utils.search.registry import backend_of, choose_backend
+from utils.search.settings import SMALLEST_MEMORY_BYTES, GpuSearchFailed, SearchSettings
+from utils.search.source import ROWS_AT_ONCE
 
 EXCHANGE_BYTES = 256 * 2**20  # lists of all processes held for merging at a time
 BYTES_OF_PLACE = 12  # a score and an offset
@@ -49,29 +42,25 @@ def search_settings(flags: SearchFlags, device: torch.device) -> SearchSettings:
     smallest = SMALLEST_MEMORY_BYTES // 2**20
     if flags.search_memory_mib and flags.search_memory_mib < smallest:
         raise UserError(f"--search_memory_mib is {flags.search_memory_mib}, expected 0 or at least {smallest}")
-    backend = choose_backend(flags.search_backend, flags.faiss_index, device.type == "cuda")
-    return SearchSettings(backend, flags.faiss_index, flags.nprobe, device, flags.search_memory_mib * 2**20)
+    memory_bytes = flags.search_memory_mib * 2**20
+    return choose_backend(SearchSettings(flags.search_backend, flags.faiss_index, flags.nprobe, device, memory_bytes))
 
 
-def check_index_fits(settings: SearchSettings, passages: int, embedding_dim: int) -> None:
-    """UserError where --faiss_index cannot be built over each process's share of the passages; before encoding them.
+def check_index_fits(settings: SearchSettings, passages: int, text_shape: tuple[int, ...]) -> None:
+    """UserError where the index cannot be built over each process's share of the passages; before encoding them.
 
-    Where faiss lacks it on a GPU, process 0 of a job says so, once: the CPU searches.
+    ``text_shape`` is that of a passage: [D], or [R, D] where it has up to R rows; what as many rows could be built of
+    is not refused. Where the backend lacks it on a GPU, process 0 of a job says so, once: the CPU searches.
     """
+    backend, embedding_dim, rows_per_passage = backend_of(settings.backend), text_shape[-1], math.prod(text_shape[:-1])
     processes = distributed.processes_of_launcher()
-    rows = rows_of_shard(passages, embedding_dim, PASSAGE_SHARDS)
-    sizes = [
-        stop - start
-        for start, stop in (share_of_texts(passages, rows, process, processes) for process in range(processes))
-    ]
-    # A process without passages searches nothing.
-    check_index(settings.faiss_index, embedding_dim, settings.nprobe, min(size for size in sizes if size))
-    if settings.backend != "faiss":
-        return
-    faiss_index, device = settings.faiss_index, settings.device
+    texts = rows_of_shard(passages, math.prod(text_shape), PASSAGE_SHARDS)
+    shares = [share_of_texts(passages, texts, process, processes) for process in range(processes)]
+    smallest = min(stop - start for start, stop in shares if stop > start)  # who has no passages builds nothing
+    backend.check(settings, embedding_dim, smallest * rows_per_passage)
     says = not distributed.has_launcher() or os.environ.get("RANK") == "0"  # a launcher's --dry_run leaves it to these
-    if says and is_on_gpu(settings) and (refusal := gpu_refusal(faiss_index, embedding_dim, settings.nprobe, device)):
-        log_once(f"search: faiss has no {faiss_index} on {device} ({refusal}): the CPU will search", sys.stderr)
+    if says and backend.searches_on(settings.device) and (refusal := backend.refusal(settings, embedding_dim)):
+        log_once(f"search: {refusal}: the CPU will search", sys.stderr)
 
 
 def check_index_fits_model(
@@ -79,7 +68,7 @@ def check_index_fits_model(
 ) -> None:
     """The same from the config of a model that is not loaded yet. One under a hub name says nothing so early."""
     if Path(model_dir).is_dir() or config_name:
-        check_index_fits(settings, passages, read_spec(model_dir, model_type, config_name).embedding_dim)
+        check_index_fits(settings, passages, read_spec(model_dir, model_type, config_name).text_shape("passage"))
 
 
 # Searching
@@ -115,7 +104,7 @@ class ShardedIndex:
 
     def use_cpu(self) -> None:
         self.index.close()
-        self.index = Index(self.share.passages, on_cpu(self.index.settings))
+        self.index = Index(self.share.passages, replace(self.index.settings, device=torch.device("cpu")))
 
     def search(
         self, queries_QD: np.ndarray, k: int, monitor: Monitor = UNMONITORED
@@ -125,14 +114,13 @@ class ShardedIndex:
         None on all of them where ``monitor`` has told one to leave. What the search of one raises, all raise.
         """
         world, k = self.world, min(k, self.passages)
-        embedding_dim, depth = queries_QD.shape[1], deepest_list(self.share.passages, k)
-        where = with_search_device(self.index.settings, embedding_dim, depth).device
-        if distributed.any_process(world, where.type == "cpu") and self.index.settings.device.type != "cpu":
+        is_on_cpu = self.index.device_for(k).type == "cpu"
+        if distributed.any_process(world, is_on_cpu) and self.index.settings.device.type != "cpu":
             self.use_cpu()
         while True:
             if world.is_first:
-                where_words = describe_search(self.index.settings, embedding_dim, depth)
-                say(f"search: {where_words}; {len(queries_QD):,} queries, {self.passages:,} passages, top {k}")
+                sizes = f"{len(queries_QD):,} queries, {self.passages:,} passages, top {k}"
+                say(f"search: {self.index.describe(k)}; {sizes}")
             searching = partial(search_share, world, self.index, queries_QD, k, monitor, Notice(world))
             found = distributed.on_every_process(world, searching)
             if distributed.any_process(world, found is Unfinished.LEFT):
@@ -145,11 +133,6 @@ class ShardedIndex:
         return merge_shares(world, self.share.start, *found, k)
 
 
-def deepest_list(passages: Passages, k: int) -> int:
-    """Of rows, in a first search for k passages; a share may hold fewer, or none."""
-    return first_depth(passages, min(k, passages.count)) if passages.count else k
-
-
 def retrieve(
     world: World,
     queries_QD: np.ndarray,
@@ -160,11 +143,8 @@ def retrieve(
     monitor: Monitor = UNMONITORED,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """One search of a `ShardedIndex`, of which nothing stays."""
-    index = ShardedIndex(world, share, passages, settings)
-    try:
+    with contextlib.closing(ShardedIndex(world, share, passages, settings)) as index:
         return index.search(queries_QD, k, monitor)
-    finally:
-        index.close()
 
 
 def search_share(

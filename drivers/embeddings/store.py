@@ -161,6 +161,11 @@ def read_embeddings_record(directory: Path, collection: Preprocessed | None = No
     return record
 
 
+def text_shape_of(record: dict[str, Any]) -> tuple[int, int]:
+    """[R, D] of a passage of complete embeddings, which has up to R rows."""
+    return record.get("rows_per_passage", 1), record["dims"]
+
+
 def describe_embeddings(directory: Path) -> str:
     """Where complete embeddings come from."""
     record = read_embeddings_record(directory)

@@ -15,7 +15,7 @@ from data.tokens.collection import Preprocessed
 from drivers.cli import EvalFlags
 from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model, search_settings
 from drivers.embeddings.encode import PassageShare
-from drivers.embeddings.store import read_embeddings_record
+from drivers.embeddings.store import read_embeddings_record, text_shape_of
 from drivers.embeddings.text_lengths import check_made_with, with_lengths
 from drivers.evaluate.checks import check_candidates, check_evaluation
 from drivers.evaluate.ranking import encode_split, load_split, rank_split, rerank_lists
@@ -62,7 +62,7 @@ def preflight(flags: EvalFlags) -> Evaluation:
     if flags.embedding_dir:
         stored = read_embeddings_record(Path(flags.embedding_dir), collection)
         check_made_with(flags, Path(flags.embedding_dir), stored)
-        check_index_fits(search, stored["passages"], stored["dims"])
+        check_index_fits(search, stored["passages"], text_shape_of(stored))
     else:
         check_index_fits_model(
             search, len(collection.passages), flags.model_name_or_path, flags.model_type, flags.config_name
@@ -99,7 +99,7 @@ def embed(job: Evaluation, checks: Preflight) -> tuple[np.ndarray, PassageShare]
         return load_split(world, Path(flags.embedding_dir), collection, flags.split)
     settings = encoder_settings(flags, job.dtype)
     encoder = open_to_encode(settings, flags.model_name_or_path, collection, world)
-    check_index_fits(job.search, len(collection.passages), encoder.spec.embedding_dim)
+    check_index_fits(job.search, len(collection.passages), encoder.spec.text_shape("passage"))
     checks.on_every_process(partial(check_encoding, encoder, collection, flags.split, settings.encoding, world.device))
     checks.end()
     embeddings = encode_split(world, encoder, collection, flags.split, settings.encoding)

@@ -111,7 +111,7 @@ def encode_all(
     encoder = open_checkpoint(job, world, request)
     if encoder is None:
         return None
-    check_index_fits(job.search, len(collection.passages), encoder.spec.embedding_dim)
+    check_index_fits(job.search, len(collection.passages), encoder.spec.text_shape("passage"))
     spec = embedding_spec(job, world, request, encoder)
     directory = store.directory_of(embeddings_dir(job), request.step, spec)
     distributed.on_process0(world, partial(directory.mkdir, parents=True, exist_ok=True))
@@ -215,7 +215,7 @@ def load_embeddings(job: Job, world: World, request: RefreshRequest) -> RefreshE
     root = embeddings_dir(job)
     directory = Path(distributed.decide_on_process0(world, lambda: str(store.newest_embeddings(root))))
     record = store.read_embeddings_record(directory, job.collection)
-    check_index_fits(job.search, len(job.collection.passages), record["dims"])
+    check_index_fits(job.search, len(job.collection.passages), store.text_shape_of(record))
     dev_rows_Q = store.read_query_rows(directory, query_name(job.dev_split))
     stored_rows_Q = store.read_query_rows(directory, query_name("train"))
     expected = job.collection.qrels(job.dev_split).queries_with_positive()

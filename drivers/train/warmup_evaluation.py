@@ -43,7 +43,7 @@ def evaluate_mrr(
     None on all processes where ``monitor`` has told one to leave.
     """
     collection, split = settings.collection, settings.split
-    check_index_fits(settings.search, len(collection.passages), encoder.spec.embedding_dim)
+    check_index_fits(settings.search, len(collection.passages), encoder.spec.text_shape("passage"))
     vectors = encode_split(world, encoder, collection, split, settings.encoding, monitor)
     if vectors is None:
         return None

@@ -11,8 +11,9 @@ import sys
 import numpy as np
 
 from tests.toys import start
+from utils.search.base import Backend, RowIndex
 from utils.search.ranked_lists import merge_top_k
-from utils.search.registry import BACKENDS, Backend
+from utils.search.registry import BACKENDS
 from utils.search.settings import SearchSettings
 from utils.search.source import Advance, Passages, all_at_once
 
@@ -20,10 +21,15 @@ ROWS_AT_ONCE = 64
 ROUNDING = 1 + 1e-5  # of a product in float32
 
 
+class NormBackend(Backend):
+    def build(self, passages: Passages, settings: SearchSettings, advance: Advance) -> RowIndex:
+        return NormIndex(passages, advance)
+
+
 class NormIndex:
     """All rows in memory, sorted once."""
 
-    def __init__(self, passages: Passages, settings: SearchSettings, advance: Advance) -> None:
+    def __init__(self, passages: Passages, advance: Advance) -> None:
         rows_ND = all_at_once(passages)
         norms_N = np.linalg.norm(rows_ND, axis=1)
         self.order_N = np.argsort(-norms_N, kind="stable")
@@ -48,7 +54,7 @@ class NormIndex:
         del self.rows_ND
 
 
-BACKENDS["by_norm"] = Backend("tests.toys.by_norm:NormIndex")
+BACKENDS["by_norm"] = "tests.toys.by_norm:NormBackend"
 
 if __name__ == "__main__":
     start(sys.argv[1:])

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
-from utils.search.settings import SearchSettings
+from utils.search.base import Backend, RowIndex
+from utils.search.settings import GpuSearchFailed, SearchSettings
 from utils.search.source import Advance, Passages, no_progress, rows_in
 
 BYTES_PER_SCORE = 64  # where every score of a block passes for a candidate; 4 where none does
 QUERIES_PER_BLOCK = 1024
 SMALLEST_BLOCK = 1024  # passages
+OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED")  # of torch, CUDA and cuBLAS
+
+
+class TorchBackend(Backend):
+    """Exact, on the CPU or a GPU."""
+
+    def build(self, passages: Passages, settings: SearchSettings, advance: Advance = no_progress) -> RowIndex:
+        return TorchIndex(passages, settings)
+
+    def searches_on(self, device: torch.device) -> bool:
+        return device.type in ("cpu", "cuda")
 
 
 class TorchIndex:
     """Goes through the passages in each search, a block at a time."""
 
-    def __init__(self, passages: Passages, settings: SearchSettings, advance: Advance = no_progress) -> None:
+    def __init__(self, passages: Passages, settings: SearchSettings) -> None:
         self.passages, self.settings = passages, settings
 
     def search(self, queries_QD: np.ndarray, k: int, advance: Advance = no_progress) -> tuple[np.ndarray, np.ndarray]:
@@ -26,29 +42,48 @@ class TorchIndex:
         """It holds nothing."""
 
 
+@contextlib.contextmanager
+def memory_of(device: torch.device) -> Iterator[None]:
+    """GpuSearchFailed where a GPU's memory runs out. Any other error on it is a fault, which no CPU should hide."""
+    try:
+        yield
+    except RuntimeError as error:  # torch has a type for what its own allocator lacks, CUDA's libraries have others
+        reason = str(error).partition(". GPU ")[0].partition("\n")[0]
+        if device.type == "cpu" or not OUT_OF_MEMORY.search(reason):
+            raise
+        raise GpuSearchFailed(f"{device} cannot ({reason})") from None
+
+
 def torch_top_k(
     queries_QD: np.ndarray, passages: Passages, k: int, settings: SearchSettings, advance: Advance = no_progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact top-k by matrix product; `RowIndex` says what comes back. A share has less than 2**32 rows.
+    """Exact top-k by matrix product, on ``settings.device``; arguments and lists as `RowIndex.search` has them.
 
-    The collection is gone through once, in blocks that grow as fewer of their scores reach a list's last place.
+    The collection is gone through once, in blocks that grow as fewer of their scores reach a list's last place. A share
+    has less than 2**32 rows. GpuSearchFailed where a GPU's memory runs out.
     """
-    device, scores = settings.device, max(1, settings.working_bytes // BYTES_PER_SCORE)
+    device, scores = settings.device, max(1, working_bytes(settings) // BYTES_PER_SCORE)
     rows = min(QUERIES_PER_BLOCK, max(1, scores // max(k, SMALLEST_BLOCK)))
     widest = max(k, scores // rows)
-    blocks = [to_device(queries_QD[start : start + rows], device) for start in range(0, len(queries_QD), rows)]
-    best = [torch.empty((len(block_QD), 0), dtype=torch.int64, device=device) for block_QD in blocks]
-    first = 0
-    for held_MD in passages.blocks(rows_in(settings.passages_bytes, passages.embedding_dim)):
-        at = 0
-        while at < len(held_MD):
-            width = min(widest, max(k, first // 2, SMALLEST_BLOCK))
-            passages_MD = to_device(held_MD[at : at + width], device)
-            for number, block_QD in enumerate(blocks):
-                best[number] = best_keys(best[number], block_QD @ passages_MD.T, first, k)
-                advance(len(block_QD) * len(passages_MD))
-            at, first = at + len(passages_MD), first + len(passages_MD)
-    return lists_of_keys(best)
+    with memory_of(device):
+        blocks = [to_device(queries_QD[start : start + rows], device) for start in range(0, len(queries_QD), rows)]
+        best = [torch.empty((len(block_QD), 0), dtype=torch.int64, device=device) for block_QD in blocks]
+        first = 0
+        for held_MD in passages.blocks(rows_in(settings.passages_bytes, passages.embedding_dim)):
+            at = 0
+            while at < len(held_MD):
+                width = min(widest, max(k, first // 2, SMALLEST_BLOCK))
+                passages_MD = to_device(held_MD[at : at + width], device)
+                for number, block_QD in enumerate(blocks):
+                    best[number] = best_keys(best[number], block_QD @ passages_MD.T, first, k)
+                    advance(len(block_QD) * len(passages_MD))
+                at, first = at + len(passages_MD), first + len(passages_MD)
+        return lists_of_keys(best)
+
+
+def working_bytes(settings: SearchSettings) -> int:
+    """Of what is made next to a block of passages."""
+    return settings.budget_bytes // 2
 
 
 def lists_of_keys(best: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,11 +13,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from utils.search.base import RowIndex
+from utils.search.base import Backend, RowIndex
 from utils.search.exact_torch import torch_top_k
 from utils.search.faiss_index import (
+    FLAT,
     LARGEST_GPU_K,
+    check_index,
+    faiss_has_gpu_support,
     faiss_refusal,
+    gpu_refusal,
     make_index,
     on_gpu,
     reason_of,
@@ -31,11 +35,49 @@ FAISS_BYTES_PER_QUERY = 4096  # the scores of faiss's own blocks, of 1,024 passa
 FAISS_BYTES_PER_PLACE = 36  # a call's list, and faiss's reservoir of twice its length
 
 
-def build(passages: Passages, settings: SearchSettings, advance: Advance = no_progress) -> RowIndex:
-    """What --faiss_index asks for."""
-    if settings.faiss_index == "Flat":
-        return FlatIndex(passages, settings)
-    return FactoryIndex(passages, settings, advance)
+class FaissBackend(Backend):
+    """What --faiss_index asks for; on a GPU what faiss's GPU build has of it."""
+
+    library = "faiss"
+    options = ("faiss_index", "nprobe")
+
+    def build(self, passages: Passages, settings: SearchSettings, advance: Advance = no_progress) -> RowIndex:
+        if settings.faiss_index == FLAT:
+            return FlatIndex(passages, settings)
+        return FactoryIndex(passages, settings, advance)
+
+    def check(self, settings: SearchSettings, embedding_dim: int, rows: int) -> None:
+        check_index(settings.faiss_index, embedding_dim, settings.nprobe, rows)
+
+    def searches_on(self, device: torch.device) -> bool:
+        return device.type == "cpu" or (device.type == "cuda" and faiss_has_gpu_support())
+
+    def refusal(self, settings: SearchSettings, embedding_dim: int) -> str:
+        faiss_index, device = settings.faiss_index, settings.device
+        if device.type == "cpu" or faiss_index == FLAT:
+            return ""
+        reason = gpu_refusal(faiss_index, embedding_dim, settings.nprobe, device)
+        return f"faiss has no {faiss_index} on {device} ({reason})" if reason else ""
+
+    def largest_depth(self, settings: SearchSettings) -> int:
+        """An exact search on a GPU goes deeper by torch."""
+        is_bounded = settings.device.type == "cuda" and settings.faiss_index != FLAT
+        return LARGEST_GPU_K if is_bounded else super().largest_depth(settings)
+
+    def kind(self, settings: SearchSettings) -> str:
+        if settings.faiss_index == FLAT:
+            return super().kind(settings)
+        return settings.faiss_index + (f", nprobe {settings.nprobe}" if settings.nprobe else "")
+
+
+def cpu_block_bytes(settings: SearchSettings) -> int:
+    """Of a block of passages on the CPU; each block costs a merge of all lists. On a GPU: ``passages_bytes``."""
+    return settings.budget_bytes * 3 // 4
+
+
+def lists_bytes(settings: SearchSettings) -> int:
+    """Of what faiss makes next to the block."""
+    return settings.budget_bytes // 4
 
 
 @contextlib.contextmanager
@@ -80,9 +122,9 @@ class FlatIndex:
 
         settings, passages = self.settings, self.passages
         if settings.device.type == "cuda" and self.gpu_index is None:
-            self.gpu_index = on_gpu(faiss.IndexFlatIP(passages.embedding_dim), settings.device, settings.lists_bytes)
-        block_bytes = settings.faiss_bytes if self.gpu_index is None else settings.passages_bytes
-        queries_at_once = settings.lists_bytes // (FAISS_BYTES_PER_QUERY + FAISS_BYTES_PER_PLACE * k)
+            self.gpu_index = on_gpu(faiss.IndexFlatIP(passages.embedding_dim), settings.device, lists_bytes(settings))
+        block_bytes = cpu_block_bytes(settings) if self.gpu_index is None else settings.passages_bytes
+        queries_at_once = lists_bytes(settings) // (FAISS_BYTES_PER_QUERY + FAISS_BYTES_PER_PLACE * k)
         merged, first = None, 0
         for held_MD in passages.blocks(rows_in(block_bytes, passages.embedding_dim)):
             block_MD = np.ascontiguousarray(held_MD, dtype=np.float32)
@@ -132,7 +174,7 @@ class FactoryIndex:
     def refusals(self) -> contextlib.AbstractContextManager[None]:
         if self.settings.device.type == "cuda":
             return failures_on(self.settings.device)
-        return faiss_refusal(f"{self.settings.faiss_index} over {self.passages.count} passages")
+        return faiss_refusal(f"{self.settings.faiss_index} over {self.passages.rows} embeddings")
 
     def search(self, queries_QD: np.ndarray, k: int, advance: Advance = no_progress) -> tuple[np.ndarray, np.ndarray]:
         with self.refusals():
@@ -149,7 +191,7 @@ def filled_index(passages: Passages, settings: SearchSettings, advance: Advance)
     rows = rows_in(settings.passages_bytes, passages.embedding_dim)
     index = make_index(settings.faiss_index, passages.embedding_dim, settings.nprobe)
     if settings.device.type == "cuda":
-        index = on_gpu(index, settings.device, settings.lists_bytes)
+        index = on_gpu(index, settings.device, lists_bytes(settings))
     if not index.is_trained:
         index.train(all_at_once(passages, rows))
     for block_MD in passages.blocks(rows):

@@ -12,6 +12,7 @@ import torch
 
 from utils.errors import UserError
 
+FLAT = "Flat"  # the exact one
 LARGEST_GPU_K = 2048  # what a GPU index of faiss can return
 # Where faiss's indexes, transforms and quantizers hold others that are trained, too.
 PARTS = ("index", "quantizer", "base_index", "refine_index", "storage", "pq", "rq", "prq")
@@ -19,34 +20,43 @@ OUT_OF_MEMORY = re.compile("out of memory|alloc fail", re.IGNORECASE)  # faiss h
 OPQ_CENTROIDS = 256  # of the codes for which OPQ learns its rotation, where it has no quantizer of its own
 
 
-def check_index(faiss_index: str, embedding_dim: int, nprobe: int = 0, passages: int | None = None) -> None:
-    """UserError where faiss cannot build the index_factory string, or the index has no cells to probe.
+def check_index(faiss_index: str, embedding_dim: int, nprobe: int = 0, rows: int | None = None) -> None:
+    """UserError for an index that faiss cannot build, or that has no cells to probe.
 
-    With ``passages``, the size of one rank's share, also where there are not enough to train it on.
+    Args:
+        faiss_index: a string of faiss's index_factory.
+        embedding_dim: numbers in a row.
+        nprobe: how many cells are to be visited; 0 keeps the index's own number.
+        rows: the most that one process's share has, where that is known: they may be too few to train the index on.
+
+    Raises:
+        UserError: what faiss says, in one line, or what the index lacks.
     """
-    if faiss_index == "Flat":
+    if faiss_index == FLAT:
         if nprobe:
-            raise UserError(f"--nprobe {nprobe} is for IVF indexes, but --faiss_index is Flat; leave it out")
+            raise UserError(f"--nprobe {nprobe} is for IVF indexes, but --faiss_index is {FLAT}; omit it")
         return
     import faiss
 
     with faiss_refusal(f"{faiss_index} with --nprobe {nprobe}" if nprobe else faiss_index):
         index = make_index(faiss_index, embedding_dim, nprobe)
+    if rows is None:
+        return
     cells = faiss.try_extract_index_ivf(index)
-    if cells is not None and passages is not None and cells.nlist > passages:
+    if cells is not None and cells.nlist > rows:
         raise UserError(
-            f"--faiss_index {faiss_index} has {cells.nlist} cells, one process holds {passages} passages "
-            "to train them on; choose fewer cells, or Flat"
+            f"--faiss_index {faiss_index} has {cells.nlist} cells, one process holds {rows} embeddings "
+            f"to train them on; choose fewer cells, or {FLAT}"
         )
-    if passages is not None and (points := training_points(index)) > passages:
+    if (points := training_points(index)) > rows:
         raise UserError(
-            f"--faiss_index {faiss_index} is trained on {points} passages at least, one process holds {passages}; "
-            "choose codes of fewer bits (PQ16x4 in place of PQ16), or Flat"
+            f"--faiss_index {faiss_index} is trained on {points} embeddings at least, one process holds {rows}; "
+            f"choose codes of fewer bits (PQ16x4 in place of PQ16), or {FLAT}"
         )
 
 
 def training_points(index) -> int:  # type: ignore[no-untyped-def]  # faiss has no types
-    """How many passages faiss needs to train the index: k-means is refused fewer points than it has centroids.
+    """How many rows faiss needs to train the index: k-means is refused fewer points than it has centroids.
 
     Of an index not trained yet, with all that it is made of.
     """
@@ -99,7 +109,7 @@ def faiss_refusal(faiss_index: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise UserError(
-            f"--faiss_index {faiss_index} does not work here ({reason_of(error)}); choose another, or Flat"
+            f"--faiss_index {faiss_index} does not work here ({reason_of(error)}); choose another, or {FLAT}"
         ) from None
 
 

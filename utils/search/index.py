@@ -1,40 +1,33 @@
 """Maximum inner product search over passages: an index that is built once and searched many times.
 
-Exact by faiss, torch or another registered backend; approximate by any faiss index. The embeddings come in blocks of
-rows, so that a collection takes no more memory than a block; an index other than Flat needs all of them at once. A
-passage may have several rows and is found by its best one: who searches sees passages only. Ties break by passage
-order, whatever the backend.
+The embeddings come in blocks of rows, so that a collection takes no more memory than a block, unless its backend needs
+all of them at once. A passage may have several rows and is found by its best one: who searches sees passages only. Ties
+break by passage order, whatever the backend.
 """
 
 from __future__ import annotations
 
-from types import TracebackType
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from utils.errors import UserError
 from utils.search.base import RowIndex
 from utils.search.fold import first_depth, search_passages
 from utils.search.norms import problem_of
-from utils.search.registry import builder_of
-from utils.search.settings import SearchSettings, largest_depth, with_search_device
+from utils.search.registry import backend_of
+from utils.search.settings import SearchSettings
 from utils.search.source import ROWS_AT_ONCE, Advance, Passages, no_progress, rows_in
 
 
 class Index:
-    """The passages of this process. Use it in a ``with``, or close it, for what its backend holds in memory."""
+    """The passages of this process. Close it (`contextlib.closing`) for what its backend holds in memory."""
 
     def __init__(self, passages: Passages, settings: SearchSettings) -> None:
         self.passages, self.settings = passages, settings
+        self.backend = backend_of(settings.backend)
         self.row_index: RowIndex | None = None
-
-    def __enter__(self) -> Index:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give up what the backend holds; another search would build it again."""
@@ -43,43 +36,59 @@ class Index:
             self.row_index = None
 
     def search(self, queries_QD: np.ndarray, k: int, advance: Advance = no_progress) -> tuple[np.ndarray, np.ndarray]:
-        """The k passages of largest inner product of each query, best first.
+        """The k passages of largest inner product of each query, best first. The first search builds the index.
 
-        Returns scores_QK float32 and passages_QK int64 (numbers of ``passages``; -1 and -inf where an
-        approximate index found fewer than k). K is k, or the number of passages where that is smaller.
-        In memory at a time: the queries, the lists (twice where faiss takes several blocks, or searches tied lists
-        again; of rows and of passages, where those are two), and what ``settings.budget_bytes`` says; all rows for an
-        index other than Flat. The first search builds what the later ones use.
-        An exception that ``advance`` raises ends the search. GpuSearchFailed where faiss fails on a GPU: who searches
-        on several processes has them all use the CPU, which takes many times as long.
-        All numbers are finite: else no order is defined, and each backend makes up its own. Who encodes passages or
-        stores them sees to theirs, since a look at all of them takes a twentieth of a search. UserError where a
-        query's are not.
+        In memory at a time: the queries, the lists (twice where a backend searches several blocks, or tied lists again;
+        of rows and of passages, where those are two), and what ``settings.budget_bytes`` says; all rows where the
+        backend holds them.
+
+        Args:
+            queries_QD: float. All numbers of passages are finite too, else no order is defined, and each backend makes
+                up its own. Who encodes or stores passages sees to theirs: a look at all takes a twentieth of a search.
+            k: how many passages.
+            advance: told the pairs of a query and a row that are done; what it raises ends the search.
+
+        Returns:
+            scores_QK float32 and passages_QK int64, numbers of ``passages``; -inf and -1 where an approximate index
+            found fewer than k. K is k, or the number of passages where that is smaller.
+
+        Raises:
+            GpuSearchFailed: who searches on several processes has them all use the CPU, which takes many times as long.
+            UserError: where a query's numbers or the scores are not finite, or the index cannot be built.
         """
         check_queries(queries_QD)
-        k = min(k, self.passages.count)
+        passages, k = self.passages, min(k, self.passages.count)
         if k == 0 or not len(queries_QD):
             return np.zeros((len(queries_QD), k), np.float32), np.zeros((len(queries_QD), k), np.int64)
 
-        passages = self.passages
-        row_index = self.build(first_depth(passages, k), advance)
+        row_index = self.build(k, advance)
+        size_bytes = self.settings.passages_bytes
         if passages.row_to_passage is None:
             found = row_index.search(queries_QD, k, advance)
         else:
-            deepest = largest_depth(self.settings, passages.rows)
-            size_bytes = self.settings.passages_bytes
+            deepest = self.backend.largest_depth(self.settings)
             found = search_passages(row_index, queries_QD, passages, k, deepest, size_bytes, advance)
-        check_scores(*found, rows_in(self.settings.passages_bytes, k))
+        check_scores(*found, rows_in(size_bytes, k))
         return found
 
-    def build(self, depth: int, advance: Advance) -> RowIndex:
-        """The backend's index, for lists of ``depth`` rows: once, and again on the CPU where a GPU's are too short."""
-        settings = with_search_device(self.settings, self.passages.embedding_dim, depth)
-        if self.row_index is None or settings != self.settings:
+    def build(self, k: int, advance: Advance) -> RowIndex:
+        """The backend's index, for k passages: once, and again on the CPU where the lists of a GPU are too short."""
+        device = self.device_for(k)
+        if self.row_index is None or device != self.settings.device:
             self.close()
-            self.settings = settings  # asked once: a GPU's memory may have room later, or none
-            self.row_index = builder_of(settings.backend)(self.passages, settings, advance)
+            self.settings = replace(self.settings, device=device)  # asked once: a GPU may have room later, or none
+            self.row_index = self.backend.build(self.passages, self.settings, advance)
         return self.row_index
+
+    def device_for(self, k: int) -> torch.device:
+        """Where k passages would be searched: the CPU where the backend cannot on ``settings.device``."""
+        passages = self.passages  # of which a share may have fewer, or none
+        depth = first_depth(passages, min(k, passages.count)) if passages.count else k
+        return self.backend.device_for(self.settings, passages.embedding_dim, depth)
+
+    def describe(self, k: int) -> str:
+        """What would search for k passages, and where, for the log."""
+        return f"{self.settings.backend}, {self.backend.kind(self.settings)}, on {self.device_for(k)}"
 
 
 def check_queries(queries_QD: np.ndarray) -> None:

@@ -4,31 +4,51 @@ from __future__ import annotations
 
 import importlib
 from collections import ChainMap
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from utils.errors import UserError
+
 if TYPE_CHECKING:
-    from utils.search.base import IndexBuilder
+    from utils.search.base import Backend
+    from utils.search.settings import SearchSettings
 
-
-@dataclass(frozen=True)
-class Backend:
-    """An index over rows: ``builder`` is "module:name" of an `IndexBuilder`, ``devices`` the types that it can use.
-
-    Its search is exact, or the flag would decide the result of a run: of faiss, --faiss_index does.
-    """
-
-    builder: str
-    devices: tuple[str, ...] = ("cpu",)
-
-
-BACKENDS = {
-    "faiss": Backend("utils.search.faiss_backend:build", ("cpu", "cuda")),
-    "torch": Backend("utils.search.exact_torch:TorchIndex", ("cpu", "cuda")),
+BACKENDS = {  # "module:name" of a `Backend`; "auto" prefers the first
+    "faiss": "utils.search.faiss_backend:FaissBackend",
+    "torch": "utils.search.exact_torch:TorchBackend",
 }
-WORDS = ChainMap(BACKENDS, {"auto": Backend("")})  # of the flag: also what is registered later
+AUTO = "auto"
+WORDS = ChainMap(BACKENDS, {AUTO: ""})  # of the flag: also what is registered later
 
 
-def builder_of(word: str) -> IndexBuilder:
-    module, _, name = BACKENDS[word].builder.partition(":")
-    return cast("IndexBuilder", getattr(importlib.import_module(module), name))
+def backend_of(word: str) -> Backend:
+    module, _, name = BACKENDS[word].partition(":")
+    return cast("Backend", getattr(importlib.import_module(module), name)())
+
+
+def choose_backend(settings: SearchSettings) -> SearchSettings:
+    """The same with the word of a backend in the place of "auto".
+
+    That is the first one that is installed, reads the options given and can use the device; where none can, the first.
+    UserError where what is asked for is not there.
+    """
+    asked = list(BACKENDS) if settings.backend == AUTO else [settings.backend]
+    able = [word for word in asked if not unread_options(settings, word)]
+    if not able:
+        name = unread_options(settings, asked[0])[0]
+        readers = " or ".join(word for word in BACKENDS if name in backend_of(word).options)
+        raise UserError(
+            f"--{name} {getattr(settings, name)} needs {readers}, but --search_backend is {settings.backend}; "
+            "omit one of the two"
+        )
+    installed = [word for word in able if backend_of(word).is_installed()]
+    if not installed:
+        library = backend_of(able[0]).library
+        raise UserError(f"{library} is not installed, expected it for this search; pip install -r requirements.txt")
+    on_device = (word for word in installed if backend_of(word).searches_on(settings.device))
+    return replace(settings, backend=next(on_device, installed[0]))
+
+
+def unread_options(settings: SearchSettings, word: str) -> list[str]:
+    """The options given that this backend does not read."""
+    return [name for name in settings.options_given() if name not in backend_of(word).options]

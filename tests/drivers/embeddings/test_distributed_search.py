@@ -28,7 +28,8 @@ from drivers.embeddings.distributed_search import (
     score_candidates,
     search_settings,
 )
-from drivers.embeddings.encode import PassageShare
+from drivers.embeddings.encode import PassageShare, share_of_texts
+from drivers.embeddings.shards import PASSAGE_SHARDS, rows_of_shard
 from drivers.job import progress
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from model.encoders.registry import encoder_type, new_encoder, read_spec
@@ -40,7 +41,7 @@ from utils import distributed
 from utils.distributed import Waits, World
 from utils.errors import UserError
 from utils.flag_groups import SearchFlags
-from utils.search import faiss_backend
+from utils.search.faiss_backend import FaissBackend
 from utils.search.index import Index
 from utils.search.settings import GpuSearchFailed, SearchSettings
 from utils.search.source import Passages, in_memory
@@ -61,7 +62,7 @@ def retrieve_on_processes(
     patch: pytest.MonkeyPatch,
     monitors: list[Monitor] | None = None,
 ) -> list[Any]:
-    """`retrieve` on as many ranks as there are shares; their results."""
+    """`retrieve` on as many processes as there are shares; their results."""
 
     def work(world: World) -> Any:
         share = PassageShare(in_memory(passages_ND[cuts[world.process] : cuts[world.process + 1]]), cuts[world.process])
@@ -94,7 +95,7 @@ def test_shares_merged_in_blocks_are_one_search(
         assert offsets_QK.shape == (queries, 10)
         assert offsets_QK.tolist() == expected
         np.testing.assert_array_equal(scores_QK, np.take_along_axis(products_QN, offsets_QK, 1))
-    assert searches == [queries] * (len(cuts) - 1), "each rank builds its index once"
+    assert searches == [queries] * (len(cuts) - 1), "each process builds its index once"
     said = capsys.readouterr().out
     assert said == f"search: torch, exact, on cpu; {queries} queries, 40 passages, top 10\n"
 
@@ -108,13 +109,13 @@ def test_an_index_is_built_once_for_many_searches(
     passages_ND, first_QD, other_QD = (rng.integers(-9, 10, (n, 4)).astype(np.float32) for n in (300, 7, 5))
     cuts = [0, 90, 200, 300]
     built: list[int] = []
-    build = faiss_backend.build
+    build = FaissBackend.build
 
-    def counted(passages: Passages, *others: Any) -> Any:
+    def counted(backend: FaissBackend, passages: Passages, *others: Any) -> Any:
         built.append(passages.rows)
-        return build(passages, *others)
+        return build(backend, passages, *others)
 
-    monkeypatch.setattr(faiss_backend, "build", counted)
+    monkeypatch.setattr(FaissBackend, "build", counted)
 
     def work(world: World) -> Any:
         first, stop = cuts[world.process : world.process + 2]
@@ -139,33 +140,33 @@ def test_an_index_is_built_once_for_many_searches(
     assert sorted(built) == [90, 90, 100, 100, 110, 110], "once, and once more after it was closed"
 
 
-def test_all_ranks_leave_a_search_that_one_is_told_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_processes_leave_a_search_that_one_is_told_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = np.ones((40, 3), np.float32)
     monitors = [Monitor(), Monitor(should_stop=lambda: True), Monitor()]
     assert retrieve_on_processes(vectors, vectors, [0, 10, 30, 40], 5, monkeypatch, monitors) == [None] * 3
 
 
-def one_process(rank: int, directory: str) -> None:
+def one_process(process: int, directory: str) -> None:
     """Of two: the second fails at once, in each of three ways, where the first would search for hours."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
-    world, vectors = World(rank, 2, CPU, Waits(30.0)), np.ones((40, 3), np.float32)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=process, world_size=2)
+    world, vectors = World(process, 2, CPU, Waits(30.0)), np.ones((40, 3), np.float32)
     search, faults = Index.search, [UserError("of one"), StopEncoding(), GpuSearchFailed("cuda:1 cannot")]
     distributed.LOOK_EVERY_SECONDS = 0.05
 
     def endless(index: Index, queries_QD: Any, k: int, advance: Any) -> Any:
         if index.settings.device.type == "cpu":
             return search(index, queries_QD, k, advance)
-        if rank == 1:
+        if process == 1:
             raise faults.pop(0)
         while True:
             advance(0)
             time.sleep(0.01)
 
     Index.search = endless  # type: ignore[method-assign, assignment]
-    distributed_search.with_search_device = lambda options, *others: options
+    Index.device_for = lambda index, k: index.settings.device  # type: ignore[method-assign]
     share, options = (
-        PassageShare(in_memory(vectors[:20]), rank * 20),
+        PassageShare(in_memory(vectors[:20]), process * 20),
         SearchSettings("faiss", device=torch.device("cuda")),
     )
     with pytest.raises(UserError, match="of one"):
@@ -275,13 +276,29 @@ def test_cells_are_compared_with_the_smallest_share(tmp_path: Path, monkeypatch:
     settings = SearchSettings("faiss", "IVF40,Flat", 2)
     check_index_fits_model(settings, 64, str(tmp_path), "static", "")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="has 40 cells, one process holds 32 passages"):
+    with pytest.raises(UserError, match="has 40 cells, one process holds 32 embeddings"):
         check_index_fits_model(settings, 64, str(tmp_path), "static", "")
-    check_index_fits(SearchSettings("faiss", "IVF3,Flat"), 3, DIMS)  # one has all
+    check_index_fits(SearchSettings("faiss", "IVF3,Flat"), 3, (DIMS,))  # one has all
     settings = SearchSettings("faiss", "PQ3")
     with pytest.raises(UserError, match="PQ3"):
         check_index_fits_model(settings, 64, str(tmp_path), "static", "")
     check_index_fits_model(settings, 64, "somebody/hub-model", "static", "")
+
+
+def test_rows_are_counted_where_a_passage_has_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares are those of the encoder's shards; what as many rows as there may be could be built of is not refused."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(FaissBackend, "check", lambda backend, settings, dim, rows: asked.append((dim, rows)))
+    for text_shape in ((DIMS,), (1, DIMS), (3, DIMS)):
+        check_index_fits(SearchSettings("faiss"), 64, text_shape)
+    assert asked == [(DIMS, 32), (DIMS, 32), (DIMS, 96)]
+    passages, long_shape = 200_000, (64, 768)  # a shard of as few passages as have SHARD_BYTES together
+    check_index_fits(SearchSettings("faiss"), passages, long_shape)
+    texts = rows_of_shard(passages, 64 * 768, PASSAGE_SHARDS)
+    assert texts < rows_of_shard(passages, 768, PASSAGE_SHARDS)
+    shares = [share_of_texts(passages, texts, process, 2) for process in range(2)]
+    assert asked[-1] == (768, 64 * min(stop - start for start, stop in shares))
 
 
 # A disk that is full

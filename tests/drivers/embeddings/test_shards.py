@@ -563,7 +563,7 @@ def test_the_evaluation_finds_faults_in_a_dry_run(
 ) -> None:
     common = (tiny_preprocessed, "--dry_run", "--embedding_dir", stored)
     evaluate(monkeypatch, *common, "--output_dir", tmp_path / "out")
-    with pytest.raises(UserError, match="has 400 cells, one process holds 300 passages"):
+    with pytest.raises(UserError, match="has 400 cells, one process holds 300 embeddings"):
         evaluate(monkeypatch, *common, "--output_dir", tmp_path / "out", "--faiss_index", "IVF400,Flat")
     with pytest.raises(UserError, match="is a file, expected a directory"):
         evaluate(monkeypatch, *common, "--output_dir", stored / "embeddings.json" / "out")

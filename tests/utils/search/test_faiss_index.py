@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,11 +20,11 @@ from tests.processes_as_threads import on_processes
 from utils.distributed import World
 from utils.errors import ProcessFailed, UserError
 from utils.flag_groups import SearchFlags
-from utils.search import faiss_backend
-from utils.search.faiss_backend import FlatIndex
+from utils.search import exact_torch, faiss_backend
+from utils.search.faiss_backend import FaissBackend, FlatIndex
 from utils.search.faiss_index import check_index, lasting_gpu_refusal, make_index, training_points
 from utils.search.index import Index
-from utils.search.settings import GpuSearchFailed, SearchSettings, describe_search
+from utils.search.settings import GpuSearchFailed, SearchSettings
 from utils.search.source import Passages, in_memory
 
 DIMS = 16
@@ -35,7 +36,7 @@ def vectors(count: int, seed: int = 0) -> np.ndarray:
 
 
 def search(queries_QD: np.ndarray, passages: Passages, k: int, options: SearchSettings, *more: Any) -> Any:
-    with Index(passages, options) as index:
+    with contextlib.closing(Index(passages, options)) as index:
         return index.search(queries_QD, k, *more)
 
 
@@ -78,12 +79,12 @@ def refusal_of(faiss_index: str, passages: int) -> str:
 
 @pytest.mark.parametrize(("faiss_index", "points"), TRAINED.items())
 def test_what_faiss_cannot_train_is_refused_before_encoding(faiss_index: str, points: int) -> None:
-    check_index(faiss_index, DIMS, passages=points)
+    check_index(faiss_index, DIMS, rows=points)
     assert max(1, training_points(make_index(faiss_index, DIMS, 0))) == points
     if points > 1:
         assert refusal_of(faiss_index, points - 1)
-        with pytest.raises(UserError, match=rf"has {points} cells, one|trained on {points} passages at least, one"):
-            check_index(faiss_index, DIMS, passages=points - 1)
+        with pytest.raises(UserError, match=rf"has {points} cells, one|trained on {points} embeddings at least, one"):
+            check_index(faiss_index, DIMS, rows=points - 1)
     if points < 256:
         assert not refusal_of(faiss_index, points)
 
@@ -176,7 +177,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInGpu]:
 
 
 def fits(faiss_index: str, dims: int, patch: pytest.MonkeyPatch, nprobe: int = 0, passages: int = 100_000) -> None:
-    check_index_fits(SearchSettings("faiss", faiss_index, nprobe, GPU), passages, dims)
+    check_index_fits(SearchSettings("faiss", faiss_index, nprobe, GPU), passages, (dims,))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,8 @@ def test_the_empty_index_is_tried_on_the_gpu_before_encoding(
     fits(faiss_index, 768, monkeypatch, nprobe)
     said = capsys.readouterr().err.splitlines()
     options = SearchSettings("faiss", faiss_index, nprobe, GPU)
-    where = describe_search(options, 768, 200)
+    passages = Passages(100_000, 768, lambda rows: iter(()))
+    where = Index(passages, options).describe(200)
     if reason:
         assert len(said) == 1 and reason in said[0]
         assert said[0].startswith(f"search: faiss has no {faiss_index} on cuda:0 (")
@@ -211,7 +213,7 @@ def test_the_empty_index_is_tried_on_the_gpu_before_encoding(
         assert where.endswith(", on cpu")
     else:
         assert not said and where.endswith(", on cuda:0")
-        assert describe_search(options, 768, 4096).endswith(", on cpu"), "no GPU index returns so many"
+        assert Index(passages, options).describe(4096).endswith(", on cpu"), "no GPU index returns so many"
     assert gpu.done[:2] == ["emptied", "resources"], "torch's memory is given back first"
 
 
@@ -254,6 +256,55 @@ def test_memory_that_runs_out_in_faiss_leaves_the_search_to_the_cpu(
     assert refused.endswith("; the CPU searches in its place")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 39.49 GiB of which 1.06 GiB "
+            "is free. Including non-PyTorch memory, this process has 38.43 GiB memory in use."
+        ),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+def test_memory_that_runs_out_in_torch_leaves_the_search_to_the_cpu(
+    backend: str,
+    error: Exception,
+    gpu: StandInGpu,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In torch's own search, and in that of faiss, which searches by torch where lists are longer than its GPU's."""
+    to_device = exact_torch.to_device
+
+    def full(array: np.ndarray, device: torch.device) -> torch.Tensor:
+        if device.type == "cuda":
+            raise error
+        return to_device(array, device)
+
+    monkeypatch.setattr(exact_torch, "to_device", full)
+    passages_ND, queries_QD, k = vectors(2100), vectors(3, 1), 2050
+    share, settings = PassageShare(in_memory(passages_ND), 0), SearchSettings(backend, device=GPU)
+    found = retrieve(World(0, 1, torch.device("cpu")), queries_QD, share, 2100, k, settings)
+    assert found is not None
+    products_QN = queries_QD.astype(np.float64) @ passages_ND.T
+    assert (found[1] == np.argsort(-products_QN, axis=1)[:, :k]).mean() > 0.999
+    on_gpu, refused, on_cpu = capsys.readouterr().out.splitlines()
+    assert on_gpu.startswith(f"search: {backend}, exact, on cuda:0; ") and ", on cpu; " in on_cpu
+    reason = str(error).partition(". GPU")[0].partition("\n")[0]
+    assert refused == f"search: cuda:0 cannot ({reason}); the CPU searches in its place"
+
+
+def test_another_error_of_torch_on_a_gpu_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(array: np.ndarray, device: torch.device) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(exact_torch, "to_device", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        search(vectors(3), in_memory(vectors(9)), 5, SearchSettings("torch", device=GPU))
+
+
 def best(queries_QD: np.ndarray, passages_ND: np.ndarray) -> np.ndarray:
     return np.argsort(-(queries_QD @ passages_ND.T), axis=1)[:, :5]
 
@@ -267,13 +318,13 @@ def retrieve_on_gpus(
     """Of four processes, each with its GPU: what `retrieve` returned or raised, and where faiss searched in turn."""
     searched: list[list[str]] = [[] for _ in range(4)]
     starts = [0, *np.cumsum(COUNTS)]
-    build = faiss_backend.build
+    build = FaissBackend.build
 
-    def recorded(passages: Passages, options: SearchSettings, advance: Any) -> Any:
+    def recorded(backend: FaissBackend, passages: Passages, options: SearchSettings, advance: Any) -> Any:
         searched[COUNTS.index(passages.count)].append(options.device.type)
-        return build(passages, options, advance)
+        return build(backend, passages, options, advance)
 
-    patch.setattr(faiss_backend, "build", recorded)
+    patch.setattr(FaissBackend, "build", recorded)
 
     def work(world: World) -> Any:
         first, stop = starts[world.process : world.process + 2]

@@ -16,15 +16,15 @@ from drivers.embeddings.distributed_search import retrieve, score_candidates
 from drivers.embeddings.encode import PassageShare
 from tests.processes_as_threads import on_processes
 from utils.distributed import World
-from utils.search import exact_torch
+from utils.search import exact_torch, faiss_backend
 from utils.search.exact_torch import TorchIndex
 from utils.search.faiss_backend import FlatIndex
 from utils.search.fold import first_depth, sure_depth
 from utils.search.index import Index
+from utils.search.registry import BACKENDS
 from utils.search.settings import SearchSettings
 from utils.search.source import Passages, in_memory
 
-BACKENDS = ["torch", "faiss"]
 NUMBERS = st.integers(-2, 2).map(float)  # float32 has every product exactly, and most scores are tied
 
 
@@ -63,7 +63,7 @@ def owners(counts_P: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(counts_P)), counts_P)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS])
 @settings(max_examples=150, deadline=None)
 @given(problem=problem(), block_rows=st.integers(1, 9))
 def test_a_passage_stands_once_by_its_best_row(
@@ -72,14 +72,15 @@ def test_a_passage_stands_once_by_its_best_row(
     queries_QD, rows_ND, counts_P, k = problem
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_torch, "SMALLEST_BLOCK", 1)
-        for name in ("passages_bytes", "faiss_bytes"):
-            patch.setattr(SearchSettings, name, 4 * rows_ND.shape[1] * block_rows)
-        with Index(in_memory(rows_ND, owners(counts_P)), SearchSettings(backend)) as index:
-            found = index.search(queries_QD, k)
+        block_bytes = 4 * rows_ND.shape[1] * block_rows
+        patch.setattr(SearchSettings, "passages_bytes", block_bytes)
+        patch.setattr(faiss_backend, "cpu_block_bytes", lambda settings: block_bytes)
+        index = Index(in_memory(rows_ND, owners(counts_P)), SearchSettings(backend))
+        found = index.search(queries_QD, k)
     assert_best(found, brute_force(queries_QD, rows_ND, counts_P), k)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS])
 @settings(max_examples=40, deadline=None)
 @given(problem=problem(), data=st.data())
 def test_shares_of_passages_are_one_collection(
@@ -108,7 +109,7 @@ def test_shares_of_passages_are_one_collection(
         assert candidate_scores_QK.tolist() == expected_QK.tolist()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS])
 def test_only_the_queries_that_lack_passages_are_searched_deeper(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A passage of a hundred rows next to fifty of one: its rows are all that the first query finds at first."""
     counts_P = np.array([1] * 25 + [100] + [1] * 25)

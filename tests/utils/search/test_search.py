@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import tracemalloc
 from dataclasses import replace
@@ -21,18 +22,21 @@ from utils.search.exact_torch import BYTES_PER_SCORE, from_keys, to_keys
 from utils.search.faiss_index import check_index
 from utils.search.index import Index
 from utils.search.ranked_lists import in_passage_order, merge_top_k
-from utils.search.settings import SMALLEST_MEMORY_BYTES, SearchSettings, choose_backend, describe_search
+from utils.search.registry import BACKENDS, choose_backend
+from utils.search.settings import SMALLEST_MEMORY_BYTES, SearchSettings
 from utils.search.source import Passages, in_memory
 
-BACKENDS = ["torch", "faiss"]
+CPU = torch.device("cpu")
+EXACT = [*BACKENDS]
 if torch.cuda.is_available():
-    BACKENDS.append("cuda")
+    EXACT.append("cuda")
 
 
 def search(
     queries_QD: np.ndarray, passages: np.ndarray | Passages, k: int, options: SearchSettings, *more: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    with Index(passages if isinstance(passages, Passages) else in_memory(passages), options) as index:
+    source = passages if isinstance(passages, Passages) else in_memory(passages)
+    with contextlib.closing(Index(source, options)) as index:
         return index.search(queries_QD, k, *more)
 
 
@@ -71,14 +75,14 @@ def integer_problem(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
     return queries_QD, passages_ND, draw(st.integers(1, 30))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 @settings(max_examples=60, deadline=None)
 @given(problem=integer_problem())
 def test_exact_with_ties(backend: str, problem: tuple[np.ndarray, np.ndarray, int]) -> None:
     assert_exact(*problem, options_of(backend))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 @settings(max_examples=40, deadline=None)
 @given(
     problem=integer_problem(),
@@ -98,9 +102,9 @@ def test_blocks_do_not_show(
         patch.setattr(exact_torch, "SMALLEST_BLOCK", 1)
         patch.setattr(faiss_backend, "QUERIES_PER_FAISS_CALL", queries_per_block)
         block_bytes = BYTES_PER_SCORE * queries_per_block * block_rows
-        patch.setattr(SearchSettings, "working_bytes", block_bytes)
+        patch.setattr(exact_torch, "working_bytes", lambda settings: block_bytes)
         patch.setattr(SearchSettings, "passages_bytes", 4 * problem[1].shape[1] * block_rows)
-        patch.setattr(SearchSettings, "faiss_bytes", 4 * problem[1].shape[1] * index_rows)
+        patch.setattr(faiss_backend, "cpu_block_bytes", lambda settings: 4 * problem[1].shape[1] * index_rows)
         assert_exact(*problem, options_of(backend))
 
 
@@ -123,7 +127,7 @@ def test_merging_shares_is_one_search(problem: tuple[np.ndarray, np.ndarray, int
     assert merged_scores.tolist() == expected_scores
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 def test_more_asked_than_there_are_passages(backend: str) -> None:
     rng = np.random.default_rng(1)
     assert_exact(
@@ -134,14 +138,14 @@ def test_more_asked_than_there_are_passages(backend: str) -> None:
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 def test_one_passage(backend: str) -> None:
     scores_QK, rows_QK = search(np.ones((2, 3), np.float32), np.full((1, 3), 2, np.float32), 5, options_of(backend))
     assert rows_QK.tolist() == [[0], [0]]
     assert scores_QK.tolist() == [[6.0], [6.0]]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 def test_no_passages_and_no_queries(backend: str) -> None:
     passages_ND = np.ones((4, 3), np.float32)
     for queries, passages, shape in ((2, 0, (2, 0)), (0, 4, (0, 3)), (0, 0, (0, 0))):
@@ -150,7 +154,7 @@ def test_no_passages_and_no_queries(backend: str) -> None:
         assert (scores_QK.dtype, rows_QK.dtype) == (np.float32, np.int64)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("k", [1, 7, 300])
 def test_identical_embeddings_come_in_passage_order(backend: str, k: int) -> None:
     queries_QD, passages_ND = np.ones((3, 8), np.float32), np.ones((300, 8), np.float32)
@@ -158,7 +162,7 @@ def test_identical_embeddings_come_in_passage_order(backend: str, k: int) -> Non
     assert rows_QK.tolist() == [list(range(k))] * 3
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("direction", [1, -1])
 def test_lists_that_every_passage_enters_or_none(backend: str, direction: int) -> None:
     """Scores that rise with every passage of several blocks, three passages of each score; and that fall."""
@@ -195,11 +199,11 @@ def test_torch_goes_through_the_collection_once(monkeypatch: pytest.MonkeyPatch)
     assert sum(moved) == 3000 + 5000
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("sizes", [[500], [1] * 500, [3, 250, 1, 246], [200, 300]])
 def test_blocks_in_one_buffer_are_one_search(backend: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of any size that overwrite each other, as a reader of files gives them; some of fewer than k passages."""
-    monkeypatch.setattr(SearchSettings, "faiss_bytes", 4 * 6 * 150)
+    monkeypatch.setattr(faiss_backend, "cpu_block_bytes", lambda settings: 4 * 6 * 150)
     rng = np.random.default_rng(8)
     queries_QD, passages_ND = (rng.integers(-3, 4, (n, 6)).astype(np.float32) for n in (15, 500))
 
@@ -221,8 +225,8 @@ def test_blocks_in_one_buffer_are_one_search(backend: str, sizes: list[int], mon
 )
 def test_a_search_can_be_left(options: SearchSettings, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After as little as one block of ten; in faiss's second pass, over tied lists, as well."""
-    for name in ("passages_bytes", "faiss_bytes"):
-        monkeypatch.setattr(SearchSettings, name, 4 * 2 * 10)
+    monkeypatch.setattr(SearchSettings, "passages_bytes", 4 * 2 * 10)
+    monkeypatch.setattr(faiss_backend, "cpu_block_bytes", lambda settings: 4 * 2 * 10)
     told: list[int] = []
 
     def leave(pairs: int) -> None:
@@ -284,13 +288,13 @@ def test_backends_agree_on_real_vectors_and_mapped_files(tmp_path: Any) -> None:
     queries_QD = rng.standard_normal((20, 16))
     products_QN = queries_QD @ np.asarray(passages_ND, np.float64).T
     expected_QK = np.argsort(-products_QN, axis=1)[:, :50]
-    for backend in BACKENDS:
+    for backend in EXACT:
         scores_QK, rows_QK = search(queries_QD, passages_ND, 50, options_of(backend))
         assert np.array_equal(rows_QK, expected_QK), backend
         assert np.allclose(scores_QK, np.take_along_axis(products_QN, expected_QK, 1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_diverged_model_is_named(backend: str, bad: float) -> None:
     good_ND = np.ones((4, 3), np.float32)
@@ -352,55 +356,65 @@ def test_nprobe_needs_cells() -> None:
 @pytest.mark.parametrize("index", ["IVF50,Flat", "PQ4", "PCA9,Flat", "IVF0,Flat", "IDMap,Flat"])
 def test_an_index_that_cannot_be_made_of_these_passages(index: str) -> None:
     passages_ND = np.random.default_rng(5).standard_normal((20, 8)).astype(np.float32)
-    with pytest.raises(UserError, match=f"--faiss_index {index} over 20 passages") as caught:
+    with pytest.raises(UserError, match=f"--faiss_index {index} over 20 embeddings") as caught:
         search(passages_ND[:2], passages_ND, 3, SearchSettings("faiss", index))
     assert "\n" not in str(caught.value) and ".cpp" not in str(caught.value)
 
 
 @pytest.mark.parametrize("index", ["IVF50,Flat", "PCA4,IVF50,PQ2x4", "IDMap,IVF50,Flat"])
 def test_more_cells_than_passages_are_found_before_encoding(index: str) -> None:
-    check_index(index, 8, passages=50)
+    check_index(index, 8, rows=50)
     check_index(index, 8)
-    with pytest.raises(UserError, match="has 50 cells, one process holds 49 passages"):
-        check_index(index, 8, passages=49)
-    check_index("HNSW8", 8, passages=1)
+    with pytest.raises(UserError, match="has 50 cells, one process holds 49 embeddings"):
+        check_index(index, 8, rows=49)
+    check_index("HNSW8", 8, rows=1)
+
+
+def chosen(backend: str, faiss_index: str = "Flat", nprobe: int = 0, device: torch.device = CPU) -> str:
+    return choose_backend(SearchSettings(backend, faiss_index, nprobe, device)).backend
 
 
 def test_choosing_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A faiss without GPU support would leave the GPU idle: an exact search is torch's then."""
     import faiss
 
+    def described(*settings: Any) -> str:
+        return Index(in_memory(np.ones((4, 3), np.float32)), SearchSettings(*settings, device=gpu)).describe(1)
+
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
     gpu = torch.device("cuda", 1)
-    assert choose_backend("auto", "Flat", use_cuda=True) == "torch"
-    assert choose_backend("auto", "IVF4,Flat", use_cuda=True) == "faiss"
-    assert choose_backend("faiss", "Flat", use_cuda=True) == "faiss"
-    assert describe_search(SearchSettings("faiss", "IVF4,Flat", 2, gpu)) == "faiss, IVF4,Flat, nprobe 2, on cpu"
+    assert chosen("auto", device=gpu) == "torch"
+    assert chosen("auto", "IVF4,Flat", device=gpu) == "faiss"
+    assert chosen("faiss", device=gpu) == "faiss"
+    assert described("faiss", "IVF4,Flat", 2) == "faiss, IVF4,Flat, nprobe 2, on cpu"
     monkeypatch.setattr(faiss, "StandardGpuResources", None, raising=False)
-    assert choose_backend("auto", "Flat", use_cuda=True) == "faiss"
-    assert describe_search(SearchSettings("faiss", device=gpu)) == "faiss, exact, on cuda:1"
-    assert describe_search(SearchSettings("torch", device=gpu)) == "torch, exact, on cuda:1"
+    assert chosen("auto", device=gpu) == "faiss"
+    assert described("faiss") == "faiss, exact, on cuda:1"
+    assert described("torch") == "torch, exact, on cuda:1"
 
 
 def test_choosing_with_faiss() -> None:
-    assert choose_backend("auto", "Flat") == "faiss"
-    assert choose_backend("faiss", "IVF4,Flat") == "faiss"
-    assert choose_backend("torch", "Flat") == "torch"
-    with pytest.raises(UserError, match="needs faiss, but --search_backend is torch"):
-        choose_backend("torch", "IVF4,Flat")
+    assert chosen("auto") == "faiss"
+    assert chosen("faiss", "IVF4,Flat", 2) == "faiss"
+    assert chosen("torch") == "torch"
+    with pytest.raises(UserError, match="--faiss_index IVF4,Flat needs faiss, but --search_backend is torch"):
+        chosen("torch", "IVF4,Flat")
+    with pytest.raises(UserError, match="--nprobe 3 needs faiss, but --search_backend is torch"):
+        chosen("torch", nprobe=3)
+    assert chosen("auto", nprobe=3) == "faiss", "which says that Flat has no cells"
 
 
 def test_choosing_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "faiss" else find_spec(name))
-    assert choose_backend("auto", "Flat") == "torch"
-    assert choose_backend("torch", "Flat") == "torch"
-    for wanted, faiss_index in (("faiss", "Flat"), ("auto", "IVF4,Flat"), ("torch", "IVF4,Flat")):
+    assert chosen("auto") == "torch"
+    assert chosen("torch") == "torch"
+    for wanted, faiss_index in (("faiss", "Flat"), ("auto", "IVF4,Flat")):
         with pytest.raises(UserError, match="faiss is not installed"):
-            choose_backend(wanted, faiss_index)
+            chosen(wanted, faiss_index)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 def test_scores_that_overflow_are_refused(backend: str) -> None:
     """Of embeddings as large as may be no score is infinite; of larger ones on disk it is found in the lists."""
     rows_XD = np.random.default_rng(5).standard_normal((30, 64))
