@@ -24,7 +24,7 @@ from utils.errors import UserError, run_program
 from utils.exchange import negatives
 from utils.exchange.atomic import sha256_of_json
 from utils.exchange.layout import JobLayout, candidates_number
-from utils.exchange.lease import LeaseTimeouts
+from utils.exchange.lease.record import DEFAULT_TIMEOUTS
 from utils.exchange.markers import working
 from utils.exchange.negatives import Refresh, publish_negatives
 from utils.flag_groups import AnceStrategyFlags, Bm25DirFlags, SelectionFlags
@@ -108,7 +108,7 @@ def run(flags: NegativesFlags) -> None:
         source.refresh.record, replace(flags, topk_training=width), selected, lists, bm25_sha256, run_id
     )
     output_dir.mkdir(parents=True, exist_ok=True)
-    with working(output_dir, "generator", LeaseTimeouts(10.0, 180.0), run_id) as lease:
+    with working(output_dir, "generator", DEFAULT_TIMEOUTS, run_id) as lease:
         publish_negatives(lease, number, lambda to: write_negative_lists(to, lists, positives), record)
     say(f"wrote {JobLayout(output_dir).negatives(number)}")
 

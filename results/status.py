@@ -39,7 +39,7 @@ from results.read.job_states import (
 )
 from utils.errors import one_line, run_program
 from utils.exchange.layout import CHECKPOINT_PATTERN, RECORD_PATTERN, numbered
-from utils.exchange.lease import FAILED_STATE
+from utils.exchange.lease.record import FAILED_STATE
 from utils.exchange.markers import read_run
 from utils.flag_values import LONGEST_SECONDS, Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags

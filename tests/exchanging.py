@@ -8,11 +8,11 @@ from typing import Any
 from utils.exchange.atomic import STAGING
 from utils.exchange.checkpoints import publish_checkpoint
 from utils.exchange.layout import LEASES, JobLayout
-from utils.exchange.lease import (
-    Lease,
+from utils.exchange.lease.acquire import acquire
+from utils.exchange.lease.held import Lease
+from utils.exchange.lease.record import (
     LeaseRecord,
     LeaseTimeouts,
-    acquire,
     newest_epoch,
     parse_beat,
     read_beat_text,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from utils.declared import DEFAULT_LOSS, FILTERS, LOSSES, Filter, loss_help, strategy_help
+from utils.exchange.lease.record import DEFAULT_TIMEOUTS
 from utils.flag_values import LARGEST_INTEGER, LONGEST_SECONDS, Group, flag, tristate
 from utils.search.registry import WORDS as BACKEND_WORDS
 
@@ -203,10 +204,14 @@ class ExchangeFlags:
         decides="nothing",
     )
     heartbeat_seconds: float = flag(
-        10.0, "between two signs of life of a job", above=0, at_most=LONGEST_SECONDS, decides="nothing"
+        DEFAULT_TIMEOUTS.heartbeat_seconds,
+        "between two signs of life of a job",
+        above=0,
+        at_most=LONGEST_SECONDS,
+        decides="nothing",
     )
     lease_seconds: float = flag(
-        180.0,
+        DEFAULT_TIMEOUTS.lease_seconds,
         "a job silent for so long counts as dead; keep it above the minute that network file systems may cache",
         above=0,
         at_most=LONGEST_SECONDS,

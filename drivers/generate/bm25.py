@@ -26,7 +26,7 @@ from drivers.job.resume import dev_split_record
 from utils.errors import UserError
 from utils.exchange.evaluations import write_metrics
 from utils.exchange.layout import EVALUATION_RECORD, EvaluationLayout, JobLayout
-from utils.exchange.lease import LeaseTimeouts
+from utils.exchange.lease.record import DEFAULT_TIMEOUTS
 from utils.exchange.markers import working
 from utils.exchange.negatives import publish_negatives
 from utils.flags import flags_json
@@ -190,7 +190,7 @@ def publish_selected(
 ) -> None:
     """``ann_training_data_0``, the candidates where they are kept, and the record of both."""
     lists, positives = selected.lists.with_negatives(), job.preprocessed.qrels("train").positives()
-    with working(job.output_dir, "bm25", LeaseTimeouts(10.0, 180.0), run_id) as lease:
+    with working(job.output_dir, "bm25", DEFAULT_TIMEOUTS, run_id) as lease:
         publish_negatives(
             lease,
             0,

@@ -27,7 +27,7 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
-from utils.exchange.lease import LeaseTimeouts
+from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.markers import read_done
 from utils.exchange.negatives import publish_negatives
 from utils.exchange.peers import Peer, watch_peer

@@ -13,7 +13,8 @@ from utils import distributed
 from utils.distributed import World
 from utils.errors import Fenced, PeerGone, Stopped
 from utils.exchange import markers
-from utils.exchange.lease import Lease, LeaseTimeouts
+from utils.exchange.lease.held import Lease
+from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.peers import Peer
 from utils.exchange.stop import Stop, StopRequested
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS

@@ -55,7 +55,7 @@ from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import Checkpoint, model_sha256
 from utils.exchange.layout import JobLayout
-from utils.exchange.lease import LeaseTimeouts
+from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.negatives import Refresh, read_records, read_visible_refresh
 from utils.exchange.peers import Peer, watch_peer
 from utils.exchange.retention import remove_old_checkpoints

@@ -24,7 +24,7 @@ from model.encoders.base import Encoder
 from utils import distributed
 from utils.distributed import World
 from utils.exchange.checkpoints import Checkpoint
-from utils.exchange.lease import LeaseTimeouts
+from utils.exchange.lease.record import LeaseTimeouts
 
 
 def nothing(*given: Any) -> None:

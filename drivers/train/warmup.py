@@ -49,7 +49,7 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.exchange.checkpoints import Checkpoint
 from utils.exchange.layout import EvaluationLayout
-from utils.exchange.lease import LeaseTimeouts
+from utils.exchange.lease.record import LeaseTimeouts
 from utils.ir.metrics import reach
 from utils.run_log import say
 from utils.search.settings import SearchSettings

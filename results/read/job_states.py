@@ -26,13 +26,21 @@ from utils.exchange.layout import (
     RunLayout,
     numbered,
 )
-from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, LeaseRecord, Watch, newest_epoch, parse_beat
+from utils.exchange.lease.record import (
+    DEFAULT_TIMEOUTS,
+    ENDED,
+    FAILED_STATE,
+    STOPPED,
+    LeaseRecord,
+    newest_epoch,
+    parse_beat,
+)
+from utils.exchange.lease.watch import Watch
 from utils.exchange.markers import read_done, read_failed
 
 TRAINER, GENERATOR = "trainer", "generator"
 # In addition to the heartbeat's own words (ended, stopped, failed):
 ALIVE, UNSURE, GONE, DONE, ABSENT = "alive", "unsure", "gone", "done", "not started"
-LEASE_SECONDS = 180.0  # where a lease cannot be read, the programs' default
 ALL_WELL, UNWELL, WAITING = 0, 4, 75
 
 
@@ -105,7 +113,9 @@ class Reader:
     """Looks at all roles again and again; it remembers since when each heartbeat has been silent."""
 
     def __init__(self, places: Sequence[Place], clock: Callable[[], float] = time.monotonic) -> None:
-        self.watches = [(place, Watch(place.directory, place.role, LEASE_SECONDS, clock)) for place in places]
+        self.watches = [
+            (place, Watch(place.directory, place.role, DEFAULT_TIMEOUTS.lease_seconds, clock)) for place in places
+        ]
 
     def look(self) -> list[RoleStatus]:
         return [role_status(place, watch) for place, watch in self.watches]

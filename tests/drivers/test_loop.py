@@ -23,7 +23,7 @@ from tests import REPO
 from tests.exchanging import read_beat
 from utils.exchange import atomic
 from utils.exchange.layout import METRICS, JobLayout
-from utils.exchange.lease import LeaseTimeouts
+from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.markers import read_done, working
 from utils.exchange.negatives import next_refresh_number, read_records, read_refresh
 from utils.exchange.wait import wait_for

@@ -100,11 +100,11 @@ def check_mark(directory: Path, name: str) -> None:
 
 
 def check_lease(directory: Path, name: str) -> None:
-    from utils.exchange import lease
+    from utils.exchange.lease.record import LeaseRecord, read_holder
 
     role, _, epoch = name.removesuffix(".json").rpartition("-")
-    found, _ = read_aloud(lambda: lease.read_holder(directory, role, int(epoch)))
-    if isinstance(found, lease.LeaseRecord):
+    found, _ = read_aloud(lambda: read_holder(directory, role, int(epoch)))
+    if isinstance(found, LeaseRecord):
         raise Miss(f"read as {found}")
 
 

@@ -166,7 +166,7 @@ MUTANTS = (
         "the record before the data",
         "utils.exchange.negatives",
         "publish_negatives",
-        later("link_data", than="os.link"),
+        later("link_data", than="link_record"),
         ("order",),
     ),
     Mutant(
@@ -234,7 +234,7 @@ MUTANTS = (
     ),
     Mutant(
         "an earlier holder's staging left where it is",
-        "utils.exchange.lease",
+        "utils.exchange.lease.acquire",
         "acquire",
         without("fence_others"),
         ("fencing",),

@@ -35,9 +35,12 @@ from tests.faults.runs import Lab, Miss, Outcome
 from tests.faults.stale_files import Files, Host, content_of, installed
 from utils.distributed import World
 from utils.errors import Fenced, PeerGone, Stopped, UserError
-from utils.exchange import lease, peers, wait
+from utils.exchange import peers, wait
 from utils.exchange.checkpoints import publish_checkpoint
 from utils.exchange.layout import DONE, JobLayout
+from utils.exchange.lease import acquire
+from utils.exchange.lease.held import Lease
+from utils.exchange.lease.record import DEFAULT_TIMEOUTS, LeaseTimeouts
 from utils.exchange.markers import mark_done, read_done, working
 from utils.exchange.negatives import publish_negatives, read_visible_refresh
 from utils.exchange.retention import remove_old_checkpoints
@@ -45,7 +48,7 @@ from utils.exchange.stop import Stop, StopRequested
 
 HOSTS = 3
 WINDOWS, WINDOW = 3, 10
-HEARTBEAT_SECONDS, LEASE_SECONDS = 10.0, 180.0  # the programs' defaults
+HEARTBEAT_SECONDS, LEASE_SECONDS = DEFAULT_TIMEOUTS.heartbeat_seconds, DEFAULT_TIMEOUTS.lease_seconds
 WORK_SECONDS = 40.0  # of a window or a refresh
 LONGEST_SECONDS = 20_000.0
 TURN_SHARE, TURN_SECONDS = 0.2, 4.0  # how often another's turn comes within an operation, and for how long at most
@@ -298,7 +301,7 @@ def work(sim: Simulation, job: Job) -> None:
     directory = sim.training if job.role == TRAINER else sim.ann
     again = None
     try:
-        with working(directory, job.role, lease.LeaseTimeouts(10**9, LEASE_SECONDS), job.name) as held:
+        with working(directory, job.role, LeaseTimeouts(10**9, LEASE_SECONDS), job.name) as held:
             sim.begin(job, held.holder.epoch)
             sim.act(job, HEARTBEAT_SECONDS, functools.partial(keep_beating, sim, job, held), is_heart=True)
             session = Session(World(0, 1, torch.device("cpu")), Asked(sim, job), held)
@@ -325,7 +328,7 @@ def work(sim: Simulation, job: Job) -> None:
         sim.start(job.role, again)
 
 
-def keep_beating(sim: Simulation, job: Job, held: lease.Lease) -> None:
+def keep_beating(sim: Simulation, job: Job, held: Lease) -> None:
     while not job.is_over and not held.lost:
         held.beat()
         sim.sleep(HEARTBEAT_SECONDS)
@@ -385,11 +388,11 @@ def generate(sim: Simulation, job: Job, session: Session) -> None:
 @contextlib.contextmanager
 def simulated(sim: Simulation) -> Iterator[None]:
     """The product's waiting and leases on the simulation's clock, over its files."""
-    real_acquire, real_wait_for = lease.acquire, wait.wait_for
+    real_acquire, real_wait_for = acquire.acquire, wait.wait_for
 
-    def acquire(
-        directory: Path, role: str, life: lease.LeaseTimeouts, run_id: str, lock: int | None, _clock: Any
-    ) -> lease.Lease:
+    def acquire_simulated(
+        directory: Path, role: str, life: LeaseTimeouts, run_id: str, lock: int | None, _clock: Any
+    ) -> Lease:
         return real_acquire(directory, role, life, run_id, lock, sim.clock, sim.sleep)
 
     def wait_for(look: Any, what: str, *_clock: Any, **more: Any) -> Any:
@@ -400,8 +403,8 @@ def simulated(sim: Simulation) -> Iterator[None]:
         return host.name if host else ""
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(lease, "acquire", acquire))
-        stack.enter_context(mock.patch.object(lease, "boot_id", boot_id))
+        stack.enter_context(mock.patch.object(acquire, "acquire", acquire_simulated))
+        stack.enter_context(mock.patch.object(acquire, "boot_id", boot_id))
         stack.enter_context(mock.patch("drivers.job.run_config.git_state", dict))  # processes take real time
         for module in ("wait", "checkpoints", "negatives"):
             stack.enter_context(mock.patch(f"utils.exchange.{module}.wait_for", wait_for))

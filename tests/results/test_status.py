@@ -25,14 +25,17 @@ from tests import REPO
 from tests.drivers.test_loop import LENGTHS, command, environment
 from utils.errors import PeerGone, Stopped, UserError
 from utils.exchange.layout import JobLayout
-from utils.exchange.lease import ENDED, FAILED_STATE, STOPPED, Lease, LeaseRecord, LeaseTimeouts, role_held
+from utils.exchange.lease.acquire import role_held
+from utils.exchange.lease.held import Lease
+from utils.exchange.lease.record import ENDED, FAILED_STATE, STOPPED, LeaseRecord, LeaseTimeouts
 from utils.exchange.markers import mark_done, working
 
 LIFE = LeaseTimeouts(heartbeat_seconds=0.1, lease_seconds=1.5)
 HOLD = """
 import sys, time
 from pathlib import Path
-from utils.exchange.lease import LeaseTimeouts, role_held
+from utils.exchange.lease.acquire import role_held
+from utils.exchange.lease.record import LeaseTimeouts
 directory, role, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 with role_held(directory, role, LeaseTimeouts(0.1, 1.5), "run-1") as lease:
     status = {"rate": 25.0, "eta_seconds": 8, "doing": "training"}

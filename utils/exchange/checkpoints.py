@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.atomic import check_space, dump_with_checksum, load_with_checksum, sync
 from utils.exchange.layout import CHECKPOINT_PATTERN, MANIFEST, SCHEDULER, JobLayout, numbered
-from utils.exchange.lease import Lease
+from utils.exchange.lease.held import Lease
 from utils.exchange.model_files import weights_sha256
 from utils.exchange.verify import FAULTS, check_files, signature_of
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, log_once, wait_for

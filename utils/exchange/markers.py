@@ -13,7 +13,9 @@ from utils.exchange import atomic
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, write_text
 from utils.exchange.checkpoints import newest_checkpoint
 from utils.exchange.layout import JobLayout
-from utils.exchange.lease import Lease, LeaseTimeouts, role_held
+from utils.exchange.lease.acquire import role_held
+from utils.exchange.lease.held import Lease
+from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.negatives import read_records
 from utils.exchange.retention import remove
 from utils.exchange.wait import log_once

@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, sync
 from utils.exchange.layout import NEGATIVES_PATTERN, RECORD_PATTERN, JobLayout, numbered
-from utils.exchange.lease import Lease
+from utils.exchange.lease.held import Lease
 from utils.exchange.verify import FAULTS, check_signature, signature_of
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, log_once, wait_for, wait_until_visible
 from utils.run_log import say
@@ -47,39 +47,57 @@ def publish_negatives(
 ) -> Refresh:
     """Publish ``ann_training_data_N``, and what it was chosen from where that is kept, then ``ann_ndcg_N``.
 
-    ``write(path)`` makes the data file, ``write_candidates(path)`` the candidates'; the record commits both.
-    UserError where the record exists; Fenced where another job has the lease.
+    Arguments:
+        lease: the generator's, of the directory.
+        refresh: its number, N.
+        write: makes the data file at the path that it is given.
+        record: what the record says of it, next to size and sha256.
+        write_candidates: makes the candidates' file, where they are kept; the record commits it, too.
+
+    Raises:
+        UserError: the record exists.
+        Fenced: another job has the lease.
     """
     lease.check()
-    data, commit = JobLayout(lease.directory).negatives(refresh), JobLayout(lease.directory).record(refresh)
-    candidates = JobLayout(lease.directory).candidates(refresh)
-    taken = UserError(f"{commit} exists already, expected a new refresh number: is a second generator running?")
+    files = JobLayout(lease.directory)
+    data, commit = files.negatives(refresh), files.record(refresh)
     if atomic.exists(commit):
-        raise taken
+        raise taken(commit)
     with lease.stage(lease.directory, "data") as staged:
-        write(staged)
-        sync(staged)
-        complete = {**record, "refresh": refresh, **signature_of(staged)}
-        staged_candidates = staged.with_name("candidates")
+        complete = {**record, "refresh": refresh, **written(staged, write)}
+        staged_candidates, staged_record = staged.with_name("candidates"), staged.with_name("record")
         if write_candidates is not None:
-            write_candidates(staged_candidates)
-            sync(staged_candidates)
-            complete["candidates"] = signature_of(staged_candidates)
-        staged_record = staged.with_name("record")
+            complete["candidates"] = written(staged_candidates, write_candidates)
         staged_record.write_text(dump_with_checksum(complete), encoding="utf-8")
         sync(staged_record)
         lease.check()
         link_data(staged, data, commit)
         if write_candidates is not None:
-            link_data(staged_candidates, candidates, commit)
+            link_data(staged_candidates, files.candidates(refresh), commit)
         sync(lease.directory)
-        try:
-            os.link(staged_record, commit)
-        except FileExistsError:
-            if not atomic.is_same_file(staged_record, commit):
-                raise taken from None
+        link_record(staged_record, commit)
         sync(lease.directory)
     return Refresh(refresh, data, complete)
+
+
+def taken(commit: Path) -> UserError:
+    return UserError(f"{commit} exists already, expected a new refresh number: is a second generator running?")
+
+
+def written(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
+    """Make the file and bring it to the disk; its size and sha256."""
+    write(path)
+    sync(path)
+    return signature_of(path)
+
+
+def link_record(staged: Path, commit: Path) -> None:
+    """Give the record its name, which commits the refresh. UserError where another job's record has it."""
+    try:
+        os.link(staged, commit)
+    except FileExistsError:
+        if not atomic.is_same_file(staged, commit):
+            raise taken(commit) from None
 
 
 def link_data(staged: Path, data: Path, commit: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import PeerGone
-from utils.exchange.lease import ENDED, FAILED_STATE, RUNNING, STOPPED, Watch, parse_beat
+from utils.exchange.lease.record import ENDED, FAILED_STATE, RUNNING, STOPPED, parse_beat
+from utils.exchange.lease.watch import Watch
 from utils.exchange.markers import read_failed, read_run
 from utils.exchange.wait import log_once
 
@@ -55,14 +56,14 @@ class Peer:
     def check_absence(self, state: str) -> None:
         """A job that we saw at work may be silent for one life of its lease, one that may come back for ten."""
         watch = self.watch
-        life_seconds = watch.holder.lease_seconds if watch.holder else watch.lease_seconds
+        lease_seconds = watch.holder.lease_seconds if watch.holder else watch.lease_seconds
         again = "see its log, and start both again with the same flags to resume"
         if state == FAILED_STATE and watch.seen_alive:
             # Without FAILED.json: its peer was gone, or its disk.
             reason = parse_beat(watch.text).get("error") or "see its log"
             raise PeerGone(f"the {self.role} has failed ({reason}): fix it and start both again")
         lives = 1 if state == RUNNING and watch.seen_alive else ABSENT_LIVES
-        if watch.silent_seconds > lives * life_seconds:
+        if watch.silent_seconds > lives * lease_seconds:
             raise PeerGone(
                 f"the {self.role} ({watch.holder}) has given no sign of life for {watch.silent_seconds:.0f} s: {again}"
             )

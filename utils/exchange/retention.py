@@ -7,7 +7,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.layout import CHECKPOINT_PATTERN, DONE, FAILED, JOURNAL, MANIFEST, METRICS, RUN, JobLayout, numbered
-from utils.exchange.lease import Lease
+from utils.exchange.lease.held import Lease
 from utils.exchange.negatives import read_records
 
 KEEP_CHECKPOINTS = 3

@@ -41,7 +41,7 @@ from tests.utils.exchange.test_fencing import interrupted
 from utils.distributed import World
 from utils.errors import Fenced, UserError
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of
-from utils.exchange.lease import Lease
+from utils.exchange.lease.held import Lease
 from utils.search.settings import SearchSettings
 
 CPU = torch.device("cpu")

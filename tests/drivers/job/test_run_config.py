@@ -40,7 +40,7 @@ from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, re
 from utils.distributed import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError, exit_code_of
 from utils.exchange.atomic import load_with_checksum
-from utils.exchange.lease import LeaseTimeouts
+from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.markers import mark_done, mark_run
 from utils.exchange.peers import watch_peer
 from utils.exchange.stop import STOP_FILE, Stop, StopRequested

@@ -243,7 +243,8 @@ import {modules}
 from utils.errors import run_program
 from utils.exchange.checkpoints import publish_checkpoint
 from utils.exchange.negatives import publish_negatives
-from utils.exchange.lease import LeaseTimeouts, acquire
+from utils.exchange.lease.acquire import acquire
+from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.atomic import write_json
 
 directory = Path(sys.argv[1])

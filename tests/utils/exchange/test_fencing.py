@@ -27,7 +27,9 @@ from utils.exchange.layout import (
     JobLayout,
     numbered,
 )
-from utils.exchange.lease import Lease, LeaseTimeouts, try_epoch
+from utils.exchange.lease.acquire import try_epoch
+from utils.exchange.lease.held import Lease
+from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.markers import clear_failed, mark_done, mark_failed, mark_run
 from utils.exchange.negatives import next_refresh_number, publish_negatives, read_refresh
 from utils.exchange.retention import remove_old_checkpoints, remove_run

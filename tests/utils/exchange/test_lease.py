@@ -21,19 +21,13 @@ from tests import REPO
 from tests.exchanging import LIFE, MEMORY, FakeTime, flip_byte, read_beat, read_lease, take
 from utils.errors import Fenced, PeerGone, Stopped, UserError
 from utils.exchange import atomic
-from utils.exchange import lease as lease_module
 from utils.exchange.atomic import STAGING
 from utils.exchange.layout import LEASES, JobLayout
-from utils.exchange.lease import (
-    Lease,
-    LeaseTimeouts,
-    Watch,
-    acquire,
-    flock_if_free,
-    newest_epoch,
-    role_held,
-    try_epoch,
-)
+from utils.exchange.lease import acquire as acquire_module
+from utils.exchange.lease.acquire import acquire, flock_if_free, role_held, try_epoch
+from utils.exchange.lease.held import Lease
+from utils.exchange.lease.record import LeaseTimeouts, newest_epoch
+from utils.exchange.lease.watch import Watch
 from utils.exchange.wait import log_once, wait_for
 
 QUICK = LeaseTimeouts(heartbeat_seconds=0.05, lease_seconds=1)
@@ -346,7 +340,7 @@ def test_a_full_disk_while_a_lease_is_taken_leaves_no_staging(
             raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(atomic, "sync", full) if synced else patch.setattr(lease_module, "fence_others", full)
+        patch.setattr(atomic, "sync", full) if synced else patch.setattr(acquire_module, "fence_others", full)
         take(tmp_path)
     assert [path.name for path in (tmp_path / STAGING).iterdir()] == [first.holder.staging]
     assert take(tmp_path).holder.epoch == epoch
@@ -383,7 +377,9 @@ def test_two_locks_on_one_file_exclude_each_other(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from utils.exchange.lease import LeaseTimeouts, role_held
+from utils.exchange.lease import acquire as acquire_module
+from utils.exchange.lease.acquire import role_held
+from utils.exchange.lease.record import LeaseTimeouts
 with role_held(Path(sys.argv[1]), "trainer", LeaseTimeouts(0.05, 1000), "run"):
     print("held", flush=True)
     time.sleep(120)
@@ -414,7 +410,7 @@ def test_a_process_that_was_killed_on_this_host_is_followed_at_once(
     with flock_if_free(tmp_path / LEASES / "trainer.lock") as lock:
         assert lock is not None
         with monkeypatch.context() as patch:
-            patch.setattr(lease_module, "boot_id", lambda: "another kernel")
+            patch.setattr(acquire_module, "boot_id", lambda: "another kernel")
             taken = take(tmp_path, time=time, lock=lock)
             assert taken.holder.epoch == 2 and time.now - 1000 == pytest.approx(1000, abs=0.5)
         taken.beat("ended")
