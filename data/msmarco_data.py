@@ -22,12 +22,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
-from data.sources.base import Source, encoded_texts, source_files
+from data.sources.base import Source, source_files
 from data.sources.qrels import ResolvedSplit, qrel_name, query_name, read_split, resolve
 from data.sources.registry import open_source
 from data.tokens.collection import FORMAT_VERSION, MANIFEST, PASSAGES
 from data.tokens.token_cache import TokenCacheWriter, cache_files
-from data.tokens.tokenizer import check_tokenizer_cuts, fingerprint_of, load_tokenizer, tokenized, tokenizer_files
+from data.tokens.tokenizer import (
+    check_tokenizer_cuts,
+    encoded_queries,
+    encoded_texts,
+    fingerprint_of,
+    load_tokenizer,
+    tokenized,
+    tokenizer_files,
+)
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
 from utils.exchange.verify import signature_of
@@ -150,7 +158,7 @@ def write_split(
     """Write a split's queries and qrels; their counts."""
     queries, qrels = query_name(resolved.split), qrel_name(resolved.split)
     with TokenCacheWriter(staged, queries, vocabulary_size(tokenizer)) as writer:
-        for ids, rows in tokenized(resolved.queries.items(), tokenizer, max_query_length):
+        for ids, rows in tokenized(encoded_queries(resolved.queries.items()), tokenizer, max_query_length):
             writer.append(ids, rows)
     with (staged / f"{qrels}.tsv").open("w", encoding="utf-8") as file:
         for query, passages in resolved.qrels.as_dict().items():

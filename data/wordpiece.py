@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
-from data.sources.base import encoded_text
 from data.sources.msmarco import PASSAGES, RAW_NAMES, find_raw, read_passages, read_queries
+from data.tokens.tokenizer import encoded_text
 from utils.errors import UserError, run_program
 from utils.exchange.layout import TOKENIZER_FILE
 from utils.flag_values import Group, flag

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-FIELD_SEPARATOR = "<sep>"  # between url, title and text, as in ANCE's data/msmarco_data.py
-
 
 class Passage(NamedTuple):
     """A passage or document as text; a field that its collection does not have is None, one left blank is ""."""
@@ -63,22 +61,3 @@ def source_files(source: Source) -> list[Path]:
     """All files of ``source``, each once: the passages, then the queries, then the qrels of every split."""
     splits = source.split_files.values()
     return list(dict.fromkeys([source.passages_file, *(s.queries for s in splits), *(s.qrels for s in splits)]))
-
-
-def clean_text(text: str) -> str:
-    """A text as it is given to the tokenizer, but for its length: ANCE's ``rstrip``."""
-    return text.rstrip()
-
-
-def encoded_text(passage: Passage, max_doc_character: int) -> str:
-    """What of a passage the tokenizer sees: url, title and text, those there are, cut at so many characters.
-
-    They are joined as in ANCE's data/msmarco_data.py, which encodes the beginning of a document (FirstP).
-    """
-    fields = (passage.url, passage.title, passage.text)
-    return FIELD_SEPARATOR.join(clean_text(field) for field in fields if field is not None)[:max_doc_character]
-
-
-def encoded_texts(source: Source, max_doc_character: int) -> Iterator[tuple[str, str]]:
-    """(passage_id, `encoded_text`) of all passages."""
-    return ((passage.passage_id, encoded_text(passage, max_doc_character)) for passage in source.passages())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sources.base import Passage, SplitFiles, clean_text, source_files
+from data.sources.base import Passage, SplitFiles, source_files
 from utils.errors import UserError
 from utils.ir.metrics import LARGEST_GRADE
 from utils.text_files import check_ends, columns_of, numbered_lines
@@ -198,8 +198,8 @@ def read_passages(path: Path, data_type: int) -> Iterator[Passage]:
 
 def read_queries(path: Path) -> Iterator[tuple[str, str]]:
     """(query_id, text) of a queries file. Raises UserError as `read_records` does."""
-    for query_id, text in read_records(path, 2):
-        yield query_id, clean_text(text)
+    for record in read_records(path, 2):
+        yield record[0], record[1]
 
 
 def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:

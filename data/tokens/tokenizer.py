@@ -1,4 +1,7 @@
-"""The tokenizer: loading it, telling one from another, and running texts through it at its own speed."""
+"""From a passage to the text that is encoded, and from that to token ids, by the tokenizer and at its own speed.
+
+Loading a tokenizer and telling one from another are here as well.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.sources.base import Passage, Source
 from utils.errors import UserError, one_line
 from utils.exchange.atomic import sha256_of
 from utils.exchange.layout import TOKENIZER_FILE
@@ -24,6 +28,7 @@ WITHOUT_EFFECT = ("padding", "truncation", "decoder", "version")
 BATCH_TEXTS = 5_000
 BATCH_CHARACTERS = 2_000_000  # bounds the memory of a batch of long documents, about 100 bytes a token
 PROBE = "a b c d e f g h i j k l"
+FIELD_SEPARATOR = "<sep>"  # between url, title and text, as in ANCE's data/msmarco_data.py
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
@@ -82,6 +87,30 @@ def tokenizer_files(directory: str | Path) -> dict[str, str]:
     """{name: sha256} of the tokenizer's files; empty for a hub name."""
     paths = (Path(directory) / name for name in (*TOKENIZER_FILES, *TOKENIZER_OPTIONS))
     return {path.name: sha256_of(path) for path in paths if path.is_file()}
+
+
+def clean_text(text: str) -> str:
+    """A text as it is given to the tokenizer, but for its length: ANCE's ``rstrip``."""
+    return text.rstrip()
+
+
+def encoded_text(passage: Passage, max_doc_character: int) -> str:
+    """What of a passage the tokenizer sees: url, title and text, those there are, cut at so many characters.
+
+    They are joined as in ANCE's data/msmarco_data.py, which encodes the beginning of a document (FirstP).
+    """
+    fields = (passage.url, passage.title, passage.text)
+    return FIELD_SEPARATOR.join(clean_text(field) for field in fields if field is not None)[:max_doc_character]
+
+
+def encoded_queries(queries: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """(query_id, what of the query's text the tokenizer sees)."""
+    return ((query_id, clean_text(text)) for query_id, text in queries)
+
+
+def encoded_texts(source: Source, max_doc_character: int) -> Iterator[tuple[str, str]]:
+    """(passage_id, `encoded_text`) of all passages."""
+    return ((passage.passage_id, encoded_text(passage, max_doc_character)) for passage in source.passages())
 
 
 def text_batches(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:

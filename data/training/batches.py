@@ -1,16 +1,78 @@
-"""From negatives to training batches: triples in their order, each query and positive encoded once."""
+"""From negatives to training batches: triples in their order, each query and positive encoded once.
+
+They are made in a thread, ahead of the step that takes them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.mining.negative_lists import NegativeLists, is_positive
-from data.training.triple_order import triple_order, triples_of_a_round
+from data.tokens.collection import Preprocessed
+from data.tokens.token_cache import gather_from
+from data.training.triple_order import queries_in_order, triple_order, triples_of_a_round
 from utils.errors import UserError
+from utils.prefetch import prefetched
+from utils.seen import SeenQueries
+
+if TYPE_CHECKING:
+    from utils.distributed import World
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """The batches of a process. ``triples`` are a micro-batch's; lengths are in tokens.
+
+    ``group_size`` triples of a query follow each other; 0: all of its negatives once. ``is_over_batch`` is the loss's.
+    """
+
+    triples: int
+    group_size: int
+    max_query_length: int
+    max_seq_length: int
+    is_over_batch: bool
+    seed: int
+
+
+def batches_from_lists(
+    settings: BatchSettings,
+    collection: Preprocessed,
+    world: World,
+    lists: NegativeLists,
+    stream: int,
+    start: int = 0,
+    seen: SeenQueries | None = None,
+) -> Iterator[Batch]:
+    """This process's training batches, endlessly; each of the global batch's equal parts goes to one process.
+
+    ``stream`` (the refresh number) and the seed decide their order; ``start`` batches have been trained on already.
+    ``seen`` notes the queries of those, and of each batch that is taken.
+    """
+    queries = gather_from(collection.queries("train"), settings.max_query_length)
+    passages = gather_from(collection.passages, settings.max_seq_length)
+    positives = collection.qrels("train").positives() if settings.is_over_batch else None
+    batch_triples, group_size = settings.triples * world.size, settings.group_size
+    if seen is not None:
+        for query_T in queries_in_order(lists, group_size, settings.seed, stream, start * batch_triples):
+            seen.add(query_T)
+    made = prefetched(
+        (triples.query_T, make_batch(triples, world.process, world.size, queries, passages, positives))
+        for triples in batches_of_triples(lists, group_size, batch_triples, settings.seed, stream, start)
+    )
+    return as_taken(made, seen)
+
+
+def as_taken(made: Iterator[tuple[np.ndarray, Batch]], seen: SeenQueries | None) -> Iterator[Batch]:
+    """The batches; the queries of one are noted when it is asked for, not when it is made beforehand."""
+    for query_T, batch in made:
+        if seen is not None:
+            seen.add(query_T)
+        yield batch
 
 
 @dataclass(frozen=True)

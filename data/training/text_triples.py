@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.sources.base import clean_text
-from data.tokens.tokenizer import encoder_at, load_tokenizer
-from data.training.batches import Batch, Triples, make_batch
+from data.tokens.tokenizer import clean_text, encoder_at, load_tokenizer
+from data.training.batches import Batch, BatchSettings, Triples, make_batch
 from utils.errors import UserError
+from utils.prefetch import prefetched
 from utils.text_files import check_end, numbered_lines
+
+if TYPE_CHECKING:
+    from data.tokens.collection import Preprocessed
+    from utils.distributed import World
 
 TextTriple = tuple[str, str, str]
 
@@ -73,6 +77,27 @@ def open_text_tokenizer(directory: str | Path) -> Callable[[list[str], int], tup
         return np.concatenate(rows).astype(np.int64), offsets_B1
 
     return tokenize
+
+
+def batches_from_text(
+    settings: BatchSettings, collection: Preprocessed, world: World, triples: Path, tokenizer: str, start: int
+) -> Iterator[Batch]:
+    """The same of a file of text triples, in its order."""
+    tokenize = open_text_tokenizer(tokenizer)
+    max_doc_character = collection.manifest["max_doc_character"]
+    made = (
+        make_text_batch(
+            texts,
+            world.process,
+            world.size,
+            tokenize,
+            settings.max_query_length,
+            settings.max_seq_length,
+            settings.is_over_batch,
+        )
+        for texts in batches_of_text_triples(triples, settings.triples * world.size, max_doc_character, start)
+    )
+    return prefetched(made)
 
 
 def make_text_batch(

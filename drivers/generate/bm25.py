@@ -17,9 +17,10 @@ from data.mining.candidates import Candidates, write_candidates
 from data.mining.negative_lists import write_negative_lists
 from data.mining.select import Selected, Selection, describe_selection, make_selection, select_negatives
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
-from data.sources.base import Source, encoded_texts
+from data.sources.base import Source
 from data.sources.registry import open_source
 from data.tokens.collection import Preprocessed, open_preprocessed
+from data.tokens.tokenizer import encoded_texts
 from data.tokens.verify import check_inputs
 from drivers.cli import Bm25Flags
 from drivers.job.resume import dev_split_record

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
-from data.training.batches import Batch
+from data.training.batches import Batch, batches_from_lists
 from data.training.triple_order import TRIPLE_ORDER
 from drivers.cli import AnnFlags
 from drivers.embeddings.text_lengths import describe_lengths, with_lengths
@@ -27,7 +27,6 @@ from drivers.job.run_config import (
 )
 from drivers.job.setup import check_output_dirs, check_refresh_flags, open_collection, seed_everything, start_program
 from drivers.train import loop
-from drivers.train.batches import batches_from_lists
 from drivers.train.checks import check_training_flags
 from drivers.train.loop import Hooks, TrainingProgram
 from drivers.train.refresh_schedule import (

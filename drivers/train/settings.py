@@ -7,24 +7,10 @@ from pathlib import Path
 
 import torch
 
+from data.training.batches import BatchSettings
 from drivers.cli import AnnFlags, WarmupFlags
 from utils.declared import LOSSES
 from utils.exchange.layout import JobLayout
-
-
-@dataclass(frozen=True)
-class BatchSettings:
-    """The batches of a process. ``triples`` are a micro-batch's; lengths are in tokens.
-
-    ``group_size`` triples of a query follow each other; 0: all of its negatives once. ``is_over_batch`` is the loss's.
-    """
-
-    triples: int
-    group_size: int
-    max_query_length: int
-    max_seq_length: int
-    is_over_batch: bool
-    seed: int
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ import torch
 
 from data.mining.negative_lists import NegativeLists
 from data.tokens.collection import Preprocessed
+from data.training.batches import batches_from_lists
 from data.training.text_triples import (
+    batches_from_text,
     check_triples,
 )
 from drivers.cli import WarmupFlags
@@ -34,7 +36,6 @@ from drivers.job.run_config import (
 )
 from drivers.job.setup import check_exchange_flags, check_output_dirs, open_collection, seed_everything, start_program
 from drivers.train import loop
-from drivers.train.batches import batches_from_lists, batches_from_text
 from drivers.train.checks import check_training_flags
 from drivers.train.loop import Hooks, TrainingProgram
 from drivers.train.settings import training_settings

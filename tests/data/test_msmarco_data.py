@@ -695,4 +695,25 @@ def test_roberta_tokenizer_in_all_its_forms_is_one(tmp_path: Path) -> None:
     assert len(set(found.values())) == 1, found
 
 
+def test_blanks_at_the_end_of_a_text_are_no_tokens(
+    run: Callable[..., int], tiny_collection: Path, tmp_path: Path
+) -> None:
+    """Whatever the source: of a query as of a passage. The tokenizer of RoBERTa has a token for a blank."""
+    saved = tmp_path / "byte_level"
+    saved.mkdir()
+    byte_level_tokenizer().save(str(saved / "tokenizer.json"))
+    options = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "</s>"}
+    (saved / "tokenizer_config.json").write_text(json.dumps(options))
+    for name in ("collection.tsv", "queries.train.tsv"):
+        edit(tiny_collection / name, lambda lines: [f"{line[:-1]}  \n" for line in lines])
+    assert run(tokenizer=saved) == 0
+    found = open_preprocessed(tmp_path / "out", MAX_SEQ_LENGTH, MAX_QUERY_LENGTH)
+    for cache, name in ((found.passages, "collection.tsv"), (found.queries("train"), "queries.train.tsv")):
+        text = lines_of(tiny_collection / name)[0][1]
+        ids = load_tokenizer(saved).encode(text.rstrip())
+        assert load_tokenizer(saved).encode(text) != ids
+        limit = MAX_SEQ_LENGTH if cache is found.passages else MAX_QUERY_LENGTH
+        assert listed(*cache.gather([0], limit))[0] == [*ids[: limit - 1], ids[-1]]
+
+
 # The pipeline

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from data.sources import registry
-from data.sources.base import Passage, encoded_text, source_files
+from data.sources.base import Passage, source_files
 from data.sources.msmarco import find_collection
 from data.sources.registry import open_source
+from data.tokens.tokenizer import encoded_text
 from utils.errors import UserError
 
 

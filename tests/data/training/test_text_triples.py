@@ -16,10 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from data.sources.base import encoded_text
 from data.sources.msmarco import read_passages, read_queries
 from data.tokens.token_cache import TokenCacheWriter, open_token_cache
-from data.tokens.tokenizer import load_tokenizer, tokenized
+from data.tokens.tokenizer import encoded_queries, encoded_text, load_tokenizer, tokenized
 from data.training.batches import Batch
 from data.training.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer, read_text_triples
 from drivers.cli import WarmupFlags
@@ -224,7 +223,7 @@ def cached_ids(
     path = directory / "texts.tsv"
     path.write_text("".join(f"t{number}\t{text}\n" for number, text in enumerate(texts)), newline="\n")
     passages = ((passage.passage_id, encoded_text(passage, characters)) for passage in read_passages(path, 1))
-    read = read_queries(path) if is_query else passages
+    read = encoded_queries(read_queries(path)) if is_query else passages
     with TokenCacheWriter(directory, "texts", 70_000) as writer:
         for names, rows in tokenized(read, load_tokenizer(tokenizer), 16):
             writer.append(names, rows)

@@ -13,9 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.tokens.collection import open_preprocessed
-from data.training.batches import batches_of_triples
-from drivers.train.batches import batches_from_lists
-from drivers.train.settings import BatchSettings
+from data.training.batches import BatchSettings, batches_from_lists, batches_of_triples
 from results.page.run import report_of
 from results.page.sections import seen_section
 from results.read.run import read_run
