@@ -24,7 +24,8 @@ from model.encoders.base import Encoder
 from model.encoders.spec import Side
 from model.kernels.precision import autocast, name_of
 from model.token_batch import TokenBatch
-from model.train.step import TrainingStep, backward, tensors_of
+from model.train.micro_batch import to_device
+from model.train.step import TrainingStep, backward
 from utils.declared import DEFAULT_LOSS, LOSSES
 from utils.distributed import World
 from utils.errors import UserError, one_line
@@ -164,8 +165,10 @@ def check_training(
             encoder.zero_grad(set_to_none=True)
             batch = trial_batch(collection, size, LOSSES[loss].is_over_batch, longest)
             make_autocast = partial(autocast, device, dtype)
-            arrays = tensors_of(batch, device)
-            losses.append(float(backward(step, arrays, make_autocast, grad_cache_tokens=size.grad_cache_tokens)))
+            loss_here = backward(
+                step, to_device(batch, device), make_autocast, grad_cache_tokens=size.grad_cache_tokens
+            )
+            losses.append(float(loss_here))
             check_trial(losses[-1], encoder, dtype)
         memory = peak_memory(device, "per_gpu_train_batch_size", optimiser_bytes(encoder))
     told = f"losses {losses[0]:.4g} (longest texts) and {losses[1]:.4g} in {name_of(dtype)}{memory}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from model.encoders.base import Encoder
 from model.kernels.precision import autocast
 from model.similarity import best_rows
-from model.token_batch import TokenBatch
 from model.train.grad_cache import cached_backward, encode_in_micro_batches
+from model.train.micro_batch import BatchArrays, MicroBatch, TripleRows, to_device
 from model.train.objectives import OBJECTIVES, EncodedBatch
 from model.train.optim import layer_gradient_norms, linear_schedule
 from model.train.rank_stats import PerRankStats
@@ -41,21 +40,11 @@ class TrainingStep(nn.Module):
         self.encoder, self.tally = encoder, tally
         self.objective, self.is_over_batch = OBJECTIVES[loss], LOSSES[loss].is_over_batch
 
-    def forward(
-        self,
-        query_tokens_T: torch.Tensor,
-        query_offsets_B1: torch.Tensor,
-        passage_tokens_T: torch.Tensor,
-        passage_offsets_M1: torch.Tensor,
-        **rows: torch.Tensor,
-    ) -> torch.Tensor:
-        """The names are those of data.training.batches.Batch; ``rows`` are those that `loss_of` takes."""
-        budget_tokens = self.budget_tokens(query_tokens_T.device)
-        queries = TokenBatch.of(query_tokens_T, query_offsets_B1)
-        passages = TokenBatch.of(passage_tokens_T, passage_offsets_M1)
-        queries_BD = encode_in_micro_batches(self.encoder, queries, "query", budget_tokens)
-        passages_MD = encode_in_micro_batches(self.encoder, passages, "passage", budget_tokens)
-        return self.loss_of(queries_BD, passages_MD, **rows)
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
+        budget_tokens = self.budget_tokens(batch.queries.tokens_T.device)
+        queries_BD = encode_in_micro_batches(self.encoder, batch.queries, "query", budget_tokens)
+        passages_MD = encode_in_micro_batches(self.encoder, batch.passages, "passage", budget_tokens)
+        return self.loss_of(queries_BD, passages_MD, batch.triples)
 
     def budget_tokens(self, device: torch.device) -> int | None:
         """Of a pass; None is a single one: on a GPU, where nothing is padded."""
@@ -63,39 +52,19 @@ class TrainingStep(nn.Module):
             return self.encoder.cpu_batch_tokens
         return GPU_MICRO_BATCH_TOKENS if self.encoder.padding_costs else None
 
-    def loss_of(
-        self,
-        queries_BD: torch.Tensor,
-        passages_MD: torch.Tensor,
-        query_index_T: torch.Tensor,
-        positive_index_T: torch.Tensor,
-        negative_index_T: torch.Tensor,
-        allowed_TG: torch.Tensor | None = None,
-        target_T: torch.Tensor | None = None,
-        negative_rank_T: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        query_TD = queries_BD[query_index_T]
+    def loss_of(self, queries_BD: torch.Tensor, passages_MD: torch.Tensor, triples: TripleRows) -> torch.Tensor:
+        query_TD = queries_BD[triples.query_index_T]
         batch = EncodedBatch(
             query_TD,
-            best_rows(query_TD, passages_MD[positive_index_T]),
-            best_rows(query_TD, passages_MD[negative_index_T]),
+            best_rows(query_TD, passages_MD[triples.positive_index_T]),
+            best_rows(query_TD, passages_MD[triples.negative_index_T]),
             gather_with_gradient(passages_MD) if self.is_over_batch else None,
-            allowed_TG,
-            target_T,
+            triples.allowed_TG,
+            triples.target_T,
         )
-        if self.tally is not None and negative_rank_T is not None:
-            self.tally.add(negative_rank_T, self.objective.measure(batch))
+        if self.tally is not None and triples.negative_rank_T is not None:
+            self.tally.add(triples.negative_rank_T, self.objective.measure(batch))
         return self.objective.loss(batch)
-
-
-def tensors_of(batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
-    """A dataclass of numpy arrays as the keyword arguments of `TrainingStep`."""
-    arrays = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return {
-        name: torch.from_numpy(array).to(device, non_blocking=True)
-        for name, array in arrays.items()
-        if array is not None
-    }
 
 
 @dataclass
@@ -149,7 +118,7 @@ def make_state(
     )
 
 
-def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: bool = False) -> float:
+def train_step(state: TrainingState, micro_batches: Sequence[BatchArrays], measures_layers: bool = False) -> float:
     """One optimiser step over the micro-batches; returns the loss, averaged over them and over the processes.
 
     With ``measures_layers`` the gradient's norm in each of ANCE's layer groups is kept, as it was before clipping.
@@ -180,7 +149,7 @@ def train_step(state: TrainingState, micro_batches: list[Any], measures_layers: 
     return total
 
 
-def accumulate_gradients(state: TrainingState, micro_batches: list[Any]) -> float:
+def accumulate_gradients(state: TrainingState, micro_batches: Sequence[BatchArrays]) -> float:
     """Add up the gradients of all micro-batches, and of all processes; the loss, averaged over both."""
     make_autocast = partial(autocast, state.world.device, state.dtype)
     losses = []
@@ -189,10 +158,14 @@ def accumulate_gradients(state: TrainingState, micro_batches: list[Any]) -> floa
         # Processes exchange gradients once per step, with the last micro-batch.
         quiet = isinstance(state.module, DistributedDataParallel) and not last
         with state.module.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
-            arrays = tensors_of(batch, state.world.device)
             losses.append(
                 backward(
-                    state.module, arrays, make_autocast, state.scaler.scale, len(micro_batches), state.grad_cache_tokens
+                    state.module,
+                    to_device(batch, state.world.device),
+                    make_autocast,
+                    state.scaler.scale,
+                    len(micro_batches),
+                    state.grad_cache_tokens,
                 )
             )
     if state.grad_cache_tokens:
@@ -225,7 +198,7 @@ def step_with_scale(state: TrainingState) -> None:
 
 def backward(
     module: nn.Module,
-    batch: dict[str, torch.Tensor],
+    batch: MicroBatch,
     make_autocast: Callable[[], Any],
     scale: Callable[[torch.Tensor], torch.Tensor] = lambda loss: loss,
     micro_batches: int = 1,
@@ -234,17 +207,14 @@ def backward(
     """Add a micro-batch's gradients up; its part of the step's loss. ``scale`` is the gradient scaler's."""
     if not grad_cache_tokens:
         with make_autocast():
-            loss: torch.Tensor = module(**batch) / micro_batches
+            loss: torch.Tensor = module(batch) / micro_batches
         scale(loss).backward()
         return loss.detach()
     assert isinstance(module, TrainingStep)
-    loss_of, rows = module.loss_of, dict(batch)
-    queries = TokenBatch.of(rows.pop("query_tokens_T"), rows.pop("query_offsets_B1"))
-    passages = TokenBatch.of(rows.pop("passage_tokens_T"), rows.pop("passage_offsets_M1"))
     return cached_backward(
         module.encoder,
-        [(queries, "query"), (passages, "passage")],
-        lambda *embeddings: loss_of(*embeddings, **rows) / micro_batches,
+        [(batch.queries, "query"), (batch.passages, "passage")],
+        lambda queries_BD, passages_MD: module.loss_of(queries_BD, passages_MD, batch.triples) / micro_batches,
         grad_cache_tokens,
         make_autocast,
         scale,

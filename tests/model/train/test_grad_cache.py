@@ -18,7 +18,8 @@ from model.encoders.spec import Side
 from model.token_batch import TokenBatch
 from model.train import grad_cache
 from model.train.grad_cache import plan_micro_batches
-from model.train.step import TrainingState, TrainingStep, make_state, tensors_of, train_step
+from model.train.micro_batch import to_device
+from model.train.step import TrainingState, TrainingStep, make_state, train_step
 from tests.model.train.test_step import (
     ALONE,
     ENCODERS,
@@ -149,6 +150,6 @@ def test_a_step_takes_one_pass_where_the_batch_is_small(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(RobertaDot, "forward", noting)
     batch = made_up_batches("pairwise", 8, 1)[0]
-    loss = TrainingStep(roberta_encoder(), "pairwise")(**tensors_of(batch, CPU))
+    loss = TrainingStep(roberta_encoder(), "pairwise")(to_device(batch, CPU))
     assert calls == [("query", len(batch.query_offsets_B1) - 1), ("passage", len(batch.passage_offsets_M1) - 1)]
     assert math.isfinite(float(loss.detach()))

@@ -14,10 +14,10 @@ from torch import nn
 
 from data.mining.negative_lists import NegativeLists
 from data.training.batches import Batch, batches_of_triples, make_batch
-from model.token_batch import TokenBatch
+from model.train.micro_batch import to_device
 from model.train.optim import layer_gradient_norms, named_groups
 from model.train.rank_stats import PerRankStats, means_by_rank
-from model.train.step import make_state, tensors_of, train_step
+from model.train.step import make_state, train_step
 from tests.model.train.test_step import ALONE, ENCODERS, LOSSES, PASSAGES, QUERIES, constant, gather_texts
 from utils import declared, distributed
 from utils.distributed import World
@@ -44,14 +44,9 @@ def ranked_batches(loss: str, count: int, rank: int = 0, ranks: int = 1) -> list
 def by_hand(encoder: nn.Module, loss: str, batch: Batch) -> dict[str, list[tuple[float, float, float]]]:
     """{bucket: (loss, gradient norm, satisfied) of each triple}, one triple at a time."""
     with torch.no_grad():
-        arrays = tensors_of(batch, ALONE.device)
-        queries_BD, passages_MD = (
-            encoder.encode(TokenBatch.of(tokens_T, offsets_B1), side).rows.double()
-            for side, tokens_T, offsets_B1 in (
-                ("query", arrays["query_tokens_T"], arrays["query_offsets_B1"]),
-                ("passage", arrays["passage_tokens_T"], arrays["passage_offsets_M1"]),
-            )
-        )
+        moved = to_device(batch, ALONE.device)
+        queries_BD = encoder.encode(moved.queries, "query").rows.double()
+        passages_MD = encoder.encode(moved.passages, "passage").rows.double()
     found: dict[str, list[tuple[float, float, float]]] = {}
     assert batch.negative_rank_T is not None
     for t, rank in enumerate(batch.negative_rank_T.tolist()):

@@ -13,8 +13,9 @@ from torch import nn
 from model.encoders.base import ConfigEncoder, Embeddings
 from model.encoders.spec import EncoderSpec, Side
 from model.token_batch import TokenBatch
+from model.train.micro_batch import to_device
 from model.train.rank_stats import means_by_rank
-from model.train.step import TrainingStep, make_state, tensors_of, train_step
+from model.train.step import TrainingStep, make_state, train_step
 from tests.model.train.test_grad_cache import gradient_of
 from tests.model.train.test_rank_stats import ranked_batches
 from tests.model.train.test_step import ALONE, LOSSES, VOCABULARY, constant, made_up_batches
@@ -79,7 +80,7 @@ def test_the_loss_is_that_of_the_best_rows_found_one_by_one(loss: str) -> None:
             others = [g for g in np.flatnonzero(batch.allowed_TG[t]) if g != positive]
         scores = np.array([score(query_D, passages[g]) for g in [positive, *others]])
         losses.append(np.logaddexp.reduce(scores) - scores[0])
-    found = float(TrainingStep(encoder, loss)(**tensors_of(batch, ALONE.device)).detach())
+    found = float(TrainingStep(encoder, loss)(to_device(batch, ALONE.device)).detach())
     assert found == pytest.approx(np.mean(losses), rel=1e-4)
 
 
@@ -104,5 +105,5 @@ def test_the_losses_that_are_logged_by_rank_have_the_batch_s_mean(loss: str) -> 
         buckets = {name.removesuffix("_triples") for name in told if name.endswith("_triples")}
         counts = {bucket: told[f"{bucket}_triples"] for bucket in buckets}
         mean = sum(counts[bucket] * told[f"{bucket}_loss"] for bucket in buckets) / sum(counts.values())
-        found = float(TrainingStep(encoder, loss)(**tensors_of(batch, ALONE.device)).detach())
+        found = float(TrainingStep(encoder, loss)(to_device(batch, ALONE.device)).detach())
         assert mean == pytest.approx(found, rel=1e-4)

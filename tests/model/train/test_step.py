@@ -28,8 +28,9 @@ from model.encoders.spec import Side
 from model.encoders.static import StaticEncoder
 from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_states, save_state
 from model.train.lamb import Lamb
+from model.train.micro_batch import to_device
 from model.train.optim import linear_schedule, make_optimizer, parameter_groups
-from model.train.step import TrainingState, TrainingStep, make_state, tensors_of, train_step
+from model.train.step import TrainingState, TrainingStep, make_state, train_step
 from tests.data.training.test_batches import made_up_lists
 from tests.drivers.job.test_run_config import alone
 from tests.texts import listed, ragged, token_batch
@@ -162,7 +163,7 @@ def test_the_step_s_loss_is_that_of_scores_computed_one_by_one(kind: str, loss: 
     encoder = ENCODERS[kind]().eval()
     (batch,) = made_up_batches(loss, 8, 1)
     with torch.no_grad():
-        found = float(TrainingStep(encoder, loss).eval()(**tensors_of(batch, ALONE.device)))
+        found = float(TrainingStep(encoder, loss).eval()(to_device(batch, ALONE.device)))
 
         def vectors(texts: list[list[int]], side: Side) -> np.ndarray:
             alone = (encoder.encode(token_batch([text]), side).rows for text in texts)
