@@ -12,7 +12,7 @@ from benchmarks import baselines, common
 from drivers.job.encoder_setup import prepare_encoder
 from model.encode import TextSource, encode_blocks
 from model.kernels.precision import name_of, quickest_dtype
-from utils.distributed import World
+from utils.distributed.world import World
 
 MS_MARCO_PASSAGES = 8_841_823
 TOKENS_OF_A_BATCH = 128 * 512  # --per_gpu_eval_batch_size 128 at ANCE's length

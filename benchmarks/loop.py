@@ -30,7 +30,7 @@ from drivers.job.encoder_setup import enable_packing
 from model.encode import EncodingSettings, encode_blocks
 from model.train.optim import make_optimizer
 from model.train.step import make_state, train_step
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.flag_values import path_argument
 from utils.ir.metrics import evaluate
 from utils.search.index import Index

@@ -18,7 +18,7 @@ from drivers.job.encoder_setup import enable_packing
 from model.kernels.precision import quickest_dtype
 from model.train.optim import make_optimizer
 from model.train.step import make_state, train_step
-from utils.distributed import World
+from utils.distributed.world import World
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import collectives
+from utils.distributed.world import World
 
 
 def on_processes(processes: int, work: Callable[[World], Any], patch: pytest.MonkeyPatch) -> list[Any]:
@@ -34,8 +34,8 @@ def on_processes(processes: int, work: Callable[[World], Any], patch: pytest.Mon
         results[process] = work(World(process, processes, torch.device("cpu")))
 
     with patch.context() as inner:
-        inner.setattr(distributed, "gather_rows", gather_rows)
-        inner.setattr(distributed, "any_process", any_process)
+        inner.setattr(collectives, "gather_rows", gather_rows)
+        inner.setattr(collectives, "any_process", any_process)
         threads = [threading.Thread(target=run, args=(process,)) for process in range(processes)]
         for thread in threads:
             thread.start()

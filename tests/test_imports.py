@@ -24,6 +24,7 @@ MAY_IMPORT = {
 ROOMS = set(MAY_IMPORT) | {"tests", "benchmarks", "commands"}
 # The packages of a room that each of them may import, next to the room's own modules.
 PACKAGES_BELOW: dict[str, set[str]] = {
+    "utils.distributed": set(),
     "utils.exchange": set(),
     "utils.ir": {"utils.exchange"},
     "utils.search": set(),

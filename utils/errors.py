@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 EXIT_CODE_FILE = "ANCE_EXIT_CODE_FILE"
 
 
-def collective_mark(code_file: Path, rank: int) -> Path:
+def collective_mark(code_file: Path, process: int) -> Path:
     """Next to EXIT_CODE_FILE: a byte that is 1 while this process is in a collective."""
-    return code_file.with_name(f"in_collective.{rank}")
+    return code_file.with_name(f"in_collective.{process}")
 
 
 class UserError(Exception):
@@ -130,7 +130,7 @@ def is_first_to_fail(code: int) -> bool:
     return True
 
 
-def ended(program: str, code: int, message: str) -> int:
+def report_exit(program: str, code: int, message: str) -> int:
     """Say why in one line, of several processes only in the first that fails; returns ``code``."""
     if is_first_to_fail(code):
         write_error(program, message)
@@ -168,16 +168,16 @@ def exit_code_of(program: str, main: Callable[[], None]) -> int:
         with left_on_sigterm():
             main()
     except Stopped as stop:
-        return ended(program, stop.exit_code, one_line(stop))
+        return report_exit(program, stop.exit_code, one_line(stop))
     except UserError as error:
-        return ended(program, error.exit_code, f"error: {one_line(error)}")
+        return report_exit(program, error.exit_code, f"error: {one_line(error)}")
     except OSError as error:
         if error.errno is None:
             is_first_to_fail(1)
             raise
-        return ended(program, 2, f"error: {one_line(describe_os_error(error))}")
+        return report_exit(program, 2, f"error: {one_line(describe_os_error(error))}")
     except KeyboardInterrupt:
-        return ended(program, 130, "interrupted")
+        return report_exit(program, 130, "interrupted")
     except Exception:
         is_first_to_fail(1)  # the others, which will miss this process, have not failed by themselves
         raise

@@ -21,7 +21,7 @@ from utils.prefetch import prefetched
 from utils.seen import SeenQueries
 
 if TYPE_CHECKING:
-    from utils.distributed import World
+    from utils.distributed.world import World
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from utils.text_files import check_end, numbered_lines
 
 if TYPE_CHECKING:
     from data.tokens.collection import Preprocessed
-    from utils.distributed import World
+    from utils.distributed.world import World
 
 TextTriple = tuple[str, str, str]
 

@@ -21,8 +21,9 @@ from drivers.embeddings.shards import (
 )
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from model.encoders.registry import read_spec
-from utils import distributed
-from utils.distributed import Notice, World
+from utils.distributed import agreement, collectives
+from utils.distributed.agreement import Notice
+from utils.distributed.world import World, has_launcher, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange.wait import log_once
 from utils.flag_groups import SearchFlags
@@ -53,12 +54,12 @@ def check_index_fits(settings: SearchSettings, passages: int, text_shape: tuple[
     is not refused. Where the backend lacks it on a GPU, process 0 of a job says so, once: the CPU searches.
     """
     backend, embedding_dim, rows_per_passage = backend_of(settings.backend), text_shape[-1], math.prod(text_shape[:-1])
-    processes = distributed.processes_of_launcher()
+    processes = processes_of_launcher()
     texts = rows_of_shard(passages, math.prod(text_shape), PASSAGE_SHARDS)
     shares = [share_of_texts(passages, texts, process, processes) for process in range(processes)]
     smallest = min(stop - start for start, stop in shares if stop > start)  # who has no passages builds nothing
     backend.check(settings, embedding_dim, smallest * rows_per_passage)
-    says = not distributed.has_launcher() or os.environ.get("RANK") == "0"  # a launcher's --dry_run leaves it to these
+    says = not has_launcher() or os.environ.get("RANK") == "0"  # a launcher's --dry_run leaves it to these
     if says and backend.searches_on(settings.device) and (refusal := backend.refusal(settings, embedding_dim)):
         log_once(f"search: {refusal}: the CPU will search", sys.stderr)
 
@@ -115,17 +116,17 @@ class ShardedIndex:
         """
         world, k = self.world, min(k, self.passages)
         is_on_cpu = self.index.device_for(k).type == "cpu"
-        if distributed.any_process(world, is_on_cpu) and self.index.settings.device.type != "cpu":
+        if collectives.any_process(world, is_on_cpu) and self.index.settings.device.type != "cpu":
             self.use_cpu()
         while True:
             if world.is_first:
                 sizes = f"{len(queries_QD):,} queries, {self.passages:,} passages, top {k}"
                 say(f"search: {self.index.describe(k)}; {sizes}")
             searching = partial(search_share, world, self.index, queries_QD, k, monitor, Notice(world))
-            found = distributed.on_every_process(world, searching)
-            if distributed.any_process(world, found is Unfinished.LEFT):
+            found = agreement.on_every_process(world, searching)
+            if collectives.any_process(world, found is Unfinished.LEFT):
                 return None
-            if not distributed.any_process(world, found is Unfinished.GPU_FAILED):
+            if not collectives.any_process(world, found is Unfinished.GPU_FAILED):
                 break
             del found  # lists of gigabytes where this process's GPU could
             self.use_cpu()
@@ -192,7 +193,7 @@ def merge_shares(
     at_once = max(1, EXCHANGE_BYTES // (BYTES_OF_PLACE * k * world.size))
     for first in range(0, len(scores_QK) if world.size > 1 else 0, at_once):
         part = slice(first, first + at_once)
-        scores_parts, offsets_parts = (distributed.gather_rows(world, lists[part]) for lists in (scores_QK, offsets_QK))
+        scores_parts, offsets_parts = (collectives.gather_rows(world, lists[part]) for lists in (scores_QK, offsets_QK))
         scores_QK[part], offsets_QK[part] = merge_top_k(scores_parts, offsets_parts, k)
     return scores_QK, offsets_QK
 
@@ -214,7 +215,7 @@ def score_candidates(world: World, queries_QD: np.ndarray, share: PassageShare, 
                 row_scores = block_MD[row_QK[query, held] - start] @ queries_QD[query]
                 scores_QK[query, held] = np.maximum(scores_QK[query, held], row_scores)
         start += len(block_MD)
-    return np.maximum.reduce(distributed.gather_rows(world, scores_QK))
+    return np.maximum.reduce(collectives.gather_rows(world, scores_QK))
 
 
 def rerank(scores_QK: np.ndarray, passages_QK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,8 +25,8 @@ from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from model.encode import EncodingSettings, TextSource, encode_blocks, present_rows, share_of
 from model.encoders.base import Encoder
 from model.encoders.spec import Side
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import collectives
+from utils.distributed.world import World
 from utils.exchange.atomic import Stage, staging_path
 from utils.run_log import say
 from utils.search.source import Passages, in_memory
@@ -91,7 +91,7 @@ def encode_in_memory(
             embeddings_MD[filled : filled + len(block_MD)] = block_MD
             filled += len(block_MD)
         left = False
-    return None if distributed.any_process(world, left) else (start, embeddings_MD)
+    return None if collectives.any_process(world, left) else (start, embeddings_MD)
 
 
 def encode_passages(
@@ -118,7 +118,7 @@ def encode_queries(
     """float32 [Q, D] of the cache's ``rows_Q`` on every process, each having encoded its share; or None as above."""
     texts = texts_of(cache, settings, rows_Q)
     encoded = encode_in_memory(world, encoder, texts, settings, QUERY_SHARDS, "queries", monitor)
-    return None if encoded is None else np.concatenate(distributed.gather_rows(world, encoded[1]))
+    return None if encoded is None else np.concatenate(collectives.gather_rows(world, encoded[1]))
 
 
 # Encoding to disk
@@ -138,7 +138,7 @@ def unfinished(world: World, shards: Shards, monitor: Monitor) -> np.ndarray:
         if fault:
             say(f"{fault}; it is encoded anew")
         missing[number - first] = fault is not None
-    return np.flatnonzero(np.concatenate(distributed.gather_rows(world, missing)))
+    return np.flatnonzero(np.concatenate(collectives.gather_rows(world, missing)))
 
 
 def encode_to_shards(

@@ -30,7 +30,7 @@ from utils.exchange.atomic import (
     staging_path,
     write_text,
 )
-from utils.exchange.layout import EMBEDDINGS_PATTERN, EMBEDDINGS_RECORD, embeddings_path
+from utils.exchange.layout import EMBEDDINGS_RECORD, embeddings_path
 from utils.exchange.verify import Expected, Words, verify_files
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
@@ -92,11 +92,6 @@ def sha256_of_rows(rows_Q: np.ndarray) -> str:
 
 def directory_of(root: Path, step: int, spec: EmbeddingSpec) -> Path:
     return embeddings_path(root, step, spec.key)
-
-
-def other_embeddings(keep: Path) -> list[Path]:
-    """The directories of embeddings next to ``keep``."""
-    return [path for path in keep.parent.iterdir() if EMBEDDINGS_PATTERN.fullmatch(path.name) and path != keep]
 
 
 # Complete embeddings

@@ -17,8 +17,8 @@ from data.tokens.collection import Preprocessed, read_manifest
 from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
 from drivers.embeddings.store import newest_embeddings
 from model.hub import hub_file, is_path
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import collectives
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.layout import CHECKPOINT_PATTERN, EMBEDDINGS_RECORD, JobLayout, numbered
@@ -111,7 +111,7 @@ def with_lengths(flags: Flags) -> Flags:
 def lengths_of_process0(world: World, flags: Flags) -> Flags:
     """On every process the lengths that process 0 found: a checkpoint may have appeared between two looks."""
     ours = {name: getattr(flags, name) for name in LENGTHS}
-    return dataclasses.replace(flags, **distributed.broadcast_json(world, ours))
+    return dataclasses.replace(flags, **collectives.broadcast_json(world, ours))
 
 
 def describe_lengths(flags: Opening, collection: Preprocessed) -> str:

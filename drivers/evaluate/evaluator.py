@@ -25,7 +25,8 @@ from drivers.job.encoder_setup import check_model_directory, encoder_settings, o
 from drivers.job.preflight import Preflight
 from drivers.job.sanity_batch import check_encoding
 from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection, start_program
-from utils import distributed
+from utils.distributed import agreement, process_group
+from utils.distributed.world import own_device
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_done
@@ -55,7 +56,7 @@ def preflight(flags: EvalFlags) -> Evaluation:
         check_model_directory(flags, flags.model_name_or_path)
     if flags.rerank_file:
         check_candidates(Path(flags.rerank_file))
-    search = search_settings(flags, distributed.own_device(flags.no_cuda))
+    search = search_settings(flags, own_device(flags.no_cuda))
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
     collection.check_split(flags.split)
@@ -74,7 +75,7 @@ def run(job: Evaluation) -> None:
     """Load, rank, write."""
     flags, collection, started = job.flags, job.collection, time.monotonic()
     world, _ = start_program("run_eval", flags)
-    negatives = distributed.on_process0(world, partial(last_negatives, flags, collection)) if flags.ann_dir else None
+    negatives = agreement.on_process0(world, partial(last_negatives, flags, collection)) if flags.ann_dir else None
     checks = Preflight(world)
     check_evaluation(checks, collection, flags, flags.tokenizer_name or flags.model_name_or_path)
     candidates_QK = rerank_lists(Path(flags.rerank_file), collection, flags.split) if flags.rerank_file else None
@@ -87,8 +88,8 @@ def run(job: Evaluation) -> None:
         by_rank = describe_ranks(collection, flags.split, ranking, mean_score_Q, negatives)
         write_results(flags, collection, ranking, by_rank, time.monotonic() - started)
 
-    distributed.on_process0(world, write)
-    distributed.stop(world)
+    agreement.on_process0(world, write)
+    process_group.stop(world)
 
 
 def embed(job: Evaluation, checks: Preflight) -> tuple[np.ndarray, PassageShare]:

@@ -20,8 +20,8 @@ from drivers.job.model_identity import check_checkpoint
 from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection, start_program
 from model.encode import EncodingSettings, encode_blocks
 from model.encoders.base import Encoder
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import agreement, process_group
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.negatives import check_as_recorded
 from utils.flag_values import expand_path
@@ -82,14 +82,14 @@ def run(job: QueryMapJob) -> None:
     """Load, embed, write. Several processes all embed these few texts; the first writes them."""
     flags, collection = job.flags, job.collection
     world, _ = start_program("run_neighbourhood", flags)
-    distributed.on_process0(world, partial(check_checkpoint, flags, flags.model_name_or_path))
+    agreement.on_process0(world, partial(check_checkpoint, flags, flags.model_name_or_path))
     if world.is_first:
         say(describe_lengths(flags, collection))
     settings = encoder_settings(flags, job.dtype)
     encoder = open_to_encode(settings, flags.model_name_or_path, collection, world)
     embedding_ND = embed(encoder, collection, job.chosen, settings.encoding, world)
-    distributed.on_process0(world, partial(write, job, embedding_ND))
-    distributed.stop(world)
+    agreement.on_process0(world, partial(write, job, embedding_ND))
+    process_group.stop(world)
 
 
 def write(job: QueryMapJob, embedding_ND: np.ndarray) -> None:

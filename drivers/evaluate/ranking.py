@@ -16,8 +16,8 @@ from drivers.embeddings.encode import PassageShare, encode_passages, encode_quer
 from drivers.job.progress import UNMONITORED, Monitor
 from model.encode import EncodingSettings
 from model.encoders.base import Encoder
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import agreement
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.wait import log_once
 from utils.ir.metrics import evaluate, mean_metrics, per_query_metrics, reach
@@ -75,7 +75,7 @@ def load_split(world: World, directory: Path, collection: Preprocessed, split: s
     rows_Q = store.read_query_rows(directory, name)
     if not np.array_equal(rows_Q, collection.qrels(split).queries_with_positive()):
         raise UserError(f"{directory} does not embed all {split} queries of --data_dir; run with --inference again")
-    distributed.on_every_process(world, partial(store.check_all_shards, world.process, world.size, directory))
+    agreement.on_every_process(world, partial(store.check_all_shards, world.process, world.size, directory))
     return store.read_queries(directory, name), stored_share(world, directory)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from data.mining.negative_lists import pair_keys
 from data.sources.qrels import Qrels
 from drivers.embeddings.encode import PassageShare
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import collectives
+from utils.distributed.world import World
 from utils.ir.rank_buckets import counted
 from utils.search.source import ROWS_AT_ONCE, Passages
 
@@ -38,11 +38,11 @@ def mean_scores(world: World, queries_QD: np.ndarray, share: PassageShare, passa
     """
     if share.passages.row_to_passage is not None:
         sum_Q = sum_of_best_rows(queries_QD, share.passages)
-        return np.concatenate(distributed.gather_rows(world, sum_Q[None])).sum(axis=0) / passages
+        return np.concatenate(collectives.gather_rows(world, sum_Q[None])).sum(axis=0) / passages
     sum_D = np.zeros(queries_QD.shape[1])
     for block_MD in share.passages.blocks(ROWS_AT_ONCE):
         sum_D += block_MD.sum(axis=0, dtype=np.float64)
-    mean_D = np.concatenate(distributed.gather_rows(world, sum_D[None])).sum(axis=0) / passages
+    mean_D = np.concatenate(collectives.gather_rows(world, sum_D[None])).sum(axis=0) / passages
     return np.asarray(queries_QD.astype(np.float64) @ mean_D)
 
 

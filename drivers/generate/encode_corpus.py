@@ -24,8 +24,8 @@ from drivers.job.encoder_setup import encoder_settings, load_to_encode, prepare_
 from drivers.job.progress import Monitor, StopEncoding
 from model.encoders.base import Encoder
 from model.kernels.precision import name_of
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import agreement, collectives
+from utils.distributed.world import World
 from utils.errors import Stopped, UserError
 from utils.exchange.atomic import Stage, is_gone
 from utils.exchange.layout import EMBEDDINGS_RECORD, JobLayout
@@ -114,7 +114,7 @@ def encode_all(
     check_index_fits(job.search, len(collection.passages), encoder.spec.text_shape("passage"))
     spec = embedding_spec(job, world, request, encoder)
     directory = store.directory_of(embeddings_dir(job), request.step, spec)
-    distributed.on_process0(world, partial(directory.mkdir, parents=True, exist_ok=True))
+    agreement.on_process0(world, partial(directory.mkdir, parents=True, exist_ok=True))
     dev_rows_Q, train_rows_Q = collection.qrels(job.dev_split).queries_with_positive(), train_rows(job, request.refresh)
     rows = {query_name(job.dev_split): dev_rows_Q, query_name("train"): train_rows_Q}
     shards = [
@@ -124,7 +124,7 @@ def encode_all(
     if not encode_shards(job, world, encoder, shards, rows, monitor, stage):
         return None
     record = {**ours, "step": request.step, "checkpoint": request.checkpoint}
-    distributed.on_process0(world, partial(store.commit, directory, shards, rows, record, stage))
+    agreement.on_process0(world, partial(store.commit, directory, shards, rows, record, stage))
     return open_embeddings(world, job.dev_split, directory, train_rows_Q, train_rows_Q)
 
 
@@ -136,7 +136,7 @@ def open_checkpoint(job: Job, world: World, request: RefreshRequest) -> Encoder 
     path = Path(request.checkpoint)
     encoder: Encoder | None = None
     fault: Exception | None = None
-    is_there = distributed.decide_on_process0(world, lambda: not is_gone(path))
+    is_there = agreement.decide_on_process0(world, lambda: not is_gone(path))
     if is_there:
         try:
             if not world.is_first:  # process 0 has seen it
@@ -144,10 +144,10 @@ def open_checkpoint(job: Job, world: World, request: RefreshRequest) -> Encoder 
             encoder = load_to_encode(encoder_settings(job.flags, job.dtype), request.checkpoint, job.collection, world)
         except Exception as error:  # readers of weights have errors of their own for files that vanish
             fault = error
-        if distributed.any_process(world, fault is not None):
-            is_there = distributed.decide_on_process0(world, lambda: not is_gone(path))
+        if collectives.any_process(world, fault is not None):
+            is_there = agreement.decide_on_process0(world, lambda: not is_gone(path))
             if is_there:
-                distributed.on_every_process(world, partial(raise_fault, fault))
+                agreement.on_every_process(world, partial(raise_fault, fault))
     if not is_there and world.is_first:
         say(f"refresh {request.refresh}: {path} is gone, its trainer keeps newer ones; looking for one of them")
     # The processes agree on how they encode: not before all of them have it.
@@ -207,13 +207,13 @@ def encode_shards(
             encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, monitor, stage)
     except (StopEncoding, Stopped):
         left = True
-    return not distributed.any_process(world, left)
+    return not collectives.any_process(world, left)
 
 
 def load_embeddings(job: Job, world: World, request: RefreshRequest) -> RefreshEmbeddings:
     """The embeddings on disk, with this refresh's chunk of the train queries."""
     root = embeddings_dir(job)
-    directory = Path(distributed.decide_on_process0(world, lambda: str(store.newest_embeddings(root))))
+    directory = Path(agreement.decide_on_process0(world, lambda: str(store.newest_embeddings(root))))
     record = store.read_embeddings_record(directory, job.collection)
     check_index_fits(job.search, len(job.collection.passages), store.text_shape_of(record))
     dev_rows_Q = store.read_query_rows(directory, query_name(job.dev_split))
@@ -222,7 +222,7 @@ def load_embeddings(job: Job, world: World, request: RefreshRequest) -> RefreshE
     rows_Q = train_rows(job, request.refresh)
     if not np.array_equal(dev_rows_Q, expected) or not np.isin(rows_Q, stored_rows_Q).all():
         raise UserError(f"{directory} holds other queries than --data_dir; run with --inference again")
-    distributed.on_every_process(world, partial(store.check_all_shards, world.process, world.size, directory))
+    agreement.on_every_process(world, partial(store.check_all_shards, world.process, world.size, directory))
     return open_embeddings(world, job.dev_split, directory, stored_rows_Q, rows_Q)
 
 

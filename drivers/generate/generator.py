@@ -10,7 +10,6 @@ from typing import Any
 
 from data.mining.candidates import write_candidates
 from data.mining.negative_lists import write_negative_lists
-from drivers.embeddings.store import other_embeddings
 from drivers.embeddings.text_lengths import lengths_of_process0
 from drivers.generate.checks import check_generator
 from drivers.generate.encode_corpus import Job, RefreshRequest
@@ -23,15 +22,15 @@ from drivers.job.progress import Monitor
 from drivers.job.run_config import check_common, join_run, provenance
 from drivers.job.session import Session, open_session
 from drivers.job.setup import start_program
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import agreement, process_group
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.markers import read_done
 from utils.exchange.negatives import publish_negatives
 from utils.exchange.peers import Peer, watch_peer
-from utils.exchange.retention import remove
+from utils.exchange.retention import remove_other_embeddings
 from utils.exchange.stop import StopRequested
 from utils.exchange.wait import now_and_then, wait_for
 from utils.run_log import RunLog, say
@@ -49,7 +48,7 @@ def generate(job: Job) -> None:
         made = run_session(job, session, run_id)
         if world.is_first:
             say(f"finished refreshes={made}")
-    distributed.stop(world)
+    process_group.stop(world)
 
 
 def announce(job: Job) -> None:
@@ -94,7 +93,7 @@ def run_session(job: Job, session: Session, run_id: str) -> int:
     same_flags = partial(check_common, config, f"the run in {job.training_dir}")
     trainer = watch_peer(job.training_dir, "trainer", job.flags.lease_seconds, same_flags)
     files = JobLayout(job.ann_dir)
-    log = distributed.on_process0(session.world, partial(RunLog, files.metrics, files.tensorboard))
+    log = agreement.on_process0(session.world, partial(RunLog, files.metrics, files.tensorboard))
     try:
         return make_refreshes(GeneratorRun(job, session, trainer, provenance(joined, config), log))
     except StopRequested:
@@ -182,7 +181,7 @@ def one_refresh(run: GeneratorRun, request: RefreshRequest, should_stop: Callabl
         fence.check()
         return False
     session.set_status(doing="selecting")
-    distributed.on_process0(world, partial(publish, run, request, found, started))
+    agreement.on_process0(world, partial(publish, run, request, found, started))
     if world.is_first and world.size > 1:
         say(f"refresh {request.refresh}: {world.waits}")
     return True
@@ -212,5 +211,4 @@ def publish(run: GeneratorRun, request: RefreshRequest, found: Found, started: f
     seconds = time.monotonic() - started
     say(f"refresh {request.refresh}: published in {seconds:.1f} s ({', '.join(format_timings(found.timings))})")
     if job.flags.only_keep_latest_embedding_file:
-        for directory in other_embeddings(found.embeddings):
-            remove(lease, directory)
+        remove_other_embeddings(lease, found.embeddings)

@@ -24,7 +24,7 @@ from drivers.job.resume import dev_split_record
 from drivers.job.run_config import check_in_dry_run, run_config
 from drivers.job.setup import check_compute_flags, check_output_dirs, check_refresh_flags, open_collection
 from model.kernels.precision import name_of
-from utils import distributed
+from utils.distributed.world import own_device
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 from utils.search.settings import SearchSettings
@@ -39,7 +39,7 @@ def preflight(flags: GenerateFlags) -> Job:
         flags.negative_strategy, flags.ann_measure_topk_mrr, flags.bottom_neg, flags.bottom_only
     )
     dtype = check_flags(flags)
-    search = search_settings(flags, distributed.own_device(flags.no_cuda))
+    search = search_settings(flags, own_device(flags.no_cuda))
     check_directories(flags)
     collection = open_inputs(flags, search)
     selection = make_selection(strategy, flags, len(collection.passages))

@@ -20,7 +20,7 @@ from drivers.embeddings.distributed_search import retrieve
 from drivers.generate.encode_corpus import Job, RefreshEmbeddings, RefreshRequest, encode_all, load_embeddings
 from drivers.job.progress import Monitor
 from drivers.job.resume import as_earlier_version
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.atomic import Stage
 from utils.exchange.negatives import read_refresh

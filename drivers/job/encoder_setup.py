@@ -20,8 +20,8 @@ from model.encoders.base import CastsWeights, Encoder, PacksTexts, PrepacksWeigh
 from model.encoders.registry import check_fits, load_encoder, read_config
 from model.encoders.spec import Side
 from model.hub import is_path
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import collectives
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.run_log import say
 from utils.system import keep_freed_memory
@@ -123,7 +123,7 @@ def pack_on_gpus(encoder: Encoder, dtype: torch.dtype | None, world: World, trai
     refusal = packing_problem(encoder, world.device, dtype, trains)
     if refusal:
         say(f"attention: process {world.process} cannot leave padding out ({refusal})")
-    can_all = not distributed.any_process(world, bool(refusal))
+    can_all = not collectives.any_process(world, bool(refusal))
     encoder.pack_texts(can_all)
     say_of_padding(world, can_all)
 

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from drivers.job.session import Session
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import collectives
+from utils.distributed.world import World
 from utils.errors import Fenced
 from utils.exchange.atomic import is_gone, staging_path
 from utils.exchange.wait import now_and_then
@@ -30,7 +30,7 @@ class Fence:
 
     def check(self) -> None:
         """Fenced on all processes where one of them sees that another job has taken this one's role over."""
-        if distributed.any_process(self.world, is_gone(self.staging)):
+        if collectives.any_process(self.world, is_gone(self.staging)):
             raise Fenced("another job has taken this one's role over; it ends")
 
     def should_stop(self, asked: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
@@ -45,4 +45,4 @@ class Fence:
 def fence_of(session: Session) -> Fence:
     """All processes together."""
     staging = str(session.lease.staging) if session.lease is not None else None
-    return Fence(session.world, Path(distributed.broadcast_json(session.world, staging)))
+    return Fence(session.world, Path(collectives.broadcast_json(session.world, staging)))

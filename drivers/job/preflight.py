@@ -15,8 +15,8 @@ from pathlib import Path
 
 from data.tokens.collection import Preprocessed, check_tokenizer
 from data.tokens.verify import check_inputs
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import agreement
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.run_log import say
@@ -37,12 +37,12 @@ class Preflight:
     def on_process0(self, *checks: Check) -> None:
         """Checks of files: process 0 looks for all, and its error is theirs."""
         for check in checks:
-            self.say(distributed.decide_on_process0(self.world, check))
+            self.say(agreement.decide_on_process0(self.world, check))
 
     def on_every_process(self, *checks: Check) -> None:
         """Checks of this process's own device, without collectives; all processes end where one fails."""
         for check in checks:
-            self.say(distributed.on_every_process(self.world, check))
+            self.say(agreement.on_every_process(self.world, check))
 
     def end(self) -> None:
         self.say(f"all well in {self.clock() - self.started:.1f} s")

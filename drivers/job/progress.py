@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.run_log import Progress, progress_line
 
 

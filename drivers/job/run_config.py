@@ -16,8 +16,8 @@ from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
 from drivers.job.resume import as_earlier_version, check_resumes, resumed_otherwise, what_differs
 from drivers.job.session import Session
 from drivers.job.setup import type_is_hardware_s
-from utils import distributed
 from utils.declared import FILTERS
+from utils.distributed.world import has_launcher
 from utils.errors import Disagreement, UserError
 from utils.exchange import atomic
 from utils.exchange.layout import CHECKPOINT_PATTERN, RUN, JobLayout, numbered
@@ -150,7 +150,7 @@ def check_in_dry_run(
         return False
     if run is None:
         return False
-    left_out = {*unknown, *([] if distributed.has_launcher() else ["processes"])}
+    left_out = {*unknown, *([] if has_launcher() else ["processes"])}
     left_out |= {type_name} if type_is_hardware_s(flags, default_dtype) else set()
     known = {name: value for name, value in make_science().items() if name not in left_out}
     check_resumes(known, run.get("science", {}), f"the run in {directory}", remedy)

@@ -27,7 +27,7 @@ from model.token_batch import TokenBatch
 from model.train.micro_batch import to_device
 from model.train.step import TrainingStep, backward
 from utils.declared import DEFAULT_LOSS, LOSSES
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import UserError, one_line
 from utils.system import in_bytes
 

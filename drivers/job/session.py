@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import agreement, collectives
+from utils.distributed.world import World
 from utils.errors import Fenced, PeerGone, Stopped
 from utils.exchange import markers
 from utils.exchange.lease.held import Lease
@@ -38,7 +38,7 @@ class Session:
     def check_stop(self) -> None:
         """StopRequested on all processes together once one was asked to stop; Fenced where the lease is lost."""
         lost = self.lease is not None and self.lease.lost
-        asked = distributed.sum_over_processes(self.world, 1000.0 * lost + bool(self.stop.requested()))
+        asked = collectives.sum_over_processes(self.world, 1000.0 * lost + bool(self.stop.requested()))
         if lost:
             assert self.lease is not None
             self.lease.check()
@@ -74,7 +74,7 @@ class Session:
                     raise PeerGone(f"the {peer.role} has ended, and what this job waits for will not come; see its log")
             return found
 
-        return distributed.decide_on_process0(self.world, decide)
+        return agreement.decide_on_process0(self.world, decide)
 
 
 @contextlib.contextmanager
@@ -83,7 +83,7 @@ def open_session(world: World, directory: Path, role: str, timeouts: LeaseTimeou
     stop = Stop(directory)
     with contextlib.ExitStack() as stack:
         working = markers.working(directory, role, timeouts, run_id)
-        lease = distributed.on_process0(world, partial(stack.enter_context, working))
+        lease = agreement.on_process0(world, partial(stack.enter_context, working))
         stack.enter_context(stop.listening())
         session = Session(world, stop, lease)
         try:

@@ -18,8 +18,8 @@ from drivers.job.encoder_setup import check_compiler
 from model.encoders.registry import encoder_type
 from model.hub import is_path
 from model.kernels.precision import compute_dtype, quickest_dtype
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import collectives, process_group
+from utils.distributed.world import World, device_names, own_device, processes_of_launcher
 from utils.errors import UserError
 from utils.flag_groups import ComputeFlags
 from utils.flags import flags_json
@@ -35,10 +35,10 @@ Opening = AnnFlags | EvalFlags | GenerateFlags | NeighbourhoodFlags | WarmupFlag
 def start_program(program: str, flags: ComputeFlags, **resolved: Any) -> tuple[World, str]:
     """Join the other processes, write the `.out` header (flags and what was ``resolved``), give the run its id."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    world = distributed.start(flags.no_cuda, flags.collective_timeout_seconds)
-    run_id = distributed.broadcast_json(world, secrets.token_hex(6))
+    world = process_group.start(flags.no_cuda, flags.collective_timeout_seconds)
+    run_id = collectives.broadcast_json(world, secrets.token_hex(6))
     if world.is_first:
-        for line in header(program, run_id, flags_json(flags, **resolved), distributed.device_names(world)):
+        for line in header(program, run_id, flags_json(flags, **resolved), device_names(world)):
             say(line)
     return world, run_id
 
@@ -60,7 +60,7 @@ def open_collection(flags: Opening, tokenizer_dir: str) -> Preprocessed:
 def check_compute_flags(flags: Opening, default_dtype: str = "auto") -> torch.dtype | None:
     """Refuse what cannot be computed; the type to compute in, None for float32."""
     kind = encoder_type(flags.model_type)
-    device = distributed.own_device(flags.no_cuda)
+    device = own_device(flags.no_cuda)
     if flags.compile:
         check_compiler(device.type == "cuda")
     quickest = quickest_dtype(device) if kind.has_layers else None
@@ -80,7 +80,7 @@ def check_exchange_flags(flags: AnnFlags | GenerateFlags | WarmupFlags) -> None:
             "expected at least three heartbeats in a lease's life"
         )
 
-    if distributed.processes_of_launcher() > 1 and flags.lease_seconds >= flags.collective_timeout_seconds:
+    if processes_of_launcher() > 1 and flags.lease_seconds >= flags.collective_timeout_seconds:
         raise UserError(
             f"--lease_seconds is {flags.lease_seconds:g}, expected less than --collective_timeout_seconds, "
             f"{flags.collective_timeout_seconds:g}: the other processes wait while the first takes a lease over"

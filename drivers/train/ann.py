@@ -48,8 +48,8 @@ from drivers.train.settings import training_settings
 from drivers.train.trainer import Trainer
 from model.encoders.base import Encoder
 from model.kernels.precision import name_of
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import agreement, process_group
+from utils.distributed.world import World, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import Checkpoint, model_sha256
@@ -117,7 +117,7 @@ def science_of_job(job: Job, processes: int) -> dict[str, Any]:
 
 def check_own_run(job: Job) -> None:
     """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
-    make_science = partial(science_of_job, job, distributed.processes_of_launcher())
+    make_science = partial(science_of_job, job, processes_of_launcher())
     is_resumed = check_in_dry_run(job.output_dir, job.flags, make_science, OWN_RUN, "trained_in", "fp32")
     if not is_resumed and read_records(job.ann_dir):
         check_new_run(job, make_science())
@@ -132,7 +132,7 @@ def train(job: Job) -> None:
     checks.on_process0(partial(check_checkpoint, flags, flags.model_name_or_path), *inputs)
     checks.on_process0(partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir))
     loop.train(program_of(job), world, run_id, checks)
-    distributed.stop(world)
+    process_group.stop(world)
 
 
 def program_of(job: Job) -> TrainingProgram:
@@ -215,7 +215,7 @@ class AnnTraining:
             if log is not None and in_use is not None and in_use.seen is not None:
                 log.record(self.trainer.state.step, **in_use.seen.of_refresh(in_use.refresh.number).logged())
 
-        distributed.on_process0(self.trainer.session.world, write)
+        agreement.on_process0(self.trainer.session.world, write)
 
     def after_publishing(self) -> None:
         """What process 0 alone keeps: the model of each step, and the checkpoints still needed."""
@@ -226,7 +226,7 @@ class AnnTraining:
             self.history.model_of_step[step] = model_sha256(JobLayout(job.output_dir).checkpoint(step))
             remove_old_checkpoints(lease, job.ann_dir, job.flags.refresh_mode == "lockstep")
 
-        distributed.on_process0(self.trainer.session.world, keep)
+        agreement.on_process0(self.trainer.session.world, keep)
 
     def finished(self) -> dict[str, Any]:
         """The journal, as DONE.json has it."""
@@ -288,7 +288,7 @@ def switch_to(job: Job, trainer: Trainer, history: TrainingHistory, refresh: Ref
             f"refresh {refresh.number} from step {refresh.step}: {len(lists.query_Q):,} lists, {lists.triples:,} "
             f"triples, {record.get('strategy', 'unknown strategy')}, taken up at step {state.step}"
         )
-    distributed.on_process0(state.world, partial(log_dev_ndcg, trainer, refresh))
+    agreement.on_process0(state.world, partial(log_dev_ndcg, trainer, refresh))
     resumes_schedule = flags.load_optimizer_scheduler and state.step == 0
     if not flags.single_warmup and not resumes_schedule:
         # Down to zero only at the end of the run: nobody knows how long these negatives will have to serve.

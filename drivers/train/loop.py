@@ -21,8 +21,8 @@ from drivers.train.checks import check_trainer
 from drivers.train.settings import TrainingSettings
 from drivers.train.trainer import STOPPING, Trainer, make_trainer, start_point
 from model.encoders.base import Encoder
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import agreement
+from utils.distributed.world import World
 from utils.exchange.checkpoints import Checkpoint
 from utils.exchange.lease.record import LeaseTimeouts
 
@@ -98,7 +98,7 @@ def train(program: TrainingProgram, world: World, run_id: str, checks: Preflight
         check_trainer(checks, program.collection, trainer, program.checkpoints_kept(total_steps))
         hooks = program.begin(trainer, config, start)
         run_steps(trainer, hooks)
-        distributed.on_process0(world, partial(trainer.finish, **hooks.finished()))
+        agreement.on_process0(world, partial(trainer.finish, **hooks.finished()))
 
 
 def run_steps(trainer: Trainer, hooks: Hooks) -> None:

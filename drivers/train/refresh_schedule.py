@@ -18,7 +18,7 @@ from drivers.job.resume import check_resumes, is_model_unknown
 from drivers.job.run_config import COMMON, SAME_FLAGS, check_agreement
 from drivers.job.session import Session
 from drivers.train.trainer import read_trainer_state
-from utils import distributed
+from utils.distributed import agreement
 from utils.errors import Disagreement, PeerGone, UserError
 from utils.exchange import atomic, checkpoints
 from utils.exchange.checkpoints import Checkpoint
@@ -177,7 +177,7 @@ def write_journal(session: Session, history: TrainingHistory) -> None:
         assert session.lease is not None
         atomic.write_text(JobLayout(session.lease.directory).journal, text, session.lease.stage)
 
-    distributed.on_process0(session.world, write)
+    agreement.on_process0(session.world, write)
 
 
 # The choice

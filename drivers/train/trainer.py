@@ -22,7 +22,8 @@ from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_sta
 from model.train.optim import linear_schedule, make_optimizer
 from model.train.rank_stats import means_by_rank
 from model.train.step import TrainingState, make_state, train_step
-from utils import distributed
+from utils.distributed import agreement, collectives
+from utils.distributed.world import is_of_a_collective, process_gone
 from utils.errors import PeerGone, UserError
 from utils.exchange.checkpoints import Checkpoint, latest_resumable_checkpoint, publish_checkpoint
 from utils.exchange.layout import MANIFEST, TOKENIZER, TRAINER_STATE, JobLayout
@@ -60,8 +61,8 @@ class Trainer:
         try:
             loss = train_step(self.state, micro_batches, self.is_logged(self.state.step + 1))
         except RuntimeError as error:
-            if self.state.world.size > 1 and distributed.is_of_a_collective(error):
-                raise distributed.process_gone(self.state.world, error) from None
+            if self.state.world.size > 1 and is_of_a_collective(error):
+                raise process_gone(self.state.world, error) from None
             raise
         if math.isfinite(loss):  # else fp16's scaler has skipped the step
             self.losses.append(loss)
@@ -79,12 +80,12 @@ class Trainer:
 
     def log_line(self, rate: float) -> None:
         """What has been measured since the last line, by all processes; then it starts from 0."""
-        by_rank = means_by_rank(distributed.sum_rows(self.state.world, self.state.tally.state()))
+        by_rank = means_by_rank(collectives.sum_rows(self.state.world, self.state.tally.state()))
         losses, skipped = self.losses.copy(), self.state.skipped
         self.losses.clear()
         self.state.tally.clear()
         self.state.skipped = 0
-        distributed.on_process0(self.state.world, partial(self.write_line, rate, losses, skipped, by_rank))
+        agreement.on_process0(self.state.world, partial(self.write_line, rate, losses, skipped, by_rank))
 
     def write_line(self, rate: float, losses: list[float], skipped: int, by_rank: dict[str, float]) -> None:
         """The line of a logging step: ``rate`` in steps per second, the losses and means by rank since the last one."""
@@ -112,7 +113,7 @@ class Trainer:
     def publish(self, **trainer_state: Any) -> None:
         """Publish the state as ``checkpoint-<step>``; the ranks continue together, or all fail."""
         rng = rng_states(self.state.world)
-        by_rank = distributed.sum_rows(self.state.world, self.state.tally.state())
+        by_rank = collectives.sum_rows(self.state.world, self.state.tally.state())
 
         def save() -> None:
             assert self.session.lease is not None
@@ -131,7 +132,7 @@ class Trainer:
                 save_state(self.state, staging, self.tokenizer, kept, rng)
             say(f"published {JobLayout(self.session.lease.directory).checkpoint(self.state.step)}")
 
-        distributed.on_process0(self.state.world, save)
+        agreement.on_process0(self.state.world, save)
         self.saved_step = self.state.step
 
     def restore(self, stored: dict[str, Any], step: int) -> None:
@@ -248,8 +249,8 @@ def make_trainer(
         load_state(state, start.path, start.step)
     elif settings.optimizer_from is not None:
         load_optimizer_scheduler(state, settings.optimizer_from)
-    log = distributed.on_process0(world, partial(open_log, settings, start, stored))
-    tokenizer = distributed.on_process0(world, partial(local_tokenizer, settings.tokenizer, settings.output_dir)) or []
+    log = agreement.on_process0(world, partial(open_log, settings, start, stored))
+    tokenizer = agreement.on_process0(world, partial(local_tokenizer, settings.tokenizer, settings.output_dir)) or []
     trainer = Trainer(settings, session, state, total_steps, tokenizer, record, log)
     if start:
         trainer.restore(stored, start.step)

@@ -45,8 +45,8 @@ from drivers.train.warmup_source import say_of_size, source_record, training_sou
 from model.encoders.base import Encoder
 from model.encoders.registry import MODEL_TYPES, encoder_type, new_encoder, read_config
 from model.kernels.precision import name_of
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import agreement, process_group
+from utils.distributed.world import World, has_launcher, own_device, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange.checkpoints import Checkpoint
 from utils.exchange.layout import EvaluationLayout
@@ -94,7 +94,7 @@ def preflight(flags: WarmupFlags) -> Job:
     flags = with_lengths(flags)
     dtype = check_training_flags(flags)
     check_exchange_flags(flags)
-    search = search_settings(flags, distributed.own_device(flags.no_cuda))
+    search = search_settings(flags, own_device(flags.no_cuda))
     model = flags.model_name_or_path
     if flags.pooling and not encoder_type(flags.model_type).poolings:
         pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.poolings)
@@ -126,8 +126,8 @@ def science_of_job(job: Job, processes: int) -> dict[str, Any]:
 
 def check_own_run(job: Job) -> None:
     """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
-    unknown = ["max_steps"] if job.flags.max_steps <= 0 and not distributed.has_launcher() else []
-    make_science = partial(science_of_job, job, distributed.processes_of_launcher())
+    unknown = ["max_steps"] if job.flags.max_steps <= 0 and not has_launcher() else []
+    make_science = partial(science_of_job, job, processes_of_launcher())
     check_in_dry_run(job.output_dir, job.flags, make_science, OWN_RUN, "trained_in", "fp32", unknown)
 
 
@@ -168,7 +168,7 @@ def run(job: Job) -> None:
         checks.end()
     if flags.do_eval:
         evaluate_stored(job, world)
-    distributed.stop(world)
+    process_group.stop(world)
 
 
 def program_of(job: Job) -> TrainingProgram:
@@ -257,7 +257,7 @@ def evaluate_stored(job: Job, world: World) -> None:
         raise UserError(f"{job.output_dir} holds no checkpoint, expected one to evaluate; add --do_train")
     for path in wanted:
         if path != Path(flags.model_name_or_path):  # which preflight has verified
-            distributed.decide_on_process0(world, partial(check_checkpoint, flags, str(path)))
+            agreement.decide_on_process0(world, partial(check_checkpoint, flags, str(path)))
         encoder = open_to_encode(encoder_settings(flags, job.dtype), str(path), job.collection, world)
         found = evaluate_mrr(job.evaluation, world, encoder)
         assert found is not None, "nobody was told to leave"

@@ -15,8 +15,8 @@ from drivers.job.progress import UNMONITORED, Monitor
 from drivers.train.trainer import Trainer
 from model.encode import EncodingSettings
 from model.encoders.base import Encoder
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import agreement
+from utils.distributed.world import World
 from utils.exchange.stop import StopRequested
 from utils.run_log import say
 from utils.search.settings import SearchSettings
@@ -87,7 +87,7 @@ def evaluate_meanwhile(settings: EvaluationSettings, trainer: Trainer) -> None:
     found = evaluate_mrr(settings, state.world, state.encoder, monitor)
     if found is None:
         raise StopRequested(session.stop.reason())
-    distributed.on_process0(state.world, partial(log_evaluation, trainer, *found))
+    agreement.on_process0(state.world, partial(log_evaluation, trainer, *found))
 
 
 def log_evaluation(trainer: Trainer, rerank_mrr: float, full_mrr: float) -> None:

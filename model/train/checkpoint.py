@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.train.step import TrainingState
-from utils.distributed import World, gather_rows
+from utils.distributed.collectives import gather_rows
+from utils.distributed.world import World
 from utils.errors import UserError, one_line
 from utils.exchange.layout import SCHEDULER, TRAINER_STATE
 from utils.json_text import json_text

@@ -22,7 +22,8 @@ from model.train.objectives import OBJECTIVES, EncodedBatch
 from model.train.optim import layer_gradient_norms, linear_schedule
 from model.train.rank_stats import PerRankStats
 from utils.declared import LOSSES
-from utils.distributed import World, average_gradients, collective, gather_with_gradient, mean_over_processes
+from utils.distributed.collectives import average_gradients, gather_with_gradient, mean_over_processes
+from utils.distributed.world import World, collective
 from utils.errors import UserError
 
 SMALLEST_SCALE = 1e-4  # of fp16's loss, as fairseq has it: from the first one it takes 30 skipped steps

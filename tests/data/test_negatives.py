@@ -18,7 +18,7 @@ from drivers import run_bm25
 from tests.drivers.generate.test_refresh import CPU, make_job, put_model, refresh_once, start, stay
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import names
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 from utils.exchange.negatives import Refresh, read_kept_candidates, read_refresh

@@ -33,7 +33,7 @@ from drivers.train import refresh_schedule
 from drivers.train.trainer import start_point
 from tests.faults.runs import Lab, Miss, Outcome
 from tests.faults.stale_files import Files, Host, content_of, installed
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import Fenced, PeerGone, Stopped, UserError
 from utils.exchange import peers, wait
 from utils.exchange.checkpoints import publish_checkpoint

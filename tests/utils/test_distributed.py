@@ -18,8 +18,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from tests import REPO
-from utils import distributed
-from utils.distributed import RAISING_NCCL, Waits, World, collective
+from utils.distributed import collectives, process_group
+from utils.distributed import world as world_module
+from utils.distributed.process_group import RAISING_NCCL
+from utils.distributed.world import Waits, World, collective
 from utils.errors import EXIT_CODE_FILE, ProcessGone, collective_mark
 
 GROUPS, LIMIT_SECONDS = 60, 120
@@ -33,8 +35,8 @@ def one_process(rank: int, directory: str) -> None:
         dist.init_process_group("gloo", init_method=f"file://{directory}/store-{turn}", rank=rank, world_size=2)
         model = DistributedDataParallel(torch.nn.Linear(2, 2))
         world = World(rank, 2, torch.device("cpu"))
-        assert distributed.sum_rows(world, [[1.0]]) == [[2.0]]
-        distributed.stop(world)
+        assert collectives.sum_rows(world, [[1.0]]) == [[2.0]]
+        process_group.stop(world)
         del model
 
 
@@ -102,7 +104,7 @@ def test_what_torch_s_own_gloo_raises_is_known(tmp_path: Path) -> None:
         dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=2)
         other.kill()
         with pytest.raises(ProcessGone, match="gloo"):
-            distributed.gather_rows(pair(), np.ones((3, 2)))
+            collectives.gather_rows(pair(), np.ones((3, 2)))
     finally:
         other.kill()
         dist.destroy_process_group()
@@ -143,14 +145,14 @@ def on_late_stream(stream: LateStream, patch: pytest.MonkeyPatch) -> World:
     """A rank whose device is a GPU to `collective`, and holds its tensors in plain memory."""
     world = pair()
     patch.setattr(dist, "all_gather", stream.all_gather)
-    patch.setattr(distributed, "wait_for_device", lambda world: stream.synchronize(), raising=False)
+    patch.setattr(world_module, "wait_for_device", lambda world: stream.synchronize(), raising=False)
     return world
 
 
 def test_gathered_rows_are_there_before_the_measured_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     world = on_late_stream(LateStream(0.2), monkeypatch)
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
-    first, second = distributed.gather_rows(world, rows)
+    first, second = collectives.gather_rows(world, rows)
     assert np.array_equal(first, rows) and np.array_equal(second, rows)
     assert world.waits.longest_seconds >= 0.2
 
@@ -158,7 +160,7 @@ def test_gathered_rows_are_there_before_the_measured_block_ends(monkeypatch: pyt
 def test_an_error_that_comes_with_the_result_is_the_collective_s(monkeypatch: pytest.MonkeyPatch) -> None:
     world = on_late_stream(LateStream(0.0, GONE[0]), monkeypatch)
     with pytest.raises(ProcessGone):
-        distributed.gather_rows(world, np.ones((3, 2)))
+        collectives.gather_rows(world, np.ones((3, 2)))
 
 
 def test_the_device_is_waited_for_where_it_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,11 +179,11 @@ def test_nccl_is_asked_to_raise_in_the_process(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv(RAISING_NCCL[0], "")  # so that what is set meanwhile is taken back
     monkeypatch.delenv(RAISING_NCCL[0])
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "own_device", lambda no_cuda: torch.device("cuda", 0))
+    monkeypatch.setattr(process_group, "own_device", lambda no_cuda: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: LateStream(0.0))
     monkeypatch.setattr(dist, "init_process_group", lambda *words, **more: seen.append(os.environ.get(RAISING_NCCL[0])))
-    distributed.start(False, 30.0)
+    process_group.start(False, 30.0)
     assert seen == ["1"]
 
 
@@ -192,7 +194,7 @@ def test_a_rank_that_does_not_join_is_gone(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "init_process_group", refuse)
     with pytest.raises(ProcessGone):
-        distributed.start(True, 30.0)
+        process_group.start(True, 30.0)
 
 
 # Gradients
@@ -205,7 +207,7 @@ def test_a_gradient_that_something_else_has_too_stays_as_it_is(monkeypatch: pyte
     weights = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     rows, others = torch.ones(2, 1, requires_grad=True), torch.ones(4, 1, requires_grad=True)
     doubled = others * 1.0
-    gathered: torch.Tensor = distributed._GatherWithGradient.apply(rows, [2, 2], 0)
+    gathered: torch.Tensor = collectives._GatherWithGradient.apply(rows, [2, 2], 0)
     ((gathered + doubled) * weights).sum().backward()
     assert others.grad is not None and others.grad.tolist() == weights.tolist()
     assert rows.grad is not None and rows.grad.tolist() == [[2.0], [4.0]]
@@ -221,15 +223,15 @@ from utils.errors import run_program
 def main():
     if "--dry_run" in sys.argv:
         return
-    from utils import distributed
-    world = distributed.start(True, 60.0)
+    from utils.distributed import collectives, process_group
+    world = process_group.start(True, 60.0)
     def as_a_watchdog():  # std::terminate in a thread that is not Python's
         time.sleep(0.5)
         ctypes.CDLL(None).abort()
     if world.process == 0:
         threading.Thread(target=as_a_watchdog).start()
     if world.process == 0 and sys.argv[1] == "inside":
-        distributed.barrier(world)
+        collectives.barrier(world)
     time.sleep(20)
 
 run_program("program", main)
@@ -255,11 +257,11 @@ def test_a_rank_aborted_in_a_collective_misses_another(tmp_path: Path, where: st
 def test_the_mark_of_a_collective_is_in_a_file_of_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code_file = tmp_path / "exit_code"
     monkeypatch.setenv(EXIT_CODE_FILE, str(code_file))
-    world = World(3, 4, torch.device("cpu"), Waits(1.0, inside=distributed.shared_mark(3)))
+    world = World(3, 4, torch.device("cpu"), Waits(1.0, inside=process_group.shared_mark(3)))
     mark = collective_mark(code_file, 3)
     assert mark.read_bytes() == b"\0"
     with collective(world):
         assert mark.read_bytes() == b"\1"
     assert mark.read_bytes() == b"\0"
     monkeypatch.setenv(EXIT_CODE_FILE, str(tmp_path / "gone" / "exit_code"))
-    assert distributed.shared_mark(0) == bytearray(1)
+    assert process_group.shared_mark(0) == bytearray(1)

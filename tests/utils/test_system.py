@@ -48,7 +48,7 @@ import sys
 import torch
 from benchmarks.common import make_encoder
 from drivers.job.encoder_setup import prepare_encoder
-from utils.distributed import World
+from utils.distributed.world import World
 
 PR_SET_THP_DISABLE = 41  # of linux/prctl.h
 ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # a huge page would count as one

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and how one is removed: its name goes at once."""
+"""Which checkpoints and embeddings are kept, and how one is removed: its name goes at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.layout import CHECKPOINT_PATTERN, DONE, FAILED, JOURNAL, MANIFEST, METRICS, RUN, JobLayout, numbered
+from utils.exchange.layout import (
+    CHECKPOINT_PATTERN,
+    DONE,
+    EMBEDDINGS_PATTERN,
+    FAILED,
+    JOURNAL,
+    MANIFEST,
+    METRICS,
+    RUN,
+    JobLayout,
+    numbered,
+)
 from utils.exchange.lease.held import Lease
 from utils.exchange.negatives import read_records
 
@@ -28,6 +39,13 @@ def remove_old_checkpoints(lease: Lease, ann_dir: Path, keep_unused: bool) -> No
         keep |= {records[-1]["step"], max(records, key=lambda r: r["ndcg"])["step"]}
     for step in sorted(set(steps) - keep):
         remove(lease, JobLayout(lease.directory).checkpoint(step))
+
+
+def remove_other_embeddings(lease: Lease, keep: Path) -> None:
+    """Remove all other embeddings than ``keep``. Fenced where another job has the lease: they may be its own."""
+    for directory in keep.parent.iterdir():
+        if EMBEDDINGS_PATTERN.fullmatch(directory.name) and directory != keep:
+            remove(lease, directory)
 
 
 def remove(lease: Lease, path: Path) -> None:

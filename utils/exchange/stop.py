@@ -1,7 +1,7 @@
 """Stopping on request: SIGTERM, SIGINT or a stop file, taken at the next step or batch with the state saved.
 
 The handlers only note the signal. Whoever works asks `Stop.requested` between two steps, agrees with the other
-ranks, saves, calls `Stop.taken` and ends with exit code 75.
+processes, saves, calls `Stop.taken` and ends with exit code 75.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Stop:
         return self.file_name
 
     def reason(self) -> str:
-        """What asked, once all ranks know that one was: looked at again, for another may have seen the file first."""
+        """What asked, once all processes know that one was: looked at again, another may have seen the file first."""
         self.looked = -math.inf
         return self.requested() or "another process"
 

@@ -16,7 +16,7 @@ from data.mining.select import Selection, select_negatives
 from data.mining.staleness import staleness_since
 from data.mining.strategy import parse_strategy
 from tests.drivers.generate.test_refresh import CPU, make_job, put_model, refresh_once, start, stay
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.exchange.negatives import read_records
 from utils.ir.rank_buckets import FIRST_RANKS, NAMES
 

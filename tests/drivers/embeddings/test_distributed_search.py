@@ -37,8 +37,8 @@ from model.encoders.spec import static_spec
 from model.encoders.static import StaticEncoder
 from tests import REPO
 from tests.processes_as_threads import on_processes
-from utils import distributed
-from utils.distributed import Waits, World
+from utils.distributed import agreement, collectives, process_group
+from utils.distributed.world import Waits, World
 from utils.errors import UserError
 from utils.flag_groups import SearchFlags
 from utils.search.faiss_backend import FaissBackend
@@ -152,7 +152,7 @@ def one_process(process: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=process, world_size=2)
     world, vectors = World(process, 2, CPU, Waits(30.0)), np.ones((40, 3), np.float32)
     search, faults = Index.search, [UserError("of one"), StopEncoding(), GpuSearchFailed("cuda:1 cannot")]
-    distributed.LOOK_EVERY_SECONDS = 0.05
+    agreement.LOOK_EVERY_SECONDS = 0.05
 
     def endless(index: Index, queries_QD: Any, k: int, advance: Any) -> Any:
         if index.settings.device.type == "cpu":
@@ -174,7 +174,7 @@ def one_process(process: int, directory: str) -> None:
     assert retrieve(world, vectors, share, 40, 5, options) is None
     found = retrieve(world, vectors, share, 40, 25, options)
     assert found is not None and found[1].tolist() == [list(range(25))] * 40
-    distributed.stop(world)
+    process_group.stop(world)
 
 
 def test_a_process_that_cannot_search_keeps_none_at_work(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_candidates_are_scored_by_who_holds_them(cuts: list[int], monkeypatch: p
     passages_QK[2, 5:] = -1
     monkeypatch.setattr(distributed_search, "ROWS_AT_ONCE", 7)
     parts = []
-    monkeypatch.setattr(distributed, "gather_rows", lambda world, scores_QK: [scores_QK])
+    monkeypatch.setattr(collectives, "gather_rows", lambda world, scores_QK: [scores_QK])
     for start, stop in pairwise(cuts):
         share = PassageShare(in_memory(passages_ND[start:stop]), start)
         parts.append(score_candidates(ALONE, queries_QD, share, passages_QK))

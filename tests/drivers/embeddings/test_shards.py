@@ -38,10 +38,11 @@ from tests.exchanging import lease_of, take
 from tests.processes_as_threads import on_processes
 from tests.utils.exchange.test_fencing import contents as published
 from tests.utils.exchange.test_fencing import interrupted
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import Fenced, UserError
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of
 from utils.exchange.lease.held import Lease
+from utils.exchange.retention import remove_other_embeddings
 from utils.search.settings import SearchSettings
 
 CPU = torch.device("cpu")
@@ -452,7 +453,7 @@ def test_the_embeddings_of_the_highest_step_are_the_newest(stored: Path, collect
     assert store.newest_embeddings(stored.parent) == newer
     (newer.parent / "mine").mkdir()
     lease = lease_of(stored.parent.parent, "generator")
-    store.remove_others(lease, newer)
+    remove_other_embeddings(lease, newer)
     assert sorted(stored.parent.iterdir()) == [newer.parent / "mine", newer]
     assert not list(lease.staging.iterdir())
 
@@ -462,7 +463,7 @@ LATE: dict[str, Callable[[Lease], object]] = {
     "record": lambda lease: store.commit(
         of_step(lease, 2).directory, [of_step(lease, 2)], {DEV_QUERY: np.array([1])}, {"step": 2}, lease.stage
     ),
-    "remove": lambda lease: store.remove_others(lease, of_step(lease, 2).directory),
+    "remove": lambda lease: remove_other_embeddings(lease, of_step(lease, 2).directory),
 }
 
 

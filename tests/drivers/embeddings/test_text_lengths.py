@@ -20,8 +20,8 @@ from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import put_checkpoint
 from tests.faults.programs import Inputs, make_inputs
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import collectives
+from utils.distributed.world import World
 from utils.errors import Disagreement, UserError
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum
 from utils.exchange.layout import JobLayout
@@ -120,7 +120,7 @@ def test_an_evaluation_of_a_warmup_takes_those_of_what_it_trained(tiny_preproces
 def test_ranks_that_saw_different_checkpoints_take_those_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     own = EvalFlags(data_dir="d", model_type="static", output_dir="o", max_seq_length=9, max_query_length=4)
     told: list[Any] = []
-    monkeypatch.setattr(distributed, "broadcast_json", lambda _, value: told.append(value) or told[0])
+    monkeypatch.setattr(collectives, "broadcast_json", lambda _, value: told.append(value) or told[0])
     for rank in (0, 1):
         seen_late = replace(own, max_seq_length=9 + rank, max_query_length=4 + rank)
         assert lengths_of_process0(World(rank, 2, torch.device("cpu")), seen_late) == own

@@ -13,7 +13,7 @@ from drivers.embeddings.encode import PassageShare
 from drivers.evaluate import score_curves as curves_module
 from drivers.evaluate.score_curves import as_json, grades_by_rank, mean_scores, overlap, score_curves
 from tests.processes_as_threads import on_processes
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.search.source import in_memory
 
 QUERIES, PASSAGES, DIMS, DEPTH = 23, 400, 8, 230

@@ -25,8 +25,8 @@ from drivers.job.fencing import Fence
 from drivers.job.session import Session
 from model.encoders.static import StaticEncoder
 from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import collectives
+from utils.distributed.world import World
 from utils.errors import Fenced
 from utils.exchange import wait
 from utils.exchange.checkpoints import model_sha256, publish_checkpoint
@@ -202,7 +202,7 @@ def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, l
 
     def prepare_on_gpus(encoder: Any, dtype: Any, world: World, compiled: bool) -> Any:
         """Where the ranks agree on how they attend."""
-        distributed.any_process(world, False)
+        collectives.any_process(world, False)
         return prepare_encoder(encoder, dtype, world, compiled)
 
     def leave() -> bool:

@@ -15,7 +15,7 @@ from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import flip_byte
 from tests.faults.programs import Inputs, make_inputs
-from utils import distributed
+from utils.distributed import agreement
 from utils.errors import UserError
 from utils.exchange import verify
 from utils.exchange.layout import JobLayout
@@ -112,7 +112,7 @@ def test_a_tokenizer_and_a_config_that_stand_elsewhere_are_not_missed(
 def fixture_hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, bool]]:
     """How often each file was hashed, by its name and whether it was done by process 0 for all."""
     hashed: Counter[tuple[str, bool]] = Counter()
-    sha256_of, decide = verify.sha256_of, distributed.decide_on_process0
+    sha256_of, decide = verify.sha256_of, agreement.decide_on_process0
     depth = []
 
     def counting(path: Path) -> str:
@@ -127,7 +127,7 @@ def fixture_hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, bool]]
             depth.pop()
 
     monkeypatch.setattr(verify, "sha256_of", counting)
-    monkeypatch.setattr(distributed, "decide_on_process0", deciding)
+    monkeypatch.setattr(agreement, "decide_on_process0", deciding)
     return hashed
 
 

@@ -43,7 +43,7 @@ from model.token_batch import TokenBatch
 from model.train.optim import linear_schedule, make_optimizer
 from model.train.step import make_state, train_step
 from tests import REPO
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.layout import RECORD_PATTERN, JobLayout, numbered
 from utils.system import disk_used, free_bytes, in_bytes

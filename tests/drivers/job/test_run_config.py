@@ -37,7 +37,7 @@ from drivers.job.run_config import (
 from drivers.job.session import Session, open_session
 from drivers.train.trainer import Trainer
 from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, read_beat
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError, exit_code_of
 from utils.exchange.atomic import load_with_checksum
 from utils.exchange.lease.record import LeaseTimeouts

@@ -23,8 +23,8 @@ from tests.model.train.test_grad_cache import embeddings_of_passes, with_dropout
 from tests.model.train.test_step import roberta_encoder, train_run
 from tests.shell import script_environment
 from tests.texts import ragged
-from utils import distributed
-from utils.distributed import World
+from utils.distributed import process_group
+from utils.distributed.world import World
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def train_compiled(rank: int, directory: str) -> None:
     encoder = roberta_encoder()
     prepare_encoder(encoder, None, world, compiled=True, trains=True)
     weights, losses = train_run(encoder, "pairwise", 0, world, steps=1)
-    distributed.stop(world)
+    process_group.stop(world)
     torch.save((weights, losses), Path(directory) / f"rank-{rank}.pt")
 
 
@@ -98,7 +98,7 @@ def test_a_model_compiles_where_torch_is_in_a_path_with_a_blank(tmp_path: Path) 
     program = (
         "import torch\n"
         "from drivers.job.encoder_setup import prepare_encoder\n"
-        "from utils.distributed import World\n"
+        "from utils.distributed.world import World\n"
         "class Encoder(torch.nn.Module):\n"
         "    padding_costs = False\n"
         "    def forward(self, x): return (2 * x).softmax(-1) + 1\n"

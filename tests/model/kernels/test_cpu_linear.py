@@ -22,7 +22,7 @@ from model.encoders.roberta_dot import RobertaDot
 from model.kernels import cpu_linear
 from model.kernels.cpu_linear import ArrangedIntermediate, PrepackedLinear, prepack_products
 from model.kernels.precision import autocast, is_quick_at_bfloat16
-from utils.distributed import World
+from utils.distributed.world import World
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 ROUNDING = 2.0**-8  # of a bfloat16, relative

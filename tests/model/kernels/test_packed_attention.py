@@ -28,7 +28,7 @@ from model.kernels.precision import autocast
 from model.token_batch import unpadded
 from model.train.step import make_state, train_step
 from tests.model.train.test_step import ALONE, constant, flat_weights
-from utils import distributed
+from utils.distributed import collectives
 
 CPU = torch.device("cpu")
 PAD, VOCABULARY = 1, 50
@@ -226,7 +226,7 @@ def test_ranks_pack_together_or_not_at_all(
     fails_here: bool, fails_elsewhere: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(packing, "packing_problem", lambda *_args: "no kernel" if fails_here else "")
-    monkeypatch.setattr(distributed, "any_process", lambda _world, here: here or fails_elsewhere)
+    monkeypatch.setattr(collectives, "any_process", lambda _world, here: here or fails_elsewhere)
     encoder = make_encoder()
     pack_on_gpus(encoder, None, ALONE, trains=True)
     said = capsys.readouterr().out

@@ -29,7 +29,7 @@ from tests.model.train.test_step import (
     made_up_batches,
     roberta_encoder,
 )
-from utils.distributed import World
+from utils.distributed.world import World
 
 CPU = torch.device("cpu")
 

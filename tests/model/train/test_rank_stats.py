@@ -19,8 +19,9 @@ from model.train.optim import layer_gradient_norms, named_groups
 from model.train.rank_stats import PerRankStats, means_by_rank
 from model.train.step import make_state, train_step
 from tests.model.train.test_step import ALONE, ENCODERS, LOSSES, PASSAGES, QUERIES, constant, gather_texts
-from utils import declared, distributed
-from utils.distributed import World
+from utils import declared
+from utils.distributed import collectives, process_group
+from utils.distributed.world import World
 from utils.ir.rank_buckets import FIRST_RANKS, NAMES, bucket_of, counted
 
 RANKS_DRAWN = np.array([0, 1, 5, 6, 20, 21, 50, 51, 100, 101, 200, 201, 1001, 5000])
@@ -106,8 +107,8 @@ def one_process(rank: int, directory: str) -> None:
         optimizer = torch.optim.SGD(encoder.parameters(), lr=0.0)
         state = make_state(encoder, loss, optimizer, constant(optimizer), world, None, 0.0)
         train_step(state, ranked_batches(loss, 3, rank, 2))
-        found[loss] = distributed.sum_rows(world, state.tally.state())
-    distributed.stop(world)
+        found[loss] = collectives.sum_rows(world, state.tally.state())
+    process_group.stop(world)
     torch.save(found, Path(directory) / f"rank-{rank}.pt")
 
 

@@ -34,8 +34,9 @@ from model.train.step import TrainingState, TrainingStep, make_state, train_step
 from tests.data.training.test_batches import made_up_lists
 from tests.drivers.job.test_run_config import alone
 from tests.texts import listed, ragged, token_batch
-from utils import declared, distributed
-from utils.distributed import World
+from utils import declared
+from utils.distributed import process_group
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.checkpoints import Checkpoint
 
@@ -565,7 +566,7 @@ def one_process(rank: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=RANKS)
     world = World(rank, RANKS, torch.device("cpu"))
     found = {str(run): train_run(ENCODERS[run[0]](), *run[1:], world) for run in RUNS}
-    distributed.stop(world)
+    process_group.stop(world)
     torch.save(found, Path(directory) / f"rank-{rank}.pt")
 
 

@@ -17,7 +17,7 @@ from drivers.embeddings.distributed_search import check_index_fits, retrieve, se
 from drivers.embeddings.encode import PassageShare
 from drivers.job.progress import StopEncoding
 from tests.processes_as_threads import on_processes
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import ProcessFailed, UserError
 from utils.flag_groups import SearchFlags
 from utils.search import exact_torch, faiss_backend

@@ -15,7 +15,7 @@ from drivers.embeddings import distributed_search
 from drivers.embeddings.distributed_search import retrieve, score_candidates
 from drivers.embeddings.encode import PassageShare
 from tests.processes_as_threads import on_processes
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.search import exact_torch, faiss_backend
 from utils.search.exact_torch import TorchIndex
 from utils.search.faiss_backend import FlatIndex
