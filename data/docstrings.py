@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from data.sources.atomic_dir import UNFINISHED, check_can_write, publish, staged_directory
-from data.sources.msmarco import PASSAGES, RAW_NAMES
+from data.sources.msmarco import PASSAGE_TYPE, RAW_NAMES
 from utils.errors import UserError, run_program
 from utils.exchange.layout import DOCSTRINGS_RECORD
 from utils.flag_values import MOST_WORKERS, Group, flag
@@ -200,7 +200,7 @@ def collection_lines(pairs: list[Pair], dev_queries: int) -> dict[str, list[str]
     in a source file are not neighbours here, and the n-th query is not the n-th passage's."""
     passage_ids = {text: n for n, text in enumerate(sorted((p.passage for p in pairs), key=text_hash))}
     by_query = sorted(pairs, key=lambda pair: text_hash(pair.query))
-    names = RAW_NAMES[PASSAGES]
+    names = RAW_NAMES[PASSAGE_TYPE]
     lines = {names.passages: [f"{n}\t{text}\n" for text, n in passage_ids.items()]}
     for split, start, end in (("dev", 0, dev_queries), ("train", dev_queries, len(pairs))):
         numbered = [(FIRST_QUERY_ID + n, by_query[n]) for n in range(start, end)]

@@ -1,6 +1,6 @@
-"""A lower-casing WordPiece tokenizer, trained on a raw collection in MS MARCO's format.
+"""A lower-casing WordPiece tokenizer, trained on the passages and train queries of a raw collection.
 
-    python -m data.wordpiece --data_dir RAW --out_dir DIR --vocab_size 8192
+    python -m data.wordpiece --data_dir RAW --data_type 1 --out_dir DIR --vocab_size 8192
 
 BERT's recipe (Devlin et al. 2019): clean, lower-case, strip accents, split at blanks and punctuation, WordPiece;
 a text becomes ``[CLS] … [SEP]`` and ``[PAD]`` is 0. ``transformers.AutoTokenizer.from_pretrained(DIR)`` loads it
@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
-from data.sources.msmarco import PASSAGES, RAW_NAMES, find_raw, read_passages, read_queries
-from data.tokens.tokenizer import encoded_text
+from data.sources.base import Source
+from data.sources.msmarco import PASSAGE_TYPE
+from data.sources.registry import open_source
+from data.tokens.tokenizer import encoded_queries, encoded_texts
 from utils.errors import UserError, run_program
 from utils.exchange.layout import TOKENIZER_FILE
 from utils.flag_values import Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import say
-from utils.text_files import check_ends
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,23 +46,17 @@ class WordPieceFlags(ProgramFlags):
     GROUP: ClassVar[Group] = "data"
     EXAMPLE: ClassVar[str] = "python -m data.wordpiece --data_dir raw --out_dir tokenizer --vocab_size 8192"
 
-    data_dir: str = flag(help="raw collection: collection.tsv and queries.train.tsv, plain or .gz", is_path=True)
+    data_dir: str = flag(help="directory of the raw files, plain or gzipped", is_path=True)
+    data_type: str = flag(str(PASSAGE_TYPE), "0: MS MARCO's documents (url, title, body), 1: its passages")
     out_dir: str = flag(help="directory for tokenizer.json and tokenizer_config.json", is_path=True)
     vocab_size: int = flag(8192, "most tokens the vocabulary may have", at_least=SMALLEST_VOCABULARY)
     max_doc_character: int = flag(10000, "characters read of a passage", at_least=1)
 
 
-def collection_texts(data_dir: Path, max_doc_character: int) -> Iterator[str]:
-    """Every passage, then every train query."""
-    passages_file, queries_file = raw_files(data_dir)
-    passages = (encoded_text(passage, max_doc_character) for passage in read_passages(passages_file, PASSAGES))
-    return chain(passages, (text for _, text in read_queries(queries_file)))
-
-
-def raw_files(data_dir: Path) -> tuple[Path, Path]:
-    """The passages and the train queries of MS MARCO. UserError where they are not there."""
-    names = RAW_NAMES[PASSAGES]
-    return find_raw(data_dir, names.passages), find_raw(data_dir, names.splits["train"].queries)
+def collection_texts(source: Source, max_doc_character: int) -> Iterator[str]:
+    """Every passage, then every train query, as they are encoded."""
+    texts = chain(encoded_texts(source, max_doc_character), encoded_queries(source.queries("train")))
+    return (text for _, text in texts)
 
 
 def untrained(vocabulary: dict[str, int] | None = None) -> Tokenizer:
@@ -144,10 +139,13 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
         publish(staged, directory, (CONFIG_FILE, TOKENIZER_FILE))
 
 
-def check_inputs(data_dir: Path, out_dir: Path) -> None:
-    """UserError for raw files that are missing or empty, begin with a header or end wrongly, and a taken directory."""
-    for path in raw_files(data_dir):
-        check_ends(path)
+def check_inputs(source: Source, out_dir: Path) -> None:
+    """UserError for a collection without train queries, and for a taken directory."""
+    if "train" not in source.split_files:
+        raise UserError(
+            f"{source.passages_file.parent} has the splits {', '.join(source.split_files)}, expected train among them: "
+            "the tokenizer is trained on its queries"
+        )
     for name in (TOKENIZER_FILE, "vocab.txt", "vocab.json"):
         if (out_dir / name).exists():
             raise UserError(f"{out_dir} already holds a tokenizer ({name}); remove it or choose another directory")
@@ -156,11 +154,11 @@ def check_inputs(data_dir: Path, out_dir: Path) -> None:
 
 def main() -> None:
     flags = parse_flags(WordPieceFlags, "wordpiece")
-    data_dir, out_dir = Path(flags.data_dir), Path(flags.out_dir)
-    check_inputs(data_dir, out_dir)
+    source, out_dir = open_source(flags.data_type, Path(flags.data_dir)), Path(flags.out_dir)
+    check_inputs(source, out_dir)
     if answer_dry_run(flags):
         return
-    tokenizer = train_tokenizer(lambda: collection_texts(data_dir, flags.max_doc_character), flags.vocab_size)
+    tokenizer = train_tokenizer(lambda: collection_texts(source, flags.max_doc_character), flags.vocab_size)
     save_tokenizer(tokenizer, out_dir)
     say(f"{out_dir}: {tokenizer.get_vocab_size()} tokens, lower-case WordPiece")
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import patch
 
 import pytest
 import pytrec_eval
 
+from data import create_subset, wordpiece
+from data.sources.msmarco import find_collection
 from data.sources.registry import SOURCES
 from data.tokens.collection import open_preprocessed
 from tests.fingerprint import loop
 from tests.fingerprint.programs import ProgramFailed
 from tests.toy_loop import toy_loop
+from utils.errors import exit_code_of
 
 with patch.dict(SOURCES):  # afterwards only our own are registered again
-    from tests.toys.graded_jsonl import records
+    from tests.toys.graded_jsonl import find, records
 
 MEASURES = {
     "ndcg@10": "ndcg_cut_10", "map@10": "map_cut_10", "recall@20": "recall_20", "recall@100": "recall_100",
@@ -74,6 +81,89 @@ def check_metrics(made: loop.Loop, split: str, directory: str) -> None:
     assert {name: value for name, value in binary.items() if name != "ndcg@10"} == pytest.approx(
         {name: value for name, value in expected.items() if name != "ndcg@10"}
     ), "relevant from grade 1"
+
+
+def write_split(queries: Path, splits: tuple[str, ...]) -> None:
+    """The queries of two splits, an even and an odd one of each."""
+    rows = [
+        {"split": split, "id": f"{split}{n}", "text": f"{split} {n} ", "grades": {f"p{n}": 1 + n}}
+        for split in splits
+        for n in range(2)
+    ]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_passages(directory: Path, **fields: object) -> None:
+    rows = ({"id": f"p{n}", "title": None, "text": f"passage {n}  ", **fields} for n in range(20))
+    (directory / "passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """A program of data/ in this process, on the toy's collection in ``tmp_path``: its exit code."""
+    monkeypatch.setitem(SOURCES, "graded_jsonl", find)
+    write_split(tmp_path / "queries.jsonl", ("train", "dev"))
+    write_passages(tmp_path)
+
+    def run(module: ModuleType, *flags: object) -> int:
+        words = ("--data_dir", tmp_path, "--data_type", "graded_jsonl", *flags)
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
+        return exit_code_of(module.__name__, module.main)
+
+    return run
+
+
+def test_a_subset_of_any_source_is_written_as_ms_marco_s(
+    program: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--out_data_dir", tmp_path / "out", "--fraction")
+    assert program(create_subset, *flags, 1) == 0
+    lines = {path.name: path.read_text().splitlines() for path in (tmp_path / "out").glob("*.tsv")}
+    assert lines == {
+        "collection.tsv": [f"p{n}\tpassage {n}  " for n in range(20)],
+        "queries.train.tsv": ["train0\ttrain 0 ", "train1\ttrain 1 "],
+        "queries.dev.small.tsv": ["dev0\tdev 0 ", "dev1\tdev 1 "],
+        "qrels.train.tsv": ["train0\t0\tp0\t1", "train1\t0\tp1\t2"],
+        "qrels.dev.small.tsv": ["dev0\t0\tp0\t1", "dev1\t0\tp1\t2"],
+    }
+    shutil.rmtree(tmp_path / "out")
+    assert program(create_subset, *flags, 0.5) == 0
+    kept = dict(line.split("\t") for line in (tmp_path / "out" / "collection.tsv").read_text().splitlines())
+    assert {"p0", "p1"} <= kept.keys() and 2 < len(kept) < 20
+    assert find_collection(tmp_path / "out", 1).data_type == 1
+    assert json.loads((tmp_path / "out" / "subset.json").read_text())["data_type"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"title": "t"}, "'p0' has a title, which MS MARCO's passages have not"),
+        ({"text": "a\tb"}, "the text of 'p0' has a tab or a line end, which MS MARCO's format cannot hold"),
+        ({"text": "a\nb"}, "the text of 'p0' has a tab or a line end, which MS MARCO's format cannot hold"),
+        ({}, "its splits are train, heldout, a subset is written in MS MARCO's format, which has train and dev"),
+    ],
+)
+def test_what_ms_marco_s_format_cannot_hold_is_refused(
+    program: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, object],
+    told: str,
+) -> None:
+    write_passages(tmp_path, **change)
+    if not change:
+        write_split(tmp_path / "queries.jsonl", ("train", "heldout"))
+    assert program(create_subset, "--out_data_dir", tmp_path / "out", "--fraction", 1) == 2
+    error = capsys.readouterr().err
+    assert told in error and "take the subset in the collection's own format" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_is_trained_on_any_source(program: Callable[..., int], tmp_path: Path) -> None:
+    write_passages(tmp_path, title="Headings", text="of passages", id="one")
+    assert program(wordpiece, "--out_dir", tmp_path / "tokenizer", "--vocab_size", 200) == 0
+    vocabulary = json.loads((tmp_path / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert {"headings", "passages", "train"} <= vocabulary.keys() and "dev" not in vocabulary
 
 
 @pytest.mark.slow

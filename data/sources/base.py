@@ -49,7 +49,7 @@ class Source(Protocol):
         ...
 
     def queries(self, split: str) -> Iterator[tuple[str, str]]:
-        """(query_id, text); those that the split's qrels do not judge may be among them."""
+        """(query_id, text) as the text stands; those that the split's qrels do not judge may be among them."""
         ...
 
     def qrels(self, split: str) -> Iterator[tuple[str, str, int]]:

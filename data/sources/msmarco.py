@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.ir.metrics import LARGEST_GRADE
 from utils.text_files import check_ends, columns_of, numbered_lines
 
-DOCUMENTS, PASSAGES = 0, 1  # --data_type, as ANCE numbers them
+DOCUMENT_TYPE, PASSAGE_TYPE = 0, 1  # --data_type, as ANCE numbers them
 IDS_PER_CHECK = 65_536
 GRADE = re.compile("[+-]?[0-9]{1,20}")  # int() reads digits of other scripts and underscores as well
 
@@ -39,7 +39,7 @@ class RawNames:
 
 
 RAW_NAMES = {
-    DOCUMENTS: RawNames(
+    DOCUMENT_TYPE: RawNames(
         "msmarco-docs.tsv",
         4,
         {
@@ -47,7 +47,7 @@ RAW_NAMES = {
             "dev": SplitNames("msmarco-docdev-queries.tsv", "msmarco-docdev-qrels.tsv"),
         },
     ),
-    PASSAGES: RawNames(
+    PASSAGE_TYPE: RawNames(
         "collection.tsv",
         2,
         {
@@ -65,10 +65,6 @@ class MsMarco:
     data_type: int
     passages_file: Path
     split_files: dict[str, SplitFiles]
-
-    @property
-    def names(self) -> RawNames:
-        return RAW_NAMES[self.data_type]
 
     def passages(self) -> Iterator[Passage]:
         return read_passages(self.passages_file, self.data_type)
@@ -148,12 +144,11 @@ class RepeatedIds:
         return None
 
 
-def read_records(path: Path, columns: int, check_repeats: bool = True) -> Iterator[list[str]]:
+def read_records(path: Path, columns: int) -> Iterator[list[str]]:
     """The records of a TSV file whose first column is a unique id and whose others are text, not all blank.
 
     Raises UserError with file and line for another number of columns, an empty or repeated id, and an empty text;
-    the repeated id is found at the latest 65,536 lines after it was yielded. Without ``check_repeats`` ids may repeat,
-    and nothing is held.
+    the repeated id is found at the latest 65,536 lines after it was yielded.
     """
     repeated, checked = RepeatedIds(), 0
     ids: list[str] = []
@@ -177,8 +172,7 @@ def read_records(path: Path, columns: int, check_repeats: bool = True) -> Iterat
             raise UserError(f"{path}, line {number}: the id is empty, expected one; fix the line")
         if not any(map(str.strip, record[1:])):
             raise UserError(f"{path}, line {number}: the text of {record[0]!r} is empty; remove the line, or fix it")
-        if check_repeats:
-            ids.append(record[0])
+        ids.append(record[0])
         yield record
         if len(ids) == IDS_PER_CHECK:
             check_ids()
@@ -189,7 +183,7 @@ def read_records(path: Path, columns: int, check_repeats: bool = True) -> Iterat
 def read_passages(path: Path, data_type: int) -> Iterator[Passage]:
     """Passages (pid, text) or documents (D-id, url, title, body). Raises UserError as `read_records` does."""
     for record in read_records(path, RAW_NAMES[data_type].columns):
-        if data_type == DOCUMENTS:
+        if data_type == DOCUMENT_TYPE:
             passage_id, url, title, body = record
             yield Passage(passage_id, body, title, url)
         else:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.sources.base import Source
-from data.sources.msmarco import DOCUMENTS, PASSAGES, find_collection
+from data.sources.msmarco import DOCUMENT_TYPE, PASSAGE_TYPE, find_collection
 from utils.errors import UserError
 
 # Each finds the files of a directory, without reading them; UserError where one is missing.
 SOURCES: dict[str, Callable[[Path], Source]] = {
-    str(DOCUMENTS): lambda directory: find_collection(directory, DOCUMENTS),
-    str(PASSAGES): lambda directory: find_collection(directory, PASSAGES),
+    str(DOCUMENT_TYPE): lambda directory: find_collection(directory, DOCUMENT_TYPE),
+    str(PASSAGE_TYPE): lambda directory: find_collection(directory, PASSAGE_TYPE),
 }
 
 SPLIT_NAME = re.compile(r"\w[\w.-]*")  # it begins the names of files

@@ -216,8 +216,7 @@ def test_dry_run_writes_nothing(run: Callable[..., int], tmp_path: Path, capsys:
 def test_a_dry_run_reads_the_judgements(
     run: Callable[..., int], tiny_collection: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with (tiny_collection / "qrels.dev.small.tsv").open("a") as file:
-        file.write("q60\t0\tp3\t5000\n")
+    add_line(tiny_collection, "qrels.dev.small.tsv", "q60\t0\tp3\t5000\n")
     assert run("--dry_run") == 2
     assert "the relevance is '5000', expected an integer from -1000 to 1000" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.sources.msmarco import find_collection
+from data.sources.registry import open_source
 from data.wordpiece import check_inputs, collection_texts, save_tokenizer, train_tokenizer
 from tests import REPO
 from utils.errors import UserError
@@ -32,7 +35,9 @@ def raw_dir(tmp_path: Path) -> Path:
     raw = tmp_path / "raw"
     raw.mkdir()
     (raw / "collection.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(TEXTS)))
-    (raw / "queries.train.tsv").write_text("7\tωκ\n")
+    for split, text in (("train", "ωκ"), ("dev.small", "ψ")):
+        (raw / f"queries.{split}.tsv").write_text(f"7\t{text}\n")
+        (raw / f"qrels.{split}.tsv").write_text("7\t0\t1\t1\n")
     return raw
 
 
@@ -84,7 +89,7 @@ def test_every_word_of_the_training_texts_can_be_written() -> None:
 
 def test_another_process_trains_the_same_tokenizer(tmp_path: Path, raw_dir: Path) -> None:
     """The library's own trainer does not: it numbers characters in the order of a randomly seeded hash table."""
-    here = train_tokenizer(lambda: collection_texts(raw_dir, 10000), 300)
+    here = train_tokenizer(lambda: collection_texts(open_source("1", raw_dir), 10000), 300)
     save_tokenizer(here, tmp_path / "here")
     command = [sys.executable, "-m", "data.wordpiece", "--data_dir", str(raw_dir), "--vocab_size", "300", "--out_dir"]
     for name, variables in (("a", {"TOKENIZERS_PARALLELISM": "false"}), ("b", {"RAYON_NUM_THREADS": "3"})):
@@ -94,6 +99,7 @@ def test_another_process_trains_the_same_tokenizer(tmp_path: Path, raw_dir: Path
         for file in ("tokenizer.json", "tokenizer_config.json"):
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "here" / file).read_bytes()
     assert here.token_to_id("ω") is not None, "the train queries were read"
+    assert here.token_to_id("ψ") is None, "the dev queries were not"
 
 
 def test_transformers_loads_it_beside_a_model_type_it_does_not_know(tmp_path: Path) -> None:
@@ -119,19 +125,22 @@ def test_transformers_loads_it_beside_a_model_type_it_does_not_know(tmp_path: Pa
 def test_mistakes_are_named(tmp_path: Path, raw_dir: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(UserError, match=r"already holds a tokenizer \(vocab.json\)"):
-        check_inputs(raw_dir, tmp_path)
+        check_inputs(open_source("1", raw_dir), tmp_path)
     (tmp_path / "vocab.json").unlink()
     for name in ("collection.tsv", "queries.train.tsv"):
         whole = (raw_dir / name).read_bytes()
         for content in (whole[:-1], whole + b"\n"):
             (raw_dir / name).write_bytes(content)
             with pytest.raises(UserError, match=rf"{name}, line [0-9]+: the last line "):
-                check_inputs(raw_dir, tmp_path)
+                open_source("1", raw_dir)
         (raw_dir / name).write_bytes(whole)
-    check_inputs(raw_dir, tmp_path)
+    source = find_collection(raw_dir, 1)
+    check_inputs(source, tmp_path)
+    with pytest.raises(UserError, match=r"has the splits dev, expected train among them"):
+        check_inputs(replace(source, split_files={"dev": source.split_files["dev"]}), tmp_path)
     (raw_dir / "queries.train.tsv").unlink()
     with pytest.raises(UserError, match=r"queries\.train\.tsv"):
-        check_inputs(raw_dir, tmp_path)
+        open_source("1", raw_dir)
 
 
 def test_the_program_answers_a_mistake_in_one_line_and_writes_nothing(tmp_path: Path) -> None:
