@@ -36,6 +36,7 @@ setting SEED 42            # of every program
 setting REFRESH_MODE ''    # async or lockstep; default: async (ANCE's), lockstep where arms are compared (use_subset_10)
 setting STEPS_PER_REFRESH 10000 # steps between two checkpoints and so, in lockstep, between two refreshes
 setting REFRESH_LAG 1      # in lockstep: 0 the trainer waits for each refresh, 1 both work at once
+setting DEV_SPLIT ''       # of another source: the split that is measured; default: dev
 setting POLL_SECONDS 5     # between two looks for the first negatives
 setting FIRST_NEGATIVES_SECONDS 86400 # how long run_ann_data_gen.sh waits for them
 
@@ -67,7 +68,7 @@ run_dir() { # the directory of the run: what results.report reads
 # The warmup's negatives, of the whole collection: a run on the subset has a BM25 of its own.
 if ((SUBSET_10 == 0)); then path_setting BM25_DIR "$(run_dir)/${LAYOUT[bm25]}"; else path_setting BM25_DIR "$RUNS_DIR/msmarco/${LAYOUT[bm25]}"; fi
 path_setting TRIPLES "$RAW_DATA_DIR/triples.train.small.tsv"
-path_setting RERANK_FILE "$RAW_DATA_DIR/top1000.dev"
+path_setting RERANK_FILE "$RAW_DATA_DIR/top1000.${DEV_SPLIT:-dev}"
 
 # Makes DATA_DIR, and the subset it is made from, unless they are complete. The manifests are written last.
 prepare_data() {
@@ -110,7 +111,8 @@ arm_dir() { # STRATEGY
 bm25() { # DIR
   [[ ! -f $1/${LAYOUT[first_record]} && $DRY_RUN == 0 ]] || return 0
   command_for 1 drivers.run_bm25 --raw_data_dir "$RAW_DATA_DIR" --data_dir "$DATA_DIR" --output_dir "$1" \
-    --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" --seed "$SEED"
+    --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" --seed "$SEED" \
+    ${DEV_SPLIT:+--dev_split "$DEV_SPLIT"}
   run_whole_step "${COMMAND[@]}"
 }
 
@@ -138,6 +140,7 @@ warmup_command() { # sets COMMAND
     --optimizer lamb --learning_rate 2e-4 --warmup_steps 1000 --per_gpu_train_batch_size 32 \
     --gradient_accumulation_steps 1 --num_train_epochs 2.0 --expected_train_size 35000000 \
     --per_gpu_eval_batch_size 256 --logging_steps 1000 --logging_steps_per_eval 20 --save_steps 30000 --seed "$SEED" \
+    ${DEV_SPLIT:+--dev_split "$DEV_SPLIT"} \
     "${ARGV[@]+"${ARGV[@]}"}"
 }
 
@@ -149,7 +152,7 @@ evaluation_command() { # CHECKPOINT DIR [FLAGS...]: sets COMMAND
   with_precision EVALUATED_AS EVALUATION_FLAGS
   command_for "$GPUS" drivers.run_eval --data_dir "$DATA_DIR" --model_type "$MODEL_TYPE" --model_name_or_path "$1" \
     --output_dir "$2" "${lengths[@]+"${lengths[@]}"}" --per_gpu_eval_batch_size "$EVAL_BATCH" \
-    "${@:3}" "${ARGV[@]+"${ARGV[@]}"}" "${dry[@]+"${dry[@]}"}"
+    ${DEV_SPLIT:+--split "$DEV_SPLIT"} "${@:3}" "${ARGV[@]+"${ARGV[@]}"}" "${dry[@]+"${dry[@]}"}"
 }
 
 schedule() { # sets SCHEDULE, the flags that trainer and generator must have in common
@@ -170,6 +173,7 @@ generator_command() { # GPUS STRATEGY FLAGS...: sets COMMAND
     --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" --per_gpu_eval_batch_size "$EVAL_BATCH" \
     "${negatives[@]+"${negatives[@]}"}" --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" \
     --ann_chunk_factor "$ANN_CHUNK_FACTOR" --only_keep_latest_embedding_file "${SCHEDULE[@]}" \
+    ${DEV_SPLIT:+--dev_split "$DEV_SPLIT"} \
     "${@:3}" "${ARGV[@]+"${ARGV[@]}"}"
 }
 

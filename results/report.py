@@ -31,7 +31,7 @@ from utils.flag_values import LARGEST_INTEGER, Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import say
 
-PICTURES = (*run_report.CAPTIONS, *study.PICTURES, *sections.PICTURES)
+PICTURES = (*run_report.PICTURES, *study.PICTURES, *sections.PICTURES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from data import create_subset, wordpiece
 from data.sources.msmarco import find_collection
 from data.sources.registry import SOURCES
 from data.tokens.collection import open_preprocessed
+from results.read.study import read_study
 from tests.fingerprint import loop
 from tests.fingerprint.programs import ProgramFailed
 from tests.toy_loop import toy_loop
@@ -182,6 +183,11 @@ def test_any_splits_and_grades_go_through_the_loop(
         made.programs.run_together({arm / "generator.out": generator, arm / "trainer.out": trainer})
         model = ("--model_name_or_path", arm / "checkpoints" / f"checkpoint-{loop.STEPS}", "--topk", 100)
         evaluate = ("drivers.run_eval", *loop.common(made, "static"), *model)
+        loop.evaluate(made, arm, "static", "--split", "heldout")
+        warmup = ("--model_name_or_path", start, "--output_dir", made.path("warmup", "eval"), "--split", "heldout")
+        made.run("warmup/eval", "drivers.run_eval", *loop.common(made, "static"), *warmup)
+        made.run("report", "results.report", tmp_path)
+        made.run("status", "results.status", tmp_path)
         for split in ("test", "heldout"):
             made.run(f"{split}/eval", *evaluate, "--split", split, "--output_dir", made.path(split))
         with pytest.raises(ProgramFailed, match="has no split dev, expected one of train, test, heldout"):
@@ -200,6 +206,7 @@ def test_any_splits_and_grades_go_through_the_loop(
     for split in ("test", "heldout"):
         check_metrics(made, split, split)
     measured_splits(tmp_path, arm)
+    reported_splits(tmp_path, arm)
 
 
 def measured_splits(directory: Path, arm: Path) -> None:
@@ -210,3 +217,23 @@ def measured_splits(directory: Path, arm: Path) -> None:
     assert record["dev_split"] == "heldout"
     assert list((arm / "ann_data").glob("embeddings/*/heldout-query.rows.npy"))
     assert not list((arm / "ann_data").glob("embeddings/*/test-query*"))
+
+
+def reported_splits(directory: Path, arm: Path) -> None:
+    """Report, status and study find the split that the arm was measured on, and name it."""
+    assert (directory / "status.out").read_text().splitlines()[-1] == "all done (exit code 0)"
+    found = json.loads((directory / "report.json").read_text())
+    assert found["collection"] == {"passages": 300, "train_queries": 60, "test_queries": 10, "heldout_queries": 10}
+    metrics = json.loads((arm / "eval" / "metrics.json").read_text())["metrics"]
+    assert {name: found["arms"]["top"][name] for name in ("ndcg@10", "mrr@10")} == {
+        name: metrics[name] for name in ("ndcg@10", "mrr@10")
+    }
+    text = (directory / "report.md").read_text()
+    assert "300 passages, 60 train queries, 10 test queries, 10 heldout queries" in text
+    assert "passages returned for heldout queries" in text and "The heldout qrels are graded" in text
+    assert "Not all evaluations are of the split heldout (bm25 test)" in text
+    study = read_study({42: directory / "arms"}, ["top"])
+    assert study.split == "heldout" and study.finals("top", "ndcg@10").tolist() == [metrics["ndcg@10"]]
+    measured = [point.ndcg for point in study.arms["top"][0].arm.dev]
+    records = [json.loads((arm / "ann_data" / f"ann_ndcg_{number}").read_text()) for number in range(len(measured))]
+    assert measured == [record["ndcg"] for record in records] and len(measured) == loop.STEPS // loop.WINDOW

@@ -8,6 +8,7 @@ from typing import Any
 from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
 from utils.declared import LOSSES
 from utils.errors import Disagreement
+from utils.exchange.evaluations import DEV
 from utils.exchange.wait import log_once
 from utils.flag_groups import TrainingFlags
 from utils.flag_values import names_deciding
@@ -15,7 +16,6 @@ from utils.flag_values import names_deciding
 DECIDE_BYTES = frozenset[str]().union(
     *(names_deciding(program, "bytes") for program in (AnnFlags, GenerateFlags, WarmupFlags))
 )
-DEV = "dev"  # the split that is measured where there is one of this name
 # How a step's triples are divided; `processes` is no flag, but the launcher's.
 DIVIDE_STEP = names_deciding(TrainingFlags, "step") | {"processes"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from results.page.markdown import Section, align, columns, picture
 from results.page.sections import common_sections
-from results.plots.curves import arm_names, figures
+from results.plots.curves import arm_names, capital, figures
 from results.read.logged import read_measures
 from results.read.run import HEADINGS, REPORTED, Arm, Evaluation, Run
 from results.read.study import Study
@@ -21,14 +21,20 @@ NOISE = (
     "read no order into them without several seeds."
 )
 NDCG, MRR = HEADINGS["ndcg@10"], HEADINGS["mrr@10"]
-CAPTIONS = {
-    "dev.png": "Dev metrics of the checkpoint that each refresh was made from, and of the last one (large marker); "
-    "the dashed line is the warmup checkpoint, which every arm starts from.",
-    "loss.png": "Training loss. Each arm's loss is on its own negatives: the harder they are the higher it is, "
-    "so its level says nothing about which arm ranks better.",
-    "dev_by_refresh.png": f"Dev {NDCG} by refresh number, with the four arms of the student fork in grey "
-    "(10% of MS MARCO, 724 dev queries; see results/published/README.md): shapes compare, levels do not.",
-}
+PICTURES = ("dev.png", "loss.png", "dev_by_refresh.png")  # that there may be; dev: the split that was measured
+
+
+def captions(split: str) -> dict[str, str]:
+    """Of each of PICTURES."""
+    told = (
+        f"{capital(split)} metrics of the checkpoint that each refresh was made from, and of the last one (large "
+        "marker); the dashed line is the warmup checkpoint, which every arm starts from.",
+        "Training loss. Each arm's loss is on its own negatives: the harder they are the higher it is, "
+        "so its level says nothing about which arm ranks better.",
+        f"{capital(split)} {NDCG} by refresh number, with the four arms of the student fork in grey "
+        "(10% of MS MARCO, 724 dev queries; see results/published/README.md): shapes compare, levels do not.",
+    )
+    return dict(zip(PICTURES, told, strict=True))
 
 
 def report_of(run: Run) -> dict[str, object]:
@@ -151,11 +157,10 @@ def short_path(path: str, directory: Path) -> str:
 
 def what_was_run(run: Run) -> list[str]:
     """One list item for the collection, the warmup and each arm."""
-    count = run.collection
+    counts = [f"{count:,} {what.replace('_', ' ')}" for what, count in run.collection.items()]
     at_step = f", step {run.warmup.step:,}" if run.warmup.step is not None else ""
     lines = [
-        f"- collection: {count['passages']:,} passages, {count['train_queries']:,} train queries, "
-        f"{count['dev_queries']:,} dev queries",
+        f"- collection: {', '.join(counts)}",
         f"- warmup: `{short_path(run.warmup.model, run.directory)}`{at_step}; every arm starts from it",
     ]
     for arm in run.arms:
@@ -176,11 +181,15 @@ def warnings_of(run: Run) -> list[str]:
 
 def warnings_across(runs: list[Run]) -> list[str]:
     """What makes a mean over these runs doubtful."""
+    warnings, splits = [], {run.name: run.split for run in runs}
+    if len(set(splits.values())) > 1:
+        listed = ", ".join(f"{name}: {split}" for name, split in splits.items())
+        warnings.append(f"The runs are measured on different splits ({listed}): their mean has no meaning.")
     collections = {run.name: ", ".join(f"{count:,} {what}" for what, count in run.collection.items()) for run in runs}
-    if len(set(collections.values())) == 1:
-        return []
-    listed = "; ".join(f"{name}: {counts}" for name, counts in collections.items())
-    return [f"The runs are on different collections ({listed}): their mean has no meaning."]
+    if len(set(collections.values())) > 1:
+        listed = "; ".join(f"{name}: {counts}" for name, counts in collections.items())
+        warnings.append(f"The runs are on different collections ({listed}): their mean has no meaning.")
+    return warnings
 
 
 def blocks_of(runs: list[Run]) -> list[str]:
@@ -197,7 +206,7 @@ def blocks_of(runs: list[Run]) -> list[str]:
             blocks.append("\n".join(f"- **Warning:** {warning}" for warning in warnings))
         blocks += ["What was run:", "\n".join(what_was_run(run))]
     blocks.append(
-        "Metrics are means over all dev queries; one without an answer counts as zero. "
+        f"Metrics are means over all {runs[0].split} queries; one without an answer counts as zero. "
         f"Seconds are the trainer's wall time. **{NOISE}**"
     )
     return blocks
@@ -209,8 +218,8 @@ def title_of(runs: list[Run]) -> str:
 
 def training_section(runs: list[Run]) -> Section:
     """The curves of every arm of every run."""
-    drawn = figures(runs)
-    return Section("As training goes on", [picture(name, CAPTIONS[name]) for name in drawn], drawn)
+    drawn, told = figures(runs), captions(runs[0].split)
+    return Section("As training goes on", [picture(name, told[name]) for name in drawn], drawn)
 
 
 def run_sections(runs: list[Run], compared: Study | None) -> list[Section]:

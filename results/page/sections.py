@@ -23,12 +23,13 @@ PICTURES = ("ranks.png", "stale.png", "layers.png", "curves.png", "neighbourhood
 
 def common_sections(arms: dict[str, list[Arm]], measures: Arms, directory: Path) -> list[Section]:
     """Those that there is something for, over the seeds of each arm; ``directory`` is the run's or the study's."""
+    split = next(iter(arms.values()))[0].split
     found = [
         ranks_section(measures),
         layers_section(measures),
-        returned_section(measures),
+        returned_section(measures, split),
         neighbourhood_section(directory),
-        audit_section(measures),
+        audit_section(measures, split),
         seen_section(arms),
         cost_section(arms, measures),
         fork_section(),
@@ -64,15 +65,15 @@ def layers_section(measures: Arms) -> Section | None:
     return Section("Loss, and gradients by layer", [picture("layers.png", caption)], {"layers.png": figure})
 
 
-def returned_section(measures: Arms) -> Section | None:
+def returned_section(measures: Arms, split: str) -> Section | None:
     """Score curves, and how much of what is returned had been trained on (the ANCE paper's Figure 3)."""
     figure = curves_figure(measures)
     if figure is None:
         return None
     caption = (
-        "Scores of the passages returned for dev queries, less the query's mean score over the collection: the mean "
-        "(bold) and single queries (thin), of each arm's last model, first seed. In brackets: the overlap of the 100 "
-        "passages returned with the negatives of the last refresh."
+        f"Scores of the passages returned for {split} queries, less the query's mean score over the collection: the "
+        "mean (bold) and single queries (thin), of each arm's last model, first seed. In brackets: the overlap of the "
+        "100 passages returned with the negatives of the last refresh."
     )
     blocks = [picture("curves.png", caption)]
     rows = [["arm", "at 10", "at 10, if even", "at 100", "at 100, if even"]]
@@ -85,7 +86,7 @@ def returned_section(measures: Arms) -> Section | None:
     if len(rows) > 1:
         blocks.append(
             "The overlap is of two distributions over the collection: how often each passage was a negative of the "
-            "last refresh, and how often it is among the first 10 (or 100) that the last model returns for dev "
+            f"last refresh, and how often it is among the first 10 (or 100) that the last model returns for {split} "
             "queries. It is 100% where they are the same; “if even” is what negatives spread evenly would have."
         )
         blocks.append(align(rows))
@@ -104,9 +105,9 @@ def neighbourhood_section(directory: Path) -> Section | None:
 # False negatives
 
 
-def audit_section(measures: Arms) -> Section | None:
+def audit_section(measures: Arms, split: str) -> Section | None:
     """Where passages stand that the qrels call relevant, and what the filters dropped there."""
-    blocks = [*grades_blocks(measures), *dropped_blocks(measures)]
+    blocks = [*grades_blocks(measures, split), *dropped_blocks(measures)]
     return Section("False negatives", blocks) if blocks else None
 
 
@@ -121,7 +122,7 @@ def by_grade_of(runs: Sequence[Measures]) -> dict[str, dict[str, int]]:
     return sums
 
 
-def grades_blocks(measures: Arms) -> list[str]:
+def grades_blocks(measures: Arms, split: str) -> list[str]:
     """Shares of the passages returned: judged at all where the qrels judge irrelevant ones too, then of each grade."""
     found = {name: by_grade_of(runs) for name, runs in measures.items()}
     grades = sorted(
@@ -140,21 +141,22 @@ def grades_blocks(measures: Arms) -> list[str]:
             cells = [f"{counts[bucket] / whole[bucket]:.2%}" if whole.get(bucket) else "" for bucket in buckets]
             rows.append([name, kind, *cells])
     return [
-        f"Of the passages that the last model returns for dev queries, those judged, by rank. {graded(grades)}",
+        f"Of the passages that the last model returns for {split} queries, those judged, by rank. "
+        f"{graded(grades, split)}",
         align(rows),
     ]
 
 
-def graded(grades: Sequence[int]) -> str:
+def graded(grades: Sequence[int], split: str) -> str:
     if len(grades) > 1:
         return (
-            "The dev qrels are graded. The shares are of all passages at a rank, judged or not: where few are judged "
-            "they are lower bounds. Of train queries the known positives are never taken; others like these would be "
-            "false negatives."
+            f"The {split} qrels are graded. The shares are of all passages at a rank, judged or not: where few are "
+            "judged they are lower bounds. Of train queries the known positives are never taken; others like these "
+            "would be false negatives."
         )
     return (
-        "The dev qrels are not graded: they name the known positives, which are never taken, and say nothing of other "
-        "relevant passages; graded ones (TREC's) would."
+        f"The {split} qrels are not graded: they name the known positives, which are never taken, and say nothing of "
+        "other relevant passages; graded ones (TREC's) would."
     )
 
 

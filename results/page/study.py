@@ -198,10 +198,10 @@ def how_tested(study: Study, tests: list[PairTest]) -> str:
     noises = ", ".join(f"{noise_of(study, test.metric) or 0:.4f} in {HEADINGS[test.metric]}" for test in aa)
     return (
         f"Seeds: {', '.join(map(str, study.seeds))}. Intervals are Student's over the seeds. p: two-sided paired "
-        "randomisation over the dev queries, each query's value being its mean over the seeds; Holm's correction over "
-        f"the {len(tests) // len(COMPARED)} pairs of a metric. One arm is called better below {ALPHA}, and where the "
-        f"difference is at least {NOISES} times the A/A noise: the standard error, over the seeds, of the difference "
-        f"between two arms of one strategy"
+        f"randomisation over the {study.split} queries, each query's value being its mean over the seeds; Holm's "
+        f"correction over the {len(tests) // len(COMPARED)} pairs of a metric. One arm is called better below {ALPHA}, "
+        f"and where the difference is at least {NOISES} times the A/A noise: the standard error, over the seeds, of "
+        f"the difference between two arms of one strategy"
         + (f" ({noises})." if aa and len(study.seeds) > 1 else ", which is not known here.")
         + " p over seeds: a paired t test of the seeds' finals, not corrected."
     )

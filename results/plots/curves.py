@@ -1,4 +1,4 @@
-"""The pictures of a report: dev metrics and training loss against the step, one line for each arm.
+"""The pictures of a report: metrics and training loss against the step, one line for each arm.
 
 Figures are made as objects, never through pyplot's global state, and drawn by Agg, so no display is needed.
 Colours are Okabe and Ito's, which colour-blind readers tell apart; each arm has a marker of its own as well.
@@ -83,6 +83,11 @@ def set_titles(axes: Axes, title: str, x: str, y: str) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
+def capital(split: str) -> str:
+    """A split's name at the beginning of a title."""
+    return split[:1].upper() + split[1:]
+
+
 def plain(text: str) -> str:
     """A name as a label: matplotlib reads $ as mathematics and hides labels that begin with an underscore."""
     escaped = text.replace("$", r"\$")
@@ -137,7 +142,8 @@ def draw_dev(axes: Axes, runs: list[Run], metric: str) -> None:
         title_fontsize=9,
     )
     label = METRICS[metric].label
-    set_titles(axes, f"Dev {label} as training goes on", "trainer step of the checkpoint (0: warmup)", label)
+    title = f"{capital(runs[0].split)} {label} as training goes on"
+    set_titles(axes, title, "trainer step of the checkpoint (0: warmup)", label)
 
 
 def dev_figure(runs: list[Run]) -> Figure:
@@ -208,7 +214,7 @@ def draw_published_loss(axes: Axes, last_step: int) -> None:
 
 
 def refresh_figure(runs: list[Run]) -> Figure | None:
-    """Dev nDCG@10 by refresh number, over the fork's published curves; None where they do not fit.
+    """nDCG@10 by refresh number, over the fork's published curves; None where they do not fit.
 
     The fork logged the refresh in the step's place, so that its curves fit no step axis.
     """
@@ -228,7 +234,7 @@ def refresh_figure(runs: list[Run]) -> Figure | None:
                 drawn.add(arm.name)
     set_titles(
         axes,
-        f"Dev {METRICS['ndcg@10'].label} by refresh (grey: the fork's 724 dev queries)",
+        f"{capital(runs[0].split)} {METRICS['ndcg@10'].label} by refresh (grey: the fork's 724 dev queries)",
         "refresh",
         METRICS["ndcg@10"].label,
     )

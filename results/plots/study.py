@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from results.plots.curves import arm_styles, new_figure, plain, set_titles
+from results.plots.curves import arm_styles, capital, new_figure, plain, set_titles
 from results.read.study import Study
 from results.stats import seeds_interval
 from utils.declared import STRATEGIES
@@ -22,7 +22,7 @@ METRIC = METRICS["mrr@10"]
 
 
 def curves_of(study: Study, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and dev MRR@10 [seeds, steps] of the checkpoints that every seed's refreshes measured, and of the last."""
+    """Steps, and MRR@10 [seeds, steps] of the checkpoints that every seed's refreshes measured, and of the last."""
     curves = []
     for run in study.arms[name]:
         curve = {point.step: point.mrr for point in run.arm.dev if point.mrr is not None}
@@ -38,7 +38,8 @@ def draw_curves(axes: Axes, study: Study) -> None:
         steps, values_SX = curves_of(study, name)
         axes.plot(steps, values_SX.mean(0), color=colour, marker=marker, markersize=4, linewidth=1.6, label=plain(name))
         axes.fill_between(steps, values_SX.min(0), values_SX.max(0), color=colour, alpha=0.12, linewidth=0)
-    set_titles(axes, f"Dev {METRIC.label}, mean and range over seeds", "trainer step (0: warmup)", METRIC.label)
+    title = f"{capital(study.split)} {METRIC.label}, mean and range over seeds"
+    set_titles(axes, title, "trainer step (0: warmup)", METRIC.label)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
@@ -53,7 +54,7 @@ def draw_finals(axes: Axes, study: Study) -> None:
             axes.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2)
         axes.plot([interval.mean], [place], styles[name][1], color=colour, markersize=8, markeredgecolor="white")
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
-    set_titles(axes, f"Final dev {METRIC.label}, 95% over seeds", METRIC.label, "")
+    set_titles(axes, f"Final {study.split} {METRIC.label}, 95% over seeds", METRIC.label, "")
     axes.xaxis.set_major_formatter("{x:.3f}")
 
 
@@ -89,7 +90,7 @@ def sweep_figure(study: Study) -> Figure:
     values_WS = np.array([study.finals(name, METRIC.name) for _, _, name in windows])
     gradient_W = [mean_gradient(study, name) for _, _, name in windows]
     figure, (axes,) = new_figure(1, 8.5, 4.4)
-    axes.plot(centre, values_WS.mean(1), color="#0072B2", marker="o", label=f"final dev {METRIC.label}")
+    axes.plot(centre, values_WS.mean(1), color="#0072B2", marker="o", label=f"final {study.split} {METRIC.label}")
     axes.fill_between(centre, values_WS.min(1), values_WS.max(1), color="#0072B2", alpha=0.15, linewidth=0)
     set_titles(axes, "Negatives from one window of ranks each", "rank (middle of the window)", METRIC.label)
     if np.isnan(gradient_W).all():

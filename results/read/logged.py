@@ -55,7 +55,7 @@ class RefreshMeasures:
 
 @dataclass(frozen=True)
 class Returned:
-    """What the last model returns for the dev queries.
+    """What the last model returns for the queries of the arm's split.
 
     ``curve_K`` float64: scores over the corpus's mean by rank; ``example_EK`` those of single queries;
     ``grades`` are those above 0 that the qrels have; ``by_grade`` {"retrieved" or a grade: {bucket: passages}}, grade 0
@@ -191,5 +191,5 @@ def read_measures(arm: Arm) -> Measures:
         processes=run.get("science", {}).get("processes"),
         ages=ages_of(done.get("taken", []), arm.steps),
         refreshes=read_refreshes(generator),
-        returned=read_returned(arm.layout.evaluation.by_rank("dev")),
+        returned=read_returned(arm.layout.evaluation.by_rank(arm.split)),
     )

@@ -16,7 +16,7 @@ from results.read_log import TrainingPoint, read_log
 from utils.declared import FORK_STRATEGIES
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.evaluations import read_metrics
+from utils.exchange.evaluations import measured_split, ranked_split, read_metrics
 from utils.exchange.layout import CHECKPOINTS, COLLECTION_MANIFEST, DONE, ArmLayout, RunLayout
 from utils.exchange.markers import read_done, read_failed
 from utils.exchange.negatives import read_records
@@ -25,12 +25,12 @@ from utils.seen import SeenRefresh
 
 HEADINGS = {metric.name: metric.label for metric in METRICS.values() if metric.in_report}
 REPORTED = tuple(HEADINGS)
-COUNTS = {"passages": "passages", "train_queries": "train-query", "dev_queries": "dev-query"}  # ours: manifest's
+PASSAGES, QUERIES = "passages", "-query"  # what a manifest counts: passages, and the queries of SPLIT as SPLIT-query
 
 
 @dataclass(frozen=True)
 class DevPoint:
-    """Dev metrics of one checkpoint, as a refresh measured them. ``step`` 0 is the warmup checkpoint."""
+    """Metrics of one checkpoint on the arm's split, as a refresh measured them. ``step`` 0 is the warmup checkpoint."""
 
     refresh: int
     step: int
@@ -40,17 +40,21 @@ class DevPoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One metrics.json. ``metrics`` has those of REPORTED that its lists reach; ``step`` is None for no checkpoint."""
+    """One metrics.json. ``metrics`` has those of REPORTED that its lists reach; ``step`` is None for no checkpoint.
+
+    ``split`` is "" where an older version has not said it.
+    """
 
     metrics: dict[str, float]
     model: str
     step: int | None
     queries: int | None
+    split: str
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A finished arm. ``seconds`` is the trainer's wall time."""
+    """A finished arm. ``seconds`` is the trainer's wall time, ``split`` what it was measured and evaluated on."""
 
     name: str
     directory: Path
@@ -60,6 +64,7 @@ class Arm:
     seconds: float
     strategy: str
     seed: int | None
+    split: str
     dev: tuple[DevPoint, ...]  # by step
     training: tuple[TrainingPoint, ...]  # by step
     seen: tuple[SeenRefresh, ...]  # in the order of training; empty where the run did not note it
@@ -75,6 +80,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Run:
+    """``collection`` has how many "passages" and, for each split, "SPLIT_queries" there are."""
+
     name: str
     directory: Path
     collection: dict[str, int]
@@ -83,6 +90,11 @@ class Run:
     arms: tuple[Arm, ...]
     unfinished: dict[str, str]  # arm: what is missing
     warnings: tuple[str, ...]
+
+    @property
+    def split(self) -> str:
+        """What every arm was measured on."""
+        return self.arms[0].split
 
 
 class Unfinished(Exception):
@@ -117,16 +129,19 @@ def read_evaluation(path: Path, remedy: str) -> Evaluation:
         model=str(value.get("model", "")),
         step=None if step is None else int(number(step, path, "step")),
         queries=None if queries is None else int(number(queries, path, "queries")),
+        split=ranked_split(value),
     )
 
 
 def read_collection(directory: Path) -> dict[str, int]:
-    """How many passages, train queries and dev queries the run's collection has."""
+    """How many passages, and queries of each split, the run's collection has."""
     path = directory / COLLECTION_MANIFEST
     counts = read_object(path, "run data.msmarco_data (commands/quickstart.sh does), then the report").get("counts")
     if not isinstance(counts, dict):
-        raise UserError(f"{path}: no counts in it, expected {', '.join(COUNTS.values())}: run data.msmarco_data again")
-    return {ours: int(number(counts.get(key), path, f"counts {key}")) for ours, key in COUNTS.items()}
+        raise UserError(f"{path}: no counts in it, expected passages and queries: run data.msmarco_data again")
+    keys = {PASSAGES: PASSAGES}
+    keys |= {f"{key.removesuffix(QUERIES)}_queries": key for key in counts if key.endswith(QUERIES)}
+    return {ours: int(number(counts.get(key), path, f"counts {key}")) for ours, key in keys.items()}
 
 
 def dev_points(directory: Path, records: list[dict[str, Any]]) -> tuple[DevPoint, ...]:
@@ -185,6 +200,12 @@ def read_arm(directory: Path) -> Arm:
         )
     records = read_records(ann_dir)
     newest = records[-1] if records else {}
+    split = measured_split(newest)
+    if evaluation.split not in ("", split):
+        raise Unfinished(
+            f"{path.relative_to(directory)} is of the split {evaluation.split}, training was measured on {split}: "
+            f"evaluate again with --split {split}"
+        )
     return Arm(
         name=directory.name,
         directory=directory,
@@ -194,6 +215,7 @@ def read_arm(directory: Path) -> Arm:
         seconds=number(done.get("seconds"), layout.checkpoints.done, "seconds"),
         strategy=str(newest.get("strategy", "")),
         seed=newest.get("seed"),
+        split=split,
         dev=dev_points(ann_dir, records),
         training=training_points(layout),
         seen=read_seen(training_dir),
@@ -245,10 +267,13 @@ def find_confounds(bm25: Evaluation, warmup: Evaluation, arms: tuple[Arm, ...]) 
             warnings.append(f"The arms {what} ({listed}): they do not differ in the strategy alone.")
     warnings += other_queries(arms)
     evaluations = {"bm25": bm25, "warmup": warmup, **{arm.name: arm.evaluation for arm in arms}}
+    split = arms[0].split
+    if other := [f"{name} {found.split}" for name, found in evaluations.items() if found.split not in ("", split)]:
+        warnings.append(f"Not all evaluations are of the split {split} ({', '.join(other)}): evaluate again.")
     queries = {name: evaluation.queries for name, evaluation in evaluations.items() if evaluation.queries is not None}
     if len(set(queries.values())) > 1:
         listed = ", ".join(f"{name} {value}" for name, value in queries.items())
-        warnings.append(f"The evaluations are over different numbers of dev queries ({listed}): evaluate again.")
+        warnings.append(f"The evaluations are over different numbers of {split} queries ({listed}): evaluate again.")
     for name, evaluation in evaluations.items():
         if missing := [HEADINGS[metric] for metric in REPORTED if metric not in evaluation.metrics]:
             warnings.append(f"The lists of {name} were too short for {', '.join(missing)}: evaluate with longer ones.")
@@ -258,7 +283,8 @@ def find_confounds(bm25: Evaluation, warmup: Evaluation, arms: tuple[Arm, ...]) 
 def read_run(directory: Path, name: str) -> Run:
     """Everything a report needs from one run directory.
 
-    UserError where it is no run directory, a part before the arms is missing, or no arm is finished.
+    UserError where it is no run directory, a part before the arms is missing, no arm is finished, or arms are measured
+    on different splits.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory, expected a run directory: run commands/quickstart.sh")
@@ -268,4 +294,7 @@ def read_run(directory: Path, name: str) -> Run:
     bm25 = read_evaluation(layout.bm25.metrics, quickstart)
     warmup = read_evaluation(layout.warmup_evaluation.metrics, quickstart)
     arms, unfinished = read_arms(layout.arms)
+    if len({arm.split for arm in arms}) > 1:
+        listed = ", ".join(f"{arm.name} {arm.split}" for arm in arms)
+        raise UserError(f"{layout.arms}: arms are measured on different splits ({listed}), expected one: report each")
     return Run(name, directory, collection, bm25, warmup, arms, unfinished, find_confounds(bm25, warmup, arms))

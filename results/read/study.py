@@ -28,7 +28,7 @@ SAME_OVERLAP = 0.95  # of two arms' negatives: above it they are one arm under t
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One arm of one seed. ``by_query`` has one value for each dev query, in the same order in all arms."""
+    """One arm of one seed. ``by_query`` has one value for each query of its split, in the same order in all arms."""
 
     name: str
     seed: int
@@ -49,6 +49,11 @@ class Study:
 
     def finals(self, name: str, metric: str) -> np.ndarray:
         return np.array([run.arm.evaluation.metrics[metric] for run in self.arms[name]])
+
+    @property
+    def split(self) -> str:
+        """What every arm was measured on."""
+        return next(iter(self.arms.values()))[0].arm.split
 
     @property
     def strategies(self) -> dict[str, str]:
@@ -89,7 +94,7 @@ def check_means(run: ArmRun) -> None:
         if stated is None or not abs(stated - found) < MEANS_AGREE:
             raise UserError(
                 f"{files.root}: {metric} is {stated} in {files.metrics.name}, {found:.6g} in the mean of "
-                f"{files.per_query('dev').name}, expected the same: evaluate again"
+                f"{files.per_query(run.arm.split).name}, expected the same: evaluate again"
             )
 
 
@@ -127,7 +132,7 @@ def read_arm_run(directory: Path, name: str, seed: int) -> tuple[tuple[str, ...]
         arm, files = read_arm(directory), ArmLayout(directory)
     except Unfinished as reason:
         raise UserError(f"{directory}: {reason}") from None
-    query_ids, by_query = read_by_query(files.evaluation.per_query("dev"))
+    query_ids, by_query = read_by_query(files.evaluation.per_query(arm.split))
     shared, own_seed, commits = read_science(directory)
     done = read_done(files.checkpoints.root) or {}
     taken = [entry["refresh"] for entry in done.get("taken", [])] or [0, arm.refreshes - 1]
@@ -149,7 +154,9 @@ def read_study(places: dict[int, Path], names: list[str]) -> Study:
         query_ids, run = read_arm_run(directory / name, name, seed)
         first_ids = first_ids or query_ids
         if query_ids != first_ids:
-            raise UserError(f"{name} of seed {seed} was evaluated on other dev queries than {names[0]}: evaluate again")
+            raise UserError(
+                f"{name} of seed {seed} was evaluated on other {run.arm.split} queries than {names[0]}: evaluate again"
+            )
         check_means(run)
         arms[name].append(run)
     for runs in arms.values():

@@ -706,6 +706,23 @@ def test_the_warmup_s_negatives_that_the_user_names_win(
     assert (f"--rerank_file {candidates}" in line) == (source == "triples")
 
 
+def test_the_split_that_is_measured_is_a_setting(tiny: dict[str, str], tmp_path: Path) -> None:
+    """It reaches every program that measures; without it their commands name no split."""
+    settings = {**tiny, "PYTHON": str(write_script(tmp_path / "python", 'echo "$*"\n'))}
+    scripts = (("run_train_warmup.sh",), ("run_arm.sh", "--dry_run"), ("run_evaluation.sh", "--dry_run"))
+    for split in ("", "heldout"):
+        changes = {"DEV_SPLIT": split, "BM25_DIR": str(tmp_path / f"bm25 {split}"), "STRATEGY": "top"}
+        lines = [
+            line
+            for script, *dry in scripts
+            for line in run_script(REPO / "commands" / script, *dry, **{**settings, **changes}).stdout.splitlines()
+        ]
+        told = {re.findall(r"-m drivers\.(\w+)", line)[0]: re.findall(r"--(?:dev_)?split \S+", line) for line in lines}
+        of_training = ["--dev_split heldout"] if split else []
+        measuring = dict.fromkeys(("run_bm25", "run_warmup", "run_ann_data_gen"), of_training)
+        assert told == {**measuring, "run_ann": [], "run_eval": ["--split heldout"] if split else []}
+
+
 def test_ance_s_words_for_a_strategy_win_over_the_script_s(dry_run: Programs) -> None:
     _, _, generator = dry_run("commands/subset_10_train-a40.sh", "--generator", "--bottom_neg", "true")
     assert generator["bottom_neg"] is True and generator["negative_strategy"] is None

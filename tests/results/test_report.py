@@ -51,8 +51,11 @@ def reported(level: float) -> dict[str, float]:
     return {name: metrics(level)[name] for name in ("ndcg@10", "mrr@10", "map@10", "recall@100")}
 
 
-def write_evaluation(path: Path, level: float, model: str, step: int | None) -> None:
-    write_json(path, {"metrics": metrics(level), "queries": 1000, "model": model, "step": step, "seconds": 1.5})
+def write_evaluation(path: Path, level: float, model: str, step: int | None, split: str = "") -> None:
+    """``split`` "": of an earlier version, which listed no files."""
+    record = {"metrics": metrics(level), "queries": 1000, "model": model, "step": step, "seconds": 1.5}
+    listed = {"files": {f"{split}.by_rank.json": {}, f"{split}.trec": {}, f"{split}.rerank.trec": {}}} if split else {}
+    write_json(path, {**record, **listed})
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Shape:
     strategy: str = ""
     loss: float = 0.6
     seed: int = 42
+    split: str = ""  # it was measured and evaluated on; "": dev, by an earlier version
 
 
 def write_arm(run: Path, name: str, shape: Shape) -> None:
@@ -81,6 +85,7 @@ def write_arm(run: Path, name: str, shape: Shape) -> None:
             "step": refresh * window if refresh else WARMUP_STEP,
             "strategy": shape.strategy or name,
             "seed": shape.seed,
+            **({"dev_split": shape.split} if shape.split else {}),
         }
         write_text(JobLayout(arm / "ann_data").record(refresh), dump_with_checksum({**record, "refresh": refresh}))
     noise = np.random.default_rng(len(name))
@@ -90,7 +95,7 @@ def write_arm(run: Path, name: str, shape: Shape) -> None:
     ]
     (arm / "trainer.out").write_text("".join(json.dumps(line) + "\n" for line in lines))
     final = arm / "checkpoints" / f"checkpoint-{shape.steps}"
-    write_evaluation(arm / "eval" / "metrics.json", shape.final, str(final), shape.steps)
+    write_evaluation(arm / "eval" / "metrics.json", shape.final, str(final), shape.steps, shape.split)
     mark_done(lease_of(arm / "checkpoints"), step=shape.steps, seconds=16.25, refreshes=shape.refreshes)
 
 
@@ -229,6 +234,33 @@ def test_what_was_not_measured_is_not_told(
     )
     without("warmup/eval", "mrr@10")
     assert sentence(read(run)).startswith("What training did to MRR@10 is not known")
+
+
+def test_a_report_names_the_split_that_was_measured(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"top": Shape(0.211, 0.250, split="heldout")})
+    counts = {"passages": 300, "train-query": 60, "test-query": 20, "heldout-query": 30, "train-qrel": 70}
+    write_json(run / "preprocessed" / "manifest.json", {"counts": counts})
+    write_evaluation(run / "bm25" / "metrics.json", 0.363, "bm25", None, "test")
+    write(run)
+    counted = {"passages": 300, "train_queries": 60, "test_queries": 20, "heldout_queries": 30}
+    assert json.loads((run / "report.json").read_text())["collection"] == counted
+    text = (run / "report.md").read_text()
+    assert "300 passages, 60 train queries, 20 test queries, 30 heldout queries" in text
+    assert "means over all heldout queries" in text and "Heldout metrics of the checkpoint" in text
+    assert "dev " not in text.partition("What the fork published")[0]
+    assert "Not all evaluations are of the split heldout (bm25 test): evaluate again." in text
+    titles = [axes.get_title(loc="left") for axes in plots.dev_figure([read(run)]).axes]
+    assert [title.split()[0] for title in titles] == ["Heldout", "Heldout"]
+
+
+def test_an_arm_is_reported_on_the_split_that_training_was_measured_on(tmp_path: Path) -> None:
+    arms = {"top": Shape(0.211, 0.250, split="heldout"), "bottom": Shape(0.211, 0.226, split="test")}
+    run = write_run(tmp_path / "run", arms)
+    with pytest.raises(UserError, match=r"measured on different splits \(top heldout, bottom test\), expected one"):
+        read(run)
+    write_evaluation(run / "arms" / "bottom" / "eval" / "metrics.json", 0.226, "m", 500, "heldout")
+    told = "eval/metrics.json is of the split heldout, training was measured on test: evaluate again with --split test"
+    assert read(run).unfinished == {"bottom": told}
 
 
 def test_the_best_checkpoint_is_told_where_it_is_not_the_last(tmp_path: Path) -> None:

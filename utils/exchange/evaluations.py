@@ -1,6 +1,7 @@
 """What an evaluation leaves: run files, tables by query and by rank, and ``metrics.json``, which vouches for them.
 
-``metrics.json`` is written last and is sealed; ``files`` in it has the size and sha256 of each file next to it.
+``metrics.json`` is written last and is sealed; ``files`` in it has the size and sha256 of each file next to it. Their
+names say which split was evaluated.
 """
 
 from __future__ import annotations
@@ -13,6 +14,20 @@ from utils.errors import UserError
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, read_json, write_text
 from utils.exchange.layout import EvaluationLayout
 from utils.exchange.verify import check_signature, signature_of
+
+DEV = "dev"  # the split that is measured where there is one of this name, and what a record without one means
+
+
+def measured_split(record: Mapping[str, Any]) -> str:
+    """The split that was measured while training, as the record of a refresh has it."""
+    return str(record.get("dev_split", DEV))
+
+
+def ranked_split(record: Mapping[str, Any]) -> str:
+    """The split of a ``metrics.json``, by the run file that it lists; "" where it lists none, as of older versions."""
+    ranking, reranking = EvaluationLayout(Path()).ranking("").name, EvaluationLayout(Path()).reranking("").name
+    files = [name for name in record.get("files", {}) if name.endswith(ranking) and not name.endswith(reranking)]
+    return files[0].removesuffix(ranking) if files else ""
 
 
 def write_metrics(directory: Path, record: Mapping[str, Any], names: Sequence[str]) -> None:

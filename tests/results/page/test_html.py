@@ -19,7 +19,7 @@ import pytest
 from results import report
 from results.page.html import html_page
 from results.page.markdown import align, markdown_of
-from results.page.run import CAPTIONS, blocks_of, title_of, training_section
+from results.page.run import blocks_of, captions, title_of, training_section
 from results.plots.curves import new_figure, save
 from results.read.run import read_run
 from tests.results.read.test_logged import add_measures
@@ -247,8 +247,9 @@ def test_a_report_s_own_text_keeps_the_conventions(tmp_path: Path, pictures: Pat
     text = markdown_of(title_of([run]), blocks_of([run]), [training_section([run])])
     found = html_page(text, tmp_path)
     assert "<title>Report of run &lt;b&gt;</title>" in found
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", found)
-    assert list(map(unescape, captions)) == [CAPTIONS["dev.png"], CAPTIONS["loss.png"]]
+    shown = re.findall(r"<figcaption>(.*?)</figcaption>", found)
+    told = captions("dev")
+    assert list(map(unescape, shown)) == [told["dev.png"], told["loss.png"]]
     assert '<td class="number">+18.5%</td>' in found
 
 

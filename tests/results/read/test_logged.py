@@ -195,13 +195,13 @@ def test_the_audit_counts_by_rank(tmp_path: Path) -> None:
         [read_measures(read_arm(write_measured(tmp_path / name, "top", **more)))]
         for name, more in (("plain", {}), ("graded", {"passages_by_grade": graded, "grades": [1, 2, 3]}))
     )
-    section = audit_section({"top": plain})
+    section = audit_section({"top": plain}, "dev")
     assert section is not None and "are not graded" in section.blocks[0]
     assert cells(section.blocks[1])[2:] == [["top", "1", "20.00%", "2.00%"]]
     # Refreshes that searched 100 queries, 60 candidates each: ranks 51 to 60 are all that the bucket 51-100 has.
     assert dropped_shares(plain) == {"max_positive_ratio": pytest.approx({"1-5": 450 / 500, "51-100": 900 / 1000})}
     assert cells(section.blocks[3])[2] == ["top", "`--max_positive_ratio`", "90.00%", "90.00%"]
-    section = audit_section({"top": judged})
+    section = audit_section({"top": judged}, "dev")
     assert section is not None and "qrels are graded" in section.blocks[0]
     assert cells(section.blocks[1])[2:] == [
         ["top", "any", "38.00%", "6.00%"],
