@@ -45,7 +45,7 @@ def check_candidates(path: Path) -> None:
     if not path.is_file():
         raise UserError(
             f"{path} is missing, expected candidates to rerank (top1000.dev or a TREC run of drivers.run_bm25); "
-            "give the file that has them, or leave it out"
+            "give the file that has them, or omit it"
         )
     check_as_published(path)
     check_ends(path)

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
 from drivers.cli import EvalFlags
 from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model, search_settings
-from drivers.embeddings.encode import PassageShare
 from drivers.embeddings.store import read_embeddings_record, text_shape_of
 from drivers.embeddings.text_lengths import check_made_with, with_lengths
 from drivers.evaluate.checks import check_candidates, check_evaluation
-from drivers.evaluate.ranking import encode_split, load_split, rank_split, rerank_lists
+from drivers.evaluate.ranking import SplitEmbeddings, encode_split, load_split, rank_split, rerank_lists, rerank_split
 from drivers.evaluate.results import describe_ranks, write_results
 from drivers.evaluate.score_curves import mean_scores
 from drivers.job.encoder_setup import check_model_directory, encoder_settings, open_to_encode
@@ -30,7 +28,7 @@ from utils.distributed.world import own_device
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_done
-from utils.exchange.negatives import newest_refresh, read_refresh
+from utils.exchange.negatives import Refresh, newest_refresh, read_refresh
 from utils.search.settings import SearchSettings
 
 
@@ -48,6 +46,17 @@ def preflight(flags: EvalFlags) -> Evaluation:
     """Find what would fail later. UserError for anything that would."""
     flags = with_lengths(flags)
     dtype = check_compute_flags(flags)
+    check_what_is_given(flags)
+    search = search_settings(flags, own_device(flags.no_cuda))
+    check_output_dirs(flags.output_dir)
+    collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
+    collection.check_split(flags.split)
+    check_search(search, flags, collection)
+    return Evaluation(flags, collection, dtype, search)
+
+
+def check_what_is_given(flags: EvalFlags) -> None:
+    """A model or embeddings of one, and perhaps candidates to rerank."""
     if bool(flags.model_name_or_path) == bool(flags.embedding_dir):
         raise UserError(
             "give --model_name_or_path (a checkpoint) or --embedding_dir (embeddings on disk), one of the two"
@@ -56,10 +65,10 @@ def preflight(flags: EvalFlags) -> Evaluation:
         check_model_directory(flags, flags.model_name_or_path)
     if flags.rerank_file:
         check_candidates(Path(flags.rerank_file))
-    search = search_settings(flags, own_device(flags.no_cuda))
-    check_output_dirs(flags.output_dir)
-    collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
-    collection.check_split(flags.split)
+
+
+def check_search(search: SearchSettings, flags: EvalFlags, collection: Preprocessed) -> None:
+    """Whether the index fits the model's embeddings, or those on disk, which must be made as the flags say."""
     if flags.embedding_dir:
         stored = read_embeddings_record(Path(flags.embedding_dir), collection)
         check_made_with(flags, Path(flags.embedding_dir), stored)
@@ -68,7 +77,6 @@ def preflight(flags: EvalFlags) -> Evaluation:
         check_index_fits_model(
             search, len(collection.passages), flags.model_name_or_path, flags.model_type, flags.config_name
         )
-    return Evaluation(flags, collection, dtype, search)
 
 
 def run(job: Evaluation) -> None:
@@ -79,21 +87,24 @@ def run(job: Evaluation) -> None:
     checks = Preflight(world)
     check_evaluation(checks, collection, flags, flags.tokenizer_name or flags.model_name_or_path)
     candidates_QK = rerank_lists(Path(flags.rerank_file), collection, flags.split) if flags.rerank_file else None
-    queries_QD, share = embed(job, checks)
-    ranking = rank_split(world, collection, flags.split, (queries_QD, share), flags.topk, job.search, candidates_QK)
+    embeddings = embed(job, checks)
+    ranking = rank_split(world, collection, flags.split, embeddings, flags.topk, job.search)
     assert ranking is not None, "nobody is told to leave"
-    mean_score_Q = mean_scores(world, queries_QD, share, len(collection.passages))
+    reranking = None
+    if candidates_QK is not None:
+        reranking = rerank_split(world, collection, flags.split, embeddings, candidates_QK)
+    mean_score_Q = mean_scores(world, embeddings.queries_QD, embeddings.share, len(collection.passages))
 
     def write() -> None:
         by_rank = describe_ranks(collection, flags.split, ranking, mean_score_Q, negatives)
-        write_results(flags, collection, ranking, by_rank, time.monotonic() - started)
+        write_results(flags, collection, ranking, reranking, by_rank, time.monotonic() - started)
 
     agreement.on_process0(world, write)
     process_group.stop(world)
 
 
-def embed(job: Evaluation, checks: Preflight) -> tuple[np.ndarray, PassageShare]:
-    """The split's judged queries [Q, D], and this process's passages: from disk, or encoded. Ends the checks."""
+def embed(job: Evaluation, checks: Preflight) -> SplitEmbeddings:
+    """The split's judged queries and this process's passages: from disk, or encoded. Ends the checks."""
     flags, collection, world = job.flags, job.collection, checks.world
     if flags.embedding_dir:
         checks.end()
@@ -113,22 +124,27 @@ def last_negatives(flags: EvalFlags, collection: Preprocessed) -> tuple[int, Neg
 
     UserError where there is none, the one that was in use is damaged, or it is of another collection.
     """
-    model = flags.model_name_or_path  # embeddings alone do not say who trained it
-    done = read_done(Path(model).parent) if model else None
-    taken = (done or {}).get("taken") or [{}]
-    ann_dir, number = Path(flags.ann_dir), taken[-1].get("refresh")
-    is_known = number is not None and JobLayout(ann_dir).record(number).exists()
-    refresh = read_refresh(ann_dir, number) if is_known else newest_refresh(ann_dir, number)
-    if refresh is None and number is not None:
-        raise UserError(
-            f"--ann_dir {flags.ann_dir} has no refresh {number}, which {JobLayout(Path(model).parent).done} says was "
-            "the last in use; give the output of that run's generator, or leave it out"
-        )
-    if refresh is None:
-        raise UserError(f"--ann_dir {flags.ann_dir} has no negatives, expected a generator's output; or leave it out")
+    refresh = last_refresh(Path(flags.ann_dir), flags.model_name_or_path)
     theirs, ours = refresh.record.get("collection_fingerprint"), collection.manifest["collection_fingerprint"]
     if theirs not in (None, ours):
         raise UserError(f"{refresh.path} is of another collection than --data_dir {flags.data_dir}; give its own")
     lists = read_negative_lists(refresh.path)
     check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
     return refresh.number, lists
+
+
+def last_refresh(ann_dir: Path, model: str) -> Refresh:
+    """The same before it is read; ``model`` is a checkpoint, or "" for embeddings, which do not say who trained it."""
+    done = read_done(Path(model).parent) if model else None
+    taken = (done or {}).get("taken") or [{}]
+    number = taken[-1].get("refresh")
+    is_known = number is not None and JobLayout(ann_dir).record(number).exists()
+    refresh = read_refresh(ann_dir, number) if is_known else newest_refresh(ann_dir, number)
+    if refresh is not None:
+        return refresh
+    if number is None:
+        raise UserError(f"--ann_dir {ann_dir} has no negatives, expected a generator's output; or omit it")
+    raise UserError(
+        f"--ann_dir {ann_dir} has no refresh {number}, which {JobLayout(Path(model).parent).done} says was "
+        "the last in use; give the output of that run's generator, or omit it"
+    )

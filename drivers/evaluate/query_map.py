@@ -136,9 +136,19 @@ def read_arms(files: dict[str, Path], collection: Preprocessed) -> dict[str, Neg
 
 
 def choose_query(wanted_id: str, arms: dict[str, NegativeLists], files: dict[str, Path], query_ids: list[str]) -> int:
-    """The offset of the train query ``wanted_id``; where that is empty, the lowest that all arms have negatives of.
+    """The train query that is drawn.
 
-    UserError where there is no such query, or an arm has no negatives of it.
+    Args:
+        wanted_id: its own id; "" for the lowest offset that all arms have negatives of.
+        arms: each arm's negatives, of queries that have some.
+        files: the files that they are from, by the same names.
+        query_ids: every train query's own id by its offset.
+
+    Returns:
+        Its offset.
+
+    Raises:
+        UserError: where there is no such query, or an arm has no negatives of it.
     """
     if not wanted_id:
         shared: np.ndarray = reduce(np.intersect1d, (lists.query_Q for lists in arms.values()))
@@ -154,13 +164,23 @@ def choose_query(wanted_id: str, arms: dict[str, NegativeLists], files: dict[str
     for name, lists in arms.items():
         if query not in lists.query_Q:
             raise UserError(
-                f"--query {wanted_id} has no negatives in {files[name]}; take one that has, or leave --query out"
+                f"--query {wanted_id} has no negatives in {files[name]}; take one that has, or omit --query"
             )
     return query
 
 
 def draw_background(rng: np.random.Generator, passages: int, taken: np.ndarray, count: int) -> np.ndarray:
-    """``count`` different offsets below ``passages``, sorted, none of them in ``taken``; all there are, where fewer."""
+    """Passages at random, without repeats.
+
+    Args:
+        rng: drawn from once.
+        passages: how many there are; offsets are below it.
+        taken: int64, the offsets that are not drawn.
+        count: how many are wanted.
+
+    Returns:
+        int64 [count], ascending; fewer where there are no more.
+    """
     drawn = rng.choice(passages, min(passages, count + len(taken)), replace=False)
     return np.sort(drawn[~np.isin(drawn, taken)][:count])
 
@@ -168,9 +188,17 @@ def draw_background(rng: np.random.Generator, passages: int, taken: np.ndarray, 
 def choose_texts(
     query: int, arms: dict[str, NegativeLists], collection: Preprocessed, background: int, rng: np.random.Generator
 ) -> Chosen:
-    """The query, its positives, all arms' negatives of it and the ``background``, each part by offset.
+    """The query, its positives, all arms' negatives of it and the background, each part by offset.
 
-    UserError where the query has no positive.
+    Args:
+        query: the train query's offset.
+        arms: each arm's negatives; what is a positive too counts as one.
+        collection: the train qrels and queries, and how many passages there are.
+        background: how many other passages.
+        rng: draws these.
+
+    Raises:
+        UserError: where the query has no positive.
     """
     query_P, passage_P = collection.qrels("train").positives()
     positives = passage_P[query_P == query]
@@ -203,7 +231,18 @@ def negatives_of(lists: NegativeLists, query: int) -> tuple[np.ndarray, np.ndarr
 def embed(
     encoder: Encoder, collection: Preprocessed, chosen: Chosen, settings: EncodingSettings, world: World
 ) -> np.ndarray:
-    """float32 [N, D]: the embeddings of the chosen texts; of a passage's rows the one that is best for the query."""
+    """The embeddings of the chosen texts; of a passage's rows the one that is best for the query.
+
+    Args:
+        encoder: on this process's device.
+        collection: the tokens of the train queries and of the passages.
+        chosen: the query, first, and N - 1 passages.
+        settings: lengths in tokens, tokens of a batch, and the type to compute in.
+        world: for this process's device; each process embeds all of them.
+
+    Returns:
+        float32 [N, D]
+    """
     queries = chosen_texts(collection.queries("train"), np.array([chosen.query]), settings.max_query_length, "query")
     passages = chosen_texts(collection.passages, chosen.passage_N[1:], settings.max_seq_length, "passage")
     query_1D, rows_ND = (

@@ -1,4 +1,4 @@
-"""Evaluating an encoder: full ranking of a split's queries, and reranking of given candidates."""
+"""Evaluation of an encoder: full ranking of a split's queries, and reranking of given candidates."""
 
 from __future__ import annotations
 
@@ -26,10 +26,20 @@ from utils.search.settings import SearchSettings
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """Lists of a split's queries with a positive, and metrics; the rerank fields are None where nothing was reranked.
+class SplitEmbeddings:
+    """What a split is ranked by: its judged queries, float32 [Q, D] on every process, and this process's passages."""
 
-    ``by_query`` has those of each query of the qrels, by its offset.
+    queries_QD: np.ndarray
+    share: PassageShare
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The collection's best passages of a split's queries with a positive, and metrics.
+
+    ``query_Q`` int64 are the queries' offsets; ``passages_QK`` int64 and ``scores_QK`` float32 their lists, best first,
+    -1 and -inf after a list's end. ``metrics`` are means over all queries of the qrels, ``by_query`` has each one's by
+    its offset.
     """
 
     query_Q: np.ndarray
@@ -37,8 +47,15 @@ class Ranking:
     scores_QK: np.ndarray
     metrics: dict[str, float]
     by_query: dict[int, dict[str, float]]
-    reranked: tuple[np.ndarray, np.ndarray] | None = None
-    rerank_metrics: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """Given candidates of the same queries in the order of their scores, and metrics as in a `Ranking`."""
+
+    passages_QK: np.ndarray
+    scores_QK: np.ndarray
+    metrics: dict[str, float]
 
 
 def rerank_lists(path: Path, collection: Preprocessed, split: str) -> np.ndarray:
@@ -55,66 +72,108 @@ def encode_split(
     split: str,
     settings: EncodingSettings,
     monitor: Monitor = UNMONITORED,
-) -> tuple[np.ndarray, PassageShare] | None:
-    """Embeddings of the split's judged queries, and of this process's passages.
+) -> SplitEmbeddings | None:
+    """Encode the split's queries with a positive, and this process's passages.
 
-    None on all processes where ``monitor`` has told one to leave.
+    Args:
+        world: all its processes call this, each encodes its share.
+        encoder: on this process's device.
+        collection: the passages, and the split's queries and qrels.
+        split: one that the collection has.
+        settings: lengths in tokens, tokens of a batch, and the type to compute in.
+        monitor: is told of the progress, and may say that the work shall end.
+
+    Returns:
+        The embeddings; None on all processes where ``monitor`` has told one to leave.
     """
     query_Q = collection.qrels(split).queries_with_positive()
     queries_QD = encode_queries(world, encoder, collection.queries(split), query_Q, settings, monitor)
     if queries_QD is None:
         return None
     share = encode_passages(world, encoder, collection.passages, settings, monitor)
-    return None if share is None else (queries_QD, share)
+    return None if share is None else SplitEmbeddings(queries_QD, share)
 
 
-def load_split(world: World, directory: Path, collection: Preprocessed, split: str) -> tuple[np.ndarray, PassageShare]:
-    """The same from embeddings on disk; UserError where they are damaged, or of other queries or passages."""
+def load_split(world: World, directory: Path, collection: Preprocessed, split: str) -> SplitEmbeddings:
+    """The same from embeddings on disk.
+
+    Args:
+        world: all its processes call this, each verifies its share of the shards.
+        directory: complete embeddings.
+        collection: what they are to be of.
+        split: one that the collection has.
+
+    Raises:
+        UserError: where they are damaged, or of other queries or passages.
+    """
     store.read_embeddings_record(directory, collection)
     name = query_name(split)
     rows_Q = store.read_query_rows(directory, name)
     if not np.array_equal(rows_Q, collection.qrels(split).queries_with_positive()):
         raise UserError(f"{directory} does not embed all {split} queries of --data_dir; run with --inference again")
     agreement.on_every_process(world, partial(store.check_all_shards, world.process, world.size, directory))
-    return store.read_queries(directory, name), stored_share(world, directory)
+    return SplitEmbeddings(store.read_queries(directory, name), stored_share(world, directory))
 
 
 def rank_split(
     world: World,
     collection: Preprocessed,
     split: str,
-    vectors: tuple[np.ndarray, PassageShare],
+    embeddings: SplitEmbeddings,
     k: int,
     search: SearchSettings,
-    candidates_QK: np.ndarray | None,
     monitor: Monitor = UNMONITORED,
 ) -> Ranking | None:
-    """Rank the whole collection for every query of the split with a positive; rerank ``candidates_QK`` where given.
+    """Rank the whole collection for every query of the split with a positive.
 
-    The metrics are means over all queries of the qrels, as deep as ``k``, and of the candidates as their longest list.
-    None on all processes where ``monitor`` has told one to leave.
+    Args:
+        world: all its processes call this, each searches its share of the passages.
+        collection: the split's qrels.
+        split: one that the collection has.
+        embeddings: of `encode_split` or `load_split`.
+        k: how many passages; the metrics are those that lists of so many reach.
+        search: the index, and where it is searched.
+        monitor: is told of the progress, and may say that the work shall end.
+
+    Returns:
+        The lists and their metrics; None on all processes where ``monitor`` has told one to leave.
     """
-    queries_QD, share = vectors
-    qrels = collection.qrels(split)
-    query_Q, judgements = qrels.queries_with_positive(), qrels.as_dict()
-    found = retrieve(world, queries_QD, share, len(collection.passages), k, search, monitor)
+    passages = len(collection.passages)
+    found = retrieve(world, embeddings.queries_QD, embeddings.share, passages, k, search, monitor)
     if found is None:
         return None
     scores_QK, passages_QK = found
-    passages = len(collection.passages)
-    depth = reach(k, passages)
+    qrels = collection.qrels(split)
+    query_Q, judgements, depth = qrels.queries_with_positive(), qrels.as_dict(), reach(k, passages)
     rows = per_query_metrics(judgements, query_Q, passages_QK, depth)
     metrics = mean_metrics(judgements, rows, depth)
     unranked = len(judgements) - len(query_Q)
     if world.is_first and unranked:
         log_once(f"{split}: {unranked:,} of {len(judgements):,} judged queries have no positive, and count as 0")
     by_query = {query: rows.get(query, dict.fromkeys(metrics, 0.0)) for query in sorted(judgements)}
-    if candidates_QK is None:
-        return Ranking(query_Q, passages_QK, scores_QK, metrics, by_query)
-    without = int((candidates_QK < 0).all(1).sum())
+    return Ranking(query_Q, passages_QK, scores_QK, metrics, by_query)
+
+
+def rerank_split(
+    world: World, collection: Preprocessed, split: str, embeddings: SplitEmbeddings, candidates_QK: np.ndarray
+) -> Reranking:
+    """Order the candidates of every query of the split with a positive by their scores.
+
+    Args:
+        world: all its processes call this, each scores the candidates that it holds.
+        collection: the split's qrels.
+        split: one that the collection has.
+        embeddings: of `encode_split` or `load_split`.
+        candidates_QK: int64, -1 after a list's end; of `rerank_lists`.
+
+    Returns:
+        The lists, and the metrics that the longest of them reaches.
+    """
+    qrels = collection.qrels(split)
+    query_Q, without = qrels.queries_with_positive(), int((candidates_QK < 0).all(1).sum())
     if world.is_first and without:
         log_once(f"{split}: {without:,} of {len(query_Q):,} queries have no candidates, and count as 0 in reranking")
-    candidate_scores_QK = score_candidates(world, queries_QD, share, candidates_QK)
-    reranked = rerank(candidate_scores_QK, candidates_QK)
-    rerank_metrics = evaluate(judgements, query_Q, reranked[1], reach(candidates_QK.shape[1], passages))
-    return Ranking(query_Q, passages_QK, scores_QK, metrics, by_query, reranked, rerank_metrics)
+    given_scores_QK = score_candidates(world, embeddings.queries_QD, embeddings.share, candidates_QK)
+    scores_QK, passages_QK = rerank(given_scores_QK, candidates_QK)
+    depth = reach(candidates_QK.shape[1], len(collection.passages))
+    return Reranking(passages_QK, scores_QK, evaluate(qrels.as_dict(), query_Q, passages_QK, depth))

@@ -11,7 +11,7 @@ import numpy as np
 from data.mining.negative_lists import NegativeLists
 from data.tokens.collection import Preprocessed
 from drivers.cli import EvalFlags
-from drivers.evaluate.ranking import Ranking
+from drivers.evaluate.ranking import Ranking, Reranking
 from drivers.evaluate.score_curves import as_json, grades_by_rank, overlap, score_curves
 from utils.exchange.atomic import read_json, write_json, write_text
 from utils.exchange.evaluations import write_metrics
@@ -42,7 +42,12 @@ def describe_ranks(
 
 
 def write_results(
-    flags: EvalFlags, collection: Preprocessed, ranking: Ranking, by_rank: dict[str, Any], seconds: float
+    flags: EvalFlags,
+    collection: Preprocessed,
+    ranking: Ranking,
+    reranking: Reranking | None,
+    by_rank: dict[str, Any],
+    seconds: float,
 ) -> None:
     """The run files first; metrics.json last, so that its presence says that all is there."""
     files, model = EvaluationLayout(Path(flags.output_dir)), Path(flags.model_name_or_path or flags.embedding_dir)
@@ -56,12 +61,11 @@ def write_results(
     step = read_json(state).get("step") if state.is_file() else None
     record = metrics_record(ranking.metrics, len(ranking.by_query), str(model), step, seconds)
     say(f"full ranking {flags.split}: {format_metrics(ranking.metrics)}")
-    if ranking.reranked is not None and ranking.rerank_metrics is not None:
-        scores_QK, passages_QK = ranking.reranked
+    if reranking is not None:
         written.append(files.reranking(flags.split))
-        write_run(written[-1], query_ids, passage_ids, passages_QK, scores_QK, "ance-rerank")
-        record["rerank_metrics"] = ranking.rerank_metrics
-        say(f"reranking {flags.split}: {format_metrics(ranking.rerank_metrics)}")
+        write_run(written[-1], query_ids, passage_ids, reranking.passages_QK, reranking.scores_QK, "ance-rerank")
+        record["rerank_metrics"] = reranking.metrics
+        say(f"reranking {flags.split}: {format_metrics(reranking.metrics)}")
     write_metrics(files.root, record, [path.name for path in written])
     say(f"finished {files.metrics}")
 

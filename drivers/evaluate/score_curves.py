@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -32,9 +31,18 @@ class ScoreCurves:
 
 
 def mean_scores(world: World, queries_QD: np.ndarray, share: PassageShare, passages: int) -> np.ndarray:
-    """Each query's mean score over the whole collection: float64 [Q], on every process.
+    """Each query's mean score over the whole collection.
 
     A mean of inner products is the inner product with the mean passage: where a row is a passage, none is scored.
+
+    Args:
+        world: all its processes call this.
+        queries_QD: float, the same on every process.
+        share: this process's passages.
+        passages: how many the whole collection has.
+
+    Returns:
+        float64 [Q], the same on every process.
     """
     if share.passages.row_to_passage is not None:
         sum_Q = sum_of_best_rows(queries_QD, share.passages)
@@ -65,9 +73,19 @@ def sum_of_best_rows(queries_QD: np.ndarray, passages: Passages) -> np.ndarray:
 def score_curves(
     query_Q: np.ndarray, passages_QK: np.ndarray, scores_QK: np.ndarray, mean_score_Q: np.ndarray
 ) -> ScoreCurves:
-    """Scores at each of the best DEPTH ranks less the query's mean over the corpus (the ANCE paper's Figure 3).
+    """Scores at each of the best DEPTH ranks less the query's mean over the corpus.
 
-    -1 among the passages is a list's end, which no mean counts. NaN where no list is so long.
+    Args:
+        query_Q: int64, the queries' offsets.
+        passages_QK: int64, best first; -1 is a list's end, which no mean counts.
+        scores_QK: float, of the same places.
+        mean_score_Q: float64, of `mean_scores`.
+
+    Returns:
+        The curves, NaN where no list is so long.
+
+    Source:
+        Xiong et al. 2020 (arXiv 2007.00808), Figure 3.
     """
     held_QK = passages_QK[:, :DEPTH] >= 0
     over_QK = np.where(held_QK, scores_QK[:, :DEPTH], 0.0) - mean_score_Q[:, None]
@@ -114,10 +132,15 @@ def spread(passages_QK: np.ndarray, passages: int) -> np.ndarray:
 
 def as_json(
     curves: ScoreCurves, qrels: Qrels, by_grade: dict[str, dict[str, int]], query_ids: Sequence[str], queries: int
-) -> dict[str, Any]:
-    """``by_grade`` is of `grades_by_rank`; ``query_ids`` has every query's own id by its offset.
+) -> dict[str, object]:
+    """What SPLIT.by_rank.json says of the lists.
 
-    ``queries`` says over how many the scores and counts are: those with a positive, which alone are ranked.
+    Args:
+        curves: of `score_curves`.
+        qrels: the split's, for the grades above 0 that it has.
+        by_grade: of `grades_by_rank`.
+        query_ids: every query's own id by its offset.
+        queries: over how many the scores and counts are: those with a positive, which alone are ranked.
     """
 
     def plain(curve_K: np.ndarray) -> list[float | None]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.tokens.collection import Preprocessed
 from drivers.embeddings.distributed_search import check_index_fits
-from drivers.evaluate.ranking import encode_split, rank_split
+from drivers.evaluate.ranking import encode_split, rank_split, rerank_split
 from drivers.job.progress import UNMONITORED, Monitor
 from drivers.train.trainer import Trainer
 from model.encode import EncodingSettings
@@ -44,14 +44,17 @@ def evaluate_mrr(
     """
     collection, split = settings.collection, settings.split
     check_index_fits(settings.search, len(collection.passages), encoder.spec.text_shape("passage"))
-    vectors = encode_split(world, encoder, collection, split, settings.encoding, monitor)
-    if vectors is None:
+    embeddings = encode_split(world, encoder, collection, split, settings.encoding, monitor)
+    if embeddings is None:
         return None
     candidates_QK = settings.candidates_QK
-    found = rank_split(world, collection, split, vectors, EVALUATION_DEPTH, settings.search, candidates_QK, monitor)
-    if found is None:
+    ranking = rank_split(world, collection, split, embeddings, EVALUATION_DEPTH, settings.search, monitor)
+    if ranking is None:
         return None
-    return (found.rerank_metrics or {}).get("mrr@10", math.nan), found.metrics["mrr@10"]
+    if candidates_QK is None:
+        return math.nan, ranking.metrics["mrr@10"]
+    reranking = rerank_split(world, collection, split, embeddings, candidates_QK)
+    return reranking.metrics.get("mrr@10", math.nan), ranking.metrics["mrr@10"]
 
 
 @dataclass

@@ -330,7 +330,7 @@ def test_embeddings_in_memory_are_those_on_disk(
 
 @pytest.mark.parametrize("leaver", [0, 2])
 @pytest.mark.parametrize("at", [0, 3, 8])
-def test_all_ranks_leave_an_evaluation_that_one_is_told_to_leave(
+def test_all_processes_leave_an_evaluation_that_one_is_told_to_leave(
     collection: Preprocessed, leaver: int, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the queries, the passages, the search; and nobody is left waiting for it."""
@@ -344,10 +344,10 @@ def test_all_ranks_leave_an_evaluation_that_one_is_told_to_leave(
             return world.process == leaver and asked[world.process] > at
 
         monitor = Monitor(leave)
-        vectors = evaluation.encode_split(world, encoder, collection, "dev", settings, monitor)
-        if vectors is None:
+        embeddings = evaluation.encode_split(world, encoder, collection, "dev", settings, monitor)
+        if embeddings is None:
             return True, True
-        ranking = evaluation.rank_split(world, collection, "dev", vectors, 10, SearchSettings("torch"), None, monitor)
+        ranking = evaluation.rank_split(world, collection, "dev", embeddings, 10, SearchSettings("torch"), monitor)
         return False, ranking is None
 
     assert on_processes(3, lambda world: evaluate_on(world, math.inf), monkeypatch) == [(False, False)] * 3
@@ -357,7 +357,7 @@ def test_all_ranks_leave_an_evaluation_that_one_is_told_to_leave(
     assert results == [(at < most - 1, True)] * 3 and asked[leaver] == at + 1
 
 
-def test_a_rank_that_leaves_while_it_verifies_counts_the_rest_as_missing(tmp_path: Path) -> None:
+def test_a_process_that_leaves_while_it_verifies_counts_the_rest_as_missing(tmp_path: Path) -> None:
     shards = made_shards(tmp_path)
     publish_all(shards)
     looks: list[None] = []
