@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import common
 from drivers.embeddings.distributed_search import BYTES_OF_PLACE
 from drivers.job import disk_budget
-from model.encoders.spec import roberta_spec
+from model.encoders.roberta_dot import RobertaDot
 from utils.flag_values import path_argument, positive_number
 from utils.search.settings import MEMORY_BYTES
 
@@ -54,7 +54,7 @@ class Size:
 
     @property
     def embedding_dim(self) -> int:
-        return roberta_spec({"hidden_size": self.width}).embedding_dim
+        return RobertaDot.spec_of({"hidden_size": self.width}).embedding_dim
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,8 @@ class Cost:
 
 def parameters_of(layers: int, width: int, vocabulary: int = 50_265) -> float:
     """RoBERTa's, with ANCE's head; base is 124 million."""
-    return (
-        layers * 12 * width**2 + (vocabulary + 514) * width + width * roberta_spec({"hidden_size": width}).embedding_dim
-    )
+    head = width * RobertaDot.spec_of({"hidden_size": width}).embedding_dim
+    return layers * 12 * width**2 + (vocabulary + 514) * width + head
 
 
 def estimate(size: Size, rates: Rates) -> Cost:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from model.encoders.spec import Pooling
 from utils.flag_groups import (
     AnceStrategyFlags,
     Bm25DirFlags,
@@ -197,9 +198,7 @@ class WarmupFlags(
         group="negatives",
     )
 
-    pooling: Literal["first", "mean"] | None = flag(
-        None, "rdot_nll: first token (ANCE's) or mean; default the model's", group="model"
-    )
+    pooling: Pooling | None = flag(None, "rdot_nll: first token (ANCE's) or mean; default the model's", group="model")
     score_scale: float | None = flag(
         None,
         "factor on every score; default the model's own, 1 (ANCE's) for a new one",
@@ -246,7 +245,7 @@ class NeighbourhoodFlags(ProgramFlags, PreprocessedFlags, ModelFlags, SeedFlags,
         "--negatives top=run/ann_data/ann_training_data_0"
     )
 
-    negatives: list[str] = flag(help="NAME=FILE: an arm's name, and its ann_training_data_N", group="negatives")  # noqa: RUF009
+    negatives: list[str] = flag(help="NAME=FILE: an arm's name, and its ann_training_data_N", group="negatives")
     output_dir: str = flag(help="where the embeddings and their record are written", is_path=True, group="job")
     query: str = flag("", "the collection's own id of a train query; default: the first that all files have")
     background: int = flag(300, "other passages, drawn at random from the collection", at_least=0)

@@ -278,7 +278,7 @@ class ReadLogFlags(ProgramFlags):
     POSITIONAL: ClassVar[str] = "files"
     EXAMPLE: ClassVar[str] = "python -m results.read_log trainer.out generator.out --format tsv"
 
-    files: list[str] = flag(help="logs to read; the flag's name may be omitted", is_path=True)  # noqa: RUF009
+    files: list[str] = flag(help="logs to read; the flag's name may be omitted", is_path=True)
     format: Literal["json", "tsv"] = flag("json", "json: one object per file; tsv: one number per line", group="job")
 
 

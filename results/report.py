@@ -42,7 +42,7 @@ class ReportFlags(ProgramFlags):
     POSITIONAL: ClassVar[str] = "run_dir"
     EXAMPLE: ClassVar[str] = "python -m results.report results/runs/study --seeds 1 2 3 --output report"
 
-    run_dir: list[str] = flag(  # noqa: RUF009
+    run_dir: list[str] = flag(
         help="run directories as quickstart.sh or study.sh leave them; the flag's name may be omitted", is_path=True
     )
     output: str = flag(
@@ -51,12 +51,10 @@ class ReportFlags(ProgramFlags):
         is_path=True,
         group="job",
     )
-    seeds: list[int] | None = flag(  # noqa: RUF009
+    seeds: list[int] | None = flag(
         None, "of a study: those to compare; default all that are there", at_least=0, at_most=LARGEST_INTEGER
     )
-    arms: list[str] | None = flag(  # noqa: RUF009
-        None, "of a study: those to compare; default all that are there in every seed"
-    )
+    arms: list[str] | None = flag(None, "of a study: those to compare; default all that are there in every seed")
 
 
 # A study

@@ -183,7 +183,7 @@ class StatusFlags(ProgramFlags):
     POSITIONAL: ClassVar[str] = "run_dir"
     EXAMPLE: ClassVar[str] = "python -m results.status results/runs/quickstart --watch"
 
-    run_dir: list[str] = flag(  # noqa: RUF009
+    run_dir: list[str] = flag(
         help="run directory, arm, or the directories of its programs; the flag's name may be omitted",
         is_path=True,
         group="data",

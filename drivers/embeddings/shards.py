@@ -3,8 +3,8 @@
 A shard is a .npy file of a fixed number of texts. Next to it stands its record, published after it: its size, its
 sha256, and a key of all that decides its numbers. Where passages may have several rows, a file published before it says
 how many each has; they stand one after the other. Which texts are in which shard depends on how many there are and
-on the dims alone. So a generator that was killed finds what it had finished, on any number of processes, and
-continues from there to the same bytes.
+on the size of their embeddings alone. So a generator that was killed finds what it had finished, on any number of
+processes, and continues from there to the same bytes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Shards:
     directory: Path
     name: str
     count: int
-    dims: int
+    embedding_dim: int
     rows: int
     storage: str
     key: str
@@ -108,14 +108,14 @@ def row_map(counts_M: np.ndarray) -> np.ndarray:
     return np.arange(len(counts_M)).repeat(counts_M)
 
 
-def rows_of_shard(count: int, dims: int, wanted: int) -> int:
+def rows_of_shard(count: int, numbers_per_text: int, wanted: int) -> int:
     """Texts in a shard: whole blocks of `model.encode`, for at least ``wanted`` shards where there are enough.
 
-    ``dims``: the numbers that a text has at most, in all its rows.
+    ``numbers_per_text``: what a text has at most, in all its rows.
     """
     block = block_size(count)
     by_number = -(-count // block) // wanted
-    by_bytes = SHARD_BYTES // (4 * dims * block)
+    by_bytes = SHARD_BYTES // (4 * numbers_per_text * block)
     return block * max(1, min(by_number, by_bytes))
 
 
@@ -151,7 +151,7 @@ def write_array(path: Path, shards: Shards, number: int, blocks: Iterable[np.nda
     start, stop = shards.bounds(number)
     if shards.rows_per_text > 1:
         return write_rows(path, shards, number, blocks)
-    header = npy_header((stop - start, shards.dims), shards.dtype)
+    header = npy_header((stop - start, shards.embedding_dim), shards.dtype)
     digest, texts = hashlib.sha256(header), 0
     with path.open("wb") as file:
         file.write(header)
@@ -169,14 +169,14 @@ def write_rows(path: Path, shards: Shards, number: int, blocks: Iterable[np.ndar
     start, stop = shards.bounds(number)
     counts: list[np.ndarray] = []
     with path.open("wb") as file:
-        file.write(npy_header((0, shards.dims), shards.dtype))
+        file.write(npy_header((0, shards.embedding_dim), shards.dtype))
         for block in blocks:
             rows_ND, counts_M = present_rows(block)
             file.write(stored(rows_ND, shards.dtype).data.cast("B"))
             counts.append(counts_M)
         counts_M = np.concatenate(counts)
         file.seek(0)
-        file.write(npy_header((int(counts_M.sum()), shards.dims), shards.dtype))  # numpy keeps it of one size
+        file.write(npy_header((int(counts_M.sum()), shards.embedding_dim), shards.dtype))  # numpy keeps it of one size
     assert len(counts_M) == stop - start, f"{path.name} has {len(counts_M)} texts, expected {stop - start}"
     counts_path = path.with_name(shards.counts_path(number).name)
     np.save(counts_path, counts_M)
@@ -234,10 +234,14 @@ def stored_passages(shards: Shards, first: int, last: int) -> Passages:
     """The texts of the shards [first, last), read a block at a time; pages of a mapped file would count as memory."""
     start, stop = shards.bounds(first)[0], shards.bounds(last)[0]
     if shards.rows_per_text == 1:
-        return Passages(stop - start, shards.dims, partial(read_blocks, shards, range(first, last), stop - start))
+        return Passages(
+            stop - start, shards.embedding_dim, partial(read_blocks, shards, range(first, last), stop - start)
+        )
     counts = [shards.counts(number) for number in range(first, last)]
     map_N = row_map(np.concatenate(counts) if counts else np.empty(0, np.int32))
-    return Passages(len(map_N), shards.dims, partial(read_blocks, shards, range(first, last), len(map_N)), map_N)
+    return Passages(
+        len(map_N), shards.embedding_dim, partial(read_blocks, shards, range(first, last), len(map_N)), map_N
+    )
 
 
 def read_blocks(shards: Shards, numbers: range, count: int, rows_at_once: int) -> Iterator[np.ndarray]:
@@ -245,7 +249,7 @@ def read_blocks(shards: Shards, numbers: range, count: int, rows_at_once: int) -
 
     UserError where a file is missing or of another size.
     """
-    buffer_MD = np.empty((min(rows_at_once, count), shards.dims), np.float32)
+    buffer_MD = np.empty((min(rows_at_once, count), shards.embedding_dim), np.float32)
     filled = 0
     for number in numbers:
         start, stop = 0, int(shards.counts(number).sum())
@@ -264,7 +268,7 @@ def read_blocks(shards: Shards, numbers: range, count: int, rows_at_once: int) -
 def open_shard(shards: Shards, number: int, rows: int) -> BufferedReader:
     """The file, of so many ``rows``, at its first number. UserError where it is not the shard."""
     path, (start, stop) = shards.path(number), shards.bounds(number)
-    header = npy_header((rows, shards.dims), shards.dtype)
+    header = npy_header((rows, shards.embedding_dim), shards.dtype)
     try:
         file = path.open("rb")
     except FileNotFoundError:

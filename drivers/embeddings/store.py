@@ -56,7 +56,7 @@ class EmbeddingSpec:
     collection_fingerprint: str
     tokenizer_fingerprint: str
     passages: int
-    dims: int
+    embedding_dim: int
     max_seq_length: int
     max_query_length: int
     budget_tokens: int
@@ -70,20 +70,21 @@ class EmbeddingSpec:
     @property
     def key(self) -> str:
         config = {name: value for name, value in self.config.items() if not name.startswith("_")}  # "_name_or_path"
-        decides = {name: value for name, value in vars(self).items() if name != "rows_per_passage" or value != 1}
-        return sha256_of_json({**decides, "config": config})
+        values = {**vars(self), "config": config, "dims": self.embedding_dim}  # the word of earlier versions
+        omitted = {"embedding_dim"} | ({"rows_per_passage"} if self.rows_per_passage == 1 else set())
+        return sha256_of_json({name: value for name, value in values.items() if name not in omitted})
 
     def passage_shards(self, directory: Path) -> Shards:
-        rows = rows_of_shard(self.passages, self.rows_per_passage * self.dims, PASSAGE_SHARDS)
+        rows = rows_of_shard(self.passages, self.rows_per_passage * self.embedding_dim, PASSAGE_SHARDS)
         key = sha256_of_json([self.key, PASSAGES, rows])
-        about = (self.dims, rows, self.storage, key, self.model_sha256, self.rows_per_passage)
+        about = (self.embedding_dim, rows, self.storage, key, self.model_sha256, self.rows_per_passage)
         return Shards(directory, PASSAGES, self.passages, *about)
 
     def query_shards(self, directory: Path, name: str, rows_Q: np.ndarray) -> Shards:
         """The queries ``rows_Q`` of a split."""
-        rows = rows_of_shard(len(rows_Q), self.dims, QUERY_SHARDS)
+        rows = rows_of_shard(len(rows_Q), self.embedding_dim, QUERY_SHARDS)
         key = sha256_of_json([self.key, name, rows, sha256_of_rows(rows_Q)])
-        return Shards(directory, name, len(rows_Q), self.dims, rows, self.storage, key, self.model_sha256)
+        return Shards(directory, name, len(rows_Q), self.embedding_dim, rows, self.storage, key, self.model_sha256)
 
 
 def sha256_of_rows(rows_Q: np.ndarray) -> str:
@@ -116,7 +117,7 @@ def commit(
         for shards in all_shards
     }
     passages = next(shards for shards in all_shards if shards.name == PASSAGES)
-    about = {"model_sha256": passages.model_sha256, "passages": passages.count, "dims": passages.dims}
+    about = {"model_sha256": passages.model_sha256, "passages": passages.count, "dims": passages.embedding_dim}
     about["storage"] = passages.storage
     if passages.rows_per_text > 1:
         about["rows_per_passage"] = passages.rows_per_text

@@ -169,7 +169,7 @@ def embedding_spec(job: Job, world: World, request: RefreshRequest, encoder: Enc
         collection_fingerprint=manifest["collection_fingerprint"],
         tokenizer_fingerprint=manifest["tokenizer"]["fingerprint"],
         passages=len(job.collection.passages),
-        dims=encoder.spec.embedding_dim,
+        embedding_dim=encoder.spec.embedding_dim,
         max_seq_length=settings.max_seq_length,
         max_query_length=settings.max_query_length,
         budget_tokens=settings.budget_tokens,

@@ -106,26 +106,25 @@ def prepare_encoder(
 
 
 def enable_packing(encoder: PacksTexts, dtype: torch.dtype | None, world: World, trains: bool) -> None:
-    """On a CPU always, by nothing but torch's plain operations; on GPUs where every process has the kernels."""
-    if world.device.type == "cpu":
-        encoder.pack_texts(True)
-        say_of_padding(world, True)
-    else:
+    """On a CPU always, by nothing but torch's plain operations; on GPUs where every process can: each tries it out.
+
+    Arguments:
+        encoder: on this process's device; it stays padded where one process cannot pack.
+        dtype: the type to compute in, None for float32.
+        world: all processes together.
+        trains: whether gradients are needed, too.
+    """
+    is_packed = True
+    if world.device.type != "cpu":
+        from model.encoders.packing import packing_problem
+
         assert isinstance(encoder, Encoder)
-        pack_on_gpus(encoder, dtype, world, trains)
-
-
-def pack_on_gpus(encoder: Encoder, dtype: torch.dtype | None, world: World, trains: bool) -> None:
-    """Where every process can; each tries it out first."""
-    from model.encoders.packing import packing_problem
-
-    assert isinstance(encoder, PacksTexts)
-    refusal = packing_problem(encoder, world.device, dtype, trains)
-    if refusal:
-        say(f"attention: process {world.process} cannot leave padding out ({refusal})")
-    can_all = not collectives.any_process(world, bool(refusal))
-    encoder.pack_texts(can_all)
-    say_of_padding(world, can_all)
+        problem = packing_problem(encoder, world.device, dtype, trains)
+        if problem:
+            say(f"attention: process {world.process} cannot leave padding out ({problem})")
+        is_packed = not collectives.any_process(world, bool(problem))
+    encoder.pack_texts(is_packed)
+    say_of_padding(world, is_packed)
 
 
 def say_of_padding(world: World, is_packed: bool) -> None:

@@ -15,7 +15,7 @@ from data.training.triple_order import TRIPLE_ORDER
 from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
 from drivers.job.resume import as_earlier_version, check_resumes, resumed_otherwise, what_differs
 from drivers.job.session import Session
-from drivers.job.setup import type_is_hardware_s
+from drivers.job.setup import is_dtype_automatic
 from utils.declared import FILTERS
 from utils.distributed.world import has_launcher
 from utils.errors import Disagreement, UserError
@@ -151,7 +151,7 @@ def check_in_dry_run(
     if run is None:
         return False
     left_out = {*unknown, *([] if has_launcher() else ["processes"])}
-    left_out |= {type_name} if type_is_hardware_s(flags, default_dtype) else set()
+    left_out |= {type_name} if is_dtype_automatic(flags, default_dtype) else set()
     known = {name: value for name, value in make_science().items() if name not in left_out}
     check_resumes(known, run.get("science", {}), f"the run in {directory}", remedy)
     return True

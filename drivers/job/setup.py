@@ -67,7 +67,7 @@ def check_compute_flags(flags: Opening, default_dtype: str = "auto") -> torch.dt
     return compute_dtype(flags.dtype, flags.fp16, flags.bf16, flags.fp16_opt_level, default_dtype, quickest)
 
 
-def type_is_hardware_s(flags: ComputeFlags, default_dtype: str = "auto") -> bool:
+def is_dtype_automatic(flags: ComputeFlags, default_dtype: str = "auto") -> bool:
     """Whether --dtype auto holds: on another machine the program may compute in another type."""
     word = flags.dtype or ("given" if flags.fp16 or flags.bf16 else default_dtype)
     return word == "auto"

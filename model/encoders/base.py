@@ -82,6 +82,11 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def spec_of(cls, config: dict[str, Any]) -> EncoderSpec:
+        """What a config says of an encoder that is not made yet. UserError where it is damaged."""
+        raise NotImplementedError
+
+    @classmethod
     def new(cls, config: dict[str, Any]) -> Encoder:
         """Random weights, drawn from torch's global seed."""
         raise NotImplementedError
@@ -143,7 +148,7 @@ class ConfigEncoder(Encoder):
 
 @runtime_checkable
 class PacksTexts(Protocol):
-    """It can leave padding out (`model.kernels.packed_attention`); ``padding_costs`` says whether it pads now."""
+    """It can omit padding (`model.kernels.packed_attention`); ``padding_costs`` says whether it pads now."""
 
     def pack_texts(self, packed: bool, attention: str = "") -> None: ...
 

@@ -1,17 +1,17 @@
 """The words of --model_type: here encoders are chosen, loaded and made.
 
-Nothing heavy is imported before an encoder is asked for: the words, and what a config says, are known without torch.
+Nothing heavy is imported before an encoder, or what a config says of one, is asked for: the words are known without
+torch.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.encoders.spec import EncoderSpec, Side, read_config_file, roberta_spec, static_spec
+from model.encoders.spec import POOLINGS, EncoderSpec, Side, read_config_file
 from utils.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ class EncoderType:
 
     Arguments:
         config_type: config.json's ``model_type``.
-        spec_of: a config's spec; raises UserError where the config is damaged.
         implementation: "module:class" of a `model.encoders.base.Encoder`.
         has_layers: whether most of its work is layers of products, which gain from bfloat16 and from gradient
             checkpointing.
@@ -33,7 +32,6 @@ class EncoderType:
     """
 
     config_type: str
-    spec_of: Callable[[dict[str, Any]], EncoderSpec]
     implementation: str
     has_layers: bool = True
     poolings: tuple[str, ...] = ()
@@ -48,12 +46,11 @@ class EncoderType:
 MODEL_TYPES: dict[str, EncoderType] = {
     "rdot_nll": EncoderType(
         "roberta",
-        roberta_spec,
         "model.encoders.roberta_dot:RobertaDot",
-        poolings=("first", "mean"),
+        poolings=POOLINGS,
         from_hub=True,
     ),
-    "static": EncoderType("static", static_spec, "model.encoders.static:StaticEncoder", has_layers=False),
+    "static": EncoderType("static", "model.encoders.static:StaticEncoder", has_layers=False),
 }
 
 
@@ -75,7 +72,8 @@ def read_config(directory: str, model_type: str, config_name: str = "") -> dict[
 
 def read_spec(directory: str, model_type: str, config_name: str = "") -> EncoderSpec:
     """Of a model that is not loaded; UserError where its config is missing, damaged or of another type."""
-    return encoder_type(model_type).spec_of(read_config(directory, model_type, config_name))
+    config = read_config(directory, model_type, config_name)
+    return encoder_type(model_type).load_class().spec_of(config)
 
 
 def load_encoder(

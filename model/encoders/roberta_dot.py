@@ -16,7 +16,7 @@ from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaMo
 from transformers.utils.logging import disable_progress_bar
 
 from model.encoders.base import Encoder
-from model.encoders.spec import Side, roberta_spec
+from model.encoders.spec import POOLINGS, EncoderSpec, Side, positive_number
 from model.kernels.cpu_dropout import BY_DEVICE, make_dropout_quick
 from model.kernels.cpu_linear import prepack_products
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, hidden_of_packed
@@ -24,7 +24,7 @@ from model.token_batch import TokenBatch, unpadded
 from utils.errors import UserError, one_line
 
 HEAD = ("embeddingHead.", "norm.")
-POOLINGS = ("first", "mean")
+LARGEST_EMBEDDING = 768  # ANCE's; a narrower model keeps its own width
 
 if not sys.stderr.isatty():
     disable_progress_bar()  # transformers' own, while it reads and writes weights: an .out has no carriage returns
@@ -49,14 +49,14 @@ class FirstTokenLayer(RobertaLayer):
 
 
 class RobertaDot(RobertaPreTrainedModel, Encoder):  # type: ignore[misc]  # save_pretrained takes more
-    """The config may say ``embedding_size``, ``pooling`` (first, mean) and ``score_scale``; ANCE's: 768, first, 1."""
+    """The config may say ``embedding_size``, ``pooling`` (of `POOLINGS`) and ``score_scale``; ANCE's: 768, first, 1."""
 
     # Old checkpoints carry RoBERTa's classifier and pooler, which the dual encoder never uses.
     _keys_to_ignore_on_load_unexpected = [r"classifier\.", r"pooler\.", r"position_ids", r"lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__(config)
-        self.spec = roberta_spec(config.to_dict())
+        self.spec = self.spec_of(config.to_dict())
         self.pooling = getattr(config, "pooling", "first")
         if self.pooling not in POOLINGS:
             raise UserError(f"the model's config says pooling {self.pooling!r}, expected {' or '.join(POOLINGS)}")
@@ -70,6 +70,25 @@ class RobertaDot(RobertaPreTrainedModel, Encoder):  # type: ignore[misc]  # save
         self.embeddingHead = nn.Linear(config.hidden_size, self.spec.embedding_dim)
         self.norm = nn.LayerNorm(self.spec.embedding_dim)
         self.post_init()
+
+    @classmethod
+    def spec_of(cls, config: dict[str, Any]) -> EncoderSpec:
+        """What the config does not say is RoBERTa's default.
+
+        ANCE's layer-wise groups: the embeddings, each transformer layer, and the rest.
+        """
+        width = min(positive_number(config, ["hidden_size"], 768), LARGEST_EMBEDDING)
+        pad_id = int(config.get("pad_token_id", 1))
+        # RoBERTa's positions begin behind the padding's.
+        longest = positive_number(config, ["max_position_embeddings"], 512) - pad_id - 1
+        return EncoderSpec(
+            embedding_dim=positive_number(config, ["embedding_size"], width),
+            vocab_size=positive_number(config, ["vocab_size"], 50265),
+            pad_id=pad_id,
+            max_query_length=longest,
+            max_passage_length=longest,
+            layer_groups=((r"embeddings\.", "embeddings"), (r"\.encoder\.layer\.(\d+)\.", r"layer_\1")),
+        )
 
     def forward(self, tokens: TokenBatch, side: Side) -> torch.Tensor:
         """[B, D]; both sides share the weights."""

@@ -1,4 +1,4 @@
-"""What is known of an encoder before it is made: from its config alone, without torch."""
+"""What is known of an encoder before it is made, and reading it from a config; without torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from utils.errors import UserError
 
 Side = Literal["query", "passage"]
 Similarity = Literal["dot"]  # the inner product, which the indices search by
+Pooling = Literal["first", "mean"]  # of a transformer's last layer: its first token (ANCE's), or all of them
+POOLINGS: tuple[str, ...] = get_args(Pooling)
 OTHER_LAYERS = "head"
 
 
@@ -80,31 +82,3 @@ def positive_number(config: dict[str, Any], names: Sequence[str], default: int |
     if number <= 0:
         raise UserError(f"the model's config.json has no usable {' or '.join(names)}; the checkpoint is damaged")
     return number
-
-
-def static_spec(config: dict[str, Any]) -> EncoderSpec:
-    """Of `model.encoders.static`. UserError where the config is not of one."""
-    vocab_size = positive_number(config, ["vocab_size"]) if "vocab_size" in config else None
-    return EncoderSpec(positive_number(config, ["embedding_size"]), vocab_size)
-
-
-LARGEST_EMBEDDING = 768  # ANCE's; a narrower model keeps its own width
-
-
-def roberta_spec(config: dict[str, Any]) -> EncoderSpec:
-    """Of `model.encoders.roberta_dot`; what the config does not say is RoBERTa's default. UserError for no such config.
-
-    ANCE's layer-wise groups: the embeddings, each transformer layer, and the rest.
-    """
-    width = min(positive_number(config, ["hidden_size"], 768), LARGEST_EMBEDDING)
-    pad_id = int(config.get("pad_token_id", 1))
-    # RoBERTa's positions begin behind the padding's.
-    longest = positive_number(config, ["max_position_embeddings"], 512) - pad_id - 1
-    return EncoderSpec(
-        embedding_dim=positive_number(config, ["embedding_size"], width),
-        vocab_size=positive_number(config, ["vocab_size"], 50265),
-        pad_id=pad_id,
-        max_query_length=longest,
-        max_passage_length=longest,
-        layer_groups=((r"embeddings\.", "embeddings"), (r"\.encoder\.layer\.(\d+)\.", r"layer_\1")),
-    )

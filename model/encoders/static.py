@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.encoders.base import ConfigEncoder
-from model.encoders.spec import Side, static_spec
+from model.encoders.spec import EncoderSpec, Side, positive_number
 from model.token_batch import TokenBatch
 
 INITIAL_STD = 0.1  # torch's 1.0 leaves Adam's steps too small next to the weights: the head alone would learn
@@ -26,7 +26,7 @@ class StaticEncoder(ConfigEncoder):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__({"architectures": ["StaticEncoder"], **config, "model_type": "static"})
-        self.spec = static_spec(self.config)
+        self.spec = self.spec_of(self.config)
         dim = self.spec.embedding_dim
         self.embeddings = nn.Embedding(int(config["vocab_size"]), dim)
         nn.init.normal_(self.embeddings.weight, std=INITIAL_STD)
@@ -34,6 +34,11 @@ class StaticEncoder(ConfigEncoder):
         self.norm = nn.LayerNorm(dim)
         self.pad_id = int(config.get("pad_token_id", 0))
         self.score_scale = float(config.get("score_scale", 1.0))
+
+    @classmethod
+    def spec_of(cls, config: dict[str, Any]) -> EncoderSpec:
+        vocab_size = positive_number(config, ["vocab_size"]) if "vocab_size" in config else None
+        return EncoderSpec(positive_number(config, ["embedding_size"]), vocab_size)
 
     def forward(self, tokens: TokenBatch, side: Side) -> torch.Tensor:
         mean_BD = mean_of_tokens(self.embeddings.weight, tokens, self.pad_id)

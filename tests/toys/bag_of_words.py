@@ -16,17 +16,17 @@ from model.token_batch import TokenBatch
 from tests.toys import start
 
 
-def spec_of(config: dict[str, Any]) -> EncoderSpec:
-    return EncoderSpec(config["embedding_size"], config.get("vocab_size"), layer_groups=((r"^(\w+)\.", r"\1"),))
-
-
 class BagOfWords(ConfigEncoder):
     """The mean of a text's word vectors, which are its side's own."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        self.spec = spec_of(config)
+        self.spec = self.spec_of(config)
         self.query, self.passage = (nn.EmbeddingBag(config["vocab_size"], config["embedding_size"]) for _ in range(2))
+
+    @classmethod
+    def spec_of(cls, config: dict[str, Any]) -> EncoderSpec:
+        return EncoderSpec(config["embedding_size"], config.get("vocab_size"), layer_groups=((r"^(\w+)\.", r"\1"),))
 
     def forward(self, tokens: TokenBatch, side: Side) -> torch.Tensor:
         tower = self.query if side == "query" else self.passage
@@ -34,9 +34,7 @@ class BagOfWords(ConfigEncoder):
         return means_BD
 
 
-MODEL_TYPES["bag_of_words"] = EncoderType(
-    "bag_of_words", spec_of, "tests.toys.bag_of_words:BagOfWords", has_layers=False
-)
+MODEL_TYPES["bag_of_words"] = EncoderType("bag_of_words", "tests.toys.bag_of_words:BagOfWords", has_layers=False)
 
 if __name__ == "__main__":
     start(sys.argv[1:])

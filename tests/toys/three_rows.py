@@ -18,16 +18,16 @@ from tests.toys import start
 ROWS, TOKENS = 3, 12
 
 
-def spec_of(config: dict[str, Any]) -> EncoderSpec:
-    sizes = config["embedding_size"], config.get("vocab_size")
-    return EncoderSpec(*sizes, max_passage_length=ROWS * TOKENS, rows_per_passage=ROWS)
-
-
 class ThreeRows(ConfigEncoder):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        self.spec = spec_of(config)
+        self.spec = self.spec_of(config)
         self.embeddings = nn.EmbeddingBag(config["vocab_size"], config["embedding_size"])
+
+    @classmethod
+    def spec_of(cls, config: dict[str, Any]) -> EncoderSpec:
+        sizes = config["embedding_size"], config.get("vocab_size")
+        return EncoderSpec(*sizes, max_passage_length=ROWS * TOKENS, rows_per_passage=ROWS)
 
     def forward(self, tokens: TokenBatch, side: Side) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if side == "query":
@@ -39,7 +39,7 @@ class ThreeRows(ConfigEncoder):
         return means_ND.unflatten(0, (-1, ROWS)), counts_N.unflatten(0, (-1, ROWS)) > 0
 
 
-MODEL_TYPES["three_rows"] = EncoderType("three_rows", spec_of, "tests.toys.three_rows:ThreeRows", has_layers=False)
+MODEL_TYPES["three_rows"] = EncoderType("three_rows", "tests.toys.three_rows:ThreeRows", has_layers=False)
 
 if __name__ == "__main__":
     start(sys.argv[1:])

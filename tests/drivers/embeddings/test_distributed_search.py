@@ -33,7 +33,6 @@ from drivers.embeddings.shards import PASSAGE_SHARDS, rows_of_shard
 from drivers.job import progress
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from model.encoders.registry import encoder_type, new_encoder, read_spec
-from model.encoders.spec import static_spec
 from model.encoders.static import StaticEncoder
 from tests import REPO
 from tests.processes_as_threads import on_processes
@@ -260,15 +259,15 @@ def test_dims_are_those_of_the_model(config: dict[str, Any], tmp_path: Path) -> 
     model_type = "static" if config["model_type"] == "static" else "rdot_nll"
     encoder = new_encoder(model_type, str(path), {})
     assert read_spec(str(tmp_path), model_type) == encoder.spec
-    assert encoder_type(model_type).spec_of(config).embedding_dim == encoder.spec.embedding_dim
+    assert encoder_type(model_type).load_class().spec_of(config).embedding_dim == encoder.spec.embedding_dim
 
 
 @pytest.mark.parametrize("size", [None, "wide", 0, -3])
 def test_a_config_without_usable_dims(size: Any) -> None:
     with pytest.raises(UserError, match="embedding_size"):
-        static_spec({"model_type": "static", "embedding_size": size})
+        StaticEncoder.spec_of({"model_type": "static", "embedding_size": size})
     with pytest.raises(UserError, match="embedding_size"):
-        static_spec({"model_type": "static"})
+        StaticEncoder.spec_of({"model_type": "static"})
 
 
 def test_cells_are_compared_with_the_smallest_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

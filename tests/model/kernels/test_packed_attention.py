@@ -16,11 +16,10 @@ from torch.nn import functional as F
 from transformers import RobertaConfig
 
 from data.training.batches import Batch
-from drivers.job.encoder_setup import pack_on_gpus, prepare_encoder
+from drivers.job.encoder_setup import enable_packing, prepare_encoder
 from model.encoders import packing
 from model.encoders.packing import packing_problem, tried_batch
 from model.encoders.roberta_dot import RobertaDot
-from model.encoders.spec import roberta_spec
 from model.kernels import packed_attention
 from model.kernels.cpu_dropout import BY_DEVICE
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU
@@ -29,6 +28,7 @@ from model.token_batch import unpadded
 from model.train.step import make_state, train_step
 from tests.model.train.test_step import ALONE, constant, flat_weights
 from utils.distributed import collectives
+from utils.distributed.world import World
 
 CPU = torch.device("cpu")
 PAD, VOCABULARY = 1, 50
@@ -127,7 +127,7 @@ def test_packing_is_taken_up_where_it_agrees(dtype: torch.dtype | None, trains: 
 @pytest.mark.parametrize(("pad_id", "positions"), [(0, 40), (1, 40), (49, 60), (0, 3), (1, 300)])
 def test_any_model_is_tried_with_texts_that_fit_it(pad_id: int, positions: int) -> None:
     config = {**make_encoder().config_dict(), "pad_token_id": pad_id, "max_position_embeddings": positions}
-    batch = tried_batch(roberta_spec(config))
+    batch = tried_batch(RobertaDot.spec_of(config))
     assert batch.longest == int(batch.lengths_B.max()) <= positions - pad_id - 1
     assert int(batch.tokens_T.min()) >= 0 and int(batch.tokens_T.max()) < VOCABULARY
     assert not (batch.tokens_T == pad_id).any() and int(batch.lengths_B.min()) > 0
@@ -228,7 +228,7 @@ def test_ranks_pack_together_or_not_at_all(
     monkeypatch.setattr(packing, "packing_problem", lambda *_args: "no kernel" if fails_here else "")
     monkeypatch.setattr(collectives, "any_process", lambda _world, here: here or fails_elsewhere)
     encoder = make_encoder()
-    pack_on_gpus(encoder, None, ALONE, trains=True)
+    enable_packing(encoder, None, World(0, 1, torch.device("cuda")), trains=True)
     said = capsys.readouterr().out
     assert encoder.is_packed is not (fails_here or fails_elsewhere)
     assert ("process 0 cannot leave padding out (no kernel)" in said) is fails_here
