@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from model.encode import encode_blocks
 from model.kernels.cpu_dropout import Dropout
 from model.train.step import make_state, train_step
 from tests import REPO
+from tests.forked import run
 from tests.model.train.test_step import ALONE, constant, flat_weights
 
 CPU = torch.device("cpu")
@@ -50,15 +49,14 @@ RATIOS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_benchmark_prints_its_ratios_last_and_writes_them(name: str, tiny_preprocessed: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(tmp_path / "found.json"), *TINY[name]]
+    words = [f"benchmarks.{name}", "--json", str(tmp_path / "found.json"), *TINY[name]]
     if name == "loop":
         words += ["--preprocessed", str(tiny_preprocessed)]  # in place of quickstart, which has a test of its own
-    done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    output = run(*words)
     found = json.loads((tmp_path / "found.json").read_text())
     assert set(found) == {"machine", "figures", "ratios"} and set(found["ratios"]) == RATIOS[name]
     assert all(value > 0 for value in [*found["figures"].values(), *found["ratios"].values()])
-    said = [line.split() for line in done.stdout.splitlines()[-len(RATIOS[name]) :]]
+    said = [line.split() for line in output.splitlines()[-len(RATIOS[name]) :]]
     assert {ratio: float(value) for ratio, value in said} == pytest.approx(found["ratios"], rel=1e-3)
 
 
@@ -140,10 +138,8 @@ def test_a_search_takes_no_more_memory_than_it_is_given(backend: str, queries: i
 
 
 def planned(tmp_path: Path, *words: str) -> tuple[dict[str, float], list[str]]:
-    made = [sys.executable, "-m", "benchmarks.plan", "--json", str(tmp_path / "plan.json"), *words]
-    done = subprocess.run(made, cwd=REPO, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads((tmp_path / "plan.json").read_text())["figures"], done.stdout.splitlines()
+    output = run("benchmarks.plan", "--json", tmp_path / "plan.json", *words)
+    return json.loads((tmp_path / "plan.json").read_text())["figures"], output.splitlines()
 
 
 def test_the_plan_is_arithmetic_on_the_rates(tmp_path: Path) -> None:
@@ -205,6 +201,4 @@ def test_the_plans_in_the_documentation_are_what_the_program_prints() -> None:
     plans = [block.split("```")[0].splitlines() for block in blocks if block.startswith("$ python -m benchmarks.plan ")]
     assert len(plans) == 4
     for command, *printed in plans:
-        words = [sys.executable, *command.split()[2:]]
-        done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, timeout=120, check=True)
-        assert done.stdout.splitlines() == printed
+        assert run(*command.split()[3:]).splitlines() == printed

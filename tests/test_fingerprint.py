@@ -14,7 +14,8 @@ from tensorboardX import SummaryWriter
 
 from tests.fingerprint import loop as small
 from tests.fingerprint.digest import fix_clocks, lines_of
-from tests.fingerprint.programs import Programs, fork_server
+from tests.fingerprint.programs import Programs
+from tests.forked import fork_server
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum
 
 
@@ -32,16 +33,15 @@ def digests_of(directory: Path) -> dict[str, str]:
 def test_two_loops_are_equal_and_another_constant_changes_what_comes_after_it(tmp_path: Path) -> None:
     parts = (small.collection, small.bm25, small.static_warmup, small.static_arm)
     found = []
-    with fork_server() as server:
-        for place, settings in (
-            ("one", {}),
-            ("another place", {}),
-            ("changed", {"model.train.lamb.LARGEST_WEIGHT_NORM": 1.0}),
-        ):
-            loop = small.Loop(tmp_path / place / "loop", Programs(server, settings))
-            for part in parts:
-                part(loop)
-            found.append(digests_of(loop.directory))
+    for place, settings in (
+        ("one", {}),
+        ("another place", {}),
+        ("changed", {"model.train.lamb.LARGEST_WEIGHT_NORM": 1.0}),
+    ):
+        loop = small.Loop(tmp_path / place / "loop", Programs(fork_server(), settings))
+        for part in parts:
+            part(loop)
+        found.append(digests_of(loop.directory))
     one, other, changed = found
     assert one == other
     assert one.keys() == changed.keys()

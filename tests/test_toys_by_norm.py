@@ -57,15 +57,13 @@ def test_an_index_of_ones_own_goes_through_the_loop(
     shared_collection: Path, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
     arm = tmp_path / "arms" / "top"
-    with toy_loop("by_norm", tmp_path, shared_collection, tiny_tokenizer) as made:
-        learning = ("--optimizer", "adamW", "--learning_rate", "3e-2", "--config_name", loop.write_static_config(made))
-        loop.warm_up(made, "warmup", "static", *learning, *SEARCH, source=("--triples", write_triples(tmp_path)))
-        loop.train_and_generate(
-            made, "top", "static", "warmup", *loop.batch(1), negatives=(*SEARCH, "--keep_candidates")
-        )
-        last = arm / "checkpoints" / f"checkpoint-{loop.STEPS}"
-        model = ("--model_name_or_path", last, "--output_dir", tmp_path / "eval", "--topk", 100)
-        made.run("by_norm", "drivers.run_eval", *loop.common(made, "static"), *model, *SEARCH)
+    made = toy_loop("by_norm", tmp_path, shared_collection, tiny_tokenizer)
+    learning = ("--optimizer", "adamW", "--learning_rate", "3e-2", "--config_name", loop.write_static_config(made))
+    loop.warm_up(made, "warmup", "static", *learning, *SEARCH, source=("--triples", write_triples(tmp_path)))
+    loop.train_and_generate(made, "top", "static", "warmup", *loop.batch(1), negatives=(*SEARCH, "--keep_candidates"))
+    last = arm / "checkpoints" / f"checkpoint-{loop.STEPS}"
+    model = ("--model_name_or_path", last, "--output_dir", tmp_path / "eval", "--topk", 100)
+    made.run("by_norm", "drivers.run_eval", *loop.common(made, "static"), *model, *SEARCH)
     outputs = [tmp_path / name for name in ("warmup/warmup.out", "arms/top/generator.out", "by_norm.out")]
     assert all("search: by_norm, exact, on cpu; " in path.read_text() for path in outputs)
     assert "search: faiss, exact, on cpu; " in (arm / "eval.out").read_text()

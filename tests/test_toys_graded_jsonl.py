@@ -174,24 +174,24 @@ def test_any_splits_and_grades_go_through_the_loop(
     raw = tmp_path / "graded"
     write_graded(shared_collection, raw)
     arm = tmp_path / "arms" / "top"
-    with toy_loop("graded_jsonl", tmp_path, raw, tiny_tokenizer, "graded_jsonl") as made:
-        loop.bm25(made)
-        loop.static_warmup(made)
-        start = made.path("warmup", f"checkpoint-{loop.WARMUP_STEPS}")
-        generator = loop.generator(made, arm, "static", start, *loop.lockstep(0), "--dev_split", "heldout")
-        trainer = loop.trainer(made, arm, "static", start, *loop.lockstep(0), *loop.batch(1))
-        made.programs.run_together({arm / "generator.out": generator, arm / "trainer.out": trainer})
-        model = ("--model_name_or_path", arm / "checkpoints" / f"checkpoint-{loop.STEPS}", "--topk", 100)
-        evaluate = ("drivers.run_eval", *loop.common(made, "static"), *model)
-        loop.evaluate(made, arm, "static", "--split", "heldout")
-        warmup = ("--model_name_or_path", start, "--output_dir", made.path("warmup", "eval"), "--split", "heldout")
-        made.run("warmup/eval", "drivers.run_eval", *loop.common(made, "static"), *warmup)
-        made.run("report", "results.report", tmp_path)
-        made.run("status", "results.status", tmp_path)
-        for split in ("test", "heldout"):
-            made.run(f"{split}/eval", *evaluate, "--split", split, "--output_dir", made.path(split))
-        with pytest.raises(ProgramFailed, match="has no split dev, expected one of train, test, heldout"):
-            made.run("none/eval", *evaluate, "--output_dir", made.path("none"))
+    made = toy_loop("graded_jsonl", tmp_path, raw, tiny_tokenizer, "graded_jsonl")
+    loop.bm25(made)
+    loop.static_warmup(made)
+    start = made.path("warmup", f"checkpoint-{loop.WARMUP_STEPS}")
+    generator = loop.generator(made, arm, "static", start, *loop.lockstep(0), "--dev_split", "heldout")
+    trainer = loop.trainer(made, arm, "static", start, *loop.lockstep(0), *loop.batch(1))
+    made.programs.run_together({arm / "generator.out": generator, arm / "trainer.out": trainer})
+    model = ("--model_name_or_path", arm / "checkpoints" / f"checkpoint-{loop.STEPS}", "--topk", 100)
+    evaluate = ("drivers.run_eval", *loop.common(made, "static"), *model)
+    loop.evaluate(made, arm, "static", "--split", "heldout")
+    warmup = ("--model_name_or_path", start, "--output_dir", made.path("warmup", "eval"), "--split", "heldout")
+    made.run("warmup/eval", "drivers.run_eval", *loop.common(made, "static"), *warmup)
+    made.run("report", "results.report", tmp_path)
+    made.run("status", "results.status", tmp_path)
+    for split in ("test", "heldout"):
+        made.run(f"{split}/eval", *evaluate, "--split", split, "--output_dir", made.path(split))
+    with pytest.raises(ProgramFailed, match="has no split dev, expected one of train, test, heldout"):
+        made.run("none/eval", *evaluate, "--output_dir", made.path("none"))
 
     collection = open_preprocessed(tmp_path / "preprocessed", 32, 16)
     assert collection.splits == ("train", "test", "heldout") and collection.manifest["data_type"] == "graded_jsonl"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.faults.fork_server import Child
 from tests.fingerprint import loop
-from tests.fingerprint.programs import Command, Programs, fork_server
+from tests.fingerprint.programs import Command, Programs
+from tests.forked import fork_server
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,13 @@ class ToyPrograms(Programs):
         return "{}" if "--dry_run" in command else super().run(command, out, processes)
 
 
-@contextmanager
-def toy_loop(toy: str, directory: Path, raw: Path, tokenizer: Path, data_type: int | str = 1) -> Iterator[loop.Loop]:
+def toy_loop(toy: str, directory: Path, raw: Path, tokenizer: Path, data_type: int | str = 1) -> loop.Loop:
     """The loop of `tests.fingerprint.loop` in ``directory``, its collection preprocessed."""
     (directory / "raw").symlink_to(raw)
     (directory / "tokenizer").symlink_to(tokenizer)
-    with fork_server() as server:
-        made = loop.Loop(directory, ToyPrograms(server, toy=toy))
-        loop.preprocess(made, "raw", "preprocessed", data_type)
-        yield made
+    made = loop.Loop(directory, ToyPrograms(fork_server(), toy=toy))
+    loop.preprocess(made, "raw", "preprocessed", data_type)
+    return made
 
 
 def write_triples(directory: Path) -> Path:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +16,8 @@ from model.encoders.static import StaticEncoder
 from results.read.logged import by_rank_of, read_logged, read_measures
 from results.read.run import read_arm
 from results.read.seen import read_seen
-from tests import REPO
 from tests.exchanging import read_beat
+from tests.forked import TIMEOUT_SECONDS, run, start
 from utils.exchange import atomic
 from utils.exchange.layout import METRICS, JobLayout
 from utils.exchange.lease.record import LeaseTimeouts
@@ -31,35 +28,15 @@ from utils.exchange.wait import wait_for
 LENGTHS = ("--max_seq_length", "32", "--max_query_length", "16")
 STEPS, WINDOW = 30, 10
 LOCKSTEP = ("--refresh_mode", "lockstep", "--steps_per_refresh", str(WINDOW), "--refresh_lag", "1")
-TIMEOUT_SECONDS = 200
 
 pytestmark = pytest.mark.slow
 
 
-def command(program: str, *flags: str | Path, processes: int = 1) -> list[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [*launcher, "-m", program, *map(str, flags)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def run(program: str, *flags: str | Path, processes: int = 1, code: int = 0) -> str:
-    """Run a program to its end; its output. The exit code must be ``code``."""
-    done = subprocess.run(
-        command(program, *flags, processes=processes),
-        cwd=REPO,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-    )
-    assert done.returncode == code, done.stdout[-4000:]
-    return done.stdout
+def launched(program: str, processes: int) -> tuple[str, ...]:
+    """``program`` by torchrun where there are several processes, which then are interpreters started for it."""
+    if processes == 1:
+        return (program,)
+    return ("torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", program)
 
 
 def train_and_generate(
@@ -88,26 +65,21 @@ def train_and_generate(
     learning = ("--learning_rate", "1e-3", "--optimizer", "lamb", "--single_warmup", "--group_size", "1")
     batch = ("--per_gpu_train_batch_size", str(16 // processes))
     programs = {
-        "generator": command(
-            "drivers.run_ann_data_gen", *common, *generator_flags, *selection, "--negative_strategy", strategy,
-            processes=processes,
+        "generator": (
+            *launched("drivers.run_ann_data_gen", processes), *common, *generator_flags, *selection,
+            "--negative_strategy", strategy,
         ),
-        "trainer": command(
-            "drivers.run_ann", *common, *trainer_flags, *steps, *learning, *batch, processes=processes
+        "trainer": (
+            *launched("drivers.run_ann", processes), *common, *trainer_flags, *steps, *learning, *batch,
         ),
     }  # fmt: skip
     logs = {name: arm / f"{name}.out" for name in programs}
-    running = {
-        name: subprocess.Popen(
-            words, cwd=REPO, env=environment(), stdout=logs[name].open("w"), stderr=subprocess.STDOUT
-        )
-        for name, words in programs.items()
-    }
+    running = {name: start(logs[name], *words) for name, words in programs.items()}
     try:
-        codes = {name: process.wait(TIMEOUT_SECONDS) for name, process in running.items()}
+        codes = {name: program.wait(TIMEOUT_SECONDS) for name, program in running.items()}
     finally:
-        for process in running.values():
-            process.kill()
+        for program in running.values():
+            program.end()
     texts = {name: log.read_text() for name, log in logs.items()}
     assert codes == {"generator": 0, "trainer": 0}, "\n".join(text[-3000:] for text in texts.values())
     return texts["trainer"], texts["generator"]
@@ -388,11 +360,8 @@ def test_jobs_that_disagree_stop_before_they_train(
 
 def test_a_trainer_stops_when_the_generator_fails(tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path) -> None:
     arm = tmp_path / "arm"
-    flags = trainer_flags(arm, tiny_preprocessed, static_warmup)
-    with (tmp_path / "trainer.out").open("w") as log:
-        trainer = subprocess.Popen(
-            command("drivers.run_ann", *flags), cwd=REPO, env=environment(), stdout=log, stderr=subprocess.STDOUT
-        )
+    flags = trainer_flags(arm, tiny_preprocessed, static_warmup, "--heartbeat_seconds", "0.2")
+    trainer = start(tmp_path / "trainer.out", "drivers.run_ann", *flags)
     try:
         wait_for(
             lambda: (
@@ -406,7 +375,7 @@ def test_a_trainer_stops_when_the_generator_fails(tiny_preprocessed: Path, stati
             _ = 1 / 0
         assert trainer.wait(60) == 4
     finally:
-        trainer.kill()
+        trainer.end()
     lines = (tmp_path / "trainer.out").read_text().splitlines()
     assert lines[-1].startswith("run_ann: error: the generator has failed (ZeroDivisionError")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.drivers.test_loop import LENGTHS, REPO, bm25, command, environment, run, static_warmup, tiny_roberta
+from tests.drivers.test_loop import LENGTHS, bm25, static_warmup, tiny_roberta
 from tests.exchanging import flip_byte, put_checkpoint, put_negatives
+from tests.forked import run, start
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import newest_checkpoint
@@ -34,14 +34,6 @@ if os.environ.get("RANK") == "0":
     real, os.rename = os.rename, rename
 """
 SIGNS = ("--heartbeat_seconds", "0.2", "--lease_seconds", "2")
-
-
-def start(log: Path, program: str, *flags: str | Path, processes: int = 1) -> subprocess.Popen[bytes]:
-    words = command(program, *flags)
-    if processes > 1:
-        words[1:3] = ["-m", "utils.launch", "--processes", str(processes), program]
-    with log.open("a") as file:
-        return subprocess.Popen(words, cwd=REPO, env=environment(), stdout=file, stderr=subprocess.STDOUT)
 
 
 def await_size(path: Path, size: int, limit_seconds: float = 90.0) -> None:
@@ -95,27 +87,23 @@ def test_a_stopped_warmup_goes_on_to_the_same_bytes(
         "--evaluate_during_training", "--logging_steps_per_eval", "5", *SIGNS,
     ]  # fmt: skip
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "warmup.out"
-    assert (
-        start(tmp_path / "whole.out", "drivers.run_warmup", *flags, "--output_dir", whole, processes=processes).wait(
-            120
-        )
-        == 0
-    ), (tmp_path / "whole.out").read_text()[-2000:]
-    job = start(log, "drivers.run_warmup", *flags, "--output_dir", parts, processes=processes)
+    run("drivers.run_warmup", *flags, "--output_dir", whole, processes=processes)
+    launcher = ("utils.launch", "--processes", str(processes)) if processes > 1 else ()
+    job = start(log, *launcher, "drivers.run_warmup", *flags, "--output_dir", parts)
     try:
         steps = parts / "metrics.jsonl"
         await_size(steps, 1)
         if processes == 1:
-            job.send_signal(signal.SIGTERM)
+            job.send(signal.SIGTERM)
         else:
             (parts / "STOP").touch()
         assert job.wait(60) == 75, log.read_text()[-2000:]
     finally:
-        job.kill()
+        job.end()
     assert not (parts / "STOP").exists()
     stopped_at = max(numbered(parts, CHECKPOINT_PATTERN))
     assert f"stopped by {'SIGTERM' if processes == 1 else parts / 'STOP'} at step {stopped_at}" in log.read_text()
-    assert start(log, "drivers.run_warmup", *flags, "--output_dir", parts, processes=processes).wait(120) == 0
+    run("drivers.run_warmup", *flags, "--output_dir", parts, processes=processes)
     assert weights(parts, 100) == weights(whole, 100)
     assert logged(parts) == logged(whole)
 
@@ -142,9 +130,8 @@ def test_a_run_resumes_with_flags_that_leave_the_mathematics_alone(
     def divided(batch: int, micro_batches: int) -> list[str | Path]:
         return ["--per_gpu_train_batch_size", str(batch), "--gradient_accumulation_steps", str(micro_batches)]
 
-    whole, log = tmp_path / "whole", tmp_path / "whole.out"
-    words = [*flags, *divided(4, 2), "--output_dir", whole]
-    assert start(log, "drivers.run_warmup", *words, processes=2).wait(120) == 0, log.read_text()[-2000:]
+    whole = tmp_path / "whole"
+    run("drivers.run_warmup", *flags, *divided(4, 2), "--output_dir", whole, processes=2)
     losses = [line["loss"] for line in logged(whole)]
     assert len({*losses}) == 16, "different triples in each step"
     for number, more in enumerate(
@@ -216,11 +203,11 @@ def test_a_stale_handle_on_the_first_process_ends_all_of_them_at_once(
         "--model_name_or_path", static_warmup, *LENGTHS, "--max_steps", "20", "--save_steps", "5",
         "--output_dir", output_dir, *SIGNS,
     ]  # fmt: skip
-    job = start(log, "drivers.run_warmup", *flags, processes=2)
+    job = start(log, "utils.launch", "--processes", "2", "drivers.run_warmup", *flags)
     try:
         assert job.wait(300) == 2, log.read_text()[-2000:]
     finally:
-        job.terminate()
+        job.send(signal.SIGTERM)
     lines = [line for line in log.read_text().splitlines() if line.startswith("run_warmup: ")]
     path = output_dir / "checkpoint-5"
     assert lines == [f"run_warmup: error: {path}: Stale file handle (ESTALE)"]
@@ -239,7 +226,7 @@ def test_an_async_run_is_repeated_by_its_journal_and_a_finished_run_is_left_alon
         assert [job.wait(200) for job in jobs] == [0, 0], (tmp_path / "t.out").read_text()[-2000:]
     finally:
         for job in jobs:
-            job.kill()
+            job.end()
     journal = arm / "checkpoints" / "journal.jsonl"
     assert len(journal.read_text().splitlines()) > 1, "the run was too short to see more than its first negatives"
     again = tmp_path / "again"

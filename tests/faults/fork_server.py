@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -76,7 +77,7 @@ def serve(control: socket.socket) -> Request:
     lines = control.makefile("r")
     children: set[int] = set()
     while True:
-        readable, _, _ = select.select([control], [], [], 0.01)
+        readable, _, _ = select.select([control], [], [], 0.01 if children else None)
         if readable:
             try:
                 line = lines.readline()
@@ -200,12 +201,11 @@ class Child:
 class ForkServer:
     """Used by one thread at a time."""
 
-    def __init__(self, repo: Path = REPO) -> None:
+    def __init__(self, repo: Path = REPO, environment: Mapping[str, str] = os.environ) -> None:
         ours, its = socket.socketpair()
         self.control = ours
-        environment = {**os.environ, **ENVIRONMENT}
         command = [sys.executable, "-m", "tests.faults.fork_server", str(its.fileno())]
-        self.process = subprocess.Popen(command, cwd=repo, env=environment, pass_fds=[its.fileno()])
+        self.process = subprocess.Popen(command, cwd=repo, env={**environment, **ENVIRONMENT}, pass_fds=[its.fileno()])
         its.close()
         self.buffer = b""
         self.children: dict[int, Child] = {}

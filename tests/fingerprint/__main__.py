@@ -19,7 +19,8 @@ from pathlib import Path
 from tests.fingerprint import loop as small
 from tests.fingerprint import replay
 from tests.fingerprint.digest import lines_of
-from tests.fingerprint.programs import Programs, fork_server
+from tests.fingerprint.programs import Programs
+from tests.forked import fork_server
 
 PARTS = (
     small.collection,
@@ -39,12 +40,11 @@ TO_RECORD = (small.collection, small.bm25, small.static_warmup, replay.record)
 
 def run_parts(directory: Path, is_recorded: bool) -> None:
     """Run the loop below ``directory``, which must not be there; the time of each part goes to stderr."""
-    with fork_server() as server:
-        loop = small.Loop(directory, Programs(server))
-        for part in TO_RECORD if is_recorded else PARTS:
-            started = time.monotonic()
-            part(loop)
-            sys.stderr.write(f"{part.__name__} {time.monotonic() - started:.1f} s\n")
+    loop = small.Loop(directory, Programs(fork_server()))
+    for part in TO_RECORD if is_recorded else PARTS:
+        started = time.monotonic()
+        part(loop)
+        sys.stderr.write(f"{part.__name__} {time.monotonic() - started:.1f} s\n")
 
 
 def main() -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,13 +74,3 @@ class Programs:
             if codes := [child.code for child in group if child.code != 0]:
                 told = "\n".join(path.read_text()[-3000:] for path in sorted(out.parent.glob(f"*{out.name}*")))
                 raise ProgramFailed(f"{commands[out][0]} ended with {codes}:\n{told}")
-
-
-@contextlib.contextmanager
-def fork_server() -> Iterator[ForkServer]:
-    """The process that the programs are forked from."""
-    server = ForkServer()
-    try:
-        yield server
-    finally:
-        server.close()

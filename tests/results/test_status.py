@@ -21,8 +21,9 @@ from model.encoders.static import StaticEncoder
 from results import status
 from results.read.job_states import ABSENT, ALIVE, DONE, GONE, UNSURE, Place, Reader, RoleStatus, find_places, health
 from results.status import look_until_sure, page, watch
-from tests import REPO
-from tests.drivers.test_loop import LENGTHS, command, environment
+from tests import REPO, forked
+from tests.drivers.test_loop import LENGTHS
+from tests.faults.fork_server import Child
 from utils.errors import PeerGone, Stopped, UserError
 from utils.exchange.layout import JobLayout
 from utils.exchange.lease.acquire import role_held
@@ -427,12 +428,10 @@ def test_an_arm_whose_trainer_is_killed(tiny_preprocessed: Path, tiny_tokenizer:
         "--max_steps", "1000000", "--save_steps", "2000", "--logging_steps", "100",
     )  # fmt: skip
     arm.mkdir(parents=True)
-    running: list[subprocess.Popen[bytes]] = []
+    running: list[Child] = []
 
-    def begin(program: str, *flags: str | Path) -> subprocess.Popen[bytes]:
-        with (arm / f"{program}.out").open("a") as log:
-            words = command(f"drivers.{program}", *common, *flags)
-            running.append(subprocess.Popen(words, cwd=REPO, env=environment(), stdout=log, stderr=subprocess.STDOUT))
+    def begin(program: str, *flags: str | Path) -> Child:
+        running.append(forked.start(arm / f"{program}.out", f"drivers.{program}", *common, *flags))
         return running[-1]
 
     def page_with(pattern: str) -> tuple[int, str]:
@@ -456,12 +455,11 @@ def test_an_arm_whose_trainer_is_killed(tiny_preprocessed: Path, tiny_tokenizer:
         assert old == step - made_from > 0
         assert re.search(r"training, [\d,.]+ steps/s, ETA [\d:]+", text)
         assert "arm top, negatives top" in text and "refresh 0 published" in text
-        victim.kill()
+        victim.end()
         code, text = page_with(r"trainer GONE, no sign of life for \d+ s")
         assert code == 4 and f"process {victim.pid}" in text
         begin("run_ann", *trainer)
         code, text = page_with(r"trainer alive since .* negatives of refresh \d+ from step")
     finally:
-        for process in running:
-            process.kill()
-            process.wait()
+        for child in running:
+            child.end()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +20,7 @@ from model.encoders.registry import load_encoder
 from model.encoders.static import StaticEncoder
 from results.plots.curves import save
 from results.plots.tsne import coordinates, neighbourhood_caption, neighbourhood_figure
-from tests import REPO
+from tests import forked
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, TINY_PASSAGES
 from tests.texts import token_batch
 from utils.errors import UserError
@@ -229,12 +227,7 @@ def test_of_several_ranks_one_writes(words: list[str], tmp_path: Path) -> None:
     run(*words)
     alone = (tmp_path / "out" / "neighbourhood.npz").read_bytes()
     shutil.rmtree(tmp_path / "out")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    command = [*launcher, "drivers.run_neighbourhood", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished ") == 1
+    assert forked.run("drivers.run_neighbourhood", *words, processes=2).count("finished ") == 1
     assert (tmp_path / "out" / "neighbourhood.npz").read_bytes() == alone
 
 
@@ -306,10 +299,8 @@ def test_a_query_without_a_positive_is_of_another_collection(
 
 
 def test_an_error_as_a_process(words: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "drivers.run_neighbourhood", *words, "--query", "nobody's"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=100, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("run_neighbourhood: error: --query nobody's is none of")
+    (line,) = forked.run("drivers.run_neighbourhood", *words, "--query", "nobody's", code=2).splitlines()
+    assert line.startswith("run_neighbourhood: error: --query nobody's is none of")
     assert not (tmp_path / "out").exists()
 
 

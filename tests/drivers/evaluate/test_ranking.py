@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +17,7 @@ from drivers import run_bm25
 from model.encoders.static import StaticEncoder
 from results.read.run import read_evaluation
 from results.read.study import read_by_query
-from tests import REPO
+from tests.forked import run
 from utils.errors import UserError
 from utils.exchange.negatives import read_refresh
 
@@ -38,21 +36,6 @@ THEIRS = {
     "recall@100": "recall_100",
     "recall@1000": "recall_1000",
 }
-
-
-def run(program: str, *flags: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", program, *map(str, flags)],
-        cwd=REPO,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

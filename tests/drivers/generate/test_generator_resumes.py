@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,12 +14,12 @@ import torch
 from transformers import RobertaConfig
 
 from model.encoders.roberta_dot import RobertaDot
-from tests import REPO
+from tests.faults.fork_server import Child
+from tests.forked import TIMEOUT_SECONDS, run, start
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_failed
 from utils.exchange.negatives import read_records
 
-TIMEOUT_SECONDS = 200
 SHARDS = 10  # of 32 passages each
 
 pytestmark = pytest.mark.slow
@@ -49,35 +46,19 @@ def slow_model(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path_factory: 
     return directory
 
 
-def command(data_dir: Path, model: Path, output_dir: Path, processes: int = 1) -> list[str]:
-    launcher = [sys.executable, "-m"]
-    if processes > 1:
-        launcher += ["utils.launch", "--processes", str(processes)]
-    words = [
-        *launcher, "drivers.run_ann_data_gen", "--data_dir", data_dir, "--training_dir", output_dir / "none",
+def command(data_dir: Path, model: Path, output_dir: Path) -> list[str | Path]:
+    return [
+        "drivers.run_ann_data_gen", "--data_dir", data_dir, "--training_dir", output_dir / "none",
         "--init_model_dir", model, "--model_type", "rdot_nll", "--max_seq_length", "32", "--max_query_length", "16",
         "--output_dir", output_dir, "--end_output_num", "0", "--topk_training", "50", "--negative_strategy", "top",
         "--per_gpu_eval_batch_size", "1",
     ]  # fmt: skip
-    return list(map(str, words))
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def run(words: list[str]) -> str:
-    done = subprocess.run(
-        words, cwd=REPO, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_preprocessed: Path, slow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("undisturbed")
-    output = run(command(tiny_preprocessed, slow_model, directory))
+    output = run(*command(tiny_preprocessed, slow_model, directory))
     assert "used again" not in output
     return directory
 
@@ -89,12 +70,11 @@ def finished_shards(output_dir: Path) -> list[Path]:
 
 
 def interrupt(
-    words: list[str], output_dir: Path, after: int, fault: Callable[[subprocess.Popen[bytes]], None]
-) -> tuple[int, str]:
+    words: Sequence[str | Path], output_dir: Path, after: int, fault: Callable[[Child], None]
+) -> tuple[int | None, str]:
     """Start the generator and do something to it when it has finished ``after`` shards; exit code and output."""
     log = output_dir.with_suffix(".out")
-    with log.open("w") as file:
-        process = subprocess.Popen(words, cwd=REPO, env=environment(), stdout=file, stderr=subprocess.STDOUT)
+    process = start(log, *words)
     deadline = time.monotonic() + TIMEOUT_SECONDS
     try:
         while len(finished_shards(output_dir)) < after:
@@ -103,7 +83,7 @@ def interrupt(
         fault(process)
         return process.wait(TIMEOUT_SECONDS), log.read_text()
     finally:
-        process.kill()
+        process.end()
 
 
 def contents(output_dir: Path) -> dict[str, bytes]:
@@ -126,14 +106,14 @@ def test_it_goes_on_from_the_finished_shards_to_the_same_bytes(
 ) -> None:
     arm = tmp_path / "arm"
     words = command(tiny_preprocessed, slow_model, arm)
-    code, output = interrupt(words, arm, after, lambda process: process.send_signal(number))
+    code, output = interrupt(words, arm, after, lambda process: process.send(number))
     assert code == (75 if number == signal.SIGTERM else -number), output
     finished = {path: path.stat().st_mtime_ns for path in finished_shards(arm)}
     assert after <= len(finished) < SHARDS and not read_records(arm)
     if number == signal.SIGTERM:
         directory = next(iter(finished)).parent
         assert len(list(directory.glob("passages-*.npy"))) == len(finished), "no half shard stays"
-    again = run(command(tiny_preprocessed, slow_model, arm, processes))
+    again = run(*command(tiny_preprocessed, slow_model, arm), processes=processes)
     queries = len(list(arm.glob("embeddings/step-0-*/*query-[0-9]*.npy")))
     assert f"embeddings: {len(finished) + queries} of {SHARDS + queries} shards in " in again
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "they are not written again"
@@ -150,16 +130,16 @@ def test_all_processes_end_together_when_another_job_takes_over(
 ) -> None:
     """One that holds no lease too; not only after its next heartbeat, and with all it had finished."""
     arm = tmp_path / "arm"
-    words = [*command(tiny_preprocessed, slow_model, arm, 2), "--heartbeat_seconds", "500", "--lease_seconds", "1600"]
+    words = [*command(tiny_preprocessed, slow_model, arm), "--heartbeat_seconds", "500", "--lease_seconds", "1600"]
     taken: list[float] = []
 
-    def take_over(_: subprocess.Popen[bytes]) -> None:
+    def take_over(_: Child) -> None:
         """What a successor does first."""
         (staging,) = (arm / ".staging").glob("generator-1-*")
         staging.rename(staging.with_name("gone"))
         taken.append(time.monotonic())
 
-    code, output = interrupt(words, arm, 2, take_over)
+    code, output = interrupt(["utils.launch", "--processes", "2", *words], arm, 2, take_over)
     assert code == 75, output
     assert time.monotonic() - taken[0] < 30
     assert "run_ann_data_gen: another " in output, "said in one line, and as no error"
@@ -176,6 +156,6 @@ def test_a_shard_damaged_meanwhile_is_named_and_encoded_again(
     content = bytearray(damaged.read_bytes())
     content[1000] ^= 1
     damaged.write_bytes(content)
-    output = run(command(tiny_preprocessed, slow_model, arm))
+    output = run(*command(tiny_preprocessed, slow_model, arm))
     assert f"{damaged}: its sha256 differs" in output
     assert contents(arm) == contents(undisturbed)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -42,7 +40,7 @@ from model.encoders.static import StaticEncoder
 from model.token_batch import TokenBatch
 from model.train.optim import linear_schedule, make_optimizer
 from model.train.step import make_state, train_step
-from tests import REPO
+from tests import forked
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.layout import RECORD_PATTERN, JobLayout, numbered
@@ -399,24 +397,9 @@ def test_memory_that_runs_out_is_one_line(tiny_preprocessed: Path, monkeypatch: 
 
 
 def run(program: str, *flags: str | Path, code: int = 0) -> str:
-    """A program to its end, on the CPU; stdout and stderr."""
-    command = [
-        sys.executable,
-        "-m",
-        program,
-        "--max_seq_length",
-        "32",
-        "--max_query_length",
-        "16",
-        "--model_type",
-        "static",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, *map(str, flags)], cwd=REPO, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout + done.stderr
+    """A program to its end; what it prints."""
+    sizes = ("--max_seq_length", "32", "--max_query_length", "16", "--model_type", "static")
+    return forked.run(program, *sizes, *flags, code=code)
 
 
 @pytest.fixture(scope="module")

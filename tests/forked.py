@@ -1,0 +1,53 @@
+"""The programs for a test: each is a process of its own, forked from one that has imported them, so that a start takes
+milliseconds where an interpreter's takes seconds.
+
+Exit codes, signals, output and files are those of any process. What a start itself does - an interpreter, a launcher of
+several processes, a script - has tests that start it: test_launch, test_slurm, test_arms, and the first of test_loop.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import tempfile
+from pathlib import Path
+
+from tests.faults.fork_server import Child, ForkServer, Request
+from tests.fingerprint.programs import process_environments
+
+TIMEOUT_SECONDS = 200
+BEFORE_TESTS = dict(os.environ)  # no test has set a variable for itself yet
+
+
+@functools.cache
+def fork_server() -> ForkServer:
+    """What the programs are forked from: one for all tests of this process."""
+    server = ForkServer(environment=BEFORE_TESTS)
+    atexit.register(server.close)
+    return server
+
+
+def start(log: Path, program: str, *flags: str | Path, **environment: str) -> Child:
+    """Begin ``program``, its output and errors at the end of ``log``, with the variables that the test has set."""
+    changed = {name: value for name, value in os.environ.items() if BEFORE_TESTS.get(name) != value}
+    words = (program, *map(str, flags))
+    return fork_server().start(Request(words, str(log), str(log), environment={**changed, **environment}))
+
+
+def run(program: str, *flags: str | Path, processes: int = 1, code: int = 0) -> str:
+    """Run a program to its end, as so many processes that meet; what all of them print.
+
+    Each exit code must be ``code``.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log"
+        children = [start(log, program, *flags, **meeting) for meeting in process_environments(processes)]
+        try:
+            codes = [child.wait(TIMEOUT_SECONDS) for child in children]
+        finally:
+            for child in children:
+                child.end()
+        output = log.read_text()
+    assert codes == [code] * processes, output[-4000:]
+    return output
