@@ -16,13 +16,16 @@ import pytest
 TINY_PASSAGES, TINY_TRAIN_QUERIES, TINY_DEV_QUERIES = 300, 60, 20
 TINY_MAX_SEQ_LENGTH, TINY_MAX_QUERY_LENGTH = 32, 16
 TINY_VOCABULARY = 500
-LONGEST = [
+LONGEST = [  # of those with slow tests, each of them half a minute or more
     "test_slurm.py",
+    "test_compile.py",
     "test_faults.py",
+    "test_scripts.py",
     "test_benchmarks.py",
-    "test_loop.py",
     "test_resume.py",
-]  # of those with slow tests
+    "test_loop.py",
+    "test_launch.py",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -17,6 +16,7 @@ from data.mining.negative_lists import NegativeLists, read_negative_lists
 from data.training.batches import batches_of_triples
 from results.read.seen import read_seen
 from tests import REPO
+from tests.forked import run
 from tests.shell import run_script
 
 STEPS, WINDOW, BATCH, SEED, GROUP_SIZE = 40, 20, 64, 42, 4
@@ -42,7 +42,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | Path]:
         ("data.msmarco_data", "--data_dir", raw, "--out_data_dir", data, "--data_type", "1", "--model_type", "static",
          "--model_name_or_path", tokenizer, *lengths),
     ):  # fmt: skip
-        subprocess.run([sys.executable, "-m", *map(str, words)], cwd=REPO, check=True, capture_output=True)
+        run(*words)
     checkpoint.mkdir()
     with torch.random.fork_rng():
         torch.manual_seed(1)

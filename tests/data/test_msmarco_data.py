@@ -28,7 +28,7 @@ from data.tokens.collection import (
     tokenizer_fingerprint,
 )
 from data.tokens.tokenizer import load_tokenizer
-from tests import REPO
+from tests import REPO, forked
 from tests.texts import listed
 from utils.errors import UserError, exit_code_of
 
@@ -151,9 +151,7 @@ def test_documents(tiny_tokenizer: Path, tmp_path: Path) -> None:
         (raw / f"msmarco-doc{split}-queries.tsv").write_text("7\twhat is it\n")
         (raw / f"msmarco-doc{split}-qrels.tsv").write_text("7 0 D2 1\n")
     words = [*arguments(raw, out, tiny_tokenizer), "--data_type", "0", "--max_doc_character", "40"]
-    done = subprocess.run([sys.executable, "-m", "data.msmarco_data", *words], cwd=REPO, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert b"2 passages" in done.stdout
+    assert "2 passages" in forked.run("data.msmarco_data", *words)
     found, tokenizer = open_preprocessed(out, 32, 16), load_tokenizer(tiny_tokenizer)
     texts = [f"http://a.b<sep>Title<sep>{body}"[:40], "http://c.d<sep><sep>body"]
     expected = tokenizer(texts, truncation=True, max_length=32)["input_ids"]
