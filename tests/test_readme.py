@@ -232,8 +232,8 @@ def test_the_combinations_on_the_page_of_strategies_are_in_the_language() -> Non
     page = text_of(REPO / "docs" / "strategies.md").partition("Words combine:")[2].partition("\n## ")[0]
     combined = re.findall(r"^\| `([^`]+)`", page, re.M)
     found = [parse_strategy(text, 20, 200) for text in combined]
-    assert any(len(strategy.stages) > 1 for strategy in found)
-    assert any(len(strategy.stages[0].samplers) > 1 for strategy in found)
+    assert any(len(strategy.phases) > 1 for strategy in found)
+    assert any(len(strategy.phases[0].samplers) > 1 for strategy in found)
 
 
 def test_the_requirements_differ_in_faiss_alone() -> None:

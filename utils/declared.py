@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from utils.flag_values import Number, Range
 
@@ -25,6 +26,9 @@ MINE_HARD_NEGATIVES = "as sentence-transformers' mine_hard_negatives (range_min,
 LOG_UNIFORM = "the log-uniform (Zipf) sampler of candidate sampling, over ranks"
 
 NEGATIVE_SAMPLE = "--negative_sample"  # what an argument may be that is not written
+
+
+TakesFrom = Literal["candidates", "corpus", "bm25"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,11 @@ class StrategyWord:
     """A word of --negative_strategy.
 
     ``form`` follows the word: ``{name}`` stands for the number of that argument, brackets for what may be omitted.
+    Every word but a short one has an argument ``count``, the negatives of a query.
     ``ance`` is how ANCE or its fork say the same, for the words of the fork's comparison. ``short_for`` is another
-    text of the language.
+    text of the language. ``window`` names the arguments that are the first and last of the ranks it takes from: these
+    must be candidates, and a mixture may have the word for several windows. ``takes_from`` is where its passages come
+    from, which need be candidates of the search only where they come from these.
     """
 
     word: str
@@ -61,8 +68,12 @@ class StrategyWord:
     examples: tuple[str, ...] = ()
     ance: str = ""
     short_for: str = ""
-    has_window: bool = False  # of ranks, which --on_shortage widen makes wider
-    is_beyond_candidates: bool = False  # its passages need not be candidates of the search
+    window: tuple[str, str] | None = None
+    takes_from: TakesFrom = "candidates"
+
+    @property
+    def is_beyond_candidates(self) -> bool:
+        return self.takes_from != "candidates"
 
     @property
     def usage(self) -> str:
@@ -167,7 +178,7 @@ STRATEGIES = _by_word(
             Argument("count", "negatives of a query", "all of the window"),
         ),
         examples=("ranks:21-60", "ranks:21-60:20"),
-        has_window=True,
+        window=("first", "last"),
     ),
     StrategyWord(
         "log-uniform",
@@ -185,23 +196,23 @@ STRATEGIES = _by_word(
             Argument("reach", "ranks on each side of the positive"),
         ),
         examples=("around-positive:20±40", "around-positive:±40", "around-positive:20~40"),
-        has_window=True,
     ),
     StrategyWord(
         "corpus",
         "drawn from the whole collection",
         f"{DPR}, its random negatives",
         examples=("corpus:20",),
-        is_beyond_candidates=True,
+        takes_from="corpus",
     ),
     StrategyWord(
         "bm25",
         "the best of BM25's candidates: `--bm25_dir` names an output of `drivers.run_bm25 --keep_candidates`",
         f"{DPR}, its BM25 negatives",
         examples=("bm25:20",),
-        is_beyond_candidates=True,
+        takes_from="bm25",
     ),
 )
+COMBINED_EXAMPLES = ("top:10+random:10", "0-4=bottom;5-=top")  # a mixture, and a schedule by refresh
 FORK_STRATEGIES = tuple(word for word, declared in STRATEGIES.items() if declared.ance)  # the fork compared these
 
 FILTERS = {

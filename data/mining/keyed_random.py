@@ -6,7 +6,7 @@ import numpy as np
 
 # What the keys are for: draws for one purpose tell nothing about another's.
 FOR_NEGATIVES, FOR_POSITIVES, FOR_LINE_ORDER, FOR_TURNS, FOR_TRIPLES = range(5)
-FOR_LATER_PARTS = 16  # and above: the second and further parts of a mixture
+FOR_LATER_SAMPLERS = 16  # and above: the second and further samplers of a mixture
 LARGEST_KEY = np.iinfo(np.uint64).max
 
 

@@ -1,6 +1,6 @@
 """What each word of the strategy language takes of a query's candidates, or beyond them: one function for each kind.
 
-A new word is declared in utils/declared.py and has its function here, in `FROM_CANDIDATES` or `BEYOND_CANDIDATES`; its
+A new word is declared in utils/declared.py and has its entry here, in `FROM_CANDIDATES` or `BEYOND_CANDIDATES`; its
 row in docs/strategies.md comes from the declaration.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from data.mining.candidates import Candidates
 from data.mining.keyed_random import (
-    FOR_LATER_PARTS,
+    FOR_LATER_SAMPLERS,
     FOR_NEGATIVES,
     exponential_keys,
     k_smallest_mask,
@@ -22,13 +22,12 @@ from data.mining.keyed_random import (
 )
 from data.mining.negative_lists import is_positive
 from data.mining.strategy import Phase, Sampler
-from utils.declared import STRATEGIES
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class CandidatePool:
-    """The candidates of Q queries as the parts of a strategy see them, all [Q] or [Q, K]."""
+    """The candidates of Q queries as the samplers of a strategy see them, all [Q] or [Q, K]."""
 
     candidates: Candidates
     positives: tuple[np.ndarray, np.ndarray]
@@ -43,7 +42,7 @@ class CandidatePool:
 
     def keys(self, sampler: int, width: int) -> np.ndarray:
         """The keys of the mixture's ``sampler``-th draw."""
-        purpose = FOR_LATER_PARTS + sampler if sampler else FOR_NEGATIVES
+        purpose = FOR_LATER_SAMPLERS + sampler if sampler else FOR_NEGATIVES
         return random_keys(self.seed, self.refresh, purpose, self.candidates.query_Q, width)
 
 
@@ -54,7 +53,7 @@ def apply_strategy(
     taken_QK = np.zeros_like(pool.usable_QK)
     outside_QM = np.empty((len(taken_QK), 0), np.int64)
     for number, sampler in enumerate(phase.samplers):
-        if not STRATEGIES[sampler.kind].is_beyond_candidates:
+        if sampler.kind in FROM_CANDIDATES:
             available_QK = pool.usable_QK & ~taken_QK
             taken_QK = taken_QK | sample_mask(sampler, pool, available_QK, number)
             continue
@@ -71,10 +70,10 @@ def apply_strategy(
 def sample_mask(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
     """bool [Q, K]: what the mixture's ``number``-th sampler takes of the available candidates."""
     within_QK = available_QK & (distance(sampler, pool) == 0)
-    return FROM_CANDIDATES[sampler.kind](sampler, pool, within_QK, number)
+    return FROM_CANDIDATES[sampler.kind].take(sampler, pool, within_QK, number)
 
 
-# A function for each word: bool [Q, K] of what it takes of the available candidates within its window.
+# What a word takes: bool [Q, K], of the available candidates within its window.
 
 
 def best_ranked(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
@@ -98,31 +97,51 @@ def drawn_by_rank(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarra
     return k_smallest_mask(keys_QK, available_QK, sampler.count)
 
 
-FROM_CANDIDATES: dict[str, Callable[[Sampler, CandidatePool, np.ndarray, int], np.ndarray]] = {
-    "top": best_ranked,
-    "bottom": worst_ranked,
-    "random": drawn_evenly,
-    "ranks": drawn_evenly,
-    "log-uniform": drawn_by_rank,
-    "around-positive": drawn_evenly,
+# A word's window of ranks: the first and the last, int64 [1, 1] or [Q, 1].
+
+
+def declared_window(sampler: Sampler, pool: CandidatePool) -> tuple[np.ndarray, np.ndarray]:
+    assert sampler.window is not None, f"{sampler.kind} declares no window"
+    first, last = sampler.window
+    return np.array([[first]]), np.array([[last]])
+
+
+def window_around_positive(sampler: Sampler, pool: CandidatePool) -> tuple[np.ndarray, np.ndarray]:
+    rank_Q1, reach = pool.positive_rank_Q[:, None], sampler.numbers["reach"]
+    return rank_Q1 - reach, rank_Q1 + reach
+
+
+@dataclass(frozen=True)
+class FromCandidates:
+    """How a word takes candidates. ``window`` None: of all ranks; else it is what --on_shortage widen makes wider."""
+
+    take: Callable[[Sampler, CandidatePool, np.ndarray, int], np.ndarray]
+    window: Callable[[Sampler, CandidatePool], tuple[np.ndarray, np.ndarray]] | None = None
+
+
+FROM_CANDIDATES: dict[str, FromCandidates] = {
+    "top": FromCandidates(best_ranked),
+    "bottom": FromCandidates(worst_ranked),
+    "random": FromCandidates(drawn_evenly),
+    "ranks": FromCandidates(drawn_evenly, declared_window),
+    "log-uniform": FromCandidates(drawn_by_rank),
+    "around-positive": FromCandidates(drawn_evenly, window_around_positive),
 }
 
 
 def distance(sampler: Sampler, pool: CandidatePool) -> np.ndarray:
     """Ranks between each candidate and the sampler's window, 0 within it: int64, [1, K] or [Q, K]."""
-    if sampler.kind == "ranks":
-        first, last = np.array(sampler.first), np.array(sampler.last)
-    elif sampler.kind == "around-positive":
-        first, last = pool.positive_rank_Q[:, None] - sampler.reach, pool.positive_rank_Q[:, None] + sampler.reach
-    else:
+    window = FROM_CANDIDATES[sampler.kind].window
+    if window is None:
         return np.zeros_like(pool.rank_1K)
-    return np.maximum(0, np.maximum(first - pool.rank_1K, pool.rank_1K - last))
+    first_Q1, last_Q1 = window(sampler, pool)
+    return np.maximum(0, np.maximum(first_Q1 - pool.rank_1K, pool.rank_1K - last_Q1))
 
 
 def widen(pool: CandidatePool, phase: Phase, taken_QK: np.ndarray, missing_Q: np.ndarray) -> np.ndarray:
     """taken_QK with so many more: the usable candidates nearest to a window of the strategy, the better rank first."""
-    ranked = [sampler for sampler in phase.samplers if not STRATEGIES[sampler.kind].is_beyond_candidates]
-    ranked = [sampler for sampler in ranked if STRATEGIES[sampler.kind].has_window] or ranked
+    ranked = [sampler for sampler in phase.samplers if sampler.kind in FROM_CANDIDATES]
+    ranked = [sampler for sampler in ranked if FROM_CANDIDATES[sampler.kind].window is not None] or ranked
     short = np.flatnonzero(missing_Q > 0)
     if not ranked or not len(short):
         return taken_QK

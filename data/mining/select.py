@@ -50,7 +50,8 @@ def make_selection(text: str, flags: SelectionFlags, passages: int) -> Selection
     if flags.min_rank > flags.topk_training:
         raise UserError(f"--min_rank {flags.min_rank} leaves none of --topk_training {flags.topk_training}; lower it")
     strategy = parse_strategy(text, flags.negative_sample, flags.topk_training, flags.min_rank)
-    if any(sampler.kind == "corpus" and sampler.count > passages // 2 for sampler in strategy.samplers):
+    from_corpus = [sampler for sampler in strategy.samplers if sampler.declared.takes_from == "corpus"]
+    if any(sampler.count > passages // 2 for sampler in from_corpus):
         raise UserError(f"--negative_strategy {text!r} draws more than half of the {passages} passages; ask for fewer")
     return Selection(strategy, flags.min_rank, flags.max_positive_ratio, flags.on_shortage, passages)
 
@@ -194,13 +195,13 @@ def as_lists(
     ranked = min(most, taken_QK.shape[1])
     column_QN = np.argsort(~taken_QK, axis=1, kind="stable")[:, :ranked]
     is_taken_QN = np.arange(ranked) < taken_QK.sum(1, keepdims=True)
-    beside_QM = np.zeros(outside_QM.shape)
+    none_QM = np.zeros(outside_QM.shape)  # what is no candidate has no rank and no score
     negative_QN = np.concatenate(
         [np.where(is_taken_QN, np.take_along_axis(candidates.passage_QK, column_QN, 1), -1), outside_QM], axis=1
     )
-    rank_QN = np.concatenate([np.where(is_taken_QN, column_QN + 1, 0), beside_QM.astype(np.int64)], axis=1)
+    rank_QN = np.concatenate([np.where(is_taken_QN, column_QN + 1, 0), none_QM.astype(np.int64)], axis=1)
     score_QN = np.concatenate(
-        [np.where(is_taken_QN, np.take_along_axis(candidates.score_QK, column_QN, 1), 0), beside_QM], axis=1
+        [np.where(is_taken_QN, np.take_along_axis(candidates.score_QK, column_QN, 1), 0), none_QM], axis=1
     )
     front_QN = np.argsort(negative_QN < 0, axis=1, kind="stable")[:, :most]
     missing = ((0, 0), (0, most - front_QN.shape[1]))

@@ -11,32 +11,47 @@ positives included; known positives are never taken.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from utils.declared import NEGATIVE_SAMPLE, STRATEGIES
+from utils.declared import COMBINED_EXAMPLES, NEGATIVE_SAMPLE, STRATEGIES, StrategyWord
 from utils.errors import UserError
 
-EXAMPLES = "top, bottom:20, ranks:21-60, log-uniform:20, around-positive:20±40, top:10+random:10, 0-4=bottom;5-=top"
 NO_FLAG = "no strategy flag given"
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """One source of negatives. ``count`` 0 is all of the window; ``first`` and ``last`` are its raw ranks."""
+    """One source of negatives: a word, and the numbers of its declared arguments by name, 0 for one not written."""
 
     kind: str
-    count: int
-    first: int = 0
-    last: int = 0
-    reach: int = 0  # ranks on each side of the positive
+    numbers: Mapping[str, int]
 
     def __str__(self) -> str:
-        return STRATEGIES[self.kind].written(vars(self))
+        return self.declared.written(self.numbers)
+
+    @property
+    def declared(self) -> StrategyWord:
+        return STRATEGIES[self.kind]
+
+    @property
+    def count(self) -> int:
+        """Negatives of a query; 0: all of its window."""
+        return self.numbers["count"]
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """The first and the last raw rank of a word that declares its window."""
+        if self.declared.window is None:
+            return None
+        first, last = (self.numbers[name] for name in self.declared.window)
+        return first, last
 
     @property
     def most(self) -> int:
         """Negatives that it can give a query."""
-        return self.count or self.last - self.first + 1
+        first, last = self.window or (1, 0)
+        return self.count or last - first + 1
 
 
 @dataclass(frozen=True)
@@ -58,40 +73,40 @@ class Phase:
 
 @dataclass(frozen=True)
 class Strategy:
-    """``text`` is what the user wrote; the stages follow each other from refresh 0 without a gap."""
+    """``text`` is what the user wrote; the phases follow each other from refresh 0 without a gap."""
 
     text: str
-    stages: tuple[Phase, ...]
+    phases: tuple[Phase, ...]
 
     def __str__(self) -> str:
-        """In the language, with every number said; parsing it gives the same stages."""
-        if len(self.stages) == 1:
-            return str(self.stages[0])
+        """In the language, with every number said; parsing it gives the same phases."""
+        if len(self.phases) == 1:
+            return str(self.phases[0])
         ranges = (
-            str(s.first) if s.last == s.first else f"{s.first}-{'' if s.last is None else s.last}" for s in self.stages
+            str(s.first) if s.last == s.first else f"{s.first}-{'' if s.last is None else s.last}" for s in self.phases
         )
-        return ";".join(f"{when}={stage}" for when, stage in zip(ranges, self.stages, strict=True))
+        return ";".join(f"{when}={phase}" for when, phase in zip(ranges, self.phases, strict=True))
 
     def at(self, refresh: int) -> Phase:
-        return next(stage for stage in self.stages if stage.last is None or refresh <= stage.last)
+        return next(phase for phase in self.phases if phase.last is None or refresh <= phase.last)
 
     def word_at(self, refresh: int) -> str:
         """For the log: the user's own word, or what a schedule comes to."""
-        return self.text if len(self.stages) == 1 else f"{self.at(refresh)} ({self.text})"
+        return self.text if len(self.phases) == 1 else f"{self.at(refresh)} ({self.text})"
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:
-        """Of all stages."""
-        return tuple(sampler for stage in self.stages for sampler in stage.samplers)
+        """Of all phases."""
+        return tuple(sampler for phase in self.phases for sampler in phase.samplers)
 
     @property
     def needs_bm25(self) -> bool:
-        return any(sampler.kind == "bm25" for sampler in self.samplers)
+        return any(sampler.declared.takes_from == "bm25" for sampler in self.samplers)
 
     @property
     def most(self) -> int:
         """Negatives that a query can have, at any refresh."""
-        return max(stage.most for stage in self.stages)
+        return max(phase.most for phase in self.phases)
 
 
 def resolve_strategy(
@@ -123,7 +138,7 @@ def resolve_strategy(
     else:
         meant = "random" if ann_measure_topk_mrr is False else "top"
     if negative_strategy not in (None, meant):
-        raise UserError(f"{said} means {meant}, but --negative_strategy is {negative_strategy}; leave one out")
+        raise UserError(f"{said} means {meant}, but --negative_strategy is {negative_strategy}; omit one")
     return meant, said
 
 
@@ -135,16 +150,21 @@ def parse_strategy(text: str, default_count: int, topk: int, min_rank: int = 1) 
     """
     text = "".join(text.split())
     try:
-        stages = tuple(parse_stage(stage, default_count) for stage in text.split(";"))
-        check_schedule(stages)
-        for stage in stages:
-            check_parts(stage.samplers, topk, min_rank)
+        phases = tuple(parse_phase(phase, default_count) for phase in text.split(";"))
+        check_schedule(phases)
+        for phase in phases:
+            check_samplers(phase.samplers, topk, min_rank)
     except ValueError as error:
-        raise UserError(f"--negative_strategy {text!r}: {error}; for example {EXAMPLES}") from None
-    return Strategy(text, stages)
+        raise UserError(f"--negative_strategy {text!r}: {error}; for example {', '.join(examples())}") from None
+    return Strategy(text, phases)
 
 
-def parse_stage(text: str, default_count: int) -> Phase:
+def examples() -> list[str]:
+    """One of each word, and those of what words combine to."""
+    return [*(declared.examples[0] for declared in STRATEGIES.values()), *COMBINED_EXAMPLES]
+
+
+def parse_phase(text: str, default_count: int) -> Phase:
     when, equals, mixture = text.rpartition("=")
     first, last = 0, None
     if equals:
@@ -155,10 +175,10 @@ def parse_stage(text: str, default_count: int) -> Phase:
         last = first if found[2] is None else int(found[3]) if found[3] else None
     short_for = {word: declared.short_for for word, declared in STRATEGIES.items() if declared.short_for}
     words = "+".join(short_for.get(word, word) for word in mixture.split("+")).split("+")
-    return Phase(first, last, tuple(parse_part(word, default_count) for word in words))
+    return Phase(first, last, tuple(parse_sampler(word, default_count) for word in words))
 
 
-def parse_part(text: str, default_count: int) -> Sampler:
+def parse_sampler(text: str, default_count: int) -> Sampler:
     kind = text.partition(":")[0]
     if kind not in STRATEGIES or STRATEGIES[kind].short_for:
         raise ValueError(f"{text!r} is not a strategy")
@@ -174,33 +194,35 @@ def parse_part(text: str, default_count: int) -> Sampler:
         elif problem := argument.range.problem(number):
             raise ValueError(f"{argument.shown} of {text!r} is {number}, {problem}")
         values[argument.name] = number
-    return Sampler(kind, **values)
+    return Sampler(kind, values)
 
 
-def check_schedule(stages: tuple[Phase, ...]) -> None:
-    """ValueError where not every refresh has exactly one stage."""
+def check_schedule(phases: tuple[Phase, ...]) -> None:
+    """ValueError where not every refresh has exactly one phase."""
     expected = 0
-    for number, stage in enumerate(stages):
-        is_last = number == len(stages) - 1
-        if stage.first != expected or (stage.last is None) != is_last:
+    for number, phase in enumerate(phases):
+        is_last = number == len(phases) - 1
+        if phase.first != expected or (phase.last is None) != is_last:
             raise ValueError("refreshes must follow each other from 0, and the last range be open")
-        if stage.last is not None:
-            if stage.last < stage.first:
-                raise ValueError(f"refreshes {stage.first}-{stage.last} are none")
-            expected = stage.last + 1
+        if phase.last is not None:
+            if phase.last < phase.first:
+                raise ValueError(f"refreshes {phase.first}-{phase.last} are none")
+            expected = phase.last + 1
 
 
-def check_parts(samplers: tuple[Sampler, ...], topk: int, min_rank: int) -> None:
-    """ValueError where a window is not within the candidates, a kind stands twice, or more is asked than there is."""
+def check_samplers(samplers: tuple[Sampler, ...], topk: int, min_rank: int) -> None:
+    """ValueError where a window is not within the candidates, a word stands twice, or more is asked than there is."""
     usable = topk - min_rank + 1
     among = f"of the candidates (--topk_training {topk}" + (f", --min_rank {min_rank})" if min_rank > 1 else ")")
     for sampler in samplers:
-        if sampler.kind == "ranks" and not (1 <= sampler.first <= sampler.last <= topk and sampler.last >= min_rank):
-            raise ValueError(f"{sampler} is no window {among}")
-        if sampler.kind == "ranks" and sampler.count > sampler.last - sampler.first + 1:
-            raise ValueError(f"{sampler} asks for more than its window holds")
-        if not STRATEGIES[sampler.kind].is_beyond_candidates and sampler.count > usable:
+        if sampler.window is not None:
+            first, last = sampler.window
+            if not (1 <= first <= last <= topk and last >= min_rank):
+                raise ValueError(f"{sampler} is no window {among}")
+            if sampler.count > last - first + 1:
+                raise ValueError(f"{sampler} asks for more than its window holds")
+        if not sampler.declared.is_beyond_candidates and sampler.count > usable:
             raise ValueError(f"{sampler} asks for more {among} than there are")
-    kinds = [sampler.kind for sampler in samplers if sampler.kind != "ranks"]
+    kinds = [sampler.kind for sampler in samplers if sampler.window is None]
     if len(set(kinds)) < len(kinds):
         raise ValueError("a source is named twice, add its numbers up")

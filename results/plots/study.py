@@ -70,9 +70,12 @@ def windows_of(study: Study) -> list[tuple[int, int, str]]:
     found = []
     for name, runs in study.arms.items():
         word, _, _ = runs[0].arm.strategy.partition(":")
-        window = STRATEGIES["ranks"].numbers_in(runs[0].arm.strategy.removeprefix(word)) if word == "ranks" else None
-        if window:
-            found.append((window["first"], window["last"], name))
+        declared = STRATEGIES.get(word)
+        if declared is None or declared.window is None:
+            continue
+        if numbers := declared.numbers_in(runs[0].arm.strategy.removeprefix(word)):
+            first, last = (numbers[end] for end in declared.window)
+            found.append((first, last, name))
     return sorted(found)
 
 

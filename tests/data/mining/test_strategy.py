@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.mining.samplers import BEYOND_CANDIDATES, FROM_CANDIDATES
-from data.mining.strategy import EXAMPLES, Phase, Sampler, Strategy, parse_strategy
-from utils.declared import FORK_STRATEGIES, NEGATIVE_SAMPLE, STRATEGIES
+from data.mining.candidates import Candidates
+from data.mining.samplers import BEYOND_CANDIDATES, FROM_CANDIDATES, CandidatePool, FromCandidates
+from data.mining.select import Selection, select_negatives
+from data.mining.strategy import Phase, Sampler, Strategy, examples, parse_strategy
+from utils.declared import FORK_STRATEGIES, NEGATIVE_SAMPLE, STRATEGIES, Argument, StrategyWord
 from utils.errors import UserError
 
 TOPK = 200
@@ -16,39 +19,41 @@ KINDS = [word for word, declared in STRATEGIES.items() if not declared.short_for
 
 
 @st.composite
-def parts(draw: st.DrawFn) -> tuple[Sampler, ...]:
+def samplers(draw: st.DrawFn) -> tuple[Sampler, ...]:
     found = []
     for kind in draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=4)):
-        if kind == "ranks":
+        declared = STRATEGIES[kind]
+        if declared.window is not None:
             first = draw(st.integers(1, TOPK))
             last = draw(st.integers(first, TOPK))
-            found.append(Sampler(kind, draw(st.integers(0, last - first + 1)), first, last))
-        elif kind not in {part.kind for part in found}:
-            reach = draw(st.integers(1, 300)) if kind == "around-positive" else 0
-            found.append(Sampler(kind, draw(st.integers(1, TOPK)), reach=reach))
+            ends = dict(zip(declared.window, (first, last), strict=True))
+            found.append(Sampler(kind, {**ends, "count": draw(st.integers(0, last - first + 1))}))
+        elif kind not in {sampler.kind for sampler in found}:
+            others = {argument.name: draw(st.integers(1, 300)) for argument in declared.arguments}
+            found.append(Sampler(kind, {**others, "count": draw(st.integers(1, TOPK))}))
     return tuple(found)
 
 
 @st.composite
 def schedules(draw: st.DrawFn) -> tuple[Phase, ...]:
     lengths = draw(st.lists(st.integers(1, 5), max_size=3))
-    stages, first = [], 0
+    phases, first = [], 0
     for length in lengths:
-        stages.append(Phase(first, first + length - 1, draw(parts())))
+        phases.append(Phase(first, first + length - 1, draw(samplers())))
         first += length
-    return (*stages, Phase(first, None, draw(parts())))
+    return (*phases, Phase(first, None, draw(samplers())))
 
 
 @settings(max_examples=300, deadline=None)
-@given(stages=schedules(), default_count=st.integers(1, 50))
-def test_what_is_printed_is_read_as_the_same(stages: tuple[Phase, ...], default_count: int) -> None:
-    printed = str(Strategy("", stages))
+@given(phases=schedules(), default_count=st.integers(1, 50))
+def test_what_is_printed_is_read_as_the_same(phases: tuple[Phase, ...], default_count: int) -> None:
+    printed = str(Strategy("", phases))
     found = parse_strategy(printed, default_count, TOPK)
-    assert found.stages == stages and str(found) == printed
-    for stage in stages:
-        for refresh in {stage.first, stage.first + 3 if stage.last is None else stage.last}:
-            assert found.at(refresh) == stage
-    assert found.most == max(sum(part.most for part in stage.samplers) for stage in stages)
+    assert found.phases == phases and str(found) == printed
+    for phase in phases:
+        for refresh in {phase.first, phase.first + 3 if phase.last is None else phase.last}:
+            assert found.at(refresh) == phase
+    assert found.most == max(sum(sampler.most for sampler in phase.samplers) for phase in phases)
 
 
 @settings(max_examples=200, deadline=None)
@@ -63,8 +68,8 @@ def test_a_window_is_within_the_candidates_or_refused(first: int, last: int, cou
     is_window = 1 <= first <= last <= TOPK and last >= min_rank
     holds = count is None or 1 <= count <= min(last - first + 1, TOPK - min_rank + 1)
     if is_window and holds:
-        (part,) = parse_strategy(text, 20, TOPK, min_rank).samplers
-        assert (part.first, part.last, part.count) == (first, last, count or 0)
+        (sampler,) = parse_strategy(text, 20, TOPK, min_rank).samplers
+        assert (sampler.window, sampler.count) == ((first, last), count or 0)
     else:
         with pytest.raises(UserError) as caught:
             parse_strategy(text, 20, TOPK, min_rank)
@@ -146,16 +151,16 @@ def test_a_declaration_is_whole_and_its_examples_are_in_the_language(word: str) 
         parsed = parse_strategy(example, 7, TOPK)
         if not declared.short_for:
             (sampler,) = parsed.samplers
-            assert {name: getattr(sampler, name) for name in numbers} == numbers
+            assert {name: sampler.numbers[name] for name in numbers} == numbers
             omitted = [argument for argument in declared.arguments if argument.name not in numbers]
             for argument in omitted:
-                assert getattr(sampler, argument.name) == (7 if argument.omitted == NEGATIVE_SAMPLE else 0)
+                assert sampler.numbers[argument.name] == (7 if argument.omitted == NEGATIVE_SAMPLE else 0)
     assert written == {argument.name for argument in declared.arguments}, "an argument that no example shows"
     if declared.short_for:
-        assert parse_strategy(word, 7, TOPK).stages == parse_strategy(declared.short_for, 7, TOPK).stages
+        assert parse_strategy(word, 7, TOPK).phases == parse_strategy(declared.short_for, 7, TOPK).phases
 
 
-@pytest.mark.parametrize("text", EXAMPLES.split(", "))
+@pytest.mark.parametrize("text", examples())
 def test_an_example_of_an_error_is_in_the_language(text: str) -> None:
     assert parse_strategy(text, 20, TOPK)
 
@@ -175,3 +180,28 @@ def test_an_argument_is_within_its_range_or_refused(word: str) -> None:
 def test_every_word_has_its_function() -> None:
     beyond = {word for word in KINDS if STRATEGIES[word].is_beyond_candidates}
     assert set(BEYOND_CANDIDATES) == beyond and set(FROM_CANDIDATES) == set(KINDS) - beyond
+
+
+def test_a_word_is_one_entry_and_one_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Declared here, with an argument of its own, and taken from candidates by nothing else."""
+    every = StrategyWord(
+        "every",
+        "each STEP-th",
+        "this test",
+        form=":{step}[:{count}]",
+        arguments=(Argument("step", "ranks between two"), Argument("count", "negatives of a query", NEGATIVE_SAMPLE)),
+        examples=("every:3", "every:3:2"),
+    )
+
+    def take(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
+        of_step_QK = available_QK & (pool.rank_1K % sampler.numbers["step"] == 0)
+        return of_step_QK & (np.cumsum(of_step_QK, axis=1) <= sampler.count)
+
+    monkeypatch.setitem(STRATEGIES, "every", every)
+    monkeypatch.setitem(FROM_CANDIDATES, "every", FromCandidates(take))
+    candidates = Candidates(np.array([0]), np.arange(100, 120)[None], np.arange(20, 0, -1, np.float32)[None])
+    positives = (np.array([0]), np.array([105]))  # the one of rank 6
+    selection = Selection(parse_strategy("every:3:4", 9, 20), passages=200)
+    found = select_negatives(candidates, positives, selection, seed=1, refresh=0)
+    assert found.lists.rank_QN.tolist() == [[3, 9, 12, 15]]
+    assert str(parse_strategy("every:3", 9, 20)) == "every:3:9" and "every:3" in examples()
