@@ -75,7 +75,14 @@ class BlockBatch:
 
 
 def gather_batches(texts: TextSource, rows: tuple[int, int], budget_tokens: int, pin: bool) -> Iterator[BlockBatch]:
-    """The batches of the rows [start, stop), block after block. ``pin``: for copies that the GPU makes by itself."""
+    """The batches of some texts, block after block.
+
+    Arguments:
+        texts: what is to be encoded.
+        rows: start and stop of the texts.
+        budget_tokens: the most in a batch, padding included.
+        pin: put them where a GPU copies from by itself.
+    """
     for first, last in plan_blocks(texts.count, *rows):
         for rows_B in plan_batches(texts.lengths(first, last), first, budget_tokens):
             places_B, tokens = torch.from_numpy(rows_B), TokenBatch.of(*texts.gather(rows_B))
@@ -87,7 +94,17 @@ def gather_batches(texts: TextSource, rows: tuple[int, int], budget_tokens: int,
 def encode_batch(
     encoder: Encoder, tokens: TokenBatch, side: Side, device: torch.device, dtype: torch.dtype | None
 ) -> torch.Tensor:
-    """float32 [B, D], or [B, R, D] with NaN for rows that are not there; on the device."""
+    """The rows of a batch of texts.
+
+    Arguments:
+        encoder: on ``device``.
+        tokens: of B texts, anywhere.
+        side: what the texts are.
+        device, dtype: where, and the type to autocast to or None.
+
+    Returns:
+        float32 [B, D], or [B, R, D] with NaN for rows that are not there; on the device.
+    """
     with torch.inference_mode(), autocast(device, dtype):
         return encoder.encode(tokens.to(device), side).marked()
 
@@ -101,14 +118,20 @@ def encode_blocks(
     dtype: torch.dtype | None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[np.ndarray]:
-    """The embeddings of texts [start, stop), whole blocks, a block at a time: float32 [M, D].
+    """The embeddings of texts, a block at a time; the next are gathered in a thread while the device computes.
 
-    Where a passage may have several rows [M, R, D], which `present_rows` takes apart.
+    Arguments:
+        encoder, texts: which is switched to evaluation, and what it encodes.
+        rows: start and stop of the texts, which are whole blocks.
+        budget_tokens: the most in a batch, padding included; on a CPU ``encoder.cpu_batch_tokens`` at most.
+        device, dtype: where, and the type to autocast to or None.
+        advance: told how many texts each batch has; what it raises ends the work.
 
-    Tokens are gathered in a thread, and a block's vectors stay on the device until it is whole, so that the
-    device hardly waits for the host. ``advance`` is told the texts of each batch; an exception that it raises
-    ends the work.
-    UserError where an embedding is not finite: searching such numbers would train on noise in silence.
+    Returns:
+        float32 [M, D]; where a passage may have several rows [M, R, D], which `present_rows` takes apart.
+
+    Raises:
+        UserError: an embedding is not finite. Searching such numbers would train on noise in silence.
     """
     encoder.eval()
     if device.type == "cpu":

@@ -19,6 +19,11 @@ from utils.search.registry import WORDS as BACKEND_WORDS
 SMALLEST_EPSILON = 1e-30  # in float32 it is not 0: by 0 a weight without a gradient would become nan
 
 
+def seconds_flag(default: float, help_text: str) -> float:
+    """How long: it decides nothing."""
+    return flag(default, help_text, above=0, at_most=LONGEST_SECONDS, decides="nothing")
+
+
 def filter_flag(declared: Filter) -> Any:
     range_ = declared.range
     return flag(declared.off, declared.help, at_least=range_.at_least, above=range_.above, at_most=range_.at_most)
@@ -125,12 +130,8 @@ class ComputeFlags:
     compile: bool = flag(
         False, "torch.compile each model that is loaded: a minute, then faster, mostly on a GPU", decides="bytes"
     )
-    collective_timeout_seconds: float = flag(
-        1800.0,
-        "several processes: one that the others have waited for so long ends the job",
-        above=0,
-        at_most=LONGEST_SECONDS,
-        decides="nothing",
+    collective_timeout_seconds: float = seconds_flag(
+        1800.0, "several processes: one that the others have waited for so long ends the job"
     )
     fp16_opt_level: str = flag(
         "O1", "apex's word: O0 is float32, O1 is autocast; O2 and O3 are refused", decides="nothing"
@@ -203,19 +204,10 @@ class ExchangeFlags:
         "auto: resume where the directory holds a run of the same flags; never: refuse such a directory",
         decides="nothing",
     )
-    heartbeat_seconds: float = flag(
-        DEFAULT_TIMEOUTS.heartbeat_seconds,
-        "between two signs of life of a job",
-        above=0,
-        at_most=LONGEST_SECONDS,
-        decides="nothing",
-    )
-    lease_seconds: float = flag(
+    heartbeat_seconds: float = seconds_flag(DEFAULT_TIMEOUTS.heartbeat_seconds, "between two signs of life of a job")
+    lease_seconds: float = seconds_flag(
         DEFAULT_TIMEOUTS.lease_seconds,
         "a job silent for so long counts as dead; keep it above the minute that network file systems may cache",
-        above=0,
-        at_most=LONGEST_SECONDS,
-        decides="nothing",
     )
 
 

@@ -75,9 +75,19 @@ def encode_in_memory(
     what: str,
     monitor: Monitor,
 ) -> tuple[int, np.ndarray] | None:
-    """The first text of this process's share, and the embeddings as `model.encode.encode_blocks` gives them.
+    """This process's share of some texts' embeddings, in memory.
 
-    None on all processes where ``monitor`` has told one to leave.
+    Arguments:
+        world, encoder: the processes, and the encoder on this one's device.
+        texts: of all processes together.
+        settings: how large batches are, and the type to compute in.
+        wanted_shards: how finely the texts are shared out.
+        what: passages or queries, for the log.
+        monitor: told of the progress, and asked whether to stop.
+
+    Returns:
+        The first text of the share, and the embeddings as `model.encode.encode_blocks` gives them; None on all
+        processes where ``monitor`` has told one to stop.
     """
     text_shape = encoder.spec.text_shape(texts.side)
     rows = rows_of_shard(texts.count, math.prod(text_shape), wanted_shards)
@@ -97,7 +107,10 @@ def encode_in_memory(
 def encode_passages(
     world: World, encoder: Encoder, cache: TokenCache, settings: EncodingSettings, monitor: Monitor = UNMONITORED
 ) -> PassageShare | None:
-    """This process's share of the passages, in memory; None on all processes where one was told to stop."""
+    """This process's share of the passages, in memory; None on all processes where one was told to stop.
+
+    The arguments are `encode_in_memory`'s, of the texts in ``cache``.
+    """
     texts = texts_of(cache, settings)
     encoded = encode_in_memory(world, encoder, texts, settings, PASSAGE_SHARDS, "passages", monitor)
     if encoded is None:
@@ -115,7 +128,16 @@ def encode_queries(
     settings: EncodingSettings,
     monitor: Monitor = UNMONITORED,
 ) -> np.ndarray | None:
-    """float32 [Q, D] of the cache's ``rows_Q`` on every process, each having encoded its share; or None as above."""
+    """The embeddings of some queries on every process, each having encoded its share.
+
+    Arguments:
+        world, encoder, settings, monitor: `encode_in_memory`'s.
+        cache: a split's queries.
+        rows_Q: which of them.
+
+    Returns:
+        float32 [Q, D], or None on all processes where one was told to stop.
+    """
     texts = texts_of(cache, settings, rows_Q)
     encoded = encode_in_memory(world, encoder, texts, settings, QUERY_SHARDS, "queries", monitor)
     return None if encoded is None else np.concatenate(collectives.gather_rows(world, encoded[1]))
@@ -151,9 +173,18 @@ def encode_to_shards(
     monitor: Monitor,
     stage: Stage = staging_path,
 ) -> None:
-    """Encode this process's part of the shards ``numbers`` and publish each when it is whole. Raises `StopEncoding`.
+    """Encode this process's part of some shards, and publish each when it is whole.
 
-    ``stage`` gives a place for a shard that is being written.
+    Arguments:
+        world, encoder: the processes, and the encoder on this one's device.
+        texts: of all the shards.
+        shards, numbers: which of them are to be encoded, by all processes together.
+        settings: how large batches are, and the type to compute in.
+        monitor: told of the progress, and asked whether to stop.
+        stage: gives a place for a shard that is being written.
+
+    Raises:
+        StopEncoding: ``monitor`` said so.
     """
     first, last = share_of(len(numbers), world.process, world.size)
     mine = [int(number) for number in numbers[first:last]]

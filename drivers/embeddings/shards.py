@@ -123,10 +123,15 @@ def rows_of_shard(count: int, numbers_per_text: int, wanted: int) -> int:
 
 
 def publish_shard(shards: Shards, number: int, blocks: Iterable[np.ndarray], stage: Stage = staging_path) -> None:
-    """Write the shard from blocks of `model.encode.encode_blocks`; it gets its name when it is whole and on the disk.
+    """Write a shard; it gets its name when it is whole and on the disk.
 
-    ``stage`` gives a place for a file that is being written. UserError where a number does not fit float16. Whatever
-    ``blocks`` raises leaves nothing behind.
+    Arguments:
+        shards, number: which one.
+        blocks: of `model.encode.encode_blocks`; whatever they raise leaves nothing behind.
+        stage: gives a place for a file that is being written.
+
+    Raises:
+        UserError: a number does not fit float16.
     """
     path, record_path = shards.path(number), shards.record_path(number)
     try:
@@ -147,7 +152,7 @@ def publish_shard(shards: Shards, number: int, blocks: Iterable[np.ndarray], sta
 
 
 def write_array(path: Path, shards: Shards, number: int, blocks: Iterable[np.ndarray]) -> dict[str, Any]:
-    """The .npy file of a shard; returns its record."""
+    """The .npy file of a shard, of blocks [M, D], or [M, R, D] with NaN for rows that are not there; its record."""
     start, stop = shards.bounds(number)
     if shards.rows_per_text > 1:
         return write_rows(path, shards, number, blocks)
@@ -245,7 +250,7 @@ def stored_passages(shards: Shards, first: int, last: int) -> Passages:
 
 
 def read_blocks(shards: Shards, numbers: range, count: int, rows_at_once: int) -> Iterator[np.ndarray]:
-    """float32 [M, D] of ``count`` rows, always in the same memory.
+    """The ``count`` rows of the shards ``numbers``: float32 [M, D] of ``rows_at_once``, always in the same memory.
 
     UserError where a file is missing or of another size.
     """

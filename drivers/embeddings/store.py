@@ -107,8 +107,12 @@ def commit(
 ) -> None:
     """Publish the queries' rows and, last, the record: a directory with it is complete.
 
-    ``record`` says where the embeddings come from: step, checkpoint, and the fingerprints of the collection.
-    ``stage`` gives a place for a file that is being written.
+    Arguments:
+        directory: of the embeddings.
+        all_shards: what it holds, the passages among it.
+        rows: int64 [Q] for each name of queries: which of the split's they are.
+        record: where the embeddings come from: step, checkpoint, and the fingerprints of the collection.
+        stage: gives a place for a file that is being written.
     """
     digests = {name: publish_rows(directory, name, rows_Q, stage) for name, rows_Q in rows.items()}
     held = {
@@ -126,7 +130,7 @@ def commit(
 
 
 def publish_rows(directory: Path, name: str, rows_Q: np.ndarray, stage: Stage) -> str:
-    """Which queries are embedded; the sha256 of the file."""
+    """Which queries are embedded: int64 [Q] in ``NAME.rows.npy``; the sha256 of the file."""
     path = directory / f"{name}.rows.npy"
 
     def write(staged: Path) -> str:

@@ -55,9 +55,17 @@ def open_encoder(
     changes: dict[str, Any] | None = None,
     resumes: bool = False,
 ) -> Encoder:
-    """The model in ``model_dir``, checked to have a place for every token of the collection.
+    """The model in a directory, checked to have a place for every token of the collection.
 
-    ``resumes``: it is a checkpoint of this run, which has its own config and not --config_name's.
+    Arguments:
+        settings: which kind of encoder, and how it encodes.
+        model_dir: a directory, or a name on the hub.
+        collection: whose texts it will encode.
+        new_head, changes: `load_encoder`'s.
+        resumes: it is a checkpoint of this run, which has its own config and not --config_name's.
+
+    Raises:
+        UserError: files are missing or damaged, of another type, or the collection does not fit.
     """
     config_name = "" if resumes else settings.config_name
     encoder = load_encoder(settings.model_type, model_dir, config_name, new_head, changes)
@@ -84,9 +92,16 @@ def open_to_encode(settings: EncoderSettings, model_dir: str, collection: Prepro
 def prepare_encoder(
     encoder: Encoder, dtype: torch.dtype | None, world: World, compiled: bool = False, trains: bool = False
 ) -> Encoder:
-    """Make an encoder on this process's device compute as fast as it can there; all processes together.
+    """Make an encoder compute as fast as it can where it is; all processes together.
 
     On a CPU the process keeps the memory that it frees from here on.
+
+    Arguments:
+        encoder: on this process's device.
+        dtype: the type to compute in, None for float32.
+        world: the processes, which decide together how they encode.
+        compiled: torch.compile compiles it.
+        trains: whether it will be trained; else only encoding has to be fast.
     """
     if world.device.type == "cpu":
         keep_freed_memory()

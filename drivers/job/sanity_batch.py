@@ -92,7 +92,17 @@ def check_encoding(
 ) -> str:
     """Encode a batch of the longest passages and one of the longest queries, each of the size the program will use.
 
-    UserError where an embedding is not finite, or the GPU's memory does not suffice.
+    Arguments:
+        encoder: on ``device``; it stays as it is.
+        collection, split: whose passages, and which split's queries.
+        settings: how long texts may be, and how large batches.
+        device: where it computes.
+
+    Returns:
+        What was encoded, in words.
+
+    Raises:
+        UserError: an embedding is not finite, or the GPU's memory does not suffice.
     """
     told = []
     sides: list[tuple[Side, str, TokenCache, int]] = [
@@ -124,9 +134,15 @@ class TrialSize:
 
 
 def trial_batch(collection: Preprocessed, size: TrialSize, is_over_batch: bool, longest: bool) -> Batch:
-    """A batch of as many different texts as a batch can have: the longest ones, or the first.
+    """A batch of as many different texts as a batch can have.
 
     Triple t is (query t, passage t, passage T + t), not real judgements; texts repeat where there are too few.
+
+    Arguments:
+        collection: whose train queries and passages.
+        size: triples, and the lengths of texts in tokens.
+        is_over_batch: whether the loss is over all of the batch's passages.
+        longest: the longest texts, or the first.
     """
     count, queries, passages = size.triples, collection.queries("train"), collection.passages
     if longest:

@@ -32,7 +32,17 @@ def tried_batch(spec: EncoderSpec) -> TokenBatch:
 def embeddings_and_gradient(
     encoder: Encoder, batch: TokenBatch, dtype: torch.dtype | None, trains: bool
 ) -> list[torch.Tensor]:
-    """Of the batch: embeddings, and with ``trains`` the gradient of a random sum of them."""
+    """What one way to encode makes of a batch.
+
+    Arguments:
+        encoder: in the mode, and by the attention, that are tried; its gradients are removed.
+        batch: on the encoder's device.
+        dtype: to autocast to, or None.
+        trains: whether the gradient is wanted, too.
+
+    Returns:
+        float32: the embeddings [B, D], and with ``trains`` the gradient of a random sum of them, flat.
+    """
     device = batch.tokens_T.device
     with contextlib.nullcontext() if trains else torch.inference_mode(), autocast(device, dtype):
         rows = encoder.encode(batch, "passage").rows.float()
@@ -47,9 +57,14 @@ def embeddings_and_gradient(
 
 
 def packing_problem(encoder: Encoder, device: torch.device, dtype: torch.dtype | None, trains: bool) -> str:
-    """Why this device cannot encode, or with ``trains`` train, packed texts as it does padded ones; "" where it can.
+    """Why this device cannot encode, or train, packed texts as it does padded ones: "" where it can.
 
-    The encoder stays as it is, and so do the random states. Another version of torch or another GPU may lack a kernel.
+    Another version of torch or another GPU may lack a kernel.
+
+    Arguments:
+        encoder: on ``device``; it stays as it is, padded, and so do the random states.
+        device, dtype: where, and the type to autocast to or None.
+        trains: whether gradients are compared, too.
     """
     assert isinstance(encoder, PacksTexts)
     was_training, batch = encoder.training, tried_batch(encoder.spec).to(device)

@@ -85,9 +85,15 @@ def load_encoder(
 ) -> Encoder:
     """The encoder stored in a directory (ours, ANCE's, Pyserini's) or, for rdot_nll, under a hub name.
 
-    ``changes`` (pooling, score_scale) replace what its config says.
-    ``new_head`` lets a plain RoBERTa in, whose head then starts from random weights (torch's global seed).
-    UserError where files are missing, of another model type, or without the head.
+    Arguments:
+        model_type: a word of `MODEL_TYPES`.
+        name_or_path: the directory, or the name.
+        config_name: a config in place of the directory's, "" for its own.
+        new_head: let a plain RoBERTa in, whose head then starts from random weights (torch's global seed).
+        changes: replace what the config says: pooling, score_scale.
+
+    Raises:
+        UserError: files are missing, of another model type, or without the head.
     """
     kind = encoder_type(model_type)
     if Path(name_or_path).is_dir() or config_name or not kind.from_hub:
@@ -112,7 +118,13 @@ def new_encoder(model_type: str, config_name: str, changes: dict[str, Any]) -> E
 
 
 def check_fits(spec: EncoderSpec, vocab_size: int, pad_token_id: int, max_length: dict[Side, int]) -> None:
-    """UserError where the token cache holds what the encoder has no place for; ``max_length`` in tokens."""
+    """UserError where a token cache holds what the encoder has no place for.
+
+    Arguments:
+        spec: the encoder's.
+        vocab_size, pad_token_id: the tokenizer's.
+        max_length: of each side's texts, in tokens.
+    """
     if spec.vocab_size is not None and vocab_size > spec.vocab_size:
         raise UserError(
             f"the tokenizer has {vocab_size} tokens, the model {spec.vocab_size}; preprocess with its tokenizer"

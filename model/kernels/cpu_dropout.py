@@ -63,9 +63,17 @@ def cpu_eager_or_sdpa(
     scaling: float | None = None,
     **words: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' ``sdpa``, or on a CPU the products themselves, where it has no kernel or a slow one: [B, Q, H, D].
+    """transformers' ``sdpa``, or on a CPU the products themselves, where it has no kernel or a slow one.
 
-    ``mask`` is True where attended to, [B, 1, Q or 1, L]; None where nothing is padded.
+    Arguments:
+        module: the attention layer, as transformers gives it.
+        query_BHQD, key_BHLD, value_BHLD: of H heads.
+        mask: True where attended to, [B, 1, Q or 1, L]; None where nothing is padded.
+        dropout: the share of weights that become 0.
+        scaling: of the scores; None for 1/√D.
+
+    Returns:
+        [B, Q, H, D], and None in place of the weights.
     """
     if not is_for_cpu(query_BHQD) or (dropout == 0 and not is_quicker_by_products(query_BHQD)):
         attended: torch.Tensor = sdpa_attention_forward(

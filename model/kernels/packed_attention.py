@@ -41,7 +41,20 @@ def packed_attention(
     scaling: float | None = None,
     **_others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """H heads of T tokens; text b has tokens [offsets_B[b], offsets_B[b + 1]). Returns [1, T, H, D]."""
+    """Attention within each of B texts that stand one after the other, by torch's nested tensors.
+
+    Arguments:
+        module: the attention layer, as transformers gives it.
+        query_1HTD, key_1HTD, value_1HTD: H heads of T tokens.
+        mask: transformers' own, not looked at.
+        offsets_B: text b has the tokens [offsets_B[b], offsets_B[b + 1]).
+        longest: tokens of the longest text.
+        dropout: the share of weights that become 0.
+        scaling: of the scores; None for 1/√D.
+
+    Returns:
+        [1, T, H, D], and None in place of the weights.
+    """
 
     def nested(heads_1HTD: torch.Tensor) -> torch.Tensor:
         tokens_THD = heads_1HTD[0].transpose(0, 1)

@@ -16,10 +16,15 @@ FIRST_GPU_WITH_BF16 = (8, 0)  # compute capability: A100
 def compute_dtype(
     dtype: str | None, fp16: bool, bf16: bool, fp16_opt_level: str, default: str, quickest: torch.dtype | None
 ) -> torch.dtype | None:
-    """The type to compute in; None is float32. ``default`` is the word for no flag, ``quickest`` what auto means.
+    """The type to compute in, None for float32. apex's levels: O0 is float32, O1 (its default) is autocast.
 
-    apex's levels: O0 is float32, O1 (its default) is autocast. UserError for the two that only
-    apex.amp could do, and for flags that contradict each other.
+    Arguments:
+        dtype, fp16, bf16, fp16_opt_level: the flags of these names.
+        default: the word of --dtype that no flag means.
+        quickest: what the word auto means.
+
+    Raises:
+        UserError: flags contradict each other, or name one of the two levels that only apex.amp could do.
     """
     if fp16_opt_level in ("O2", "O3"):
         raise UserError(

@@ -75,12 +75,12 @@ def clear_failed(lease: Lease) -> None:
 
 
 @contextlib.contextmanager
-def working(directory: Path, role: str, life: LeaseTimeouts, run_id: str) -> Iterator[Lease]:
+def working(directory: Path, role: str, timeouts: LeaseTimeouts, run_id: str) -> Iterator[Lease]:
     """Be the one ``role`` of ``directory`` for the block (`lease.role_held`); FAILED.json tells the peer of an error.
 
     A peer that has failed is the cause already told; it is not told again.
     """
-    with role_held(directory, role, life, run_id) as lease:
+    with role_held(directory, role, timeouts, run_id) as lease:
         clear_failed(lease)
         try:
             yield lease

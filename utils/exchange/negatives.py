@@ -167,9 +167,16 @@ def read_visible_refresh(ann_dir: Path, number: int) -> Refresh:
 def newest_refresh(
     ann_dir: Path, number: int | None = None, above: int = -1, without: frozenset[int] = frozenset()
 ) -> Refresh | None:
-    """The newest valid negatives above refresh ``above``, or those of ``number``; None where there are none yet.
+    """The newest valid negatives; None where there are none yet.
 
-    UserError where all there are have been damaged for longer than a cache could make them seem so.
+    Arguments:
+        ann_dir: where they are published.
+        number: that refresh alone, where given.
+        above: only refreshes of higher numbers.
+        without: refreshes that do not count.
+
+    Raises:
+        UserError: all there are have been damaged for longer than a cache could make them seem so.
     """
     numbers = [n for n in numbered(ann_dir, RECORD_PATTERN) if n > above and number in (None, n) and n not in without]
     errors: list[Exception] = []

@@ -83,7 +83,14 @@ def watch_peer(
     check_run: Callable[[dict[str, Any]], None] = lambda run: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Peer:
-    """The first look: failures and silences from before it are an earlier job's."""
+    """The first look: failures and silences from before it are an earlier job's.
+
+    Arguments:
+        directory, role: the other job's.
+        lease_seconds: of silence, after which it counts as dead where its lease cannot be read.
+        check_run: given its RUN.json, once; raises Disagreement where it was started with other flags.
+        clock: seconds of this host.
+    """
     watch = Watch(directory, role, lease_seconds, clock)
     watch.look()
     return Peer(directory, role, watch, read_failed(directory), check_run)

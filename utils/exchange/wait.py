@@ -37,10 +37,13 @@ def wait_for(
     quiet: bool = False,
     wake_early: Callable[[], object] = lambda: False,
 ) -> Found:
-    """Call ``look`` until it answers, saying soon and then each minute what is waited for.
+    """Call ``look`` until it finds something: soon, then every ten seconds; say ``what`` is waited for each minute.
 
-    Polls quickly at first, then every ten seconds; at once where ``wake_early`` says so. UserError after
-    ``limit_seconds``.
+    Arguments:
+        sleep, clock: in seconds.
+        limit_seconds: after which nothing is a UserError.
+        quiet: say nothing.
+        wake_early: asked twice a second while sleeping; where it is true, the next look follows at once.
     """
     started = clock()
     next_word = started + FIRST_WORD_SECONDS

@@ -107,6 +107,7 @@ def try_epoch(
     """The lease of ``epoch``, or None where another job was quicker.
 
     The staging directory is there before the lease: whoever comes after us finds it and can move it away.
+    ``locked``: this process has the role's flock. The other arguments are `acquire`'s.
     """
     staging = atomic.make_own_directory(JobLayout(directory).staging, f"{role}-{epoch}-{secrets.token_hex(4)}")
     holder = LeaseRecord(
@@ -199,6 +200,7 @@ def role_held(
 
     The block ends "ended", "stopped" (`Stopped`, a signal) or "failed" (any other exception, whose text is told).
     UserError where a living job has the role; Fenced where another took it over and this one had not noticed yet.
+    The arguments are `acquire`'s.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with flock_if_free(JobLayout(directory).role_lock(role)) as lock:
