@@ -9,7 +9,8 @@ No model is needed. With the generator's own flags it writes the generator's own
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,8 +58,8 @@ class NegativesFlags(ProgramFlags, SelectionFlags, AnceStrategyFlags, Bm25DirFla
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is selected from: a refresh's search, cut at the flags' --topk_training, and how."""
+class KeptSearch:
+    """What is selected from: a refresh's search, cut at the flags' --topk_training; and how."""
 
     refresh: Refresh
     candidates: Candidates
@@ -66,9 +67,16 @@ class Source:
     selection: Selection
     strategy_from: str
     bm25: Bm25Source | None
+    negative_sample: int
+    seed: int
+
+    @property
+    def width(self) -> int:
+        """Candidates of a query."""
+        return self.candidates.passage_QK.shape[1]
 
 
-def open_source(flags: NegativesFlags) -> Source:
+def open_kept_search(flags: NegativesFlags) -> KeptSearch:
     """UserError for what cannot be read, or meant."""
     path = Path(flags.candidates)
     refresh = negatives.read_kept_candidates(path.parent, candidates_number(path))
@@ -84,49 +92,59 @@ def open_source(flags: NegativesFlags) -> Source:
     text, strategy_from = resolve_strategy(
         flags.negative_strategy, flags.ann_measure_topk_mrr, flags.bottom_neg, flags.bottom_only
     )
-    selection = make_selection(text, replace(flags, topk_training=topk), len(collection.passages))
+    filters = {name: getattr(flags, name) for name in FILTERS}
+    selection = make_selection(
+        text,
+        len(collection.passages),
+        topk_training=topk,
+        negative_sample=flags.negative_sample,
+        on_shortage=flags.on_shortage,
+        **filters,
+    )
     bm25 = read_bm25(flags.bm25_dir, collection) if selection.strategy.needs_bm25 else None
-    return Source(refresh, candidates.cut(topk), collection, selection, strategy_from, bm25)
+    how = (selection, strategy_from, bm25, flags.negative_sample, flags.seed)
+    return KeptSearch(refresh, candidates.cut(topk), collection, *how)
 
 
 def run(flags: NegativesFlags) -> None:
     """Select and publish. UserError before anything is written."""
-    source, output_dir = open_source(flags), Path(flags.output_dir)
-    number, strategy = source.refresh.number, source.selection.strategy
+    search, output_dir = open_kept_search(flags), Path(flags.output_dir)
+    number = search.refresh.number
     if JobLayout(output_dir).record(number).exists():
         raise UserError(f"{output_dir} has a refresh {number} already; choose another --output_dir")
-    if answer_dry_run(flags, resolved_strategy=str(strategy), strategy_from=source.strategy_from):
+    if answer_dry_run(flags, resolved_strategy=str(search.selection.strategy), strategy_from=search.strategy_from):
         return
-    positives = source.collection.qrels("train").positives()
-    bm25 = source.bm25.candidates if source.bm25 is not None else None
-    selected = select_negatives(source.candidates, positives, source.selection, flags.seed, number, bm25)
-    width = source.candidates.passage_QK.shape[1]
-    say(describe_selection(selected, strategy, width, number, source.refresh.step))
-    lists, run_id = selected.lists.with_negatives(), secrets.token_hex(6)
-    bm25_sha256 = source.bm25.sha256 if source.bm25 is not None else ""
-    record = view_record(
-        source.refresh.record, replace(flags, topk_training=width), selected, lists, bm25_sha256, run_id
-    )
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with working(output_dir, "generator", DEFAULT_TIMEOUTS, run_id) as lease:
-        publish_negatives(lease, number, lambda to: write_negative_lists(to, lists, positives), record)
+    publish_view(select(search), search, output_dir)
     say(f"wrote {JobLayout(output_dir).negatives(number)}")
 
 
-def view_record(
-    source: dict[str, Any],
-    flags: NegativesFlags,
-    selected: Selected,
-    lists: NegativeLists,
-    bm25_sha256: str,
-    run_id: str,
-) -> dict[str, Any]:
+def select(search: KeptSearch) -> Selected:
+    """The negatives of each query of the search."""
+    positives, refresh = search.collection.qrels("train").positives(), search.refresh
+    bm25 = search.bm25.candidates if search.bm25 is not None else None
+    selected = select_negatives(search.candidates, positives, search.selection, search.seed, refresh.number, bm25)
+    say(describe_selection(selected, search.selection.strategy, search.width, refresh.number, refresh.step))
+    return selected
+
+
+def publish_view(selected: Selected, search: KeptSearch, output_dir: Path) -> None:
+    """``ann_training_data_N`` and its record, of the search's refresh N."""
+    lists, run_id = selected.lists.with_negatives(), secrets.token_hex(6)
+    write = partial(write_negative_lists, lists=lists, positives=search.collection.qrels("train").positives())
+    record = view_record(search, selected, lists, run_id)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with working(output_dir, "generator", DEFAULT_TIMEOUTS, run_id) as lease:
+        publish_negatives(lease, search.refresh.number, write, record)
+
+
+def view_record(search: KeptSearch, selected: Selected, lists: NegativeLists, run_id: str) -> dict[str, object]:
     """The generator's record, as far as it holds for another selection from the same search."""
+    source, selection = search.refresh.record, search.selection
     kept = {name: value for name, value in source.items() if name not in OF_ONE_SELECTION}
-    view = {name: getattr(flags, name) for name in ("topk_training", "negative_sample", "seed")}
-    filters = {name: getattr(flags, name) for name in (*FILTERS, "on_shortage")}
+    view = {"topk_training": search.width, "negative_sample": search.negative_sample, "seed": search.seed}
+    filters = {name: getattr(selection, name) for name in (*FILTERS, "on_shortage")}
     made = {"strategy": selected.strategy, **view, **filters, "candidates_sha256": source["candidates"]["sha256"]}
-    made |= {"bm25_sha256": bm25_sha256} if bm25_sha256 else {}
+    made |= {"bm25_sha256": search.bm25.sha256} if search.bm25 is not None else {}
     return {
         **kept,
         **made,

@@ -57,7 +57,7 @@ class TextFlags(DocumentFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessedFlags(DocumentFlags):
-    """``drivers.embeddings.text_lengths`` finds the lengths that are not given."""
+    """``drivers.job.text_lengths`` finds the lengths that are not given."""
 
     GROUP: ClassVar[Group] = "data"
 

@@ -186,17 +186,17 @@ class RunLog:
         path: Path,
         tensorboard_dir: Path | None,
         clock: Callable[[], float] = time.time,
-        goes_on_at: tuple[int, int] | None = None,
+        resumes_at: tuple[int, int] | None = None,
     ) -> None:
-        """``goes_on_at`` (step, bytes of metrics.jsonl): what an earlier job wrote after that is written again."""
+        """``resumes_at`` (step, bytes of metrics.jsonl): what an earlier job wrote after that is written again."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.clock = clock
-        if goes_on_at is not None:
-            cut(path, goes_on_at[1])
+        if resumes_at is not None:
+            cut(path, resumes_at[1])
         self.file = path.open("a", encoding="utf-8")
         self.writer: Any = None
         if tensorboard_dir is not None:
-            self.writer = open_tensorboard(tensorboard_dir, goes_on_at[0] if goes_on_at else None)
+            self.writer = open_tensorboard(tensorboard_dir, resumes_at[0] if resumes_at else None)
 
     @property
     def bytes(self) -> int:

@@ -20,7 +20,6 @@ from data.mining.samplers import CandidatePool, apply_strategy, widen
 from data.mining.strategy import Strategy, parse_strategy
 from utils.declared import FILTERS
 from utils.errors import UserError
-from utils.flag_groups import SelectionFlags
 from utils.ir.rank_buckets import counted
 
 
@@ -41,19 +40,39 @@ class Selection:
     passages: int = 0
 
 
-def make_selection(text: str, flags: SelectionFlags, passages: int) -> Selection:
-    """From the strategy in the language and the other flags. UserError where one of them cannot be meant."""
-    if flags.topk_training > passages:
-        raise UserError(f"--topk_training is {flags.topk_training}, the collection has {passages} passages; pass less")
-    if flags.negative_sample > flags.topk_training:
-        raise UserError(f"--negative_sample {flags.negative_sample} exceeds --topk_training {flags.topk_training}")
-    if flags.min_rank > flags.topk_training:
-        raise UserError(f"--min_rank {flags.min_rank} leaves none of --topk_training {flags.topk_training}; lower it")
-    strategy = parse_strategy(text, flags.negative_sample, flags.topk_training, flags.min_rank)
+def make_selection(
+    text: str,
+    passages: int,
+    *,
+    topk_training: int,
+    negative_sample: int,
+    min_rank: int = 1,
+    max_positive_ratio: float = 0.0,
+    on_shortage: str = "fewer",
+) -> Selection:
+    """How negatives are chosen, of what the flags say.
+
+    Args:
+        text: the strategy, in the language of data/mining/strategy.py.
+        passages: how many the collection has.
+        topk_training: candidates of a query.
+        negative_sample: negatives of a query, where the strategy names no number.
+        min_rank, max_positive_ratio, on_shortage: see `Selection`.
+
+    Raises:
+        UserError: where one of them cannot be meant.
+    """
+    if topk_training > passages:
+        raise UserError(f"--topk_training is {topk_training}, the collection has {passages} passages; pass less")
+    if negative_sample > topk_training:
+        raise UserError(f"--negative_sample {negative_sample} exceeds --topk_training {topk_training}")
+    if min_rank > topk_training:
+        raise UserError(f"--min_rank {min_rank} leaves none of --topk_training {topk_training}; lower it")
+    strategy = parse_strategy(text, negative_sample, topk_training, min_rank)
     from_corpus = [sampler for sampler in strategy.samplers if sampler.declared.takes_from == "corpus"]
     if any(sampler.count > passages // 2 for sampler in from_corpus):
         raise UserError(f"--negative_strategy {text!r} draws more than half of the {passages} passages; ask for fewer")
-    return Selection(strategy, flags.min_rank, flags.max_positive_ratio, flags.on_shortage, passages)
+    return Selection(strategy, min_rank, max_positive_ratio, on_shortage, passages)
 
 
 @dataclass(frozen=True)

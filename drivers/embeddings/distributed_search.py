@@ -19,32 +19,22 @@ from drivers.embeddings.shards import (
     PASSAGE_SHARDS,
     rows_of_shard,
 )
+from drivers.job.model_identity import ModelSettings
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from model.encoders.registry import read_spec
 from utils.distributed import agreement, collectives
 from utils.distributed.agreement import Notice
 from utils.distributed.world import World, has_launcher, processes_of_launcher
-from utils.errors import UserError
 from utils.exchange.wait import log_once
-from utils.flag_groups import SearchFlags
 from utils.run_log import say
 from utils.search.index import Index
 from utils.search.ranked_lists import merge_top_k
-from utils.search.registry import backend_of, choose_backend
-from utils.search.settings import SMALLEST_MEMORY_BYTES, GpuSearchFailed, SearchSettings
+from utils.search.registry import backend_of
+from utils.search.settings import GpuSearchFailed, SearchSettings
 from utils.search.source import ROWS_AT_ONCE
 
 EXCHANGE_BYTES = 256 * 2**20  # lists of all processes held for merging at a time
 BYTES_OF_PLACE = 12  # a score and an offset
-
-
-def search_settings(flags: SearchFlags, device: torch.device) -> SearchSettings:
-    """What the flags ask for, on this process's device. UserError where no backend has it, or for too little memory."""
-    smallest = SMALLEST_MEMORY_BYTES // 2**20
-    if flags.search_memory_mib and flags.search_memory_mib < smallest:
-        raise UserError(f"--search_memory_mib is {flags.search_memory_mib}, expected 0 or at least {smallest}")
-    memory_bytes = flags.search_memory_mib * 2**20
-    return choose_backend(SearchSettings(flags.search_backend, flags.faiss_index, flags.nprobe, device, memory_bytes))
 
 
 def check_index_fits(settings: SearchSettings, passages: int, text_shape: tuple[int, ...]) -> None:
@@ -64,12 +54,11 @@ def check_index_fits(settings: SearchSettings, passages: int, text_shape: tuple[
         log_once(f"search: {refusal}: the CPU will search", sys.stderr)
 
 
-def check_index_fits_model(
-    settings: SearchSettings, passages: int, model_dir: str, model_type: str, config_name: str
-) -> None:
+def check_index_fits_model(settings: SearchSettings, passages: int, model: ModelSettings) -> None:
     """The same from the config of a model that is not loaded yet. One under a hub name says nothing so early."""
-    if Path(model_dir).is_dir() or config_name:
-        check_index_fits(settings, passages, read_spec(model_dir, model_type, config_name).text_shape("passage"))
+    if Path(model.name_or_path).is_dir() or model.config_name:
+        spec = read_spec(model.name_or_path, model.model_type, model.config_name)
+        check_index_fits(settings, passages, spec.text_shape("passage"))
 
 
 # Searching

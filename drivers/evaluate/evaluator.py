@@ -7,85 +7,96 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
 from drivers.cli import EvalFlags
-from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model, search_settings
-from drivers.embeddings.store import read_embeddings_record, text_shape_of
-from drivers.embeddings.text_lengths import check_made_with, with_lengths
-from drivers.evaluate.checks import check_candidates, check_evaluation
+from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model
+from drivers.embeddings.store import describe_embeddings, read_embeddings_record, text_shape_of
+from drivers.evaluate.checks import check_candidates, ranking_item
 from drivers.evaluate.ranking import SplitEmbeddings, encode_split, load_split, rank_split, rerank_lists, rerank_split
-from drivers.evaluate.results import describe_ranks, write_results
+from drivers.evaluate.results import ResultSettings, describe_ranks, write_results
 from drivers.evaluate.score_curves import mean_scores
-from drivers.job.encoder_setup import check_model_directory, encoder_settings, open_to_encode
-from drivers.job.preflight import Preflight
+from drivers.job.disk_budget import check_space
+from drivers.job.encoder_setup import check_model_directory, open_to_encode
+from drivers.job.model_identity import ModelSettings, check_checkpoint
+from drivers.job.preflight import Check, Preflight, check_collection, check_publishing
 from drivers.job.sanity_batch import check_encoding
-from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection, start_program
+from drivers.job.settings import (
+    compute_settings,
+    encoder_settings,
+    lengths_of,
+    model_settings,
+    search_settings,
+    with_lengths,
+)
+from drivers.job.setup import ComputeSettings, check_output_dirs, open_collection, start_program
+from drivers.job.text_lengths import check_made_with, describe_lengths
 from utils.distributed import agreement, process_group
-from utils.distributed.world import own_device
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_done
 from utils.exchange.negatives import Refresh, newest_refresh, read_refresh
+from utils.flags import flags_json
 from utils.search.settings import SearchSettings
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What preflight resolved. The model computes in ``dtype``, None for float32."""
+    """What preflight resolved."""
 
     flags: EvalFlags
     collection: Preprocessed
-    dtype: torch.dtype | None
+    model: ModelSettings
+    compute: ComputeSettings
     search: SearchSettings
+
+
+def places_of_lengths(flags: EvalFlags) -> list[str]:
+    return [flags.embedding_dir] if flags.embedding_dir else [flags.model_name_or_path, flags.config_name]
 
 
 def preflight(flags: EvalFlags) -> Evaluation:
     """Find what would fail later. UserError for anything that would."""
-    flags = with_lengths(flags)
-    dtype = check_compute_flags(flags)
-    check_what_is_given(flags)
-    search = search_settings(flags, own_device(flags.no_cuda))
+    flags = with_lengths(flags, places_of_lengths(flags))
+    model, compute = model_settings(flags), compute_settings(flags)
+    check_what_is_given(flags, model)
+    search = search_settings(flags, compute.device)
     check_output_dirs(flags.output_dir)
-    collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
+    collection = open_collection(flags.data_dir, lengths_of(flags), model.tokenizer, flags.dry_run)
     collection.check_split(flags.split)
-    check_search(search, flags, collection)
-    return Evaluation(flags, collection, dtype, search)
+    check_search(search, flags, model, collection)
+    return Evaluation(flags, collection, model, compute, search)
 
 
-def check_what_is_given(flags: EvalFlags) -> None:
+def check_what_is_given(flags: EvalFlags, model: ModelSettings) -> None:
     """A model or embeddings of one, and perhaps candidates to rerank."""
     if bool(flags.model_name_or_path) == bool(flags.embedding_dir):
         raise UserError(
             "give --model_name_or_path (a checkpoint) or --embedding_dir (embeddings on disk), one of the two"
         )
     if flags.model_name_or_path:
-        check_model_directory(flags, flags.model_name_or_path)
+        check_model_directory(model, flags.dry_run)
     if flags.rerank_file:
         check_candidates(Path(flags.rerank_file))
 
 
-def check_search(search: SearchSettings, flags: EvalFlags, collection: Preprocessed) -> None:
+def check_search(search: SearchSettings, flags: EvalFlags, model: ModelSettings, collection: Preprocessed) -> None:
     """Whether the index fits the model's embeddings, or those on disk, which must be made as the flags say."""
     if flags.embedding_dir:
         stored = read_embeddings_record(Path(flags.embedding_dir), collection)
-        check_made_with(flags, Path(flags.embedding_dir), stored)
+        check_made_with(lengths_of(flags), Path(flags.embedding_dir), stored)
         check_index_fits(search, stored["passages"], text_shape_of(stored))
     else:
-        check_index_fits_model(
-            search, len(collection.passages), flags.model_name_or_path, flags.model_type, flags.config_name
-        )
+        check_index_fits_model(search, len(collection.passages), model)
 
 
 def run(job: Evaluation) -> None:
     """Load, rank, write."""
     flags, collection, started = job.flags, job.collection, time.monotonic()
-    world, _ = start_program("run_eval", flags)
+    world, _ = start_program("run_eval", job.compute, flags_json(flags))
     negatives = agreement.on_process0(world, partial(last_negatives, flags, collection)) if flags.ann_dir else None
     checks = Preflight(world)
-    check_evaluation(checks, collection, flags, flags.tokenizer_name or flags.model_name_or_path)
+    checks.on_process0(*checks_of(job))
     candidates_QK = rerank_lists(Path(flags.rerank_file), collection, flags.split) if flags.rerank_file else None
     embeddings = embed(job, checks)
     ranking = rank_split(world, collection, flags.split, embeddings, flags.topk, job.search)
@@ -97,10 +108,27 @@ def run(job: Evaluation) -> None:
 
     def write() -> None:
         by_rank = describe_ranks(collection, flags.split, ranking, mean_score_Q, negatives)
-        write_results(flags, collection, ranking, reranking, by_rank, time.monotonic() - started)
+        source = Path(flags.model_name_or_path or flags.embedding_dir)
+        settings = ResultSettings(Path(flags.output_dir), flags.split, source, bool(flags.embedding_dir))
+        write_results(settings, collection, ranking, reranking, by_rank, time.monotonic() - started)
 
     agreement.on_process0(world, write)
     process_group.stop(world)
+
+
+def checks_of(job: Evaluation) -> list[Check]:
+    """All that process 0 looks at."""
+    flags, collection, output_dir = job.flags, job.collection, Path(job.flags.output_dir)
+    lengths = partial(describe_lengths, places_of_lengths(flags), lengths_of(flags), collection)
+    space = partial(check_space, output_dir, [ranking_item(collection, flags.split, flags.topk)])
+    return [
+        *([partial(check_checkpoint, job.model)] if flags.model_name_or_path else []),
+        *([partial(describe_embeddings, Path(flags.embedding_dir))] if flags.embedding_dir else []),
+        *check_collection(collection, job.model.tokenizer, (flags.split,)),
+        lengths,
+        partial(check_publishing, output_dir),
+        space,
+    ]
 
 
 def embed(job: Evaluation, checks: Preflight) -> SplitEmbeddings:
@@ -109,7 +137,7 @@ def embed(job: Evaluation, checks: Preflight) -> SplitEmbeddings:
     if flags.embedding_dir:
         checks.end()
         return load_split(world, Path(flags.embedding_dir), collection, flags.split)
-    settings = encoder_settings(flags, job.dtype)
+    settings = encoder_settings(flags, job.compute.dtype)
     encoder = open_to_encode(settings, flags.model_name_or_path, collection, world)
     check_index_fits(job.search, len(collection.passages), encoder.spec.text_shape("passage"))
     checks.on_every_process(partial(check_encoding, encoder, collection, flags.split, settings.encoding, world.device))

@@ -7,17 +7,17 @@ from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
 from data.tokens.verify import check_inputs
 from drivers.cli import NeighbourhoodFlags
 from drivers.embeddings.encode import chosen_texts
-from drivers.embeddings.text_lengths import describe_lengths, with_lengths
-from drivers.job.encoder_setup import check_model_directory, encoder_settings, open_to_encode
-from drivers.job.model_identity import check_checkpoint
-from drivers.job.setup import check_compute_flags, check_output_dirs, open_collection, start_program
+from drivers.job.encoder_setup import check_model_directory, open_to_encode
+from drivers.job.model_identity import ModelSettings, check_checkpoint
+from drivers.job.settings import compute_settings, encoder_settings, lengths_of, model_settings, with_lengths
+from drivers.job.setup import ComputeSettings, check_output_dirs, open_collection, start_program
+from drivers.job.text_lengths import describe_lengths
 from model.encode import EncodingSettings, encode_blocks
 from model.encoders.base import Encoder
 from utils.distributed import agreement, process_group
@@ -25,6 +25,7 @@ from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.negatives import check_as_recorded
 from utils.flag_values import expand_path
+from utils.flags import flags_json
 from utils.ir.query_map import (
     BACKGROUND,
     KINDS,
@@ -58,34 +59,39 @@ class QueryMapJob:
     collection: Preprocessed
     chosen: Chosen
     files: dict[str, Path]
-    dtype: torch.dtype | None
+    model: ModelSettings
+    compute: ComputeSettings
+
+
+def places_of_lengths(flags: NeighbourhoodFlags) -> list[str]:
+    return [flags.model_name_or_path, flags.config_name]
 
 
 def preflight(flags: NeighbourhoodFlags) -> QueryMapJob:
     """Choose the texts, and find what would fail later. UserError for anything that would."""
-    flags = with_lengths(flags)
-    dtype = check_compute_flags(flags)
+    flags = with_lengths(flags, places_of_lengths(flags))
+    model, compute = model_settings(flags), compute_settings(flags)
     if not flags.model_name_or_path:
         raise UserError("--model_name_or_path is missing, expected the checkpoint that embeds the texts")
     files = named_files(flags.negatives)
-    check_model_directory(flags, flags.model_name_or_path)
+    check_model_directory(model, flags.dry_run)
     check_output_dirs(flags.output_dir)
-    collection = open_collection(flags, flags.tokenizer_name or flags.model_name_or_path)
+    collection = open_collection(flags.data_dir, lengths_of(flags), model.tokenizer, flags.dry_run)
     check_inputs(collection)
     arms = read_arms(files, collection)
     query = choose_query(flags.query, arms, files, collection.queries("train").original_ids())
     chosen = choose_texts(query, arms, collection, flags.background, np.random.default_rng([flags.seed, query]))
-    return QueryMapJob(flags, collection, chosen, files, dtype)
+    return QueryMapJob(flags, collection, chosen, files, model, compute)
 
 
 def run(job: QueryMapJob) -> None:
     """Load, embed, write. Several processes all embed these few texts; the first writes them."""
     flags, collection = job.flags, job.collection
-    world, _ = start_program("run_neighbourhood", flags)
-    agreement.on_process0(world, partial(check_checkpoint, flags, flags.model_name_or_path))
+    world, _ = start_program("run_neighbourhood", job.compute, flags_json(flags))
+    agreement.on_process0(world, partial(check_checkpoint, job.model))
     if world.is_first:
-        say(describe_lengths(flags, collection))
-    settings = encoder_settings(flags, job.dtype)
+        say(describe_lengths(places_of_lengths(flags), lengths_of(flags), collection))
+    settings = encoder_settings(flags, job.compute.dtype)
     encoder = open_to_encode(settings, flags.model_name_or_path, collection, world)
     embedding_ND = embed(encoder, collection, job.chosen, settings.encoding, world)
     agreement.on_process0(world, partial(write, job, embedding_ND))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data.mining.negative_lists import NegativeLists
 from data.tokens.collection import Preprocessed
-from drivers.cli import EvalFlags
 from drivers.evaluate.ranking import Ranking, Reranking
 from drivers.evaluate.score_curves import as_json, grades_by_rank, overlap, score_curves
 from utils.exchange.atomic import read_json, write_json, write_text
@@ -27,7 +26,7 @@ def describe_ranks(
     ranking: Ranking,
     mean_score_Q: np.ndarray,
     negatives: tuple[int, NegativeLists] | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What SPLIT.by_rank.json holds."""
     qrels, lists_QK = collection.qrels(split), ranking.passages_QK
     curves = score_curves(ranking.query_Q, lists_QK, ranking.scores_QK, mean_score_Q)
@@ -41,33 +40,69 @@ def describe_ranks(
     return found
 
 
+@dataclass(frozen=True)
+class ResultSettings:
+    """Where an evaluation's results are written, and what they are of: a model, or embeddings on disk."""
+
+    directory: Path
+    split: str
+    source: Path
+    is_of_embeddings: bool
+
+
 def write_results(
-    flags: EvalFlags,
+    settings: ResultSettings,
     collection: Preprocessed,
     ranking: Ranking,
     reranking: Reranking | None,
-    by_rank: dict[str, Any],
+    by_rank: Mapping[str, object],
     seconds: float,
 ) -> None:
     """The run files first; metrics.json last, so that its presence says that all is there."""
-    files, model = EvaluationLayout(Path(flags.output_dir)), Path(flags.model_name_or_path or flags.embedding_dir)
-    all_ids, passage_ids = collection.queries(flags.split).original_ids(), collection.passages.original_ids()
-    query_ids = [all_ids[query] for query in ranking.query_Q]
-    written = [files.ranking(flags.split), files.per_query(flags.split), files.by_rank(flags.split)]
-    write_run(written[0], query_ids, passage_ids, ranking.passages_QK, ranking.scores_QK, "ance")
-    write_per_query(written[1], all_ids, ranking.by_query)
-    write_json(written[2], by_rank)
-    state = model / (EMBEDDINGS_RECORD if flags.embedding_dir else TRAINER_STATE)
-    step = read_json(state).get("step") if state.is_file() else None
-    record = metrics_record(ranking.metrics, len(ranking.by_query), str(model), step, seconds)
-    say(f"full ranking {flags.split}: {format_metrics(ranking.metrics)}")
+    files, split = EvaluationLayout(settings.directory), settings.split
+    written = write_ranking(files, split, collection, ranking)
+    write_json(files.by_rank(split), by_rank)
+    written.append(files.by_rank(split))
+    record = metrics_record(
+        ranking.metrics, len(ranking.by_query), str(settings.source), step_of_source(settings), seconds
+    )
+    say(f"full ranking {split}: {format_metrics(ranking.metrics)}")
     if reranking is not None:
-        written.append(files.reranking(flags.split))
-        write_run(written[-1], query_ids, passage_ids, reranking.passages_QK, reranking.scores_QK, "ance-rerank")
+        lists = (reranking.scores_QK, reranking.passages_QK)
+        write_lists(files.reranking(split), split, collection, ranking.query_Q, lists, "ance-rerank")
+        written.append(files.reranking(split))
         record["rerank_metrics"] = reranking.metrics
-        say(f"reranking {flags.split}: {format_metrics(reranking.metrics)}")
+        say(f"reranking {split}: {format_metrics(reranking.metrics)}")
     write_metrics(files.root, record, [path.name for path in written])
     say(f"finished {files.metrics}")
+
+
+def step_of_source(settings: ResultSettings) -> int | None:
+    """The trainer's, where the model or the embeddings record it."""
+    state = settings.source / (EMBEDDINGS_RECORD if settings.is_of_embeddings else TRAINER_STATE)
+    return read_json(state).get("step") if state.is_file() else None
+
+
+def write_ranking(files: EvaluationLayout, split: str, collection: Preprocessed, ranking: Ranking) -> list[Path]:
+    """The run of the full ranking, and the metrics of each query; the files."""
+    lists = (ranking.scores_QK, ranking.passages_QK)
+    write_lists(files.ranking(split), split, collection, ranking.query_Q, lists, "ance")
+    write_per_query(files.per_query(split), collection.queries(split).original_ids(), ranking.by_query)
+    return [files.ranking(split), files.per_query(split)]
+
+
+def write_lists(
+    path: Path,
+    split: str,
+    collection: Preprocessed,
+    query_Q: np.ndarray,
+    lists: tuple[np.ndarray, np.ndarray],
+    tag: str,
+) -> None:
+    """A TREC run of ``lists``, (scores_QK, passages_QK), in the collection's own ids."""
+    all_ids, (scores_QK, passages_QK) = collection.queries(split).original_ids(), lists
+    query_ids = [all_ids[query] for query in query_Q]
+    write_run(path, query_ids, collection.passages.original_ids(), passages_QK, scores_QK, tag)
 
 
 def write_per_query(path: Path, query_ids: Sequence[str], by_query: dict[int, dict[str, float]]) -> None:

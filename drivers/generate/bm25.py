@@ -15,7 +15,7 @@ import numpy as np
 
 from data.mining.candidates import Candidates, write_candidates
 from data.mining.negative_lists import write_negative_lists
-from data.mining.select import Selected, Selection, describe_selection, make_selection, select_negatives
+from data.mining.select import Selected, Selection, describe_selection, select_negatives
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import Source
 from data.sources.registry import open_source
@@ -24,6 +24,7 @@ from data.tokens.tokenizer import encoded_texts
 from data.tokens.verify import check_inputs
 from drivers.cli import Bm25Flags
 from drivers.job.resume import dev_split_record
+from drivers.job.settings import selection_of
 from utils.errors import UserError
 from utils.exchange.evaluations import write_metrics
 from utils.exchange.layout import EVALUATION_RECORD, EvaluationLayout, JobLayout
@@ -66,7 +67,7 @@ def preflight(flags: Bm25Flags) -> Bm25Job:
     check_inputs(preprocessed)
     source = open_source(preprocessed.manifest["data_type"], Path(flags.raw_data_dir))
     dev_split = preprocessed.dev_split(flags.dev_split)
-    selection = make_selection(str(flags.negative_strategy), flags, len(preprocessed.passages))
+    selection = selection_of(flags, str(flags.negative_strategy), len(preprocessed.passages))
     if selection.strategy.needs_bm25:
         raise UserError(
             f"--negative_strategy {flags.negative_strategy}: BM25's own candidates are meant here; write top"

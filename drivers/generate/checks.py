@@ -1,4 +1,4 @@
-"""What a generator looks at in its first minute."""
+"""What a generator looks at in its first minute, next to what every program does."""
 
 from __future__ import annotations
 
@@ -6,43 +6,46 @@ from functools import partial
 
 from drivers.embeddings.shards import DTYPES
 from drivers.embeddings.store import describe_embeddings, newest_embeddings
-from drivers.embeddings.text_lengths import describe_lengths
-from drivers.generate.encode_corpus import Job, embeddings_dir, train_rows
-from drivers.job.disk_budget import (
-    candidates_item,
-    check_space,
-    embeddings_item,
-    negatives_item,
-)
-from drivers.job.encoder_setup import encoder_settings, open_to_encode
-from drivers.job.model_identity import check_checkpoint
-from drivers.job.preflight import Preflight, check_collection, check_publishing
+from drivers.generate.encode_corpus import RefreshSettings, train_rows
+from drivers.job.disk_budget import Item, candidates_item, check_space, embeddings_item, negatives_item
+from drivers.job.encoder_setup import open_to_encode
+from drivers.job.preflight import Preflight
 from drivers.job.sanity_batch import check_encoding
+from model.encoders.base import Encoder
 from utils.system import disk_used
 
 
-def check_generator(checks: Preflight, job: Job, refreshes: int) -> None:
-    """All checks of a generator that is to make so many ``refreshes``."""
-    flags, collection, device = job.flags, job.collection, checks.world.device
-    tokenizer_dir = flags.tokenizer_name or flags.init_model_dir
-    inputs = check_collection(collection, tokenizer_dir, ("train", job.dev_split))
-    checks.on_process0(partial(check_checkpoint, flags, flags.init_model_dir), *inputs)
-    checks.on_process0(partial(describe_lengths, flags, collection), partial(check_publishing, job.ann_dir))
-    if flags.load_gen:
-        checks.on_process0(lambda: describe_embeddings(newest_embeddings(embeddings_dir(job))))
-    items, held, queries = [], 0, len(train_rows(job, 0))
-    if not flags.inference:
-        items.append(negatives_item(queries, job.selection.strategy.most, refreshes))
-        if flags.keep_candidates:
-            items.append(candidates_item(queries, flags.topk_training, refreshes))
-    if not flags.load_gen:
-        settings = encoder_settings(flags, job.dtype)
-        encoder = open_to_encode(settings, flags.init_model_dir, collection, checks.world)
-        passages, dev_queries = len(collection.passages), collection.qrels(job.dev_split).queries_with_positive()
-        rows = encoder.spec.rows_per_passage * passages + queries + len(dev_queries)
-        value_bytes, only_latest = DTYPES[flags.embedding_dtype].itemsize, flags.only_keep_latest_embedding_file
-        items.append(embeddings_item(rows, encoder.spec.embedding_dim, value_bytes, refreshes, only_latest))
-        held = disk_used(embeddings_dir(job)) if only_latest else 0
-        checks.on_every_process(partial(check_encoding, encoder, collection, "train", settings.encoding, device))
-    checks.on_process0(partial(check_space, job.ann_dir, items, held))
+def check_refreshes(checks: Preflight, settings: RefreshSettings, model_dir: str, refreshes: int) -> None:
+    """Whether so many ``refreshes`` can be made, the first of them with the model in ``model_dir``; the last checks."""
+    if settings.loads_embeddings:
+        checks.on_process0(lambda: describe_embeddings(newest_embeddings(settings.embeddings_dir)))
+    items, held = [], 0
+    if not settings.only_encodes:
+        items += published_items(settings, refreshes)
+    if not settings.loads_embeddings:
+        collection, encoding = settings.collection, settings.encoder.encoding
+        encoder = open_to_encode(settings.encoder, model_dir, collection, checks.world)
+        items.append(encoded_item(settings, encoder, refreshes))
+        held = disk_used(settings.embeddings_dir) if settings.only_latest_embeddings else 0
+        trial = partial(check_encoding, encoder, collection, "train", encoding, checks.world.device)
+        checks.on_every_process(trial)
+    checks.on_process0(partial(check_space, settings.ann_dir, items, held))
     checks.end()
+
+
+def published_items(settings: RefreshSettings, refreshes: int) -> list[Item]:
+    """Of the disk: what refreshes publish."""
+    queries = len(train_rows(settings, 0))
+    items = [negatives_item(queries, settings.selection.strategy.most, refreshes)]
+    if settings.keeps_candidates:
+        items.append(candidates_item(queries, settings.topk_training, refreshes))
+    return items
+
+
+def encoded_item(settings: RefreshSettings, encoder: Encoder, refreshes: int) -> Item:
+    """Of the disk: the embeddings of the passages, of a refresh's train queries, and of the dev queries."""
+    collection, spec = settings.collection, encoder.spec
+    queries = len(train_rows(settings, 0)) + len(collection.qrels(settings.dev_split).queries_with_positive())
+    rows = spec.rows_per_passage * len(collection.passages) + queries
+    value_bytes = DTYPES[settings.embedding_dtype].itemsize
+    return embeddings_item(rows, spec.embedding_dim, value_bytes, refreshes, settings.only_latest_embeddings)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from data.mining.candidates import Bm25Source
 from data.mining.select import Selection, chunk_of_queries
 from data.sources.qrels import query_name
 from data.tokens.collection import PASSAGES, Preprocessed
-from drivers.cli import GenerateFlags
 from drivers.embeddings import store
 from drivers.embeddings.distributed_search import check_index_fits
 from drivers.embeddings.encode import PassageShare, encode_to_shards, stored_share, texts_of, unfinished
 from drivers.embeddings.shards import Shards
 from drivers.embeddings.store import EmbeddingSpec
-from drivers.job.encoder_setup import encoder_settings, load_to_encode, prepare_encoder
+from drivers.job.encoder_setup import EncoderSettings, load_to_encode, prepare_encoder
 from drivers.job.progress import Monitor, StopEncoding
 from model.encoders.base import Encoder
 from model.kernels.precision import name_of
@@ -35,33 +33,40 @@ from utils.search.settings import SearchSettings
 
 
 @dataclass(frozen=True)
-class Job:
-    """What preflight resolved."""
+class RefreshSettings:
+    """How a refresh is made, the same for every one of a run.
 
-    flags: GenerateFlags
+    Args:
+        ann_dir: negatives and embeddings are published there.
+        dev_split: the split whose queries are searched to measure the checkpoint.
+        bm25: what the strategy ``bm25`` takes from; None where the selection has no need of it.
+        topk_training: candidates per train query.
+        chunk_factor: a refresh serves one of so many parts of the train queries, see `chunk_of_queries`.
+        embedding_dtype: a word of `drivers.embeddings.shards.DTYPES`, for the embeddings on disk.
+        only_encodes: it ends with the embeddings on disk.
+        loads_embeddings: it begins with them, without a model.
+        only_latest_embeddings: those of earlier refreshes are removed.
+    """
+
     collection: Preprocessed
-    selection: Selection
-    strategy_from: str
-    dtype: torch.dtype | None
+    ann_dir: Path
+    dev_split: str
+    encoder: EncoderSettings
     search: SearchSettings
-    bm25: Bm25Source | None = None
+    selection: Selection
+    bm25: Bm25Source | None
+    seed: int
+    topk_training: int
+    chunk_factor: int
+    embedding_dtype: str
+    only_encodes: bool = False
+    loads_embeddings: bool = False
+    keeps_candidates: bool = False
+    only_latest_embeddings: bool = False
 
     @property
-    def strategy(self) -> str:
-        """As the user wrote it."""
-        return self.selection.strategy.text
-
-    @property
-    def dev_split(self) -> str:
-        return self.collection.dev_split(self.flags.dev_split)
-
-    @property
-    def ann_dir(self) -> Path:
-        return Path(self.flags.output_dir)
-
-    @property
-    def training_dir(self) -> Path:
-        return Path(self.flags.training_dir)
+    def embeddings_dir(self) -> Path:
+        return JobLayout(self.ann_dir).embeddings
 
 
 @dataclass(frozen=True)
@@ -85,21 +90,19 @@ class RefreshEmbeddings:
     share: PassageShare
 
 
-def embeddings_dir(job: Job) -> Path:
-    return JobLayout(job.ann_dir).embeddings
-
-
-def train_rows(job: Job, refresh: int) -> np.ndarray:
+def train_rows(settings: RefreshSettings, refresh: int) -> np.ndarray:
     """This refresh's chunk of the train queries that have a positive."""
-    flags = job.flags
-    with_positive = job.collection.qrels("train").queries_with_positive()
-    # --inference keeps all queries: a later --load_gen takes its chunk of them.
-    chunk_factor = 1 if flags.inference else flags.ann_chunk_factor
-    return chunk_of_queries(with_positive, chunk_factor, refresh, flags.seed)
+    with_positive = settings.collection.qrels("train").queries_with_positive()
+    return chunk_of_queries(with_positive, settings.chunk_factor, refresh, settings.seed)
 
 
 def encode_all(
-    job: Job, world: World, request: RefreshRequest, ours: dict[str, Any], monitor: Monitor, stage: Stage
+    settings: RefreshSettings,
+    world: World,
+    request: RefreshRequest,
+    ours: Mapping[str, object],
+    monitor: Monitor,
+    stage: Stage,
 ) -> RefreshEmbeddings | None:
     """Encode dev queries, the chunk of train queries, and the passages, into shards on disk.
 
@@ -107,28 +110,29 @@ def encode_all(
     them to stop, where the checkpoint is gone, or where ``stage``, which gives a place for a file that is being
     written, raises `Stopped`: the shards finished so far stay.
     """
-    collection = job.collection
-    encoder = open_checkpoint(job, world, request)
+    collection = settings.collection
+    encoder = open_checkpoint(settings, world, request)
     if encoder is None:
         return None
-    check_index_fits(job.search, len(collection.passages), encoder.spec.text_shape("passage"))
-    spec = embedding_spec(job, world, request, encoder)
-    directory = store.directory_of(embeddings_dir(job), request.step, spec)
+    check_index_fits(settings.search, len(collection.passages), encoder.spec.text_shape("passage"))
+    spec = embedding_spec(settings, world, request, encoder)
+    directory = store.directory_of(settings.embeddings_dir, request.step, spec)
     agreement.on_process0(world, partial(directory.mkdir, parents=True, exist_ok=True))
-    dev_rows_Q, train_rows_Q = collection.qrels(job.dev_split).queries_with_positive(), train_rows(job, request.refresh)
-    rows = {query_name(job.dev_split): dev_rows_Q, query_name("train"): train_rows_Q}
+    dev_rows_Q = collection.qrels(settings.dev_split).queries_with_positive()
+    train_rows_Q = train_rows(settings, request.refresh)
+    rows = {query_name(settings.dev_split): dev_rows_Q, query_name("train"): train_rows_Q}
     shards = [
         *(spec.query_shards(directory, name, rows_Q) for name, rows_Q in rows.items()),
         spec.passage_shards(directory),
     ]
-    if not encode_shards(job, world, encoder, shards, rows, monitor, stage):
+    if not encode_shards(settings, world, encoder, shards, rows, monitor, stage):
         return None
     record = {**ours, "step": request.step, "checkpoint": request.checkpoint}
     agreement.on_process0(world, partial(store.commit, directory, shards, rows, record, stage))
-    return open_embeddings(world, job.dev_split, directory, train_rows_Q, train_rows_Q)
+    return open_embeddings(world, settings.dev_split, directory, train_rows_Q, train_rows_Q)
 
 
-def open_checkpoint(job: Job, world: World, request: RefreshRequest) -> Encoder | None:
+def open_checkpoint(settings: RefreshSettings, world: World, request: RefreshRequest) -> Encoder | None:
     """The model, on this process's device; None on all processes where its directory is gone, as process 0 sees it.
 
     A trainer keeps its last checkpoints only: one that was the newest may have to go before it is read.
@@ -141,7 +145,7 @@ def open_checkpoint(job: Job, world: World, request: RefreshRequest) -> Encoder 
         try:
             if not world.is_first:  # process 0 has seen it
                 wait_until_visible(path / "config.json")
-            encoder = load_to_encode(encoder_settings(job.flags, job.dtype), request.checkpoint, job.collection, world)
+            encoder = load_to_encode(settings.encoder, request.checkpoint, settings.collection, world)
         except Exception as error:  # readers of weights have errors of their own for files that vanish
             fault = error
         if collectives.any_process(world, fault is not None):
@@ -151,7 +155,9 @@ def open_checkpoint(job: Job, world: World, request: RefreshRequest) -> Encoder 
     if not is_there and world.is_first:
         say(f"refresh {request.refresh}: {path} is gone, its trainer keeps newer ones; looking for one of them")
     # The processes agree on how they encode: not before all of them have it.
-    return prepare_encoder(encoder, job.dtype, world, job.flags.compile) if encoder and is_there else None
+    if encoder is None or not is_there:
+        return None
+    return prepare_encoder(encoder, settings.encoder.encoding.dtype, world, settings.encoder.compiled)
 
 
 def raise_fault(fault: Exception | None) -> None:
@@ -159,29 +165,28 @@ def raise_fault(fault: Exception | None) -> None:
         raise fault
 
 
-def embedding_spec(job: Job, world: World, request: RefreshRequest, encoder: Encoder) -> EmbeddingSpec:
+def embedding_spec(settings: RefreshSettings, world: World, request: RefreshRequest, encoder: Encoder) -> EmbeddingSpec:
     """What decides the numbers of this refresh's embeddings."""
-    flags, manifest = job.flags, job.collection.manifest
-    settings = encoder_settings(flags, job.dtype).encoding
+    manifest, encoding = settings.collection.manifest, settings.encoder.encoding
     return EmbeddingSpec(
         model_sha256=request.model_sha256,
         config=encoder.config_dict(),
         collection_fingerprint=manifest["collection_fingerprint"],
         tokenizer_fingerprint=manifest["tokenizer"]["fingerprint"],
-        passages=len(job.collection.passages),
+        passages=len(settings.collection.passages),
         embedding_dim=encoder.spec.embedding_dim,
-        max_seq_length=settings.max_seq_length,
-        max_query_length=settings.max_query_length,
-        budget_tokens=settings.budget_tokens,
-        compute=name_of(settings.dtype),
-        storage=flags.embedding_dtype,
+        max_seq_length=encoding.max_seq_length,
+        max_query_length=encoding.max_query_length,
+        budget_tokens=encoding.budget_tokens,
+        compute=name_of(encoding.dtype),
+        storage=settings.embedding_dtype,
         device=world.device.type,
         rows_per_passage=encoder.spec.rows_per_passage,
     )
 
 
 def encode_shards(
-    job: Job,
+    settings: RefreshSettings,
     world: World,
     encoder: Encoder,
     all_shards: list[Shards],
@@ -190,10 +195,10 @@ def encode_shards(
     stage: Stage,
 ) -> bool:
     """Encode the shards that are not there yet; False on all processes where one was told to stop."""
-    settings = encoder_settings(job.flags, job.dtype).encoding
+    collection, encoding = settings.collection, settings.encoder.encoding
     caches = {
-        PASSAGES: job.collection.passages,
-        **{query_name(split): job.collection.queries(split) for split in (job.dev_split, "train")},
+        PASSAGES: collection.passages,
+        **{query_name(split): collection.queries(split) for split in (settings.dev_split, "train")},
     }
     missing = {shards.name: unfinished(world, shards, monitor) for shards in all_shards}
     there = sum(len(shards) - len(missing[shards.name]) for shards in all_shards)
@@ -203,27 +208,27 @@ def encode_shards(
     left = False
     try:
         for shards in all_shards:
-            texts = texts_of(caches[shards.name], settings, rows.get(shards.name))
-            encode_to_shards(world, encoder, texts, shards, missing[shards.name], settings, monitor, stage)
+            texts = texts_of(caches[shards.name], encoding, rows.get(shards.name))
+            encode_to_shards(world, encoder, texts, shards, missing[shards.name], encoding, monitor, stage)
     except (StopEncoding, Stopped):
         left = True
     return not collectives.any_process(world, left)
 
 
-def load_embeddings(job: Job, world: World, request: RefreshRequest) -> RefreshEmbeddings:
+def load_embeddings(settings: RefreshSettings, world: World, request: RefreshRequest) -> RefreshEmbeddings:
     """The embeddings on disk, with this refresh's chunk of the train queries."""
-    root = embeddings_dir(job)
-    directory = Path(agreement.decide_on_process0(world, lambda: str(store.newest_embeddings(root))))
-    record = store.read_embeddings_record(directory, job.collection)
-    check_index_fits(job.search, len(job.collection.passages), store.text_shape_of(record))
-    dev_rows_Q = store.read_query_rows(directory, query_name(job.dev_split))
+    newest = agreement.decide_on_process0(world, lambda: str(store.newest_embeddings(settings.embeddings_dir)))
+    directory = Path(newest)
+    record = store.read_embeddings_record(directory, settings.collection)
+    check_index_fits(settings.search, len(settings.collection.passages), store.text_shape_of(record))
+    dev_rows_Q = store.read_query_rows(directory, query_name(settings.dev_split))
     stored_rows_Q = store.read_query_rows(directory, query_name("train"))
-    expected = job.collection.qrels(job.dev_split).queries_with_positive()
-    rows_Q = train_rows(job, request.refresh)
+    expected = settings.collection.qrels(settings.dev_split).queries_with_positive()
+    rows_Q = train_rows(settings, request.refresh)
     if not np.array_equal(dev_rows_Q, expected) or not np.isin(rows_Q, stored_rows_Q).all():
         raise UserError(f"{directory} holds other queries than --data_dir; run with --inference again")
     agreement.on_every_process(world, partial(store.check_all_shards, world.process, world.size, directory))
-    return open_embeddings(world, job.dev_split, directory, stored_rows_Q, rows_Q)
+    return open_embeddings(world, settings.dev_split, directory, stored_rows_Q, rows_Q)
 
 
 def open_embeddings(

@@ -3,55 +3,65 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from data.mining.candidates import write_candidates
 from data.mining.negative_lists import write_negative_lists
-from drivers.embeddings.text_lengths import lengths_of_process0
-from drivers.generate.checks import check_generator
-from drivers.generate.encode_corpus import Job, RefreshRequest
-from drivers.generate.next_checkpoint import find_request, refreshes_planned, step_said_used
-from drivers.generate.preflight import OWN_SERIES, config_of_job, resolved_of
-from drivers.generate.refresh import Found, conclude, format_timings, make_embeddings, search_all
+from drivers.generate.checks import check_refreshes
+from drivers.generate.encode_corpus import RefreshRequest, RefreshSettings, encode_all, load_embeddings
+from drivers.generate.next_checkpoint import RequestSettings, find_request, refreshes_planned
+from drivers.generate.preflight import OWN_SERIES, GeneratorJob, config_of_job, places_of_lengths, resolved_of
+from drivers.generate.refresh import Found, conclude, format_timings, search_all
 from drivers.job.fencing import fence_of
-from drivers.job.preflight import Preflight, say_dev_split
+from drivers.job.model_identity import check_checkpoint
+from drivers.job.preflight import Preflight, check_collection, check_publishing, say_dev_split
 from drivers.job.progress import Monitor
 from drivers.job.run_config import check_common, join_run, provenance
 from drivers.job.session import Session, open_session
+from drivers.job.settings import lease_timeouts, lengths_of, with_lengths_of_process0
 from drivers.job.setup import start_program
+from drivers.job.text_lengths import describe_lengths
 from utils.distributed import agreement, process_group
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
-from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.markers import read_done
 from utils.exchange.negatives import publish_negatives
 from utils.exchange.peers import Peer, watch_peer
 from utils.exchange.retention import remove_other_embeddings
 from utils.exchange.stop import StopRequested
 from utils.exchange.wait import now_and_then, wait_for
+from utils.flags import flags_json
 from utils.run_log import RunLog, say
 
 
-def generate(job: Job) -> None:
+def generate(job: GeneratorJob) -> None:
     """Make refreshes until the trainer is done, or as many as the flags say."""
-    world, run_id = start_program("run_ann_data_gen", job.flags, **resolved_of(job))
-    job = replace(job, flags=lengths_of_process0(world, job.flags))
-    check_generator(Preflight(world), job, refreshes_planned(job))
+    flags = job.flags
+    world, run_id = start_program("run_ann_data_gen", job.compute, flags_json(flags, **resolved_of(job)))
+    job = replace(job, flags=with_lengths_of_process0(world, flags))
+    check_all(Preflight(world), job)
     if world.is_first:
         announce(job)
-    timeouts = LeaseTimeouts(job.flags.heartbeat_seconds, job.flags.lease_seconds)
-    with open_session(world, job.ann_dir, "generator", timeouts, run_id) as session:
+    with open_session(world, job.ann_dir, "generator", lease_timeouts(flags), run_id) as session:
         made = run_session(job, session, run_id)
         if world.is_first:
             say(f"finished refreshes={made}")
     process_group.stop(world)
 
 
-def announce(job: Job) -> None:
+def check_all(checks: Preflight, job: GeneratorJob) -> None:
+    """All checks, those of the refreshes last."""
+    flags, collection = job.flags, job.collection
+    inputs = check_collection(collection, job.model.tokenizer, ("train", job.dev_split))
+    describe = partial(describe_lengths, places_of_lengths(flags), lengths_of(flags), collection)
+    checks.on_process0(partial(check_checkpoint, job.model), *inputs, describe, partial(check_publishing, job.ann_dir))
+    check_refreshes(checks, job.refresh, flags.init_model_dir, refreshes_planned(job.requests))
+
+
+def announce(job: GeneratorJob) -> None:
     """What is said before the first refresh. Queries without a positive are neither encoded nor searched."""
     collection, flags = job.collection, job.flags
     say(f"negatives: {job.strategy} ({job.strategy_from})")
@@ -59,7 +69,7 @@ def announce(job: Job) -> None:
     for split in ("train", job.dev_split):
         held, judged = len(collection.queries(split)), len(collection.qrels(split).queries_with_positive())
         say(f"{split}: {held:,} queries, {judged:,} with a positive in the collection, {held - judged:,} left out")
-    if flags.last_checkpoint_dir and step_said_used(flags) is None:
+    if flags.last_checkpoint_dir and job.requests.step_used is None:
         say(f"--last_checkpoint_dir {flags.last_checkpoint_dir} is not in --training_dir: none counts as used")
 
 
@@ -67,18 +77,20 @@ def announce(job: Job) -> None:
 class GeneratorRun:
     """A generator in the middle of its run.
 
-    Arguments:
-        job: what preflight resolved.
+    Args:
+        refresh: how each refresh is made.
+        requests: which refreshes, and of which checkpoints.
         session: its processes, its lease and what asks it to stop.
         trainer: the job that trains on what it publishes.
         provenance: what each record says of this run.
         log: of process 0.
     """
 
-    job: Job
+    refresh: RefreshSettings
+    requests: RequestSettings
     session: Session
     trainer: Peer
-    provenance: dict[str, Any]
+    provenance: Mapping[str, object]
     log: RunLog | None
 
     @property
@@ -86,7 +98,7 @@ class GeneratorRun:
         return self.session.world
 
 
-def run_session(job: Job, session: Session, run_id: str) -> int:
+def run_session(job: GeneratorJob, session: Session, run_id: str) -> int:
     """Begin or resume the directory's run and make its refreshes; how many. `Stopped` where it was asked to stop."""
     config = config_of_job(job)
     joined = join_run(session, job.ann_dir, run_id, config, OWN_SERIES)
@@ -95,38 +107,38 @@ def run_session(job: Job, session: Session, run_id: str) -> int:
     files = JobLayout(job.ann_dir)
     log = agreement.on_process0(session.world, partial(RunLog, files.metrics, files.tensorboard))
     try:
-        return make_refreshes(GeneratorRun(job, session, trainer, provenance(joined, config), log))
+        return make_refreshes(
+            GeneratorRun(job.refresh, job.requests, session, trainer, provenance(joined, config), log)
+        )
     except StopRequested:
         raise session.stopped("between two refreshes, or in one whose finished embeddings are kept") from None
 
 
 def make_refreshes(run: GeneratorRun) -> int:
     """One refresh after the other; returns how many were published."""
-    flags, made = run.job.flags, 0
+    requests, made = run.requests, 0
     should_stop = stop_needed(run)
     while (request := next_request(run)) is not None:
         if not one_refresh(run, request, should_stop):
             # A stop, or the trainer gone; where it is done `next_request` says so; else the refresh is begun again.
-            run.session.decide_on_process0(partial(read_done, run.job.training_dir), run.trainer)
+            run.session.decide_on_process0(partial(read_done, requests.training_dir), run.trainer)
             continue
         made += 1
-        if flags.inference or flags.load_gen or made >= flags.limit_total_number:
+        if requests.only_encodes or requests.loads_embeddings or made >= requests.most_refreshes:
             break
-        if 0 <= flags.end_output_num <= request.refresh:
+        if requests.last_refresh is not None and requests.last_refresh <= request.refresh:
             break
     return made
 
 
 def next_request(run: GeneratorRun) -> RefreshRequest | None:
     """The next refresh, waited for; None once the trainer is done."""
-    job, session = run.job, run.session
-    what = f"a new checkpoint in {job.training_dir}"
+    session, requests = run.session, run.requests
+    what = f"a new checkpoint in {requests.training_dir}"
     session.set_status(doing=f"waiting for {what}")
 
-    def look() -> dict[str, Any] | None:
-        found = session.decide_on_process0(partial(find_request, job, run.provenance), run.trainer)
-        return None if found is None else dict(found)
-
+    find = partial(find_request, requests, run.refresh.collection, run.provenance)
+    look = partial(session.decide_on_process0, find, run.trainer)
     answer = wait_for(look, what, quiet=not run.world.is_first, wake_early=session.stop.requested)
     if "done" in answer and run.world.is_first:
         say(f"no more refreshes: {answer['done']}")
@@ -138,16 +150,16 @@ def stop_needed(run: GeneratorRun, clock: Callable[[], float] = time.monotonic) 
 
     A stop, a lost lease, and now and then the trainer: nobody will train on this where it is gone or done.
     """
-    flags, session = run.job.flags, run.session
+    requests, session = run.requests, run.session
 
     def trainer_left() -> bool:
-        if flags.inference or flags.load_gen:
+        if requests.only_encodes or requests.loads_embeddings:
             return False
         try:
             run.trainer.check(is_needed=False)
         except UserError:
             return True
-        return flags.end_output_num < 0 and read_done(run.job.training_dir) is not None
+        return requests.last_refresh is None and read_done(requests.training_dir) is not None
 
     has_left = now_and_then(trainer_left, clock)
 
@@ -164,7 +176,7 @@ def one_refresh(run: GeneratorRun, request: RefreshRequest, should_stop: Callabl
     False, on all processes, where it was left before the end: ``should_stop``, asked between two batches, said so on
     one of them, or the checkpoint is gone. Fenced on all of them where one sees that another job has the lease.
     """
-    started, job, session, world = time.monotonic(), run.job, run.session, run.world
+    started, settings, session, world = time.monotonic(), run.refresh, run.session, run.world
     if world.is_first:
         say(f"refresh {request.refresh}: from {request.checkpoint} (step {request.step})")
     session.set_status(refresh=request.refresh, step=request.step, doing="encoding")
@@ -172,11 +184,15 @@ def one_refresh(run: GeneratorRun, request: RefreshRequest, should_stop: Callabl
     fence = fence_of(session)
     monitor = Monitor(fence.should_stop(should_stop), lambda doing: session.set_status(doing=doing))
     encoding_started = time.monotonic()
-    embeddings = make_embeddings(job, world, request, run.provenance, monitor, fence.stage)
+    embeddings = (
+        load_embeddings(settings, world, request)
+        if settings.loads_embeddings
+        else encode_all(settings, world, request, run.provenance, monitor, fence.stage)
+    )
     encode_seconds = time.monotonic() - encoding_started
-    if embeddings is not None and job.flags.inference:
+    if embeddings is not None and settings.only_encodes:
         return True
-    found = None if embeddings is None else search_all(job, world, embeddings, monitor, encode_seconds)
+    found = None if embeddings is None else search_all(settings, world, embeddings, monitor, encode_seconds)
     if found is None:
         fence.check()
         return False
@@ -190,7 +206,7 @@ def one_refresh(run: GeneratorRun, request: RefreshRequest, should_stop: Callabl
 def publish(run: GeneratorRun, request: RefreshRequest, found: Found, started: float) -> None:
     """Process 0's part of the end: select from what was ``found``, publish, and log.
 
-    Arguments:
+    Args:
         run: the generator.
         request: the refresh, and the checkpoint that it is made from.
         found: what was searched.
@@ -200,15 +216,15 @@ def publish(run: GeneratorRun, request: RefreshRequest, found: Found, started: f
         UserError: the refresh is there already.
         Fenced: another job has the lease.
     """
-    job, lease = run.job, run.session.lease
+    settings, lease = run.refresh, run.session.lease
     assert run.log is not None and lease is not None
-    result = conclude(job, request, found, {**run.provenance, "processes": run.world.size})
-    positives = job.collection.qrels("train").positives()
+    result = conclude(settings, request, found, {**run.provenance, "processes": run.world.size})
+    positives = settings.collection.qrels("train").positives()
     write = partial(write_negative_lists, lists=result.lists, positives=positives)
-    kept = partial(write_candidates, candidates=found.candidates) if job.flags.keep_candidates else None
+    kept = partial(write_candidates, candidates=found.candidates) if settings.keeps_candidates else None
     publish_negatives(lease, request.refresh, write, result.record, kept)
     run.log.record(request.step, **result.logged)
     seconds = time.monotonic() - started
     say(f"refresh {request.refresh}: published in {seconds:.1f} s ({', '.join(format_timings(found.timings))})")
-    if job.flags.only_keep_latest_embedding_file:
+    if settings.only_latest_embeddings:
         remove_other_embeddings(lease, found.embeddings)

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from data.tokens.collection import Preprocessed
-from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
-from drivers.job.model_identity import check_checkpoint
+from drivers.job.model_identity import ModelSettings, check_checkpoint
 from model.encode import EncodingSettings
 from model.encoders.base import CastsWeights, Encoder, PacksTexts, PrepacksWeights
 from model.encoders.registry import check_fits, load_encoder, read_config
@@ -26,8 +25,6 @@ from utils.errors import UserError
 from utils.run_log import say
 from utils.system import keep_freed_memory
 
-ProgramFlags = AnnFlags | EvalFlags | GenerateFlags | NeighbourhoodFlags | WarmupFlags
-
 
 @dataclass(frozen=True)
 class EncoderSettings:
@@ -37,14 +34,6 @@ class EncoderSettings:
     config_name: str
     encoding: EncodingSettings
     compiled: bool
-
-
-def encoder_settings(flags: ProgramFlags, dtype: torch.dtype | None) -> EncoderSettings:
-    """Of a program whose lengths are found; ``dtype`` is the type to compute in, or None."""
-    assert flags.max_seq_length and flags.max_query_length, "text_lengths has found them"
-    budget_tokens = flags.per_gpu_eval_batch_size * flags.max_seq_length
-    encoding = EncodingSettings(flags.max_seq_length, flags.max_query_length, budget_tokens, dtype)
-    return EncoderSettings(flags.model_type, flags.config_name, encoding, flags.compile)
 
 
 def open_encoder(
@@ -174,14 +163,15 @@ def quote_library_path() -> None:
         cpp_extension.TORCH_LIB_PATH = shlex.quote(path)
 
 
-def check_model_directory(flags: ProgramFlags, model_dir: str) -> None:
+def check_model_directory(model: ModelSettings, is_dry_run: bool) -> None:
     """What can be known of a model before it is loaded; every process looks for itself.
 
     A --dry_run verifies the checkpoint's files here. In a job process 0 does it once for all, and says so.
     """
-    if flags.dry_run:
-        check_checkpoint(flags, model_dir)
-    if Path(model_dir).is_dir() or flags.config_name:
-        read_config(model_dir, flags.model_type, flags.config_name)
-    elif is_path(model_dir):
-        raise UserError(f"{model_dir} is not a directory, expected a checkpoint (config.json and weights)")
+    directory = model.name_or_path
+    if is_dry_run:
+        check_checkpoint(model)
+    if Path(directory).is_dir() or model.config_name:
+        read_config(directory, model.model_type, model.config_name)
+    elif is_path(directory):
+        raise UserError(f"{directory} is not a directory, expected a checkpoint (config.json and weights)")

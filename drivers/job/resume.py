@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
 from utils.declared import LOSSES
@@ -20,8 +20,8 @@ DECIDE_BYTES = frozenset[str]().union(
 DIVIDE_STEP = names_deciding(TrainingFlags, "step") | {"processes"}
 
 
-def what_differs(
-    ours: dict[str, Any], theirs: dict[str, Any], what: str, names: tuple[str, ...] | None = None
+def differing_flags(
+    ours: Mapping[str, object], theirs: Mapping[str, object], what: str, names: tuple[str, ...] | None = None
 ) -> dict[str, str]:
     """{name: both values in words}: of ``names``, or all; a name that one of the two does not know is passed over.
 
@@ -34,7 +34,7 @@ def what_differs(
     return {name: f"{name} {theirs[name]} there, {ours[name]} here" for name in shared if theirs[name] != ours[name]}
 
 
-def is_model_unknown(record: dict[str, Any], name: str = "initial_model_sha256") -> bool:
+def is_model_unknown(record: Mapping[str, object], name: str = "initial_model_sha256") -> bool:
     """Whether it is of a version that left models blank which were not one file in a directory.
 
     Those versions recorded no ``initial_config_sha256``; in a record of ours a blank is no model's. ``name`` of the
@@ -43,18 +43,18 @@ def is_model_unknown(record: dict[str, Any], name: str = "initial_model_sha256")
     return record.get(name) == "" and "initial_config_sha256" not in record
 
 
-def as_earlier_version(record: dict[str, Any]) -> dict[str, Any]:
+def as_earlier_version(record: Mapping[str, object]) -> dict[str, object]:
     """What such a version would have recorded of the same."""
     return {name: value for name, value in record.items() if name != "initial_config_sha256"}
 
 
-def check_resumes(ours: dict[str, Any], theirs: dict[str, Any], what: str, remedy: str) -> str:
+def check_resumes(ours: Mapping[str, object], theirs: Mapping[str, object], what: str, remedy: str) -> str:
     """Whether a job of the flags ``ours`` may resume ``what``, which was begun with ``theirs``.
 
     Disagreement (exit 3) names all that differs, with both values. What differs but does not decide the result is
     returned, in words: from here on the bytes may be others. "": they are the same.
     """
-    differing = what_differs(with_dev_split(ours), with_dev_split(theirs), what)
+    differing = differing_flags(with_dev_split(ours), with_dev_split(theirs), what)
     refusal = step_refusal(ours, theirs) if DIVIDE_STEP & differing.keys() else ""
     allowed = DECIDE_BYTES if refusal else DECIDE_BYTES | DIVIDE_STEP
     if refused := [words for name, words in differing.items() if name not in allowed]:
@@ -68,28 +68,33 @@ def dev_split_record(split: str) -> dict[str, str]:
     return {} if split == DEV else {"dev_split": split}
 
 
-def with_dev_split(record: dict[str, Any]) -> dict[str, Any]:
+def with_dev_split(record: Mapping[str, object]) -> dict[str, object]:
     """The same with the split that a record without one means."""
     return {"dev_split": DEV, **record}
 
 
-def step_refusal(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+def step_refusal(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str:
     """Why a step of ``ours`` is not one of ``theirs``, divided in another way; "" where it is.
 
     A loss that is a mean over the step's triples, as a run's position is so many of them, lets only the product of
     DIVIDE_STEP count. One over the batch takes a triple's negatives from its own micro-batch, of all processes.
     """
-    loss = LOSSES.get(ours.get("loss", ""))
+    loss = LOSSES.get(str(ours.get("loss")))
     if loss is None or loss.is_over_batch:
         return f"with --loss {ours.get('loss')} a micro-batch decides its negatives"
-    there = math.prod(theirs.get(name, ours.get(name, 1)) for name in DIVIDE_STEP)
-    here = math.prod(ours.get(name, 1) for name in DIVIDE_STEP)
+    there, here = triples_of_step({**ours, **theirs}), triples_of_step(ours)
     # A --dry_run without a launcher does not know the number of processes.
     if here == there or ("processes" not in ours and there % here == 0):
         return ""
     return (
         f"a step is of {there} triples there, of {here} here: give batch x micro-batches x processes the same product"
     )
+
+
+def triples_of_step(record: Mapping[str, object]) -> int:
+    """As far as ``record`` has it: what it does not say counts once."""
+    numbers = [record[name] for name in DIVIDE_STEP if name in record]
+    return math.prod(number for number in numbers if isinstance(number, int))
 
 
 def resumed_otherwise(what: str, differing: str) -> str:

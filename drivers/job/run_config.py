@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,8 @@ from typing import Any
 
 from data.tokens.collection import Preprocessed
 from data.training.triple_order import TRIPLE_ORDER
-from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
-from drivers.job.resume import as_earlier_version, check_resumes, resumed_otherwise, what_differs
+from drivers.job.resume import as_earlier_version, check_resumes, differing_flags, resumed_otherwise
 from drivers.job.session import Session
-from drivers.job.setup import is_dtype_automatic
 from utils.declared import FILTERS
 from utils.distributed.world import has_launcher
 from utils.errors import Disagreement, UserError
@@ -23,8 +21,6 @@ from utils.exchange import atomic
 from utils.exchange.layout import CHECKPOINT_PATTERN, RUN, JobLayout, numbered
 from utils.exchange.markers import mark_run, newest_science_sha256, read_done, read_run
 from utils.exchange.retention import remove_run
-from utils.flag_values import names_deciding
-from utils.flags import ProgramFlags
 from utils.run_log import git_state, say
 
 # What trainer and generator of one run must have in common.
@@ -42,19 +38,17 @@ COMMON = (
 )
 
 
-def run_config(flags: ProgramFlags, collection: Preprocessed, **resolved: Any) -> dict[str, Any]:
+def run_config(deciding: Mapping[str, object], collection: Preprocessed, **resolved: object) -> dict[str, object]:
     """All that decides what a run computes, by name: the flags that do, the data, and ``resolved``."""
-    left_out = names_deciding(type(flags), "nothing")
-    values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(flags)}
     return {
-        **{name: value for name, value in values.items() if name not in left_out},
+        **deciding,
         "collection_fingerprint": collection.manifest["collection_fingerprint"],
         "tokenizer_fingerprint": collection.manifest["tokenizer"]["fingerprint"],
         **resolved,
     }
 
 
-def science_sha256(science: dict[str, Any]) -> str:
+def science_sha256(science: Mapping[str, object]) -> str:
     return atomic.sha256_of_json(science)
 
 
@@ -66,7 +60,7 @@ class Run:
     science_sha256: str
 
 
-def provenance(run: Run, science: dict[str, Any]) -> dict[str, Any]:
+def provenance(run: Run, science: Mapping[str, object]) -> dict[str, object]:
     """What every published version says of where it comes from."""
     named = (*COMMON, "seed", "strategy", *OF_A_SELECTION, "ann_chunk_factor", "bm25_sha256", "dev_split")
     return {
@@ -77,17 +71,21 @@ def provenance(run: Run, science: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_agreement(
-    ours: dict[str, Any], theirs: dict[str, Any], what: str, remedy: str, names: tuple[str, ...] | None = None
+    ours: Mapping[str, object],
+    theirs: Mapping[str, object],
+    what: str,
+    remedy: str,
+    names: tuple[str, ...] | None = None,
 ) -> None:
     """Disagreement (exit 3) names all that differs between this job and the one that made ``what``, with both values.
 
     Only ``names``, where given; a name that one of the two does not know is passed over.
     """
-    if differing := what_differs(ours, theirs, what, names):
+    if differing := differing_flags(ours, theirs, what, names):
         raise Disagreement(f"{what} was made with other flags: {'; '.join(differing.values())}; {remedy}")
 
 
-def earlier_forms(science: dict[str, Any]) -> list[dict[str, Any]]:
+def earlier_forms(science: Mapping[str, object]) -> list[dict[str, object]]:
     """What versions without ``initial_config_sha256`` would have recorded of the same run; the model perhaps blank."""
     earlier = as_earlier_version(science)
     return [earlier, {**earlier, "initial_model_sha256": ""}]
@@ -101,14 +99,16 @@ OWN_RUN = "give the flags it was begun with, choose another --output_dir, or --o
 # Runs
 
 
-def join_run(session: Session, directory: Path, run_id: str, science: dict[str, Any], remedy: str, **more: Any) -> Run:
+def join_run(
+    session: Session, directory: Path, run_id: str, science: Mapping[str, object], remedy: str, **more: object
+) -> Run:
     """The directory's run, which this job resumes, or begins with its own ``run_id``; RUN.json then says ``more``.
 
     Disagreement names the flags in which this job differs from that run.
     """
     own = Run(run_id, science_sha256(science))
 
-    def look() -> dict[str, Any]:
+    def look() -> dict[str, str]:
         assert session.lease is not None
         run = read_run(directory)
         if run is None:
@@ -132,32 +132,27 @@ def join_run(session: Session, directory: Path, run_id: str, science: dict[str, 
 
 def check_in_dry_run(
     directory: Path,
-    flags: AnnFlags | GenerateFlags | WarmupFlags,
-    make_science: Callable[[], dict[str, Any]],
+    make_science: Callable[[], Mapping[str, object]],
     remedy: str,
-    type_name: str,
-    default_dtype: str = "auto",
-    unknown: Sequence[str] = (),
+    unknown: Sequence[str],
+    overwrites: bool = False,
 ) -> bool:
     """Whether the directory holds a run. Disagreement where the start would refuse to resume it; nothing is written.
 
     ``make_science`` is called where there is a run: it reads the initial model, which may have to come from the hub.
-    Not compared: without a launcher the number of processes; ``type_name``, what the run is computed in, where the
-    machine decides that (``default_dtype`` is the program's); and ``unknown``, what else may be different in the job.
+    Not compared: without a launcher the number of processes; and ``unknown``, what else may be different in the job.
+    ``overwrites``: the run of another job will have been removed.
     """
     run = read_run(directory)
-    if run is not None and getattr(flags, "overwrite_output_dir", False) and not is_of_this_job(run):
-        return False
-    if run is None:
+    if run is None or (overwrites and not is_of_this_job(run)):
         return False
     left_out = {*unknown, *([] if has_launcher() else ["processes"])}
-    left_out |= {type_name} if is_dtype_automatic(flags, default_dtype) else set()
     known = {name: value for name, value in make_science().items() if name not in left_out}
     check_resumes(known, run.get("science", {}), f"the run in {directory}", remedy)
     return True
 
 
-def check_without_run(directory: Path, science: dict[str, Any], remedy: str) -> bool:
+def check_without_run(directory: Path, science: Mapping[str, object], remedy: str) -> bool:
     """Whether the directory holds no version of a run yet.
 
     Where RUN.json is damaged, the versions still tell the hash of the flags they are of: Disagreement if not ours.
@@ -171,14 +166,14 @@ def check_without_run(directory: Path, science: dict[str, Any], remedy: str) -> 
     return found is None
 
 
-def enter_run(session: Session, directory: Path, run_id: str, science: dict[str, Any], overwrites: bool) -> Run:
+def enter_run(session: Session, directory: Path, run_id: str, science: Mapping[str, object], overwrites: bool) -> Run:
     """`join_run` of a program that trains; ``overwrites``: after another job's run has been removed."""
     if overwrites:
         session.decide_on_process0(partial(remove_other_run, session, directory))
     return join_run(session, directory, run_id, science, OWN_RUN, triple_order=TRIPLE_ORDER)
 
 
-def check_common(ours: dict[str, Any], what: str, run: dict[str, Any]) -> None:
+def check_common(ours: Mapping[str, object], what: str, run: Mapping[str, Any]) -> None:
     """Disagreement where the peer's RUN.json differs in what both jobs must have in common."""
     check_agreement(ours, run.get("science", {}), what, SAME_FLAGS, COMMON)
 
@@ -188,20 +183,20 @@ def holds_run(directory: Path) -> bool:
     return bool(numbered(directory, CHECKPOINT_PATTERN)) or read_done(directory) is not None
 
 
-def is_of_this_job(run: dict[str, Any]) -> bool:
+def is_of_this_job(run: Mapping[str, object]) -> bool:
     """Whether this very Slurm job began the run, before it was requeued."""
     return bool(run.get("job")) and run["job"] == os.environ.get("SLURM_JOB_ID")
 
 
-def check_holds_no_other_run(directory: Path, flags: AnnFlags | WarmupFlags) -> None:
-    """UserError where the directory holds a run that this job must not, or cannot, resume."""
-    if not holds_run(directory) or flags.overwrite_output_dir:
+def check_holds_no_other_run(directory: Path, resume: str, overwrites: bool) -> None:
+    """UserError where the directory holds a run that this job must not, or cannot, resume; ``resume``: as the flag."""
+    if not holds_run(directory) or overwrites:
         return
     run = read_run(directory)
-    if run is not None and (flags.resume == "auto" or is_of_this_job(run)):
+    if run is not None and (resume == "auto" or is_of_this_job(run)):
         return
     steps = numbered(directory, CHECKPOINT_PATTERN)
-    reason = "--resume never is given" if flags.resume == "never" else f"no {RUN} says how to resume it"
+    reason = "--resume never is given" if resume == "never" else f"no {RUN} says how to resume it"
     raise UserError(
         f"{directory} holds a run already ({len(steps)} checkpoints, the last of step {max(steps, default=0)}) and "
         f"{reason}; choose another --output_dir, or --overwrite_output_dir to remove it"

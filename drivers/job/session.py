@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from utils.distributed import agreement, collectives
 from utils.distributed.world import World
@@ -18,6 +18,8 @@ from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.peers import Peer
 from utils.exchange.stop import Stop, StopRequested
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS
+
+Answer = TypeVar("Answer")
 
 # Processes
 
@@ -30,7 +32,7 @@ class Session:
     stop: Stop
     lease: Lease | None
 
-    def set_status(self, **values: Any) -> None:
+    def set_status(self, **values: object) -> None:
         """What the heartbeat says of the work from now on."""
         if self.lease is not None:
             self.lease.set_status(**values)
@@ -54,8 +56,12 @@ class Session:
             self.stop.taken()
         return Stopped(f"stopped by {by} {where}; start again with the same flags to resume")
 
-    def decide_on_process0(self, look: Callable[[], Any], peer: Peer | None = None, is_needed: bool = True) -> Any:
+    def decide_on_process0(
+        self, look: Callable[[], Answer], peer: Peer | None = None, is_needed: bool = True
+    ) -> Answer:
         """Process 0 looks, all processes get its answer or its error; PeerGone on all of them where the peer is gone.
+
+        The answer is what JSON holds.
 
         ``is_needed``: this job cannot continue without what it looks for, so that a peer that has ended properly is
         gone too.
@@ -64,7 +70,7 @@ class Session:
         """
         self.check_stop()
 
-        def decide() -> Any:
+        def decide() -> Answer:
             has_ended = is_needed and peer is not None and peer.has_ended()
             found = look()
             if found is None and peer is not None:
@@ -74,7 +80,8 @@ class Session:
                     raise PeerGone(f"the {peer.role} has ended, and what this job waits for will not come; see its log")
             return found
 
-        return agreement.decide_on_process0(self.world, decide)
+        answer: Answer = agreement.decide_on_process0(self.world, decide)
+        return answer
 
 
 @contextlib.contextmanager

@@ -1,11 +1,11 @@
-"""What every program begins with: its processes, the collection, and flags that fit together."""
+"""What every program begins with: its processes, the collection, its random generator."""
 
 from __future__ import annotations
 
 import logging
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,84 +13,56 @@ import torch
 from data.sources.atomic_dir import check_can_write
 from data.tokens.collection import Preprocessed, check_tokenizer, open_preprocessed
 from data.tokens.verify import check_inputs
-from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
-from drivers.job.encoder_setup import check_compiler
-from model.encoders.registry import encoder_type
+from drivers.job.text_lengths import TextLengths
 from model.hub import is_path
-from model.kernels.precision import compute_dtype, quickest_dtype
 from utils.distributed import collectives, process_group
-from utils.distributed.world import World, device_names, own_device, processes_of_launcher
-from utils.errors import UserError
-from utils.flag_groups import ComputeFlags
-from utils.flags import flags_json
+from utils.distributed.world import World, device_names
 from utils.run_log import header, say
 
 # Starting
 
 
-# The programs that open a model and a collection.
-Opening = AnnFlags | EvalFlags | GenerateFlags | NeighbourhoodFlags | WarmupFlags
+@dataclass(frozen=True)
+class ComputeSettings:
+    """What a program computes on, and in what type.
+
+    Args:
+        no_cuda: it stays on the CPU.
+        device: this process's own.
+        dtype: the type to autocast to; None is float32.
+        dtype_is_hardwares: another machine may compute in another type.
+        collective_timeout_seconds: a process that the others have waited for so long ends the job.
+    """
+
+    no_cuda: bool
+    device: torch.device
+    dtype: torch.dtype | None
+    dtype_is_hardwares: bool
+    collective_timeout_seconds: float
 
 
-def start_program(program: str, flags: ComputeFlags, **resolved: Any) -> tuple[World, str]:
-    """Join the other processes, write the `.out` header (flags and what was ``resolved``), give the run its id."""
+def start_program(program: str, compute: ComputeSettings, flags_as_json: str) -> tuple[World, str]:
+    """Join the other processes, write the `.out` header, give the run its id."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    world = process_group.start(flags.no_cuda, flags.collective_timeout_seconds)
+    world = process_group.start(compute.no_cuda, compute.collective_timeout_seconds)
     run_id = collectives.broadcast_json(world, secrets.token_hex(6))
     if world.is_first:
-        for line in header(program, run_id, flags_json(flags, **resolved), device_names(world)):
+        for line in header(program, run_id, flags_as_json, device_names(world)):
             say(line)
     return world, run_id
 
 
-def open_collection(flags: Opening, tokenizer_dir: str) -> Preprocessed:
+def open_collection(data_dir: str, lengths: TextLengths, tokenizer_dir: str, is_dry_run: bool) -> Preprocessed:
     """The preprocessed directory, checked against the tokenizer that the model comes with.
 
     A --dry_run fetches no tokenizer from the hub, and reads the directory's files here: a job does it later, saying so.
     """
-    assert flags.max_seq_length and flags.max_query_length, "with_lengths has found them"
-    collection = open_preprocessed(flags.data_dir, flags.max_seq_length, flags.max_query_length)
-    if flags.dry_run:
+    collection = open_preprocessed(data_dir, lengths.max_seq_length, lengths.max_query_length)
+    if is_dry_run:
         check_inputs(collection)
-    if tokenizer_dir and (is_path(tokenizer_dir) or not flags.dry_run):
+    if tokenizer_dir and (is_path(tokenizer_dir) or not is_dry_run):
         check_tokenizer(collection, tokenizer_dir)
     return collection
-
-
-def check_compute_flags(flags: Opening, default_dtype: str = "auto") -> torch.dtype | None:
-    """Refuse what cannot be computed; the type to compute in, None for float32."""
-    kind = encoder_type(flags.model_type)
-    device = own_device(flags.no_cuda)
-    if flags.compile:
-        check_compiler(device.type == "cuda")
-    quickest = quickest_dtype(device) if kind.has_layers else None
-    return compute_dtype(flags.dtype, flags.fp16, flags.bf16, flags.fp16_opt_level, default_dtype, quickest)
-
-
-def is_dtype_automatic(flags: ComputeFlags, default_dtype: str = "auto") -> bool:
-    """Whether --dtype auto holds: on another machine the program may compute in another type."""
-    word = flags.dtype or ("given" if flags.fp16 or flags.bf16 else default_dtype)
-    return word == "auto"
-
-
-def check_exchange_flags(flags: AnnFlags | GenerateFlags | WarmupFlags) -> None:
-    if flags.lease_seconds < 3 * flags.heartbeat_seconds:
-        raise UserError(
-            f"--lease_seconds is {flags.lease_seconds:g} with --heartbeat_seconds {flags.heartbeat_seconds:g}, "
-            "expected at least three heartbeats in a lease's life"
-        )
-
-    if processes_of_launcher() > 1 and flags.lease_seconds >= flags.collective_timeout_seconds:
-        raise UserError(
-            f"--lease_seconds is {flags.lease_seconds:g}, expected less than --collective_timeout_seconds, "
-            f"{flags.collective_timeout_seconds:g}: the other processes wait while the first takes a lease over"
-        )
-
-
-def check_refresh_flags(flags: AnnFlags | GenerateFlags) -> None:
-    check_exchange_flags(flags)
-    if flags.refresh_mode == "lockstep" and not flags.steps_per_refresh:
-        raise UserError("--refresh_mode lockstep needs --steps_per_refresh above 0; how many steps between refreshes?")
 
 
 def check_output_dirs(*directories: str) -> None:

@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 
 from data.tokens.collection import Preprocessed
 from data.training.batches import Batch
@@ -27,7 +26,7 @@ from utils.exchange.checkpoints import Checkpoint
 from utils.exchange.lease.record import LeaseTimeouts
 
 
-def nothing(*given: Any) -> None:
+def nothing(*given: object) -> None:
     """What a program does that does nothing there."""
 
 
@@ -42,17 +41,19 @@ class Hooks:
         stored_by_stop: and what more of one that a stop saves.
         before_steps, after_step, after_steps: may raise one of `STOPPING`.
         after_publishing: after a checkpoint, but for one that a stop saves.
-        finished: what DONE.json says of the run, next to its steps; see `Trainer.finish`.
+        counts: what the end of the log and DONE.json count, next to the steps.
+        finished: what else DONE.json says of the run.
     """
 
     batches: Callable[[], Iterator[Batch]]
-    stored: Callable[[], dict[str, Any]] = dict
-    stored_by_stop: Callable[[], dict[str, Any]] = dict
+    stored: Callable[[], dict[str, object]] = dict
+    stored_by_stop: Callable[[], dict[str, object]] = dict
     before_steps: Callable[[], None] = nothing
     after_step: Callable[[], None] = nothing
     after_publishing: Callable[[], None] = nothing
     after_steps: Callable[[], None] = nothing
-    finished: Callable[[], dict[str, Any]] = dict
+    counts: Callable[[], dict[str, int]] = dict
+    finished: Callable[[], dict[str, object]] = dict
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ class TrainingProgram:
     overwrites: bool
     settings: TrainingSettings
     collection: Preprocessed
-    run_config: Callable[[World], dict[str, Any]]
+    run_config: Callable[[World], Mapping[str, object]]
     open_encoder: Callable[[World, Checkpoint | None], Encoder]
     checkpoints_kept: Callable[[int], int]
-    begin: Callable[[Trainer, dict[str, Any], Checkpoint | None], Hooks]
-    check_new_run: Callable[[Session, dict[str, Any]], None] = nothing
+    begin: Callable[[Trainer, Mapping[str, object], Checkpoint | None], Hooks]
+    check_new_run: Callable[[Session, Mapping[str, object]], None] = nothing
 
 
 def train(program: TrainingProgram, world: World, run_id: str, checks: Preflight) -> None:
@@ -92,13 +93,14 @@ def train(program: TrainingProgram, world: World, run_id: str, checks: Preflight
             program.check_new_run(session, config)
         start = start_point(session, directory)
         encoder = program.open_encoder(world, start)
-        total_steps: int = config["max_steps"]
+        total_steps = config["max_steps"]
+        assert isinstance(total_steps, int)
         record = {**provenance(run, config), "max_steps": total_steps}
         trainer = make_trainer(settings, session, encoder, total_steps, record, start)
         check_trainer(checks, program.collection, trainer, program.checkpoints_kept(total_steps))
         hooks = program.begin(trainer, config, start)
         run_steps(trainer, hooks)
-        agreement.on_process0(world, partial(trainer.finish, **hooks.finished()))
+        agreement.on_process0(world, partial(trainer.finish, hooks.counts(), **hooks.finished()))
 
 
 def run_steps(trainer: Trainer, hooks: Hooks) -> None:

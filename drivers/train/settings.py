@@ -9,7 +9,12 @@ import torch
 
 from data.training.batches import BatchSettings
 from drivers.cli import AnnFlags, WarmupFlags
+from drivers.job.settings import compute_settings, lengths_of, model_settings
+from drivers.job.setup import ComputeSettings
+from model.encoders.registry import encoder_type
+from model.train.optim import apex_fused_lamb
 from utils.declared import LOSSES
+from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 
 
@@ -49,22 +54,38 @@ class TrainingSettings:
     publish_every: tuple[int, ...]
 
 
+def training_compute(flags: AnnFlags | WarmupFlags) -> ComputeSettings:
+    """What training computes on. UserError for flags that cannot be trained with."""
+    longest = max(vars(lengths_of(flags)).values())
+    if flags.grad_cache_tokens != 0 and flags.grad_cache_tokens < longest:
+        raise UserError(
+            f"--grad_cache_tokens is {flags.grad_cache_tokens}, expected 0 or at least one text's {longest} tokens; "
+            "as many as fit into memory make it quickest"
+        )
+    if flags.gradient_checkpointing and not encoder_type(flags.model_type).has_layers:
+        raise UserError(
+            f"--gradient_checkpointing is given, the {flags.model_type} model has no layers to make twice; leave it out"
+        )
+    if flags.optimizer == "apex_fused_lamb":
+        apex_fused_lamb()
+    return compute_settings(flags, default_dtype="fp32")
+
+
 def training_settings(
     flags: AnnFlags | WarmupFlags, dtype: torch.dtype | None, publish_every: tuple[int, ...]
 ) -> TrainingSettings:
     """Of flags whose lengths are resolved."""
-    assert flags.max_query_length and flags.max_seq_length, "preflight has found them"
-    output_dir = Path(flags.output_dir)
+    output_dir, lengths = Path(flags.output_dir), lengths_of(flags)
     return TrainingSettings(
         output_dir=output_dir,
         tensorboard_dir=Path(flags.log_dir) if flags.log_dir else JobLayout(output_dir).tensorboard,
-        tokenizer=flags.tokenizer_name or flags.model_name_or_path,
+        tokenizer=model_settings(flags).tokenizer,
         loss=flags.loss,
         batch=BatchSettings(
             triples=flags.per_gpu_train_batch_size,
             group_size=flags.group_size,
-            max_query_length=flags.max_query_length,
-            max_seq_length=flags.max_seq_length,
+            max_query_length=lengths.max_query_length,
+            max_seq_length=lengths.max_seq_length,
             is_over_batch=LOSSES[flags.loss].is_over_batch,
             seed=flags.seed,
         ),

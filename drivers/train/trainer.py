@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict
 
 from data.mining.negative_lists import NegativeLists
 from data.tokens.tokenizer import load_tokenizer, tokenizer_files
+from data.training.batches import Batch
 from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.job.encoder_setup import prepare_encoder
 from drivers.job.session import Session
@@ -34,6 +35,29 @@ from utils.exchange.wait import wait_until_visible
 from utils.run_log import RunLog, progress_line, say
 
 
+class TrainerState(TypedDict, total=False):
+    """What trainer_state.json holds: the position in the run, next to the weights. An earlier version's lacks some.
+
+    ``losses``, ``by_rank`` and ``skipped`` are of the steps since the last line of the log.
+    """
+
+    step: int
+    run_id: str
+    losses: list[float]
+    by_rank: list[list[float | None]]
+    skipped: int
+    triple_order: int
+    seconds: float
+    metrics_bytes: int
+    # Of ANN training, see `drivers.train.journal.TrainingHistory`.
+    refresh: int | None
+    taken: list[dict[str, Any]]
+    models: dict[str, str]
+    schedule_from: int
+    # Of the warmup, where a stop came before the evaluation.
+    evaluation_due: bool
+
+
 @dataclass
 class Trainer:
     """The bookkeeping around training steps. ``log`` is None except on process 0."""
@@ -43,18 +67,18 @@ class Trainer:
     state: TrainingState
     total_steps: int
     tokenizer: list[Path]
-    record: dict[str, Any]
+    record: Mapping[str, object]
     log: RunLog | None
     clock: Callable[[], float] = time.monotonic
     losses: list[float] = field(default_factory=list)  # since the last line
     started: float | None = None  # when this job's first step began: waiting for the first negatives is not training
     started_step: int = 0
     earlier_seconds: float = 0.0  # of the jobs that this one resumes
-    stored: dict[str, Any] = field(default_factory=dict)  # what the earlier job left next to its weights
+    stored: TrainerState = field(default_factory=TrainerState)  # what the earlier job left next to its weights
     saved_step: int = 0  # of the newest checkpoint; step 0 is what the job was given
     triple_order: int = TRIPLE_ORDER  # the version in which training began on the negatives in use
 
-    def step(self, micro_batches: list[Any]) -> None:
+    def step(self, micro_batches: Sequence[Batch]) -> None:
         """One optimiser step; at logging steps write the line."""
         if self.started is None:
             self.started, self.started_step = self.clock(), self.state.step
@@ -110,8 +134,8 @@ class Trainer:
         """Of training, the earlier jobs' included."""
         return self.earlier_seconds + (0.0 if self.started is None else self.clock() - self.started)
 
-    def publish(self, **trainer_state: Any) -> None:
-        """Publish the state as ``checkpoint-<step>``; the ranks continue together, or all fail."""
+    def publish(self, **trainer_state: object) -> None:
+        """Publish the state as ``checkpoint-<step>``; the processes continue together, or all fail."""
         rng = rng_states(self.state.world)
         by_rank = collectives.sum_rows(self.state.world, self.state.tally.state())
 
@@ -135,13 +159,13 @@ class Trainer:
         agreement.on_process0(self.state.world, save)
         self.saved_step = self.state.step
 
-    def restore(self, stored: dict[str, Any], step: int) -> None:
+    def restore(self, stored: TrainerState, step: int) -> None:
         """What `publish` stored at ``step``; an earlier version's lacks some of it."""
         self.stored, self.saved_step = stored, step
         self.losses = list(stored["losses"])
         self.state.skipped = stored.get("skipped", 0)
         self.triple_order = stored.get("triple_order", 1)
-        if self.session.world.is_first:  # all ranks' sums
+        if self.session.world.is_first:  # all processes' sums
             self.state.tally.load(stored.get("by_rank", []))
         self.earlier_seconds = stored["seconds"]
 
@@ -160,12 +184,10 @@ class Trainer:
             )
         return True
 
-    def finish(self, refreshes: int | None = None, **told: Any) -> None:
+    def finish(self, counts: Mapping[str, int], **told: object) -> None:
         """Process 0's part of the end: DONE.json, and the last line of the log; ``told`` is for DONE.json alone."""
-        lease, counted = self.session.lease, {"step": self.state.step}
+        lease, counted = self.session.lease, {"step": self.state.step, **counts}
         assert lease is not None
-        if refreshes is not None:
-            counted["refreshes"] = refreshes
         if read_done(lease.directory) is None:
             mark_done(lease, **counted, seconds=round(self.seconds, 3), **told)
         if self.session.world.size > 1:
@@ -173,7 +195,7 @@ class Trainer:
         numbers = " ".join(f"{name}={number}" for name, number in counted.items())
         say(f"finished {numbers} seconds={self.seconds:.1f}")
 
-    def save_and_stop(self, reason: Exception, trainer_state: dict[str, Any]) -> NoReturn:
+    def save_and_stop(self, reason: Exception, trainer_state: Mapping[str, object]) -> NoReturn:
         """Publish this step's state unless that is done already; then `Stopped`, or the peer's absence."""
         if self.saved_step != self.state.step:
             self.publish(**trainer_state)
@@ -200,9 +222,9 @@ def start_point(session: Session, directory: Path) -> Checkpoint | None:
     return Checkpoint(path, step, {})
 
 
-def read_trainer_state(checkpoint: Checkpoint) -> dict[str, Any]:
+def read_trainer_state(checkpoint: Checkpoint) -> TrainerState:
     """The position that `Trainer.publish` stored next to the weights."""
-    value: dict[str, Any] = json.loads((checkpoint.path / TRAINER_STATE).read_text())
+    value: TrainerState = json.loads((checkpoint.path / TRAINER_STATE).read_text())
     return value
 
 
@@ -220,7 +242,7 @@ def make_trainer(
     session: Session,
     encoder: Encoder,
     total_steps: int,
-    record: dict[str, Any],
+    record: Mapping[str, object],
     start: Checkpoint | None,
 ) -> Trainer:
     """Optimiser, schedule, logs and the tokenizer's files around an encoder, which holds the weights of ``start``."""
@@ -232,7 +254,7 @@ def make_trainer(
         encoder.enable_gradient_checkpointing()
     prepare_encoder(encoder.to(world.device), settings.dtype, world, settings.compile, trains=True)
     optimizer = make_optimizer(chosen.name, encoder, chosen.learning_rate, chosen.epsilon, chosen.weight_decay)
-    stored = read_trainer_state(start) if start else {}
+    stored = read_trainer_state(start) if start else TrainerState()
     schedule_from = stored.get("schedule_from", 0)
     scheduler = linear_schedule(optimizer, chosen.warmup_steps, total_steps - schedule_from)
     state = make_state(
@@ -257,10 +279,10 @@ def make_trainer(
     return trainer
 
 
-def open_log(settings: TrainingSettings, start: Checkpoint | None, stored: dict[str, Any]) -> RunLog:
+def open_log(settings: TrainingSettings, start: Checkpoint | None, stored: TrainerState) -> RunLog:
     """The run's log, cut back to what it held at ``start``, whose trainer_state.json is ``stored``."""
-    goes_on_at = (start.step, stored["metrics_bytes"]) if start else (0, 0)
-    log = RunLog(JobLayout(settings.output_dir).metrics, settings.tensorboard_dir, goes_on_at=goes_on_at)
+    resumes_at = (start.step, stored["metrics_bytes"]) if start else (0, 0)
+    log = RunLog(JobLayout(settings.output_dir).metrics, settings.tensorboard_dir, resumes_at=resumes_at)
     if start:
         say(f"going on from {start.path.name} of run {stored['run_id']}")
     return log

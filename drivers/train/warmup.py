@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from data.mining.negative_lists import NegativeLists
 from data.tokens.collection import Preprocessed
@@ -19,14 +18,11 @@ from data.training.text_triples import (
     check_triples,
 )
 from drivers.cli import WarmupFlags
-from drivers.embeddings.distributed_search import check_index_fits_model, search_settings
-from drivers.embeddings.text_lengths import describe_lengths, lengths_of_process0, to_evaluate, with_lengths
-from drivers.evaluate.checks import check_candidates
-from drivers.evaluate.ranking import rerank_lists
+from drivers.embeddings.distributed_search import check_index_fits_model
 from drivers.job.disk_budget import publishing_steps
-from drivers.job.encoder_setup import check_model_directory, encoder_settings, open_encoder, open_to_encode
-from drivers.job.model_identity import check_checkpoint
-from drivers.job.preflight import Preflight, check_collection, check_publishing, say_dev_split
+from drivers.job.encoder_setup import check_model_directory, open_encoder, open_to_encode
+from drivers.job.model_identity import ModelSettings, check_checkpoint
+from drivers.job.preflight import Check, Preflight, check_collection, check_publishing, say_dev_split
 from drivers.job.resume import dev_split_record
 from drivers.job.run_config import (
     OWN_RUN,
@@ -34,36 +30,51 @@ from drivers.job.run_config import (
     check_in_dry_run,
     run_config,
 )
-from drivers.job.setup import check_exchange_flags, check_output_dirs, open_collection, seed_everything, start_program
+from drivers.job.settings import (
+    deciding_flags,
+    encoder_settings,
+    lease_timeouts,
+    lengths_of,
+    model_settings,
+    search_settings,
+    with_lengths,
+    with_lengths_of_process0,
+)
+from drivers.job.setup import ComputeSettings, check_output_dirs, open_collection, seed_everything, start_program
+from drivers.job.text_lengths import describe_lengths
 from drivers.train import loop
-from drivers.train.checks import check_training_flags
 from drivers.train.loop import Hooks, TrainingProgram
-from drivers.train.settings import training_settings
+from drivers.train.settings import training_compute, training_settings
 from drivers.train.trainer import Trainer
-from drivers.train.warmup_evaluation import EVALUATION_DEPTH, Evaluations, EvaluationSettings, evaluate_mrr
-from drivers.train.warmup_source import say_of_size, source_record, training_source
+from drivers.train.warmup_evaluation import (
+    Evaluations,
+    EvaluationSettings,
+    candidates_to_rerank,
+    evaluate_mrr,
+    say_of_short_lists,
+)
+from drivers.train.warmup_source import say_of_size, size_of_triples, source_record, training_source
 from model.encoders.base import Encoder
 from model.encoders.registry import MODEL_TYPES, encoder_type, new_encoder, read_config
 from model.kernels.precision import name_of
 from utils.distributed import agreement, process_group
-from utils.distributed.world import World, has_launcher, own_device, processes_of_launcher
+from utils.distributed.world import World, has_launcher, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange.checkpoints import Checkpoint
-from utils.exchange.layout import EvaluationLayout
-from utils.exchange.lease.record import LeaseTimeouts
-from utils.ir.metrics import reach
+from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout, numbered
+from utils.flags import flags_json
 from utils.run_log import say
 from utils.search.settings import SearchSettings
 
 
 @dataclass(frozen=True)
-class Job:
+class WarmupJob:
     """What preflight resolved. Negatives come from ``lists`` or, where it is None, from ``triples``."""
 
     flags: WarmupFlags
     collection: Preprocessed
-    dtype: torch.dtype | None
-    tokenizer: str
+    model: ModelSettings
+    compute: ComputeSettings
     lists: NegativeLists | None
     triples: Path | None
     candidates_QK: np.ndarray | None
@@ -79,7 +90,7 @@ class Job:
 
     @property
     def evaluation(self) -> EvaluationSettings:
-        encoding = encoder_settings(self.flags, self.dtype).encoding
+        encoding = encoder_settings(self.flags, self.compute.dtype).encoding
         return EvaluationSettings(self.collection, self.dev_split, self.candidates_QK, encoding, self.search)
 
     @property
@@ -87,81 +98,79 @@ class Job:
         return Path(self.flags.output_dir)
 
 
-def preflight(flags: WarmupFlags) -> Job:
+def to_evaluate(flags: WarmupFlags) -> list[Path]:
+    """Of --do_eval: the last checkpoint trained, all of them, or the model given; none at all."""
+    directory = Path(flags.output_dir)
+    if not flags.do_train and not flags.eval_all_checkpoints and flags.model_name_or_path:
+        return [Path(flags.model_name_or_path)]
+    steps = numbered(directory, CHECKPOINT_PATTERN)
+    return [JobLayout(directory).checkpoint(step) for step in (steps if flags.eval_all_checkpoints else steps[-1:])]
+
+
+def places_of_lengths(flags: WarmupFlags) -> list[str]:
+    evaluated = [] if flags.do_train else to_evaluate(flags)[-1:]
+    return [*map(str, evaluated), flags.model_name_or_path, flags.config_name]
+
+
+def preflight(flags: WarmupFlags) -> WarmupJob:
     """Find what would fail later, in the first minute. UserError for anything that would."""
     if not (flags.do_train or flags.do_eval):
         raise UserError("neither --do_train nor --do_eval is given; there is nothing to do")
-    flags = with_lengths(flags)
-    dtype = check_training_flags(flags)
-    check_exchange_flags(flags)
-    search = search_settings(flags, own_device(flags.no_cuda))
-    model = flags.model_name_or_path
+    flags = with_lengths(flags, places_of_lengths(flags))
+    model, compute = model_settings(flags), training_compute(flags)
+    lease_timeouts(flags)
+    search = search_settings(flags, compute.device)
     if flags.pooling and not encoder_type(flags.model_type).poolings:
         pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.poolings)
         raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; leave it out")
-    if model:
-        check_model_directory(flags, model)
+    if model.name_or_path:
+        check_model_directory(model, flags.dry_run)
     elif not (flags.config_name and flags.tokenizer_name):
         raise UserError("no --model_name_or_path; to start from random weights give --config_name and --tokenizer_name")
     else:
         read_config(flags.config_name, flags.model_type)
-    tokenizer = flags.tokenizer_name or model
-    collection = open_collection(flags, tokenizer)
-    lists, triples = training_source(flags, collection) if flags.do_train else (None, None)
-    check_index_fits_model(search, len(collection.passages), model, flags.model_type, flags.config_name)
+    collection = open_collection(flags.data_dir, lengths_of(flags), model.tokenizer, flags.dry_run)
+    given = (flags.bm25_dir, flags.triples, flags.dry_run)
+    lists, triples = training_source(collection, *given) if flags.do_train else (None, None)
+    check_index_fits_model(search, len(collection.passages), model)
     check_output_dirs(flags.output_dir)
     if flags.do_train:
-        check_holds_no_other_run(Path(flags.output_dir), flags)
-    job = Job(flags, collection, dtype, tokenizer, lists, triples, candidates_to_rerank(flags, collection), search)
+        check_holds_no_other_run(Path(flags.output_dir), flags.resume, flags.overwrite_output_dir)
+    candidates_QK = None
+    if flags.do_eval or flags.evaluate_during_training:
+        split = collection.dev_split(flags.dev_split)
+        candidates_QK = candidates_to_rerank(collection, split, flags.rerank_file, flags.bm25_dir)
+    job = WarmupJob(flags, collection, model, compute, lists, triples, candidates_QK, search)
     if flags.dry_run and flags.do_train:
         check_own_run(job)
     return job
 
 
-def science_of_job(job: Job, processes: int) -> dict[str, Any]:
-    resolved = {"processes": processes, "trained_in": name_of(job.dtype), **source_record(job.flags, job.triples)}
+def science_of_job(job: WarmupJob, processes: int) -> dict[str, object]:
+    flags, triples = job.flags, job.triples
+    size = size_of_triples(triples, job.output_dir, flags.overwrite_output_dir) if triples is not None else None
+    source = source_record(job.model, Path(flags.bm25_dir), size)
+    resolved = {"processes": processes, "trained_in": name_of(job.compute.dtype), **source}
     resolved |= dev_split_record(job.dev_split) if job.evaluates else {}
-    return run_config(job.flags, job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
+    return run_config(deciding_flags(flags), job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
 
 
-def check_own_run(job: Job) -> None:
+def check_own_run(job: WarmupJob) -> None:
     """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
     unknown = ["max_steps"] if job.flags.max_steps <= 0 and not has_launcher() else []
     make_science = partial(science_of_job, job, processes_of_launcher())
-    check_in_dry_run(job.output_dir, job.flags, make_science, OWN_RUN, "trained_in", "fp32", unknown)
+    unknown += ["trained_in"] if job.compute.dtype_is_hardwares else []
+    check_in_dry_run(job.output_dir, make_science, OWN_RUN, unknown, job.flags.overwrite_output_dir)
 
 
-def candidates_to_rerank(flags: WarmupFlags, collection: Preprocessed) -> np.ndarray | None:
-    """--rerank_file, or BM25's run of the dev split; read before training, so that a bad line is found before it."""
-    if not (flags.do_eval or flags.evaluate_during_training):
-        return None
-    split = collection.dev_split(flags.dev_split)
-    if not (flags.rerank_file or flags.bm25_dir):
-        return None
-    path = Path(flags.rerank_file) if flags.rerank_file else EvaluationLayout(Path(flags.bm25_dir)).ranking(split)
-    check_candidates(path)
-    return rerank_lists(path, collection, split)
-
-
-def run(job: Job) -> None:
-    world, run_id = start_program("run_warmup", job.flags)
-    job = replace(job, flags=lengths_of_process0(world, job.flags))
+def run(job: WarmupJob) -> None:
+    world, run_id = start_program("run_warmup", job.compute, flags_json(job.flags))
+    job = replace(job, flags=with_lengths_of_process0(world, job.flags))
     flags = job.flags
     checks = Preflight(world)
-    splits = ["train"] if flags.do_train else []
-    splits += [job.dev_split] if job.evaluates else []
-    inputs = check_collection(job.collection, job.tokenizer, splits)
-    if flags.model_name_or_path:
-        inputs.insert(0, partial(check_checkpoint, flags, flags.model_name_or_path))
-    inputs += [partial(check_triples, job.triples)] if job.triples is not None else []
-    inputs += [partial(describe_lengths, flags, job.collection), partial(check_publishing, job.output_dir)]
-    checks.on_process0(*inputs)
-    if world.is_first and job.evaluates:
-        say_dev_split(job.dev_split)
-    if world.is_first and job.candidates_QK is not None:
-        longest, passages = job.candidates_QK.shape[1], len(job.collection.passages)
-        if reach(longest, passages) < EVALUATION_DEPTH:
-            say(f"warning: no list of candidates is longer than {longest}: there is no reranking MRR@10, nan is logged")
+    checks.on_process0(*checks_of(job))
+    if world.is_first:
+        announce(job)
     if flags.do_train:
         loop.train(program_of(job), world, run_id, checks)
     else:
@@ -171,13 +180,36 @@ def run(job: Job) -> None:
     process_group.stop(world)
 
 
-def program_of(job: Job) -> TrainingProgram:
+def checks_of(job: WarmupJob) -> list[Check]:
+    """All that process 0 looks at, next to what training itself needs."""
+    flags = job.flags
+    splits = ["train"] if flags.do_train else []
+    splits += [job.dev_split] if job.evaluates else []
+    describe = partial(describe_lengths, places_of_lengths(flags), lengths_of(flags), job.collection)
+    return [
+        *([partial(check_checkpoint, job.model)] if flags.model_name_or_path else []),
+        *check_collection(job.collection, job.model.tokenizer, splits),
+        *([partial(check_triples, job.triples)] if job.triples is not None else []),
+        describe,
+        partial(check_publishing, job.output_dir),
+    ]
+
+
+def announce(job: WarmupJob) -> None:
+    """What is said of the evaluations before they begin."""
+    if job.evaluates:
+        say_dev_split(job.dev_split)
+    if job.candidates_QK is not None:
+        say_of_short_lists(job.candidates_QK, len(job.collection.passages))
+
+
+def program_of(job: WarmupJob) -> TrainingProgram:
     flags = job.flags
     return TrainingProgram(
         role="warmup",
-        timeouts=LeaseTimeouts(flags.heartbeat_seconds, flags.lease_seconds),
+        timeouts=lease_timeouts(flags),
         overwrites=flags.overwrite_output_dir,
-        settings=training_settings(flags, job.dtype, (flags.save_steps,)),
+        settings=training_settings(flags, job.compute.dtype, (flags.save_steps,)),
         collection=job.collection,
         run_config=partial(config_of_run, job),
         open_encoder=partial(encoder_at, job),
@@ -186,24 +218,26 @@ def program_of(job: Job) -> TrainingProgram:
     )
 
 
-def config_of_run(job: Job, world: World) -> dict[str, Any]:
+def config_of_run(job: WarmupJob, world: World) -> dict[str, object]:
     config = science_of_job(job, world.size)
     if world.is_first and job.triples is not None:
-        say_of_size(job.triples, config["triples_bytes"])
+        recorded = config["triples_bytes"]
+        assert isinstance(recorded, int)
+        say_of_size(job.triples, recorded)
     return config
 
 
-def encoder_at(job: Job, world: World, start: Checkpoint | None) -> Encoder:
+def encoder_at(job: WarmupJob, world: World, start: Checkpoint | None) -> Encoder:
     """The encoder of a checkpoint of this run, or its first one."""
     flags = job.flags
     seed_everything(flags.seed, 0)  # the same random weights on every process
-    settings = encoder_settings(flags, job.dtype)
+    settings = encoder_settings(flags, job.compute.dtype)
     encoder = open_encoder(settings, str(start.path), job.collection, resumes=True) if start else first_encoder(job)
     seed_everything(flags.seed, world.process, start.step if start else 0)
     return encoder
 
 
-def begin(job: Job, trainer: Trainer, config: dict[str, Any], start: Checkpoint | None) -> Hooks:
+def begin(job: WarmupJob, trainer: Trainer, config: Mapping[str, object], start: Checkpoint | None) -> Hooks:
     """Its batches, at the position of the earlier job; and its evaluations, of which that may have left one to do."""
     flags, state, batch = job.flags, trainer.state, trainer.settings.batch
     if state.world.is_first:
@@ -215,7 +249,7 @@ def begin(job: Job, trainer: Trainer, config: dict[str, Any], start: Checkpoint 
         batches = batches_from_lists(batch, job.collection, state.world, job.lists, stream=0, start=done)
     else:
         assert job.triples is not None, "preflight has found one or the other"
-        batches = batches_from_text(batch, job.collection, state.world, job.triples, job.tokenizer, done)
+        batches = batches_from_text(batch, job.collection, state.world, job.triples, job.model.tokenizer, done)
     measured = job.evaluation if flags.evaluate_during_training else None
     every_steps = flags.logging_steps * flags.logging_steps_per_eval
     evaluations = Evaluations(measured, trainer, every_steps, trainer.stored.get("evaluation_due", False))
@@ -227,19 +261,19 @@ def begin(job: Job, trainer: Trainer, config: dict[str, Any], start: Checkpoint 
     )
 
 
-def first_encoder(job: Job) -> Encoder:
+def first_encoder(job: WarmupJob) -> Encoder:
     """--model_name_or_path, with a new head where it has none; without it, random weights of --config_name."""
     flags, manifest = job.flags, job.collection.manifest
     given = {"pooling": flags.pooling, "score_scale": flags.score_scale}
     changes = {name: value for name, value in given.items() if value is not None}
     if flags.model_name_or_path:
-        settings = encoder_settings(flags, job.dtype)
+        settings = encoder_settings(flags, job.compute.dtype)
         return open_encoder(settings, flags.model_name_or_path, job.collection, new_head=True, changes=changes)
     changes |= {"vocab_size": manifest["vocab_size"], "pad_token_id": job.collection.pad_token_id}
     return new_encoder(flags.model_type, flags.config_name, changes)
 
 
-def steps_to_train(job: Job, processes: int) -> int:
+def steps_to_train(job: WarmupJob, processes: int) -> int:
     """--max_steps, or --num_train_epochs over what is known or said of the data's size."""
     flags = job.flags
     if flags.max_steps > 0:
@@ -249,7 +283,7 @@ def steps_to_train(job: Job, processes: int) -> int:
     return max(1, math.ceil(size / per_step * flags.num_train_epochs))
 
 
-def evaluate_stored(job: Job, world: World) -> None:
+def evaluate_stored(job: WarmupJob, world: World) -> None:
     """--do_eval: the last checkpoint trained, or all of them, or the model given."""
     flags = job.flags
     wanted = to_evaluate(flags)
@@ -257,8 +291,8 @@ def evaluate_stored(job: Job, world: World) -> None:
         raise UserError(f"{job.output_dir} holds no checkpoint, expected one to evaluate; add --do_train")
     for path in wanted:
         if path != Path(flags.model_name_or_path):  # which preflight has verified
-            agreement.decide_on_process0(world, partial(check_checkpoint, flags, str(path)))
-        encoder = open_to_encode(encoder_settings(flags, job.dtype), str(path), job.collection, world)
+            agreement.decide_on_process0(world, partial(check_checkpoint, job.model.at(path)))
+        encoder = open_to_encode(encoder_settings(flags, job.compute.dtype), str(path), job.collection, world)
         found = evaluate_mrr(job.evaluation, world, encoder)
         assert found is not None, "nobody was told to leave"
         rerank_mrr, full_mrr = found

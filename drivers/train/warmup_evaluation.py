@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from data.tokens.collection import Preprocessed
 from drivers.embeddings.distributed_search import check_index_fits
-from drivers.evaluate.ranking import encode_split, rank_split, rerank_split
+from drivers.evaluate.checks import check_candidates
+from drivers.evaluate.ranking import encode_split, rank_split, rerank_lists, rerank_split
 from drivers.job.progress import UNMONITORED, Monitor
 from drivers.train.trainer import Trainer
 from model.encode import EncodingSettings
 from model.encoders.base import Encoder
 from utils.distributed import agreement
 from utils.distributed.world import World
+from utils.exchange.layout import EvaluationLayout
 from utils.exchange.stop import StopRequested
+from utils.ir.metrics import reach
 from utils.run_log import say
 from utils.search.settings import SearchSettings
 
@@ -33,6 +37,22 @@ class EvaluationSettings:
     candidates_QK: np.ndarray | None
     encoding: EncodingSettings
     search: SearchSettings
+
+
+def candidates_to_rerank(collection: Preprocessed, split: str, rerank_file: str, bm25_dir: str) -> np.ndarray | None:
+    """--rerank_file, or BM25's run of the split; read before training, so that a bad line is found before it."""
+    if not (rerank_file or bm25_dir):
+        return None
+    path = Path(rerank_file) if rerank_file else EvaluationLayout(Path(bm25_dir)).ranking(split)
+    check_candidates(path)
+    return rerank_lists(path, collection, split)
+
+
+def say_of_short_lists(candidates_QK: np.ndarray, passages: int) -> None:
+    """A line where they have too few of the collection's ``passages`` to be measured."""
+    longest = candidates_QK.shape[1]
+    if reach(longest, passages) < EVALUATION_DEPTH:
+        say(f"warning: no list of candidates is longer than {longest}: there is no reranking MRR@10, nan is logged")
 
 
 def evaluate_mrr(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
 from data.training.text_triples import check_triples, read_text_triples
-from drivers.cli import WarmupFlags
-from drivers.job.model_identity import identity_of
+from drivers.job.model_identity import ModelSettings, identity_of
 from drivers.job.run_config import is_of_this_job
 from utils.errors import UserError
 from utils.exchange import atomic
@@ -20,45 +18,47 @@ from utils.run_log import say
 from utils.text_files import may_have_had
 
 
-def training_source(flags: WarmupFlags, collection: Preprocessed) -> tuple[NegativeLists | None, Path | None]:
+def training_source(
+    collection: Preprocessed, bm25_dir: str, triples: str, is_dry_run: bool
+) -> tuple[NegativeLists | None, Path | None]:
     """BM25 negatives, or the path of a triples file; exactly one must be given."""
-    if bool(flags.bm25_dir) == bool(flags.triples):
-        found = "both are" if flags.triples else "neither is"
+    if bool(bm25_dir) == bool(triples):
+        found = "both are" if triples else "neither is"
         raise UserError(f"train on --bm25_dir or on --triples: {found} given, expected one of them")
-    if flags.triples:
-        path = Path(flags.triples)
+    if triples:
+        path = Path(triples)
         if not path.is_file() or path.stat().st_size == 0:
             raise UserError(f"{path} is missing or empty, expected lines of query, positive and negative text")
         next(read_text_triples(path, collection.manifest["max_doc_character"]))
-        if flags.dry_run:  # a job does it later, saying so
+        if is_dry_run:  # a job does it later, saying so
             check_triples(path)
         return None, path
-    refresh = read_refresh(Path(flags.bm25_dir), 0)
+    refresh = read_refresh(Path(bm25_dir), 0)
     lists = read_negative_lists(refresh.path)
     check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
     return lists, None
 
 
-def source_record(flags: WarmupFlags, triples: Path | None) -> dict[str, Any]:
+def source_record(model: ModelSettings, bm25_dir: Path, triples_bytes: int | None) -> dict[str, object]:
     """What the warmup starts from and trains on, by what it is and not where it lies."""
-    if triples is not None:  # 27 GB at MS MARCO: its size has to do
-        source: dict[str, Any] = {"triples_bytes": size_of_triples(triples, flags)}
+    if triples_bytes is not None:  # of 27 GB at MS MARCO: the size has to do
+        source: dict[str, object] = {"triples_bytes": triples_bytes}
     else:
-        source = {"negatives_sha256": atomic.sha256_of(JobLayout(Path(flags.bm25_dir)).negatives(0))}
-    config = Path(flags.config_name)
+        source = {"negatives_sha256": atomic.sha256_of(JobLayout(bm25_dir).negatives(0))}
+    config = Path(model.config_name)
     # Of a directory the identity has it.
-    if not flags.config_name or not config.is_dir():
+    if not model.config_name or not config.is_dir():
         source["config_sha256"] = atomic.sha256_of(config) if config.is_file() else ""
-    return {**source, **identity_of(flags.model_name_or_path, flags.model_type, flags.config_name)}
+    return {**source, **identity_of(model)}
 
 
-def size_of_triples(triples: Path, flags: WarmupFlags) -> int:
+def size_of_triples(triples: Path, output_dir: Path, overwrites: bool) -> int:
     """In bytes; as the directory's run has it where only the end of the last line has been fixed since.
 
-    Of a run that --overwrite_output_dir removes nothing is taken.
+    Of a run that is removed (``overwrites``) nothing is taken.
     """
-    run = read_run(Path(flags.output_dir)) or {}
-    is_removed = flags.overwrite_output_dir and not is_of_this_job(run)
+    run = read_run(output_dir) or {}
+    is_removed = overwrites and not is_of_this_job(run)
     recorded = (run.get("science") or {}).get("triples_bytes")
     if not is_removed and isinstance(recorded, int) and may_have_had(triples, recorded):
         return recorded

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,7 @@ OPTIMIZER = "optimizer.pt"
 
 
 def rng_states(world: World) -> dict[str, torch.Tensor]:
-    """The state of every rank's random generators, on all ranks: ``cpu.RANK`` and ``cuda.RANK``, uint8."""
+    """The state of every process's random generators, on all of them: ``cpu.PROCESS`` and ``cuda.PROCESS``, uint8."""
     states = {"cpu": torch.get_rng_state()}
     if world.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(world.device)
@@ -36,7 +36,7 @@ def save_state(
     state: TrainingState,
     staging: Path,
     tokenizer: list[Path],
-    trainer_state: dict[str, Any],
+    trainer_state: Mapping[str, object],
     rng: dict[str, torch.Tensor],
 ) -> None:
     """Write everything a checkpoint holds into ``staging``: weights, the tokenizer's files, all `load_state` needs."""

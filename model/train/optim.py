@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ def named_groups(encoder: Encoder) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
-def parameter_groups(encoder: Encoder) -> list[dict[str, Any]]:
+def parameter_groups(encoder: Encoder) -> list[dict[str, list[nn.Parameter]]]:
     return [{"params": parameters} for parameters in named_groups(encoder).values()]
 
 
@@ -49,7 +49,7 @@ def make_optimizer(
         # Fused: one pass over the memory in place of one for each operation.
         return torch.optim.AdamW(groups, lr=learning_rate, eps=epsilon, weight_decay=weight_decay, fused=True)
     # use_nvlamb: the trust ratio also where weight decay is 0, as ours and ANCE's. Clipping is the trainer's.
-    fused: torch.optim.Optimizer = apex_fused_lamb()(
+    return apex_fused_lamb()(
         groups,
         lr=learning_rate,
         eps=epsilon,
@@ -58,16 +58,16 @@ def make_optimizer(
         use_nvlamb=True,
         max_grad_norm=1e9,
     )
-    return fused
 
 
-def apex_fused_lamb() -> Any:
+def apex_fused_lamb() -> Callable[..., torch.optim.Optimizer]:
     """NVIDIA's class. UserError where apex is not installed."""
     try:
         from apex.optimizers import FusedLAMB
     except ImportError:
         raise UserError(INSTALL_APEX) from None
-    return FusedLAMB
+    fused: Callable[..., torch.optim.Optimizer] = FusedLAMB
+    return fused
 
 
 def linear_schedule(

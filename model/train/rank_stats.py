@@ -1,8 +1,8 @@
-"""What each rank's negatives do in training: loss, gradient and satisfied triples by rank bucket."""
+"""What each rank's negatives do in training: loss, gradient and correctly ranked triples by rank bucket."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ class PerRankStats:
     """Sums over triples, by the bucket of their negative's rank; ``sums_B4`` float64: a count, then MEASURED.
 
     The loss is the triple's own. The gradient is the norm of its loss's gradient with respect to the triple's
-    three embeddings together, in closed form. A triple is satisfied where its positive scores above its negative.
+    three embeddings together, in closed form. A triple counts as ranked correctly ("satisfied" in logs) where
+    its positive scores above its negative.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,7 +34,7 @@ class PerRankStats:
         found: list[list[float]] = self.sums_B4.tolist()
         return found
 
-    def load(self, sums: Any) -> None:
+    def load(self, sums: Sequence[Sequence[float | None]]) -> None:
         """What `state` gave; of another shape, from another version, it is omitted."""
         stored = torch.from_numpy(np.array(sums, np.float64))  # null is NaN
         if stored.shape == self.sums_B4.shape:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.encoders.base import Encoder
 from model.kernels.precision import autocast
 from model.similarity import best_rows
-from model.train.grad_cache import cached_backward, encode_in_micro_batches
+from model.train.grad_cache import Autocast, cached_backward, encode_in_micro_batches
 from model.train.micro_batch import BatchArrays, MicroBatch, TripleRows, to_device
 from model.train.objectives import OBJECTIVES, EncodedBatch
 from model.train.optim import layer_gradient_norms, linear_schedule
@@ -27,7 +26,7 @@ from utils.distributed.world import World, collective
 from utils.errors import UserError
 
 SMALLEST_SCALE = 1e-4  # of fp16's loss, as fairseq has it: from the first one it takes 30 skipped steps
-GPU_MICRO_BATCH_TOKENS = 2**14  # enough to keep a GPU busy, where a batch's texts are padded to the longest of a pass
+GPU_MICRO_BATCH_TOKENS = 2**14  # enough to keep a GPU busy, where a batch's texts are padded to the longest of one
 
 
 class TrainingStep(nn.Module):
@@ -48,7 +47,7 @@ class TrainingStep(nn.Module):
         return self.loss_of(queries_BD, passages_MD, batch.triples)
 
     def budget_tokens(self, device: torch.device) -> int | None:
-        """Of a pass; None is a single one: on a GPU, where nothing is padded."""
+        """Of a micro-batch; None is a single one: on a GPU, where nothing is padded."""
         if device.type == "cpu":
             return self.encoder.cpu_batch_tokens
         return GPU_MICRO_BATCH_TOKENS if self.encoder.padding_costs else None
@@ -107,10 +106,10 @@ def make_state(
     max_grad_norm: float,
     grad_cache_tokens: int = 0,
 ) -> TrainingState:
-    """``grad_cache_tokens`` above 0: passes of so many tokens with GradCache, for batches beyond memory."""
+    """``grad_cache_tokens`` above 0: micro-batches of so many tokens with GradCache, for batches beyond memory."""
     tally = PerRankStats(world.device)
     module: nn.Module = TrainingStep(encoder, loss, tally)
-    if world.size > 1 and not grad_cache_tokens:  # which adds the ranks' gradients up by itself
+    if world.size > 1 and not grad_cache_tokens:  # which adds the processes' gradients up by itself
         with collective(world):
             module = DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
@@ -200,7 +199,7 @@ def step_with_scale(state: TrainingState) -> None:
 def backward(
     module: nn.Module,
     batch: MicroBatch,
-    make_autocast: Callable[[], Any],
+    make_autocast: Autocast,
     scale: Callable[[torch.Tensor], torch.Tensor] = lambda loss: loss,
     micro_batches: int = 1,
     grad_cache_tokens: int = 0,

@@ -15,14 +15,13 @@ from data.mining.candidates import Candidates, read_candidates, write_candidates
 from data.mining.negative_lists import read_negative_lists
 from data.mining.select import make_selection
 from drivers import run_bm25
-from tests.drivers.generate.test_refresh import CPU, make_job, put_model, refresh_once, start, stay
+from tests.drivers.generate.test_refresh import CPU, put_model, refresh_once, settings_over, start, stay
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import names
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 from utils.exchange.negatives import Refresh, read_kept_candidates, read_refresh
-from utils.flag_groups import SelectionFlags
 
 TOPK = 200  # of 300 passages, so that most positives are among them: --max_positive_ratio drops all where theirs is not
 GENERATED = {"topk_training": TOPK, "negative_sample": 5, "seed": 42}
@@ -30,13 +29,17 @@ GENERATED = {"topk_training": TOPK, "negative_sample": 5, "seed": 42}
 
 def generate(data_dir: Path, root: Path, strategy: str, **changes: Any) -> Path:
     """Refresh 0 of a generator that keeps its candidates; its directory."""
-    job = make_job(data_dir, root)
-    flags = replace(job.flags, topk_training=TOPK, keep_candidates=True, **changes)
-    selection = make_selection(strategy, flags, len(job.collection.passages))
+    settings = settings_over(data_dir, root)
+    passages = len(settings.collection.passages)
+    selection = make_selection(strategy, passages, topk_training=TOPK, negative_sample=5, **changes)
+    settings = replace(settings, selection=selection, topk_training=TOPK, keeps_candidates=True)
     session, log = start(root, World(0, 1, CPU))
     work = put_model(root / "checkpoints", data_dir, 3)
-    known = {"collection_fingerprint": job.collection.manifest["collection_fingerprint"], "science_sha256": "of it"}
-    assert refresh_once(replace(job, flags=flags, selection=selection), session, work, known, log, stay)
+    known = {
+        "collection_fingerprint": settings.collection.manifest["collection_fingerprint"],
+        "science_sha256": "of it",
+    }
+    assert refresh_once(settings, session, work, known, log, stay)
     return root / "ann"
 
 
@@ -178,4 +181,4 @@ def test_bm25_s_candidates_serve_the_strategy_of_that_name(
 
 def test_make_selection_refuses_what_the_collection_has_not() -> None:
     with pytest.raises(UserError, match="the collection has 10 passages"):
-        make_selection("top", SelectionFlags(topk_training=11), 10)
+        make_selection("top", 10, topk_training=11, negative_sample=5)

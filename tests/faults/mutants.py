@@ -213,7 +213,7 @@ MUTANTS = (
     ),
     Mutant(
         "resuming without the position in the negatives",
-        "drivers.train.ann",
+        "drivers.train.active_negatives",
         "open_negatives",
         beginning_with("batches_done = 0", "batches_done"),
         ("kills", "stops"),

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -25,11 +24,12 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from drivers.generate import next_checkpoint
 from drivers.generate.encode_corpus import RefreshRequest
+from drivers.generate.next_checkpoint import RequestSettings, find_request
 from drivers.job.run_config import join_run
 from drivers.job.session import Session
-from drivers.train import refresh_schedule
+from drivers.train.journal import TrainingHistory
+from drivers.train.refresh_schedule import ScheduleSettings, newest_number
 from drivers.train.trainer import start_point
 from tests.faults.runs import Lab, Miss, Outcome
 from tests.faults.stale_files import Files, Host, content_of, installed
@@ -256,18 +256,14 @@ class Simulation:
             if self.published.setdefault(each.name, content) != content:
                 self.problem = f"{each.name} was published again by {job.name}, with other bytes"
 
-    def drivers_job(self) -> Any:
-        """What the drivers' functions ask of their Job."""
-        flags = SimpleNamespace(
-            inference=False,
-            load_gen=False,
-            end_output_num=-1,
-            refresh_mode="lockstep",
-            refresh_lag=0,
-            steps_per_refresh=WINDOW,
-            init_model_dir=str(self.training.parent / "model"),
-        )
-        return SimpleNamespace(flags=flags, training_dir=self.training, ann_dir=self.ann)
+    def requests(self) -> RequestSettings:
+        """What a generator is asked for, in lockstep."""
+        model = self.training.parent / "model"
+        return RequestSettings(self.ann, self.training, model, True, WINDOW, refresh_lag=0, most_refreshes=10**6)
+
+    def schedule(self) -> ScheduleSettings:
+        """Which negatives a trainer waits for."""
+        return ScheduleSettings(self.ann, True, WINDOW, refresh_lag=0, max_steps=WINDOWS * WINDOW, looks_every=WINDOW)
 
     def expect(self, path: Path) -> None:
         """Miss where a reader was given what was never published, or not as it was."""
@@ -345,9 +341,7 @@ def train(sim: Simulation, job: Job, session: Session) -> None:
     step = start.step if start else 0
     while step < WINDOWS * WINDOW:
         number = step // WINDOW
-        look = functools.partial(
-            refresh_schedule.newest_number, sim.drivers_job(), refresh_schedule.TrainingHistory({}), -1, number
-        )
+        look = functools.partial(newest_number, sim.schedule(), TrainingHistory({}), -1, number)
         wait.wait_for(lambda: session.decide_on_process0(look, peer), "negatives", sim.sleep, sim.clock)  # noqa: B023
         refresh = read_visible_refresh(sim.ann, number)
         sim.expect(refresh.path)
@@ -368,7 +362,7 @@ def generate(sim: Simulation, job: Job, session: Session) -> None:
     join_run(session, sim.ann, job.name, {}, "")
     peer = peers.watch_peer(sim.training, TRAINER, LEASE_SECONDS, clock=sim.clock)
     while True:
-        look = functools.partial(next_checkpoint.find_request, sim.drivers_job(), {})
+        look = functools.partial(find_request, sim.requests(), None, {})
         answer = wait.wait_for(lambda: session.decide_on_process0(look, peer), "work", sim.sleep, sim.clock)  # noqa: B023
         if "done" in answer:
             return

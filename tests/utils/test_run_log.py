@@ -217,7 +217,7 @@ def test_going_on_writes_again_what_came_after_in_a_file_of_its_own(tmp_path: Pa
     for step in (1, 2):
         lost.record(step, loss=0.5)
         sizes.append(lost.bytes)
-    log = RunLog(tmp_path / "metrics.jsonl", None, clock=lambda: 0.0, goes_on_at=(kept_lines, sizes[kept_lines]))
+    log = RunLog(tmp_path / "metrics.jsonl", None, clock=lambda: 0.0, resumes_at=(kept_lines, sizes[kept_lines]))
     lost.record(3, loss=99.0)
     log.record(kept_lines + 1, loss=0.25)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -15,7 +15,7 @@ from data.mining.negative_lists import NegativeLists
 from data.mining.select import Selection, select_negatives
 from data.mining.staleness import staleness_since
 from data.mining.strategy import parse_strategy
-from tests.drivers.generate.test_refresh import CPU, make_job, put_model, refresh_once, start, stay
+from tests.drivers.generate.test_refresh import CPU, put_model, refresh_once, settings_over, start, stay
 from utils.distributed.world import World
 from utils.exchange.negatives import read_records
 from utils.ir.rank_buckets import FIRST_RANKS, NAMES
@@ -86,12 +86,11 @@ def test_churn_against_sets(earlier: list[int], later: list[int], text: str, see
 def test_a_refresh_says_what_became_of_the_one_that_searched_the_same_queries(
     tiny_preprocessed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = make_job(tiny_preprocessed, tmp_path)
-    job = replace(job, flags=replace(job.flags, ann_chunk_factor=2))
+    settings = replace(settings_over(tiny_preprocessed, tmp_path), chunk_factor=2)
     here, log = start(tmp_path, World(0, 1, CPU))
     work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
     for refresh in range(3):  # all from the same model: nothing has moved
-        assert refresh_once(job, here, replace(work, refresh=refresh), {}, log, stay)
+        assert refresh_once(settings, here, replace(work, refresh=refresh), {}, log, stay)
     records = read_records(tmp_path / "ann")
     assert ["churn" in record for record in records] == [False, False, True]
     churn = records[2]["churn"]

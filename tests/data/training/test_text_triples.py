@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import shutil
@@ -21,7 +20,6 @@ from data.tokens.token_cache import TokenCacheWriter, open_token_cache
 from data.tokens.tokenizer import encoded_queries, encoded_text, load_tokenizer, tokenized
 from data.training.batches import Batch
 from data.training.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer, read_text_triples
-from drivers.cli import WarmupFlags
 from drivers.train.warmup_source import size_of_triples
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.texts import listed
@@ -264,12 +262,11 @@ def test_a_run_s_triples_are_known_by_size_until_their_run_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that was requeued resumes its own run, whatever its flags say."""
-    path, flags = tmp_path / "triples.tsv", WarmupFlags(data_dir="d", model_type="static", output_dir=str(tmp_path))
+    path = tmp_path / "triples.tsv"
     path.write_text("a\tb\tc\n")
-    assert size_of_triples(path, flags) == 6
+    assert size_of_triples(path, tmp_path, overwrites=False) == 6
     run = {"run_id": "r", "science": {"triples_bytes": 5}, "job": "17"}
     (tmp_path / "RUN.json").write_text(dump_with_checksum(run))
-    overwriting = dataclasses.replace(flags, overwrite_output_dir=True)
-    assert [size_of_triples(path, given) for given in (flags, overwriting)] == [5, 6]
+    assert [size_of_triples(path, tmp_path, overwrites) for overwrites in (False, True)] == [5, 6]
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert size_of_triples(path, overwriting) == 5
+    assert size_of_triples(path, tmp_path, overwrites=True) == 5

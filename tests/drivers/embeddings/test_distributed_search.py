@@ -26,12 +26,12 @@ from drivers.embeddings.distributed_search import (
     check_index_fits_model,
     retrieve,
     score_candidates,
-    search_settings,
 )
 from drivers.embeddings.encode import PassageShare, share_of_texts
 from drivers.embeddings.shards import PASSAGE_SHARDS, rows_of_shard
 from drivers.job import progress
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
+from drivers.job.settings import search_settings
 from model.encoders.registry import encoder_type, new_encoder, read_spec
 from model.encoders.static import StaticEncoder
 from tests import REPO

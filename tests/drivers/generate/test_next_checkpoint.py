@@ -7,26 +7,26 @@ from typing import Any
 
 import pytest
 
-from drivers.cli import GenerateFlags
-from drivers.generate.encode_corpus import Job
-from drivers.generate.next_checkpoint import find_request
+from drivers.generate.next_checkpoint import RequestSettings, find_request, step_said_used
 from tests.exchanging import put_checkpoint, put_negatives
 
 
-def job_with(tmp_path: Path, last_checkpoint_dir: str) -> Job:
-    warmup = tmp_path / "warmup" / "checkpoint-150000"
+def step_of_next(tmp_path: Path, last_checkpoint_dir: str) -> int | None:
+    warmup, training_dir = tmp_path / "warmup" / "checkpoint-150000", tmp_path / "checkpoints"
     if not warmup.exists():
         put_checkpoint(warmup.parent, 150000)
-    flags = GenerateFlags(
-        data_dir="d", training_dir=str(tmp_path / "checkpoints"), init_model_dir=str(warmup), model_type="static",
-        output_dir=str(tmp_path / "ann"), last_checkpoint_dir=last_checkpoint_dir,
-    )  # fmt: skip
+    settings = RequestSettings(
+        ann_dir=tmp_path / "ann",
+        training_dir=training_dir,
+        init_model_dir=warmup,
+        is_lockstep=False,
+        steps_per_refresh=0,
+        refresh_lag=0,
+        most_refreshes=9,
+        step_used=step_said_used(last_checkpoint_dir, training_dir),
+    )
     nothing: Any = None
-    return Job(flags, nothing, nothing, "", None, "faiss")
-
-
-def step_of_next(tmp_path: Path, last_checkpoint_dir: str) -> int | None:
-    found = find_request(job_with(tmp_path, last_checkpoint_dir), {})
+    found = find_request(settings, nothing, {})
     return None if found is None else int(found["request"]["step"])
 
 

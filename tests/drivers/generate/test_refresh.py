@@ -17,12 +17,13 @@ import torch.distributed as dist
 from data.mining.select import Selection
 from data.mining.strategy import parse_strategy
 from data.tokens.collection import open_preprocessed
-from drivers.cli import GenerateFlags
 from drivers.generate import encode_corpus
-from drivers.generate.encode_corpus import Job, RefreshRequest
+from drivers.generate.encode_corpus import RefreshRequest, RefreshSettings
 from drivers.generate.generator import GeneratorRun, one_refresh
+from drivers.job.encoder_setup import EncoderSettings
 from drivers.job.fencing import Fence
 from drivers.job.session import Session
+from model.encode import EncodingSettings
 from model.encoders.static import StaticEncoder
 from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
 from utils.distributed import collectives
@@ -50,20 +51,20 @@ def put_model(training_dir: Path, data_dir: Path, step: int) -> RefreshRequest:
     return RefreshRequest(0, str(path), step, model_sha256(path))
 
 
-def make_job(data_dir: Path, root: Path) -> Job:
-    flags = GenerateFlags(
-        data_dir=str(data_dir),
-        training_dir=str(root / "checkpoints"),
-        output_dir=str(root / "ann"),
-        init_model_dir="",
-        model_type="static",
-        max_seq_length=32,
-        max_query_length=16,
+def settings_over(data_dir: Path, root: Path) -> RefreshSettings:
+    return RefreshSettings(
+        collection=open_preprocessed(data_dir, 32, 16),
+        ann_dir=root / "ann",
+        dev_split="dev",
+        encoder=EncoderSettings("static", "", EncodingSettings(32, 16, 128 * 32, None), compiled=False),
+        search=SearchSettings("torch"),
+        selection=Selection(parse_strategy("random", 5, 20)),
+        bm25=None,
+        seed=42,
         topk_training=20,
-        negative_sample=5,
+        chunk_factor=5,
+        embedding_dtype="fp32",
     )
-    selection = Selection(parse_strategy("random", 5, 20))
-    return Job(flags, open_preprocessed(data_dir, 32, 16), selection, "", None, SearchSettings("torch"))
 
 
 def start(root: Path, world: World) -> tuple[Session, RunLog | None]:
@@ -73,7 +74,7 @@ def start(root: Path, world: World) -> tuple[Session, RunLog | None]:
 
 
 def refresh_once(
-    job: Job,
+    settings: RefreshSettings,
     session: Session,
     request: RefreshRequest,
     ours: dict[str, Any],
@@ -81,8 +82,8 @@ def refresh_once(
     should_stop: Callable[[], bool],
 ) -> bool:
     """One refresh by a generator whose trainer is not looked at."""
-    no_trainer: Any = None
-    return one_refresh(GeneratorRun(job, session, no_trainer, ours, log), request, should_stop)
+    nothing: Any = None
+    return one_refresh(GeneratorRun(settings, nothing, session, nothing, ours, log), request, should_stop)
 
 
 def stay() -> bool:
@@ -117,11 +118,11 @@ def test_a_checkpoint_that_is_gone_before_it_is_read(
     session, log = start(tmp_path, World(0, 1, CPU))
     work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
     remove(lease_of(tmp_path / "checkpoints"), Path(work.checkpoint))
-    job = make_job(tiny_preprocessed, tmp_path)
-    assert refresh_once(job, session, work, {}, log, stay) is False
+    settings = settings_over(tiny_preprocessed, tmp_path)
+    assert refresh_once(settings, session, work, {}, log, stay) is False
     assert f"{work.checkpoint} is gone" in capsys.readouterr().out
     newer = put_model(tmp_path / "checkpoints", tiny_preprocessed, 4)
-    assert refresh_once(job, session, newer, {}, log, stay) is True
+    assert refresh_once(settings, session, newer, {}, log, stay) is True
     assert read_refresh(tmp_path / "ann", 0).step == 4
 
 
@@ -143,7 +144,7 @@ def test_a_checkpoint_that_goes_while_it_is_read(
 
     load_to_encode = encode_corpus.load_to_encode
     monkeypatch.setattr(encode_corpus, "load_to_encode", open_late)
-    assert refresh_once(make_job(tiny_preprocessed, tmp_path), session, work, {}, log, stay) is False
+    assert refresh_once(settings_over(tiny_preprocessed, tmp_path), session, work, {}, log, stay) is False
     assert opened == [work.checkpoint] and "checkpoint-3" not in names(tmp_path / "checkpoints")
 
 
@@ -152,7 +153,7 @@ def test_a_checkpoint_that_is_there_and_cannot_be_read_is_an_error(tiny_preproce
     work = put_model(tmp_path / "checkpoints", tiny_preprocessed, 3)
     (Path(work.checkpoint) / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(Exception, match=r"safetensors|header"):
-        refresh_once(make_job(tiny_preprocessed, tmp_path), session, work, {}, log, stay)
+        refresh_once(settings_over(tiny_preprocessed, tmp_path), session, work, {}, log, stay)
 
 
 # Ranks
@@ -177,18 +178,20 @@ def one_of_two_processes(rank: int, directory: str, data_dir: str) -> None:
         dist.barrier()
         path = root / "checkpoints" / "checkpoint-3"
         work = work or RefreshRequest(0, str(path), 3, model_sha256(path))
-        job = make_job(Path(data_dir), root)
+        settings = settings_over(Path(data_dir), root)
         dist.barrier()
-        said.append(outcome(partial(refresh_with, fault, job, session, work, log)))
+        said.append(outcome(partial(refresh_with, fault, settings, session, work, log)))
     dist.destroy_process_group()
     (Path(directory) / f"said-{rank}").write_text(json.dumps(said))
 
 
-def passage_records(job: Job) -> set[str]:
-    return {path.name for path in job.ann_dir.glob("embeddings/*/passages-*.json")}
+def passage_records(settings: RefreshSettings) -> set[str]:
+    return {path.name for path in settings.ann_dir.glob("embeddings/*/passages-*.json")}
 
 
-def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, log: RunLog | None) -> bool:
+def refresh_with(
+    fault: str, settings: RefreshSettings, session: Session, work: RefreshRequest, log: RunLog | None
+) -> bool:
     strikes = session.world.process == 1
     load_to_encode, prepare_encoder = encode_corpus.load_to_encode, encode_corpus.prepare_encoder
     wait.LOOK_EVERY_SECONDS = 0 if fault == "fenced, seen" else 1e9
@@ -207,16 +210,16 @@ def refresh_with(fault: str, job: Job, session: Session, work: RefreshRequest, l
 
     def leave() -> bool:
         """The other job takes over while process 0 has finished its half of the ten shards, and process 1 has not."""
-        if fault.startswith("fenced") and strikes and passage_records(job):
-            while not passage_records(job) >= {f"passages-{first:010d}.json" for first in range(0, 160, 32)}:
+        if fault.startswith("fenced") and strikes and passage_records(settings):
+            while not passage_records(settings) >= {f"passages-{first:010d}.json" for first in range(0, 160, 32)}:
                 time.sleep(0.01)
-            for path in (job.ann_dir / ".staging").glob("generator-*"):
+            for path in (settings.ann_dir / ".staging").glob("generator-*"):
                 path.rename(path.with_name(f"gone-{path.name}"))
         return False
 
     encode_corpus.load_to_encode, encode_corpus.prepare_encoder = open_late, prepare_on_gpus
     try:
-        return refresh_once(job, session, work, {}, log, leave)
+        return refresh_once(settings, session, work, {}, log, leave)
     finally:
         encode_corpus.load_to_encode, encode_corpus.prepare_encoder = load_to_encode, prepare_encoder
 

@@ -14,7 +14,7 @@ from drivers import run_ann, run_ann_data_gen, run_eval, run_warmup
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import flip_byte
-from tests.faults.programs import Inputs, make_inputs
+from tests.faults.programs import Inputs
 from utils.distributed import agreement
 from utils.errors import UserError
 from utils.exchange import verify
@@ -22,11 +22,6 @@ from utils.exchange.layout import JobLayout
 
 STEPS = (2, 4)
 STATE = ("optimizer.pt", "scheduler.pt", "rng_states.safetensors")
-
-
-@pytest.fixture(scope="module", name="inputs")
-def fixture_inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module", name="trained")

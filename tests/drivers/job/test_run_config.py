@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
 from drivers.generate import generator as ann_generator
 from drivers.generate.generator import GeneratorRun
+from drivers.generate.next_checkpoint import RequestSettings
 from drivers.job.preflight import Preflight
 from drivers.job.run_config import (
     COMMON,
@@ -35,6 +36,7 @@ from drivers.job.run_config import (
     science_sha256,
 )
 from drivers.job.session import Session, open_session
+from drivers.job.settings import deciding_flags
 from drivers.train.trainer import Trainer
 from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, read_beat
 from utils.distributed.world import World
@@ -92,25 +94,25 @@ def other_value(value: Any) -> Any:
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR, WARMUP], ids=lambda flags: type(flags).__name__)
 def test_every_flag_is_science_unless_it_is_said_not_to_be(flags: Any) -> None:
-    before = science_sha256(run_config(flags, COLLECTION))
+    before = science_sha256(run_config(deciding_flags(flags), COLLECTION))
     for field in dataclasses.fields(flags):
         changed = dataclasses.replace(flags, **{field.name: other_value(getattr(flags, field.name))})
-        is_science = science_sha256(run_config(changed, COLLECTION)) != before
+        is_science = science_sha256(run_config(deciding_flags(changed), COLLECTION)) != before
         assert is_science == (field.metadata["decides"] != "nothing"), field.name
-    assert science_sha256(run_config(flags, COLLECTION, strategy="top")) != before
+    assert science_sha256(run_config(deciding_flags(flags), COLLECTION, strategy="top")) != before
     other: Any = SimpleNamespace(manifest={"collection_fingerprint": "d", "tokenizer": {"fingerprint": "t"}})
-    assert science_sha256(run_config(flags, other)) != before
+    assert science_sha256(run_config(deciding_flags(flags), other)) != before
 
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR, WARMUP], ids=lambda flags: type(flags).__name__)
 def test_the_runs_that_were_begun_so_far_are_known_by_the_same_flags(flags: Any) -> None:
     """The hash of their versions is over these names: with one more or less they could not be resumed by it."""
-    assert {*run_config(flags, COLLECTION)} == {*RECORDED[type(flags).__name__].split()}
+    assert {*run_config(deciding_flags(flags), COLLECTION)} == {*RECORDED[type(flags).__name__].split()}
 
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR], ids=["trainer", "generator"])
 def test_what_is_common_is_known_to_both(flags: Any) -> None:
-    science = run_config(flags, COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
+    science = run_config(deciding_flags(flags), COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
     assert set(COMMON) <= science.keys()
     assert {name: science[name] for name in COMMON}.items() <= provenance(Run("r", ""), science).items()
 
@@ -160,7 +162,7 @@ def test_a_model_that_an_earlier_version_left_blank_is_not_compared(capsys: pyte
 
 def test_the_second_job_joins_the_run_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    science = run_config(TRAINER, COLLECTION, processes=1)
+    science = run_config(deciding_flags(TRAINER), COLLECTION, processes=1)
     session = alone(tmp_path)
     assert join_run(session, tmp_path, "first", science, "give the same").run_id == "first"
     stored = load_with_checksum(tmp_path / "RUN.json")
@@ -177,7 +179,7 @@ def test_the_second_job_joins_the_run_of_the_first(tmp_path: Path, monkeypatch: 
 
 def test_every_job_publishes_as_of_the_flags_that_the_run_was_begun_with(tmp_path: Path) -> None:
     """A job resumes it with its steps divided otherwise; then RUN.json is lost, and those flags still resume it."""
-    begun = run_config(TRAINER, COLLECTION, processes=1, trained_in="fp32")
+    begun = run_config(deciding_flags(TRAINER), COLLECTION, processes=1, trained_in="fp32")
     divided = {**begun, "per_gpu_train_batch_size": begun["per_gpu_train_batch_size"] // 2, "processes": 2}
     session = alone(tmp_path)
     join_run(session, tmp_path, "first", begun, "give the same", triple_order=2)
@@ -196,7 +198,7 @@ def test_every_job_publishes_as_of_the_flags_that_the_run_was_begun_with(tmp_pat
 
 def test_without_its_record_a_run_is_known_by_the_hash_of_its_flags(tmp_path: Path) -> None:
     """As this version computes it, and as those before that knew no config's sha256."""
-    science = run_config(TRAINER, COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
+    science = run_config(deciding_flags(TRAINER), COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
     earlier = {name: value for name, value in science.items() if name != "initial_config_sha256"}
     blank = {**earlier, "initial_model_sha256": ""}
     for place, of_run in enumerate((science, earlier, blank, {**blank, "seed": 7}, {**science, "seed": 7})):
@@ -214,7 +216,6 @@ def test_without_its_record_a_run_is_known_by_the_hash_of_its_flags(tmp_path: Pa
 @pytest.mark.parametrize("holds", ["nothing", "run without checkpoints", "run", "checkpoints without a run"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_a_directory_may_hold(tmp_path: Path, resume: str, holds: str, overwrite: bool) -> None:
-    flags = SimpleNamespace(resume=resume, overwrite_output_dir=overwrite)
     if holds.startswith("run"):
         mark_run(lease_of(tmp_path), run_id="r", science={})
     if holds in ("run", "checkpoints without a run"):
@@ -222,11 +223,11 @@ def test_what_a_directory_may_hold(tmp_path: Path, resume: str, holds: str, over
         put_checkpoint(tmp_path, 200)
     is_refused = not overwrite and (holds == "checkpoints without a run" or (holds == "run" and resume == "never"))
     if not is_refused:
-        check_holds_no_other_run(tmp_path, flags)
+        check_holds_no_other_run(tmp_path, resume, overwrite)
         return
     reason = "--resume never is given" if resume == "never" else "no RUN.json says how to resume it"
     with pytest.raises(UserError, match=rf"holds a run already \(2 checkpoints, the last of step 200\) and {reason}; "):
-        check_holds_no_other_run(tmp_path, flags)
+        check_holds_no_other_run(tmp_path, resume, overwrite)
 
 
 @pytest.mark.parametrize(
@@ -399,13 +400,12 @@ def test_a_trainer_that_is_done_while_a_refresh_is_made_ends_the_generator_well(
     trainer = lease_of(tmp_path / "checkpoints")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
-    flags = SimpleNamespace(
-        inference=False, load_gen=False, end_output_num=-1, limit_total_number=9, refresh_mode="async",
-        init_model_dir=str(tmp_path / "model"), last_checkpoint_dir="",
-    )  # fmt: skip
-    job: Any = SimpleNamespace(flags=flags, training_dir=tmp_path / "checkpoints", ann_dir=tmp_path / "ann")
+    requests = RequestSettings(
+        tmp_path / "ann", tmp_path / "checkpoints", tmp_path / "model", False, 0, refresh_lag=0, most_refreshes=9
+    )
+    refresh: Any = SimpleNamespace(collection=None)
     session = alone(tmp_path / "ann", "generator")
-    peer = watch_peer(job.training_dir, "trainer", LIFE.lease_seconds, clock=FakeTime().clock)
+    peer = watch_peer(requests.training_dir, "trainer", LIFE.lease_seconds, clock=FakeTime().clock)
     made: list[int] = []
 
     def one_refresh(_run: Any, request: Any, _should_stop: Any) -> bool:
@@ -415,5 +415,5 @@ def test_a_trainer_that_is_done_while_a_refresh_is_made_ends_the_generator_well(
         return False
 
     monkeypatch.setattr(ann_generator, "one_refresh", one_refresh)
-    assert ann_generator.make_refreshes(GeneratorRun(job, session, peer, {}, None)) == 0
+    assert ann_generator.make_refreshes(GeneratorRun(refresh, requests, session, peer, {}, None)) == 0
     assert made == [0]

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from drivers.job.encoder_setup import check_compiler, prepare_encoder
-from drivers.job.setup import check_compute_flags
+from drivers.job.settings import compute_settings
 from model.encode import TextSource, encode_blocks
 from tests import REPO
 from tests.model.kernels.test_packed_attention import batch_of, gradient, make_encoder
@@ -133,7 +133,7 @@ def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.Mon
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: "/opt/bin/" + name if name == "icpx" else None)
     with pytest.raises(UserError, match=r"--compile needs a compiler, there is no g\+\+ or clang\+\+"):
-        check_compute_flags(flags)
+        compute_settings(flags)
     monkeypatch.setenv("CXX", "icpx")
     check_compiler(on_gpu=False)
     with pytest.raises(UserError, match="no gcc or clang"):

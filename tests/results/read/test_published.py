@@ -19,7 +19,7 @@ import torch
 from data.tokens.collection import open_preprocessed
 from drivers.cli import EvalFlags
 from drivers.evaluate.evaluator import last_negatives
-from drivers.train.refresh_schedule import RefreshUse, read_journal
+from drivers.train.journal import RefreshUse, read_journal
 from model.encoders.static import StaticEncoder
 from results.read.logged import read_returned
 from results.read.run import read_evaluation

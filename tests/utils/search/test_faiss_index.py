@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from drivers.embeddings.distributed_search import check_index_fits, retrieve, search_settings
+from drivers.embeddings.distributed_search import check_index_fits, retrieve
 from drivers.embeddings.encode import PassageShare
 from drivers.job.progress import StopEncoding
+from drivers.job.settings import search_settings
 from tests.processes_as_threads import on_processes
 from utils.distributed.world import World
 from utils.errors import ProcessFailed, UserError

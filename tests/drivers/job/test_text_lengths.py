@@ -15,11 +15,16 @@ from transformers import AutoConfig, RobertaConfig, RobertaModel
 from data.tokens.collection import open_preprocessed
 from drivers import run_ann, run_ann_data_gen, run_eval, run_neighbourhood, run_warmup
 from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
-from drivers.embeddings.text_lengths import describe_lengths, lengths_of_process0, with_lengths
+from drivers.evaluate import evaluator, query_map
+from drivers.generate import preflight as generator
+from drivers.job import settings
+from drivers.job.settings import with_lengths_of_process0
+from drivers.job.text_lengths import describe_lengths
+from drivers.train import ann, warmup
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import put_checkpoint
-from tests.faults.programs import Inputs, make_inputs
+from tests.faults.programs import Inputs
 from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import Disagreement, UserError
@@ -49,6 +54,16 @@ def flags_over(model: str, data_dir: Path) -> list[Any]:
         GenerateFlags(init_model_dir=model, training_dir="none", **common),
         NeighbourhoodFlags(model_name_or_path=model, negatives=["top=x"], **common),
     ]
+
+
+def places_of(flags: Any) -> list[str]:
+    programs: dict[type, Any] = {AnnFlags: ann, EvalFlags: evaluator, GenerateFlags: generator, WarmupFlags: warmup}
+    found: list[str] = programs.get(type(flags), query_map).places_of_lengths(flags)
+    return found
+
+
+def with_lengths(flags: Any) -> Any:
+    return settings.with_lengths(flags, places_of(flags))
 
 
 def lengths_of(flags: Any) -> tuple[int, int]:
@@ -123,7 +138,7 @@ def test_ranks_that_saw_different_checkpoints_take_those_of_the_first(monkeypatc
     monkeypatch.setattr(collectives, "broadcast_json", lambda _, value: told.append(value) or told[0])
     for rank in (0, 1):
         seen_late = replace(own, max_seq_length=9 + rank, max_query_length=4 + rank)
-        assert lengths_of_process0(World(rank, 2, torch.device("cpu")), seen_late) == own
+        assert with_lengths_of_process0(World(rank, 2, torch.device("cpu")), seen_late) == own
 
 
 def test_the_line_says_where_lengths_come_from(tiny_preprocessed: Path, tmp_path: Path) -> None:
@@ -132,7 +147,8 @@ def test_the_line_says_where_lengths_come_from(tiny_preprocessed: Path, tmp_path
     def said(model: str, *given: int) -> str:
         flags = flags_over(model, tiny_preprocessed)[0]
         given_flags = dict(zip(("max_seq_length", "max_query_length"), given, strict=False))
-        return describe_lengths(with_lengths(replace(flags, **given_flags)), collection)
+        lengths = settings.lengths_of(with_lengths(replace(flags, **given_flags)))
+        return describe_lengths(places_of(flags), lengths, collection)
 
     trained, longer = put_config(tmp_path / "a", **TRAINED_WITH), put_config(tmp_path / "b", max_seq_length=300)
     as_trained = "lengths: passages up to 20 tokens (as the model was trained), queries up to 5 tokens (as the model "
@@ -147,11 +163,6 @@ def test_the_line_says_where_lengths_come_from(tiny_preprocessed: Path, tmp_path
 
 
 # The programs
-
-
-@pytest.fixture(scope="module", name="inputs")
-def fixture_inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module", name="warmup")

@@ -1,0 +1,148 @@
+"""The settings that parts of several programs take, built from a program's flags; flags that do not fit are refused.
+
+The programs' own modules and `drivers.train.settings` do the same for one program, or two. All else takes settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from data.mining.select import Selection, make_selection
+from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
+from drivers.job.encoder_setup import EncoderSettings, check_compiler
+from drivers.job.model_identity import ModelSettings
+from drivers.job.setup import ComputeSettings
+from drivers.job.text_lengths import TextLengths, find_lengths
+from model.encode import EncodingSettings
+from model.encoders.registry import encoder_type
+from model.kernels.precision import compute_dtype, quickest_dtype
+from utils.distributed import collectives
+from utils.distributed.world import World, own_device, processes_of_launcher
+from utils.errors import UserError
+from utils.exchange.lease.record import LeaseTimeouts
+from utils.exchange.model_files import LENGTHS
+from utils.flag_groups import SearchFlags, SelectionFlags
+from utils.flag_values import names_deciding
+from utils.flags import ProgramFlags
+from utils.search.registry import choose_backend
+from utils.search.settings import SMALLEST_MEMORY_BYTES, SearchSettings
+
+# The programs that open a model and a collection.
+OpeningFlags = AnnFlags | EvalFlags | GenerateFlags | NeighbourhoodFlags | WarmupFlags
+Opening = TypeVar("Opening", bound=OpeningFlags)
+
+
+# Lengths of texts
+
+
+def with_lengths(flags: Opening, places: list[str]) -> Opening:
+    """``flags`` with both lengths: as given, else as recorded in ``places``; see `find_lengths`."""
+    given = {name: getattr(flags, name) for name in LENGTHS}
+    found: dict[str, Any] = {**find_lengths(given, places, Path(flags.data_dir), flags.dry_run)}
+    return dataclasses.replace(flags, **found)
+
+
+def with_lengths_of_process0(world: World, flags: Opening) -> Opening:
+    """On every process the lengths that process 0 found: a checkpoint may have appeared between two looks."""
+    ours = {name: getattr(flags, name) for name in LENGTHS}
+    return dataclasses.replace(flags, **collectives.broadcast_json(world, ours))
+
+
+def lengths_of(flags: OpeningFlags) -> TextLengths:
+    assert flags.max_seq_length and flags.max_query_length, "with_lengths has found them"
+    return TextLengths(flags.max_seq_length, flags.max_query_length)
+
+
+# The model, and what it computes on
+
+
+def model_settings(flags: OpeningFlags) -> ModelSettings:
+    return ModelSettings(
+        name_or_path=flags.init_model_dir if isinstance(flags, GenerateFlags) else flags.model_name_or_path,
+        model_type=flags.model_type,
+        config_name=flags.config_name,
+        tokenizer_name=flags.tokenizer_name,
+        resumes_optimizer=isinstance(flags, AnnFlags | WarmupFlags) and flags.load_optimizer_scheduler,
+    )
+
+
+def compute_settings(flags: OpeningFlags, default_dtype: str = "auto") -> ComputeSettings:
+    """UserError for what cannot be computed."""
+    kind = encoder_type(flags.model_type)
+    device = own_device(flags.no_cuda)
+    if flags.compile:
+        check_compiler(device.type == "cuda")
+    quickest = quickest_dtype(device) if kind.has_layers else None
+    dtype = compute_dtype(flags.dtype, flags.fp16, flags.bf16, flags.fp16_opt_level, default_dtype, quickest)
+    word = flags.dtype or ("given" if flags.fp16 or flags.bf16 else default_dtype)
+    return ComputeSettings(flags.no_cuda, device, dtype, word == "auto", flags.collective_timeout_seconds)
+
+
+def encoder_settings(flags: OpeningFlags, dtype: torch.dtype | None) -> EncoderSettings:
+    """``dtype`` is the type to compute in, or None."""
+    lengths = lengths_of(flags)
+    budget_tokens = flags.per_gpu_eval_batch_size * lengths.max_seq_length
+    encoding = EncodingSettings(lengths.max_seq_length, lengths.max_query_length, budget_tokens, dtype)
+    return EncoderSettings(flags.model_type, flags.config_name, encoding, flags.compile)
+
+
+# Search and selection
+
+
+def search_settings(flags: SearchFlags, device: torch.device) -> SearchSettings:
+    """On this process's device. UserError where no backend has what is asked for, or for too little memory."""
+    smallest = SMALLEST_MEMORY_BYTES // 2**20
+    if flags.search_memory_mib and flags.search_memory_mib < smallest:
+        raise UserError(f"--search_memory_mib is {flags.search_memory_mib}, expected 0 or at least {smallest}")
+    memory_bytes = flags.search_memory_mib * 2**20
+    return choose_backend(SearchSettings(flags.search_backend, flags.faiss_index, flags.nprobe, device, memory_bytes))
+
+
+def selection_of(flags: SelectionFlags, strategy: str, passages: int) -> Selection:
+    """``strategy`` is in the language of data/mining/strategy.py. UserError where it cannot be meant."""
+    return make_selection(
+        strategy,
+        passages,
+        topk_training=flags.topk_training,
+        negative_sample=flags.negative_sample,
+        min_rank=flags.min_rank,
+        max_positive_ratio=flags.max_positive_ratio,
+        on_shortage=flags.on_shortage,
+    )
+
+
+# The run
+
+
+def lease_timeouts(flags: AnnFlags | GenerateFlags | WarmupFlags) -> LeaseTimeouts:
+    """UserError where they do not fit each other, or the limit on collectives."""
+    if flags.lease_seconds < 3 * flags.heartbeat_seconds:
+        raise UserError(
+            f"--lease_seconds is {flags.lease_seconds:g} with --heartbeat_seconds {flags.heartbeat_seconds:g}, "
+            "expected at least three heartbeats in a lease's life"
+        )
+
+    if processes_of_launcher() > 1 and flags.lease_seconds >= flags.collective_timeout_seconds:
+        raise UserError(
+            f"--lease_seconds is {flags.lease_seconds:g}, expected less than --collective_timeout_seconds, "
+            f"{flags.collective_timeout_seconds:g}: the other processes wait while the first takes a lease over"
+        )
+    return LeaseTimeouts(flags.heartbeat_seconds, flags.lease_seconds)
+
+
+def check_refresh_flags(flags: AnnFlags | GenerateFlags) -> None:
+    """UserError where trainer and generator could not agree on them."""
+    lease_timeouts(flags)
+    if flags.refresh_mode == "lockstep" and not flags.steps_per_refresh:
+        raise UserError("--refresh_mode lockstep needs --steps_per_refresh above 0; how many steps between refreshes?")
+
+
+def deciding_flags(flags: ProgramFlags) -> dict[str, object]:
+    """The flags that decide what a run computes, by name, as each says at its declaration."""
+    left_out = names_deciding(type(flags), "nothing")
+    values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(flags)}
+    return {name: value for name, value in values.items() if name not in left_out}

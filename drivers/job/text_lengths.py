@@ -1,0 +1,113 @@
+"""How long texts may be, where a program's flags do not say.
+
+A checkpoint's config.json records the lengths that it was trained with, embeddings those that they were made with. A
+length that is not given is taken from there; else the default of ANCE's flag holds. Where it is looked for are
+``places``: directories, hub names and config files, that first whose lengths come before the others'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.tokens.collection import Preprocessed, read_manifest
+from model.hub import hub_file, is_path
+from utils.errors import UserError
+from utils.exchange.atomic import read_json
+from utils.exchange.layout import EMBEDDINGS_RECORD
+from utils.exchange.model_files import CONFIG, LENGTHS
+from utils.flag_groups import TextFlags
+
+TEXTS_OF = {"max_seq_length": "passages", "max_query_length": "queries"}
+DEFAULT_OF = {field.name: field.default for field in dataclasses.fields(TextFlags) if field.name in LENGTHS}
+
+
+@dataclass(frozen=True)
+class TextLengths:
+    """In tokens, of a passage and of a query."""
+
+    max_seq_length: int
+    max_query_length: int
+
+
+def records_of(places: list[str], local_only: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The config of each model, or the record of embeddings. What cannot be read is passed over: opening tells why."""
+    for place in filter(None, places):
+        path = Path(place)
+        if path.is_dir():
+            path = path / EMBEDDINGS_RECORD if (path / EMBEDDINGS_RECORD).is_file() else path / CONFIG
+        elif not path.is_file():
+            path = (None if is_path(place) else hub_file(place, CONFIG, local_only)) or path
+        with contextlib.suppress(UserError, OSError):
+            yield path, read_json(path)
+
+
+def recorded_lengths(places: list[str], local_only: bool) -> dict[str, tuple[object, Path]]:
+    """Each length that is recorded, and the file that says it. ``local_only`` fetches nothing from the hub."""
+    found: dict[str, tuple[object, Path]] = {}
+    for path, record in records_of(places, local_only):
+        for name in LENGTHS:
+            if name in record:
+                found.setdefault(name, (record[name], path))
+    return found
+
+
+def find_lengths(
+    given: Mapping[str, int | None], places: list[str], data_dir: Path, is_dry_run: bool
+) -> dict[str, int]:
+    """Those that are not ``given``: as recorded and no longer than ``data_dir`` holds, else ANCE's default.
+
+    UserError where what is recorded is no length. A --dry_run fetches nothing from the hub, and says itself what was
+    cut, as a job's log does.
+    """
+    missing = [name for name in LENGTHS if given[name] is None]
+    recorded = recorded_lengths(places, is_dry_run) if missing else {}
+    held: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # which opening it tells
+        held = read_manifest(data_dir)
+    lengths = {}
+    for name in missing:
+        length, path = recorded.get(name, (DEFAULT_OF[name], Path()))
+        if type(length) is not int or length <= 0:
+            raise UserError(f"{path} says {name} {length!r}, expected a number of tokens; give --{name}")
+        if name in recorded and length > held.get(name, length):
+            length = held[name]
+            if is_dry_run:
+                told = f"{TEXTS_OF[name]} up to {length} tokens, as --data_dir was cut: {path} says more"
+                sys.stderr.write(f"warning: lengths: {told}\n")
+        lengths[name] = length
+    return lengths
+
+
+def describe_lengths(places: list[str], lengths: TextLengths, collection: Preprocessed) -> str:
+    """The line that says where the lengths come from, and what they are not the same as."""
+    recorded, parts, is_cut = recorded_lengths(places, local_only=False), [], False
+    for name, texts in TEXTS_OF.items():
+        length, held = getattr(lengths, name), collection.manifest[name]
+        known, path = recorded.get(name, (None, Path()))
+        what = "the embeddings were made" if path.name == EMBEDDINGS_RECORD else "the model was trained"
+        if known is None:
+            origin = f"--{name} or its default: the model's {CONFIG} records none"
+        elif known == length:
+            origin = f"as {what}"
+        else:
+            cut_here = isinstance(known, int) and length == held < known
+            is_cut |= cut_here
+            origin = f"{what} with {known}" + (f", {collection.directory} was cut at {held}" if cut_here else "")
+        parts.append(f"{texts} up to {length} tokens ({origin})")
+    return f"{'warning: ' if is_cut else ''}lengths: {', '.join(parts)}"
+
+
+def check_made_with(lengths: TextLengths, directory: Path, record: Mapping[str, object]) -> None:
+    """UserError where a flag asks for another length than the embeddings in ``directory`` were made with."""
+    for name in LENGTHS:
+        if record.get(name) not in (None, getattr(lengths, name)):
+            raise UserError(
+                f"--{name} is {getattr(lengths, name)}, the embeddings in {directory} were made with {record[name]}: "
+                f"give that, or leave --{name} out"
+            )
