@@ -71,8 +71,7 @@ class KeptSearch:
     seed: int
 
     @property
-    def width(self) -> int:
-        """Candidates of a query."""
+    def candidates_per_query(self) -> int:
         return self.candidates.passage_QK.shape[1]
 
 
@@ -114,16 +113,20 @@ def run(flags: NegativesFlags) -> None:
         raise UserError(f"{output_dir} has a refresh {number} already; choose another --output_dir")
     if answer_dry_run(flags, resolved_strategy=str(search.selection.strategy), strategy_from=search.strategy_from):
         return
-    publish_view(select(search), search, output_dir)
+    publish_view(select_again(search), search, output_dir)
     say(f"wrote {JobLayout(output_dir).negatives(number)}")
 
 
-def select(search: KeptSearch) -> Selected:
+def select_again(search: KeptSearch) -> Selected:
     """The negatives of each query of the search."""
     positives, refresh = search.collection.qrels("train").positives(), search.refresh
     bm25 = search.bm25.candidates if search.bm25 is not None else None
     selected = select_negatives(search.candidates, positives, search.selection, search.seed, refresh.number, bm25)
-    say(describe_selection(selected, search.selection.strategy, search.width, refresh.number, refresh.step))
+    say(
+        describe_selection(
+            selected, search.selection.strategy, search.candidates_per_query, refresh.number, refresh.step
+        )
+    )
     return selected
 
 
@@ -141,7 +144,11 @@ def view_record(search: KeptSearch, selected: Selected, lists: NegativeLists, ru
     """The generator's record, as far as it holds for another selection from the same search."""
     source, selection = search.refresh.record, search.selection
     kept = {name: value for name, value in source.items() if name not in OF_ONE_SELECTION}
-    view = {"topk_training": search.width, "negative_sample": search.negative_sample, "seed": search.seed}
+    view = {
+        "topk_training": search.candidates_per_query,
+        "negative_sample": search.negative_sample,
+        "seed": search.seed,
+    }
     filters = {name: getattr(selection, name) for name in (*FILTERS, "on_shortage")}
     made = {"strategy": selected.strategy, **view, **filters, "candidates_sha256": source["candidates"]["sha256"]}
     made |= {"bm25_sha256": search.bm25.sha256} if search.bm25 is not None else {}

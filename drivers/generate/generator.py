@@ -58,7 +58,7 @@ def check_all(checks: Preflight, job: GeneratorJob) -> None:
     inputs = check_collection(collection, job.model.tokenizer, ("train", job.dev_split))
     describe = partial(describe_lengths, places_of_lengths(flags), lengths_of(flags), collection)
     checks.on_process0(partial(check_checkpoint, job.model), *inputs, describe, partial(check_publishing, job.ann_dir))
-    check_refreshes(checks, job.refresh, flags.init_model_dir, refreshes_planned(job.requests))
+    check_refreshes(checks, job.refresh_settings, flags.init_model_dir, refreshes_planned(job.request_settings))
 
 
 def announce(job: GeneratorJob) -> None:
@@ -69,7 +69,7 @@ def announce(job: GeneratorJob) -> None:
     for split in ("train", job.dev_split):
         held, judged = len(collection.queries(split)), len(collection.qrels(split).queries_with_positive())
         say(f"{split}: {held:,} queries, {judged:,} with a positive in the collection, {held - judged:,} left out")
-    if flags.last_checkpoint_dir and job.requests.step_used is None:
+    if flags.last_checkpoint_dir and job.request_settings.step_used is None:
         say(f"--last_checkpoint_dir {flags.last_checkpoint_dir} is not in --training_dir: none counts as used")
 
 
@@ -108,7 +108,7 @@ def run_session(job: GeneratorJob, session: Session, run_id: str) -> int:
     log = agreement.on_process0(session.world, partial(RunLog, files.metrics, files.tensorboard))
     try:
         return make_refreshes(
-            GeneratorRun(job.refresh, job.requests, session, trainer, provenance(joined, config), log)
+            GeneratorRun(job.refresh_settings, job.request_settings, session, trainer, provenance(joined, config), log)
         )
     except StopRequested:
         raise session.stopped("between two refreshes, or in one whose finished embeddings are kept") from None

@@ -72,7 +72,7 @@ class GeneratorJob:
         return Path(self.flags.training_dir)
 
     @property
-    def refresh(self) -> RefreshSettings:
+    def refresh_settings(self) -> RefreshSettings:
         """How each is made."""
         flags = self.flags
         return RefreshSettings(
@@ -95,7 +95,7 @@ class GeneratorJob:
         )
 
     @property
-    def requests(self) -> RequestSettings:
+    def request_settings(self) -> RequestSettings:
         """Which refreshes, and of which checkpoints."""
         flags = self.flags
         return RequestSettings(

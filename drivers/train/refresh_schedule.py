@@ -13,7 +13,7 @@ from drivers.job.resume import check_resumes, is_model_unknown
 from drivers.job.run_config import COMMON, SAME_FLAGS, check_agreement
 from drivers.job.session import Session
 from drivers.train.journal import RefreshUse, TrainingHistory
-from drivers.train.trainer import read_trainer_state
+from drivers.train.trainer_state import read_trainer_state
 from utils.errors import Disagreement, PeerGone, UserError
 from utils.exchange import atomic, checkpoints
 from utils.exchange.checkpoints import Checkpoint

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import NoReturn
 
 from data.mining.negative_lists import NegativeLists
 from data.tokens.tokenizer import load_tokenizer, tokenizer_files
@@ -18,44 +17,22 @@ from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.job.encoder_setup import prepare_encoder
 from drivers.job.session import Session
 from drivers.train.settings import TrainingSettings
+from drivers.train.trainer_state import TrainerState, read_trainer_state
 from model.encoders.base import CheckpointsGradients, Encoder
 from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_states, save_state
 from model.train.optim import linear_schedule, make_optimizer
 from model.train.rank_stats import means_by_rank
 from model.train.step import TrainingState, make_state, train_step
 from utils.distributed import agreement, collectives
-from utils.distributed.world import is_of_a_collective, process_gone
+from utils.distributed.world import World, is_of_a_collective, process_gone
 from utils.errors import PeerGone, UserError
 from utils.exchange.checkpoints import Checkpoint, latest_resumable_checkpoint, publish_checkpoint
-from utils.exchange.layout import MANIFEST, TOKENIZER, TRAINER_STATE, JobLayout
+from utils.exchange.layout import MANIFEST, TOKENIZER, JobLayout
 from utils.exchange.markers import mark_done, read_done
 from utils.exchange.model_files import LENGTHS
 from utils.exchange.stop import StopRequested
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import RunLog, progress_line, say
-
-
-class TrainerState(TypedDict, total=False):
-    """What trainer_state.json holds: the position in the run, next to the weights. An earlier version's lacks some.
-
-    ``losses``, ``by_rank`` and ``skipped`` are of the steps since the last line of the log.
-    """
-
-    step: int
-    run_id: str
-    losses: list[float]
-    by_rank: list[list[float | None]]
-    skipped: int
-    triple_order: int
-    seconds: float
-    metrics_bytes: int
-    # Of ANN training, see `drivers.train.journal.TrainingHistory`.
-    refresh: int | None
-    taken: list[dict[str, Any]]
-    models: dict[str, str]
-    schedule_from: int
-    # Of the warmup, where a stop came before the evaluation.
-    evaluation_due: bool
 
 
 @dataclass
@@ -222,12 +199,6 @@ def start_point(session: Session, directory: Path) -> Checkpoint | None:
     return Checkpoint(path, step, {})
 
 
-def read_trainer_state(checkpoint: Checkpoint) -> TrainerState:
-    """The position that `Trainer.publish` stored next to the weights."""
-    value: TrainerState = json.loads((checkpoint.path / TRAINER_STATE).read_text())
-    return value
-
-
 def local_tokenizer(name: str, output_dir: Path) -> list[Path]:
     """The tokenizer's files, which every checkpoint takes along; one from the hub is stored in ``output_dir``."""
     directory = Path(name)
@@ -246,17 +217,35 @@ def make_trainer(
     start: Checkpoint | None,
 ) -> Trainer:
     """Optimiser, schedule, logs and the tokenizer's files around an encoder, which holds the weights of ``start``."""
-    world, chosen = session.world, settings.optimizer
-    encoder.record({name: getattr(settings.batch, name) for name in LENGTHS})  # who opens a checkpoint takes them there
+    world = session.world
+    prepare_to_train(settings, world, encoder)
+    stored = read_trainer_state(start) if start else TrainerState()
+    state = state_at(settings, world, encoder, total_steps - stored.get("schedule_from", 0), start)
+    log = agreement.on_process0(world, partial(open_log, settings, start, stored))
+    tokenizer = agreement.on_process0(world, partial(local_tokenizer, settings.tokenizer, settings.output_dir)) or []
+    trainer = Trainer(settings, session, state, total_steps, tokenizer, record, log)
+    if start:
+        trainer.restore(stored, start.step)
+    return trainer
+
+
+def prepare_to_train(settings: TrainingSettings, world: World, encoder: Encoder) -> None:
+    """Who opens a checkpoint finds the lengths in it; and the encoder is as fast as it can be, on its device."""
+    encoder.record({name: getattr(settings.batch, name) for name in LENGTHS})
     if settings.gradient_checkpointing:
         if not isinstance(encoder, CheckpointsGradients):
             raise UserError("--gradient_checkpointing is given, this encoder has no layers to make twice; leave it out")
         encoder.enable_gradient_checkpointing()
     prepare_encoder(encoder.to(world.device), settings.dtype, world, settings.compile, trains=True)
+
+
+def state_at(
+    settings: TrainingSettings, world: World, encoder: Encoder, schedule_steps: int, start: Checkpoint | None
+) -> TrainingState:
+    """As ``start`` left it; or new, or with the optimiser of ``settings.optimizer_from``."""
+    chosen = settings.optimizer
     optimizer = make_optimizer(chosen.name, encoder, chosen.learning_rate, chosen.epsilon, chosen.weight_decay)
-    stored = read_trainer_state(start) if start else TrainerState()
-    schedule_from = stored.get("schedule_from", 0)
-    scheduler = linear_schedule(optimizer, chosen.warmup_steps, total_steps - schedule_from)
+    scheduler = linear_schedule(optimizer, chosen.warmup_steps, schedule_steps)
     state = make_state(
         encoder,
         settings.loss,
@@ -271,12 +260,7 @@ def make_trainer(
         load_state(state, start.path, start.step)
     elif settings.optimizer_from is not None:
         load_optimizer_scheduler(state, settings.optimizer_from)
-    log = agreement.on_process0(world, partial(open_log, settings, start, stored))
-    tokenizer = agreement.on_process0(world, partial(local_tokenizer, settings.tokenizer, settings.output_dir)) or []
-    trainer = Trainer(settings, session, state, total_steps, tokenizer, record, log)
-    if start:
-        trainer.restore(stored, start.step)
-    return trainer
+    return state
 
 
 def open_log(settings: TrainingSettings, start: Checkpoint | None, stored: TrainerState) -> RunLog:

@@ -20,7 +20,7 @@ from data.training.text_triples import (
 from drivers.cli import WarmupFlags
 from drivers.embeddings.distributed_search import check_index_fits_model
 from drivers.job.disk_budget import publishing_steps
-from drivers.job.encoder_setup import check_model_directory, open_encoder, open_to_encode
+from drivers.job.encoder_setup import check_model_directory, open_encoder
 from drivers.job.model_identity import ModelSettings, check_checkpoint
 from drivers.job.preflight import Check, Preflight, check_collection, check_publishing, say_dev_split
 from drivers.job.resume import dev_split_record
@@ -50,14 +50,14 @@ from drivers.train.warmup_evaluation import (
     Evaluations,
     EvaluationSettings,
     candidates_to_rerank,
-    evaluate_mrr,
+    evaluate_checkpoints,
     say_of_short_lists,
 )
 from drivers.train.warmup_source import say_of_size, size_of_triples, source_record, training_source
 from model.encoders.base import Encoder
 from model.encoders.registry import MODEL_TYPES, encoder_type, new_encoder, read_config
 from model.kernels.precision import name_of
-from utils.distributed import agreement, process_group
+from utils.distributed import process_group
 from utils.distributed.world import World, has_launcher, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange.checkpoints import Checkpoint
@@ -120,15 +120,7 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
     model, compute = model_settings(flags), training_compute(flags)
     lease_timeouts(flags)
     search = search_settings(flags, compute.device)
-    if flags.pooling and not encoder_type(flags.model_type).poolings:
-        pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.poolings)
-        raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; leave it out")
-    if model.name_or_path:
-        check_model_directory(model, flags.dry_run)
-    elif not (flags.config_name and flags.tokenizer_name):
-        raise UserError("no --model_name_or_path; to start from random weights give --config_name and --tokenizer_name")
-    else:
-        read_config(flags.config_name, flags.model_type)
+    check_start(flags, model)
     collection = open_collection(flags.data_dir, lengths_of(flags), model.tokenizer, flags.dry_run)
     given = (flags.bm25_dir, flags.triples, flags.dry_run)
     lists, triples = training_source(collection, *given) if flags.do_train else (None, None)
@@ -144,6 +136,19 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
     if flags.dry_run and flags.do_train:
         check_own_run(job)
     return job
+
+
+def check_start(flags: WarmupFlags, model: ModelSettings) -> None:
+    """UserError where the first encoder could not be made."""
+    if flags.pooling and not encoder_type(flags.model_type).poolings:
+        pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.poolings)
+        raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; leave it out")
+    if model.name_or_path:
+        check_model_directory(model, flags.dry_run)
+    elif not (flags.config_name and flags.tokenizer_name):
+        raise UserError("no --model_name_or_path; to start from random weights give --config_name and --tokenizer_name")
+    else:
+        read_config(flags.config_name, flags.model_type)
 
 
 def science_of_job(job: WarmupJob, processes: int) -> dict[str, object]:
@@ -176,7 +181,9 @@ def run(job: WarmupJob) -> None:
     else:
         checks.end()
     if flags.do_eval:
-        evaluate_stored(job, world)
+        evaluate_checkpoints(
+            job.evaluation, encoder_settings(flags, job.compute.dtype), job.model, evaluated(job), world
+        )
     process_group.stop(world)
 
 
@@ -201,6 +208,14 @@ def announce(job: WarmupJob) -> None:
         say_dev_split(job.dev_split)
     if job.candidates_QK is not None:
         say_of_short_lists(job.candidates_QK, len(job.collection.passages))
+
+
+def evaluated(job: WarmupJob) -> list[Path]:
+    """The models of --do_eval. UserError where there is none."""
+    wanted = to_evaluate(job.flags)
+    if not wanted:
+        raise UserError(f"{job.output_dir} holds no checkpoint, expected one to evaluate; add --do_train")
+    return wanted
 
 
 def program_of(job: WarmupJob) -> TrainingProgram:
@@ -281,20 +296,3 @@ def steps_to_train(job: WarmupJob, processes: int) -> int:
     size = job.lists.triples if job.lists is not None else flags.expected_train_size
     per_step = flags.per_gpu_train_batch_size * processes * flags.gradient_accumulation_steps
     return max(1, math.ceil(size / per_step * flags.num_train_epochs))
-
-
-def evaluate_stored(job: WarmupJob, world: World) -> None:
-    """--do_eval: the last checkpoint trained, or all of them, or the model given."""
-    flags = job.flags
-    wanted = to_evaluate(flags)
-    if not wanted:
-        raise UserError(f"{job.output_dir} holds no checkpoint, expected one to evaluate; add --do_train")
-    for path in wanted:
-        if path != Path(flags.model_name_or_path):  # which preflight has verified
-            agreement.decide_on_process0(world, partial(check_checkpoint, job.model.at(path)))
-        encoder = open_to_encode(encoder_settings(flags, job.compute.dtype), str(path), job.collection, world)
-        found = evaluate_mrr(job.evaluation, world, encoder)
-        assert found is not None, "nobody was told to leave"
-        rerank_mrr, full_mrr = found
-        if world.is_first:
-            say(f"{path.name} Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")

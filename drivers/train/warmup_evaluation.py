@@ -13,6 +13,8 @@ from data.tokens.collection import Preprocessed
 from drivers.embeddings.distributed_search import check_index_fits
 from drivers.evaluate.checks import check_candidates
 from drivers.evaluate.ranking import encode_split, rank_split, rerank_lists, rerank_split
+from drivers.job.encoder_setup import EncoderSettings, open_to_encode
+from drivers.job.model_identity import ModelSettings, check_checkpoint
 from drivers.job.progress import UNMONITORED, Monitor
 from drivers.train.trainer import Trainer
 from model.encode import EncodingSettings
@@ -75,6 +77,20 @@ def evaluate_mrr(
         return math.nan, ranking.metrics["mrr@10"]
     reranking = rerank_split(world, collection, split, embeddings, candidates_QK)
     return reranking.metrics.get("mrr@10", math.nan), ranking.metrics["mrr@10"]
+
+
+def evaluate_checkpoints(
+    settings: EvaluationSettings, encoder: EncoderSettings, model: ModelSettings, paths: list[Path], world: World
+) -> None:
+    """Evaluate each, and say so; ``model`` is the one that preflight has verified."""
+    for path in paths:
+        if path != Path(model.name_or_path):
+            agreement.decide_on_process0(world, partial(check_checkpoint, model.at(path)))
+        found = evaluate_mrr(settings, world, open_to_encode(encoder, str(path), settings.collection, world))
+        assert found is not None, "nobody was told to leave"
+        rerank_mrr, full_mrr = found
+        if world.is_first:
+            say(f"{path.name} Reranking/Full ranking mrr: {rerank_mrr}/{full_mrr}")
 
 
 @dataclass
