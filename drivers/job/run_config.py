@@ -208,7 +208,7 @@ def remove_other_run(session: Session, directory: Path) -> None:
     before it was requeued."""
     run = read_run(directory)
     if run is not None and is_of_this_job(run):
-        say(f"--overwrite_output_dir: {directory} holds what job {run['job']} began; going on with it")
+        say(f"--overwrite_output_dir: {directory} holds what job {run['job']} began, and is resumed")
         return
     assert session.lease is not None
     remove_run(session.lease)

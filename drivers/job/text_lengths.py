@@ -109,5 +109,5 @@ def check_made_with(lengths: TextLengths, directory: Path, record: Mapping[str, 
         if record.get(name) not in (None, getattr(lengths, name)):
             raise UserError(
                 f"--{name} is {getattr(lengths, name)}, the embeddings in {directory} were made with {record[name]}: "
-                f"give that, or leave --{name} out"
+                f"give that, or omit --{name}"
             )

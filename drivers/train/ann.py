@@ -95,7 +95,7 @@ def preflight(flags: AnnFlags) -> TrainerJob:
     if flags.refresh_mode == "lockstep" and 0 < flags.max_staleness_steps < oldest_steps:
         raise UserError(
             f"--max_staleness_steps is {flags.max_staleness_steps}, in this lockstep negatives serve until they are "
-            f"{oldest_steps} steps old; give more, or leave it out"
+            f"{oldest_steps} steps old; give more, or omit it"
         )
     if not flags.model_name_or_path:
         raise UserError(

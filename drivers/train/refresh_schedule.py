@@ -88,7 +88,7 @@ def made_after(settings: ScheduleSettings, step: int) -> list[int]:
     """The refreshes of checkpoints newer than ``step``."""
     found = [int(record["refresh"]) for record in read_records(settings.ann_dir) if record["step"] > step]
     if found:
-        say(f"going on from step {step}, without refreshes {found}: they are of newer checkpoints, which are damaged")
+        say(f"resuming from step {step} without refreshes {found}: they are of newer checkpoints, which are damaged")
     return found
 
 

@@ -64,7 +64,7 @@ def training_compute(flags: AnnFlags | WarmupFlags) -> ComputeSettings:
         )
     if flags.gradient_checkpointing and not encoder_type(flags.model_type).has_layers:
         raise UserError(
-            f"--gradient_checkpointing is given, the {flags.model_type} model has no layers to make twice; leave it out"
+            f"--gradient_checkpointing is given, the {flags.model_type} model has no layers to make twice; omit it"
         )
     if flags.optimizer == "apex_fused_lamb":
         apex_fused_lamb()

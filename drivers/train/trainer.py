@@ -234,7 +234,7 @@ def prepare_to_train(settings: TrainingSettings, world: World, encoder: Encoder)
     encoder.record({name: getattr(settings.batch, name) for name in LENGTHS})
     if settings.gradient_checkpointing:
         if not isinstance(encoder, CheckpointsGradients):
-            raise UserError("--gradient_checkpointing is given, this encoder has no layers to make twice; leave it out")
+            raise UserError("--gradient_checkpointing is given, this encoder has no layers to make twice; omit it")
         encoder.enable_gradient_checkpointing()
     prepare_encoder(encoder.to(world.device), settings.dtype, world, settings.compile, trains=True)
 

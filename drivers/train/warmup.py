@@ -142,7 +142,7 @@ def check_start(flags: WarmupFlags, model: ModelSettings) -> None:
     """UserError where the first encoder could not be made."""
     if flags.pooling and not encoder_type(flags.model_type).poolings:
         pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.poolings)
-        raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; leave it out")
+        raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; omit it")
     if model.name_or_path:
         check_model_directory(model, flags.dry_run)
     elif not (flags.config_name and flags.tokenizer_name):

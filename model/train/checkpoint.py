@@ -53,7 +53,7 @@ def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
     """ANCE's --load_optimizer_scheduler; UserError where the checkpoint has neither or they do not fit."""
     for name in (OPTIMIZER, SCHEDULER):
         if not (checkpoint / name).is_file():
-            raise UserError(f"{checkpoint / name} is missing, --load_optimizer_scheduler needs it; leave the flag out")
+            raise UserError(f"{checkpoint / name} is missing, --load_optimizer_scheduler needs it; omit the flag")
     try:  # from the CPU: the optimiser moves what belongs on the GPU, and its step counters do not
         state.optimizer.load_state_dict(torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True))
         stored = torch.load(checkpoint / SCHEDULER, map_location="cpu", weights_only=True)
@@ -63,7 +63,7 @@ def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
     except Exception as error:  # torch raises many types for a file that is damaged or of something else
         raise UserError(
             f"{checkpoint}: its optimiser does not fit this model and --optimizer, or is damaged "
-            f"({one_line(error)[:200]}); leave --load_optimizer_scheduler out"
+            f"({one_line(error)[:200]}); omit --load_optimizer_scheduler"
         ) from None
 
 
