@@ -20,6 +20,7 @@ from drivers.job.text_lengths import TextLengths, find_lengths
 from model.encode import EncodingSettings
 from model.encoders.registry import encoder_type
 from model.kernels.precision import compute_dtype, quickest_dtype
+from utils.declared import FILTERS
 from utils.distributed import collectives
 from utils.distributed.world import World, own_device, processes_of_launcher
 from utils.errors import UserError
@@ -104,15 +105,8 @@ def search_settings(flags: SearchFlags, device: torch.device) -> SearchSettings:
 
 def selection_of(flags: SelectionFlags, strategy: str, passages: int) -> Selection:
     """``strategy`` is in the language of data/mining/strategy.py. UserError where it cannot be meant."""
-    return make_selection(
-        strategy,
-        passages,
-        topk_training=flags.topk_training,
-        negative_sample=flags.negative_sample,
-        min_rank=flags.min_rank,
-        max_positive_ratio=flags.max_positive_ratio,
-        on_shortage=flags.on_shortage,
-    )
+    names = ("topk_training", "negative_sample", *FILTERS, "on_shortage")
+    return make_selection(strategy, passages, **{name: getattr(flags, name) for name in names})
 
 
 # The run
