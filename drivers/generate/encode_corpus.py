@@ -96,6 +96,12 @@ def train_rows(settings: RefreshSettings, refresh: int) -> np.ndarray:
     return chunk_of_queries(with_positive, settings.chunk_factor, refresh, settings.seed)
 
 
+def query_rows(settings: RefreshSettings, refresh: int) -> dict[str, np.ndarray]:
+    """The queries that a refresh embeds, by the name of their embeddings: the dev split's, and its train queries."""
+    dev_rows_Q = settings.collection.qrels(settings.dev_split).queries_with_positive()
+    return {query_name(settings.dev_split): dev_rows_Q, query_name("train"): train_rows(settings, refresh)}
+
+
 def encode_all(
     settings: RefreshSettings,
     world: World,
@@ -110,25 +116,21 @@ def encode_all(
     them to stop, where the checkpoint is gone, or where ``stage``, which gives a place for a file that is being
     written, raises `Stopped`: the shards finished so far stay.
     """
-    collection = settings.collection
     encoder = open_checkpoint(settings, world, request)
     if encoder is None:
         return None
-    check_index_fits(settings.search, len(collection.passages), encoder.spec.text_shape("passage"))
+    check_index_fits(settings.search, len(settings.collection.passages), encoder.spec.text_shape("passage"))
     spec = embedding_spec(settings, world, request, encoder)
     directory = store.directory_of(settings.embeddings_dir, request.step, spec)
     agreement.on_process0(world, partial(directory.mkdir, parents=True, exist_ok=True))
-    dev_rows_Q = collection.qrels(settings.dev_split).queries_with_positive()
-    train_rows_Q = train_rows(settings, request.refresh)
-    rows = {query_name(settings.dev_split): dev_rows_Q, query_name("train"): train_rows_Q}
-    shards = [
-        *(spec.query_shards(directory, name, rows_Q) for name, rows_Q in rows.items()),
-        spec.passage_shards(directory),
-    ]
+    rows = query_rows(settings, request.refresh)
+    queries = [spec.query_shards(directory, name, rows_Q) for name, rows_Q in rows.items()]
+    shards = [*queries, spec.passage_shards(directory)]
     if not encode_shards(settings, world, encoder, shards, rows, monitor, stage):
         return None
     record = {**ours, "step": request.step, "checkpoint": request.checkpoint}
     agreement.on_process0(world, partial(store.commit, directory, shards, rows, record, stage))
+    train_rows_Q = rows[query_name("train")]
     return open_embeddings(world, settings.dev_split, directory, train_rows_Q, train_rows_Q)
 
 

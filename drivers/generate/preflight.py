@@ -97,7 +97,7 @@ class GeneratorJob:
     @property
     def request_settings(self) -> RequestSettings:
         """Which refreshes, and of which checkpoints."""
-        flags = self.flags
+        flags, last = self.flags, self.flags.end_output_num
         return RequestSettings(
             ann_dir=self.ann_dir,
             training_dir=self.training_dir,
@@ -106,7 +106,7 @@ class GeneratorJob:
             steps_per_refresh=flags.steps_per_refresh,
             refresh_lag=flags.refresh_lag,
             most_refreshes=flags.limit_total_number,
-            last_refresh=flags.end_output_num if flags.end_output_num >= 0 else None,
+            last_refresh=last if last >= 0 else None,
             step_used=step_said_used(flags.last_checkpoint_dir, self.training_dir),
             only_encodes=flags.inference,
             loads_embeddings=flags.load_gen,
