@@ -30,6 +30,7 @@ from drivers.embeddings.distributed_search import (
 from drivers.embeddings.encode import PassageShare, share_of_texts
 from drivers.embeddings.shards import PASSAGE_SHARDS, rows_of_shard
 from drivers.job import progress
+from drivers.job.model_identity import ModelSettings
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from drivers.job.settings import search_settings
 from model.encoders.registry import encoder_type, new_encoder, read_spec
@@ -273,15 +274,15 @@ def test_a_config_without_usable_dims(size: Any) -> None:
 def test_cells_are_compared_with_the_smallest_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "static", "embedding_size": DIMS}))
     settings = SearchSettings("faiss", "IVF40,Flat", 2)
-    check_index_fits_model(settings, 64, str(tmp_path), "static", "")
+    check_index_fits_model(settings, 64, ModelSettings(str(tmp_path), "static"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="has 40 cells, one process holds 32 embeddings"):
-        check_index_fits_model(settings, 64, str(tmp_path), "static", "")
+        check_index_fits_model(settings, 64, ModelSettings(str(tmp_path), "static"))
     check_index_fits(SearchSettings("faiss", "IVF3,Flat"), 3, (DIMS,))  # one has all
     settings = SearchSettings("faiss", "PQ3")
     with pytest.raises(UserError, match="PQ3"):
-        check_index_fits_model(settings, 64, str(tmp_path), "static", "")
-    check_index_fits_model(settings, 64, "somebody/hub-model", "static", "")
+        check_index_fits_model(settings, 64, ModelSettings(str(tmp_path), "static"))
+    check_index_fits_model(settings, 64, ModelSettings("somebody/hub-model", "static"))
 
 
 def test_rows_are_counted_where_a_passage_has_several(monkeypatch: pytest.MonkeyPatch) -> None:
