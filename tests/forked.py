@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib
 import os
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.fork_server import Child, ForkServer, Request
@@ -35,6 +38,15 @@ def start(log: Path, program: str, *flags: str | Path, **environment: str) -> Ch
     return fork_server().start(Request(words, str(log), str(log), environment={**changed, **environment}))
 
 
+def ends_of(children: list[Child]) -> list[int | None]:
+    """Their exit codes; None of one that had to be killed."""
+    try:
+        return [child.wait(TIMEOUT_SECONDS) for child in children]
+    finally:
+        for child in children:
+            child.end()
+
+
 def run(program: str, *flags: str | Path, processes: int = 1, code: int = 0) -> str:
     """Run a program to its end, as so many processes that meet; what all of them print.
 
@@ -42,12 +54,21 @@ def run(program: str, *flags: str | Path, processes: int = 1, code: int = 0) -> 
     """
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
-        children = [start(log, program, *flags, **meeting) for meeting in process_environments(processes)]
-        try:
-            codes = [child.wait(TIMEOUT_SECONDS) for child in children]
-        finally:
-            for child in children:
-                child.end()
+        codes = ends_of([start(log, program, *flags, **meeting) for meeting in process_environments(processes)])
         output = log.read_text()
     assert codes == [code] * processes, output[-4000:]
     return output
+
+
+def spawn(function: Callable[..., None], *arguments: str | Path, processes: int) -> None:
+    """Call a module's function in so many processes, as `torch.multiprocessing.spawn` does: its number comes first."""
+    words = (__name__, function.__module__, function.__name__)
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log"
+        codes = ends_of([start(log, *words, str(process), *arguments) for process in range(processes)])
+        assert codes == [0] * processes, log.read_text()[-4000:]
+
+
+if __name__ == "__main__":  # of a process of `spawn`
+    module, name, process, *arguments = sys.argv[1:]
+    getattr(importlib.import_module(module), name)(int(process), *arguments)

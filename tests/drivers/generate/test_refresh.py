@@ -26,6 +26,7 @@ from drivers.job.session import Session
 from model.encode import EncodingSettings
 from model.encoders.static import StaticEncoder
 from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
+from tests.forked import spawn
 from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import Fenced
@@ -226,7 +227,7 @@ def refresh_with(
 
 @pytest.mark.slow
 def test_two_ranks_leave_a_refresh_together(tiny_preprocessed: Path, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two_processes, (str(tmp_path), str(tiny_preprocessed)), nprocs=2)
+    spawn(one_of_two_processes, tmp_path, tiny_preprocessed, processes=2)
     said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]
     assert said[0] == said[1] == ["True", "False", "False", "Fenced 75", "Fenced 75"]
     assert read_refresh(tmp_path / "0" / "ann", 0).step == 3

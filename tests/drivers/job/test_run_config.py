@@ -39,6 +39,7 @@ from drivers.job.session import Session, open_session
 from drivers.job.settings import deciding_flags
 from drivers.train.trainer import Trainer
 from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, read_beat
+from tests.forked import spawn
 from utils.distributed.world import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError, exit_code_of
 from utils.exchange.atomic import load_with_checksum
@@ -372,7 +373,7 @@ def one_of_two_processes(rank: int, directory: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_do_the_same(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two_processes, (str(tmp_path),), nprocs=2)
+    spawn(one_of_two_processes, tmp_path, processes=2)
     said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]
     disagreement = "Disagreement 3: it was made with other flags: seed 2 there, 0 here; fix it"
     of_the_disk = ["OSError: [Errno 116] Stale file handle: '/x/y'", "OSError: [Errno 5] I/O error"]

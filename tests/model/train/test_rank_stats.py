@@ -18,6 +18,7 @@ from model.train.micro_batch import to_device
 from model.train.optim import layer_gradient_norms, named_groups
 from model.train.rank_stats import PerRankStats, means_by_rank
 from model.train.step import make_state, train_step
+from tests.forked import spawn
 from tests.model.train.test_step import ALONE, ENCODERS, LOSSES, PASSAGES, QUERIES, constant, gather_texts
 from utils import declared
 from utils.distributed import collectives, process_group
@@ -113,7 +114,7 @@ def one_process(rank: int, directory: str) -> None:
 
 
 def test_two_ranks_attribute_what_one_process_does(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2)
+    spawn(one_process, tmp_path, processes=2)
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first == second
     for loss in LOSSES:

@@ -33,6 +33,7 @@ from model.train.optim import linear_schedule, make_optimizer, parameter_groups
 from model.train.step import TrainingState, TrainingStep, make_state, train_step
 from tests.data.training.test_batches import made_up_lists
 from tests.drivers.job.test_run_config import alone
+from tests.forked import spawn
 from tests.texts import listed, ragged, token_batch
 from utils import declared
 from utils.distributed import process_group
@@ -571,7 +572,7 @@ def one_process(rank: int, directory: str) -> None:
 
 
 def test_two_ranks_train_as_one_process_does(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=RANKS)
+    spawn(one_process, tmp_path, processes=RANKS)
     found = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
     for run in RUNS:
         kind, loss, _ = run
