@@ -36,6 +36,7 @@ from drivers.job.settings import search_settings
 from model.encoders.registry import encoder_type, new_encoder, read_spec
 from model.encoders.static import StaticEncoder
 from tests import REPO
+from tests.forked import spawn
 from tests.processes_as_threads import on_processes
 from utils.distributed import agreement, collectives, process_group
 from utils.distributed.world import Waits, World
@@ -178,14 +179,7 @@ def one_process(process: int, directory: str) -> None:
 
 
 def test_a_process_that_cannot_search_keeps_none_at_work(tmp_path: Path) -> None:
-    processes = torch.multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2, join=False)
-    latest = time.monotonic() + 100
-    try:
-        while not processes.join(timeout=1):
-            assert time.monotonic() < latest, "a process is still searching"
-    finally:
-        for process in processes.processes:
-            process.kill()
+    spawn(one_process, tmp_path, processes=2)  # which fails where one of them is still searching
 
 
 def test_the_watch_is_told_in_words() -> None:
