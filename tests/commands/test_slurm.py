@@ -1,7 +1,8 @@
 """The shipped scripts on a real Slurm: two virtual nodes on this machine, tests/slurm/cluster.sh.
 
 The jobs of the first half run a program that only does what a test tells it to; those of the second half are whole
-chains of real programs on tiny data. All of them are submitted early and run side by side: each test waits for its own.
+chains of real programs on tiny data. All of them are submitted early and run side by side. Three chains are disturbed
+for minutes, each by a thread of its own, so that they wait at the same time; their tests wait for the thread.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -159,7 +161,13 @@ def requeue_in_mid_run(chain: Chain, name: str, sign: str, how: str = "requeue")
     wait_until(lambda: cluster.job(job)["Restarts"] == "1", f"{name} to be requeued")
 
 
-def test_every_job_of_a_chain_is_requeued_in_mid_run(disturbed: Chain) -> None:
+@pytest.fixture(scope="module")
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as made:
+        yield made
+
+
+def requeue_every_job(disturbed: Chain) -> None:
     cluster, jobs = disturbed.cluster, disturbed.jobs
     cluster.call("scontrol", "release", jobs["warmup"])
     requeue_in_mid_run(disturbed, "warmup", "checkpoint-100")
@@ -178,6 +186,87 @@ def test_every_job_of_a_chain_is_requeued_in_mid_run(disturbed: Chain) -> None:
         **dict.fromkeys(["warmup", *PROGRAMS], "1"),
         "trainer": "2",
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def requeued(disturbed: Chain, threads: ThreadPoolExecutor) -> Future[None]:
+    return threads.submit(requeue_every_job, disturbed)
+
+
+def stop_at_its_time_limit_and_by_scancel(limited: Chain) -> Chain:
+    """Its time limit requeues the trainer; then it is cancelled and submitted again: that chain, at its end."""
+    cluster, job, waiting = limited.cluster, limited.jobs["trainer"], f"at step {2 * WINDOW}"
+    cluster.wait_for_log(job, "requeueing job")
+    cluster.wait_for_log(job, "program run_ann ", times=2)
+    assert waiting in cluster.log(job) and int(cluster.job(job)["Restarts"]) >= 1
+    cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    check_that_a_second_job_is_refused(limited)
+
+    cluster.call("scancel", job, limited.jobs["generator"])
+    ended = {name: cluster.end(limited.jobs[name]) for name in PROGRAMS}
+    assert {name: state["JobState"] for name, state in ended.items()} == {
+        "initial_data": "COMPLETED", "trainer": "CANCELLED", "generator": "CANCELLED", "evaluation": "CANCELLED",
+    }  # fmt: skip
+
+    again = Chain(cluster, limited.settings, "bottom", *FLAGS, "--", *ON_N1)
+    for name in PROGRAMS:
+        assert cluster.end(again.jobs[name])["JobState"] == "COMPLETED", cluster.log(again.jobs[name])[-3000:]
+    return again
+
+
+def check_that_a_second_job_is_refused(chain: Chain) -> None:
+    """By submit_ance.sh before it is submitted, and by its program where it was submitted by hand."""
+    cluster, job = chain.cluster, chain.jobs["trainer"]
+    refused = run_script(REPO / chain.command[1], *chain.command[2:], cwd=REPO, **cluster.environment, **chain.settings)
+    assert f"works on this arm in {chain.run_dir} already" in single_error_line(refused)
+    log, setting = chain.run_dir / "second.out", {"STRATEGY": chain.strategy, "REFRESH_MODE": "lockstep"}
+    words = ["sbatch", "--parsable", f"--output={log}", *ON_N1, "drivers/sbatch_train.sh", *LENGTHS, *FLAGS]
+    ended = cluster.end(cluster.call(*words, **chain.settings, **setting).strip())
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), log.read_text()
+    line = log.read_text().splitlines()[-1]
+    assert line.startswith("run_ann: error: ") and f"job {job}" in line
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cancelled(limited: Chain, threads: ThreadPoolExecutor) -> Future[Chain]:
+    return threads.submit(stop_at_its_time_limit_and_by_scancel, limited)
+
+
+def requeue_and_cancel(colocated: Chain) -> Chain:
+    """The arm's job is requeued, then cancelled and submitted again: that chain, at its end."""
+    assert set(colocated.jobs) == {"warmup", "arm", "evaluation"}
+    cluster, arm = colocated.cluster, colocated.run_dir / "arms" / "top_bottom"
+    trainer_log, job = arm / "trainer.out", colocated.jobs["arm"]
+
+    def wait_for_trainer(sign: str) -> None:
+        def look() -> bool:
+            assert cluster.state(job) not in ENDED, cluster.log(job)[-3000:]
+            return trainer_log.exists() and sign in trainer_log.read_text()
+
+        wait_until(look, f"{sign!r} in {trainer_log}")
+
+    cluster.call("scontrol", "release", job)
+    wait_for_trainer(f"step {WINDOW}/")
+    assert "trainer on GPUs [0,1], generator on [2]" in cluster.log(job)
+    cluster.call("scontrol", "requeue", job)
+    wait_for_trainer("going on from checkpoint-")
+    wait_for_trainer(f"step {3 * WINDOW}/")
+    cluster.call("scancel", job)
+    assert cluster.end(job)["JobState"] == "CANCELLED"
+    assert cluster.end(colocated.jobs["evaluation"])["JobState"] == "CANCELLED"
+    assert not (arm / "checkpoints" / "DONE.json").exists()
+
+    again = Chain(
+        cluster, colocated.settings, "top_bottom", *colocated.command[colocated.command.index("--colocated") :]
+    )
+    for name in ("arm", "evaluation"):
+        assert cluster.end(again.jobs[name])["JobState"] == "COMPLETED", cluster.log(again.jobs[name])[-3000:]
+    return again
+
+
+@pytest.fixture(scope="module", autouse=True)
+def resumed(colocated: Chain, threads: ThreadPoolExecutor) -> Future[Chain]:
+    return threads.submit(requeue_and_cancel, colocated)
 
 
 # Jobs whose program does as it is told
@@ -310,6 +399,10 @@ def test_all_arms_and_their_report(all_arms: Chain, cluster: Cluster) -> None:
     assert len({all_arms.weights(strategy) for strategy in report["arms"]}) == 4
 
 
+def test_every_job_of_a_chain_is_requeued_in_mid_run(requeued: Future[None]) -> None:
+    requeued.result()
+
+
 def test_a_chain_that_was_requeued_everywhere_ends_with_the_same_weights(all_arms: Chain, disturbed: Chain) -> None:
     warmup = Path("warmup") / f"checkpoint-{WARMUP_STEPS}" / "model.safetensors"
     assert sha256_of(disturbed.run_dir / warmup) == sha256_of(all_arms.run_dir / warmup)
@@ -319,58 +412,17 @@ def test_a_chain_that_was_requeued_everywhere_ends_with_the_same_weights(all_arm
 
 
 def test_a_job_goes_on_after_its_time_limit_and_by_the_same_command_after_scancel(
-    limited: Chain, cluster: Cluster, all_arms: Chain
+    cancelled: Future[Chain], all_arms: Chain
 ) -> None:
-    job, waiting = limited.jobs["trainer"], f"at step {2 * WINDOW}"
-    cluster.wait_for_log(job, "requeueing job")
-    cluster.wait_for_log(job, "program run_ann ", times=2)
-    assert waiting in cluster.log(job) and int(cluster.job(job)["Restarts"]) >= 1
-    cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    check_that_a_second_job_is_refused(limited)
-
-    cluster.call("scancel", job, limited.jobs["generator"])
-    ended = {name: cluster.end(limited.jobs[name]) for name in PROGRAMS}
-    assert {name: state["JobState"] for name, state in ended.items()} == {
-        "initial_data": "COMPLETED", "trainer": "CANCELLED", "generator": "CANCELLED", "evaluation": "CANCELLED",
-    }  # fmt: skip
-
-    again = Chain(cluster, limited.settings, "bottom", *FLAGS, "--", *ON_N1)
-    for name in PROGRAMS:
-        assert cluster.end(again.jobs[name])["JobState"] == "COMPLETED", cluster.log(again.jobs[name])[-3000:]
-    assert limited.weights("bottom") == all_arms.weights("bottom")
+    assert cancelled.result().weights("bottom") == all_arms.weights("bottom")
 
 
 def test_a_colocated_arm_of_several_processes_goes_on_after_a_requeue_and_after_scancel(
-    colocated: Chain, cluster: Cluster, all_arms: Chain
+    resumed: Future[Chain], all_arms: Chain
 ) -> None:
-    assert set(colocated.jobs) == {"warmup", "arm", "evaluation"}
-    arm = colocated.run_dir / "arms" / "top_bottom"
-    trainer_log, job = arm / "trainer.out", colocated.jobs["arm"]
-
-    def wait_for_trainer(sign: str) -> None:
-        def look() -> bool:
-            assert cluster.state(job) not in ENDED, cluster.log(job)[-3000:]
-            return trainer_log.exists() and sign in trainer_log.read_text()
-
-        wait_until(look, f"{sign!r} in {trainer_log}")
-
-    cluster.call("scontrol", "release", job)
-    wait_for_trainer(f"step {WINDOW}/")
-    assert "trainer on GPUs [0,1], generator on [2]" in cluster.log(job)
-    cluster.call("scontrol", "requeue", job)
-    wait_for_trainer("going on from checkpoint-")
-    wait_for_trainer(f"step {3 * WINDOW}/")
-    cluster.call("scancel", job)
-    assert cluster.end(job)["JobState"] == "CANCELLED"
-    assert cluster.end(colocated.jobs["evaluation"])["JobState"] == "CANCELLED"
-    assert not (arm / "checkpoints" / "DONE.json").exists()
-
-    again = Chain(
-        cluster, colocated.settings, "top_bottom", *colocated.command[colocated.command.index("--colocated") :]
-    )
-    for name in ("arm", "evaluation"):
-        assert cluster.end(again.jobs[name])["JobState"] == "COMPLETED", cluster.log(again.jobs[name])[-3000:]
-    lines = [json.loads(line) for line in (arm / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
+    colocated = resumed.result()
+    metrics = colocated.run_dir / "arms" / "top_bottom" / "checkpoints" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(5, STEPS + 1, 5))
 
     # Two processes add up the same gradients as one, in another order.
@@ -384,19 +436,6 @@ def final_and_first_of(chain: Chain, other: Chain, strategy: str) -> list[Path]:
     """Both last checkpoints, and the warmup's, from which both began."""
     finals = [run.run_dir / "arms" / strategy / "checkpoints" / f"checkpoint-{STEPS}" for run in (other, chain)]
     return [*finals, other.run_dir / "warmup" / f"checkpoint-{WARMUP_STEPS}"]
-
-
-def check_that_a_second_job_is_refused(chain: Chain) -> None:
-    """By submit_ance.sh before it is submitted, and by its program where it was submitted by hand."""
-    cluster, job = chain.cluster, chain.jobs["trainer"]
-    refused = run_script(REPO / chain.command[1], *chain.command[2:], cwd=REPO, **cluster.environment, **chain.settings)
-    assert f"works on this arm in {chain.run_dir} already" in single_error_line(refused)
-    log, setting = chain.run_dir / "second.out", {"STRATEGY": chain.strategy, "REFRESH_MODE": "lockstep"}
-    words = ["sbatch", "--parsable", f"--output={log}", *ON_N1, "drivers/sbatch_train.sh", *LENGTHS, *FLAGS]
-    ended = cluster.end(cluster.call(*words, **chain.settings, **setting).strip())
-    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), log.read_text()
-    line = log.read_text().splitlines()[-1]
-    assert line.startswith("run_ann: error: ") and f"job {job}" in line
 
 
 def test_after_a_warmup_that_fails_nothing_runs(cluster: Cluster, settings: dict[str, str]) -> None:
