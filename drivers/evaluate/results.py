@@ -58,7 +58,15 @@ def write_results(
     by_rank: Mapping[str, object],
     seconds: float,
 ) -> None:
-    """The run files first; metrics.json last, so that its presence says that all is there."""
+    """The run files first; metrics.json last, so that its presence says that all is there.
+
+    Args:
+        settings: where they are written, and what they are of.
+        collection: for the ids.
+        ranking, reranking: what was found; None where nothing was reranked.
+        by_rank: see `describe_ranks`.
+        seconds: that the evaluation took.
+    """
     files, split = EvaluationLayout(settings.directory), settings.split
     written = write_ranking(files, split, collection, ranking)
     write_json(files.by_rank(split), by_rank)

@@ -16,7 +16,14 @@ from utils.system import disk_used
 
 
 def check_refreshes(checks: Preflight, settings: RefreshSettings, model_dir: str, refreshes: int) -> None:
-    """Whether so many ``refreshes`` can be made, the first of them with the model in ``model_dir``; the last checks."""
+    """Whether refreshes can be made; the last checks, all processes together.
+
+    Args:
+        checks: says each, and ends them.
+        settings: how every refresh of the run is made.
+        model_dir: the model that is tried out.
+        refreshes: how many, for the disk.
+    """
     if settings.loads_embeddings:
         checks.on_process0(lambda: describe_embeddings(newest_embeddings(settings.embeddings_dir)))
     items, held = [], 0

@@ -112,9 +112,17 @@ def encode_all(
 ) -> RefreshEmbeddings | None:
     """Encode dev queries, the chunk of train queries, and the passages, into shards on disk.
 
-    What an earlier process has finished is verified and used again. None on all processes where ``monitor`` told one of
-    them to stop, where the checkpoint is gone, or where ``stage``, which gives a place for a file that is being
-    written, raises `Stopped`: the shards finished so far stay.
+    Args:
+        settings: how every refresh of the run is made.
+        world: all processes together.
+        request: the refresh, and the checkpoint that it is made from.
+        ours: where the run comes from; recorded with the embeddings.
+        monitor: told how far it is; it may stop the work.
+        stage: gives a place for a file that is being written; may raise `Stopped`.
+
+    Returns:
+        What it has encoded, or an earlier process had finished, which is verified and used again. None on all processes
+        where one was told to stop, or the checkpoint is gone: the shards finished so far stay.
     """
     encoder = open_checkpoint(settings, world, request)
     if encoder is None:
@@ -196,7 +204,19 @@ def encode_shards(
     monitor: Monitor,
     stage: Stage,
 ) -> bool:
-    """Encode the shards that are not there yet; False on all processes where one was told to stop."""
+    """Encode the shards that are not there yet.
+
+    Args:
+        settings: how every refresh of the run is made.
+        world: all processes together.
+        encoder: on this process's device.
+        all_shards: of the queries and of the passages.
+        rows: which queries, by the name of their shards.
+        monitor, stage: as of `encode_all`.
+
+    Returns:
+        False on all processes where one was told to stop.
+    """
     collection, encoding = settings.collection, settings.encoder.encoding
     caches = {
         PASSAGES: collection.passages,
@@ -236,7 +256,15 @@ def load_embeddings(settings: RefreshSettings, world: World, request: RefreshReq
 def open_embeddings(
     world: World, dev_split: str, directory: Path, stored_rows_Q: np.ndarray, rows_Q: np.ndarray
 ) -> RefreshEmbeddings:
-    """Complete embeddings: the queries read, this process's share of the passages to be read while searching."""
+    """Complete embeddings: the queries read, this process's share of the passages to be read while searching.
+
+    Args:
+        world: for this process's share.
+        dev_split: the split whose queries are there next to those of train.
+        directory: theirs.
+        stored_rows_Q: the train queries that they are of, ascending offsets.
+        rows_Q: those of them that the refresh needs.
+    """
     wait_until_visible(directory / EMBEDDINGS_RECORD)
     dev_QD, train_QD = (store.read_queries(directory, query_name(split)) for split in (dev_split, "train"))
     if not np.array_equal(stored_rows_Q, rows_Q):

@@ -23,9 +23,16 @@ DIVIDE_STEP = names_deciding(TrainingFlags, "step") | {"processes"}
 def differing_flags(
     ours: Mapping[str, object], theirs: Mapping[str, object], what: str, names: tuple[str, ...] | None = None
 ) -> dict[str, str]:
-    """{name: both values in words}: of ``names``, or all; a name that one of the two does not know is passed over.
+    """What two jobs do not have in common.
 
-    ``what`` was made with ``theirs``.
+    Args:
+        ours: this job's `run_config`.
+        theirs: that of the job which made ``what``.
+        what: for the log, where an earlier version wrote it.
+        names: those that are compared; all by default. One that either does not know is passed over.
+
+    Returns:
+        {name: both values in words}
     """
     shared = [name for name in names or tuple(ours) if name in ours and name in theirs]
     if is_model_unknown(theirs) and "initial_model_sha256" in shared:
@@ -49,10 +56,19 @@ def as_earlier_version(record: Mapping[str, object]) -> dict[str, object]:
 
 
 def check_resumes(ours: Mapping[str, object], theirs: Mapping[str, object], what: str, remedy: str) -> str:
-    """Whether a job of the flags ``ours`` may resume ``what``, which was begun with ``theirs``.
+    """Whether a job may resume what another has begun.
 
-    Disagreement (exit 3) names all that differs, with both values. What differs but does not decide the result is
-    returned, in words: from here on the bytes may be others. "": they are the same.
+    Args:
+        ours: this job's `run_config`.
+        theirs: that of the job which began ``what``.
+        what: for the message.
+        remedy: the message's end.
+
+    Returns:
+        What differs but does not decide the result, in words: from here on the bytes may be others. "" for nothing.
+
+    Raises:
+        Disagreement: exit code 3, with all that differs and both values.
     """
     differing = differing_flags(with_dev_split(ours), with_dev_split(theirs), what)
     refusal = step_refusal(ours, theirs) if DIVIDE_STEP & differing.keys() else ""

@@ -77,9 +77,17 @@ def check_agreement(
     remedy: str,
     names: tuple[str, ...] | None = None,
 ) -> None:
-    """Disagreement (exit 3) names all that differs between this job and the one that made ``what``, with both values.
+    """Whether this job and an earlier one are of the same flags.
 
-    Only ``names``, where given; a name that one of the two does not know is passed over.
+    Args:
+        ours: this job's `run_config`.
+        theirs: what the earlier job recorded.
+        what: that job has made, for the message.
+        remedy: the message's end.
+        names: those that are compared; all by default. One that either does not know is passed over.
+
+    Raises:
+        Disagreement: exit code 3, with all that differs and both values.
     """
     if differing := differing_flags(ours, theirs, what, names):
         raise Disagreement(f"{what} was made with other flags: {'; '.join(differing.values())}; {remedy}")
@@ -102,9 +110,18 @@ OWN_RUN = "give the flags it was begun with, choose another --output_dir, or --o
 def join_run(
     session: Session, directory: Path, run_id: str, science: Mapping[str, object], remedy: str, **more: object
 ) -> Run:
-    """The directory's run, which this job resumes, or begins with its own ``run_id``; RUN.json then says ``more``.
+    """The directory's run, which this job resumes, or begins.
 
-    Disagreement names the flags in which this job differs from that run.
+    Args:
+        session: holds the directory's role.
+        directory: the run's.
+        run_id: this job's own, of a run that it begins.
+        science: its `run_config`.
+        remedy: the end of the message where it may not resume the run.
+        more: what else RUN.json says of a run that it begins.
+
+    Raises:
+        Disagreement: names the flags in which this job differs from that run.
     """
     own = Run(run_id, science_sha256(science))
 
@@ -137,11 +154,18 @@ def check_in_dry_run(
     unknown: Sequence[str],
     overwrites: bool = False,
 ) -> bool:
-    """Whether the directory holds a run. Disagreement where the start would refuse to resume it; nothing is written.
+    """Whether the directory holds a run that the job would resume; nothing is written.
 
-    ``make_science`` is called where there is a run: it reads the initial model, which may have to come from the hub.
-    Not compared: without a launcher the number of processes; and ``unknown``, what else may be different in the job.
-    ``overwrites``: the run of another job will have been removed.
+    Args:
+        directory: the run's.
+        make_science: called where there is a run: it reads the initial model, which may have to come from the hub.
+        remedy: the end of the message.
+        unknown: names that may be different in the job, and are not compared; without a launcher the number of
+            processes is not, either.
+        overwrites: the run of another job will have been removed.
+
+    Raises:
+        Disagreement: where the start would refuse to resume it.
     """
     run = read_run(directory)
     if run is None or (overwrites and not is_of_this_job(run)):

@@ -86,7 +86,15 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(world: World, directory: Path, role: str, timeouts: LeaseTimeouts, run_id: str) -> Iterator[Session]:
-    """Hold the role for the block; requests to stop are noted from here on instead of ending the program."""
+    """Hold a role for the block; requests to stop are noted from here on instead of ending the program.
+
+    Args:
+        world: all processes together.
+        directory: where the role is held.
+        role: trainer, generator or warmup.
+        timeouts: of the lease.
+        run_id: this job's own.
+    """
     stop = Stop(directory)
     with contextlib.ExitStack() as stack:
         working = markers.working(directory, role, timeouts, run_id)

@@ -55,7 +55,14 @@ def start_program(program: str, compute: ComputeSettings, flags_as_json: str) ->
 def open_collection(data_dir: str, lengths: TextLengths, tokenizer_dir: str, is_dry_run: bool) -> Preprocessed:
     """The preprocessed directory, checked against the tokenizer that the model comes with.
 
-    A --dry_run fetches no tokenizer from the hub, and reads the directory's files here: a job does it later, saying so.
+    Args:
+        data_dir: written by data.msmarco_data.
+        lengths: at which its texts are cut.
+        tokenizer_dir: a directory or hub name; "" for none.
+        is_dry_run: fetches no tokenizer from the hub, and reads the directory's files: a job does it later, saying so.
+
+    Raises:
+        UserError: where it is damaged, or of another tokenizer.
     """
     collection = open_preprocessed(data_dir, lengths.max_seq_length, lengths.max_query_length)
     if is_dry_run:

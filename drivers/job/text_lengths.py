@@ -60,10 +60,16 @@ def recorded_lengths(places: list[str], local_only: bool) -> dict[str, tuple[obj
 def find_lengths(
     given: Mapping[str, int | None], places: list[str], data_dir: Path, is_dry_run: bool
 ) -> dict[str, int]:
-    """Those that are not ``given``: as recorded and no longer than ``data_dir`` holds, else ANCE's default.
+    """The lengths that no flag gives: as recorded and no longer than the preprocessed texts, else ANCE's default.
 
-    UserError where what is recorded is no length. A --dry_run fetches nothing from the hub, and says itself what was
-    cut, as a job's log does.
+    Args:
+        given: by name; None where it is to be found.
+        places: where it may be recorded.
+        data_dir: the preprocessed directory.
+        is_dry_run: fetches nothing from the hub, and says itself what was cut, as a job's log does.
+
+    Raises:
+        UserError: where what is recorded is no length.
     """
     missing = [name for name in LENGTHS if given[name] is None]
     recorded = recorded_lengths(places, is_dry_run) if missing else {}

@@ -117,7 +117,14 @@ class AnnTraining:
 def in_use_before(
     settings: ScheduleSettings, collection: Preprocessed, trainer: Trainer, history: TrainingHistory
 ) -> ActiveNegatives | None:
-    """The negatives that the earlier job was training on, at the position it had reached; None at the beginning."""
+    """The negatives that the earlier job was training on, at the position it had reached; None at the beginning.
+
+    Args:
+        settings: where they lie.
+        collection: what they must be of.
+        trainer: at the step that is resumed.
+        history: what the earlier job had stored.
+    """
     if not history.taken:
         return None
     taken = history.taken[-1]
@@ -137,6 +144,7 @@ def check_unchanged(refresh: Refresh, taken: RefreshUse) -> None:
 
 
 def open_negatives(collection: Preprocessed, trainer: Trainer, refresh: Refresh, batches_done: int) -> ActiveNegatives:
+    """Read them, and begin after so many batches of this process."""
     world, batch = trainer.state.world, trainer.settings.batch
     lists = read_negative_lists(refresh.path)
     check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)

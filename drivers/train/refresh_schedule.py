@@ -57,7 +57,12 @@ def history_from(
 ) -> TrainingHistory:
     """What the earlier job had stored, or the beginning.
 
-    In async, refreshes of checkpoints newer than ``start`` were made from a model that this run will not have again.
+    Args:
+        settings: in async, refreshes of checkpoints newer than ``start`` are of a model that this run will not have
+            again.
+        session: of the trainer.
+        start: the checkpoint that is resumed; None for a run that begins.
+        initial_model: the sha256 of its weights at step 0.
     """
     if start is None:
         return TrainingHistory({0: initial_model})
@@ -150,7 +155,20 @@ def refresh_for_step(
     step: int,
     current: Refresh | None,
 ) -> Refresh:
-    """The negatives that the step after ``step`` is trained on, waited for where they must be."""
+    """The negatives that the next step is trained on, waited for where they must be. All processes together.
+
+    Args:
+        settings: which negatives serve which steps.
+        session: of the trainer.
+        history: which refreshes belong to checkpoints that were lost.
+        peer: the generator.
+        step: the steps made so far.
+        current: what the step before was trained on; None for the first.
+
+    Raises:
+        PeerGone: where the generator is, and its negatives are needed.
+        Disagreement: where a replayed journal is of other negatives.
+    """
     if settings.journal is not None:
         return replayed_refresh(settings, step, current)
     if settings.is_lockstep:
@@ -202,6 +220,7 @@ def newest_number(
 def wait_for_refresh(
     settings: ScheduleSettings, session: Session, history: TrainingHistory, peer: Peer, number: int | None = None
 ) -> Refresh:
+    """The refresh of that number, or without one the newest; PeerGone where the generator is."""
     what = f"negatives{'' if number is None else f' of refresh {number}'} in {settings.ann_dir}"
     session.set_status(doing=f"waiting for {what}", rate=None, eta_seconds=None)
 
@@ -215,7 +234,17 @@ def wait_for_refresh(
 def check_origin(
     settings: ScheduleSettings, ours: Mapping[str, object], refresh: Refresh, model_of_step: dict[int, str]
 ) -> None:
-    """Disagreement (exit 3) where the negatives are another run's, or made on another schedule."""
+    """Whether negatives are this run's own.
+
+    Args:
+        settings: which negatives serve which steps; of a journal's the sha256 says enough.
+        ours: `drivers.job.run_config.provenance` of this run.
+        refresh: the negatives, with their record.
+        model_of_step: the sha256 of this run's weights by their step.
+
+    Raises:
+        Disagreement: exit code 3, where they are another run's, or made on another schedule.
+    """
     record = refresh.record
     if settings.journal is not None:
         return  # its sha256 says that it is what the replayed run was trained on

@@ -216,7 +216,16 @@ def make_trainer(
     record: Mapping[str, object],
     start: Checkpoint | None,
 ) -> Trainer:
-    """Optimiser, schedule, logs and the tokenizer's files around an encoder, which holds the weights of ``start``."""
+    """Optimiser, schedule, logs and the tokenizer's files around an encoder. All processes together.
+
+    Args:
+        settings: what training is made of.
+        session: holds the trainer's role.
+        encoder: with the weights of ``start``.
+        total_steps: the last step.
+        record: what each checkpoint's manifest says of the run.
+        start: the checkpoint that is resumed; None for a run that begins.
+    """
     world = session.world
     prepare_to_train(settings, world, encoder)
     stored = read_trainer_state(start) if start else TrainerState()

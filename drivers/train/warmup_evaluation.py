@@ -60,9 +60,17 @@ def say_of_short_lists(candidates_QK: np.ndarray, passages: int) -> None:
 def evaluate_mrr(
     settings: EvaluationSettings, world: World, encoder: Encoder, monitor: Monitor = UNMONITORED
 ) -> tuple[float, float] | None:
-    """MRR@10 over the split: reranking the given candidates (nan without ten), and the whole collection.
+    """MRR@10 over the split.
 
-    None on all processes where ``monitor`` has told one to leave.
+    Args:
+        settings: what is measured on.
+        world: all processes together.
+        encoder: on this process's device.
+        monitor: told how far it is; it may stop the work.
+
+    Returns:
+        Reranking the given candidates (nan without ten), and ranking the whole collection. None on all processes where
+        one was told to stop.
     """
     collection, split = settings.collection, settings.split
     check_index_fits(settings.search, len(collection.passages), encoder.spec.text_shape("passage"))
@@ -82,7 +90,15 @@ def evaluate_mrr(
 def evaluate_checkpoints(
     settings: EvaluationSettings, encoder: EncoderSettings, model: ModelSettings, paths: list[Path], world: World
 ) -> None:
-    """Evaluate each, and say so; ``model`` is the one that preflight has verified."""
+    """Evaluate some checkpoints, and say what is found.
+
+    Args:
+        settings: what they are measured on.
+        encoder: how they are opened.
+        model: the one that preflight has verified; the files of others are verified here.
+        paths: the checkpoints' directories.
+        world: all processes together.
+    """
     for path in paths:
         if path != Path(model.name_or_path):
             agreement.decide_on_process0(world, partial(check_checkpoint, model.at(path)))

@@ -21,7 +21,17 @@ from utils.text_files import may_have_had
 def training_source(
     collection: Preprocessed, bm25_dir: str, triples: str, is_dry_run: bool
 ) -> tuple[NegativeLists | None, Path | None]:
-    """BM25 negatives, or the path of a triples file; exactly one must be given."""
+    """BM25 negatives, or the path of a triples file.
+
+    Args:
+        collection: what the negatives must be of.
+        bm25_dir: the output of drivers.run_bm25, or "".
+        triples: the file, or "".
+        is_dry_run: checks the whole file here: a job does it later, saying so.
+
+    Raises:
+        UserError: where not exactly one is given, or it cannot be trained on.
+    """
     if bool(bm25_dir) == bool(triples):
         found = "both are" if triples else "neither is"
         raise UserError(f"train on --bm25_dir or on --triples: {found} given, expected one of them")

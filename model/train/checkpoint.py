@@ -39,7 +39,15 @@ def save_state(
     trainer_state: Mapping[str, object],
     rng: dict[str, torch.Tensor],
 ) -> None:
-    """Write everything a checkpoint holds into ``staging``: weights, the tokenizer's files, all `load_state` needs."""
+    """Write everything a checkpoint holds: weights, the tokenizer's files, all that `load_state` needs.
+
+    Args:
+        state: of training.
+        staging: the directory, which is published afterwards.
+        tokenizer: its files.
+        trainer_state: what trainer_state.json says next to the step.
+        rng: see `rng_states`.
+    """
     state.encoder.save_pretrained(staging)
     for path in tokenizer:
         shutil.copyfile(path, staging / path.name)

@@ -121,7 +121,15 @@ def backward_again(
     states: list[RngState],
     autocast: Autocast,
 ) -> None:
-    """Every micro-batch a second time, from the same generators, to bring the embeddings' gradients to the weights."""
+    """Every micro-batch a second time, from the same generators, to bring the embeddings' gradients to the weights.
+
+    Args:
+        texts: batches, each of one side.
+        plans: each batch's micro-batches.
+        cached: each batch's embeddings, with their gradients.
+        states: the generators before each micro-batch, in the order of `embeddings_to_cache`.
+        autocast: as of `cached_backward`.
+    """
     device, in_order = texts[0][0].tokens_T.device, iter(states)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for (tokens, side), plan, embeddings_BD in zip(texts, plans, cached, strict=True):

@@ -41,7 +41,17 @@ def layer_gradient_norms(encoder: Encoder) -> dict[str, float]:
 def make_optimizer(
     name: str, encoder: Encoder, learning_rate: float, epsilon: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """lamb (ANCE's default), adamW, or NVIDIA's fused LAMB; UserError where apex is not installed."""
+    """An optimiser of the encoder's parameters, in the groups of its layers.
+
+    Args:
+        name: lamb (ANCE's default), adamW, or apex_fused_lamb, NVIDIA's.
+        learning_rate: the peak.
+        epsilon: of Adam and LAMB, added to the root of the second moment.
+        weight_decay: decoupled from the gradient.
+
+    Raises:
+        UserError: where apex is not installed.
+    """
     groups = parameter_groups(encoder)
     if name == "lamb":
         return Lamb(groups, lr=learning_rate, eps=epsilon, weight_decay=weight_decay)

@@ -204,7 +204,19 @@ def backward(
     micro_batches: int = 1,
     grad_cache_tokens: int = 0,
 ) -> torch.Tensor:
-    """Add a micro-batch's gradients up; its part of the step's loss. ``scale`` is the gradient scaler's."""
+    """Add a micro-batch's gradients up.
+
+    Args:
+        module: the `TrainingStep`, wrapped for several processes where there are several.
+        batch: on the module's device.
+        make_autocast: makes the context in which all of it is computed, again for each use.
+        scale: the gradient scaler's.
+        micro_batches: of the step, over which the loss is averaged.
+        grad_cache_tokens: above 0, of a micro-batch of GradCache's.
+
+    Returns:
+        Its part of the step's loss, without a graph.
+    """
     if not grad_cache_tokens:
         with make_autocast():
             loss: torch.Tensor = module(batch) / micro_batches
