@@ -62,7 +62,16 @@ class SubsetSettings:
 
 
 def is_kept(kind: str, text_id: str, seed: int, fraction: float) -> bool:
-    """Whether a seeded hash of the id, uniform in [0, 1), is below ``fraction``."""
+    """Whether an id is kept.
+
+    Args:
+        kind: "query" or "passage": their draws are independent.
+        text_id: The id.
+        seed: The subset's.
+        fraction: The share to keep, from 0 to 1.
+    Returns:
+        Whether a seeded hash of the id, uniform in [0, 1), is below ``fraction``.
+    """
     key = f"{kind} {seed}".encode()
     digest = hashlib.blake2b(text_id.encode(), digest_size=HASH_BYTES, key=key).digest()
     return int.from_bytes(digest) < fraction * 2 ** (8 * HASH_BYTES)
@@ -206,7 +215,17 @@ def write_passages(
 def check_all_known(
     path: Path, judgements: Judgements, kind: str, unknown: list[str], settings: SubsetSettings
 ) -> None:
-    """UserError where over 1% of the judgements name an unknown query or passage; say so where fewer do."""
+    """Say it where judgements name what is not there.
+
+    Args:
+        path: The file of the judgements, for the message.
+        judgements: All of them.
+        kind: What they name, "query" or "passage".
+        unknown: The id that each such judgement names.
+        settings: Whether over 1% may.
+    Raises:
+        UserError: over 1% do, and may not.
+    """
     if told := check_known(path, len(judgements), {kind: unknown}, settings.allow_missing):
         say(told)
 

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, TypedDict
 
 from data.sources.atomic_dir import UNFINISHED, check_can_write, publish, staged_directory
 from data.sources.msmarco import PASSAGE_TYPE, RAW_NAMES
@@ -78,6 +78,18 @@ class DocstringsFlags(ProgramFlags):
     workers: int = flag(
         0, "processes that parse sources; 0 is one for each core", at_least=0, at_most=MOST_WORKERS, group="job"
     )
+
+
+class DocstringsRecord(TypedDict):
+    """docstrings.json."""
+
+    passages: int
+    train_queries: int
+    dev_queries: int
+    versions: dict[str, str]
+    files: int
+    unreadable_files: int
+    dropped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -222,10 +234,18 @@ def check_free(out: Path) -> None:
     check_can_write(out)
 
 
-def build(sources: list[Source], out: Path, dev_queries: int, workers: int = 0) -> dict[str, Any]:
-    """Read ``sources`` and write the collection into ``out``; returns the summary that docstrings.json holds.
+def build(sources: list[Source], out: Path, dev_queries: int, workers: int = 0) -> DocstringsRecord:
+    """Read packages and write the collection, whole or not at all.
 
-    Raises UserError where ``out`` is taken, or where there are not more pairs than ``dev_queries``.
+    Args:
+        sources: The packages.
+        out: The directory to write.
+        dev_queries: How many queries are held out for dev.
+        workers: Processes that parse sources; 0 is one for each core.
+    Returns:
+        What docstrings.json holds.
+    Raises:
+        UserError: ``out`` is taken, or there are not more pairs than ``dev_queries``.
     """
     check_free(out)
     with staged_directory(out) as staged:
@@ -234,7 +254,7 @@ def build(sources: list[Source], out: Path, dev_queries: int, workers: int = 0) 
         pairs = keep_pairs((pair for found in files for pair in found or ()), dropped)
         if len(pairs) <= dev_queries:
             raise UserError(f"found {len(pairs)} pairs, expected more than --dev_queries {dev_queries}; hold out fewer")
-        summary = {
+        summary: DocstringsRecord = {
             "passages": len(pairs),
             "train_queries": len(pairs) - dev_queries,
             "dev_queries": dev_queries,

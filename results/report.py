@@ -76,7 +76,14 @@ def study_places(directory: Path, flags: ReportFlags) -> tuple[dict[int, Path], 
 
 
 def write_study(found: Study, tests: list[study.PairTest], directory: Path, output: Path) -> None:
-    """summary.json last: where it is new, all of it is."""
+    """Write a study's report, summary.json last: where it is new, all of it is.
+
+    Args:
+        found: The study.
+        tests: Of every pair of its arms.
+        directory: The study's, whose query map is shown.
+        output: The directory to write.
+    """
     warnings = [f"**Warning:** {warning}" for warning in found.warnings]
     parts, command = study.sections_of(found, tests, directory), study.study_command(found)
     text = markdown_of("What the rank of the negatives does", [*warnings, f"Made by `{command}`."], parts)
@@ -124,7 +131,7 @@ def report_runs(directories: list[Path], flags: ReportFlags) -> None:
     if len(directories) > 1 and not flags.output:
         raise UserError(f"{len(directories)} run directories and no --output: say where their report goes")
     if flags.seeds is not None or flags.arms is not None:
-        raise UserError("--seeds and --arms are of a study's directory, which has a seed-N in it; leave them out")
+        raise UserError("--seeds and --arms are of a study's directory, which has a seed-N in it; omit them")
     runs = [read_run(path, name) for path, name in zip(directories, run_names(directories), strict=True)]
     output = Path(flags.output) if flags.output else directories[0]
     if answer_dry_run(flags, output=str(output)):
@@ -132,11 +139,7 @@ def report_runs(directories: list[Path], flags: ReportFlags) -> None:
     compared, reason = study_of_runs(runs)
     tests = study.compare(compared, np.random.default_rng(study.TEST_SEED)) if compared is not None else []
     write_runs(runs, compared, tests, reason, output)
-    for warning in run_report.warnings_across(runs):
-        say(f"warning: {warning}", sys.stderr)
-    for run in runs:
-        for warning in run_report.warnings_of(run):
-            say(f"warning: {run.name}: {warning}", sys.stderr)
+    say_warnings(runs)
     if compared is not None:
         say(f"{study.short_table(compared)}\n\n{study.sentence(compared, tests)}")
     elif reason:
@@ -146,8 +149,24 @@ def report_runs(directories: list[Path], flags: ReportFlags) -> None:
     say_written(ReportLayout(output), REPORT_JSON)
 
 
+def say_warnings(runs: list[Run]) -> None:
+    for warning in run_report.warnings_across(runs):
+        say(f"warning: {warning}", sys.stderr)
+    for run in runs:
+        for warning in run_report.warnings_of(run):
+            say(f"warning: {run.name}: {warning}", sys.stderr)
+
+
 def write_runs(runs: list[Run], compared: Study | None, tests: list[study.PairTest], reason: str, output: Path) -> None:
-    """report.json last: where it is new, all of it is."""
+    """Write a report, report.json last: where it is new, all of it is.
+
+    Args:
+        runs: One, or several of other seeds.
+        compared: Their arms as a study's; None where they cannot be compared, or there is one run.
+        tests: Of every pair of the study's arms.
+        reason: Why several are not compared, else "".
+        output: The directory to write.
+    """
     parts, summary = run_report.run_sections(runs, compared), None
     if compared is not None:
         parts = [*study.study_sections(compared, tests), *parts]

@@ -62,7 +62,7 @@ def count(value: object) -> str:
     return f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
-def state_in_words(role: RoleStatus) -> str:
+def format_state(role: RoleStatus) -> str:
     holder, silence = role.holder, f"no sign of life for {role.silent_seconds:.0f} s"
     since = f" since {format_time(holder.time)}" if holder else ""
     last_word = f", last heard of at {format_time(role.beat['time'])}" if "time" in role.beat else ""
@@ -78,7 +78,7 @@ def state_in_words(role: RoleStatus) -> str:
     return role.state if role.state in (ABSENT, DONE) else f"{role.state}{last_word}"
 
 
-def progress_in_words(role: RoleStatus) -> list[str]:
+def format_progress(role: RoleStatus) -> list[str]:
     """Step, refresh and age of the negatives: from the heartbeat, or from what is published where there is none."""
     beat, directory, facts = role.beat, role.place.directory, []
     if role.place.role == GENERATOR:
@@ -99,7 +99,7 @@ def progress_in_words(role: RoleStatus) -> list[str]:
     return facts
 
 
-def speed_in_words(role: RoleStatus) -> list[str]:
+def format_speed(role: RoleStatus) -> list[str]:
     """What it is doing, how fast, and until when; nothing of a job that is not at work."""
     if role.state not in (ALIVE, UNSURE):
         return []
@@ -117,9 +117,9 @@ def lines_of_role(role: RoleStatus, used_bytes: int) -> list[str]:
     """The role's name, and next to it what there is to say, within WIDTH columns."""
     who = [str(role.holder)] if role.holder and role.state not in (ABSENT, DONE) else []
     blocks = [
-        [state_in_words(role), *who],
-        [*progress_in_words(role), f"{in_bytes(used_bytes)} on disk"],
-        speed_in_words(role),
+        [format_state(role), *who],
+        [*format_progress(role), f"{in_bytes(used_bytes)} on disk"],
+        format_speed(role),
     ]
     texts = [", ".join(block) for block in blocks if block]
     if role.error and role.state != DONE:
@@ -165,7 +165,16 @@ def look_until_sure(reader: Reader, sleep: Callable[[float], None], tell: Callab
 
 
 def watch(reader: Reader, every_seconds: float, stream: TextIO, sleep: Callable[[float], None]) -> int:
-    """A page every so often until all is finished: over the last one on a terminal, below it elsewhere."""
+    """Show a page every so often until all is finished: over the last one on a terminal, below it elsewhere.
+
+    Args:
+        reader: Of the jobs.
+        every_seconds: Between two pages.
+        stream: Where they are shown.
+        sleep: Waits for so many seconds.
+    Returns:
+        The exit code that `health` gives at the end.
+    """
     while True:
         roles = reader.look()
         clear = CLEAR if stream.isatty() else ""

@@ -2,7 +2,7 @@
 
 The parser of ``--negative_strategy``, ``--help``, the tables of docs/strategies.md, the order of a report's arms, and
 the tests that run over every word, all read these dictionaries. What a word does is written elsewhere:
-data/mining/samplers.py has the strategies' functions, data/mining/select.py the filters',
+data/mining/samplers.py has the strategies' functions, data/mining/filters.py the filters',
 model/train/objectives.py the losses'.
 Metrics are declared in utils/ir/metrics.py. Only the standard library is imported: ``--help`` reads this.
 """

@@ -24,9 +24,19 @@ def mixed_bits(values: np.ndarray) -> np.ndarray:
 def random_keys(
     seed: int, refresh: int, purpose: int, query_Q: np.ndarray, width: int, first: int | np.ndarray = 0
 ) -> np.ndarray:
-    """uint64 keys_QW for random choices: functions of (seed, refresh, purpose, query, column) alone.
+    """Keys for random choices: functions of (seed, refresh, purpose, query, column) alone.
 
-    The columns are those from ``first`` on, of all rows or of each row [Q].
+    Args:
+        seed: The run's.
+        refresh: The number of the refresh.
+        purpose: One of the numbers above, so that draws for one purpose tell nothing about another's.
+        query_Q: int64 [Q], rows of train-query.
+        width: How many keys each query gets.
+        first: The column of a query's first key: of all queries, or [Q].
+    Returns:
+        uint64 [Q, width]
+    Source:
+        splitmix64 (Steele, Lea and Flood 2014), as `mixed_bits`.
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
     state_Q = np.zeros(len(query_Q), np.uint64)

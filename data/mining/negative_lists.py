@@ -125,7 +125,16 @@ def parse_line(line: str) -> tuple[int, int, list[int], list[int], list[float]]:
 
 
 def check_offsets(lists: NegativeLists, queries: int, passages: int, path: Path) -> None:
-    """UserError where a row names a query or passage that the collection does not have."""
+    """Check that a file's rows are of the collection.
+
+    Args:
+        lists: What was read.
+        queries: How many train queries the collection has.
+        passages: How many passages it has.
+        path: The file, for the message.
+    Raises:
+        UserError: a row names a query or passage that the collection does not have.
+    """
     largest = max(int(lists.positive_Q.max()), int(lists.negative_QN.max(initial=-1)))
     if int(lists.query_Q.max()) >= queries or largest >= passages:
         raise UserError(

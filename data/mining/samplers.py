@@ -49,7 +49,18 @@ class CandidatePool:
 def apply_strategy(
     pool: CandidatePool, phase: Phase, passages: int, bm25: Candidates | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """taken_QK of the candidates, and outside_QM: passages that are none, -1 for no passage."""
+    """What the samplers of a phase take, one after the other.
+
+    Args:
+        pool: The candidates of Q queries.
+        phase: The samplers; a later one takes nothing that an earlier one has.
+        passages: How many the collection has.
+        bm25: BM25's candidates of at least these queries, for a word that takes from them.
+    Returns:
+        bool [Q, K], of the candidates; and int64 [Q, M], passages that are none of them, -1 for no passage.
+    Raises:
+        UserError: BM25's candidates lack a query.
+    """
     taken_QK = np.zeros_like(pool.usable_QK)
     outside_QM = np.empty((len(taken_QK), 0), np.int64)
     for number, sampler in enumerate(phase.samplers):
@@ -68,12 +79,21 @@ def apply_strategy(
 
 
 def sample_mask(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
-    """bool [Q, K]: what the mixture's ``number``-th sampler takes of the available candidates."""
+    """What one sampler takes of the available candidates.
+
+    Args:
+        sampler: A word that takes from candidates, with its numbers.
+        pool: The candidates.
+        available_QK: bool [Q, K], what may be taken.
+        number: The sampler's place in its mixture, from 0: which of the query's random keys are its own.
+    Returns:
+        bool [Q, K]
+    """
     within_QK = available_QK & (distance(sampler, pool) == 0)
     return FROM_CANDIDATES[sampler.kind].take(sampler, pool, within_QK, number)
 
 
-# What a word takes: bool [Q, K], of the available candidates within its window.
+# What a word takes; arguments and result are those of `sample_mask`, with the window taken off already.
 
 
 def best_ranked(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
@@ -139,7 +159,16 @@ def distance(sampler: Sampler, pool: CandidatePool) -> np.ndarray:
 
 
 def widen(pool: CandidatePool, phase: Phase, taken_QK: np.ndarray, missing_Q: np.ndarray) -> np.ndarray:
-    """taken_QK with so many more: the usable candidates nearest to a window of the strategy, the better rank first."""
+    """Give the queries that have too few the usable candidates nearest to a window of the phase, the better rank first.
+
+    Args:
+        pool: The candidates.
+        phase: Its samplers with a window, or all that take from candidates where none has one, say what is near.
+        taken_QK: bool [Q, K], what was taken.
+        missing_Q: int64 [Q], how many more each query should have.
+    Returns:
+        bool [Q, K]: ``taken_QK`` and what was added.
+    """
     ranked = [sampler for sampler in phase.samplers if sampler.kind in FROM_CANDIDATES]
     ranked = [sampler for sampler in ranked if FROM_CANDIDATES[sampler.kind].window is not None] or ranked
     short = np.flatnonzero(missing_Q > 0)

@@ -8,29 +8,29 @@ words does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from data.mining.candidates import Candidates
+from data.mining.filters import filtered
 from data.mining.keyed_random import FOR_LINE_ORDER, FOR_POSITIVES, random_keys
 from data.mining.negative_lists import NegativeLists, is_positive
 from data.mining.samplers import CandidatePool, apply_strategy, widen
 from data.mining.strategy import Strategy, parse_strategy
 from utils.declared import FILTERS
 from utils.errors import UserError
-from utils.ir.rank_buckets import counted
+from utils.flag_values import Number
 
 
 @dataclass(frozen=True)
 class Selection:
     """How negatives are chosen from candidates.
 
-    ``min_rank`` and ``max_positive_ratio`` (0: off) drop candidates first, see `likely_positive`. A query that is left
-    with fewer negatives than asked (also because its positive stands in a window) has ``fewer``, or more from the ranks
-    nearest to the window (``widen``), or is omitted (``skip``). ``passages`` of the collection are what ``corpus``
-    draws from.
+    ``min_rank`` and ``max_positive_ratio`` (0: off) drop candidates first (data/mining/filters.py). A query that is
+    left with fewer negatives than asked (also because its positive stands in a window) has ``fewer``, or more from the
+    ranks nearest to the window (``widen``), or is omitted (``skip``). ``passages`` of the collection are what
+    ``corpus`` draws from.
     """
 
     strategy: Strategy
@@ -38,6 +38,10 @@ class Selection:
     max_positive_ratio: float = 0.0
     on_shortage: str = "fewer"
     passages: int = 0
+
+    @property
+    def filters(self) -> dict[str, Number]:
+        return {name: getattr(self, name) for name in FILTERS}
 
 
 def make_selection(
@@ -103,7 +107,16 @@ class Selected:
 def choose_positives(
     query_Q: np.ndarray, positives: tuple[np.ndarray, np.ndarray], seed: int, refresh: int
 ) -> np.ndarray:
-    """One known positive of each query, drawn again each refresh; every query must have one."""
+    """One known positive of each query, drawn again each refresh.
+
+    Args:
+        query_Q: int64 [Q]; every query must have a positive.
+        positives: (query_P, passage_P) int64, sorted by query then passage.
+        seed: The run's.
+        refresh: The number of the refresh.
+    Returns:
+        int64 [Q], passages.
+    """
     query_P, passage_P = positives
     first_Q = np.searchsorted(query_P, query_Q, side="left")
     count_Q = np.searchsorted(query_P, query_Q, side="right") - first_Q
@@ -121,9 +134,16 @@ def select_negatives(
 ) -> Selected:
     """The negatives of each query, with their raw ranks and scores, one drawn positive next to them.
 
-    ``positives`` is (query_P, passage_P) int64, sorted by query then passage; every query must have one. Lines come
-    in a seeded random order, as ANCE's do, their negatives by rank, then those that were not retrieved (rank and
-    score 0). Nothing is repeated. ``bm25`` serves the strategy of that name.
+    Args:
+        candidates: What the search returned for Q queries.
+        positives: (query_P, passage_P) int64, sorted by query then passage; every query must have one.
+        selection: The strategy, the filters, and what a query with too few left gets.
+        seed, refresh: They decide the draws, and the refresh's number the phase.
+        bm25: BM25's candidates, for a strategy that takes from them.
+    Returns:
+        Lines in a seeded random order, as ANCE's; their negatives by rank, then those not retrieved, of rank 0.
+    Raises:
+        UserError: BM25's candidates lack a query.
     """
     keys_Q1 = random_keys(seed, refresh, FOR_LINE_ORDER, candidates.query_Q, 1)
     candidates = candidates.of(np.lexsort((candidates.query_Q, keys_Q1[:, 0])))
@@ -131,7 +151,7 @@ def select_negatives(
     positive_Q = choose_positives(query_Q, positives, seed, refresh)
     positive_rank_Q = ranks_of(passage_QK, positive_Q)
     usable_QK = (passage_QK >= 0) & ~is_positive(query_Q[:, None], passage_QK, positives)
-    usable_QK, dropped = filtered(candidates, usable_QK, positive_rank_Q, selection)
+    usable_QK, dropped = filtered(candidates, usable_QK, positive_rank_Q, selection.filters)
     pool = CandidatePool(candidates, positives, positive_rank_Q, usable_QK, seed, refresh)
     phase = selection.strategy.at(refresh)
     taken_QK, outside_QM = apply_strategy(pool, phase, selection.passages, bm25)
@@ -141,9 +161,8 @@ def select_negatives(
         taken_QK = widen(pool, phase, taken_QK, phase.most - found_Q)
         widened = int((taken_QK.sum(1) + (outside_QM >= 0).sum(1) > found_Q).sum())
     lists = as_lists(candidates, positive_Q, taken_QK, outside_QM, phase.most)
-    skipped = 0
-    if selection.on_shortage == "skip":
-        lists, skipped = lists.rows(~is_short_Q), int(is_short_Q.sum())
+    skipped = int(is_short_Q.sum()) if selection.on_shortage == "skip" else 0
+    lists = lists.rows(~is_short_Q) if skipped else lists
     return Selected(lists, selection.strategy.text, phase.most, int(is_short_Q.sum()), widened, skipped, dropped)
 
 
@@ -153,64 +172,23 @@ def ranks_of(passage_QK: np.ndarray, wanted_Q: np.ndarray) -> np.ndarray:
     return np.where(held_QK.any(1), held_QK.argmax(1), passage_QK.shape[1]) + 1
 
 
-# Filters
-
-
-def filtered(
-    candidates: Candidates, usable_QK: np.ndarray, positive_rank_Q: np.ndarray, selection: Selection
-) -> tuple[np.ndarray, dict[str, dict[str, int]]]:
-    """What the filters leave of the usable candidates, and how many each dropped by rank bucket."""
-    rank_QK = np.broadcast_to(np.arange(1, usable_QK.shape[1] + 1), usable_QK.shape)
-    dropped = {}
-    for name, drop in DROPPED_BY.items():
-        value = getattr(selection, name)
-        if value == FILTERS[name].off:
-            continue
-        drop_QK = drop(candidates, positive_rank_Q, value)
-        dropped[name] = counted(rank_QK[usable_QK & drop_QK])
-        usable_QK = usable_QK & ~drop_QK
-    return usable_QK, dropped
-
-
-def ranked_above(candidates: Candidates, positive_rank_Q: np.ndarray, min_rank: float) -> np.ndarray:
-    """bool [Q, K]: ranks above ``min_rank``."""
-    shape = candidates.passage_QK.shape
-    return np.broadcast_to(np.arange(1, shape[1] + 1) < min_rank, shape)
-
-
-def likely_positive(candidates: Candidates, positive_rank_Q: np.ndarray, ratio: float) -> np.ndarray:
-    """bool [Q, K]: scores above ``ratio`` of the positive's margin over the list's mean.
-
-    After NV-Retriever's TopK-PercPos (Moreira et al. 2024, section 4), which takes a share of the score itself and so
-    means the opposite where scores are negative. Here the threshold is never above the positive's score, and stays
-    where it is when a constant is added to all scores. A positive that was not retrieved has a score below all of the
-    list's, which are then all above the threshold.
-    """
-    score_QK = candidates.score_QK.astype(np.float64)
-    held_QK = candidates.passage_QK >= 0
-    mean_Q = np.where(held_QK, score_QK, 0).sum(1) / np.maximum(held_QK.sum(1), 1)
-    width = score_QK.shape[1]
-    at_Q = np.minimum(positive_rank_Q, width) - 1
-    is_retrieved_Q = positive_rank_Q <= width
-    positive_Q = np.where(is_retrieved_Q, score_QK[np.arange(len(score_QK)), at_Q], 0)
-    threshold_Q = positive_Q - (1 - ratio) * abs(positive_Q - mean_Q)
-    threshold_Q = np.where(is_retrieved_Q, threshold_Q, -np.inf)
-    return held_QK & (score_QK > threshold_Q[:, None])
-
-
-DROPPED_BY: dict[str, Callable[[Candidates, np.ndarray, float], np.ndarray]] = {
-    "min_rank": ranked_above,
-    "max_positive_ratio": likely_positive,
-}
-
-
 # The result
 
 
 def as_lists(
     candidates: Candidates, positive_Q: np.ndarray, taken_QK: np.ndarray, outside_QM: np.ndarray, most: int
 ) -> NegativeLists:
-    """Rows of ``most`` negatives: those of the candidates by rank, then the others."""
+    """What was taken as a table: of each query the candidates by rank, then the others.
+
+    Args:
+        candidates: What the search returned.
+        positive_Q: int64 [Q], the positive of each line.
+        taken_QK: bool [Q, K], of the candidates.
+        outside_QM: int64 [Q, M], passages that are no candidates, -1 for no passage.
+        most: Negatives that a line can have, its width.
+    Returns:
+        Q lines.
+    """
     ranked = min(most, taken_QK.shape[1])
     column_QN = np.argsort(~taken_QK, axis=1, kind="stable")[:, :ranked]
     is_taken_QN = np.arange(ranked) < taken_QK.sum(1, keepdims=True)
@@ -234,14 +212,24 @@ def as_lists(
 
 
 def describe_selection(selected: Selected, strategy: Strategy, width: int, refresh: int, step: int) -> str:
-    """The decision in one line: ``negatives: bottom, 20 of 200 per query, refresh 3 from step 2000``."""
+    """The decision in one line: ``negatives: bottom, 20 of 200 per query, refresh 3 from step 2000``.
+
+    Args:
+        selected: What was chosen.
+        strategy: By which strategy.
+        width: How many candidates a query had.
+        refresh: The number of the refresh.
+        step: The step of the checkpoint that the candidates are from.
+    Returns:
+        The line.
+    """
     asked = selected.asked
     text = f"negatives: {strategy.word_at(refresh)}, {asked} of {width} per query, refresh {refresh} from step {step}, "
     text += f"{len(selected.lists.query_Q) + selected.skipped:,} queries"
     text += f", {selected.short:,} of them with fewer than {asked}" if selected.short else ""
     text += f", {selected.widened:,} given others near by" if selected.widened else ""
     text += f", {selected.skipped:,} skipped" if selected.skipped else ""
-    text += f", {selected.empty:,} with none and left out" if selected.empty else ""
+    text += f", {selected.empty:,} with none and omitted" if selected.empty else ""
     for name, by_rank in selected.dropped.items():
         text += f"; --{name} dropped {sum(by_rank.values()):,} candidates"
         text += f" ({', '.join(f'ranks {bucket}: {count:,}' for bucket, count in by_rank.items())})" if by_rank else ""
@@ -254,10 +242,19 @@ def chunks_of(queries: int, chunk_factor: int) -> int:
 
 
 def chunk_of_queries(query_Q: np.ndarray, chunk_factor: int, refresh: int, seed: int) -> np.ndarray:
-    """This refresh's share of the train queries, ascending (ANCE's ``--ann_chunk_factor``).
+    """This refresh's share of the train queries.
 
-    A seeded permutation is cut in ``chunk_factor`` parts, so that each is a fair sample and as many
-    refreshes visit every query once. 1 or less means all queries, each time.
+    A seeded permutation is cut in parts: each is a fair sample, and as many refreshes visit every query once.
+
+    Args:
+        query_Q: int64 [Q], all train queries with a positive.
+        chunk_factor: Into how many parts they are cut; 1 or less means all queries, each time.
+        refresh: The number of the refresh: which part.
+        seed: The run's.
+    Returns:
+        int64, ascending.
+    Source:
+        ANCE's ``--ann_chunk_factor``.
     """
     chunks = chunks_of(len(query_Q), chunk_factor)
     if chunks == 1:

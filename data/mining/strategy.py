@@ -115,10 +115,19 @@ def resolve_strategy(
     bottom_neg: bool | None,
     bottom_only: bool | None,
 ) -> tuple[str, str]:
-    """The strategy in the language, and the flags it came from in words.
+    """The strategy in the language, and the flags it came from.
 
-    The three booleans are ANCE's and its fork's way to say it (drivers/run_ann_data_gen.py there).
-    Raises UserError where flags contradict each other.
+    Args:
+        negative_strategy: --negative_strategy, None where it is not given.
+        ann_measure_topk_mrr: ANCE's flag: true is top, false is random.
+        bottom_neg: The fork's: true is top_bottom.
+        bottom_only: The fork's: with ``bottom_neg``, bottom.
+    Returns:
+        The text to parse, and the flags as they were written.
+    Raises:
+        UserError: flags contradict each other.
+    Source:
+        drivers/run_ann_data_gen.py of ANCE and of its fork.
     """
     old = {"ann_measure_topk_mrr": ann_measure_topk_mrr, "bottom_neg": bottom_neg, "bottom_only": bottom_only}
     given = {name: value for name, value in old.items() if value is not None}
@@ -143,10 +152,18 @@ def resolve_strategy(
 
 
 def parse_strategy(text: str, default_count: int, topk: int, min_rank: int = 1) -> Strategy:
-    """``default_count`` is --negative_sample, ``topk`` the candidates of a query, ``min_rank`` the first of use.
+    """Read the language.
 
-    UserError, in one line, for what is not in the language, for windows outside [1, topk], for more negatives
-    than there are candidates, and for a schedule with a gap, an overlap or an end.
+    Args:
+        text: What the user wrote; blanks do not count.
+        default_count: --negative_sample, for a word without a number.
+        topk: Candidates of a query.
+        min_rank: The first rank that may be taken.
+    Returns:
+        The strategy, every number resolved.
+    Raises:
+        UserError: what is not in the language, a window outside [1, topk], more negatives than there are candidates, or
+            a schedule with a gap, an overlap or an end; in one line.
     """
     text = "".join(text.split())
     try:

@@ -84,9 +84,17 @@ def judged_queries(queries: Iterable[tuple[str, str]], judgements: Judgements) -
 
 
 def check_known(path: Path, judged: int, unknown: dict[str, list[str]], allow_missing: bool) -> str:
-    """A sentence on the qrels that name what is not there, "" where none does. UserError where over 1% do.
+    """Count the qrels that name what is not there.
 
-    ``unknown`` has, by kind (query, passage), the id that each such qrel names; ``judged`` is the number of all qrels.
+    Args:
+        path: The file of the qrels, for the message.
+        judged: How many qrels there are.
+        unknown: By kind (query, passage), the id that each such qrel names.
+        allow_missing: Whether over 1% may.
+    Returns:
+        A sentence that says so, "" where there is no such qrel.
+    Raises:
+        UserError: over 1% name what is not there, and may not.
     """
     count = sum(map(len, unknown.values()))
     if count == 0:
@@ -95,7 +103,7 @@ def check_known(path: Path, judged: int, unknown: dict[str, list[str]], allow_mi
     found = f"{path}: {count} of {judged} qrels ({count / judged:.2%}) name what is not there: {examples}"
     if count > MOST_UNKNOWN * judged and not allow_missing:
         raise UserError(f"{found}; expected at most 1%: take files of one collection, or pass --allow_missing")
-    return f"{found}; going on"
+    return f"{found}; continuing"
 
 
 @dataclass(frozen=True)
@@ -138,9 +146,17 @@ def read_split(source: Source, split: str, allow_missing: bool) -> SplitData:
 
 
 def resolve(path: Path, data: SplitData, offset_of: dict[str, int], allow_missing: bool) -> ResolvedSplit:
-    """The qrels of ``path``, read as ``data``, by offset, without the queries none of whose passages are known.
+    """The qrels of a split by offset, without the queries none of whose passages are known.
 
-    ``offset_of`` holds -1 for a passage that is not in the collection. UserError where too many are not, or all.
+    Args:
+        path: The file of the qrels, for messages.
+        data: What was read of the split.
+        offset_of: {passage_id: offset}, -1 for a passage that is not in the collection.
+        allow_missing: Whether over 1% of the qrels may name what is not there.
+    Returns:
+        Queries and qrels as they are written, and what was dropped.
+    Raises:
+        UserError: too many passages are not in the collection, or all.
     """
     known = [(q, p, relevance) for (q, p), relevance in data.judgements.items() if q in data.queries]
     missing = [passage_id for _, passage_id, _ in known if offset_of[passage_id] < 0]

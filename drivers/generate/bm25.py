@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -137,7 +137,7 @@ def train_negatives(job: Bm25Job, index: BM25, staged: Path) -> tuple[Candidates
     flags, qrels = job.flags, job.preprocessed.qrels("train")
     query_Q = qrels.queries_with_positive()
     texts = query_texts(job.source, job.preprocessed, "train")
-    say(f"train: {len(texts):,} queries, {len(query_Q):,} with a positive, {len(texts) - len(query_Q):,} left out")
+    say(f"train: {len(texts):,} queries, {len(query_Q):,} with a positive, {len(texts) - len(query_Q):,} omitted")
     words = words_of(texts[query] for query in query_Q.tolist())
     scores_QK, rows_QK = search(
         index, words, flags.topk_training, flags.workers or core_count(), staged / SCRATCH, "train queries searched"
@@ -146,7 +146,7 @@ def train_negatives(job: Bm25Job, index: BM25, staged: Path) -> tuple[Candidates
     return candidates, select_negatives(candidates, qrels.positives(), job.selection, flags.seed, refresh=0)
 
 
-def commit_record(job: Bm25Job, run_id: str, metrics: dict[str, float]) -> dict[str, Any]:
+def commit_record(job: Bm25Job, run_id: str, metrics: dict[str, float]) -> dict[str, object]:
     """The contents of ``ann_ndcg_0``: ANCE's keys (at 10, however short the run is), and what made the negatives."""
     flags = job.flags
     return {
@@ -190,7 +190,17 @@ def run(job: Bm25Job) -> None:
 def publish_selected(
     job: Bm25Job, run_id: str, candidates: Candidates, selected: Selected, metrics: dict[str, float]
 ) -> None:
-    """``ann_training_data_0``, the candidates where they are kept, and the record of both."""
+    """Publish ``ann_training_data_0``, the candidates where they are kept, and the record of both.
+
+    Args:
+        job: What preflight resolved.
+        run_id: This run's, for the record.
+        candidates: BM25's, of every train query with a positive.
+        selected: The negatives chosen of them.
+        metrics: Of the measured split, at least at 10.
+    Raises:
+        UserError: no query has a negative, or another job is at work in the directory.
+    """
     lists, positives = selected.lists.with_negatives(), job.preprocessed.qrels("train").positives()
     with working(job.output_dir, "bm25", DEFAULT_TIMEOUTS, run_id) as lease:
         publish_negatives(

@@ -65,7 +65,14 @@ def markdown_of(title: str, blocks: Sequence[str], sections: Sequence[Section]) 
 
 
 def write_document(output: Path, text: str, sections: Sequence[Section], possible: Sequence[str]) -> None:
-    """The pictures, then report.md and report.html of ``text``; ``possible`` pictures that it has not are removed."""
+    """Write the pictures, then report.md and report.html.
+
+    Args:
+        output: The directory.
+        text: The Markdown.
+        sections: Whose figures are drawn.
+        possible: Names of pictures that there may be; those that it has not are removed, as of an earlier report.
+    """
     output.mkdir(parents=True, exist_ok=True)
     figures = {name: figure for section in sections for name, figure in section.figures.items()}
     for name, figure in figures.items():

@@ -12,8 +12,9 @@ from pathlib import Path
 from results.page.markdown import Section, align, columns, picture
 from results.page.sections import common_sections
 from results.plots.curves import arm_names, capital, figures
+from results.read.evaluation import HEADINGS, REPORTED, Evaluation
 from results.read.logged import read_measures
-from results.read.run import HEADINGS, REPORTED, Arm, Evaluation, Run
+from results.read.run import Arm, Run
 from results.read.study import Study
 
 NOISE = (
@@ -167,7 +168,7 @@ def what_was_run(run: Run) -> list[str]:
         strategy = f"negatives `{arm.strategy}`, " if arm.strategy else ""
         seed = f", seed {arm.seed}" if arm.seed is not None else ""
         lines.append(
-            f"- {arm.name}: {strategy}{arm.steps:,} steps, {arm.refreshes:,} refreshes taken up, "
+            f"- {arm.name}: {strategy}{arm.steps:,} steps, {arm.refreshes:,} refreshes used, "
             f"{arm.seconds:,.1f} s of the trainer{seed}; `{short_path(arm.evaluation.model, run.directory)}`"
         )
     return lines
@@ -175,7 +176,7 @@ def what_was_run(run: Run) -> list[str]:
 
 def warnings_of(run: Run) -> list[str]:
     """What a reader must know before comparing, one sentence each."""
-    unfinished = [f"The arm {name} is not finished and left out: {reason}." for name, reason in run.unfinished.items()]
+    unfinished = [f"The arm {name} is not finished and omitted: {reason}." for name, reason in run.unfinished.items()]
     return [*unfinished, *run.warnings]
 
 
@@ -219,7 +220,7 @@ def title_of(runs: list[Run]) -> str:
 def training_section(runs: list[Run]) -> Section:
     """The curves of every arm of every run."""
     drawn, told = figures(runs), captions(runs[0].split)
-    return Section("As training goes on", [picture(name, told[name]) for name in drawn], drawn)
+    return Section("Over training", [picture(name, told[name]) for name in drawn], drawn)
 
 
 def run_sections(runs: list[Run], compared: Study | None) -> list[Section]:

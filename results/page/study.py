@@ -17,7 +17,7 @@ from results.page.markdown import Section, align, columns, picture
 from results.page.sections import common_sections
 from results.plots.by_rank import by_rank_of_arm
 from results.plots.study import curves_of, main_figure, sweep_figure, windows_of
-from results.read.run import HEADINGS
+from results.read.evaluation import HEADINGS
 from results.read.study import COMPARED, Study
 from results.stats import holm, paired_randomisation, paired_t, seeds_interval, standard_error
 from utils.ir.rank_buckets import MEASURED
@@ -245,7 +245,7 @@ def what_was_run(study: Study) -> Section:
         rows.append([name, *map(shortened, values)])
     versions = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
     blocks = [
-        f"Each arm trained for {first.arm.steps:,} steps and took up {first.arm.refreshes:,} refreshes. All share:",
+        f"Each arm trained for {first.arm.steps:,} steps and used {first.arm.refreshes:,} refreshes. All share:",
         align(rows),
         f"Trained with commit {', '.join(study.commits)}; compared with {versions}.",
     ]

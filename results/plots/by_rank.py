@@ -50,7 +50,7 @@ def draw_by_bucket(axes: Axes, arms: dict[str, ByBucket], title: str) -> None:
     axes.set_xticks(range(len(buckets)), buckets, rotation=30, fontsize=8)
 
 
-def legend_beside(figure: Figure, axes: Axes) -> None:
+def shared_legend(figure: Figure, axes: Axes) -> None:
     """One legend for all panels, right of them."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
@@ -63,7 +63,7 @@ def ranks_figure(arms: Arms) -> Figure | None:
     figure, panels = new_figure(len(TITLES), 14, 4)
     for axes, (what, title) in zip(panels, TITLES.items(), strict=True):
         draw_by_bucket(axes, {name: by_rank_of_arm(runs, what) for name, runs in arms.items()}, title)
-    legend_beside(figure, panels[0])
+    shared_legend(figure, panels[0])
     return figure
 
 
@@ -81,7 +81,7 @@ def stale_figure(arms: Arms) -> Figure | None:
         draw_by_bucket(axes, means, title)
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter("{x:.0%}")
-    legend_beside(figure, panels[0])
+    shared_legend(figure, panels[0])
     return figure
 
 
@@ -125,7 +125,7 @@ def layers_figure(arms: Arms) -> Figure | None:
     for axes, title in zip(panels, titles, strict=True):
         set_titles(axes, title, "trainer step", "")
         axes.set_yscale("log")
-    legend_beside(figure, panels[0])
+    shared_legend(figure, panels[0])
     return figure
 
 

@@ -58,7 +58,16 @@ def arm_names(runs: list[Run]) -> list[str]:
 
 
 def new_figure(panels: int, width: float, height: float, a_row: int = 0) -> tuple[Figure, list[Axes]]:
-    """A figure of ``panels``, ``a_row`` side by side (0: all), without frames on top and right; rows of inches."""
+    """A figure without frames on top and right.
+
+    Args:
+        panels: How many.
+        width: Of the figure, in inches.
+        height: Of each row, in inches.
+        a_row: Panels side by side; 0: all.
+    Returns:
+        The figure, and its panels row by row.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -142,7 +151,7 @@ def draw_dev(axes: Axes, runs: list[Run], metric: str) -> None:
         title_fontsize=9,
     )
     label = METRICS[metric].label
-    title = f"{capital(runs[0].split)} {label} as training goes on"
+    title = f"{capital(runs[0].split)} {label} over training"
     set_titles(axes, title, "trainer step of the checkpoint (0: warmup)", label)
 
 
@@ -165,7 +174,16 @@ def moving_average(values: list[float], window: int) -> list[float]:
 
 
 def draw_loss(axes: Axes, label: str, points: list[TrainingPoint], colour: str) -> int:
-    """Faint as logged, strong as moving average; returns the average's window in logged points."""
+    """Draw a training loss, faint as logged, strong as moving average.
+
+    Args:
+        axes: Where.
+        label: For the legend; one that begins with an underscore is not in it.
+        points: What was logged, by step.
+        colour: Of both lines.
+    Returns:
+        The average's window, in logged points.
+    """
     steps, losses = [point.step for point in points], [point.loss for point in points]
     window = 2 * round(len(points) * SMOOTHED_SHARE / 2) + 1
     if window > 1:

@@ -60,7 +60,16 @@ def parts_of(found: Neighbourhood, arm: int) -> list[np.ndarray]:
 
 
 def draw_arm(axes: Axes, found: Neighbourhood, arm: int, xy_N2: np.ndarray) -> dict[str, PathCollection]:
-    """One panel; what was drawn, by its label."""
+    """Draw one panel.
+
+    Args:
+        axes: Where.
+        found: The query and the texts around it.
+        arm: Whose negatives are coloured, by its place in ``found.arms``.
+        xy_N2: float [N, 2], where each text lies.
+    Returns:
+        What was drawn, by its label in `STYLES`.
+    """
     largest_rank = max(2, int(found.rank_AN.max()))  # of all arms, so that a colour is a rank in every panel
     drawn = {}
     for place, (label, part_N) in enumerate(zip(STYLES, parts_of(found, arm), strict=True)):

@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
-from results.read.run import Arm, read_object
-from results.read.seen import logged_rows
+from results.read.evaluation import read_object
+from results.read.run import Arm
+from results.read.seen import LogRow, logged_rows
 from utils.errors import UserError
 from utils.exchange.evaluations import check_as_published
 from utils.exchange.markers import read_done, read_run
@@ -51,6 +52,16 @@ class RefreshMeasures:
         if self.encode_seconds is None or self.search_seconds is None or self.processes is None:
             return None
         return (self.encode_seconds + self.search_seconds) * self.processes
+
+
+class ByRankJson(TypedDict):
+    """SPLIT.by_rank.json, as drivers/evaluate/score_curves.py writes it; numbers that are not finite are null."""
+
+    score_over_corpus_mean: list[float | None]
+    examples: dict[str, list[float | None]]
+    grades: list[int]
+    passages_by_grade: dict[str, dict[str, int]]
+    training_negatives: NotRequired[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class Measures:
         return (trainer_seconds * self.processes + sum(seconds for seconds in made if seconds is not None)) / 3600
 
 
-def read_logged(path: Path) -> list[dict[str, Any]]:
+def read_logged(path: Path) -> list[LogRow]:
     """The rows of `logged_rows`; what is cut short is passed over, and said, as is an empty file."""
     rows, passed_over = logged_rows(path)
     if passed_over:
@@ -104,23 +115,23 @@ def read_logged(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def by_rank_of(rows: Iterable[dict[str, Any]]) -> dict[str, ByBucket]:
+def by_rank_of(rows: Iterable[LogRow]) -> dict[str, ByBucket]:
     """How many triples of the whole run each bucket had, where it had any, and the means over them."""
     sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for row in rows:
         for bucket in NAMES:
-            triples = row.get(logged_name(bucket, TRIPLES), 0)
+            triples = float(row.get(logged_name(bucket, TRIPLES), 0))
             if triples:
                 sums[bucket][TRIPLES] += triples
                 for what in MEASURED:
-                    sums[bucket][what] += triples * row[logged_name(bucket, what)]
+                    sums[bucket][what] += triples * float(row[logged_name(bucket, what)])
     return {
         bucket: {TRIPLES: found[TRIPLES], **{what: found[what] / found[TRIPLES] for what in MEASURED}}
         for bucket, found in sums.items()
     }
 
 
-def layers_of(rows: Iterable[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+def layers_of(rows: Iterable[LogRow]) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for name, norm in row.items():
@@ -169,7 +180,7 @@ def read_returned(path: Path) -> Returned | None:
         return None
     remedy = "run drivers.run_eval on the arm's last checkpoint again"
     check_as_published(path)
-    value = read_object(path, remedy)
+    value = cast(ByRankJson, read_object(path, remedy))
     try:
         curve_K = np.array(value["score_over_corpus_mean"], np.float64)  # null is NaN
         example_EK = np.array(list(value["examples"].values()), np.float64)

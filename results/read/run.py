@@ -5,26 +5,21 @@ The layout is the quickstart's: ``preprocessed/``, ``bm25/``, ``warmup/`` and ``
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from results.read.evaluation import HEADINGS, REPORTED, Evaluation, number, read_evaluation, read_object
 from results.read.seen import other_queries, read_seen
 from results.read_log import TrainingPoint, read_log
 from utils.declared import FORK_STRATEGIES
 from utils.errors import UserError
-from utils.exchange import atomic
-from utils.exchange.evaluations import measured_split, ranked_split, read_metrics
+from utils.exchange.evaluations import measured_split
 from utils.exchange.layout import CHECKPOINTS, COLLECTION_MANIFEST, DONE, ArmLayout, RunLayout
 from utils.exchange.markers import read_done, read_failed
 from utils.exchange.negatives import read_records
-from utils.ir.metrics import METRICS
 from utils.seen import SeenRefresh
 
-HEADINGS = {metric.name: metric.label for metric in METRICS.values() if metric.in_report}
-REPORTED = tuple(HEADINGS)
 PASSAGES, QUERIES = "passages", "-query"  # what a manifest counts: passages, and the queries of SPLIT as SPLIT-query
 
 
@@ -36,20 +31,6 @@ class DevPoint:
     step: int
     ndcg: float
     mrr: float | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One metrics.json. ``metrics`` has those of REPORTED that its lists reach; ``step`` is None for no checkpoint.
-
-    ``split`` is "" where an older version has not said it.
-    """
-
-    metrics: dict[str, float]
-    model: str
-    step: int | None
-    queries: int | None
-    split: str
 
 
 @dataclass(frozen=True)
@@ -101,38 +82,6 @@ class Unfinished(Exception):
     """An arm that cannot be reported yet; the message says why and what to do."""
 
 
-def number(value: object, path: Path, key: str) -> float:
-    """``value`` where it is a finite number, else UserError naming the file and the key."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{path}: {key} is {value!r}, expected a number: write it again with the program that made it")
-    return float(value)
-
-
-def read_object(path: Path, remedy: str, read: Callable[[Path], dict[str, Any]] = atomic.read_json) -> dict[str, Any]:
-    """The JSON object of a file; UserError with ``remedy`` where it is missing, or ``read`` finds it damaged."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {remedy}")
-    try:
-        return read(path)
-    except UserError as error:
-        raise UserError(f"{error}: {remedy}") from None
-
-
-def read_evaluation(path: Path, remedy: str) -> Evaluation:
-    value = read_object(path, remedy, read_metrics)
-    metrics = value.get("metrics")
-    if not isinstance(metrics, dict):
-        raise UserError(f"{path}: no metrics in it, expected {', '.join(REPORTED)}: {remedy}")
-    step, queries = value.get("step"), value.get("queries")
-    return Evaluation(
-        metrics={name: number(metrics[name], path, name) for name in REPORTED if name in metrics},
-        model=str(value.get("model", "")),
-        step=None if step is None else int(number(step, path, "step")),
-        queries=None if queries is None else int(number(queries, path, "queries")),
-        split=ranked_split(value),
-    )
-
-
 def read_collection(directory: Path) -> dict[str, int]:
     """How many passages, and queries of each split, the run's collection has."""
     path = directory / COLLECTION_MANIFEST
@@ -144,7 +93,7 @@ def read_collection(directory: Path) -> dict[str, int]:
     return {ours: int(number(counts.get(key), path, f"counts {key}")) for ours, key in keys.items()}
 
 
-def dev_points(directory: Path, records: list[dict[str, Any]]) -> tuple[DevPoint, ...]:
+def dev_points(directory: Path, records: Sequence[Mapping[str, object]]) -> tuple[DevPoint, ...]:
     """One point for each refresh, by step.
 
     A checkpoint outside the arm's own trainer directory is the warmup's, whatever step it counts: the arm's step 0.
@@ -157,7 +106,7 @@ def dev_points(directory: Path, records: list[dict[str, Any]]) -> tuple[DevPoint
         mrr = record.get("mrr")
         points.append(
             DevPoint(
-                refresh=int(record["refresh"]),
+                refresh=int(number(record["refresh"], path, "refresh")),
                 step=int(number(record.get("step", 0), path, "step")) if ours else 0,
                 ndcg=number(record.get("ndcg"), path, "ndcg"),
                 mrr=None if mrr is None else number(mrr, path, "mrr"),
@@ -179,46 +128,55 @@ def training_points(arm: ArmLayout) -> tuple[TrainingPoint, ...]:
     return ()
 
 
+def read_final(arm: ArmLayout, steps: int, split: str) -> Evaluation:
+    """The evaluation of the last checkpoint. Unfinished where it is missing, or of another step or split."""
+    path = arm.evaluation.metrics
+    name = path.relative_to(arm.root)
+    if not path.is_file():
+        raise Unfinished(f"no {name}: run drivers.run_eval on its last checkpoint")
+    evaluation = read_evaluation(path, "run drivers.run_eval on the arm's last checkpoint")
+    if evaluation.step not in (None, steps):
+        raise Unfinished(f"{name} is of step {evaluation.step}, the trainer ended at {steps}: evaluate again")
+    if evaluation.split not in ("", split):
+        raise Unfinished(
+            f"{name} is of the split {evaluation.split}, training was measured on {split}: evaluate again with "
+            f"--split {split}"
+        )
+    return evaluation
+
+
+def read_end(arm: ArmLayout) -> Mapping[str, object]:
+    """What the trainer said at its end. Unfinished where it has not ended."""
+    done = read_done(arm.checkpoints.root)
+    if done is not None:
+        return done
+    failed = read_failed(arm.checkpoints.root) or read_failed(arm.ann_data.root)
+    if failed:
+        raise Unfinished(f"the {failed.get('role', 'job')} failed ({failed.get('reason', 'no reason given')})")
+    raise Unfinished(f"no {DONE} in {CHECKPOINTS}/: the trainer has not ended; start it again and it resumes")
+
+
 def read_arm(directory: Path) -> Arm:
     """Raises Unfinished where the arm has not ended or was not evaluated, UserError where a file is damaged."""
     layout = ArmLayout(directory)
-    training_dir, ann_dir = layout.checkpoints.root, layout.ann_data.root
-    done = read_done(training_dir)
-    if done is None:
-        failed = read_failed(training_dir) or read_failed(ann_dir)
-        if failed:
-            raise Unfinished(f"the {failed.get('role', 'job')} failed ({failed.get('reason', 'no reason given')})")
-        raise Unfinished(f"no {DONE} in {CHECKPOINTS}/: the trainer has not ended; start it again and it resumes")
-    path = layout.evaluation.metrics
-    if not path.is_file():
-        raise Unfinished(f"no {path.relative_to(directory)}: run drivers.run_eval on its last checkpoint")
-    evaluation = read_evaluation(path, "run drivers.run_eval on the arm's last checkpoint")
+    done = read_end(layout)
     steps = int(number(done.get("step"), layout.checkpoints.done, "step"))
-    if evaluation.step not in (None, steps):
-        raise Unfinished(
-            f"{path.relative_to(directory)} is of step {evaluation.step}, the trainer ended at {steps}: evaluate again"
-        )
-    records = read_records(ann_dir)
+    records = read_records(layout.ann_data.root)
     newest = records[-1] if records else {}
     split = measured_split(newest)
-    if evaluation.split not in ("", split):
-        raise Unfinished(
-            f"{path.relative_to(directory)} is of the split {evaluation.split}, training was measured on {split}: "
-            f"evaluate again with --split {split}"
-        )
     return Arm(
         name=directory.name,
         directory=directory,
-        evaluation=evaluation,
+        evaluation=read_final(layout, steps, split),
         steps=steps,
         refreshes=int(number(done.get("refreshes"), layout.checkpoints.done, "refreshes")),
         seconds=number(done.get("seconds"), layout.checkpoints.done, "seconds"),
         strategy=str(newest.get("strategy", "")),
         seed=newest.get("seed"),
         split=split,
-        dev=dev_points(ann_dir, records),
+        dev=dev_points(layout.ann_data.root, records),
         training=training_points(layout),
-        seen=read_seen(training_dir),
+        seen=read_seen(layout.checkpoints.root),
     )
 
 
@@ -259,7 +217,7 @@ def find_confounds(bm25: Evaluation, warmup: Evaluation, arms: tuple[Arm, ...]) 
     ]
     for what, values in (
         ("trained for different numbers of steps", {arm.name: arm.steps for arm in arms}),
-        ("took up different numbers of refreshes", {arm.name: arm.refreshes for arm in arms}),
+        ("used different numbers of refreshes", {arm.name: arm.refreshes for arm in arms}),
         ("had different seeds", {arm.name: arm.seed for arm in arms}),
     ):
         if len(set(values.values())) > 1:

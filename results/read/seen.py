@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
@@ -17,15 +17,16 @@ from utils.text_files import read_lines
 if TYPE_CHECKING:
     from results.read.run import Arm
 
+LogRow = dict[str, float | str]  # a line of metrics.jsonl: "step", and what was logged there, by name
 NAMED = 5  # queries, of those that an arm lacks
 
 
-def logged_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+def logged_rows(path: Path) -> tuple[list[LogRow], int]:
     """The rows of a metrics.jsonl by step, none where there is no such file; and how many lines are no rows.
 
     Of two lines of one step the later one's values count.
     """
-    by_step: dict[int, dict[str, Any]] = {}
+    by_step: dict[int, LogRow] = {}
     passed_over = 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
@@ -76,7 +77,16 @@ def other_queries(arms: Iterable[Arm]) -> list[str]:
 
 
 def how_they_part(first: Arm, second: Arm, parted: Sequence[tuple[SeenRefresh, SeenRefresh]], of_both: int) -> str:
-    """``parted``: what each noted of the same refresh, where that differs; ``of_both``, how many both have noted."""
+    """Say where two arms saw other queries.
+
+    Args:
+        first: One arm.
+        second: Another of the same seed.
+        parted: What each noted of the same refresh, where that differs.
+        of_both: How many refreshes both have noted.
+    Returns:
+        One sentence, which names train queries that one of the two had no negatives for.
+    """
     counts = [
         f"{name} {seen.queries:,} different ones in {seen.triples:,} triples of refresh {seen.refresh}"
         for name, seen in zip((first.name, second.name), parted[0], strict=True)

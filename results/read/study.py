@@ -138,7 +138,7 @@ def read_arm_run(directory: Path, name: str, seed: int) -> tuple[tuple[str, ...]
     taken = [entry["refresh"] for entry in done.get("taken", [])] or [0, arm.refreshes - 1]
     science = {**shared, ("steps", "trainer"): arm.steps}
     if shared.get(("refresh_mode", "trainer")) != "async":  # whose jobs' speed decides it
-        science["refreshes taken up", "trainer"] = arm.refreshes
+        science["refreshes used", "trainer"] = arm.refreshes
     first, last = (read_negatives(files.ann_data.negatives(refresh)) for refresh in (taken[0], taken[-1]))
     return query_ids, ArmRun(name, seed, arm, by_query, science, own_seed, (first, last), read_measures(arm), commits)
 

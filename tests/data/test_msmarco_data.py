@@ -218,7 +218,7 @@ def test_few_unknown_ids_are_reported_and_left_out(
 
     edit(tiny_collection / "qrels.train.tsv", change)
     assert run() == 0
-    assert "1 an unknown passage (as 'p0'); going on" in capsys.readouterr().out
+    assert "1 an unknown passage (as 'p0'); continuing" in capsys.readouterr().out
     found = open_preprocessed(tmp_path / "out", MAX_SEQ_LENGTH, MAX_QUERY_LENGTH)
     assert found.manifest["dropped"]["train-qrel of an unknown passage"] == 1
     assert len(found.qrels("train").queries_with_positive()) == 60

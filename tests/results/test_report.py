@@ -20,8 +20,9 @@ from results.page.markdown import align, markdown_of
 from results.page.run import best_mrr, blocks_of, gain, report_of, sentence, short_table, table, table_over_runs
 from results.plots import curves as plots
 from results.plots.curves import arm_styles, dev_curve, moving_average, published_fits
+from results.read.evaluation import read_evaluation
 from results.read.published import read_published
-from results.read.run import Run, read_evaluation, read_run
+from results.read.run import Run, read_run
 from results.read_log import TrainingPoint
 from results.report import main, write_runs
 from tests import REPO
@@ -325,9 +326,9 @@ def test_unfinished_arms_are_named_and_left_out(tmp_path: Path) -> None:
     assert [arm.name for arm in result.arms] == ["top"]
     assert list(report_of(result)["arms"]) == ["top"]
     text = markdown_of("", blocks_of([result]), [])
-    assert "The arm top_bottom is not finished and left out: no DONE.json" in text
-    assert "The arm random is not finished and left out: no eval/metrics.json" in text
-    assert "The arm bottom is not finished and left out: the generator failed (RuntimeError: no memory)" in text
+    assert "The arm top_bottom is not finished and omitted: no DONE.json" in text
+    assert "The arm random is not finished and omitted: no eval/metrics.json" in text
+    assert "The arm bottom is not finished and omitted: the generator failed (RuntimeError: no memory)" in text
 
 
 def test_an_evaluation_of_an_older_checkpoint_is_not_the_arm_s(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.mining.candidates import Candidates
+from data.mining.filters import likely_positive
 from data.mining.keyed_random import FOR_LINE_ORDER, FOR_NEGATIVES, FOR_POSITIVES, random_keys
 from data.mining.negative_lists import NegativeLists
 from data.mining.select import (
@@ -19,7 +20,6 @@ from data.mining.select import (
     choose_positives,
     chunk_of_queries,
     describe_selection,
-    likely_positive,
     ranks_of,
     select_negatives,
 )

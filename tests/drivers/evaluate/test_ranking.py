@@ -15,7 +15,7 @@ import pytrec_eval
 
 from drivers import run_bm25
 from model.encoders.static import StaticEncoder
-from results.read.run import read_evaluation
+from results.read.evaluation import read_evaluation
 from results.read.study import read_by_query
 from tests.forked import run
 from utils.errors import UserError

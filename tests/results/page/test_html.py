@@ -73,7 +73,7 @@ Made by `bash commands/study.sh --seeds "1 2 3" --arms "top=top near=around-posi
 
 {finals_table()}
 
-- **Warning:** The arm `ranks:1-20|ranks:181-200` is not finished and left out: no DONE.json in `checkpoints/`.
+- **Warning:** The arm `ranks:1-20|ranks:181-200` is not finished and omitted: no DONE.json in `checkpoints/`.
 - **Warning:** The arm bottom was run with --negative_strategy `top`.
 
 What was run:

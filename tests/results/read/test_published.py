@@ -21,8 +21,8 @@ from drivers.cli import EvalFlags
 from drivers.evaluate.evaluator import last_negatives
 from drivers.train.journal import RefreshUse, read_journal
 from model.encoders.static import StaticEncoder
+from results.read.evaluation import read_evaluation
 from results.read.logged import read_returned
-from results.read.run import read_evaluation
 from results.read.study import read_by_query, read_negatives
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.exchanging import lease_of
