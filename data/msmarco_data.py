@@ -83,10 +83,17 @@ class PreprocessSettings:
 def preprocess(
     source: Source, tokenizer: PreTrainedTokenizerBase, out_dir: Path, settings: PreprocessSettings
 ) -> dict[str, Any]:
-    """Write ``out_dir`` whole or not at all; its manifest.
+    """Write a preprocessed directory, whole or not at all.
 
-    ``tokenizer`` is that of ``settings.tokenizer_dir``. UserError for what cannot be read, and for qrels of another
-    collection.
+    Args:
+        source: The raw collection.
+        tokenizer: That of ``settings.tokenizer_dir``.
+        out_dir: The directory to write.
+        settings: How a text becomes tokens.
+    Returns:
+        The manifest.
+    Raises:
+        UserError: something cannot be read, or qrels are of another collection.
     """
     manifest = describe(source, tokenizer, settings)
     with staged_directory(out_dir) as staged:
@@ -137,7 +144,19 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 def write_passages(
     source: Source, tokenizer: PreTrainedTokenizerBase, staged: Path, settings: PreprocessSettings, wanted: set[str]
 ) -> tuple[int, dict[str, int]]:
-    """Write the passages' token cache; their number, and {passage_id: offset} of ``wanted``, -1 for the missing."""
+    """Write the passages' token cache.
+
+    Args:
+        source: The raw collection.
+        tokenizer: Makes a text's tokens.
+        staged: The directory to write in.
+        settings: At how many characters and tokens a text is cut.
+        wanted: Ids of the passages whose offsets are asked for.
+    Returns:
+        How many passages there are; and {passage_id: offset} of ``wanted``, -1 for the missing.
+    Raises:
+        UserError: a passage cannot be read.
+    """
     offset_of = dict.fromkeys(wanted, -1)
     texts = encoded_texts(source, settings.max_doc_character)
     progress = Progress(estimate_lines(source.passages_file), "passages")
@@ -155,7 +174,16 @@ def write_passages(
 def write_split(
     resolved: ResolvedSplit, tokenizer: PreTrainedTokenizerBase, staged: Path, max_query_length: int
 ) -> dict[str, int]:
-    """Write a split's queries and qrels; their counts."""
+    """Write a split's queries and qrels.
+
+    Args:
+        resolved: The split.
+        tokenizer: Makes a text's tokens.
+        staged: The directory to write in.
+        max_query_length: Tokens kept of a query.
+    Returns:
+        How many queries and qrels there are, by the manifest's names.
+    """
     queries, qrels = query_name(resolved.split), qrel_name(resolved.split)
     with TokenCacheWriter(staged, queries, vocabulary_size(tokenizer)) as writer:
         for ids, rows in tokenized(encoded_queries(resolved.queries.items()), tokenizer, max_query_length):

@@ -151,13 +151,13 @@ def strategy_of(place: Place) -> str:
     return str(science.get("strategy", "")) if isinstance(science, dict) else ""
 
 
-def look_until_sure(reader: Reader, sleep: Callable[[float], None], tell: Callable[[str], None]) -> list[RoleStatus]:
+def look_until_sure(reader: Reader, sleep: Callable[[float], None], notify: Callable[[str], None]) -> list[RoleStatus]:
     """Look until every running job's heartbeat has changed, or has been silent for its lease's life."""
     roles = reader.look()
     unsure = [role for role in roles if role.state == UNSURE]
     if unsure:
         names = ", ".join(f"{role.place.group} {role.place.role}" for role in unsure)
-        tell(f"looking for a sign of life of {names}")
+        notify(f"looking for a sign of life of {names}")
     while any(role.state == UNSURE for role in roles):
         sleep(POLL_SECONDS)
         roles = reader.look()
@@ -208,8 +208,8 @@ def main() -> None:
         return
     if flags.watch:
         sys.exit(watch(reader, flags.every_seconds, sys.stdout, time.sleep))
-    tell = (lambda text: say(text, sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
-    roles = look_until_sure(reader, time.sleep, tell)
+    notify = (lambda text: say(text, sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
+    roles = look_until_sure(reader, time.sleep, notify)
     say(page(roles))
     sys.exit(health(roles))
 

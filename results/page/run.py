@@ -27,7 +27,7 @@ PICTURES = ("dev.png", "loss.png", "dev_by_refresh.png")  # that there may be; d
 
 def captions(split: str) -> dict[str, str]:
     """Of each of PICTURES."""
-    told = (
+    texts = (
         f"{capital(split)} metrics of the checkpoint that each refresh was made from, and of the last one (large "
         "marker); the dashed line is the warmup checkpoint, which every arm starts from.",
         "Training loss. Each arm's loss is on its own negatives: the harder they are the higher it is, "
@@ -35,7 +35,7 @@ def captions(split: str) -> dict[str, str]:
         f"{capital(split)} {NDCG} by refresh number, with the four arms of the student fork in grey "
         "(10% of MS MARCO, 724 dev queries; see results/published/README.md): shapes compare, levels do not.",
     )
-    return dict(zip(PICTURES, told, strict=True))
+    return dict(zip(PICTURES, texts, strict=True))
 
 
 def report_of(run: Run) -> dict[str, object]:
@@ -219,8 +219,8 @@ def title_of(runs: list[Run]) -> str:
 
 def training_section(runs: list[Run]) -> Section:
     """The curves of every arm of every run."""
-    drawn, told = figures(runs), captions(runs[0].split)
-    return Section("Over training", [picture(name, told[name]) for name in drawn], drawn)
+    drawn, caption_of = figures(runs), captions(runs[0].split)
+    return Section("Over training", [picture(name, caption_of[name]) for name in drawn], drawn)
 
 
 def run_sections(runs: list[Run], compared: Study | None) -> list[Section]:

@@ -211,12 +211,12 @@ def seen_section(arms: dict[str, list[Arm]]) -> Section | None:
             rows[-1][0] = f"{rows[-1][0].partition(' ')[0]} to {refresh}"
         else:
             rows.append([str(refresh), *row])
-    told = (
+    note = (
         "Different queries in the triples that were trained on while a refresh served, from the lowest to the highest "
         "of the seeds. Arms of one seed that did not see the same queries at the same steps are named in a warning at "
         "the top."
     )
-    return Section("Queries and triples of each refresh", [align([["refresh", *cells], *rows]), told])
+    return Section("Queries and triples of each refresh", [align([["refresh", *cells], *rows]), note])
 
 
 def seen_cells(runs: Sequence[Arm]) -> dict[int, str]:
@@ -242,13 +242,13 @@ def cost_section(arms: dict[str, list[Arm]], measures: Arms) -> Section:
     headings = ["trainer (s)", "steps/s", "refreshes", "encode (s)", "search (s)", "age of negatives", "process-hours"]
     rows = [["arm", *headings]]
     rows += [[name, *cost_cells([run.seconds for run in runs], measures[name])] for name, runs in arms.items()]
-    told = (
+    note = (
         "Medians over the seeds; encode and search are of one refresh. The trainer's seconds are from its first step "
         "to its last, waiting for negatives included. The age is how many steps behind the trainer the model was that "
         "chose the negatives in use, in the mean over the steps. Process-hours are the trainer's, and the generator's "
         "while it encoded and searched; on GPUs a process has one."
     )
-    return Section("Time, staleness and cost", [align(rows), told])
+    return Section("Time, staleness and cost", [align(rows), note])
 
 
 def cost_cells(seconds_S: Sequence[float], found: Sequence[Measures]) -> list[str]:

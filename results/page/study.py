@@ -152,8 +152,8 @@ def conclusions(study: Study, tests: list[PairTest]) -> list[str]:
                 for test in sorted(beaten, key=lambda test: -abs(test.difference))
             )
             lines.append(f"- {name} is better than {others}.")
-    for told, words in ((WITHIN_NOISE, f"Within {NOISES} times the A/A noise"), (APART_NOT, "Cannot be told apart")):
-        pairs = [named(study, test) for test in found if verdict(study, test) == told]
+    for outcome, words in ((WITHIN_NOISE, f"Within {NOISES} times the A/A noise"), (APART_NOT, "Cannot be told apart")):
+        pairs = [named(study, test) for test in found if verdict(study, test) == outcome]
         lines += [f"- {words}: {', '.join(pairs)}."] if pairs else []
     return [*lines, *caveats(study, found)]
 
@@ -176,8 +176,8 @@ def sentence(study: Study, tests: list[PairTest]) -> str:
 
 def listed(names: list[str], one: str = "", several: str = "") -> str:
     """``a, b and c``, and the verb that goes with so many."""
-    told = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    return f"{told} {one if len(names) == 1 else several}".rstrip()
+    text = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"{text} {one if len(names) == 1 else several}".rstrip()
 
 
 def caveats(study: Study, found: list[PairTest]) -> list[str]:

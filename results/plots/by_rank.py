@@ -69,9 +69,12 @@ def ranks_figure(arms: Arms) -> Figure | None:
 
 def stale_figure(arms: Arms) -> Figure | None:
     """What the next search of the same queries made of the negatives, in the mean over the refreshes."""
-    if not any(one.still_there or one.jaccard for runs in arms.values() for run in runs for one in run.refreshes):
+    if not any(one.rank_retention or one.jaccard for runs in arms.values() for run in runs for one in run.refreshes):
         return None
-    titles = {"still_there": "Negatives still in their ranks", "jaccard": "Same negatives, of both refreshes' together"}
+    titles = {
+        "rank_retention": "Negatives still in their ranks",
+        "jaccard": "Same negatives, of both refreshes' together",
+    }
     figure, panels = new_figure(len(titles), 11, 4)
     for axes, (what, title) in zip(panels, titles.items(), strict=True):
         means = {

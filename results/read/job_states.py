@@ -122,15 +122,15 @@ class Reader:
 
 
 def role_status(place: Place, watch: Watch) -> RoleStatus:
-    said, beat = watch.look(), parse_beat(watch.text)
+    last_status, beat = watch.look(), parse_beat(watch.text)
     done = read_done(place.directory) if place.role != GENERATOR else None
     failed = read_failed(place.directory) or {}
     if done is not None:
         state = DONE
-    elif not said:
+    elif not last_status:
         state = FAILED_STATE if failed else ABSENT
-    elif said in (ENDED, STOPPED, FAILED_STATE):
-        state = said
+    elif last_status in (ENDED, STOPPED, FAILED_STATE):
+        state = last_status
     elif watch.is_silent:
         state = GONE
     else:

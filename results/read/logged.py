@@ -44,7 +44,7 @@ class RefreshMeasures:
     search_seconds: float | None
     processes: int | None
     dropped: dict[str, dict[str, int]]
-    still_there: ByBucket
+    rank_retention: ByBucket
     jaccard: ByBucket
 
     @property
@@ -167,7 +167,7 @@ def read_refreshes(ann_dir: Path) -> tuple[RefreshMeasures, ...]:
                 search_seconds=record.get("search_seconds"),
                 processes=record.get("processes"),
                 dropped=selection.get("dropped", {}),
-                still_there=churn.get("still_there", {}),
+                rank_retention=churn.get("still_there", {}),
                 jaccard=churn.get("jaccard", {}),
             )
         )

@@ -64,16 +64,16 @@ def other_queries(arms: Iterable[Arm]) -> list[str]:
     one of the two has noted is not compared: an earlier version noted none.
     """
     first_of: dict[int | None, Arm] = {}
-    told: dict[tuple[str, str], str] = {}
+    warnings: dict[tuple[str, str], str] = {}
     for arm in arms:
         if arm.seen:
             first = first_of.setdefault(arm.seed, arm)
             noted = {seen.refresh: seen for seen in first.seen}
             both = [(noted[seen.refresh], seen) for seen in arm.seen if seen.refresh in noted]
             parted = [pair for pair in both if pair[0] != pair[1]]
-            if parted and (first.name, arm.name) not in told:
-                told[first.name, arm.name] = how_they_part(first, arm, parted, len(both))
-    return list(told.values())
+            if parted and (first.name, arm.name) not in warnings:
+                warnings[first.name, arm.name] = how_they_part(first, arm, parted, len(both))
+    return list(warnings.values())
 
 
 def how_they_part(first: Arm, second: Arm, parted: Sequence[tuple[SeenRefresh, SeenRefresh]], of_both: int) -> str:

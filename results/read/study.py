@@ -162,8 +162,8 @@ def read_study(places: dict[int, Path], names: list[str]) -> Study:
     for runs in arms.values():
         check_one_arm(runs)
     check_fair([run for runs in arms.values() for run in runs])
-    told = [*other_queries(run.arm for runs in arms.values() for run in runs), *find_duplicate_arms(arms)]
-    return Study([*places], arms, told)
+    warnings = [*other_queries(run.arm for runs in arms.values() for run in runs), *find_duplicate_arms(arms)]
+    return Study([*places], arms, warnings)
 
 
 def check_one_arm(runs: list[ArmRun]) -> None:
@@ -198,7 +198,7 @@ def check_fair(runs: list[ArmRun]) -> None:
 
 def find_duplicate_arms(arms: dict[str, list[ArmRun]]) -> list[str]:
     """One sentence for each pair of arms that had (nearly) the same negatives at first and at last, in every seed."""
-    told = []
+    warnings = []
     for first, second in itertools.combinations(arms, 2):
         smallest = 1.0
         for a, b in zip(arms[first], arms[second], strict=True):
@@ -206,11 +206,11 @@ def find_duplicate_arms(arms: dict[str, list[ArmRun]]) -> list[str]:
             if smallest <= SAME_OVERLAP:
                 break
         else:
-            told.append(
+            warnings.append(
                 f"The arms {first} and {second} share {100 * smallest:.0f}% of their negatives, at first and at last: "
                 "they are one arm under two names."
             )
-    return told
+    return warnings
 
 
 def overlap(mine: np.ndarray, theirs: np.ndarray) -> float:

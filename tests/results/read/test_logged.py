@@ -109,7 +109,7 @@ def test_measures_are_what_was_logged(tmp_path: Path) -> None:
     assert [*found.layers] == ["head", *(f"layer_{layer}" for layer in range(6))]
     mean = np.mean([100 / step for step in range(100, STEPS + 1, 100)])
     assert found.by_rank["1-5"] == pytest.approx({"triples": 50, "loss": mean, "gradient": 2 * mean, "satisfied": 0.5})
-    assert [refresh.still_there for refresh in found.refreshes] == [{}, *[{"1-5": 0.5}] * (REFRESHES - 1)]
+    assert [refresh.rank_retention for refresh in found.refreshes] == [{}, *[{"1-5": 0.5}] * (REFRESHES - 1)]
     # 16.25 s of three trainer processes (write_arm's), and five refreshes of 3 s on two
     assert found.process_hours(16.25) == pytest.approx((3 * 16.25 + 5 * 3 * 2) / 3600)
     assert found.returned is not None and found.returned.trained_on["at_10"] == 0.6
