@@ -30,8 +30,9 @@ from utils.run_log import say
 from utils.search.index import Index
 from utils.search.ranked_lists import merge_top_k
 from utils.search.registry import backend_of
+from utils.search.scores import scores_of
 from utils.search.settings import GpuSearchFailed, SearchSettings
-from utils.search.source import ROWS_AT_ONCE
+from utils.search.source import Advance
 
 EXCHANGE_BYTES = 256 * 2**20  # lists of all processes held for merging at a time
 BYTES_OF_PLACE = 12  # a score and an offset
@@ -40,8 +41,8 @@ BYTES_OF_PLACE = 12  # a score and an offset
 def check_index_fits(settings: SearchSettings, passages: int, text_shape: tuple[int, ...]) -> None:
     """UserError where the index cannot be built over each process's share of the passages; before encoding them.
 
-    ``text_shape`` is that of a passage: [D], or [R, D] where it has up to R rows; what as many rows could be built of
-    is not refused. Where the backend lacks it on a GPU, process 0 of a job says so, once: the CPU searches.
+    ``text_shape`` is that of a passage, [D], or [R, D] where it has up to R rows: what could be built of so many is not
+    refused. Where the backend lacks the index on a GPU, process 0 of a job says so, once: the CPU will search.
     """
     backend, embedding_dim, rows_per_passage = backend_of(settings.backend), text_shape[-1], math.prod(text_shape[:-1])
     processes = processes_of_launcher()
@@ -132,7 +133,20 @@ def retrieve(
     settings: SearchSettings,
     monitor: Monitor = UNMONITORED,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """One search of a `ShardedIndex`, of which nothing stays."""
+    """One search of a `ShardedIndex`, of which nothing stays.
+
+    Args:
+        world: all its processes call this.
+        queries_QD: float, the same on every process.
+        share: this process's passages.
+        passages: how many the whole collection has.
+        k: how many are looked for.
+        settings: the index, and where it is searched.
+        monitor: is told of the progress, and may say that the work shall end.
+
+    Returns:
+        scores_QK float32 and offsets_QK int64 as `ShardedIndex.search` gives them, or None.
+    """
     with contextlib.closing(ShardedIndex(world, share, passages, settings)) as index:
         return index.search(queries_QD, k, monitor)
 
@@ -140,21 +154,24 @@ def retrieve(
 def search_share(
     world: World, index: Index, queries_QD: np.ndarray, k: int, monitor: Monitor, notice: Notice
 ) -> tuple[np.ndarray, np.ndarray] | Unfinished:
-    """This process's lists, scores_QK and passages_QK of its share, or why there are none.
+    """This process's part of a search.
 
-    The others learn by ``notice`` that there are none, and leave theirs.
+    Args:
+        world: for its progress in the log.
+        index: of this process's share.
+        queries_QD: float, all of them.
+        k: how many passages.
+        monitor: is told of the progress, and may say that the work shall end.
+        notice: tells the others that there are no lists of this share, so that they leave theirs; and this process.
+
+    Returns:
+        scores_QK and passages_QK of the share, or why there are none.
     """
     pairs = len(queries_QD) * index.passages.rows
     watched = monitor.over(world, pairs, "searching pairs", "query-passage pairs searched")
     try:
         with watched as advance:
-
-            def advance_alike(done: int) -> None:
-                advance(done)
-                if notice.is_given():
-                    raise NotNeeded
-
-            return index.search(queries_QD, k, advance_alike)
+            return index.search(queries_QD, k, partial(advance_if_needed, advance, notice))
     except NotNeeded:
         return Unfinished.OTHERS
     except Exception as error:
@@ -167,15 +184,29 @@ def search_share(
         return Unfinished.GPU_FAILED
 
 
+def advance_if_needed(advance: Advance, notice: Notice, pairs: int) -> None:
+    advance(pairs)
+    if notice.is_given():
+        raise NotNeeded
+
+
 def merge_shares(
     world: World, start: int, scores_QK: np.ndarray, passages_QK: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One list of all processes' lists: scores_QK and offsets_QK, in the place of this process's own lists.
+    """One list of all processes' lists, some queries at a time: EXCHANGE_BYTES of the lists of others are held.
 
-    Some queries at a time: only so many of the other processes' lists are held as EXCHANGE_BYTES says.
+    Args:
+        world: all its processes call this.
+        start: the offset of this process's first passage.
+        scores_QK: float32, of this process's share; written into.
+        passages_QK: int64 numbers in the share, -1 after a list's end; written into.
+        k: how many passages a list shall have; a share may hold fewer.
+
+    Returns:
+        scores_QK and offsets_QK, the same on every process.
     """
     offsets_QK = np.add(passages_QK, start, out=passages_QK, where=passages_QK >= 0)
-    missing = ((0, 0), (0, k - offsets_QK.shape[1]))  # a share may hold fewer than k passages
+    missing = ((0, 0), (0, k - offsets_QK.shape[1]))
     if missing[1][1]:
         scores_QK = np.pad(scores_QK, missing, constant_values=-np.inf)
         offsets_QK = np.pad(offsets_QK, missing, constant_values=-1)
@@ -188,23 +219,19 @@ def merge_shares(
 
 
 def score_candidates(world: World, queries_QD: np.ndarray, share: PassageShare, passages_QK: np.ndarray) -> np.ndarray:
-    """Scores of given candidate lists: float32 [Q, K], -inf where ``passages_QK`` is -1; for reranking.
+    """Scores of given candidate lists, for reranking.
 
-    A passage's score is that of its best row.
+    Args:
+        world: all its processes call this, each scores the candidates that it holds.
+        queries_QD: float32, the same on every process.
+        share: this process's passages.
+        passages_QK: int64 offsets in the whole collection, -1 after a list's end.
+
+    Returns:
+        float32 [Q, K] on every process, -inf after a list's end.
     """
-    scores_QK = np.full(passages_QK.shape, -np.inf, np.float32)
-    first_QK, stop_QK = share.passages.rows_of(passages_QK - share.start)
-    most_rows = int((stop_QK - first_QK).max(initial=0))
-    start = 0
-    for block_MD in share.passages.blocks(ROWS_AT_ONCE):
-        for row_QK in (first_QK + nth for nth in range(most_rows)):
-            held_QK = (row_QK >= start) & (row_QK < np.minimum(stop_QK, start + len(block_MD)))
-            for query in np.flatnonzero(held_QK.any(1)):
-                held = np.flatnonzero(held_QK[query])
-                row_scores = block_MD[row_QK[query, held] - start] @ queries_QD[query]
-                scores_QK[query, held] = np.maximum(scores_QK[query, held], row_scores)
-        start += len(block_MD)
-    return np.maximum.reduce(collectives.gather_rows(world, scores_QK))
+    own_QK = scores_of(queries_QD, share.passages, passages_QK - share.start)
+    return np.maximum.reduce(collectives.gather_rows(world, own_QK))
 
 
 def rerank(scores_QK: np.ndarray, passages_QK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -78,10 +78,14 @@ def preflight(flags: NeighbourhoodFlags) -> QueryMapJob:
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags.data_dir, lengths_of(flags), model.tokenizer, flags.dry_run)
     check_inputs(collection)
+    return QueryMapJob(flags, collection, choose(flags, files, collection), files, model, compute)
+
+
+def choose(flags: NeighbourhoodFlags, files: dict[str, Path], collection: Preprocessed) -> Chosen:
+    """The query and the texts around it. UserError where the files have none of it."""
     arms = read_arms(files, collection)
     query = choose_query(flags.query, arms, files, collection.queries("train").original_ids())
-    chosen = choose_texts(query, arms, collection, flags.background, np.random.default_rng([flags.seed, query]))
-    return QueryMapJob(flags, collection, chosen, files, model, compute)
+    return choose_texts(query, arms, collection, flags.background, np.random.default_rng([flags.seed, query]))
 
 
 def run(job: QueryMapJob) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sources.qrels import query_name
+from data.sources.qrels import Qrels, query_name
 from data.tokens.collection import Preprocessed
 from drivers.embeddings import store
 from drivers.embeddings.distributed_search import rerank, retrieve, score_candidates
@@ -143,15 +143,25 @@ def rank_split(
     if found is None:
         return None
     scores_QK, passages_QK = found
-    qrels = collection.qrels(split)
-    query_Q, judgements, depth = qrels.queries_with_positive(), qrels.as_dict(), reach(k, passages)
-    rows = per_query_metrics(judgements, query_Q, passages_QK, depth)
-    metrics = mean_metrics(judgements, rows, depth)
-    unranked = len(judgements) - len(query_Q)
+    query_Q = collection.qrels(split).queries_with_positive()
+    metrics, by_query = measure(collection.qrels(split), passages_QK, reach(k, passages))
+    unranked = len(by_query) - len(query_Q)
     if world.is_first and unranked:
-        log_once(f"{split}: {unranked:,} of {len(judgements):,} judged queries have no positive, and count as 0")
-    by_query = {query: rows.get(query, dict.fromkeys(metrics, 0.0)) for query in sorted(judgements)}
+        log_once(f"{split}: {unranked:,} of {len(by_query):,} judged queries have no positive, and count as 0")
     return Ranking(query_Q, passages_QK, scores_QK, metrics, by_query)
+
+
+def measure(
+    qrels: Qrels, passages_QK: np.ndarray, depth: float
+) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+    """The metrics that lists of this ``depth`` reach: means over all queries of the qrels, and each one's by offset.
+
+    ``passages_QK`` are the lists of those with a positive.
+    """
+    judgements = qrels.as_dict()
+    rows = per_query_metrics(judgements, qrels.queries_with_positive(), passages_QK, depth)
+    metrics = mean_metrics(judgements, rows, depth)
+    return metrics, {query: rows.get(query, dict.fromkeys(metrics, 0.0)) for query in sorted(judgements)}
 
 
 def rerank_split(

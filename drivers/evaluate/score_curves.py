@@ -13,11 +13,10 @@ from drivers.embeddings.encode import PassageShare
 from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.ir.rank_buckets import counted
-from utils.search.source import ROWS_AT_ONCE, Passages
+from utils.search.scores import sum_of_rows, sum_of_scores
 
 DEPTH = 200  # of the score curves
 OVERLAP_DEPTHS = (10, 100)
-SCORES_AT_ONCE = 2**24  # of queries and rows, where passages have several
 EXAMPLES = 10  # queries whose own curve is kept, as many as the paper draws
 
 
@@ -33,7 +32,7 @@ class ScoreCurves:
 def mean_scores(world: World, queries_QD: np.ndarray, share: PassageShare, passages: int) -> np.ndarray:
     """Each query's mean score over the whole collection.
 
-    A mean of inner products is the inner product with the mean passage: where a row is a passage, none is scored.
+    A mean of inner products is the inner product with the mean passage: where each passage is one row, none is scored.
 
     Args:
         world: all its processes call this.
@@ -44,30 +43,12 @@ def mean_scores(world: World, queries_QD: np.ndarray, share: PassageShare, passa
     Returns:
         float64 [Q], the same on every process.
     """
-    if share.passages.row_to_passage is not None:
-        sum_Q = sum_of_best_rows(queries_QD, share.passages)
-        return np.concatenate(collectives.gather_rows(world, sum_Q[None])).sum(axis=0) / passages
-    sum_D = np.zeros(queries_QD.shape[1])
-    for block_MD in share.passages.blocks(ROWS_AT_ONCE):
-        sum_D += block_MD.sum(axis=0, dtype=np.float64)
-    mean_D = np.concatenate(collectives.gather_rows(world, sum_D[None])).sum(axis=0) / passages
-    return np.asarray(queries_QD.astype(np.float64) @ mean_D)
-
-
-def sum_of_best_rows(queries_QD: np.ndarray, passages: Passages) -> np.ndarray:
-    """Each query's score summed over the passages, of which each counts by its best row: float64 [Q]."""
-    row_to_passage, sum_Q = passages.row_to_passage, np.zeros(len(queries_QD))
-    assert row_to_passage is not None
-    best_QP, owner_P, first = np.empty((len(queries_QD), 0), np.float32), np.empty(0, np.int64), 0
-    for block_MD in passages.blocks(max(1, SCORES_AT_ONCE // max(1, len(queries_QD)))):
-        # The last passage of the block before may have more rows in this one: it is counted when it is whole.
-        scores_QM = np.concatenate([best_QP[:, -1:], queries_QD @ block_MD.T], axis=1)
-        owner_M = np.concatenate([owner_P[-1:], row_to_passage[first : first + len(block_MD)]])
-        starts_P = np.flatnonzero(np.diff(owner_M, prepend=-1))
-        best_QP, owner_P = np.maximum.reduceat(scores_QM, starts_P, axis=1), owner_M[starts_P]
-        sum_Q += best_QP[:, :-1].sum(axis=1, dtype=np.float64)
-        first += len(block_MD)
-    return sum_Q + best_QP[:, -1:].sum(axis=1)
+    if share.passages.has_row_each:
+        sum_D = sum_of_rows(share.passages)
+        mean_D = np.concatenate(collectives.gather_rows(world, sum_D[None])).sum(axis=0) / passages
+        return np.asarray(queries_QD.astype(np.float64) @ mean_D)
+    sum_Q = sum_of_scores(queries_QD, share.passages)
+    return np.concatenate(collectives.gather_rows(world, sum_Q[None])).sum(axis=0) / passages
 
 
 def score_curves(

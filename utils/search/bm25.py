@@ -93,7 +93,18 @@ def search_saved(directory: Path, queries: list[WordIds], k: int) -> tuple[np.nd
 def search_in_processes(
     index: BM25, blocks: list[list[WordIds]], k: int, workers: int, scratch: Path
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """``search_block`` of each block, in order. The index travels through ``scratch``, a directory of our own."""
+    """`search_block` of each block, in order.
+
+    Args:
+        index: of all texts.
+        blocks: the queries' word ids, some queries in each.
+        k: the length of the lists.
+        workers: processes.
+        scratch: a directory of our own, through which the index reaches them.
+
+    Yields:
+        scores_QK and rows_QK of a block.
+    """
     index.save(scratch, show_progress=False)
     with ProcessPoolExecutor(workers) as pool:
         yield from pool.map(search_saved, repeat(scratch), blocks, repeat(k))
@@ -104,8 +115,16 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best matches of each query, best first, ties by row.
 
-    Returns scores_QK float32 and rows_QK int64, filled up with -inf and -1 where fewer texts share a word with the
-    query. A word counts as often as the query has it. Little work is done in this process, much by ``workers`` of them.
+    Args:
+        index: of all texts.
+        queries: their words; one counts as often as the query has it.
+        k: the length of the lists.
+        workers: processes that share much work; little of it is done in this one.
+        scratch: a directory of our own, through which the index reaches them.
+        what: the name of the queries in the progress line.
+
+    Returns:
+        scores_QK float32 and rows_QK int64, filled up with -inf and -1 where fewer texts share a word with the query.
     """
     ids = [index.get_tokens_ids(words) for words in queries]
     blocks = [ids[start : start + QUERIES_PER_BLOCK] for start in range(0, len(ids), QUERIES_PER_BLOCK)]

@@ -43,7 +43,7 @@ class TorchIndex:
 
 
 @contextlib.contextmanager
-def memory_of(device: torch.device) -> Iterator[None]:
+def memory_failures_on(device: torch.device) -> Iterator[None]:
     """GpuSearchFailed where a GPU's memory runs out. Any other error on it is a fault, which no CPU should hide."""
     try:
         yield
@@ -57,28 +57,51 @@ def memory_of(device: torch.device) -> Iterator[None]:
 def torch_top_k(
     queries_QD: np.ndarray, passages: Passages, k: int, settings: SearchSettings, advance: Advance = no_progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact top-k by matrix product, on ``settings.device``; arguments and lists as `RowIndex.search` has them.
+    """Exact top-k by matrix product. The collection is gone through once.
 
-    The collection is gone through once, in blocks that grow as fewer of their scores reach a list's last place. A share
-    has less than 2**32 rows. GpuSearchFailed where a GPU's memory runs out.
+    Args:
+        queries_QD: float, one at least.
+        passages: less than 2**32 rows.
+        k: from 1 to the number of rows.
+        settings: ``device``, and the memory next to queries and lists.
+        advance: told the pairs of a query and a row that are done; what it raises ends the search.
+
+    Returns:
+        scores_QK float32 and rows_QK int64, best first, ties by row.
+
+    Raises:
+        GpuSearchFailed: where a GPU's memory runs out.
     """
     device, scores = settings.device, max(1, working_bytes(settings) // BYTES_PER_SCORE)
-    rows = min(QUERIES_PER_BLOCK, max(1, scores // max(k, SMALLEST_BLOCK)))
-    widest = max(k, scores // rows)
-    with memory_of(device):
-        blocks = [to_device(queries_QD[start : start + rows], device) for start in range(0, len(queries_QD), rows)]
+    at_once = min(QUERIES_PER_BLOCK, max(1, scores // max(k, SMALLEST_BLOCK)))
+    with memory_failures_on(device):
+        blocks = [
+            to_device(queries_QD[start : start + at_once], device) for start in range(0, len(queries_QD), at_once)
+        ]
         best = [torch.empty((len(block_QD), 0), dtype=torch.int64, device=device) for block_QD in blocks]
-        first = 0
-        for held_MD in passages.blocks(rows_in(settings.passages_bytes, passages.embedding_dim)):
-            at = 0
-            while at < len(held_MD):
-                width = min(widest, max(k, first // 2, SMALLEST_BLOCK))
-                passages_MD = to_device(held_MD[at : at + width], device)
-                for number, block_QD in enumerate(blocks):
-                    best[number] = best_keys(best[number], block_QD @ passages_MD.T, first, k)
-                    advance(len(block_QD) * len(passages_MD))
-                at, first = at + len(passages_MD), first + len(passages_MD)
+        for first, rows_MD in growing_blocks(passages, settings, k, widest=max(k, scores // at_once)):
+            passages_MD = to_device(rows_MD, device)
+            for number, block_QD in enumerate(blocks):
+                best[number] = best_keys(best[number], block_QD @ passages_MD.T, first, k)
+                advance(len(block_QD) * len(passages_MD))
         return lists_of_keys(best)
+
+
+def growing_blocks(
+    passages: Passages, settings: SearchSettings, k: int, widest: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Blocks of passages that grow up to ``widest``, as fewer of their scores reach a list's last place.
+
+    Yields the number of a block's first row, and its rows, float [M, D].
+    """
+    first = 0
+    for held_MD in passages.blocks(rows_in(settings.passages_bytes, passages.embedding_dim)):
+        at = 0
+        while at < len(held_MD):
+            width = min(widest, max(k, first // 2, SMALLEST_BLOCK))
+            block_MD = held_MD[at : at + width]
+            yield first, block_MD
+            at, first = at + len(block_MD), first + len(block_MD)
 
 
 def working_bytes(settings: SearchSettings) -> int:
@@ -104,7 +127,17 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def best_keys(keys_QK: torch.Tensor, scores_QM: torch.Tensor, first: int, k: int) -> torch.Tensor:
-    """The k largest keys, in any order, of those so far and of a block's, whose first row is ``first``."""
+    """The k largest keys of those so far and of a block's.
+
+    Args:
+        keys_QK: int64, of `to_keys`, in any order; fewer than k in a row while fewer rows have been seen.
+        scores_QM: float32, of the block, whose rows come behind all that have keys.
+        first: the block's first row.
+        k: how many are kept.
+
+    Returns:
+        The same of all rows so far, in any order.
+    """
     if keys_QK.shape[1] < k:
         rows_M = torch.arange(first, first + scores_QM.shape[1], device=scores_QM.device)
         pool_QP = torch.cat([keys_QK, to_keys(scores_QM, rows_M)], 1)

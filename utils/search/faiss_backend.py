@@ -208,7 +208,19 @@ def search_in_blocks(
     advance: Advance,
     at_once: int = QUERIES_PER_FAISS_CALL,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The lists that faiss gives for some queries at a time: scores_QK float32 and rows_QK int64."""
+    """The lists that faiss gives for some queries at a time.
+
+    Args:
+        search_block: faiss's own search of float32 queries [M, D].
+        queries_QD: float.
+        k: the length of its lists.
+        rows: how many are searched, for ``advance``.
+        advance: told the pairs done after each call.
+        at_once: queries of a call, at most QUERIES_PER_FAISS_CALL.
+
+    Returns:
+        scores_QK float32 and rows_QK int64, as faiss orders them.
+    """
     scores_QK, rows_QK = np.empty((len(queries_QD), k), np.float32), np.empty((len(queries_QD), k), np.int64)
     at_once = max(1, min(at_once, QUERIES_PER_FAISS_CALL))
     for start in range(0, len(queries_QD), at_once):

@@ -135,9 +135,17 @@ def on_gpu(index, device: torch.device, temporary_bytes: int):  # type: ignore[n
 
 
 def gpu_refusal(faiss_index: str, embedding_dim: int, nprobe: int, device: torch.device) -> str:
-    """Why faiss has no such index on its GPU, as it says itself of an empty one; "" where it has.
+    """Why faiss has no such index on its GPU, as it says itself of an empty one.
 
-    Also "" where the GPU has no memory now: another job on it may have ended when the search begins.
+    Args:
+        faiss_index: a string of faiss's index_factory.
+        embedding_dim: numbers in a row.
+        nprobe: how many cells are to be visited; 0 keeps the index's own number.
+        device: a GPU.
+
+    Returns:
+        faiss's reason; "" where it has the index, and where the GPU has no memory now: another job on it may have
+        ended when the search begins.
     """
     try:
         return lasting_gpu_refusal(faiss_index, embedding_dim, nprobe, device)

@@ -35,10 +35,19 @@ def search_passages(
     size_bytes: int,
     advance: Advance,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best passages of each query: scores_QK float32 and passages_QK int64, -inf and -1 where fewer were found.
+    """The k best passages of each query, by lists of rows; twice as deep again for queries whose rows were of fewer.
 
-    ``index`` is asked for at most ``deepest`` rows; and again, twice as deep, for the queries whose rows were of fewer
-    than k passages. In memory: lists of rows as deep as the search, and ``size_bytes``.
+    Args:
+        index: of the rows.
+        queries_QD: float, all finite and at least one.
+        passages: whose rows they are.
+        k: from 1 to the number of passages.
+        deepest: at most so many rows are asked for.
+        size_bytes: what is made at a time next to lists of rows as deep as the search.
+        advance: told the pairs of a query and a row that are done, those of deeper searches not again.
+
+    Returns:
+        scores_QK float32 and passages_QK int64, -inf and -1 where fewer were found.
     """
     deepest = min(deepest, sure_depth(passages, k))
     depth = min(deepest, first_depth(passages, k))
@@ -56,7 +65,19 @@ def search_passages(
 def fold_lists(
     scores_QR: np.ndarray, rows_QR: np.ndarray, passages: Passages, k: int, size_bytes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first k passages of lists of rows, and whether there are so many, or no more rows: bool [Q]."""
+    """The first k passages of lists of rows.
+
+    Args:
+        scores_QR: float32, best first, ties by row.
+        rows_QR: int64, -1 after a list's end.
+        passages: whose rows they are.
+        k: how many passages.
+        size_bytes: what is made of some queries' lists at a time.
+
+    Returns:
+        scores_QK float32 and passages_QK int64, -inf and -1 where there are fewer; and whether a list is sure: bool
+        [Q], that it has k passages, or that there are no more rows.
+    """
     row_to_passage = passages.row_to_passage
     assert row_to_passage is not None, "else a row is a passage"
     queries = len(rows_QR)

@@ -37,6 +37,11 @@ class Passages:
                 raise ValueError(f"row_to_passage of {len(steps)} rows, expected {self.rows} that count 0, 0, 1, 2 …")
 
     @property
+    def has_row_each(self) -> bool:
+        """Whether a row is a passage."""
+        return self.row_to_passage is None
+
+    @property
     def count(self) -> int:
         """Of passages."""
         if self.row_to_passage is None or not self.rows:

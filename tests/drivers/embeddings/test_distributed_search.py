@@ -42,6 +42,7 @@ from utils.distributed import agreement, collectives, process_group
 from utils.distributed.world import Waits, World
 from utils.errors import UserError
 from utils.flag_groups import SearchFlags
+from utils.search import scores
 from utils.search.faiss_backend import FaissBackend
 from utils.search.index import Index
 from utils.search.settings import GpuSearchFailed, SearchSettings
@@ -224,7 +225,7 @@ def test_candidates_are_scored_by_who_holds_them(cuts: list[int], monkeypatch: p
     queries_QD, passages_ND = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (6, 40))
     passages_QK = np.array([rng.choice(40, 8, replace=False) for _ in queries_QD])
     passages_QK[2, 5:] = -1
-    monkeypatch.setattr(distributed_search, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(scores, "ROWS_AT_ONCE", 7)
     parts = []
     monkeypatch.setattr(collectives, "gather_rows", lambda world, scores_QK: [scores_QK])
     for start, stop in pairwise(cuts):

@@ -10,10 +10,10 @@ import pytest
 
 from data.sources.qrels import sorted_qrels
 from drivers.embeddings.encode import PassageShare
-from drivers.evaluate import score_curves as curves_module
 from drivers.evaluate.score_curves import as_json, grades_by_rank, mean_scores, overlap, score_curves
 from tests.processes_as_threads import on_processes
 from utils.distributed.world import World
+from utils.search import scores
 from utils.search.source import in_memory
 
 QUERIES, PASSAGES, DIMS, DEPTH = 23, 400, 8, 230
@@ -61,7 +61,7 @@ def test_the_mean_score_of_passages_of_several_rows_is_that_of_their_best(
     rows_ND = rows_ND[: starts[-1]]
     scores_QN = queries_QD.astype(np.float64) @ rows_ND.T.astype(np.float64)
     expected_Q = np.mean([scores_QN[:, a:b].max(1) for a, b in pairwise(starts)], axis=0)
-    monkeypatch.setattr(curves_module, "SCORES_AT_ONCE", scores_at_once)
+    monkeypatch.setattr(scores, "SCORES_AT_ONCE", scores_at_once)
     cuts = [0, 90] if processes == 1 else [0, 37, 37, 90]
 
     def one_process(world: World) -> np.ndarray:

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from drivers.embeddings import distributed_search
 from drivers.embeddings.distributed_search import retrieve, score_candidates
 from drivers.embeddings.encode import PassageShare
 from tests.processes_as_threads import on_processes
 from utils.distributed.world import World
-from utils.search import exact_torch, faiss_backend
+from utils.search import exact_torch, faiss_backend, scores
 from utils.search.exact_torch import TorchIndex
 from utils.search.faiss_backend import FlatIndex
 from utils.search.fold import first_depth, sure_depth
@@ -40,11 +39,11 @@ def problem(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
 
 def brute_force(queries_QD: np.ndarray, rows_ND: np.ndarray, counts_P: np.ndarray) -> np.ndarray:
     """Each passage's score, by a loop over queries, passages and rows: [Q, P]."""
-    scores, starts = [], np.cumsum([0, *counts_P])
+    scores_QP, starts = [], np.cumsum([0, *counts_P])
     for query in queries_QD.tolist():
         products = [sum(a * b for a, b in zip(query, row, strict=True)) for row in rows_ND.tolist()]
-        scores.append([max(products[start:stop]) for start, stop in pairwise(starts)])
-    return np.array(scores)
+        scores_QP.append([max(products[start:stop]) for start, stop in pairwise(starts)])
+    return np.array(scores_QP)
 
 
 def best(scores_P: list[float], k: int) -> list[int]:
@@ -101,7 +100,7 @@ def test_shares_of_passages_are_one_collection(
 
     scores_QP = brute_force(queries_QD, rows_ND, counts_P)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed_search, "ROWS_AT_ONCE", 4)
+        patch.setattr(scores, "ROWS_AT_ONCE", 4)
         results = on_processes(len(cuts) - 1, work, patch)
     expected_QK = np.where(wanted_QK < 0, -np.inf, np.take_along_axis(scores_QP, np.maximum(wanted_QK, 0), 1))
     for found, candidate_scores_QK in results:
