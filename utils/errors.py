@@ -39,7 +39,7 @@ class Disagreement(UserError):
 
 
 class PeerGone(UserError):
-    """The job this one waits for has failed or left."""
+    """The job this one waits for has failed, or ended without what is waited for."""
 
     exit_code = 4
 
@@ -137,7 +137,7 @@ def report_exit(program: str, code: int, message: str) -> int:
     return code
 
 
-def leave(signal_number: int, _frame: FrameType | None) -> NoReturn:
+def exit_on_signal(signal_number: int, _frame: FrameType | None) -> NoReturn:
     """Handler of SIGTERM until the work begins: unwinds the stack, so that what is half-written is removed.
 
     A second one changes nothing. While there is a state to save, utils/exchange/stop.py listens in its place.
@@ -147,9 +147,9 @@ def leave(signal_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 @contextlib.contextmanager
-def left_on_sigterm() -> Iterator[None]:
+def exits_on_sigterm() -> Iterator[None]:
     try:
-        before = signal.signal(signal.SIGTERM, leave)
+        before = signal.signal(signal.SIGTERM, exit_on_signal)
     except ValueError:  # not the main thread
         yield
         return
@@ -165,7 +165,7 @@ def exit_code_of(program: str, main: Callable[[], None]) -> int:
     SIGTERM becomes SystemExit(143). That is not left in EXIT_CODE_FILE: torchrun stops by it those that did not fail.
     """
     try:
-        with left_on_sigterm():
+        with exits_on_sigterm():
             main()
     except Stopped as stop:
         return report_exit(program, stop.exit_code, one_line(stop))

@@ -92,7 +92,7 @@ def encode_in_memory(
     text_shape = encoder.spec.text_shape(texts.side)
     rows = rows_of_shard(texts.count, math.prod(text_shape), wanted_shards)
     start, stop = share_of_texts(texts.count, rows, world.process, world.size)
-    embeddings_MD, filled, left = np.empty((stop - start, *text_shape), np.float32), 0, True
+    embeddings_MD, filled, is_stopped = np.empty((stop - start, *text_shape), np.float32), 0, True
     watched = monitor.over(world, stop - start, f"encoding {what}", f"{what} encoded")
     with contextlib.suppress(StopEncoding), watched as advance:
         for block_MD in encode_blocks(
@@ -100,8 +100,8 @@ def encode_in_memory(
         ):
             embeddings_MD[filled : filled + len(block_MD)] = block_MD
             filled += len(block_MD)
-        left = False
-    return None if collectives.any_process(world, left) else (start, embeddings_MD)
+        is_stopped = False
+    return None if collectives.any_process(world, is_stopped) else (start, embeddings_MD)
 
 
 def encode_passages(
@@ -149,7 +149,7 @@ def encode_queries(
 def unfinished(world: World, shards: Shards, monitor: Monitor) -> np.ndarray:
     """int64: the numbers of the shards that are missing or damaged, the same on every process; each verifies its share.
 
-    Damaged ones are named. A process that has to leave counts those it has not looked at as missing.
+    Damaged ones are named. A process that was told to stop counts those it has not looked at as missing.
     """
     first, last = share_of(len(shards), world.process, world.size)
     missing = np.ones(last - first, np.uint8)

@@ -146,7 +146,7 @@ def next_request(run: GeneratorRun) -> RefreshRequest | None:
 
 
 def stop_needed(run: GeneratorRun, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
-    """Asked between two batches: whether this refresh is to be left unfinished. Every process looks for itself.
+    """Asked between two batches: whether this refresh is not to be finished. Every process looks for itself.
 
     A stop, a lost lease, and now and then the trainer: nobody will train on this where it is gone or done.
     """
@@ -173,7 +173,7 @@ def stop_needed(run: GeneratorRun, clock: Callable[[], float] = time.monotonic) 
 def one_refresh(run: GeneratorRun, request: RefreshRequest, should_stop: Callable[[], bool]) -> bool:
     """Encode, search, evaluate and select (`drivers.generate.refresh`), and publish under the lease.
 
-    False, on all processes, where it was left before the end: ``should_stop``, asked between two batches, said so on
+    False, on all processes, where it was not finished: ``should_stop``, asked between two batches, said so on
     one of them, or the checkpoint is gone. Fenced on all of them where one sees that another job has the lease.
     """
     started, settings, session, world = time.monotonic(), run.refresh, run.session, run.world

@@ -125,7 +125,7 @@ def enable_packing(encoder: PacksTexts, dtype: torch.dtype | None, world: World,
         assert isinstance(encoder, Encoder)
         problem = packing_problem(encoder, world.device, dtype, trains)
         if problem:
-            say(f"attention: process {world.process} cannot leave padding out ({problem})")
+            say(f"attention: process {world.process} cannot omit padding ({problem})")
         is_packed = not collectives.any_process(world, bool(problem))
     encoder.pack_texts(is_packed)
     say_of_padding(world, is_packed)
@@ -142,7 +142,7 @@ def check_compiler(on_gpu: bool) -> None:
     if not any(shutil.which(name) for name in (os.environ.get(variable, ""), *known) if name):
         raise UserError(
             f"--compile needs a compiler, there is no {' or '.join(known)} on this machine; "
-            f"install one, name it in {variable}, or leave --compile out"
+            f"install one, name it in {variable}, or omit --compile"
         )
 
     places = {"TMPDIR": tempfile.gettempdir(), "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")}
@@ -150,7 +150,7 @@ def check_compiler(on_gpu: bool) -> None:
         if not on_gpu and any(map(str.isspace, directory)):
             raise UserError(
                 f"--compile cannot work in {directory}, which has a blank in it: set {variable} to a directory without "
-                "one, or leave --compile out"
+                "one, or omit --compile"
             )
 
 

@@ -36,7 +36,7 @@ class Fence:
     def should_stop(self, asked: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
         """``asked``, and now and then a look at the fence.
 
-        Else the other processes would encode for hours more after process 0, which alone holds the lease, has left.
+        Else the other processes would encode for hours more after process 0, which alone holds the lease, has ended.
         """
         is_fenced = now_and_then(partial(is_gone, self.staging), clock)
         return lambda: is_fenced() or asked()

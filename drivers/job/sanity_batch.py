@@ -44,7 +44,7 @@ def memory_explained(batch_flag: str) -> Iterator[None]:
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        raise UserError(f"--compile does not work here ({one_line(error)[:200]}); leave it out") from None
+        raise UserError(f"--compile does not work here ({one_line(error)[:200]}); omit it") from None
 
 
 @contextlib.contextmanager

@@ -231,7 +231,7 @@ def test_ranks_pack_together_or_not_at_all(
     enable_packing(encoder, None, World(0, 1, torch.device("cuda")), trains=True)
     said = capsys.readouterr().out
     assert encoder.is_packed is not (fails_here or fails_elsewhere)
-    assert ("process 0 cannot leave padding out (no kernel)" in said) is fails_here
+    assert ("process 0 cannot omit padding (no kernel)" in said) is fails_here
     assert ("packed without padding" in said) is encoder.is_packed
 
 
