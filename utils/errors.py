@@ -33,7 +33,7 @@ class UserError(Exception):
 
 
 class Disagreement(UserError):
-    """Two jobs that meet in a directory were started with different science."""
+    """Two jobs that meet in a directory were started with flags, data or models that differ."""
 
     exit_code = 3
 

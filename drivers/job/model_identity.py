@@ -48,7 +48,7 @@ class ModelSettings:
 
 
 def identity_of(model: ModelSettings) -> dict[str, str]:
-    """All that decides what the initial model computes, as science: its weights and its config.
+    """All that decides what the initial model computes, as it is recorded: its weights and its config.
 
     Its tokenizer is known by the collection's fingerprint. `check_checkpoint` has verified its files, where it has a
     manifest. UserError where files are missing.

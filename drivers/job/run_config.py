@@ -19,7 +19,7 @@ from utils.distributed.world import has_launcher
 from utils.errors import Disagreement, UserError
 from utils.exchange import atomic
 from utils.exchange.layout import CHECKPOINT_PATTERN, RUN, JobLayout, numbered
-from utils.exchange.markers import mark_run, newest_science_sha256, read_done, read_run
+from utils.exchange.markers import mark_run, newest_run_config_sha256, read_done, read_run
 from utils.exchange.retention import remove_run
 from utils.run_log import git_state, say
 
@@ -48,8 +48,8 @@ def run_config(deciding: Mapping[str, object], collection: Preprocessed, **resol
     }
 
 
-def science_sha256(science: Mapping[str, object]) -> str:
-    return atomic.sha256_of_json(science)
+def run_config_sha256(config: Mapping[str, object]) -> str:
+    return atomic.sha256_of_json(config)
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Run:
     science_sha256: str
 
 
-def provenance(run: Run, science: Mapping[str, object]) -> dict[str, object]:
+def provenance(run: Run, config: Mapping[str, object]) -> dict[str, object]:
     """What every published version says of where it comes from."""
     named = (*COMMON, "seed", "strategy", *OF_A_SELECTION, "ann_chunk_factor", "bm25_sha256", "dev_split")
     return {
         **dataclasses.asdict(run),
-        **{name: science[name] for name in named if name in science},
+        **{name: config[name] for name in named if name in config},
         "git": git_state(),
     }
 
@@ -93,9 +93,9 @@ def check_agreement(
         raise Disagreement(f"{what} was made with other flags: {'; '.join(differing.values())}; {remedy}")
 
 
-def earlier_forms(science: Mapping[str, object]) -> list[dict[str, object]]:
+def earlier_forms(config: Mapping[str, object]) -> list[dict[str, object]]:
     """What versions without ``initial_config_sha256`` would have recorded of the same run; the model perhaps blank."""
-    earlier = as_earlier_version(science)
+    earlier = as_earlier_version(config)
     return [earlier, {**earlier, "initial_model_sha256": ""}]
 
 
@@ -108,7 +108,7 @@ OWN_RUN = "give the flags it was begun with, choose another --output_dir, or --o
 
 
 def join_run(
-    session: Session, directory: Path, run_id: str, science: Mapping[str, object], remedy: str, **more: object
+    session: Session, directory: Path, run_id: str, config: Mapping[str, object], remedy: str, **more: object
 ) -> Run:
     """The directory's run, which this job resumes, or begins.
 
@@ -116,23 +116,23 @@ def join_run(
         session: holds the directory's role.
         directory: the run's.
         run_id: this job's own, of a run that it begins.
-        science: its `run_config`.
+        config: its `run_config`.
         remedy: the end of the message where it may not resume the run.
         more: what else RUN.json says of a run that it begins.
 
     Raises:
         Disagreement: names the flags in which this job differs from that run.
     """
-    own = Run(run_id, science_sha256(science))
+    own = Run(run_id, run_config_sha256(config))
 
     def look() -> dict[str, str]:
         assert session.lease is not None
         run = read_run(directory)
         if run is None:
-            is_new = check_without_run(directory, science, remedy)
+            is_new = check_without_run(directory, config, remedy)
             mark_run(
                 session.lease,
-                science=science,
+                science=config,
                 **dataclasses.asdict(own),
                 job=os.environ.get("SLURM_JOB_ID", ""),
                 git=git_state(),
@@ -140,7 +140,7 @@ def join_run(
             )
             return dataclasses.asdict(own)
         what = f"the run in {directory}"
-        if differing := check_resumes(science, run.get("science", {}), what, remedy):
+        if differing := check_resumes(config, run.get("science", {}), what, remedy):
             say(resumed_otherwise(what, differing))
         return {name: run.get(name, value) for name, value in dataclasses.asdict(own).items()}
 
@@ -149,7 +149,7 @@ def join_run(
 
 def check_in_dry_run(
     directory: Path,
-    make_science: Callable[[], Mapping[str, object]],
+    make_config: Callable[[], Mapping[str, object]],
     remedy: str,
     unknown: Sequence[str],
     overwrites: bool = False,
@@ -158,7 +158,7 @@ def check_in_dry_run(
 
     Args:
         directory: the run's.
-        make_science: called where there is a run: it reads the initial model, which may have to come from the hub.
+        make_config: called where there is a run: it reads the initial model, which may have to come from the hub.
         remedy: the end of the message.
         unknown: names that may be different in the job, and are not compared; without a launcher the number of
             processes is not, either.
@@ -171,30 +171,30 @@ def check_in_dry_run(
     if run is None or (overwrites and not is_of_this_job(run)):
         return False
     left_out = {*unknown, *([] if has_launcher() else ["processes"])}
-    known = {name: value for name, value in make_science().items() if name not in left_out}
+    known = {name: value for name, value in make_config().items() if name not in left_out}
     check_resumes(known, run.get("science", {}), f"the run in {directory}", remedy)
     return True
 
 
-def check_without_run(directory: Path, science: Mapping[str, object], remedy: str) -> bool:
+def check_without_run(directory: Path, config: Mapping[str, object], remedy: str) -> bool:
     """Whether the directory holds no version of a run yet.
 
     Where RUN.json is damaged, the versions still tell the hash of the flags they are of: Disagreement if not ours.
     """
-    found = newest_science_sha256(directory)
-    if found is not None and found not in map(science_sha256, [science, *earlier_forms(science)]):
+    found = newest_run_config_sha256(directory)
+    if found is not None and found not in map(run_config_sha256, [config, *earlier_forms(config)]):
         raise Disagreement(
             f"{JobLayout(directory).run} cannot be read, and the newest version there was made with other flags than "
-            f"this job's (science_sha256 {found[:12]} there, {science_sha256(science)[:12]} here); {remedy}"
+            f"this job's (science_sha256 {found[:12]} there, {run_config_sha256(config)[:12]} here); {remedy}"
         )
     return found is None
 
 
-def enter_run(session: Session, directory: Path, run_id: str, science: Mapping[str, object], overwrites: bool) -> Run:
+def enter_run(session: Session, directory: Path, run_id: str, config: Mapping[str, object], overwrites: bool) -> Run:
     """`join_run` of a program that trains; ``overwrites``: after another job's run has been removed."""
     if overwrites:
         session.decide_on_process0(partial(remove_other_run, session, directory))
-    return join_run(session, directory, run_id, science, OWN_RUN, triple_order=TRIPLE_ORDER)
+    return join_run(session, directory, run_id, config, OWN_RUN, triple_order=TRIPLE_ORDER)
 
 
 def check_common(ours: Mapping[str, object], what: str, run: Mapping[str, Any]) -> None:

@@ -128,7 +128,7 @@ def schedule_settings(flags: AnnFlags) -> ScheduleSettings:
     )
 
 
-def science_of_job(job: TrainerJob, processes: int) -> dict[str, object]:
+def config_of_job(job: TrainerJob, processes: int) -> dict[str, object]:
     flags = job.flags
     return run_config(
         deciding_flags(flags),
@@ -142,12 +142,12 @@ def science_of_job(job: TrainerJob, processes: int) -> dict[str, object]:
 
 def check_own_run(job: TrainerJob) -> None:
     """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
-    make_science = partial(science_of_job, job, processes_of_launcher())
+    make_config = partial(config_of_job, job, processes_of_launcher())
     unknown = ["trained_in"] if job.compute.dtype_is_hardwares else []
     overwrites = job.flags.overwrite_output_dir
-    is_resumed = check_in_dry_run(job.output_dir, make_science, OWN_RUN, unknown, overwrites)
+    is_resumed = check_in_dry_run(job.output_dir, make_config, OWN_RUN, unknown, overwrites)
     if not is_resumed and read_records(job.ann_dir):
-        check_new_run(job.schedule, make_science())
+        check_new_run(job.schedule, make_config())
 
 
 def train(job: TrainerJob) -> None:
@@ -183,7 +183,7 @@ def program_of(job: TrainerJob) -> TrainingProgram:
 
 def config_of_run(job: TrainerJob, world: World) -> dict[str, object]:
     """Disagreement where --replay's run was of other flags; what may differ is said."""
-    config = science_of_job(job, world.size)
+    config = config_of_job(job, world.size)
     if (differing := check_replayed(job.schedule, config)) and world.is_first:
         say(resumed_otherwise(f"the run of {job.schedule.replay}", differing))
     return config

@@ -76,13 +76,13 @@ def history_from(
     return history
 
 
-def check_new_run(settings: ScheduleSettings, science: Mapping[str, object]) -> None:
+def check_new_run(settings: ScheduleSettings, config: Mapping[str, object]) -> None:
     """Disagreement where a run that only begins finds negatives of a later model: they cannot be its own."""
     records = read_records(settings.ann_dir)
     later = [record for record in records if record["step"] > 0 and "model_sha256" in record]
     if later and settings.journal is None:
         newest = int(later[-1]["refresh"])
-        check_agreement(science, later[-1], f"refresh {newest}", SAME_FLAGS, COMMON)
+        check_agreement(config, later[-1], f"refresh {newest}", SAME_FLAGS, COMMON)
         raise Disagreement(
             f"{settings.ann_dir} has refreshes up to {newest} already, and this run only begins: another run left "
             "them; give both programs an empty --ann_dir and generate the initial data again"
@@ -100,12 +100,12 @@ def made_after(settings: ScheduleSettings, step: int) -> list[int]:
 # Replaying
 
 
-def check_replayed(settings: ScheduleSettings, science: Mapping[str, object]) -> str:
+def check_replayed(settings: ScheduleSettings, config: Mapping[str, object]) -> str:
     """Disagreement where --replay's run was of other flags than this one; what may differ, as of `check_resumes`."""
     replayed = read_run(settings.replay.parent) if settings.replay else None
     if replayed is None:
         return ""
-    ours = {name: value for name, value in science.items() if name != "replayed_journal_sha256"}
+    ours = {name: value for name, value in config.items() if name != "replayed_journal_sha256"}
     return check_resumes(ours, replayed.get("science", {}), f"the run of {settings.replay}", SAME_FLAGS)
 
 

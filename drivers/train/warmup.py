@@ -151,7 +151,7 @@ def check_start(flags: WarmupFlags, model: ModelSettings) -> None:
         read_config(flags.config_name, flags.model_type)
 
 
-def science_of_job(job: WarmupJob, processes: int) -> dict[str, object]:
+def config_of_job(job: WarmupJob, processes: int) -> dict[str, object]:
     flags, triples = job.flags, job.triples
     size = size_of_triples(triples, job.output_dir, flags.overwrite_output_dir) if triples is not None else None
     source = source_record(job.model, Path(flags.bm25_dir), size)
@@ -163,9 +163,9 @@ def science_of_job(job: WarmupJob, processes: int) -> dict[str, object]:
 def check_own_run(job: WarmupJob) -> None:
     """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
     unknown = ["max_steps"] if job.flags.max_steps <= 0 and not has_launcher() else []
-    make_science = partial(science_of_job, job, processes_of_launcher())
+    make_config = partial(config_of_job, job, processes_of_launcher())
     unknown += ["trained_in"] if job.compute.dtype_is_hardwares else []
-    check_in_dry_run(job.output_dir, make_science, OWN_RUN, unknown, job.flags.overwrite_output_dir)
+    check_in_dry_run(job.output_dir, make_config, OWN_RUN, unknown, job.flags.overwrite_output_dir)
 
 
 def run(job: WarmupJob) -> None:
@@ -234,7 +234,7 @@ def program_of(job: WarmupJob) -> TrainingProgram:
 
 
 def config_of_run(job: WarmupJob, world: World) -> dict[str, object]:
-    config = science_of_job(job, world.size)
+    config = config_of_job(job, world.size)
     if world.is_first and job.triples is not None:
         recorded = config["triples_bytes"]
         assert isinstance(recorded, int)

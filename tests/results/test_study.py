@@ -44,7 +44,7 @@ def write_arm_of_study(
     level: float,
     negatives: str | None = None,
     offset: int = 0,
-    **science: Any,
+    **config: Any,
 ) -> Path:
     """``offset`` is what commands/study.sh's @N adds to the seed of the arm's directory."""
     level += 0.001 * seed
@@ -56,7 +56,7 @@ def write_arm_of_study(
     rows = [f"q{query}\t{value + 0.05:.17g}\t{value:.17g}" for query, value in enumerate(values_Q)]
     (arm / "eval" / "dev.per_query.tsv").write_text("\n".join(["query_id\tndcg@10\tmrr@10", *rows]) + "\n")
     for place in ("checkpoints", "ann_data"):
-        stored = {"role": place, "science": {**SCIENCE, "seed": seed + offset, "strategy": strategy, **science}}
+        stored = {"role": place, "science": {**SCIENCE, "seed": seed + offset, "strategy": strategy, **config}}
         (arm / place / "RUN.json").write_text(dump_with_checksum(stored))
     numbers = negatives or ",".join(str(sum(name.encode()) * 100 + i) for i in range(20))
     lines = [f"{query}\t7\t{numbers}\t{numbers}\t{numbers}\n" for query in range(30)]
@@ -236,8 +236,8 @@ def test_runs_of_several_seeds_are_compared_as_a_study_is(tmp_path: Path, capsys
     assert [*json.loads((tmp_path / "all" / "report.json").read_text())["runs"]] == ["run1", "run2", "run3"]
     # One that was trained otherwise: told why, and the rest of the report is there all the same.
     stored = runs[1] / "arms" / "top" / "checkpoints" / "RUN.json"
-    science = {**SCIENCE, "seed": 2, "strategy": "top", "learning_rate": 5.0}
-    stored.write_text(dump_with_checksum({"role": "checkpoints", "science": science}))
+    config = {**SCIENCE, "seed": 2, "strategy": "top", "learning_rate": 5.0}
+    stored.write_text(dump_with_checksum({"role": "checkpoints", "science": config}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["report", *map(str, runs), "--output", str(tmp_path / "all")])
         report.main()

@@ -42,7 +42,7 @@ def read_failed(directory: Path) -> dict[str, Any] | None:
 
 
 def read_run(directory: Path) -> dict[str, Any] | None:
-    """What the first job of the directory said of itself: role, run_id, science flags."""
+    """What the first job of the directory said of itself: role, run_id, what decides its result."""
     return read_mark(JobLayout(directory).run)
 
 
@@ -56,7 +56,7 @@ def read_mark(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def newest_science_sha256(directory: Path) -> str | None:
+def newest_run_config_sha256(directory: Path) -> str | None:
     """The hash of the flags that the newest checkpoint or negatives there were made with; None where there are none."""
     checkpoint = newest_checkpoint(directory)
     records = read_records(directory)

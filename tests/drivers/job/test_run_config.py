@@ -33,7 +33,7 @@ from drivers.job.run_config import (
     provenance,
     remove_other_run,
     run_config,
-    science_sha256,
+    run_config_sha256,
 )
 from drivers.job.session import Session, open_session
 from drivers.job.settings import deciding_flags
@@ -95,14 +95,14 @@ def other_value(value: Any) -> Any:
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR, WARMUP], ids=lambda flags: type(flags).__name__)
 def test_every_flag_is_science_unless_it_is_said_not_to_be(flags: Any) -> None:
-    before = science_sha256(run_config(deciding_flags(flags), COLLECTION))
+    before = run_config_sha256(run_config(deciding_flags(flags), COLLECTION))
     for field in dataclasses.fields(flags):
         changed = dataclasses.replace(flags, **{field.name: other_value(getattr(flags, field.name))})
-        is_science = science_sha256(run_config(deciding_flags(changed), COLLECTION)) != before
+        is_science = run_config_sha256(run_config(deciding_flags(changed), COLLECTION)) != before
         assert is_science == (field.metadata["decides"] != "nothing"), field.name
-    assert science_sha256(run_config(deciding_flags(flags), COLLECTION, strategy="top")) != before
+    assert run_config_sha256(run_config(deciding_flags(flags), COLLECTION, strategy="top")) != before
     other: Any = SimpleNamespace(manifest={"collection_fingerprint": "d", "tokenizer": {"fingerprint": "t"}})
-    assert science_sha256(run_config(deciding_flags(flags), other)) != before
+    assert run_config_sha256(run_config(deciding_flags(flags), other)) != before
 
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR, WARMUP], ids=lambda flags: type(flags).__name__)
@@ -113,9 +113,9 @@ def test_the_runs_that_were_begun_so_far_are_known_by_the_same_flags(flags: Any)
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR], ids=["trainer", "generator"])
 def test_what_is_common_is_known_to_both(flags: Any) -> None:
-    science = run_config(deciding_flags(flags), COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
-    assert set(COMMON) <= science.keys()
-    assert {name: science[name] for name in COMMON}.items() <= provenance(Run("r", ""), science).items()
+    config = run_config(deciding_flags(flags), COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
+    assert set(COMMON) <= config.keys()
+    assert {name: config[name] for name in COMMON}.items() <= provenance(Run("r", ""), config).items()
 
 
 # Disagreement
@@ -163,15 +163,15 @@ def test_a_model_that_an_earlier_version_left_blank_is_not_compared(capsys: pyte
 
 def test_the_second_job_joins_the_run_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    science = run_config(deciding_flags(TRAINER), COLLECTION, processes=1)
+    config = run_config(deciding_flags(TRAINER), COLLECTION, processes=1)
     session = alone(tmp_path)
-    assert join_run(session, tmp_path, "first", science, "give the same").run_id == "first"
+    assert join_run(session, tmp_path, "first", config, "give the same").run_id == "first"
     stored = load_with_checksum(tmp_path / "RUN.json")
     assert (stored["role"], stored["run_id"], stored["job"]) == ("trainer", "first", "41")
-    assert stored["science"] == json.loads(json.dumps(science)) and stored["science_sha256"] == science_sha256(science)
+    assert stored["science"] == json.loads(json.dumps(config)) and stored["science_sha256"] == run_config_sha256(config)
     before = (tmp_path / "RUN.json").read_bytes()
-    assert join_run(session, tmp_path, "second", science, "give the same").run_id == "first"
-    other = {**science, "seed": 7, "learning_rate": 0.5}
+    assert join_run(session, tmp_path, "second", config, "give the same").run_id == "first"
+    other = {**config, "seed": 7, "learning_rate": 0.5}
     with pytest.raises(Disagreement, match=r"learning_rate .* there, 0.5 here; .*give the same") as caught:
         join_run(session, tmp_path, "third", other, "give the same")
     assert "seed 42 there, 7 here" in str(caught.value) and str(tmp_path) in str(caught.value)
@@ -193,24 +193,24 @@ def test_every_job_publishes_as_of_the_flags_that_the_run_was_begun_with(tmp_pat
     with pytest.raises(Disagreement, match=r"RUN\.json cannot be read"):
         join_run(session, tmp_path, "third", divided, "give the same")
     found = join_run(session, tmp_path, "fourth", begun, "give the same", triple_order=2)
-    assert found.science_sha256 == science_sha256(begun)
+    assert found.science_sha256 == run_config_sha256(begun)
     assert "triple_order" not in load_with_checksum(tmp_path / "RUN.json"), "who began it is not known"
 
 
 def test_without_its_record_a_run_is_known_by_the_hash_of_its_flags(tmp_path: Path) -> None:
     """As this version computes it, and as those before that knew no config's sha256."""
-    science = run_config(deciding_flags(TRAINER), COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
-    earlier = {name: value for name, value in science.items() if name != "initial_config_sha256"}
+    config = run_config(deciding_flags(TRAINER), COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
+    earlier = {name: value for name, value in config.items() if name != "initial_config_sha256"}
     blank = {**earlier, "initial_model_sha256": ""}
-    for place, of_run in enumerate((science, earlier, blank, {**blank, "seed": 7}, {**science, "seed": 7})):
+    for place, of_run in enumerate((config, earlier, blank, {**blank, "seed": 7}, {**config, "seed": 7})):
         directory = tmp_path / str(place)
-        put_checkpoint(directory, 100, science_sha256=science_sha256(of_run))
+        put_checkpoint(directory, 100, science_sha256=run_config_sha256(of_run))
         session = alone(directory)
         if of_run["seed"] == 7:
             with pytest.raises(Disagreement, match=r"RUN\.json cannot be read, and the newest version there was made"):
-                join_run(session, directory, "run", science, "give the same")
+                join_run(session, directory, "run", config, "give the same")
         else:
-            assert join_run(session, directory, "run", science, "give the same").run_id == "run"
+            assert join_run(session, directory, "run", config, "give the same").run_id == "run"
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])

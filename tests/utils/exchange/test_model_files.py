@@ -224,11 +224,9 @@ def test_a_run_of_an_earlier_version_goes_on(tiny_preprocessed: Path, tiny_token
     infer(tiny_preprocessed, initial, tmp_path / "none", out)
     run = read_run(out)
     assert run is not None
-    science = {name: value for name, value in run["science"].items() if name != "initial_config_sha256"}
-    for model in ("", science["initial_model_sha256"]):
-        (out / "RUN.json").write_text(
-            dump_with_checksum({**run, "science": {**science, "initial_model_sha256": model}})
-        )
+    config = {name: value for name, value in run["science"].items() if name != "initial_config_sha256"}
+    for model in ("", config["initial_model_sha256"]):
+        (out / "RUN.json").write_text(dump_with_checksum({**run, "science": {**config, "initial_model_sha256": model}}))
         infer(tiny_preprocessed, initial, tmp_path / "none", out)
     (out / "RUN.json").write_text(
         dump_with_checksum({**run, "science": {**run["science"], "initial_model_sha256": ""}})
