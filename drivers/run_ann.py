@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from drivers.cli import AnnFlags
 from utils.errors import run_program
-from utils.flags import answer_dry_run, parse_flags
+from utils.program import run_from_command_line
 
 
 def main() -> None:
-    flags = parse_flags(AnnFlags, "run_ann")
-    from drivers.train.ann import preflight, train
-
-    job = preflight(flags)
-    if not answer_dry_run(job.flags):
-        train(job)
+    run_from_command_line(
+        "run_ann",
+        AnnFlags,
+        preflight="drivers.train.ann:preflight",
+        run="drivers.train.ann:train",
+    )
 
 
 if __name__ == "__main__":

@@ -9,24 +9,19 @@ The work itself is in drivers/generate/generator.py.
 
 from __future__ import annotations
 
-import sys
-
 from drivers.cli import GenerateFlags
 from utils.errors import run_program
-from utils.flags import answer_dry_run, parse_flags
+from utils.program import run_from_command_line
 
 
 def main() -> None:
-    flags = parse_flags(GenerateFlags, "run_ann_data_gen")
-    from data.mining.strategy import NO_FLAG
-    from drivers.generate.generator import generate
-    from drivers.generate.preflight import preflight, resolved_of
-
-    job = preflight(flags)
-    if job.strategy_from.startswith(NO_FLAG):
-        sys.stderr.write(f"run_ann_data_gen: warning: negatives are {job.strategy}: {job.strategy_from}\n")
-    if not answer_dry_run(job.flags, **resolved_of(job)):
-        generate(job)
+    run_from_command_line(
+        "run_ann_data_gen",
+        GenerateFlags,
+        preflight="drivers.generate.preflight:preflight",
+        run="drivers.generate.generator:generate",
+        resolved_of="drivers.generate.preflight:resolved_of",
+    )
 
 
 if __name__ == "__main__":

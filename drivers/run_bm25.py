@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from drivers.cli import Bm25Flags
 from utils.errors import run_program
-from utils.flags import answer_dry_run, parse_flags
+from utils.program import run_from_command_line
 
 
 def main() -> None:
-    flags = parse_flags(Bm25Flags, "run_bm25")
-    from drivers.generate.bm25 import preflight, run
-
-    job = preflight(flags)
-    if not answer_dry_run(flags):
-        run(job)
+    run_from_command_line(
+        "run_bm25",
+        Bm25Flags,
+        preflight="drivers.generate.bm25:preflight",
+        run="drivers.generate.bm25:run",
+    )
 
 
 if __name__ == "__main__":

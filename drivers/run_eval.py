@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from drivers.cli import EvalFlags
 from utils.errors import run_program
-from utils.flags import answer_dry_run, parse_flags
+from utils.program import run_from_command_line
 
 
 def main() -> None:
-    flags = parse_flags(EvalFlags, "run_eval")
-    from drivers.evaluate.evaluator import preflight, run
-
-    job = preflight(flags)
-    if not answer_dry_run(job.flags):
-        run(job)
+    run_from_command_line(
+        "run_eval",
+        EvalFlags,
+        preflight="drivers.evaluate.evaluator:preflight",
+        run="drivers.evaluate.evaluator:run",
+    )
 
 
 if __name__ == "__main__":

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from drivers.cli import NeighbourhoodFlags
 from utils.errors import run_program
-from utils.flags import answer_dry_run, parse_flags
+from utils.program import run_from_command_line
 
 
 def main() -> None:
-    flags = parse_flags(NeighbourhoodFlags, "run_neighbourhood")
-    from drivers.evaluate.query_map import preflight, run
-
-    job = preflight(flags)
-    if not answer_dry_run(job.flags, resolved_query=job.chosen.query_id):
-        run(job)
+    run_from_command_line(
+        "run_neighbourhood",
+        NeighbourhoodFlags,
+        preflight="drivers.evaluate.query_map:preflight",
+        run="drivers.evaluate.query_map:run",
+        resolved_of="drivers.evaluate.query_map:resolved_of",
+    )
 
 
 if __name__ == "__main__":

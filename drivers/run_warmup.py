@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from drivers.cli import WarmupFlags
 from utils.errors import run_program
-from utils.flags import answer_dry_run, parse_flags
+from utils.program import run_from_command_line
 
 
 def main() -> None:
-    flags = parse_flags(WarmupFlags, "run_warmup")
-    from drivers.train.warmup import preflight, run
-
-    job = preflight(flags)
-    if not answer_dry_run(job.flags):
-        run(job)
+    run_from_command_line(
+        "run_warmup",
+        WarmupFlags,
+        preflight="drivers.train.warmup:preflight",
+        run="drivers.train.warmup:run",
+    )
 
 
 if __name__ == "__main__":

@@ -88,6 +88,11 @@ def choose(flags: NeighbourhoodFlags, files: dict[str, Path], collection: Prepro
     return choose_texts(query, arms, collection, flags.background, np.random.default_rng([flags.seed, query]))
 
 
+def resolved_of(job: QueryMapJob) -> dict[str, str]:
+    """What a --dry_run says next to the flags."""
+    return {"resolved_query": job.chosen.query_id}
+
+
 def run(job: QueryMapJob) -> None:
     """Load, embed, write. Several processes all embed these few texts; the first writes them."""
     flags, collection = job.flags, job.collection

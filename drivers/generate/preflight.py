@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from data.mining.candidates import Bm25Source, read_bm25
 from data.mining.select import Selection
-from data.mining.strategy import resolve_strategy
+from data.mining.strategy import NO_FLAG, resolve_strategy
 from data.tokens.collection import Preprocessed
 from drivers.cli import GenerateFlags
 from drivers.embeddings import store
@@ -138,8 +139,10 @@ def preflight(flags: GenerateFlags) -> GeneratorJob:
     bm25 = read_bm25(flags.bm25_dir, collection) if selection.strategy.needs_bm25 else None
     job = GeneratorJob(flags, collection, selection, strategy_from, model, compute, search, bm25)
     if flags.dry_run:
-        unknown = ["encoded_in"] if compute.dtype_is_hardwares else []
+        unknown = ["encoded_in"] if compute.is_dtype_automatic else []
         check_in_dry_run(job.ann_dir, partial(config_of_job, job), OWN_SERIES, unknown)
+    if strategy_from.startswith(NO_FLAG):
+        sys.stderr.write(f"run_ann_data_gen: warning: negatives are {job.strategy}: {strategy_from}\n")
     return job
 
 

@@ -30,14 +30,14 @@ class ComputeSettings:
         no_cuda: it stays on the CPU.
         device: this process's own.
         dtype: the type to autocast to; None is float32.
-        dtype_is_hardwares: another machine may compute in another type.
+        is_dtype_automatic: another machine may compute in another type.
         collective_timeout_seconds: a process that the others have waited for so long ends the job.
     """
 
     no_cuda: bool
     device: torch.device
     dtype: torch.dtype | None
-    dtype_is_hardwares: bool
+    is_dtype_automatic: bool
     collective_timeout_seconds: float
 
 

@@ -143,7 +143,7 @@ def config_of_job(job: TrainerJob, processes: int) -> dict[str, object]:
 def check_own_run(job: TrainerJob) -> None:
     """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
     make_config = partial(config_of_job, job, processes_of_launcher())
-    unknown = ["trained_in"] if job.compute.dtype_is_hardwares else []
+    unknown = ["trained_in"] if job.compute.is_dtype_automatic else []
     overwrites = job.flags.overwrite_output_dir
     is_resumed = check_in_dry_run(job.output_dir, make_config, OWN_RUN, unknown, overwrites)
     if not is_resumed and read_records(job.ann_dir):

@@ -164,7 +164,7 @@ def check_own_run(job: WarmupJob) -> None:
     """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
     unknown = ["max_steps"] if job.flags.max_steps <= 0 and not has_launcher() else []
     make_config = partial(config_of_job, job, processes_of_launcher())
-    unknown += ["trained_in"] if job.compute.dtype_is_hardwares else []
+    unknown += ["trained_in"] if job.compute.is_dtype_automatic else []
     check_in_dry_run(job.output_dir, make_config, OWN_RUN, unknown, job.flags.overwrite_output_dir)
 
 

@@ -6,9 +6,9 @@ torch.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from model.encoders.spec import POOLINGS, EncoderSpec, Side, read_config_file
@@ -38,8 +38,7 @@ class EncoderType:
     from_hub: bool = False
 
     def load_class(self) -> type[Encoder]:
-        module, _, name = self.implementation.partition(":")
-        found: type[Encoder] = getattr(importlib.import_module(module), name)
+        found: type[Encoder] = resolve_name(self.implementation)
         return found
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import ChainMap
 from dataclasses import replace
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, cast
 
 from utils.errors import UserError
@@ -22,8 +22,7 @@ WORDS = ChainMap(BACKENDS, {AUTO: ""})  # of the flag: also what is registered l
 
 
 def backend_of(word: str) -> Backend:
-    module, _, name = BACKENDS[word].partition(":")
-    return cast("Backend", getattr(importlib.import_module(module), name)())
+    return cast("Backend", resolve_name(BACKENDS[word])())
 
 
 def choose_backend(settings: SearchSettings) -> SearchSettings:

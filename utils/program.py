@@ -1,0 +1,32 @@
+"""The main of every program that loads a model: its flags, what is looked at first, and its work."""
+
+from __future__ import annotations
+
+from pkgutil import resolve_name
+
+from utils.flags import ProgramFlags, answer_dry_run, parse_flags
+
+
+def run_from_command_line(
+    program: str, flags_class: type[ProgramFlags], *, preflight: str, run: str, resolved_of: str = ""
+) -> None:
+    """Parse the flags, look for what would fail later, and do the work; a --dry_run says what would be done.
+
+    The three functions are given as "module:name", and imported once the flags are parsed: ``--help`` and a wrong flag
+    answer without torch.
+
+    Arguments:
+        program: its name, for messages.
+        flags_class: its flags.
+        preflight: makes a job of them; the job has ``flags``, with what was found out about them.
+        run: does the job.
+        resolved_of: the job's values that a --dry_run says next to the flags.
+
+    Raises:
+        UserError: and what else the functions raise.
+    """
+    flags = parse_flags(flags_class, program)
+    job = resolve_name(preflight)(flags)
+    resolved = resolve_name(resolved_of)(job) if resolved_of else {}
+    if not answer_dry_run(job.flags, **resolved):
+        resolve_name(run)(job)
