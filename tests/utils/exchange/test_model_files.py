@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import RobertaConfig
 
 from drivers import run_ann_data_gen
-from drivers.job.model_identity import RANDOM_WEIGHTS, identity_of
+from drivers.job.model_identity import RANDOM_WEIGHTS, ModelSettings, identity_of
 from model.encoders.registry import load_encoder
 from model.encoders.roberta_dot import RobertaDot
 from tests.drivers.test_run_bm25 import call
@@ -140,14 +140,14 @@ def test_the_config_differs_exactly_where_the_embeddings_do(tmp_path: Path) -> N
 
 def test_the_identity_is_of_the_config_in_use(tmp_path: Path) -> None:
     model = save(new_roberta(), tmp_path / "model", "safetensors")
-    own = identity_of(str(model), "rdot_nll")
-    assert own == identity_of(str(shutil.copytree(model, tmp_path / "copy")), "rdot_nll")
+    own = identity_of(ModelSettings(str(model), "rdot_nll"))
+    assert own == identity_of(ModelSettings(str(shutil.copytree(model, tmp_path / "copy")), "rdot_nll"))
     config = json.loads((model / "config.json").read_text())
     (tmp_path / "other.json").write_text(json.dumps({**config, "score_scale": 9.0}))
-    other = identity_of(str(model), "rdot_nll", str(tmp_path / "other.json"))
+    other = identity_of(ModelSettings(str(model), "rdot_nll", str(tmp_path / "other.json")))
     assert other["initial_model_sha256"] == own["initial_model_sha256"]
     assert other["initial_config_sha256"] != own["initial_config_sha256"]
-    new = identity_of("", "rdot_nll", str(tmp_path / "other.json"))
+    new = identity_of(ModelSettings("", "rdot_nll", str(tmp_path / "other.json")))
     assert new == {**other, "initial_model_sha256": RANDOM_WEIGHTS}
 
 
@@ -167,7 +167,7 @@ def test_a_model_of_the_hub_is_the_same_as_its_copy(
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
-    assert identity_of("somebody/model", "rdot_nll") == identity_of(str(copy), "rdot_nll")
+    assert identity_of(ModelSettings("somebody/model", "rdot_nll")) == identity_of(ModelSettings(str(copy), "rdot_nll"))
 
 
 # The programs
