@@ -77,7 +77,7 @@ class BlockBatch:
 def gather_batches(texts: TextSource, rows: tuple[int, int], budget_tokens: int, pin: bool) -> Iterator[BlockBatch]:
     """The batches of some texts, block after block.
 
-    Arguments:
+    Args:
         texts: what is to be encoded.
         rows: start and stop of the texts.
         budget_tokens: the most in a batch, padding included.
@@ -96,7 +96,7 @@ def encode_batch(
 ) -> torch.Tensor:
     """The rows of a batch of texts.
 
-    Arguments:
+    Args:
         encoder: on ``device``.
         tokens: of B texts, anywhere.
         side: what the texts are.
@@ -120,7 +120,7 @@ def encode_blocks(
 ) -> Iterator[np.ndarray]:
     """The embeddings of texts, a block at a time; the next are gathered in a thread while the device computes.
 
-    Arguments:
+    Args:
         encoder, texts: which is switched to evaluation, and what it encodes.
         rows: start and stop of the texts, which are whole blocks.
         budget_tokens: the most in a batch, padding included; on a CPU ``encoder.cpu_batch_tokens`` at most.

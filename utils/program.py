@@ -15,7 +15,7 @@ def run_from_command_line(
     The three functions are given as "module:name", and imported once the flags are parsed: ``--help`` and a wrong flag
     answer without torch.
 
-    Arguments:
+    Args:
         program: its name, for messages.
         flags_class: its flags.
         preflight: makes a job of them; the job has ``flags``, with what was found out about them.

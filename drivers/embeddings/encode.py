@@ -77,7 +77,7 @@ def encode_in_memory(
 ) -> tuple[int, np.ndarray] | None:
     """This process's share of some texts' embeddings, in memory.
 
-    Arguments:
+    Args:
         world, encoder: the processes, and the encoder on this one's device.
         texts: of all processes together.
         settings: how large batches are, and the type to compute in.
@@ -130,7 +130,7 @@ def encode_queries(
 ) -> np.ndarray | None:
     """The embeddings of some queries on every process, each having encoded its share.
 
-    Arguments:
+    Args:
         world, encoder, settings, monitor: `encode_in_memory`'s.
         cache: a split's queries.
         rows_Q: which of them.
@@ -175,7 +175,7 @@ def encode_to_shards(
 ) -> None:
     """Encode this process's part of some shards, and publish each when it is whole.
 
-    Arguments:
+    Args:
         world, encoder: the processes, and the encoder on this one's device.
         texts: of all the shards.
         shards, numbers: which of them are to be encoded, by all processes together.

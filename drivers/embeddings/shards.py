@@ -125,7 +125,7 @@ def rows_of_shard(count: int, numbers_per_text: int, wanted: int) -> int:
 def publish_shard(shards: Shards, number: int, blocks: Iterable[np.ndarray], stage: Stage = staging_path) -> None:
     """Write a shard; it gets its name when it is whole and on the disk.
 
-    Arguments:
+    Args:
         shards, number: which one.
         blocks: of `model.encode.encode_blocks`; whatever they raise leaves nothing behind.
         stage: gives a place for a file that is being written.

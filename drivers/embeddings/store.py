@@ -107,7 +107,7 @@ def commit(
 ) -> None:
     """Publish the queries' rows and, last, the record: a directory with it is complete.
 
-    Arguments:
+    Args:
         directory: of the embeddings.
         all_shards: what it holds, the passages among it.
         rows: int64 [Q] for each name of queries: which of the split's they are.

@@ -46,7 +46,7 @@ def open_encoder(
 ) -> Encoder:
     """The model in a directory, checked to have a place for every token of the collection.
 
-    Arguments:
+    Args:
         settings: which kind of encoder, and how it encodes.
         model_dir: a directory, or a name on the hub.
         collection: whose texts it will encode.
@@ -85,7 +85,7 @@ def prepare_encoder(
 
     On a CPU the process keeps the memory that it frees from here on.
 
-    Arguments:
+    Args:
         encoder: on this process's device.
         dtype: the type to compute in, None for float32.
         world: the processes, which decide together how they encode.
@@ -112,7 +112,7 @@ def prepare_encoder(
 def enable_packing(encoder: PacksTexts, dtype: torch.dtype | None, world: World, trains: bool) -> None:
     """On a CPU always, by nothing but torch's plain operations; on GPUs where every process can: each tries it out.
 
-    Arguments:
+    Args:
         encoder: on this process's device; it stays padded where one process cannot pack.
         dtype: the type to compute in, None for float32.
         world: all processes together.

@@ -92,7 +92,7 @@ def check_encoding(
 ) -> str:
     """Encode a batch of the longest passages and one of the longest queries, each of the size the program will use.
 
-    Arguments:
+    Args:
         encoder: on ``device``; it stays as it is.
         collection, split: whose passages, and which split's queries.
         settings: how long texts may be, and how large batches.
@@ -138,7 +138,7 @@ def trial_batch(collection: Preprocessed, size: TrialSize, is_over_batch: bool, 
 
     Triple t is (query t, passage t, passage T + t), not real judgements; texts repeat where there are too few.
 
-    Arguments:
+    Args:
         collection: whose train queries and passages.
         size: triples, and the lengths of texts in tokens.
         is_over_batch: whether the loss is over all of the batch's passages.

@@ -34,7 +34,7 @@ def embeddings_and_gradient(
 ) -> list[torch.Tensor]:
     """What one way to encode makes of a batch.
 
-    Arguments:
+    Args:
         encoder: in the mode, and by the attention, that are tried; its gradients are removed.
         batch: on the encoder's device.
         dtype: to autocast to, or None.
@@ -61,7 +61,7 @@ def packing_problem(encoder: Encoder, device: torch.device, dtype: torch.dtype |
 
     Another version of torch or another GPU may lack a kernel.
 
-    Arguments:
+    Args:
         encoder: on ``device``; it stays as it is, padded, and so do the random states.
         device, dtype: where, and the type to autocast to or None.
         trains: whether gradients are compared, too.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class EncoderType:
     """What stands behind a word.
 
-    Arguments:
+    Args:
         config_type: config.json's ``model_type``.
         implementation: "module:class" of a `model.encoders.base.Encoder`.
         has_layers: whether most of its work is layers of products, which gain from bfloat16 and from gradient
@@ -84,7 +84,7 @@ def load_encoder(
 ) -> Encoder:
     """The encoder stored in a directory (ours, ANCE's, Pyserini's) or, for rdot_nll, under a hub name.
 
-    Arguments:
+    Args:
         model_type: a word of `MODEL_TYPES`.
         name_or_path: the directory, or the name.
         config_name: a config in place of the directory's, "" for its own.
@@ -119,7 +119,7 @@ def new_encoder(model_type: str, config_name: str, changes: dict[str, Any]) -> E
 def check_fits(spec: EncoderSpec, vocab_size: int, pad_token_id: int, max_length: dict[Side, int]) -> None:
     """UserError where a token cache holds what the encoder has no place for.
 
-    Arguments:
+    Args:
         spec: the encoder's.
         vocab_size, pad_token_id: the tokenizer's.
         max_length: of each side's texts, in tokens.

@@ -22,7 +22,7 @@ OTHER_LAYERS = "head"
 class EncoderSpec:
     """What everyone but the encoder itself may know of it.
 
-    Arguments:
+    Args:
         embedding_dim: numbers in a row.
         vocab_size: token ids are below it; None where the config leaves it to the tokenizer, before there is a model.
         pad_id: what padding is made of; None where nothing is ever padded.

@@ -65,7 +65,7 @@ def cpu_eager_or_sdpa(
 ) -> tuple[torch.Tensor, None]:
     """transformers' ``sdpa``, or on a CPU the products themselves, where it has no kernel or a slow one.
 
-    Arguments:
+    Args:
         module: the attention layer, as transformers gives it.
         query_BHQD, key_BHLD, value_BHLD: of H heads.
         mask: True where attended to, [B, 1, Q or 1, L]; None where nothing is padded.

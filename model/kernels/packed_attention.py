@@ -43,7 +43,7 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention within each of B texts that stand one after the other, by torch's nested tensors.
 
-    Arguments:
+    Args:
         module: the attention layer, as transformers gives it.
         query_1HTD, key_1HTD, value_1HTD: H heads of T tokens.
         mask: transformers' own, not looked at.

@@ -18,7 +18,7 @@ def compute_dtype(
 ) -> torch.dtype | None:
     """The type to compute in, None for float32. apex's levels: O0 is float32, O1 (its default) is autocast.
 
-    Arguments:
+    Args:
         dtype, fp16, bf16, fp16_opt_level: the flags of these names.
         default: the word of --dtype that no flag means.
         quickest: what the word auto means.

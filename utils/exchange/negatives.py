@@ -47,7 +47,7 @@ def publish_negatives(
 ) -> Refresh:
     """Publish ``ann_training_data_N``, and what it was chosen from where that is kept, then ``ann_ndcg_N``.
 
-    Arguments:
+    Args:
         lease: the generator's, of the directory.
         refresh: its number, N.
         write: makes the data file at the path that it is given.
@@ -169,7 +169,7 @@ def newest_refresh(
 ) -> Refresh | None:
     """The newest valid negatives; None where there are none yet.
 
-    Arguments:
+    Args:
         ann_dir: where they are published.
         number: that refresh alone, where given.
         above: only refreshes of higher numbers.

@@ -85,7 +85,7 @@ def watch_peer(
 ) -> Peer:
     """The first look: failures and silences from before it are an earlier job's.
 
-    Arguments:
+    Args:
         directory, role: the other job's.
         lease_seconds: of silence, after which it counts as dead where its lease cannot be read.
         check_run: given its RUN.json, once; raises Disagreement where it was started with other flags.

@@ -39,7 +39,7 @@ def wait_for(
 ) -> Found:
     """Call ``look`` until it finds something: soon, then every ten seconds; say ``what`` is waited for each minute.
 
-    Arguments:
+    Args:
         sleep, clock: in seconds.
         limit_seconds: after which nothing is a UserError.
         quiet: say nothing.

@@ -53,7 +53,7 @@ def acquire(
 ) -> Lease:
     """Take the role, over from a dead holder where there is one; then nobody else's staging is left.
 
-    Arguments:
+    Args:
         directory: the job's.
         role: trainer, generator, …: one lease of a directory for each.
         timeouts: of the new lease; also when the holder before counts as dead, where its own cannot be read.
