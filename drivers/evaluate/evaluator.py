@@ -7,13 +7,24 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
 from drivers.cli import EvalFlags
 from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model
 from drivers.embeddings.store import describe_embeddings, read_embeddings_record, text_shape_of
 from drivers.evaluate.checks import check_candidates, ranking_item
-from drivers.evaluate.ranking import SplitEmbeddings, encode_split, load_split, rank_split, rerank_lists, rerank_split
+from drivers.evaluate.ranking import (
+    Ranking,
+    Reranking,
+    SplitEmbeddings,
+    encode_split,
+    load_split,
+    rank_split,
+    rerank_lists,
+    rerank_split,
+)
 from drivers.evaluate.results import ResultSettings, describe_ranks, write_results
 from drivers.evaluate.score_curves import mean_scores
 from drivers.job.disk_budget import check_space
@@ -32,6 +43,7 @@ from drivers.job.settings import (
 from drivers.job.setup import ComputeSettings, check_output_dirs, open_collection, start_program
 from drivers.job.text_lengths import check_made_with, describe_lengths
 from utils.distributed import agreement, process_group
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_done
@@ -90,6 +102,15 @@ def check_search(search: SearchSettings, flags: EvalFlags, model: ModelSettings,
         check_index_fits_model(search, len(collection.passages), model)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What is written; ``mean_score_Q`` float64 is each query's mean score over the collection."""
+
+    ranking: Ranking
+    reranking: Reranking | None
+    mean_score_Q: np.ndarray
+
+
 def run(job: Evaluation) -> None:
     """Load, rank, write."""
     flags, collection, started = job.flags, job.collection, time.monotonic()
@@ -98,22 +119,30 @@ def run(job: Evaluation) -> None:
     checks = Preflight(world)
     checks.on_process0(*checks_of(job))
     candidates_QK = rerank_lists(Path(flags.rerank_file), collection, flags.split) if flags.rerank_file else None
-    embeddings = embed(job, checks)
-    ranking = rank_split(world, collection, flags.split, embeddings, flags.topk, job.search)
+    found = measure(job, world, embed(job, checks), candidates_QK)
+    agreement.on_process0(world, partial(write, job, found, negatives, started))
+    process_group.stop(world)
+
+
+def measure(job: Evaluation, world: World, embeddings: SplitEmbeddings, candidates_QK: np.ndarray | None) -> Measured:
+    """Rank the collection, and the candidates where there are some; all processes call this."""
+    collection, split = job.collection, job.flags.split
+    ranking = rank_split(world, collection, split, embeddings, job.flags.topk, job.search)
     assert ranking is not None, "nobody is told to leave"
     reranking = None
     if candidates_QK is not None:
-        reranking = rerank_split(world, collection, flags.split, embeddings, candidates_QK)
+        reranking = rerank_split(world, collection, split, embeddings, candidates_QK)
     mean_score_Q = mean_scores(world, embeddings.queries_QD, embeddings.share, len(collection.passages))
+    return Measured(ranking, reranking, mean_score_Q)
 
-    def write() -> None:
-        by_rank = describe_ranks(collection, flags.split, ranking, mean_score_Q, negatives)
-        source = Path(flags.model_name_or_path or flags.embedding_dir)
-        settings = ResultSettings(Path(flags.output_dir), flags.split, source, bool(flags.embedding_dir))
-        write_results(settings, collection, ranking, reranking, by_rank, time.monotonic() - started)
 
-    agreement.on_process0(world, write)
-    process_group.stop(world)
+def write(job: Evaluation, found: Measured, negatives: tuple[int, NegativeLists] | None, started: float) -> None:
+    """All files, on process 0; ``started`` is by `time.monotonic`."""
+    flags = job.flags
+    by_rank = describe_ranks(job.collection, flags.split, found.ranking, found.mean_score_Q, negatives)
+    source = Path(flags.model_name_or_path or flags.embedding_dir)
+    settings = ResultSettings(Path(flags.output_dir), flags.split, source, bool(flags.embedding_dir))
+    write_results(settings, job.collection, found.ranking, found.reranking, by_rank, time.monotonic() - started)
 
 
 def checks_of(job: Evaluation) -> list[Check]:
