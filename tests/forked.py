@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from tests.faults.fork_server import Child, ForkServer, Request
 from tests.fingerprint.programs import process_environments
 
 TIMEOUT_SECONDS = 200
+LEFT_ALONE_SECONDS = 20  # of a process whose peer has failed
+LOOK_SECONDS = 0.2
 BEFORE_TESTS = dict(os.environ)  # no test has set a variable for itself yet
 
 
@@ -38,10 +41,15 @@ def start(log: Path, program: str, *flags: str | Path, **environment: str) -> Ch
     return fork_server().start(Request(words, str(log), str(log), environment={**changed, **environment}))
 
 
-def ends_of(children: list[Child]) -> list[int | None]:
-    """Their exit codes; None of one that had to be killed."""
+def ends_of(children: list[Child], code: int = 0) -> list[int | None]:
+    """Their exit codes; None of one killed, soon after another had ended but not with ``code``."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     try:
-        return [child.wait(TIMEOUT_SECONDS) for child in children]
+        while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+            if any(child.code not in (None, code) for child in children):
+                deadline = min(deadline, time.monotonic() + LEFT_ALONE_SECONDS)
+            next(child for child in children if child.code is None).wait(LOOK_SECONDS)
+        return [child.code for child in children]
     finally:
         for child in children:
             child.end()
@@ -54,7 +62,7 @@ def run(program: str, *flags: str | Path, processes: int = 1, code: int = 0) -> 
     """
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
-        codes = ends_of([start(log, program, *flags, **meeting) for meeting in process_environments(processes)])
+        codes = ends_of([start(log, program, *flags, **meeting) for meeting in process_environments(processes)], code)
         output = log.read_text()
     assert codes == [code] * processes, output[-4000:]
     return output

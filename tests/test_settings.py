@@ -25,6 +25,7 @@ KNOW_FLAGS = {
     "drivers/train/settings.py",
     "drivers/train/warmup.py",
     "results/report.py",
+    "utils/program.py",
 }
 
 Trees = dict[str, ast.Module]

@@ -117,9 +117,8 @@ def run_session(job: GeneratorJob, session: Session, run_id: str) -> int:
 def make_refreshes(run: GeneratorRun) -> int:
     """One refresh after the other; returns how many were published."""
     requests, made = run.requests, 0
-    should_stop = stop_needed(run)
     while (request := next_request(run)) is not None:
-        if not one_refresh(run, request, should_stop):
+        if not one_refresh(run, request, stop_needed(run)):
             # A stop, or the trainer gone; where it is done `next_request` says so; else the refresh is begun again.
             run.session.decide_on_process0(partial(read_done, requests.training_dir), run.trainer)
             continue
@@ -147,6 +146,8 @@ def next_request(run: GeneratorRun) -> RefreshRequest | None:
 
 def stop_needed(run: GeneratorRun, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
     """Asked between two batches: whether this refresh is not to be finished. Every process looks for itself.
+
+    Made again for each refresh: what it has said once holds for the one that was left, and a trainer may come back.
 
     A stop, a lost lease, and now and then the trainer: nobody will train on this where it is gone or done.
     """

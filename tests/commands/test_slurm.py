@@ -46,7 +46,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 # Whole chains of the real programs
 
-WARMUP_STEPS, STEPS, WINDOW = 600, 80, 10
+WARMUP_STEPS, STEPS, WINDOW = 1500, 80, 10  # the warmup is long enough to be met in the middle
 PROGRAMS = ("initial_data", "generator", "trainer", "evaluation")
 FLAGS = (
     "--warmup_trainer", "--max_steps", str(WARMUP_STEPS), "--save_steps", "50", "--logging_steps", "50",

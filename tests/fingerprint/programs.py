@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -13,6 +16,8 @@ from tests.faults.runs import TEMPO
 
 LIMIT_SECONDS = 120.0  # of one program, which takes two
 LOOK_SECONDS = 0.005
+PORTS = range(20_000, 32_000)  # below /proc/sys/net/ipv4/ip_local_port_range
+ASKED = itertools.count()
 Command = Sequence[object]  # as after `python -m`
 
 
@@ -21,9 +26,14 @@ class ProgramFailed(Exception):
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Not one of those that the system gives to connections, one of which might take it before it is used."""
+    first = os.getpid() * 97 + next(ASKED)
+    for place in range(len(PORTS)):
+        port = PORTS[(first + place) % len(PORTS)]
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no port of {PORTS} is free")
 
 
 def process_environments(count: int) -> list[dict[str, str]]:

@@ -73,15 +73,19 @@ class Cluster:
         """Until ``text`` is in the job's log so many times; a job that ends without it has failed the test."""
 
         def look() -> bool:
-            state, log = self.state(job), self.log(job)
+            known = self.job(job)
+            state, log = known["JobState"], log_at(known["StdOut"])
             assert state not in ENDED or log.count(text) >= times, (job, state, text, log[-3000:])
             return log.count(text) >= times
 
         wait_until(look, f"{text!r} in the log of job {job}")
 
     def log(self, job: str) -> str:
-        path = Path(self.job(job)["StdOut"])
-        return path.read_text() if path.exists() else ""
+        return log_at(self.job(job)["StdOut"])
+
+
+def log_at(path: str) -> str:
+    return Path(path).read_text() if Path(path).exists() else ""
 
 
 # Stands in for every program: does what TOLD says, with the number of its start in $start.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import signal
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -418,3 +420,35 @@ def test_a_trainer_that_is_done_while_a_refresh_is_made_ends_the_generator_well(
     monkeypatch.setattr(ann_generator, "one_refresh", one_refresh)
     assert ann_generator.make_refreshes(GeneratorRun(refresh, requests, session, peer, {}, None)) == 0
     assert made == [0]
+
+
+def test_a_refresh_that_is_left_for_a_silent_trainer_is_made_once_the_trainer_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was said of the trainer holds for the refresh that was left, not for every later one."""
+    requests = RequestSettings(tmp_path, tmp_path, tmp_path, False, 0, refresh_lag=0, most_refreshes=1)
+    answers = iter([PeerGone("the trainer is silent"), None, None])
+    asked: list[bool] = []
+
+    def check(is_needed: bool) -> None:
+        if (answer := next(answers)) is not None:
+            raise answer
+
+    def one_refresh(_run: Any, _request: Any, should_stop: Callable[[], bool]) -> bool:
+        asked.append(should_stop())
+        assert len(asked) < 3, "again and again"
+        return not asked[-1]
+
+    times = itertools.count(step=1000)
+    monkeypatch.setattr(ann_generator.stop_needed, "__defaults__", (lambda: float(next(times)),))
+    monkeypatch.setattr(ann_generator, "one_refresh", one_refresh)
+    monkeypatch.setattr(ann_generator, "next_request", lambda _run: SimpleNamespace(refresh=0))
+    session: Any = SimpleNamespace(
+        lease=None,
+        stop=SimpleNamespace(requested=lambda: False),
+        decide_on_process0=lambda look, peer: look(),
+    )
+    trainer: Any = SimpleNamespace(check=check)
+    refresh: Any = None
+    assert ann_generator.make_refreshes(GeneratorRun(refresh, requests, session, trainer, {}, None)) == 1
+    assert asked == [True, False]
