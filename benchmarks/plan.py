@@ -19,7 +19,6 @@ import numpy as np
 from benchmarks import common
 from drivers.embeddings.distributed_search import BYTES_OF_PLACE
 from drivers.job import disk_budget
-from model.encoders.roberta_dot import RobertaDot
 from utils.flag_values import path_argument, positive_number
 from utils.search.settings import MEMORY_BYTES
 
@@ -54,7 +53,14 @@ class Size:
 
     @property
     def embedding_dim(self) -> int:
-        return RobertaDot.spec_of({"hidden_size": self.width}).embedding_dim
+        return embedding_dim_of(self.width)
+
+
+def embedding_dim_of(width: int) -> int:
+    """Of RoBERTa with ANCE's head."""
+    from model.encoders.roberta_dot import RobertaDot  # which takes seconds to import
+
+    return RobertaDot.spec_of({"hidden_size": width}).embedding_dim
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Cost:
 
 def parameters_of(layers: int, width: int, vocabulary: int = 50_265) -> float:
     """RoBERTa's, with ANCE's head; base is 124 million."""
-    head = width * RobertaDot.spec_of({"hidden_size": width}).embedding_dim
+    head = width * embedding_dim_of(width)
     return layers * 12 * width**2 + (vocabulary + 514) * width + head
 
 

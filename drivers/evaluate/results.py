@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,6 +51,13 @@ class ResultSettings:
     is_of_embeddings: bool
 
 
+class OriginalIds(NamedTuple):
+    """The collection's own, by offset: read once, for they are as many as the passages."""
+
+    queries: list[str]
+    passages: list[str]
+
+
 def write_results(
     settings: ResultSettings,
     collection: Preprocessed,
@@ -68,7 +76,8 @@ def write_results(
         seconds: that the evaluation took.
     """
     files, split = EvaluationLayout(settings.directory), settings.split
-    written = write_ranking(files, split, collection, ranking)
+    ids = OriginalIds(collection.queries(split).original_ids(), collection.passages.original_ids())
+    written = write_ranking(files, split, ids, ranking)
     write_json(files.by_rank(split), by_rank)
     written.append(files.by_rank(split))
     record = metrics_record(
@@ -77,7 +86,7 @@ def write_results(
     say(f"full ranking {split}: {format_metrics(ranking.metrics)}")
     if reranking is not None:
         lists = (reranking.scores_QK, reranking.passages_QK)
-        write_lists(files.reranking(split), split, collection, ranking.query_Q, lists, "ance-rerank")
+        write_lists(files.reranking(split), ids, ranking.query_Q, lists, "ance-rerank")
         written.append(files.reranking(split))
         record["rerank_metrics"] = reranking.metrics
         say(f"reranking {split}: {format_metrics(reranking.metrics)}")
@@ -91,26 +100,29 @@ def step_of_source(settings: ResultSettings) -> int | None:
     return read_json(state).get("step") if state.is_file() else None
 
 
-def write_ranking(files: EvaluationLayout, split: str, collection: Preprocessed, ranking: Ranking) -> list[Path]:
+def write_ranking(files: EvaluationLayout, split: str, ids: OriginalIds, ranking: Ranking) -> list[Path]:
     """The run of the full ranking, and the metrics of each query; the files."""
     lists = (ranking.scores_QK, ranking.passages_QK)
-    write_lists(files.ranking(split), split, collection, ranking.query_Q, lists, "ance")
-    write_per_query(files.per_query(split), collection.queries(split).original_ids(), ranking.by_query)
+    write_lists(files.ranking(split), ids, ranking.query_Q, lists, "ance")
+    write_per_query(files.per_query(split), ids.queries, ranking.by_query)
     return [files.ranking(split), files.per_query(split)]
 
 
 def write_lists(
-    path: Path,
-    split: str,
-    collection: Preprocessed,
-    query_Q: np.ndarray,
-    lists: tuple[np.ndarray, np.ndarray],
-    tag: str,
+    path: Path, ids: OriginalIds, query_Q: np.ndarray, lists: tuple[np.ndarray, np.ndarray], tag: str
 ) -> None:
-    """A TREC run of ``lists``, (scores_QK, passages_QK), in the collection's own ids."""
-    all_ids, (scores_QK, passages_QK) = collection.queries(split).original_ids(), lists
-    query_ids = [all_ids[query] for query in query_Q]
-    write_run(path, query_ids, collection.passages.original_ids(), passages_QK, scores_QK, tag)
+    """A TREC run of ``lists``, (scores_QK, passages_QK), in the collection's own ids.
+
+    Args:
+        path: The file to write.
+        ids: Of the split's queries, and of all passages.
+        query_Q: Whose lists they are, by offset.
+        lists: float [Q, K] and int [Q, K].
+        tag: The run's name, in its last column.
+    """
+    scores_QK, passages_QK = lists
+    query_ids = [ids.queries[query] for query in query_Q]
+    write_run(path, query_ids, ids.passages, passages_QK, scores_QK, tag)
 
 
 def write_per_query(path: Path, query_ids: Sequence[str], by_query: dict[int, dict[str, float]]) -> None:

@@ -109,8 +109,7 @@ def step_refusal(ours: Mapping[str, object], theirs: Mapping[str, object]) -> st
 
 def triples_of_step(record: Mapping[str, object]) -> int:
     """As far as ``record`` has it: what it does not say counts once."""
-    numbers = [record[name] for name in DIVIDE_STEP if name in record]
-    return math.prod(number for number in numbers if isinstance(number, int))
+    return math.prod(int(str(record[name])) for name in DIVIDE_STEP if name in record)
 
 
 def resumed_otherwise(what: str, differing: str) -> str:
