@@ -70,7 +70,7 @@ def places_of_lengths(flags: EvalFlags) -> list[str]:
 def preflight(flags: EvalFlags) -> Evaluation:
     """Find what would fail later. UserError for anything that would."""
     flags = with_lengths(flags, places_of_lengths(flags))
-    model, compute = model_settings(flags), compute_settings(flags)
+    model, compute = model_settings(flags, flags.model_name_or_path), compute_settings(flags)
     check_what_is_given(flags, model)
     search = search_settings(flags, compute.device)
     check_output_dirs(flags.output_dir)

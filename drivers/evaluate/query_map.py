@@ -70,7 +70,7 @@ def places_of_lengths(flags: NeighbourhoodFlags) -> list[str]:
 def preflight(flags: NeighbourhoodFlags) -> QueryMapJob:
     """Choose the texts, and find what would fail later. UserError for anything that would."""
     flags = with_lengths(flags, places_of_lengths(flags))
-    model, compute = model_settings(flags), compute_settings(flags)
+    model, compute = model_settings(flags, flags.model_name_or_path), compute_settings(flags)
     if not flags.model_name_or_path:
         raise UserError("--model_name_or_path is missing, expected the checkpoint that embeds the texts")
     files = named_files(flags.negatives)

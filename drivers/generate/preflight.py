@@ -129,7 +129,7 @@ def preflight(flags: GenerateFlags) -> GeneratorJob:
     strategy, strategy_from = resolve_strategy(
         flags.negative_strategy, flags.ann_measure_topk_mrr, flags.bottom_neg, flags.bottom_only
     )
-    model, compute = model_settings(flags), check_flags(flags)
+    model, compute = model_settings(flags, flags.init_model_dir), check_flags(flags)
     search = search_settings(flags, compute.device)
     check_directories(flags, model)
     collection = open_inputs(flags, model, search)

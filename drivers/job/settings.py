@@ -26,7 +26,7 @@ from utils.distributed.world import World, own_device, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.model_files import LENGTHS
-from utils.flag_groups import SearchFlags, SelectionFlags
+from utils.flag_groups import ModelTypeFlags, SearchFlags, SelectionFlags
 from utils.flag_values import names_deciding
 from utils.flags import ProgramFlags
 from utils.search.registry import choose_backend
@@ -61,14 +61,9 @@ def lengths_of(flags: OpeningFlags) -> TextLengths:
 # The model, and what it computes on
 
 
-def model_settings(flags: OpeningFlags) -> ModelSettings:
-    return ModelSettings(
-        name_or_path=flags.init_model_dir if isinstance(flags, GenerateFlags) else flags.model_name_or_path,
-        model_type=flags.model_type,
-        config_name=flags.config_name,
-        tokenizer_name=flags.tokenizer_name,
-        resumes_optimizer=isinstance(flags, AnnFlags | WarmupFlags) and flags.load_optimizer_scheduler,
-    )
+def model_settings(flags: ModelTypeFlags, model_dir: str, resumes_optimizer: bool = False) -> ModelSettings:
+    """``model_dir``, a directory or a hub name, is the flag that the program has for it."""
+    return ModelSettings(model_dir, flags.model_type, flags.config_name, flags.tokenizer_name, resumes_optimizer)
 
 
 def compute_settings(flags: OpeningFlags, default_dtype: str = "auto") -> ComputeSettings:

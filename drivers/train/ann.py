@@ -27,7 +27,6 @@ from drivers.job.settings import (
     encoder_settings,
     lease_timeouts,
     lengths_of,
-    model_settings,
     with_lengths,
 )
 from drivers.job.setup import ComputeSettings, check_output_dirs, open_collection, seed_everything, start_program
@@ -43,7 +42,7 @@ from drivers.train.refresh_schedule import (
     check_replayed_order,
     history_from,
 )
-from drivers.train.settings import training_compute, training_settings
+from drivers.train.settings import trained_model, training_compute, training_settings
 from drivers.train.trainer import Trainer
 from model.encoders.base import Encoder
 from model.kernels.precision import name_of
@@ -84,7 +83,7 @@ def places_of_lengths(flags: AnnFlags) -> list[str]:
 def preflight(flags: AnnFlags) -> TrainerJob:
     """Find what would fail later, in the first minute. UserError for anything that would."""
     flags = with_lengths(flags, places_of_lengths(flags))
-    model, compute = model_settings(flags), training_compute(flags)
+    model, compute = trained_model(flags), training_compute(flags)
     check_refresh_flags(flags)
     if flags.refresh_mode == "lockstep" and flags.max_steps % flags.steps_per_refresh:
         raise UserError(

@@ -9,6 +9,7 @@ import torch
 
 from data.training.batches import BatchSettings
 from drivers.cli import AnnFlags, WarmupFlags
+from drivers.job.model_identity import ModelSettings
 from drivers.job.settings import compute_settings, lengths_of, model_settings
 from drivers.job.setup import ComputeSettings
 from model.encoders.registry import encoder_type
@@ -54,6 +55,11 @@ class TrainingSettings:
     publish_every: tuple[int, ...]
 
 
+def trained_model(flags: AnnFlags | WarmupFlags) -> ModelSettings:
+    """What training starts from."""
+    return model_settings(flags, flags.model_name_or_path, flags.load_optimizer_scheduler)
+
+
 def training_compute(flags: AnnFlags | WarmupFlags) -> ComputeSettings:
     """What training computes on. UserError for flags that cannot be trained with."""
     longest = max(vars(lengths_of(flags)).values())
@@ -79,7 +85,7 @@ def training_settings(
     return TrainingSettings(
         output_dir=output_dir,
         tensorboard_dir=Path(flags.log_dir) if flags.log_dir else JobLayout(output_dir).tensorboard,
-        tokenizer=model_settings(flags).tokenizer,
+        tokenizer=trained_model(flags).tokenizer,
         loss=flags.loss,
         batch=BatchSettings(
             triples=flags.per_gpu_train_batch_size,

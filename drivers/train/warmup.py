@@ -35,7 +35,6 @@ from drivers.job.settings import (
     encoder_settings,
     lease_timeouts,
     lengths_of,
-    model_settings,
     search_settings,
     with_lengths,
     with_lengths_of_process0,
@@ -44,7 +43,7 @@ from drivers.job.setup import ComputeSettings, check_output_dirs, open_collectio
 from drivers.job.text_lengths import describe_lengths
 from drivers.train import loop
 from drivers.train.loop import Hooks, TrainingProgram
-from drivers.train.settings import training_compute, training_settings
+from drivers.train.settings import trained_model, training_compute, training_settings
 from drivers.train.trainer import Trainer
 from drivers.train.warmup_evaluation import (
     Evaluations,
@@ -117,7 +116,7 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
     if not (flags.do_train or flags.do_eval):
         raise UserError("neither --do_train nor --do_eval is given; there is nothing to do")
     flags = with_lengths(flags, places_of_lengths(flags))
-    model, compute = model_settings(flags), training_compute(flags)
+    model, compute = trained_model(flags), training_compute(flags)
     lease_timeouts(flags)
     search = search_settings(flags, compute.device)
     check_start(flags, model)
