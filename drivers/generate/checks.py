@@ -26,17 +26,17 @@ def check_refreshes(checks: Preflight, settings: RefreshSettings, model_dir: str
     """
     if settings.loads_embeddings:
         checks.on_process0(lambda: describe_embeddings(newest_embeddings(settings.embeddings_dir)))
-    items, held = [], 0
+    items, reusable_bytes = [], 0
     if not settings.only_encodes:
         items += published_items(settings, refreshes)
     if not settings.loads_embeddings:
         collection, encoding = settings.collection, settings.encoder.encoding
         encoder = open_to_encode(settings.encoder, model_dir, collection, checks.world)
         items.append(encoded_item(settings, encoder, refreshes))
-        held = disk_used(settings.embeddings_dir) if settings.only_latest_embeddings else 0
+        reusable_bytes = disk_used(settings.embeddings_dir) if settings.only_latest_embeddings else 0
         trial = partial(check_encoding, encoder, collection, "train", encoding, checks.world.device)
         checks.on_every_process(trial)
-    checks.on_process0(partial(check_space, settings.ann_dir, items, held))
+    checks.on_process0(partial(check_space, settings.ann_dir, items, reusable_bytes))
     checks.end()
 
 

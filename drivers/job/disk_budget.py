@@ -1,6 +1,6 @@
 """How much disk a program will need, estimated before it writes anything, with the terms of the sum.
 
-The estimates are of the files' sizes; a quota is not seen. What the program's own earlier versions hold already is
+The estimates are of the files' sizes; a quota is not seen. What the program's own earlier versions occupy already is
 not needed again.
 """
 
@@ -34,7 +34,7 @@ class Item:
 
 
 def weight_bytes(encoder: nn.Module) -> int:
-    """As saved, and as held."""
+    """As saved, and as loaded."""
     return sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
 
 
@@ -90,17 +90,19 @@ def run_item(queries: int, depth: int, id_bytes: int) -> Item:
     return Item(f"run of {queries:,} x {depth:,} lines", queries * depth * (RUN_LINE_BYTES + id_bytes))
 
 
-def held_by_trainer(output_dir: Path) -> int:
+def reusable_checkpoint_bytes(output_dir: Path) -> int:
     """Bytes of the checkpoints that lie there, which are removed as new ones come."""
     steps = numbered(output_dir, CHECKPOINT_PATTERN)
     return sum(disk_used(JobLayout(output_dir).checkpoint(step)) for step in steps)
 
 
-def check_space(directory: Path, items: Sequence[Item], held: int = 0) -> str:
-    """UserError where ``directory`` has no space for the terms, of which ``held`` bytes are there already."""
+def check_space(directory: Path, items: Sequence[Item], reusable_bytes: int = 0) -> str:
+    """UserError where ``directory`` has no space for the terms, of which ``reusable_bytes`` are there already."""
     total = sum(item.bytes for item in items)
-    needed, free = max(0, total - held), free_bytes(directory)
-    already = f" less {in_bytes(min(held, total))} there already = {in_bytes(needed)}" if held else ""
+    needed, free = max(0, total - reusable_bytes), free_bytes(directory)
+    already = (
+        f" less {in_bytes(min(reusable_bytes, total))} there already = {in_bytes(needed)}" if reusable_bytes else ""
+    )
     line = (
         f"space: {' + '.join(item.label for item in items)} = {in_bytes(total)}{already} needed, "
         f"{in_bytes(free)} free in {directory}"

@@ -5,11 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from data.tokens.collection import Preprocessed
-from drivers.job.disk_budget import (
-    check_space,
-    checkpoint_item,
-    held_by_trainer,
-)
+from drivers.job.disk_budget import check_space, checkpoint_item, reusable_checkpoint_bytes
 from drivers.job.preflight import Preflight
 from drivers.job.sanity_batch import TrialSize, check_training
 from drivers.train.trainer import Trainer
@@ -21,7 +17,8 @@ def check_trainer(checks: Preflight, collection: Preprocessed, trainer: Trainer,
     item = checkpoint_item(state.encoder, trainer.tokenizer, checkpoints)
     batch = settings.batch
     size = TrialSize(batch.triples, batch.max_seq_length, batch.max_query_length, settings.grad_cache_tokens)
-    checks.on_process0(partial(check_space, settings.output_dir, [item], held_by_trainer(settings.output_dir)))
+    reusable_bytes = reusable_checkpoint_bytes(settings.output_dir)
+    checks.on_process0(partial(check_space, settings.output_dir, [item], reusable_bytes))
     trial = partial(check_training, state.encoder, collection, settings.loss, size, state.world, settings.dtype)
     checks.on_every_process(trial)
     checks.end()

@@ -253,7 +253,7 @@ def test_a_disk_too_small_is_refused_with_the_terms(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"space: a little \+ all of it = .* needed, .* free in .*: free some"):
         check_space(tmp_path, [small[0], Item("all of it", free * 2)])
     # An earlier job's checkpoints make room as they are replaced.
-    assert "less" in check_space(tmp_path, [Item("all of it", free * 2)], held=free * 2 - 1000)
+    assert "less" in check_space(tmp_path, [Item("all of it", free * 2)], reusable_bytes=free * 2 - 1000)
 
 
 def test_how_many_checkpoints_lie_there_at_once() -> None:
