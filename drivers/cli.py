@@ -163,12 +163,12 @@ class WarmupFlags(
     evaluate_during_training: bool = flag(
         False, "evaluate every logging_steps * logging_steps_per_eval steps", decides="nothing"
     )
-    eval_type: Literal["full"] = flag("full", "ANCE's word: rerank and rank the whole collection", decides="nothing")
+    eval_type: Literal["full"] = flag("full", "always: rerank and rank the whole collection", decides="nothing")
     eval_all_checkpoints: bool = flag(False, "with --do_eval: every checkpoint in --output_dir", decides="nothing")
     logging_steps_per_eval: int = flag(
         10, "log lines per evaluation", at_least=1, at_most=LARGEST_INTEGER, decides="nothing"
     )
-    scheduler: Literal["linear"] = flag("linear", "learning-rate schedule", group="optimisation")
+    scheduler: Literal["linear"] = flag("linear", "the learning-rate schedule, always")
     num_train_epochs: float = flag(
         3.0,
         "passes over the training data, where --max_steps is not given",

@@ -3,7 +3,7 @@
 A program's flags are one frozen dataclass put together from these, so that ``--learning_rate`` means the same and has
 the same default wherever it appears. The names are ANCE's; ``tests/utils/test_flags.py`` holds them against the list of
 all flags of ANCE and its fork. ``GROUP`` is the section of ``--help`` that a class's flags stand in, unless a flag
-names another; what ``IGNORED`` names stands at the end.
+names another; what ``IGNORED`` names, and what has one value, stands at the end.
 """
 
 from __future__ import annotations

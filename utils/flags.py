@@ -113,9 +113,17 @@ def ignored_flags(flags_class: type[ProgramFlags]) -> dict[str, str]:
     return reasons
 
 
-def group_of(flags_class: type[ProgramFlags], field: Field) -> str:
-    """The heading in --help: the flag's own group, else that of the class that declares it. KeyError for none."""
-    if field.name in ignored_flags(flags_class):
+def has_one_value(hint: object) -> bool:
+    """Whether a flag of this type decides nothing: it takes one word alone."""
+    return typing.get_origin(hint) is typing.Literal and len(typing.get_args(hint)) == 1
+
+
+def group_of(flags_class: type[ProgramFlags], field: Field, hint: object) -> str:
+    """The heading in --help: the flag's own group, else that of the class that declares it. KeyError for none.
+
+    ``hint`` is the flag's type.
+    """
+    if field.name in ignored_flags(flags_class) or has_one_value(hint):
         return WITHOUT_EFFECT
     owner = next(owner for owner in flags_class.__mro__ if field.name in inspect.get_annotations(owner))
     group: Group = field.metadata["group"] or vars(owner)["GROUP"]
@@ -129,8 +137,9 @@ def heading_of(group: Group) -> str:
 def fields_by_group(flags_class: type[ProgramFlags]) -> dict[str, list[Field]]:
     """The headings in the order of --help, those with no flag omitted."""
     found: dict[str, list[Field]] = {heading: [] for heading in (*map(heading_of, GROUPS), WITHOUT_EFFECT)}
+    hints = typing.get_type_hints(flags_class)
     for field in dataclasses.fields(flags_class):
-        found[group_of(flags_class, field)].append(field)
+        found[group_of(flags_class, field, hints[field.name])].append(field)
     return {heading: fields for heading, fields in found.items() if fields}
 
 
