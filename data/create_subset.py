@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, TextIO, TypedDict
 
@@ -20,7 +21,8 @@ from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import Passage, Source, source_files
 from data.sources.msmarco import DOCUMENT_TYPE, PASSAGE_TYPE, RAW_NAMES, MsMarco
 from data.sources.qrels import Judgements, check_known, read_judgements
-from data.sources.registry import open_source
+from data.sources.registry import SOURCES, open_source
+from utils.declared import words_help
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
 from utils.exchange.layout import SUBSET_RECORD
@@ -48,7 +50,7 @@ class SubsetFlags(SeedFlags, ProgramFlags):
     data_dir: str = flag(help="directory of the raw files, plain or gzipped", is_path=True)
     out_data_dir: str = flag(help="directory for the subset, under MS MARCO's names, not gzipped", is_path=True)
     fraction: float = flag(help="share of the train queries and of the unjudged passages to keep", above=0, at_most=1)
-    data_type: str = flag("0", "0: MS MARCO's documents (url, title, body), 1: its passages")
+    data_type: str = flag("0", partial(words_help, SOURCES))
     allow_missing: bool = flag(False, "continue where over one in a hundred qrels names an unknown query or passage")
 
 

@@ -18,13 +18,14 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import Source, source_files
 from data.sources.qrels import ResolvedSplit, qrel_name, query_name, read_split, resolve
-from data.sources.registry import open_source
+from data.sources.registry import SOURCES, open_source
 from data.tokens.collection import FORMAT_VERSION, MANIFEST, PASSAGES
 from data.tokens.token_cache import TokenCacheWriter, cache_files
 from data.tokens.tokenizer import (
@@ -36,6 +37,7 @@ from data.tokens.tokenizer import (
     tokenized,
     tokenizer_files,
 )
+from utils.declared import words_help
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
 from utils.exchange.verify import signature_of
@@ -62,7 +64,7 @@ class PreprocessFlags(ModelTypeFlags, TextFlags, ProgramFlags):
     data_dir: str = flag(help="directory of the raw files, plain or gzipped, under MS MARCO's names", is_path=True)
     out_data_dir: str = flag(help="directory to write; refused if it already holds a complete collection", is_path=True)
     model_name_or_path: str = flag("", "directory (or hub name) that holds the tokenizer", is_path=True, group="model")
-    data_type: str = flag("0", "0: MS MARCO's documents (url, title, body), 1: its passages")
+    data_type: str = flag("0", partial(words_help, SOURCES))
     allow_missing: bool = flag(False, "continue where over one in a hundred qrels names an unknown query or passage")
     workers: int = flag(0, "threads that tokenize; 0 takes every core", at_least=0, at_most=MOST_WORKERS, group="job")
 

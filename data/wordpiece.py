@@ -14,6 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, ClassVar
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import Source
 from data.sources.msmarco import PASSAGE_TYPE
-from data.sources.registry import open_source
+from data.sources.registry import SOURCES, open_source
 from data.tokens.tokenizer import encoded_queries, encoded_texts
+from utils.declared import words_help
 from utils.errors import UserError, run_program
 from utils.exchange.layout import TOKENIZER_FILE
 from utils.flag_values import Group, flag
@@ -47,7 +49,7 @@ class WordPieceFlags(ProgramFlags):
     EXAMPLE: ClassVar[str] = "python -m data.wordpiece --data_dir raw --out_dir tokenizer --vocab_size 8192"
 
     data_dir: str = flag(help="directory of the raw files, plain or gzipped", is_path=True)
-    data_type: str = flag(str(PASSAGE_TYPE), "0: MS MARCO's documents (url, title, body), 1: its passages")
+    data_type: str = flag(str(PASSAGE_TYPE), partial(words_help, SOURCES))
     out_dir: str = flag(help="directory for tokenizer.json and tokenizer_config.json", is_path=True)
     vocab_size: int = flag(8192, "most tokens the vocabulary may have", at_least=SMALLEST_VOCABULARY)
     max_doc_character: int = flag(10000, "characters read of a passage", at_least=1)

@@ -17,7 +17,7 @@ from tests.fingerprint import loop
 from tests.toy_loop import toy_loop, write_triples
 from tests.utils.search.test_fold import assert_best, brute_force, owners, problem
 from utils.search.index import Index
-from utils.search.registry import BACKENDS
+from utils.search.registry import BACKENDS, BackendWord
 from utils.search.settings import SearchSettings
 from utils.search.source import all_at_once, in_memory
 
@@ -47,7 +47,7 @@ def test_short_rows_are_not_looked_at() -> None:
 def test_it_owes_what_every_backend_owes(problem: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None:
     """With the rows of passages folded, as `tests.utils.search.test_fold` asks of our own."""
     queries_QD, rows_ND, counts_P, k = problem
-    with patch.dict(BACKENDS, by_norm="tests.toys.by_norm:NormBackend"):
+    with patch.dict(BACKENDS, by_norm=BackendWord("toy", "tests.toys.by_norm:NormBackend")):
         index = Index(in_memory(rows_ND, owners(counts_P)), SearchSettings("by_norm"))
     assert_best(index.search(queries_QD, k), brute_force(queries_QD, rows_ND, counts_P), k)
 

@@ -16,7 +16,7 @@ import pytrec_eval
 
 from data import create_subset, wordpiece
 from data.sources.msmarco import find_collection
-from data.sources.registry import SOURCES
+from data.sources.registry import SOURCES, SourceWord
 from data.tokens.collection import open_preprocessed
 from results.read.study import read_study
 from tests.fingerprint import loop
@@ -102,7 +102,7 @@ def write_passages(directory: Path, **fields: object) -> None:
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """A program of data/ in this process, on the toy's collection in ``tmp_path``: its exit code."""
-    monkeypatch.setitem(SOURCES, "graded_jsonl", find)
+    monkeypatch.setitem(SOURCES, "graded_jsonl", SourceWord("toy", find))
     write_split(tmp_path / "queries.jsonl", ("train", "dev"))
     write_passages(tmp_path)
 

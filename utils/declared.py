@@ -1,9 +1,9 @@
-"""What a user names by a word: strategies, filters and losses, each declared once.
+"""What a user names by a word: strategies, filters, losses and model types, each declared once.
 
 The parser of ``--negative_strategy``, ``--help``, the tables of docs/strategies.md, the order of a report's arms, and
 the tests that run over every word, all read these dictionaries. What a word does is written elsewhere:
 data/mining/samplers.py has the strategies' functions, data/mining/filters.py the filters',
-model/train/objectives.py the losses'.
+model/train/objectives.py the losses'; a model type names its encoder.
 Metrics are declared in utils/ir/metrics.py. Only the standard library is imported: ``--help`` reads this.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from utils.flag_values import Number, Range
 
@@ -130,6 +130,28 @@ class Loss:
     is_over_batch: bool = False
 
 
+@dataclass(frozen=True)
+class ModelType:
+    """A word of --model_type.
+
+    Args:
+        description: for --help.
+        config_type: config.json's ``model_type``.
+        implementation: "module:class" of a `model.encoders.base.Encoder`.
+        has_layers: whether most of its work is layers of products, which gain from bfloat16 and from gradient
+            checkpointing.
+        has_pooling: whether its config may say how tokens are pooled (--pooling).
+        from_hub: whether a model may be named as on the hub, and not be a directory.
+    """
+
+    description: str
+    config_type: str
+    implementation: str
+    has_layers: bool = True
+    has_pooling: bool = False
+    from_hub: bool = False
+
+
 def _by_word(*words: StrategyWord) -> dict[str, StrategyWord]:
     return {word.word: word for word in words}
 
@@ -239,8 +261,23 @@ LOSSES = {
     )
 }
 
-
 DEFAULT_LOSS = "pairwise"
+
+MODEL_TYPES = {
+    "rdot_nll": ModelType(
+        "RoBERTa and ANCE's head",
+        "roberta",
+        "model.encoders.roberta_dot:RobertaDot",
+        has_pooling=True,
+        from_hub=True,
+    ),
+    "static": ModelType(
+        "the mean of a text's token vectors, and the same head",
+        "static",
+        "model.encoders.static:StaticEncoder",
+        has_layers=False,
+    ),
+}
 
 
 def strategy_help() -> str:
@@ -249,5 +286,11 @@ def strategy_help() -> str:
     return "\n".join(["which candidates become negatives; N is --negative_sample where it is not written:", *lines])
 
 
-def loss_help() -> str:
-    return "; ".join(f"{loss.word}: {loss.description}" for loss in LOSSES.values())
+class Described(Protocol):
+    @property
+    def description(self) -> str: ...
+
+
+def words_help(words: Mapping[str, Described]) -> str:
+    """For --help: each word with its description."""
+    return "; ".join(f"{word}: {declared.description}" for word, declared in words.items())

@@ -9,11 +9,13 @@ names another; what ``IGNORED`` names, and what has one value, stands at the end
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
-from utils.declared import DEFAULT_LOSS, FILTERS, LOSSES, Filter, loss_help, strategy_help
+from utils.declared import DEFAULT_LOSS, FILTERS, LOSSES, MODEL_TYPES, Filter, strategy_help, words_help
 from utils.exchange.lease.record import DEFAULT_TIMEOUTS
 from utils.flag_values import LARGEST_INTEGER, LONGEST_SECONDS, Group, flag, tristate
+from utils.search.registry import AUTO
 from utils.search.registry import WORDS as BACKEND_WORDS
 
 SMALLEST_EPSILON = 1e-30  # in float32 it is not 0: by 0 a weight without a gradient would become nan
@@ -93,7 +95,7 @@ class DevSplitFlags:
 class ModelTypeFlags:
     GROUP: ClassVar[Group] = "model"
 
-    model_type: str = flag(help="rdot_nll (RoBERTa and ANCE's head) or static", aliases=["--train_model_type"])
+    model_type: str = flag(help=partial(words_help, MODEL_TYPES), aliases=["--train_model_type"])
     config_name: str = flag("", "config file or directory, where it is not the model's own", is_path=True)
     tokenizer_name: str = flag("", "tokenizer directory, where it is not the model's own", is_path=True)
 
@@ -185,7 +187,7 @@ class TrainingFlags(SeedFlags, ComputeFlags):
     overwrite_output_dir: bool = flag(
         False, "remove the run that --output_dir holds, and start again", decides="nothing", group="job"
     )
-    loss: str = flag(DEFAULT_LOSS, loss_help(), choices=LOSSES)
+    loss: str = flag(DEFAULT_LOSS, partial(words_help, LOSSES), choices=LOSSES)
 
     IGNORED: ClassVar[dict[str, str]] = {
         "task_name": "--data_dir decides the task",
@@ -236,7 +238,7 @@ class SelectionFlags(SeedFlags):
     negative_sample: int = flag(
         5, "negatives per query where the strategy names no number (top_bottom: twice that)", at_least=1
     )
-    negative_strategy: str | None = flag(None, strategy_help(), decides="nothing")
+    negative_strategy: str | None = flag(None, strategy_help, decides="nothing")
     min_rank: int = filter_flag(FILTERS["min_rank"])
     max_positive_ratio: float = filter_flag(FILTERS["max_positive_ratio"])
     on_shortage: Literal["fewer", "widen", "skip"] = flag(
@@ -280,12 +282,7 @@ class AnceStrategyFlags:
 class SearchFlags:
     GROUP: ClassVar[Group] = "search"
 
-    search_backend: str = flag(
-        "auto",
-        "auto: faiss where installed (torch for an exact search on a GPU that this faiss cannot use), else torch",
-        choices=BACKEND_WORDS,
-        decides="nothing",
-    )
+    search_backend: str = flag(AUTO, partial(words_help, BACKEND_WORDS), choices=BACKEND_WORDS, decides="nothing")
     faiss_index: str = flag("Flat", "faiss index_factory string; Flat is exact")
     nprobe: int = flag(0, "cells visited by an IVF index; 0 keeps the index's own", at_least=0)
     search_memory_mib: int = flag(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from _typeshed import DataclassInstance
 
@@ -126,7 +126,7 @@ def _checked(value: AnyNumber, range_: Range) -> AnyNumber:
 
 def flag(
     default: Any = dataclasses.MISSING,
-    help: str = "",
+    help: str | Callable[[], str] = "",
     *,
     at_least: Number | None = None,
     above: Number | None = None,
@@ -139,6 +139,8 @@ def flag(
 ) -> Any:
     """One flag of a program; ``aliases`` and ``choices`` are argparse's.
 
+    ``help`` may be a function, which is called when the parser is made: it knows the words registered until then.
+
     A number must have at least one end of its range: ``at_least``, ``above``, ``at_most``. ``is_path``: a ``~`` is
     expanded, and "" refused where it is not the default; a name of the hub passes as it is. ``group`` is its section of
     --help; without one it stands in that of the class that declares it.
@@ -149,7 +151,7 @@ def flag(
     the key of the embeddings) or it has none. Without a word it decides the result, a path nothing.
     """
     metadata: dict[str, object] = {
-        "help": help.replace("%", "%%"),
+        "help": help,
         "is_path": is_path,
         "decides": decides or ("nothing" if is_path else "result"),
         "group": group,

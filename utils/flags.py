@@ -227,6 +227,8 @@ def make_parser(flags_class: type[ProgramFlags], program: str) -> Parser:
 def argparse_words(flags_class: type[ProgramFlags], field: Field, hint: object) -> dict[str, object]:
     """What argparse is told of a flag: its help with its range, and the last word of its name for a value."""
     words = {name: value for name, value in field.metadata.items() if name not in OURS}
+    told = words["help"]
+    words["help"] = (told() if callable(told) else told).replace("%", "%%")
     if field.name in (reasons := ignored_flags(flags_class)):
         words["help"] = f"ignored: {reasons[field.name]}"
     elif range_ := range_of(flags_class, field):

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.sources.base import Source
 from data.sources.msmarco import DOCUMENT_TYPE, PASSAGE_TYPE, find_collection
 from utils.errors import UserError
 
-# Each finds the files of a directory, without reading them; UserError where one is missing.
-SOURCES: dict[str, Callable[[Path], Source]] = {
-    str(DOCUMENT_TYPE): lambda directory: find_collection(directory, DOCUMENT_TYPE),
-    str(PASSAGE_TYPE): lambda directory: find_collection(directory, PASSAGE_TYPE),
+
+@dataclass(frozen=True)
+class SourceWord:
+    """A word of --data_type. ``find`` finds a directory's files and reads none; UserError where one is missing."""
+
+    description: str
+    find: Callable[[Path], Source]
+
+
+SOURCES = {
+    str(DOCUMENT_TYPE): SourceWord(
+        "MS MARCO's documents (url, title, body)", lambda directory: find_collection(directory, DOCUMENT_TYPE)
+    ),
+    str(PASSAGE_TYPE): SourceWord("MS MARCO's passages", lambda directory: find_collection(directory, PASSAGE_TYPE)),
 }
 
 SPLIT_NAME = re.compile(r"\w[\w.-]*")  # it begins the names of files
@@ -24,10 +35,10 @@ def open_source(data_type: str | int, directory: Path) -> Source:
 
     UserError for an unknown word, where its files are not there, and for a split whose name cannot name a file.
     """
-    find = SOURCES.get(str(data_type))
-    if find is None:
+    word = SOURCES.get(str(data_type))
+    if word is None:
         raise UserError(f"--data_type is {data_type}, expected one of {', '.join(SOURCES)}")
-    source = find(directory)
+    source = word.find(directory)
     for split in source.split_files:
         if not SPLIT_NAME.fullmatch(split):
             raise UserError(f"{directory} has a split {split!r}, expected letters, digits, '.', '_' and '-'; rename it")

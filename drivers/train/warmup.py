@@ -54,8 +54,9 @@ from drivers.train.warmup_evaluation import (
 )
 from drivers.train.warmup_source import say_of_size, size_of_triples, source_record, training_source
 from model.encoders.base import Encoder
-from model.encoders.registry import MODEL_TYPES, encoder_type, new_encoder, read_config
+from model.encoders.registry import encoder_type, new_encoder, read_config
 from model.kernels.precision import name_of
+from utils.declared import MODEL_TYPES
 from utils.distributed import process_group
 from utils.distributed.world import World, has_launcher, processes_of_launcher
 from utils.errors import UserError
@@ -139,8 +140,8 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
 
 def check_start(flags: WarmupFlags, model: ModelSettings) -> None:
     """UserError where the first encoder could not be made."""
-    if flags.pooling and not encoder_type(flags.model_type).poolings:
-        pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.poolings)
+    if flags.pooling and not encoder_type(flags.model_type).has_pooling:
+        pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.has_pooling)
         raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; omit it")
     if model.name_or_path:
         check_model_directory(model, flags.dry_run)

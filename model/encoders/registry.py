@@ -6,54 +6,24 @@ torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from model.encoders.spec import POOLINGS, EncoderSpec, Side, read_config_file
+from model.encoders.spec import EncoderSpec, Side, read_config_file
+from utils.declared import MODEL_TYPES, ModelType
 from utils.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from model.encoders.base import Encoder
 
 
-@dataclass(frozen=True)
-class EncoderType:
-    """What stands behind a word.
-
-    Args:
-        config_type: config.json's ``model_type``.
-        implementation: "module:class" of a `model.encoders.base.Encoder`.
-        has_layers: whether most of its work is layers of products, which gain from bfloat16 and from gradient
-            checkpointing.
-        poolings: what the config's ``pooling`` may say, where it has any.
-        from_hub: whether a model may be named as on the hub, and not be a directory.
-    """
-
-    config_type: str
-    implementation: str
-    has_layers: bool = True
-    poolings: tuple[str, ...] = ()
-    from_hub: bool = False
-
-    def load_class(self) -> type[Encoder]:
-        found: type[Encoder] = resolve_name(self.implementation)
-        return found
+def encoder_class(kind: ModelType) -> type[Encoder]:
+    found: type[Encoder] = resolve_name(kind.implementation)
+    return found
 
 
-MODEL_TYPES: dict[str, EncoderType] = {
-    "rdot_nll": EncoderType(
-        "roberta",
-        "model.encoders.roberta_dot:RobertaDot",
-        poolings=POOLINGS,
-        from_hub=True,
-    ),
-    "static": EncoderType("static", "model.encoders.static:StaticEncoder", has_layers=False),
-}
-
-
-def encoder_type(model_type: str) -> EncoderType:
+def encoder_type(model_type: str) -> ModelType:
     """UserError for a word that is none of `MODEL_TYPES`."""
     if model_type not in MODEL_TYPES:
         raise UserError(f"--model_type is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}")
@@ -72,7 +42,7 @@ def read_config(directory: str, model_type: str, config_name: str = "") -> dict[
 def read_spec(directory: str, model_type: str, config_name: str = "") -> EncoderSpec:
     """Of a model that is not loaded; UserError where its config is missing, damaged or of another type."""
     config = read_config(directory, model_type, config_name)
-    return encoder_type(model_type).load_class().spec_of(config)
+    return encoder_class(encoder_type(model_type)).spec_of(config)
 
 
 def load_encoder(
@@ -97,7 +67,7 @@ def load_encoder(
     kind = encoder_type(model_type)
     if Path(name_or_path).is_dir() or config_name or not kind.from_hub:
         read_config(name_or_path, model_type, config_name)
-    return kind.load_class().load(name_or_path, config_name, new_head, changes or {})
+    return encoder_class(kind).load(name_or_path, config_name, new_head, changes or {})
 
 
 def new_encoder(model_type: str, config_name: str, changes: dict[str, Any]) -> Encoder:
@@ -109,7 +79,7 @@ def new_encoder(model_type: str, config_name: str, changes: dict[str, Any]) -> E
     kind = encoder_type(model_type)
     config = {**read_config(config_name, model_type), **changes}
     try:
-        return kind.load_class().new(config)
+        return encoder_class(kind).new(config)
     except Exception as error:  # transformers raises many types for sizes that are missing or do not fit
         raise UserError(
             f"{config_name} describes no {model_type} model ({type(error).__name__}: {one_line(error)[:300]})"

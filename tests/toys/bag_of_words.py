@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from model.encoders.base import ConfigEncoder
-from model.encoders.registry import MODEL_TYPES, EncoderType
 from model.encoders.spec import EncoderSpec, Side
 from model.token_batch import TokenBatch
 from tests.toys import start
+from utils.declared import MODEL_TYPES, ModelType
 
 
 class BagOfWords(ConfigEncoder):
@@ -34,7 +34,9 @@ class BagOfWords(ConfigEncoder):
         return means_BD
 
 
-MODEL_TYPES["bag_of_words"] = EncoderType("bag_of_words", "tests.toys.bag_of_words:BagOfWords", has_layers=False)
+MODEL_TYPES["bag_of_words"] = ModelType(
+    "two towers of word vectors", "bag_of_words", "tests.toys.bag_of_words:BagOfWords", has_layers=False
+)
 
 if __name__ == "__main__":
     start(sys.argv[1:])

@@ -13,7 +13,7 @@ import numpy as np
 from tests.toys import start
 from utils.search.base import Backend, RowIndex
 from utils.search.ranked_lists import merge_top_k
-from utils.search.registry import BACKENDS
+from utils.search.registry import BACKENDS, BackendWord
 from utils.search.settings import SearchSettings
 from utils.search.source import Advance, Passages, all_at_once
 
@@ -54,7 +54,7 @@ class NormIndex:
         del self.rows_ND
 
 
-BACKENDS["by_norm"] = "tests.toys.by_norm:NormBackend"
+BACKENDS["by_norm"] = BackendWord("rows by length, always exact", "tests.toys.by_norm:NormBackend")
 
 if __name__ == "__main__":
     start(sys.argv[1:])

@@ -12,7 +12,7 @@ from typing import Any
 
 from data.sources.base import Passage, SplitFiles
 from data.sources.msmarco import find_raw
-from data.sources.registry import SOURCES
+from data.sources.registry import SOURCES, SourceWord
 from tests.toys import start
 
 
@@ -51,7 +51,7 @@ def find(directory: Path) -> GradedJsonl:
     return GradedJsonl(find_raw(directory, "passages.jsonl"), find_raw(directory, "queries.jsonl"))
 
 
-SOURCES["graded_jsonl"] = find
+SOURCES["graded_jsonl"] = SourceWord("JSON lines with grades", find)
 
 if __name__ == "__main__":
     start(sys.argv[1:])

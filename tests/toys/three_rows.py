@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from model.encoders.base import ConfigEncoder
-from model.encoders.registry import MODEL_TYPES, EncoderType
 from model.encoders.spec import EncoderSpec, Side
 from model.token_batch import TokenBatch
 from tests.toys import start
+from utils.declared import MODEL_TYPES, ModelType
 
 ROWS, TOKENS = 3, 12
 
@@ -39,7 +39,9 @@ class ThreeRows(ConfigEncoder):
         return means_ND.unflatten(0, (-1, ROWS)), counts_N.unflatten(0, (-1, ROWS)) > 0
 
 
-MODEL_TYPES["three_rows"] = EncoderType("three_rows", "tests.toys.three_rows:ThreeRows", has_layers=False)
+MODEL_TYPES["three_rows"] = ModelType(
+    "a row for each third of a passage", "three_rows", "tests.toys.three_rows:ThreeRows", has_layers=False
+)
 
 if __name__ == "__main__":
     start(sys.argv[1:])

@@ -11,13 +11,15 @@ import sys
 
 import pytest
 
+from data.sources.registry import SOURCES
 from results.read_log import ReadLogFlags
 from results.report import ReportFlags
 from tests import REPO
 from tests.utils.test_flag_values import CLASSES
-from utils.declared import FILTERS, LOSSES, STRATEGIES
+from utils.declared import FILTERS, LOSSES, MODEL_TYPES, STRATEGIES
 from utils.flag_values import GROUPS
 from utils.flags import WITHOUT_EFFECT, ProgramFlags, ignored_flags, parse_flags, with_name_of_positional
+from utils.search.registry import BACKENDS
 
 LINES_OF_USAGE, COLUMNS = 12, 100
 SECONDS = 1.5
@@ -126,8 +128,26 @@ def test_the_declarations_are_in_the_help(capsys: pytest.CaptureFixture[str]) ->
         assert f"{declared.help} ({declared.range.in_help()})" in text
     text = " ".join(help_of("run_ann", capsys).split())
     assert f"--loss {{{','.join(LOSSES)}}}" in text
-    for loss in LOSSES.values():
-        assert f"{loss.word}: {loss.description}" in text
+    text = " ".join(help_of("run_warmup", capsys).split())
+    for registry in (LOSSES, MODEL_TYPES, BACKENDS):
+        assert all(f"{word}: {declared.description}" in text for word, declared in registry.items())
+    text = " ".join(help_of("msmarco_data", capsys).split())
+    assert all(f"{word}: {declared.description}" in text for word, declared in SOURCES.items())
+
+
+@pytest.mark.parametrize(
+    ("toy", "program", "told"),
+    [
+        ("bag_of_words", "drivers.run_ann", "bag_of_words: two towers of word vectors"),
+        ("by_norm", "drivers.run_eval", "by_norm: rows by length, always exact"),
+        ("graded_jsonl", "data.wordpiece", "graded_jsonl: JSON lines with grades"),
+        ("margin", "drivers.run_warmup", "margin: hinge on a triple's margin"),
+    ],
+)
+def test_a_registered_word_is_in_the_help(toy: str, program: str, told: str) -> None:
+    command = [sys.executable, "-m", f"tests.toys.{toy}", program, "--help"]
+    text = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
+    assert told in " ".join(text.split())
 
 
 def test_a_word_that_is_no_loss_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, cast
 
@@ -13,16 +13,26 @@ if TYPE_CHECKING:
     from utils.search.base import Backend
     from utils.search.settings import SearchSettings
 
-BACKENDS = {  # "module:name" of a `Backend`; "auto" prefers the first
-    "faiss": "utils.search.faiss_backend:FaissBackend",
-    "torch": "utils.search.exact_torch:TorchBackend",
+
+@dataclass(frozen=True)
+class BackendWord:
+    """A word of --search_backend. ``implementation`` is "module:name" of a `Backend`."""
+
+    description: str
+    implementation: str
+
+
+BACKENDS = {  # "auto" prefers the first
+    "faiss": BackendWord("faiss, and any index that its factory makes", "utils.search.faiss_backend:FaissBackend"),
+    "torch": BackendWord("torch's own products, always exact", "utils.search.exact_torch:TorchBackend"),
 }
 AUTO = "auto"
-WORDS = ChainMap(BACKENDS, {AUTO: ""})  # of the flag: also what is registered later
+# Of the flag: also what is registered later.
+WORDS = ChainMap(BACKENDS, {AUTO: BackendWord("the first of the others that is installed and can use the device", "")})
 
 
 def backend_of(word: str) -> Backend:
-    return cast("Backend", resolve_name(BACKENDS[word])())
+    return cast("Backend", resolve_name(BACKENDS[word].implementation)())
 
 
 def choose_backend(settings: SearchSettings) -> SearchSettings:

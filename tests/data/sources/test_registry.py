@@ -10,7 +10,7 @@ import pytest
 from data.sources import registry
 from data.sources.base import Passage, source_files
 from data.sources.msmarco import find_collection
-from data.sources.registry import open_source
+from data.sources.registry import SourceWord, open_source
 from data.tokens.tokenizer import encoded_text
 from utils.errors import UserError
 
@@ -27,7 +27,7 @@ def test_a_split_whose_name_cannot_begin_a_file_is_refused(
 ) -> None:
     found = find_collection(tiny_collection, 1)
     splits = {**found.split_files, name: found.split_files["dev"]}
-    monkeypatch.setitem(registry.SOURCES, "odd", lambda _: replace(found, split_files=splits))
+    monkeypatch.setitem(registry.SOURCES, "odd", SourceWord("odd", lambda _: replace(found, split_files=splits)))
     with pytest.raises(UserError, match=r"has a split .*rename it"):
         open_source("odd", tiny_collection)
 
