@@ -121,10 +121,10 @@ def study_of_runs(runs: list[Run]) -> tuple[Study | None, str]:
     try:
         return read_study(places, arms), ""
     except UserError as reason:
-        told = str(reason)
+        message = str(reason)
         for run in runs:  # a report may be sent to others
-            told = told.replace(str(run.directory), run.name)
-        return None, told
+            message = message.replace(str(run.directory), run.name)
+        return None, message
 
 
 def report_runs(directories: list[Path], flags: ReportFlags) -> None:

@@ -147,8 +147,8 @@ def page(roles: Sequence[RoleStatus]) -> str:
 
 def strategy_of(place: Place) -> str:
     run = read_run(place.directory) or {}
-    science = run.get("science")
-    return str(science.get("strategy", "")) if isinstance(science, dict) else ""
+    config = run.get("science")
+    return str(config.get("strategy", "")) if isinstance(config, dict) else ""
 
 
 def look_until_sure(reader: Reader, sleep: Callable[[float], None], notify: Callable[[str], None]) -> list[RoleStatus]:

@@ -158,7 +158,7 @@ def unfinished(world: World, shards: Shards, monitor: Monitor) -> np.ndarray:
             break
         fault = fault_of(shards, number)
         if fault:
-            say(f"{fault}; it is encoded anew")
+            say(f"{fault}; it is encoded again")
         missing[number - first] = fault is not None
     return np.flatnonzero(np.concatenate(collectives.gather_rows(world, missing)))
 

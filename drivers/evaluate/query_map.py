@@ -114,8 +114,8 @@ def write(job: QueryMapJob, embedding_ND: np.ndarray) -> None:
     arrays = (embedding_ND, chosen.passage_N, chosen.kind_N, chosen.rank_AN)
     found = Neighbourhood(chosen.query_id, chosen.arms, files, job.flags.model_name_or_path, *arrays)
     counts = {name: found.count(kind) for kind, name in enumerate(KINDS)}
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    say(f"query {found.query_id}: {told} texts; arms {', '.join(found.arms)}")
+    texts = ", ".join(f"{count} {name}" for name, count in counts.items())
+    say(f"query {found.query_id}: {texts} texts; arms {', '.join(found.arms)}")
     origin = {"seed": job.flags.seed, "collection_fingerprint": job.collection.manifest["collection_fingerprint"]}
     path = write_neighbourhood(Path(job.flags.output_dir), found, {"counts": counts, **origin})
     say(f"finished {path}")

@@ -68,7 +68,7 @@ def announce(job: GeneratorJob) -> None:
     say_dev_split(job.dev_split)
     for split in ("train", job.dev_split):
         held, judged = len(collection.queries(split)), len(collection.qrels(split).queries_with_positive())
-        say(f"{split}: {held:,} queries, {judged:,} with a positive in the collection, {held - judged:,} left out")
+        say(f"{split}: {held:,} queries, {judged:,} with a positive in the collection, {held - judged:,} omitted")
     if flags.last_checkpoint_dir and job.request_settings.step_used is None:
         say(f"--last_checkpoint_dir {flags.last_checkpoint_dir} is not in --training_dir: none counts as used")
 

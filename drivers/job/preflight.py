@@ -68,15 +68,15 @@ def check_judgements(collection: Preprocessed, splits: Sequence[str]) -> str:
 
     UserError where none of a split has one, or where qrels name what is not there.
     """
-    told = []
+    found = []
     for split in splits:
         held, qrels = len(collection.queries(split)), collection.qrels(split)
         judged = len(qrels.queries_with_positive())
         if not judged:
             raise UserError(f"{collection.directory}: no {split} query has a positive, expected some; check its qrels")
         share = f"{judged:,} of {held:,} queries ({100 * judged / held:.1f}%)"
-        told.append(f"{share} of {split} have a positive, {len(qrels.query_R):,} judgements")
-    return f"qrels: {'; '.join(told)}"
+        found.append(f"{share} of {split} have a positive, {len(qrels.query_R):,} judgements")
+    return f"qrels: {'; '.join(found)}"
 
 
 def say_dev_split(split: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,17 +53,21 @@ def run_config_sha256(config: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """The run of a directory. ``science_sha256`` is of the flags it was begun with, whatever resumes it."""
+    """The run of a directory. ``config_sha256`` is of the `run_config` it was begun with, whatever resumes it."""
 
     run_id: str
-    science_sha256: str
+    config_sha256: str
+
+    def record(self) -> dict[str, str]:
+        """As RUN.json and every published version have it."""
+        return {"run_id": self.run_id, "science_sha256": self.config_sha256}
 
 
 def provenance(run: Run, config: Mapping[str, object]) -> dict[str, object]:
     """What every published version says of where it comes from."""
     named = (*COMMON, "seed", "strategy", *OF_A_SELECTION, "ann_chunk_factor", "bm25_sha256", "dev_split")
     return {
-        **dataclasses.asdict(run),
+        **run.record(),
         **{name: config[name] for name in named if name in config},
         "git": git_state(),
     }
@@ -133,18 +136,19 @@ def join_run(
             mark_run(
                 session.lease,
                 science=config,
-                **dataclasses.asdict(own),
+                **own.record(),
                 job=os.environ.get("SLURM_JOB_ID", ""),
                 git=git_state(),
                 **(more if is_new else {}),  # an earlier version may have begun it
             )
-            return dataclasses.asdict(own)
+            return own.record()
         what = f"the run in {directory}"
         if differing := check_resumes(config, run.get("science", {}), what, remedy):
             say(resumed_otherwise(what, differing))
-        return {name: run.get(name, value) for name, value in dataclasses.asdict(own).items()}
+        return {name: run.get(name, value) for name, value in own.record().items()}
 
-    return Run(**session.decide_on_process0(look))
+    found = session.decide_on_process0(look)
+    return Run(found["run_id"], found["science_sha256"])
 
 
 def check_in_dry_run(
@@ -170,8 +174,8 @@ def check_in_dry_run(
     run = read_run(directory)
     if run is None or (overwrites and not is_of_this_job(run)):
         return False
-    left_out = {*unknown, *([] if has_launcher() else ["processes"])}
-    known = {name: value for name, value in make_config().items() if name not in left_out}
+    omitted = {*unknown, *([] if has_launcher() else ["processes"])}
+    known = {name: value for name, value in make_config().items() if name not in omitted}
     check_resumes(known, run.get("science", {}), f"the run in {directory}", remedy)
     return True
 

@@ -104,7 +104,7 @@ def check_encoding(
     Raises:
         UserError: an embedding is not finite, or the GPU's memory does not suffice.
     """
-    told = []
+    encoded = []
     sides: list[tuple[Side, str, TokenCache, int]] = [
         ("passage", "passages", collection.passages, settings.max_seq_length),
         ("query", f"{split} queries", collection.queries(split), settings.max_query_length),
@@ -117,10 +117,10 @@ def check_encoding(
             encoder.eval()
             tokens = TokenBatch.of(*gather_from(cache, limit)(rows))
             check_finite(encode_batch(encoder, tokens, side, device, settings.dtype).cpu().numpy(), f" of {what}")
-            told.append(f"{len(rows)} {what} of up to {longest} tokens")
+            encoded.append(f"{len(rows)} {what} of up to {longest} tokens")
         memory = peak_memory(device, "per_gpu_eval_batch_size")
     numbers = f"{encoder.spec.embedding_dim} finite dims in {name_of(settings.dtype)}"
-    return f"model: {' and '.join(told)} encode to {numbers}{memory}"
+    return f"model: {' and '.join(encoded)} encode to {numbers}{memory}"
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ def check_training(
             losses.append(float(loss_here))
             check_trial(losses[-1], encoder, dtype)
         memory = peak_memory(device, "per_gpu_train_batch_size", optimiser_bytes(encoder))
-    told = f"losses {losses[0]:.4g} (longest texts) and {losses[1]:.4g} in {name_of(dtype)}{memory}"
-    return f"model: two batches of {size.triples} triples, {told}"
+    values = f"losses {losses[0]:.4g} (longest texts) and {losses[1]:.4g} in {name_of(dtype)}{memory}"
+    return f"model: two batches of {size.triples} triples, {values}"
 
 
 def check_trial(loss: float, encoder: Encoder, dtype: torch.dtype | None) -> None:

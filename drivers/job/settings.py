@@ -132,6 +132,6 @@ def check_refresh_flags(flags: AnnFlags | GenerateFlags) -> None:
 
 def deciding_flags(flags: ProgramFlags) -> dict[str, object]:
     """The flags that decide what a run computes, by name, as each says at its declaration."""
-    left_out = names_deciding(type(flags), "nothing")
+    omitted = names_deciding(type(flags), "nothing")
     values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(flags)}
-    return {name: value for name, value in values.items() if name not in left_out}
+    return {name: value for name, value in values.items() if name not in omitted}

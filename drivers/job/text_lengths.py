@@ -84,8 +84,8 @@ def find_lengths(
         if name in recorded and length > held.get(name, length):
             length = held[name]
             if is_dry_run:
-                told = f"{TEXTS_OF[name]} up to {length} tokens, as --data_dir was cut: {path} says more"
-                sys.stderr.write(f"warning: lengths: {told}\n")
+                shorter = f"{TEXTS_OF[name]} up to {length} tokens, as --data_dir was cut: {path} says more"
+                sys.stderr.write(f"warning: lengths: {shorter}\n")
         lengths[name] = length
     return lengths
 

@@ -111,7 +111,7 @@ class AnnTraining:
 
     def finished(self) -> dict[str, object]:
         """The journal, as DONE.json has it."""
-        return {"taken": [entry.told() for entry in self.history.taken]}
+        return {"taken": [entry.record() for entry in self.history.taken]}
 
 
 def in_use_before(
@@ -132,7 +132,7 @@ def in_use_before(
     trainer.session.decide_on_process0(partial(check_unchanged, refresh, taken))
     batches_done = (trainer.state.step - taken.taken_at_step) * trainer.settings.micro_batches
     if trainer.log is not None:
-        say(f"refresh {taken.refresh}, taken up at step {taken.taken_at_step}: {batches_done} batches are done")
+        say(f"resuming refresh {taken.refresh}, in use since step {taken.taken_at_step}, after {batches_done} batches")
     trainer.session.set_status(refresh=taken.refresh, made_from_step=taken.made_from_step, step=trainer.state.step)
     return open_negatives(collection, trainer, refresh, batches_done)
 

@@ -26,7 +26,7 @@ class RefreshUse:
     sha256: str
     model_sha256: str
 
-    def told(self) -> dict[str, int]:
+    def record(self) -> dict[str, int]:
         """As DONE.json has it."""
         return {name: getattr(self, name) for name in ("refresh", "made_from_step", "taken_at_step")}
 
@@ -63,8 +63,8 @@ def read_journal(path: Path) -> list[RefreshUse]:
         raise UserError(f"{path} is not a journal: each line names a refresh and the step it was taken at") from None
     if not entries or entries[0].taken_at_step != 0:
         raise UserError(f"{path} does not begin at step 0: expected the journal of a whole run")
-    told = (read_done(path.parent) or {}).get("taken")
-    if told is not None and told != [entry.told() for entry in entries]:
+    recorded = (read_done(path.parent) or {}).get("taken")
+    if recorded is not None and recorded != [entry.record() for entry in entries]:
         raise UserError(f"{path} and {DONE} name different refreshes or steps: one is damaged; put it back")
     return entries
 

@@ -161,12 +161,12 @@ class Trainer:
             )
         return True
 
-    def finish(self, counts: Mapping[str, int], **told: object) -> None:
-        """Process 0's part of the end: DONE.json, and the last line of the log; ``told`` is for DONE.json alone."""
+    def finish(self, counts: Mapping[str, int], **more: object) -> None:
+        """Process 0's part of the end: DONE.json, and the last line of the log; ``more`` is for DONE.json alone."""
         lease, counted = self.session.lease, {"step": self.state.step, **counts}
         assert lease is not None
         if read_done(lease.directory) is None:
-            mark_done(lease, **counted, seconds=round(self.seconds, 3), **told)
+            mark_done(lease, **counted, seconds=round(self.seconds, 3), **more)
         if self.session.world.size > 1:
             say(f"{self.session.world.waits}")
         numbers = " ".join(f"{name}={number}" for name, number in counted.items())
@@ -277,7 +277,7 @@ def open_log(settings: TrainingSettings, start: Checkpoint | None, stored: Train
     resumes_at = (start.step, stored["metrics_bytes"]) if start else (0, 0)
     log = RunLog(JobLayout(settings.output_dir).metrics, settings.tensorboard_dir, resumes_at=resumes_at)
     if start:
-        say(f"going on from {start.path.name} of run {stored['run_id']}")
+        say(f"resuming from {start.path.name} of run {stored['run_id']}")
     return log
 
 

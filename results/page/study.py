@@ -240,8 +240,8 @@ def what_was_run(study: Study) -> Section:
     """What all arms share; seed and strategy are in the tables."""
     first = next(iter(study.arms.values()))[0]
     rows = [["setting", "trainer", "generator"]]
-    for name in sorted({name for name, _ in first.science}):
-        values = [first.science.get((name, program), "") for program in ("trainer", "generator")]
+    for name in sorted({name for name, _ in first.config}):
+        values = [first.config.get((name, program), "") for program in ("trainer", "generator")]
         rows.append([name, *map(shortened, values)])
     versions = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
     blocks = [

@@ -157,11 +157,11 @@ def read_refreshes(ann_dir: Path) -> tuple[RefreshMeasures, ...]:
     found = []
     for record in read_records(ann_dir):
         selection, churn = record.get("selection", {}), record.get("churn", {})
-        left_out = selection.get("skipped", 0) + selection.get("empty", 0)
+        omitted = selection.get("skipped", 0) + selection.get("empty", 0)
         found.append(
             RefreshMeasures(
                 step=int(record.get("step", 0)),
-                searched=int(record.get("queries", 0)) + left_out,
+                searched=int(record.get("queries", 0)) + omitted,
                 topk=int(record.get("topk_training", 0)),
                 encode_seconds=record.get("encode_seconds"),
                 search_seconds=record.get("search_seconds"),

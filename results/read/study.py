@@ -34,7 +34,7 @@ class ArmRun:
     seed: int
     arm: Arm
     by_query: dict[str, np.ndarray]
-    science: dict[tuple[str, str], object]  # (flag, program): value
+    config: dict[tuple[str, str], object]  # (flag, program): value
     own_seed: int  # that its programs were given
     negatives: tuple[np.ndarray, np.ndarray]  # of the first refresh and of the last that was used
     measures: Measures
@@ -108,22 +108,22 @@ def read_negatives(path: Path) -> np.ndarray:
     return np.unique(np.concatenate(pairs)) if pairs else np.zeros(0, np.int64)
 
 
-def read_science(directory: Path) -> tuple[dict[tuple[str, str], object], int, frozenset[str]]:
+def read_config(directory: Path) -> tuple[dict[tuple[str, str], object], int, frozenset[str]]:
     """What decides both programs' work, each name with its program; their seed; and the commits they were of."""
-    science, commits = {}, set()
+    config, commits = {}, set()
     arm = ArmLayout(directory)
     for role, job in (("trainer", arm.checkpoints), ("generator", arm.ann_data)):
         stored = read_run(job.root)
         if stored is None:
             raise UserError(f"{job.root} has no {job.run.name}, expected what the {role} was given: train it again")
-        science.update({(role, name): value for name, value in stored["science"].items()})
+        config.update({(role, name): value for name, value in stored["science"].items()})
         commits.add(str(stored.get("git", {}).get("commit") or "unknown"))
-    seeds = {science["trainer", "seed"], science["generator", "seed"]}
+    seeds = {config["trainer", "seed"], config["generator", "seed"]}
     if len(seeds) > 1:
         raise UserError(
             f"{directory}: trainer and generator had different seeds ({seeds}), expected one: train it again"
         )
-    shared = {(name, role): value for (role, name), value in science.items() if name not in MAY_DIFFER}
+    shared = {(name, role): value for (role, name), value in config.items() if name not in MAY_DIFFER}
     return shared, int(seeds.pop()), frozenset(commits)
 
 
@@ -133,14 +133,14 @@ def read_arm_run(directory: Path, name: str, seed: int) -> tuple[tuple[str, ...]
     except Unfinished as reason:
         raise UserError(f"{directory}: {reason}") from None
     query_ids, by_query = read_by_query(files.evaluation.per_query(arm.split))
-    shared, own_seed, commits = read_science(directory)
+    shared, own_seed, commits = read_config(directory)
     done = read_done(files.checkpoints.root) or {}
     taken = [entry["refresh"] for entry in done.get("taken", [])] or [0, arm.refreshes - 1]
-    science = {**shared, ("steps", "trainer"): arm.steps}
+    config = {**shared, ("steps", "trainer"): arm.steps}
     if shared.get(("refresh_mode", "trainer")) != "async":  # whose jobs' speed decides it
-        science["refreshes used", "trainer"] = arm.refreshes
+        config["refreshes used", "trainer"] = arm.refreshes
     first, last = (read_negatives(files.ann_data.negatives(refresh)) for refresh in (taken[0], taken[-1]))
-    return query_ids, ArmRun(name, seed, arm, by_query, science, own_seed, (first, last), read_measures(arm), commits)
+    return query_ids, ArmRun(name, seed, arm, by_query, config, own_seed, (first, last), read_measures(arm), commits)
 
 
 def read_study(places: dict[int, Path], names: list[str]) -> Study:
@@ -181,13 +181,13 @@ def check_fair(runs: list[ArmRun]) -> None:
     """UserError names all in which an arm differs from the first, but for strategy and seed."""
     first = runs[0]
     for run in runs[1:]:
-        of_both, of_either = first.science.keys() & run.science.keys(), first.science.keys() | run.science.keys()
+        of_both, of_either = first.config.keys() & run.config.keys(), first.config.keys() | run.config.keys()
         names = sorted(key for key in of_either if key in of_both or key[0] not in LATER)
         differing = [
-            f"{name} of the {program} {first.science.get((name, program))} in {first.name}, "
-            f"{run.science.get((name, program))} in {run.name}"
+            f"{name} of the {program} {first.config.get((name, program))} in {first.name}, "
+            f"{run.config.get((name, program))} in {run.name}"
             for name, program in names
-            if first.science.get((name, program)) != run.science.get((name, program))
+            if first.config.get((name, program)) != run.config.get((name, program))
         ]
         if differing:
             raise UserError(

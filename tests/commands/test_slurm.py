@@ -249,7 +249,7 @@ def requeue_and_cancel(colocated: Chain) -> Chain:
     wait_for_trainer(f"step {WINDOW}/")
     assert "trainer on GPUs [0,1], generator on [2]" in cluster.log(job)
     cluster.call("scontrol", "requeue", job)
-    wait_for_trainer("going on from checkpoint-")
+    wait_for_trainer("resuming from checkpoint-")
     wait_for_trainer(f"step {3 * WINDOW}/")
     cluster.call("scancel", job)
     assert cluster.end(job)["JobState"] == "CANCELLED"

@@ -139,12 +139,12 @@ def test_a_run_resumes_with_flags_that_leave_the_mathematics_alone(
     ):
         parts = from_the_middle(whole, tmp_path / f"parts-{number}", 8)
         output = run("drivers.run_warmup", *flags, *more, "--output_dir", parts)
-        (said,) = [line for line in output.splitlines() if line.startswith("resuming ")]
+        (said,) = [line for line in output.splitlines() if line.startswith("resuming the run ")]
         assert "processes 2 there, 1 here" in said and said.endswith(
             ": the same mathematics, but bytes may differ from here"
         )
         assert f"{more[-1] if number else 'gradient_checkpointing False there, True'} here" in said
-        assert "going on from checkpoint-8" in output
+        assert "resuming from checkpoint-8" in output
         assert [line["loss"] for line in logged(parts)] == pytest.approx(losses, rel=1e-4)
         assert weights(parts, 16) != weights(whole, 16), "else the test shows nothing"
     before = sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*"))
@@ -184,7 +184,7 @@ def test_triples_that_end_wrongly_are_refused_before_a_run_begins_and_their_run_
     output = run("drivers.run_warmup", *flags, "--output_dir", died)
     size = len(whole.encode())
     assert f"{triples} has {size:,} bytes, the run began with {size - 1:,}: taken as the same file" in output
-    assert "going on from checkpoint-3" in output
+    assert "resuming from checkpoint-3" in output
     assert weights(died, 10) == weights(output_dir, 10)
     stored["science"]["triples_bytes"] -= 1
     (died / "RUN.json").write_text(atomic.dump_with_checksum(stored))

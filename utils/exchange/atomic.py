@@ -237,7 +237,7 @@ def held_lock(path: Path, refusal: str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(refusal) from None
         except OSError as error:
-            say(f"warning: no lock on {path}, going on without ({error.strerror})", sys.stderr)
+            say(f"warning: no lock on {path}, continuing without ({error.strerror})", sys.stderr)
         yield
     finally:
         os.close(descriptor)

@@ -45,7 +45,7 @@ class Peer:
             raise PeerGone(f"the {role} has failed ({reason}): fix it and start both again")
         state = self.watch.look()
         if state == STOPPED:
-            log_once(f"the {self.role} ({self.watch.holder}) has stopped with its state saved: waiting for it to go on")
+            log_once(f"the {self.role} ({self.watch.holder}) has stopped with its state saved: waiting for its restart")
         if state in (RUNNING, STOPPED, FAILED_STATE):
             self.check_absence(state)
         elif is_needed and not self.watch.seen_alive and self.watch.silent_seconds > NEVER_CAME_SECONDS:

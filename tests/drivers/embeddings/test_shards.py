@@ -203,7 +203,7 @@ def test_a_damaged_shard_is_named_and_encoded_again(
     if (kind, damage) == ("json", "gone"):
         assert said == "", "killed before its record: not damaged, just not finished"
     else:
-        assert str(path) in said and "encoded anew" in said and said.count("\n") == 1
+        assert str(path) in said and "encoded again" in said and said.count("\n") == 1
     publish_shard(shards, 2, [numbers_of(64, 96)])
     assert path.read_bytes() == content
     assert not unfinished(ALONE, shards, UNMONITORED).size

@@ -96,12 +96,12 @@ def other_value(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR, WARMUP], ids=lambda flags: type(flags).__name__)
-def test_every_flag_is_science_unless_it_is_said_not_to_be(flags: Any) -> None:
+def test_every_flag_decides_a_run_unless_it_is_declared_not_to(flags: Any) -> None:
     before = run_config_sha256(run_config(deciding_flags(flags), COLLECTION))
     for field in dataclasses.fields(flags):
         changed = dataclasses.replace(flags, **{field.name: other_value(getattr(flags, field.name))})
-        is_science = run_config_sha256(run_config(deciding_flags(changed), COLLECTION)) != before
-        assert is_science == (field.metadata["decides"] != "nothing"), field.name
+        decides = run_config_sha256(run_config(deciding_flags(changed), COLLECTION)) != before
+        assert decides == (field.metadata["decides"] != "nothing"), field.name
     assert run_config_sha256(run_config(deciding_flags(flags), COLLECTION, strategy="top")) != before
     other: Any = SimpleNamespace(manifest={"collection_fingerprint": "d", "tokenizer": {"fingerprint": "t"}})
     assert run_config_sha256(run_config(deciding_flags(flags), other)) != before
@@ -195,7 +195,7 @@ def test_every_job_publishes_as_of_the_flags_that_the_run_was_begun_with(tmp_pat
     with pytest.raises(Disagreement, match=r"RUN\.json cannot be read"):
         join_run(session, tmp_path, "third", divided, "give the same")
     found = join_run(session, tmp_path, "fourth", begun, "give the same", triple_order=2)
-    assert found.science_sha256 == run_config_sha256(begun)
+    assert found.config_sha256 == run_config_sha256(begun)
     assert "triple_order" not in load_with_checksum(tmp_path / "RUN.json"), "who began it is not known"
 
 

@@ -185,7 +185,7 @@ def test_negatives_that_a_study_compares_are_those_of_their_record(root: Path) -
 
 
 def test_run_eval_names_damaged_negatives_that_the_model_was_trained_on(root: Path) -> None:
-    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[RefreshUse(0, 0, 0, "", "").told()])
+    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[RefreshUse(0, 0, 0, "", "").record()])
     words = words_of("drivers.run_eval", root, "--ann_dir", root / "ann")
     flags = parse_flags(EvalFlags, "run_eval", [str(word) for word in words])
     collection = open_preprocessed(root / "data", 1, 1)
@@ -200,7 +200,7 @@ def test_a_journal_is_the_one_of_its_run(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text("".join(json.dumps(vars(entry)) + "\n" for entry in entries))
     assert read_journal(path) == entries, "of a run that has not ended"
-    mark_done(lease_of(tmp_path), step=30, taken=[entry.told() for entry in entries])
+    mark_done(lease_of(tmp_path), step=30, taken=[entry.record() for entry in entries])
     assert read_journal(path) == entries
     path.write_text(path.read_text().replace('"taken_at_step": 15', '"taken_at_step": 16'))
     with pytest.raises(UserError, match=r"journal\.jsonl and DONE\.json name different refreshes or steps"):
@@ -239,7 +239,7 @@ def last_of(root: Path, **places: str) -> int:
 
 
 def test_run_eval_says_which_refresh_it_misses(root: Path) -> None:
-    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[RefreshUse(7, 0, 0, "", "").told()])
+    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[RefreshUse(7, 0, 0, "", "").record()])
     with pytest.raises(UserError, match=r"has no refresh 7, .*DONE\.json"):
         last_of(root, model_name_or_path=str(root / "trained" / "checkpoint-0"))
     with pytest.raises(UserError, match="has no negatives"):
@@ -247,6 +247,6 @@ def test_run_eval_says_which_refresh_it_misses(root: Path) -> None:
 
 
 def test_a_done_json_of_the_current_directory_decides_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[RefreshUse(7, 0, 0, "", "").told()])
+    mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[RefreshUse(7, 0, 0, "", "").record()])
     monkeypatch.chdir(root / "trained")
     assert last_of(root, embedding_dir="somewhere") == 0

@@ -167,7 +167,7 @@ def test_without_locks_there_is_a_warning_and_no_refusal(
     monkeypatch.setattr(atomic.fcntl, "flock", flock)
     with held_lock(tmp_path / "lock", "another process is writing"):
         (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"warning: no lock on {tmp_path / 'lock'}, going on without ({os.strerror(number)})"
+    assert line == f"warning: no lock on {tmp_path / 'lock'}, continuing without ({os.strerror(number)})"
 
 
 def test_staging_of_many_writers_in_one_directory(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_peer_that_stopped_is_waited_for_ten_lives(tmp_path: Path, capsys: pyt
         take(peer.directory, "generator").beat("stopped")  # it came, and had to leave again
         assert gone_after(peer, time, 10**6) == pytest.approx(ABSENT_LIVES * LIFE.lease_seconds + 1)
     said = capsys.readouterr().out
-    assert said.count("has stopped with its state saved: waiting for it to go on") == 1, "once for a process"
+    assert said.count("has stopped with its state saved: waiting for its restart") == 1, "once for a process"
 
 
 @pytest.mark.parametrize("error", [PeerGone("no sign of life"), Stopped("at step 4"), Fenced("another"), None])
