@@ -23,8 +23,8 @@ from results.page.run import blocks_of, captions, title_of, training_section
 from results.plots.curves import new_figure, save
 from results.read.run import read_run
 from tests.results.read.test_logged import add_measures
+from tests.results.studies import write_arm_of_study
 from tests.results.test_report import write_run
-from tests.results.test_study import write_arm_of_study
 from utils.errors import UserError
 
 SIDE_BY_SIDE = "The arms are over different numbers of steps"

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from results.page.sections import audit_section, common_sections, cost_section, dropped_shares, fork_section
 from results.plots import by_rank
-from results.read.logged import ages_of, read_logged, read_measures, read_returned
+from results.read.logged import ages_of, by_rank_of, read_logged, read_measures, read_returned
 from results.read.published import NOISE_REFRESHES, PUBLISHED, RAN_AS_TOP, apart, read_dev_ndcg
 from results.read.run import read_arm
+from tests.results.studies import write_arm_of_study
 from tests.results.test_report import Shape, write_arm
 from utils.errors import UserError
 from utils.exchange.atomic import dump_with_checksum
@@ -240,3 +241,11 @@ def test_layers_in_thirds() -> None:
         "head": ["head"],
     }
     assert by_rank.layer_groups(["embeddings", "head"]) == {"embeddings": ["embeddings"], "head": ["head"]}
+
+
+def test_what_ranks_did_is_a_mean_over_triples(tmp_path: Path) -> None:
+    arm = write_arm_of_study(tmp_path, "top", 1, "top", 0.3)
+    assert by_rank_of(read_logged(arm / "checkpoints" / "metrics.jsonl")) == {
+        "1-5": pytest.approx({"triples": 40, "loss": 0.2, "gradient": 1.25, "satisfied": 0.625}),
+        "6-20": {"triples": 5, "loss": 0.3, "gradient": 3.0, "satisfied": 0.5},
+    }

@@ -20,8 +20,8 @@ from results.read.run import read_run
 from results.read.seen import read_seen
 from results.read.study import read_study
 from tests.data.training.test_batches import made_up_lists
+from tests.results.studies import places, write_arm_of_study
 from tests.results.test_report import Shape, write_run
-from tests.results.test_study import places, write_arm_of_study
 from utils.distributed.world import World
 from utils.seen import SeenQueries, SeenRefresh, seen_in
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from drivers.cli import AnnFlags
 from model.train.objectives import OBJECTIVES, EncodedBatch, Objective
 from tests.fingerprint import loop
-from tests.toy_loop import toy_loop
+from tests.toys_loop.toy_loop import toy_loop
 from utils.declared import LOSSES
 from utils.flags import parse_flags
 

@@ -21,7 +21,7 @@ from data.tokens.collection import open_preprocessed
 from results.read.study import read_study
 from tests.fingerprint import loop
 from tests.fingerprint.programs import ProgramFailed
-from tests.toy_loop import toy_loop
+from tests.toys_loop.toy_loop import toy_loop
 from utils.errors import exit_code_of
 
 with patch.dict(SOURCES):  # afterwards only our own are registered again

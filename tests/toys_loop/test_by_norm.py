@@ -14,7 +14,7 @@ from data.sources.qrels import query_name
 from drivers.embeddings.shards import stored_passages
 from drivers.embeddings.store import PASSAGES, open_shards, read_queries, read_query_rows
 from tests.fingerprint import loop
-from tests.toy_loop import toy_loop, write_triples
+from tests.toys_loop.toy_loop import toy_loop, write_triples
 from tests.utils.search.test_fold import assert_best, brute_force, owners, problem
 from utils.search.index import Index
 from utils.search.registry import BACKENDS, BackendWord

@@ -13,7 +13,7 @@ from data.mining.negative_lists import read_negative_lists
 from data.tokens.collection import open_preprocessed
 from tests.fingerprint import loop
 from tests.texts import listed
-from tests.toy_loop import toy_loop, train_encoder
+from tests.toys_loop.toy_loop import toy_loop, train_encoder
 
 LENGTHS = (32, 16)
 

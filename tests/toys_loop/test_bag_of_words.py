@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from data.tokens.collection import open_preprocessed
 from tests.texts import listed
-from tests.toy_loop import toy_loop, train_encoder
+from tests.toys_loop.toy_loop import toy_loop, train_encoder
 
 
 @pytest.mark.slow
