@@ -1,13 +1,13 @@
 """Retrieval metrics over *all* queries of the qrels; a query that got no answer counts as zero.
 
-The measures are pytrec_eval's. It breaks ties by document name, which depends on how passages are
+Most of the measures are pytrec_eval's. It breaks ties by document name, which depends on how passages are
 called; here the order of the given list is the ranking, and scores descend with the position.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,19 +17,34 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. ``name`` is its key in metrics.json, ``label`` what tables and pictures call it."""
+    """One metric. ``name`` is its key in metrics.json, ``label`` what tables and pictures call it.
+
+    Its value is pytrec_eval's of ``trec_eval``, or what ``compute`` makes of a query's first passages, as many as the
+    cut-off says, and of its judgements {passage: relevance}.
+    """
 
     name: str
     label: str
     description: str
     source: str
-    trec_eval: str = ""  # pytrec_eval's name; "" for what it has not
+    trec_eval: str = ""  # the measure, as pytrec_eval is asked for it
+    compute: Callable[[Sequence[int], Mapping[int, int]], float] | None = None
     in_report: bool = False  # a column of a report's tables
 
     @property
     def cutoff(self) -> int:
         """The ranks that it looks at."""
         return int(self.name.partition("@")[2])
+
+
+def hole_rate(top: Sequence[int], judged: Mapping[int, int]) -> float:
+    """Share of the returned passages nobody has judged (ANCE's evaluation notebook)."""
+    return sum(p not in judged for p in top) / len(top) if top else 0.0
+
+
+def reciprocal_rank(top: Sequence[int], judged: Mapping[int, int]) -> float:
+    """One over the rank of the first relevant passage; 0 where none is (MS MARCO's ms_marco_eval.py)."""
+    return next((1 / rank for rank, passage in enumerate(top, 1) if judged.get(passage, 0) >= 1), 0.0)
 
 
 TREC_EVAL = "trec_eval"
@@ -41,7 +56,7 @@ METRICS = {
             "nDCG@10",
             "discounted gain of the first 10, gains are grades, over that of the ideal ranking",
             f"Järvelin and Kekäläinen 2002, as {TREC_EVAL}'s ndcg_cut.10",
-            "ndcg_cut_10",
+            "ndcg_cut.10",
             in_report=True,
         ),
         Metric(
@@ -49,7 +64,7 @@ METRICS = {
             "MRR@10",
             "one over the rank of the first relevant passage, 0 where none is among 10",
             f"MS MARCO's measure (arXiv 1611.09268); {TREC_EVAL}'s recip_rank, cut at 10",
-            "recip_rank",
+            compute=reciprocal_rank,
             in_report=True,
         ),
         Metric(
@@ -57,7 +72,7 @@ METRICS = {
             "MAP@10",
             "precision at the relevant passages among the first 10, over all that are relevant",
             f"{TREC_EVAL}'s map_cut.10",
-            "map_cut_10",
+            "map_cut.10",
             in_report=True,
         ),
         *(
@@ -66,7 +81,7 @@ METRICS = {
                 f"recall@{k}",
                 f"share of the relevant passages that are among the first {k}",
                 f"{TREC_EVAL}'s recall.{k}",
-                f"recall_{k}",
+                f"recall.{k}",
                 in_report=k == 100,
             )
             for k in (20, 100, 1000)
@@ -76,6 +91,7 @@ METRICS = {
             "hole rate@10",
             "share of the first 10 that nobody has judged",
             "ANCE's evaluation notebook (arXiv 2007.00808)",
+            compute=hole_rate,
         ),
     )
 }
@@ -105,6 +121,7 @@ def per_query_metrics(
     import pytrec_eval
 
     rows: dict[int, dict[str, float]] = {}
+    measures = {metric.trec_eval for metric in METRICS.values() if metric.trec_eval}
     judged = [i for i, query in enumerate(queries_Q.tolist()) if query in qrels]
     for start in range(0, len(judged), QUERIES_PER_BLOCK):
         block = judged[start : start + QUERIES_PER_BLOCK]
@@ -115,22 +132,23 @@ def per_query_metrics(
             run[str(query)] = {str(p): float(-rank) for rank, p in enumerate(ranking)}
             # trec_eval counts below 0 as 0, and reads outside its table where a query has no other.
             judgements[str(query)] = {str(p): max(int(r), 0) for p, r in qrels[query].items()}
-            rows[query] = dict.fromkeys(METRICS, 0.0) | {"hole_rate@10": hole_rate(ranking[:10], qrels[query])}
-        evaluator = pytrec_eval.RelevanceEvaluator(judgements, {"ndcg_cut.10", "map_cut.10", "recip_rank", "recall"})
+            rows[query] = dict.fromkeys(METRICS, 0.0) | computed(ranking, qrels[query])
+        evaluator = pytrec_eval.RelevanceEvaluator(judgements, measures)
         for query_name, values in evaluator.evaluate(run).items():
             rows[int(query_name)] |= renamed(values)
     return {query: {name: row[name] for name in metrics_to(depth)} for query, row in rows.items()}
 
 
 def renamed(values: Mapping[str, float]) -> dict[str, float]:
-    """trec_eval's names to ours; a reciprocal rank below 1/10 is outside the ten."""
-    found = {metric.name: values[metric.trec_eval] for metric in METRICS.values() if metric.trec_eval}
-    return found | {"mrr@10": found["mrr@10"] if found["mrr@10"] > 1 / 10.5 else 0.0}
+    """trec_eval's names to ours: what was asked for as recall.20 is returned as recall_20."""
+    asked = (metric for metric in METRICS.values() if metric.trec_eval)
+    return {metric.name: values[metric.trec_eval.replace(".", "_")] for metric in asked}
 
 
-def hole_rate(top: list[int], judged: Mapping[int, int]) -> float:
-    """Share of the returned passages nobody has judged (ANCE's evaluation notebook)."""
-    return sum(p not in judged for p in top) / len(top) if top else 0.0
+def computed(ranking: Sequence[int], judged: Mapping[int, int]) -> dict[str, float]:
+    """The metrics of one query that are not trec_eval's."""
+    ours = ((metric, metric.compute) for metric in METRICS.values())
+    return {metric.name: compute(ranking[: metric.cutoff], judged) for metric, compute in ours if compute is not None}
 
 
 def evaluate(

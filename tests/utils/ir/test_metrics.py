@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from utils.errors import UserError
 from utils.ir import metrics as metrics_module
-from utils.ir.metrics import LARGEST_GRADE, METRICS, metrics_record, metrics_to, reach
+from utils.ir.metrics import LARGEST_GRADE, METRICS, Metric, metrics_record, metrics_to, reach
 from utils.ir.metrics import evaluate as evaluate_to
 from utils.ir.metrics import per_query_metrics as per_query_metrics_to
 
@@ -119,6 +119,31 @@ def test_against_pytrec_eval_on_text_ids(qrels: Qrels, rankings: Rankings) -> No
     for theirs in ("ndcg_cut_10", "map_cut_10", "recall_20", "recall_100", "recall_1000"):
         mean = sum(row[theirs] for row in rows.values()) / len(qrels)
         assert found[names.get(theirs, theirs.replace("_", "@"))] == pytest.approx(mean, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("metric", "theirs"),
+    [
+        (Metric("ndcg@20", "nDCG@20", "gain of 20", "trec_eval", "ndcg_cut.20"), "ndcg_cut.20"),
+        (Metric("p@5", "P@5", "share of 5", "trec_eval", compute=lambda top, of: sum(map(of.get, top)) / 5), "P.5"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_metric_that_is_declared_is_measured(metric: Metric, theirs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against pytrec_eval, in the rows and in the means."""
+    monkeypatch.setitem(METRICS, metric.name, metric)
+    rng = np.random.default_rng(3)
+    rankings = {query: rng.permutation(40)[:30].tolist() for query in range(6)}
+    qrels = {query: {p: int(rng.integers(0, 2)) for p in range(40)} for query in rankings}
+    run = {str(query): {str(p): float(-rank) for rank, p in enumerate(found)} for query, found in rankings.items()}
+    judged = {str(query): {str(p): grade for p, grade in of.items()} for query, of in qrels.items()}
+    rows = pytrec_eval.RelevanceEvaluator(judged, {theirs}).evaluate(run)
+    expected = {int(query): values[theirs.replace(".", "_")] for query, values in rows.items()}
+    found = per_query_metrics(qrels, *as_arrays(rankings))
+    assert {query: row[metric.name] for query, row in found.items()} == pytest.approx(expected)
+    assert len(set(expected.values())) > 2
+    mean = sum(expected.values()) / len(expected)
+    assert evaluate(qrels, *as_arrays(rankings))[metric.name] == pytest.approx(mean)
 
 
 def test_worked_example() -> None:
