@@ -16,12 +16,13 @@ from results.read.evaluation import HEADINGS, REPORTED, Evaluation
 from results.read.logged import read_measures
 from results.read.run import Arm, Run
 from results.read.study import Study
+from utils.ir.metrics import MRR, NDCG
 
 NOISE = (
     "Neighbouring arms of one run differ by less than the noise between seeds: "
     "read no order into them without several seeds."
 )
-NDCG, MRR = HEADINGS["ndcg@10"], HEADINGS["mrr@10"]
+NDCG_LABEL, MRR_LABEL = HEADINGS[NDCG], HEADINGS[MRR]
 PICTURES = ("dev.png", "loss.png", "dev_by_refresh.png")  # that there may be; dev: the split that was measured
 
 
@@ -32,7 +33,7 @@ def captions(split: str) -> dict[str, str]:
         "marker); the dashed line is the warmup checkpoint, which every arm starts from.",
         "Training loss. Each arm's loss is on its own negatives: the harder they are the higher it is, "
         "so its level says nothing about which arm ranks better.",
-        f"{capital(split)} {NDCG} by refresh number, with the four arms of the student fork in grey "
+        f"{capital(split)} {NDCG_LABEL} by refresh number, with the four arms of the student fork in grey "
         "(10% of MS MARCO, 724 dev queries; see results/published/README.md): shapes compare, levels do not.",
     )
     return dict(zip(PICTURES, texts, strict=True))
@@ -72,35 +73,33 @@ def cell(value: float | None) -> str:
 
 def short_table(run: Run) -> str:
     """What a terminal shows of a run."""
-    metrics = ("ndcg@10", "mrr@10", "recall@100")
-    base = run.warmup.metrics.get("mrr@10")
+    metrics = (NDCG, MRR, "recall@100")
+    base = run.warmup.metrics.get(MRR)
 
     def row(name: str, evaluation: Evaluation, over: str = "") -> list[str]:
         return [name, *(cell(evaluation.metrics.get(metric)) for metric in metrics), over]
 
-    rows = [["", *(HEADINGS[metric] for metric in metrics), f"{MRR} over warmup"]]
+    rows = [["", *(HEADINGS[metric] for metric in metrics), f"{MRR_LABEL} over warmup"]]
     rows += [row("BM25", run.bm25), row("warmup", run.warmup)]
-    rows += [row(arm.name, arm.evaluation, gain(arm.evaluation.metrics.get("mrr@10"), base)) for arm in run.arms]
+    rows += [row(arm.name, arm.evaluation, gain(arm.evaluation.metrics.get(MRR), base)) for arm in run.arms]
     return columns(rows)
 
 
 def sentence(run: Run) -> str:
     """What the short table shows, and no more: one seed orders no arms that lie close."""
-    base, bm25 = (evaluation.metrics.get("mrr@10") for evaluation in (run.warmup, run.bm25))
-    finals = sorted(
-        (arm.evaluation.metrics["mrr@10"], arm.name) for arm in run.arms if "mrr@10" in arm.evaluation.metrics
-    )
+    base, bm25 = (evaluation.metrics.get(MRR) for evaluation in (run.warmup, run.bm25))
+    finals = sorted((arm.evaluation.metrics[MRR], arm.name) for arm in run.arms if MRR in arm.evaluation.metrics)
     if not finals or base is None:
-        return f"What training did to {MRR} is not known: the lists that were evaluated are too short for it."
+        return f"What training did to {MRR_LABEL} is not known: the lists that were evaluated are too short for it."
     (low, worst), (high, best) = finals[0], finals[-1]
     compared = f" (BM25: {bm25:.4f})" if bm25 is not None else ""
     if len(finals) == 1:
         return (
-            f"{best} ends at {high:.4f} {MRR}, {gain(high, base)} against the warmup that it started from{compared}: "
-            "one model, trained with one seed."
+            f"{best} ends at {high:.4f} {MRR_LABEL}, {gain(high, base)} against the warmup that it started from"
+            f"{compared}: one model, trained with one seed."
         )
     return (
-        f"The arms end between {low:.4f} ({worst}) and {high:.4f} ({best}) {MRR}, {gain(low, base)} to "
+        f"The arms end between {low:.4f} ({worst}) and {high:.4f} ({best}) {MRR_LABEL}, {gain(low, base)} to "
         f"{gain(high, base)} against the warmup that they start from{compared}; one seed of each does not order arms "
         "that lie close, for which commands/study.sh trains several."
     )
@@ -112,11 +111,11 @@ def table(run: Run) -> str:
     def row(name: str, evaluation: Evaluation, *rest: str) -> list[str]:
         return [name, *(cell(evaluation.metrics.get(metric)) for metric in REPORTED), *(rest or ("", "", "", "", ""))]
 
-    heading = ["", *HEADINGS.values(), f"{MRR} over warmup", f"best {MRR}", "steps", "refreshes", "seconds"]
+    heading = ["", *HEADINGS.values(), f"{MRR_LABEL} over warmup", f"best {MRR_LABEL}", "steps", "refreshes", "seconds"]
     rows = [heading, row("BM25", run.bm25), row("warmup", run.warmup)]
-    base = run.warmup.metrics.get("mrr@10")
+    base = run.warmup.metrics.get(MRR)
     for arm in run.arms:
-        over = gain(arm.evaluation.metrics.get("mrr@10"), base)
+        over = gain(arm.evaluation.metrics.get(MRR), base)
         rest = (over, best_mrr(arm), f"{arm.steps:,}", f"{arm.refreshes:,}", f"{arm.seconds:,.1f}")
         rows.append(row(arm.name, arm.evaluation, *rest))
     return align(rows)
@@ -125,8 +124,8 @@ def table(run: Run) -> str:
 def best_mrr(arm: Arm) -> str:
     """Of the checkpoints that refreshes were made from, and the last one; with its step where that is another."""
     measured = {point.step: point.mrr for point in arm.dev if point.mrr is not None}
-    if "mrr@10" in arm.evaluation.metrics:
-        measured[arm.steps] = arm.evaluation.metrics["mrr@10"]
+    if MRR in arm.evaluation.metrics:
+        measured[arm.steps] = arm.evaluation.metrics[MRR]
     if not measured:
         return "n/a"
     step = max(measured, key=lambda step: (measured[step], step))

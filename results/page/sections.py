@@ -14,7 +14,7 @@ from results.read.logged import ByBucket, Measures
 from results.read.published import NOISE_REFRESHES, RAN_AS_TOP, apart, read_dev_ndcg
 from results.read.run import Arm
 from utils.exchange.layout import QUERY_MAP, QUERY_MAP_RECORD
-from utils.ir.metrics import METRICS
+from utils.ir.metrics import METRICS, NDCG
 from utils.ir.query_map import read_neighbourhood
 from utils.ir.rank_buckets import NAMES, first_and_last
 
@@ -275,7 +275,7 @@ def fork_section() -> Section:
     """The fork's curves, with how far its two equal arms lie apart."""
     curves = read_dev_ndcg()
     caption = (
-        f"Dev {METRICS['ndcg@10'].label} by refresh of the fork's four arms (10% of MS MARCO, 724 dev queries; its "
+        f"Dev {METRICS[NDCG].label} by refresh of the fork's four arms (10% of MS MARCO, 724 dev queries; its "
         "logs do not tell the steps). Its random arm was submitted with `--ann_measure_topk_mrr false`, which its "
         "`type=bool` parsed as True: it trained on the top negatives, as the arm top did. Over refreshes "
         f"{NOISE_REFRESHES[0]} to {NOISE_REFRESHES[-1]} these two equal arms differ by "

@@ -18,8 +18,9 @@ from results.page.sections import common_sections
 from results.plots.by_rank import by_rank_of_arm
 from results.plots.study import curves_of, main_figure, sweep_figure, windows_of
 from results.read.evaluation import HEADINGS
-from results.read.study import COMPARED, Study
+from results.read.study import Study
 from results.stats import holm, paired_randomisation, paired_t, seeds_interval, standard_error
+from utils.ir.metrics import HEADLINE, MRR
 from utils.ir.rank_buckets import MEASURED
 from utils.run_log import installed_versions
 
@@ -48,7 +49,7 @@ class PairTest:
 def compare(study: Study, rng: np.random.Generator) -> list[PairTest]:
     """Every pair in every metric, on each query's mean over the seeds."""
     tests, pairs = [], list(itertools.combinations(study.arms, 2))
-    for metric in COMPARED:
+    for metric in HEADLINE:
         means = {name: np.mean([run.by_query[metric] for run in runs], axis=0) for name, runs in study.arms.items()}
         # So many that the smallest p, corrected for all pairs, is well below ALPHA.
         resamples = math.ceil(20 * len(pairs) / ALPHA)
@@ -88,10 +89,10 @@ def best_of(study: Study, name: str) -> tuple[int, float]:
 
 def finals_rows(study: Study) -> list[list[str]]:
     """A heading and the arms, the best first: name, strategy, and each metric's mean with its interval."""
-    rows = [["arm", "strategy", *(f"{HEADINGS[metric]} (95% over seeds)" for metric in COMPARED)]]
-    for name in sorted(study.arms, key=lambda name: -study.finals(name, COMPARED[0]).mean()):
+    rows = [["arm", "strategy", *(f"{HEADINGS[metric]} (95% over seeds)" for metric in HEADLINE)]]
+    for name in sorted(study.arms, key=lambda name: -study.finals(name, MRR).mean()):
         cells = []
-        for metric in COMPARED:
+        for metric in HEADLINE:
             interval = seeds_interval(study.finals(name, metric))
             width = f" ({interval.low:.4f} to {interval.high:.4f})" if len(study.seeds) > 1 else ""
             cells.append(f"{interval.mean:.4f}{width}")
@@ -106,7 +107,7 @@ def short_table(study: Study) -> str:
 
 def arms_table(study: Study) -> str:
     heading, *finals = finals_rows(study)
-    rows = [[*heading, f"best {HEADINGS[COMPARED[0]]}", "at step", "seconds"]]
+    rows = [[*heading, f"best {HEADINGS[MRR]}", "at step", "seconds"]]
     for name, strategy, *cells in finals:
         step, best = best_of(study, name)
         seconds = np.mean([run.arm.seconds for run in study.arms[name]])
@@ -142,7 +143,7 @@ def tests_table(study: Study, tests: list[PairTest], metric: str) -> str:
 
 def conclusions(study: Study, tests: list[PairTest]) -> list[str]:
     """What the first metric's tests support, as list items, and what they do not."""
-    found = [test for test in tests if test.metric == COMPARED[0]]
+    found = [test for test in tests if test.metric == MRR]
     lines = []
     for name in study.arms:
         beaten = [test for test in found if verdict(study, test).startswith(f"{name} better than ")]
@@ -160,7 +161,7 @@ def conclusions(study: Study, tests: list[PairTest]) -> list[str]:
 
 def sentence(study: Study, tests: list[PairTest]) -> str:
     """The conclusions in one: which arms are better than which, the best first."""
-    found = [test for test in tests if test.metric == COMPARED[0]]
+    found = [test for test in tests if test.metric == MRR]
     if not found:
         return "There is one arm: nothing is compared."
     apart = {verdict(study, test) for test in found} - {WITHIN_NOISE, APART_NOT}
@@ -171,7 +172,7 @@ def sentence(study: Study, tests: list[PairTest]) -> str:
     rest = len(found) - len(apart)
     clauses += [f"{rest} of {len(found)} pairs cannot be told apart"] if rest else []
     cautions = [caution.removeprefix("- **Warning:** ").rstrip(".") for caution in caveats(study, found)]
-    return f"By {HEADINGS[COMPARED[0]]}, {'; '.join(clauses)}{''.join(f' ({caution})' for caution in cautions)}."
+    return f"By {HEADINGS[MRR]}, {'; '.join(clauses)}{''.join(f' ({caution})' for caution in cautions)}."
 
 
 def listed(names: list[str], one: str = "", several: str = "") -> str:
@@ -199,7 +200,7 @@ def how_tested(study: Study, tests: list[PairTest]) -> str:
     return (
         f"Seeds: {', '.join(map(str, study.seeds))}. Intervals are Student's over the seeds. p: two-sided paired "
         f"randomisation over the {study.split} queries, each query's value being its mean over the seeds; Holm's "
-        f"correction over the {len(tests) // len(COMPARED)} pairs of a metric. One arm is called better below {ALPHA}, "
+        f"correction over the {len(tests) // len(HEADLINE)} pairs of a metric. One arm is called better below {ALPHA}, "
         f"and where the difference is at least {NOISES} times the A/A noise: the standard error, over the seeds, of "
         f"the difference between two arms of one strategy"
         + (f" ({noises})." if aa and len(study.seeds) > 1 else ", which is not known here.")
@@ -225,7 +226,7 @@ def study_sections(study: Study, tests: list[PairTest]) -> list[Section]:
         blocks = [picture("sweep.png", caption)]
         found.append(Section("Final quality against rank", blocks, {"sweep.png": sweep_figure(study)}))
     blocks = [how_tested(study, tests)]
-    for metric in COMPARED:
+    for metric in HEADLINE:
         blocks += [f"### By {HEADINGS[metric]}", tests_table(study, tests, metric)]
     found.append(Section("Every pair", blocks))
     return found
@@ -271,10 +272,10 @@ def summary_of(study: Study, tests: list[PairTest], command: str) -> dict[str, o
     measures = study.measures
     return {
         "seeds": study.seeds,
-        "arms": {name: {metric: study.finals(name, metric).tolist() for metric in COMPARED} for name in study.arms},
+        "arms": {name: {metric: study.finals(name, metric).tolist() for metric in HEADLINE} for name in study.arms},
         "strategies": study.strategies,
         "tests": [vars(test) for test in tests],
-        "aa_noise": {metric: noise_of(study, metric) for metric in COMPARED},
+        "aa_noise": {metric: noise_of(study, metric) for metric in HEADLINE},
         "by_rank": {name: {what: by_rank_of_arm(runs, what) for what in MEASURED} for name, runs in measures.items()},
         "seen": {name: [[asdict(one) for one in arm.seen] for arm in arms] for name, arms in study.by_arm.items()},
         "warnings": study.warnings,

@@ -10,7 +10,7 @@ import numpy as np
 from results.plots.curves import KNOWN_STYLES, OTHER_STYLES, arm_styles, new_figure, plain, set_titles
 from results.read.logged import ByBucket, Measures
 from results.read.published import RAN_AS_TOP
-from utils.ir.metrics import METRICS
+from utils.ir.metrics import METRICS, NDCG
 from utils.ir.rank_buckets import NAMES, NOT_RETRIEVED
 
 if TYPE_CHECKING:
@@ -167,6 +167,6 @@ def fork_figure(curves: dict[str, list[tuple[int, float]]]) -> Figure:
             linewidth=1.3,
             label="random (ran as top)" if name == RAN_AS_TOP else name,
         )
-    set_titles(axes, f"Dev {METRICS['ndcg@10'].label} of the fork's arms", "refresh", METRICS["ndcg@10"].label)
+    set_titles(axes, f"Dev {METRICS[NDCG].label} of the fork's arms", "refresh", METRICS[NDCG].label)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     return figure

@@ -15,7 +15,7 @@ from results.read.published import read_dev_ndcg, read_published
 from results.read.run import Arm, Run
 from results.read_log import TrainingPoint
 from utils.declared import FORK_STRATEGIES
-from utils.ir.metrics import METRICS
+from utils.ir.metrics import HEADLINE, METRICS, NDCG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +107,7 @@ def dev_curve(run: Run, arm: Arm, metric: str) -> tuple[list[int], list[float]]:
     """(steps, values): the warmup's evaluation at step 0, the refreshes, the final evaluation; those that have it."""
     values: dict[int, float] = {}
     for point in arm.dev:
-        value = point.ndcg if metric == "ndcg@10" else point.mrr
+        value = point.value_of(metric)
         if value is not None:
             values[point.step] = value
     for step, evaluation in ((0, run.warmup), (arm.steps, arm.evaluation)):
@@ -157,8 +157,8 @@ def draw_dev(axes: Axes, runs: list[Run], metric: str) -> None:
 
 def dev_figure(runs: list[Run]) -> Figure:
     figure, (left, right) = new_figure(2, 12, 4.2)
-    draw_dev(left, runs, "mrr@10")
-    draw_dev(right, runs, "ndcg@10")
+    for axes, metric in zip((left, right), HEADLINE, strict=True):
+        draw_dev(axes, runs, metric)
     return figure
 
 
@@ -252,9 +252,9 @@ def refresh_figure(runs: list[Run]) -> Figure | None:
                 drawn.add(arm.name)
     set_titles(
         axes,
-        f"{capital(runs[0].split)} {METRICS['ndcg@10'].label} by refresh (grey: the fork's 724 dev queries)",
+        f"{capital(runs[0].split)} {METRICS[NDCG].label} by refresh (grey: the fork's 724 dev queries)",
         "refresh",
-        METRICS["ndcg@10"].label,
+        METRICS[NDCG].label,
     )
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
     return figure

@@ -11,14 +11,14 @@ from results.plots.curves import arm_styles, capital, new_figure, plain, set_tit
 from results.read.study import Study
 from results.stats import seeds_interval
 from utils.declared import STRATEGIES
-from utils.ir.metrics import METRICS
+from utils.ir.metrics import METRICS, MRR
 from utils.ir.rank_buckets import TRIPLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRIC = METRICS["mrr@10"]
+METRIC = METRICS[MRR]
 
 
 def curves_of(study: Study, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from utils.exchange.evaluations import measured_split
 from utils.exchange.layout import CHECKPOINTS, COLLECTION_MANIFEST, DONE, ArmLayout, RunLayout
 from utils.exchange.markers import read_done, read_failed
 from utils.exchange.negatives import read_records
+from utils.ir.metrics import MRR, NDCG
 from utils.seen import SeenRefresh
 
 PASSAGES, QUERIES = "passages", "-query"  # what a manifest counts: passages, and the queries of SPLIT as SPLIT-query
@@ -31,6 +32,10 @@ class DevPoint:
     step: int
     ndcg: float
     mrr: float | None
+
+    def value_of(self, metric: str) -> float | None:
+        """Of one of HEADLINE."""
+        return {NDCG: self.ndcg, MRR: self.mrr}[metric]
 
 
 @dataclass(frozen=True)

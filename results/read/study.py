@@ -16,9 +16,9 @@ from utils.errors import UserError
 from utils.exchange.evaluations import check_as_published
 from utils.exchange.layout import ArmLayout
 from utils.exchange.markers import read_done, read_run
+from utils.ir.metrics import HEADLINE
 from utils.text_files import read_lines
 
-COMPARED = ("mrr@10", "ndcg@10")
 MAY_DIFFER = {"seed", "strategy", "bm25_sha256"}  # between the arms of a study
 LATER = {"initial_config_sha256"}  # runs of earlier versions do not say it
 SAMPLED_QUERIES = 5000  # whose negatives are compared: the same ones, where arms searched the same queries
@@ -79,10 +79,10 @@ def read_by_query(path: Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     check_as_published(path)
     heading, *lines = [line.split("\t") for line in read_lines(path)]
     try:
-        columns = {metric: heading.index(metric) for metric in COMPARED}
+        columns = {metric: heading.index(metric) for metric in HEADLINE}
         values = {metric: np.array([float(line[column]) for line in lines]) for metric, column in columns.items()}
     except (ValueError, IndexError):
-        raise UserError(f"{path} is not a table of {', '.join(COMPARED)} by query: evaluate again") from None
+        raise UserError(f"{path} is not a table of {', '.join(HEADLINE)} by query: evaluate again") from None
     return tuple(line[0] for line in lines), values
 
 

@@ -95,6 +95,7 @@ METRICS = {
         ),
     )
 }
+HEADLINE = MRR, NDCG = "mrr@10", "ndcg@10"  # measured at every refresh, drawn over training, compared between arms
 QUERIES_PER_BLOCK = 512  # pytrec_eval wants dicts; blocks keep them small
 LARGEST_GRADE = 1000  # either way of 0. TREC's go from -2 to 12; pytrec_eval has a table as long as the largest
 
