@@ -13,6 +13,9 @@ import torch
 from utils.distributed import collectives
 from utils.distributed.world import World
 
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+
 
 def on_processes(processes: int, work: Callable[[World], Any], patch: pytest.MonkeyPatch) -> list[Any]:
     """``work`` on as many threads, which meet in `gather_rows` as processes do; the results by rank."""
@@ -31,7 +34,7 @@ def on_processes(processes: int, work: Callable[[World], Any], patch: pytest.Mon
         return bool(np.concatenate(gather_rows(world, np.array([flag]))).any())
 
     def run(process: int) -> None:
-        results[process] = work(World(process, processes, torch.device("cpu")))
+        results[process] = work(World(process, processes, CPU))
 
     with patch.context() as inner:
         inner.setattr(collectives, "gather_rows", gather_rows)

@@ -16,6 +16,7 @@ from model.encoders.static import StaticEncoder
 from results.read.logged import by_rank_of, read_logged, read_measures
 from results.read.run import read_arm
 from results.read.seen import read_seen
+from tests.drivers.models import config_of_random_roberta
 from tests.exchanging import read_beat
 from tests.forked import TIMEOUT_SECONDS, run, start
 from utils.exchange import atomic
@@ -96,22 +97,11 @@ def bm25(shared_collection: Path, tiny_preprocessed: Path, tmp_path_factory: pyt
 @pytest.fixture(scope="module")
 def tiny_roberta(tiny_preprocessed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain RoBERTa of two layers with random weights, as a hub would give it: without ANCE's head."""
-    import torch
-    from transformers import RobertaConfig, RobertaModel
+    from transformers import RobertaModel
 
-    manifest = json.loads((tiny_preprocessed / "manifest.json").read_text())
-    torch.manual_seed(3)
-    config = RobertaConfig(
-        vocab_size=manifest["vocab_size"],
-        pad_token_id=manifest["pad_token_id"],
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=40,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = config_of_random_roberta(tiny_preprocessed, **sizes, **no_dropout)
     directory = tmp_path_factory.mktemp("roberta")
     RobertaModel(config).save_pretrained(directory)
     return directory

@@ -37,7 +37,7 @@ from model.encoders.registry import encoder_type, new_encoder, read_spec
 from model.encoders.static import StaticEncoder
 from tests import REPO
 from tests.forked import spawn
-from tests.processes_as_threads import on_processes
+from tests.processes_as_threads import ALONE, CPU, on_processes
 from utils.distributed import agreement, collectives, process_group
 from utils.distributed.world import Waits, World
 from utils.errors import UserError
@@ -48,8 +48,6 @@ from utils.search.index import Index
 from utils.search.settings import GpuSearchFailed, SearchSettings
 from utils.search.source import Passages, in_memory
 
-CPU = torch.device("cpu")
-ALONE = World(0, 1, CPU)
 DIMS = 8
 
 

@@ -35,7 +35,7 @@ from drivers.run_eval import main as run_eval
 from model.encode import EncodingSettings, block_size, share_of
 from model.encoders.static import StaticEncoder
 from tests.exchanging import lease_of, take
-from tests.processes_as_threads import on_processes
+from tests.processes_as_threads import ALONE, CPU, on_processes
 from tests.utils.exchange.test_fencing import contents as published
 from tests.utils.exchange.test_fencing import interrupted
 from utils.distributed.world import World
@@ -45,8 +45,6 @@ from utils.exchange.lease.held import Lease
 from utils.exchange.retention import remove_other_embeddings
 from utils.search.settings import SearchSettings
 
-CPU = torch.device("cpu")
-ALONE = World(0, 1, CPU)
 DIMS = 8
 DEV_QUERY, TRAIN_QUERY = "dev-query", "train-query"
 

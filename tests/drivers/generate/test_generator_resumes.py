@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import time
@@ -10,10 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import RobertaConfig
 
 from model.encoders.roberta_dot import RobertaDot
+from tests.drivers.models import config_of_random_roberta
 from tests.faults.fork_server import Child
 from tests.forked import TIMEOUT_SECONDS, run, start
 from utils.exchange.layout import JobLayout
@@ -28,17 +26,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def slow_model(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A RoBERTa with ANCE's head large enough to take seconds over 300 passages one by one."""
-    manifest = json.loads((tiny_preprocessed / "manifest.json").read_text())
-    torch.manual_seed(3)
-    config = RobertaConfig(
-        vocab_size=manifest["vocab_size"],
-        pad_token_id=manifest["pad_token_id"],
-        hidden_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=1024,
-        max_position_embeddings=40,
-    )
+    sizes = {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024}
+    config = config_of_random_roberta(tiny_preprocessed, **sizes)
     directory = tmp_path_factory.mktemp("slow_model")
     RobertaDot(config).save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json"):

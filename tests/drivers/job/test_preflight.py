@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import RobertaConfig
 
 from data.tokens import verify
 from data.tokens.collection import Preprocessed, open_preprocessed
@@ -41,12 +40,12 @@ from model.token_batch import TokenBatch
 from model.train.optim import linear_schedule, make_optimizer
 from model.train.step import make_state, train_step
 from tests import forked
-from utils.distributed.world import World
+from tests.drivers.models import config_of_random_roberta
+from tests.processes_as_threads import ALONE
 from utils.errors import UserError
 from utils.exchange.layout import RECORD_PATTERN, JobLayout, numbered
 from utils.system import disk_used, free_bytes, in_bytes
 
-ALONE = World(0, 1, torch.device("cpu"))
 LENGTHS = (32, 16)
 SIZE = TrialSize(3, *LENGTHS)
 
@@ -75,18 +74,8 @@ def static_encoder(collection: Preprocessed) -> StaticEncoder:
 
 
 def roberta_with_dropout(collection: Preprocessed) -> RobertaDot:
-    torch.manual_seed(1)
-    config = RobertaConfig(
-        vocab_size=collection.manifest["vocab_size"],
-        pad_token_id=collection.pad_token_id,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=40,
-        hidden_dropout_prob=0.3,
-    )
-    return RobertaDot(config)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return RobertaDot(config_of_random_roberta(collection.directory, **sizes, hidden_dropout_prob=0.3))
 
 
 # Inputs

@@ -42,6 +42,7 @@ from drivers.job.settings import deciding_flags
 from drivers.train.trainer import Trainer
 from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, read_beat
 from tests.forked import spawn
+from tests.processes_as_threads import ALONE
 from utils.distributed.world import World
 from utils.errors import Disagreement, Fenced, PeerGone, Stopped, UserError, exit_code_of
 from utils.exchange.atomic import load_with_checksum
@@ -51,7 +52,6 @@ from utils.exchange.peers import watch_peer
 from utils.exchange.stop import STOP_FILE, Stop, StopRequested
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS
 
-ALONE = World(0, 1, torch.device("cpu"))
 COLLECTION: Any = SimpleNamespace(manifest={"collection_fingerprint": "c", "tokenizer": {"fingerprint": "t"}})
 TRAINER = AnnFlags(data_dir="d", ann_dir="a", output_dir="o", model_type="static", max_steps=10)
 GENERATOR = GenerateFlags(data_dir="d", training_dir="o", init_model_dir="m", output_dir="a", model_type="static")

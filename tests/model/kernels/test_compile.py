@@ -21,14 +21,12 @@ from tests import REPO
 from tests.model.kernels.test_packed_attention import batch_of, gradient, make_encoder
 from tests.model.train.test_grad_cache import embeddings_of_passes, with_dropout
 from tests.model.train.test_step import roberta_encoder, train_run
+from tests.processes_as_threads import ALONE, CPU
 from tests.shell import script_environment
 from tests.texts import ragged
 from utils.distributed import process_group
 from utils.distributed.world import World
 from utils.errors import UserError
-
-CPU = torch.device("cpu")
-ALONE = World(0, 1, CPU)
 
 
 def texts(lengths: list[int]) -> TextSource:

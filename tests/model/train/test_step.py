@@ -34,6 +34,7 @@ from model.train.step import TrainingState, TrainingStep, make_state, train_step
 from tests.data.training.test_batches import made_up_lists
 from tests.drivers.job.test_run_config import alone
 from tests.forked import spawn
+from tests.processes_as_threads import ALONE
 from tests.texts import listed, ragged, token_batch
 from utils import declared
 from utils.distributed import process_group
@@ -41,7 +42,6 @@ from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.checkpoints import Checkpoint
 
-ALONE = World(0, 1, torch.device("cpu"))
 QUERIES, PASSAGES, VOCABULARY = 12, 40, 50
 LOSSES = tuple(declared.LOSSES)
 
