@@ -33,7 +33,7 @@ from drivers.job import progress
 from drivers.job.model_identity import ModelSettings
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from drivers.job.settings import search_settings
-from model.encoders.registry import encoder_type, new_encoder, read_spec
+from model.encoders.registry import encoder_class, encoder_type, new_encoder, read_spec
 from model.encoders.static import StaticEncoder
 from tests import REPO
 from tests.forked import spawn
@@ -253,7 +253,7 @@ def test_dims_are_those_of_the_model(config: dict[str, Any], tmp_path: Path) -> 
     model_type = "static" if config["model_type"] == "static" else "rdot_nll"
     encoder = new_encoder(model_type, str(path), {})
     assert read_spec(str(tmp_path), model_type) == encoder.spec
-    assert encoder_type(model_type).load_class().spec_of(config).embedding_dim == encoder.spec.embedding_dim
+    assert encoder_class(encoder_type(model_type)).spec_of(config).embedding_dim == encoder.spec.embedding_dim
 
 
 @pytest.mark.parametrize("size", [None, "wide", 0, -3])
