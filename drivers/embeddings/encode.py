@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.tokens.token_cache import TokenCache, gather_from
+from drivers.embeddings.read_shards import stored_passages
 from drivers.embeddings.shards import (
     PASSAGE_SHARDS,
     QUERY_SHARDS,
@@ -18,7 +19,6 @@ from drivers.embeddings.shards import (
     publish_shard,
     row_map,
     rows_of_shard,
-    stored_passages,
 )
 from drivers.embeddings.store import PASSAGES, open_shards, wait_for_shards
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
@@ -54,14 +54,31 @@ def texts_of(cache: TokenCache, settings: EncodingSettings, rows: np.ndarray | N
 
 
 def chosen_texts(cache: TokenCache, rows_M: np.ndarray, max_length: int, side: Side) -> TextSource:
-    """The texts ``rows_M`` of the cache, which are of this side."""
+    """Some texts of a cache.
+
+    Args:
+        cache: of passages, or of a split's queries.
+        rows_M: int64, which of them, in this order.
+        max_length: in tokens; what is longer is cut.
+        side: which of both they are.
+    """
     lengths_M = cache.lengths(max_length)[rows_M]
     gather = gather_from(cache, max_length, rows_M)
     return TextSource(len(rows_M), lambda start, stop: lengths_M[start:stop], gather, side)
 
 
 def share_of_texts(count: int, rows: int, process: int, processes: int) -> tuple[int, int]:
-    """The process's texts [start, stop): whole shards of ``rows`` texts."""
+    """The texts of one process, which are whole shards.
+
+    Args:
+        count: of all texts.
+        rows: of a shard, in texts.
+        process: the process's number, from 0.
+        processes: how many share the texts.
+
+    Returns:
+        Its first text, and the first that is no longer its own.
+    """
     first, last = share_of(-(-count // rows), process, processes)
     return min(first * rows, count), min(last * rows, count)
 
@@ -107,9 +124,14 @@ def encode_in_memory(
 def encode_passages(
     world: World, encoder: Encoder, cache: TokenCache, settings: EncodingSettings, monitor: Monitor = UNMONITORED
 ) -> PassageShare | None:
-    """This process's share of the passages, in memory; None on all processes where one was told to stop.
+    """This process's share of the passages, in memory.
 
-    The arguments are `encode_in_memory`'s, of the texts in ``cache``.
+    Args:
+        world, encoder, settings, monitor: `encode_in_memory`'s.
+        cache: the passages.
+
+    Returns:
+        The share, or None on all processes where one was told to stop.
     """
     texts = texts_of(cache, settings)
     encoded = encode_in_memory(world, encoder, texts, settings, PASSAGE_SHARDS, "passages", monitor)

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,6 @@ from utils.exchange.atomic import (
     sync,
 )
 from utils.exchange.verify import Expected, Words, verify_files
-from utils.search.source import Passages
 
 SHARD_BYTES = 128 * 2**20  # as float32; a float16 shard takes half of it
 # A small collection is divided all the same: many processes share it, and little is lost when one is killed.
@@ -43,7 +40,6 @@ WORDS = Words(
     missing="{path} is missing, its record is there",
     sha256="{path}: its sha256 differs from its record's: it is damaged",
 )
-READ_ROWS = 4096  # converted from float16 at a time
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,19 @@ def publish_shard(shards: Shards, number: int, blocks: Iterable[np.ndarray], sta
 
 
 def write_array(path: Path, shards: Shards, number: int, blocks: Iterable[np.ndarray]) -> dict[str, Any]:
-    """The .npy file of a shard, of blocks [M, D], or [M, R, D] with NaN for rows that are not there; its record."""
+    """The .npy file of a shard.
+
+    Args:
+        path: of the file, which is written here.
+        shards, number: which shard it is.
+        blocks: its texts in their order, [M, D], or [M, R, D] with NaN for rows that are not there.
+
+    Returns:
+        The shard's record.
+
+    Raises:
+        UserError: a number does not fit float16.
+    """
     start, stop = shards.bounds(number)
     if shards.rows_per_text > 1:
         return write_rows(path, shards, number, blocks)
@@ -170,7 +178,10 @@ def write_array(path: Path, shards: Shards, number: int, blocks: Iterable[np.nda
 
 
 def write_rows(path: Path, shards: Shards, number: int, blocks: Iterable[np.ndarray]) -> dict[str, Any]:
-    """The same of texts with several rows; next to ``path`` how many each has."""
+    """The .npy file of a shard whose texts have several rows; in a second file next to it how many each has.
+
+    Args: those of `write_array`.
+    """
     start, stop = shards.bounds(number)
     counts: list[np.ndarray] = []
     with path.open("wb") as file:
@@ -230,67 +241,3 @@ def fault_of(shards: Shards, number: int) -> str | None:
     except UserError as error:
         return str(error)
     return None
-
-
-# Reading
-
-
-def stored_passages(shards: Shards, first: int, last: int) -> Passages:
-    """The texts of the shards [first, last), read a block at a time; pages of a mapped file would count as memory."""
-    start, stop = shards.bounds(first)[0], shards.bounds(last)[0]
-    if shards.rows_per_text == 1:
-        return Passages(
-            stop - start, shards.embedding_dim, partial(read_blocks, shards, range(first, last), stop - start)
-        )
-    counts = [shards.counts(number) for number in range(first, last)]
-    map_N = row_map(np.concatenate(counts) if counts else np.empty(0, np.int32))
-    return Passages(
-        len(map_N), shards.embedding_dim, partial(read_blocks, shards, range(first, last), len(map_N)), map_N
-    )
-
-
-def read_blocks(shards: Shards, numbers: range, count: int, rows_at_once: int) -> Iterator[np.ndarray]:
-    """The ``count`` rows of the shards ``numbers``: float32 [M, D] of ``rows_at_once``, always in the same memory.
-
-    UserError where a file is missing or of another size.
-    """
-    buffer_MD = np.empty((min(rows_at_once, count), shards.embedding_dim), np.float32)
-    filled = 0
-    for number in numbers:
-        start, stop = 0, int(shards.counts(number).sum())
-        with open_shard(shards, number, stop) as file:
-            while start < stop:
-                rows = min(stop - start, len(buffer_MD) - filled)
-                read_rows(file, buffer_MD[filled : filled + rows], shards.dtype)
-                start, filled = start + rows, filled + rows
-                if filled == len(buffer_MD):
-                    yield buffer_MD
-                    filled = 0
-    if filled:
-        yield buffer_MD[:filled]
-
-
-def open_shard(shards: Shards, number: int, rows: int) -> BufferedReader:
-    """The file, of so many ``rows``, at its first number. UserError where it is not the shard."""
-    path, (start, stop) = shards.path(number), shards.bounds(number)
-    header = npy_header((rows, shards.embedding_dim), shards.dtype)
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing, expected embeddings; start again to encode it again") from None
-    if file.read(len(header)) != header:
-        file.close()
-        raise UserError(f"{path} is not a shard of {stop - start} texts: it is damaged; remove it and start again")
-    return file
-
-
-def read_rows(file: BufferedReader, out_MD: np.ndarray, dtype: np.dtype) -> None:
-    """Fill ``out_MD`` (float32) with the next rows."""
-    step = len(out_MD) if dtype == out_MD.dtype else READ_ROWS
-    for first in range(0, len(out_MD), step):
-        part_MD = out_MD[first : first + step]
-        held_MD = part_MD if dtype == out_MD.dtype else np.empty(part_MD.shape, dtype)
-        if file.readinto(held_MD.data.cast("B")) != held_MD.nbytes:
-            raise UserError(f"{file.name} ends too early: it is damaged; remove it and start again")
-        if held_MD is not part_MD:
-            part_MD[:] = held_MD

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from data.tokens.collection import PASSAGES, Preprocessed
-from drivers.embeddings.shards import PASSAGE_SHARDS, QUERY_SHARDS, Shards, fault_of, rows_of_shard, stored_passages
+from drivers.embeddings.read_shards import stored_passages
+from drivers.embeddings.shards import PASSAGE_SHARDS, QUERY_SHARDS, Shards, fault_of, rows_of_shard
 from drivers.job.resume import is_model_unknown
 from model.encode import share_of
 from utils.errors import UserError
@@ -130,7 +131,17 @@ def commit(
 
 
 def publish_rows(directory: Path, name: str, rows_Q: np.ndarray, stage: Stage) -> str:
-    """Which queries are embedded: int64 [Q] in ``NAME.rows.npy``; the sha256 of the file."""
+    """Which queries are embedded.
+
+    Args:
+        directory: of the embeddings; the file is ``NAME.rows.npy``.
+        name: of the shards of queries.
+        rows_Q: int64, the offset of each query among its split's.
+        stage: gives a place for a file that is being written.
+
+    Returns:
+        The sha256 of the file.
+    """
     path = directory / f"{name}.rows.npy"
 
     def write(staged: Path) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from data.mining.candidates import read_candidates
 from data.sources.qrels import query_name
-from drivers.embeddings.shards import stored_passages
+from drivers.embeddings.read_shards import stored_passages
 from drivers.embeddings.store import PASSAGES, open_shards, read_queries, read_query_rows
 from tests.fingerprint import loop
 from tests.toys_loop.toy_loop import toy_loop, write_triples

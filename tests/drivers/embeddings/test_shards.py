@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from data.tokens.collection import Preprocessed, open_preprocessed
-from drivers.embeddings import shards as embedding_shards
-from drivers.embeddings import store
+from drivers.embeddings import read_shards, store
 from drivers.embeddings.distributed_search import retrieve
 from drivers.embeddings.encode import (
     PassageShare,
@@ -27,7 +26,8 @@ from drivers.embeddings.encode import (
     texts_of,
     unfinished,
 )
-from drivers.embeddings.shards import Shards, fault_of, publish_shard, read_blocks, rows_of_shard, stored_passages
+from drivers.embeddings.read_shards import read_blocks, stored_passages
+from drivers.embeddings.shards import Shards, fault_of, publish_shard, rows_of_shard
 from drivers.embeddings.store import EmbeddingSpec, describe_embeddings
 from drivers.evaluate import ranking as evaluation
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
@@ -110,7 +110,7 @@ def test_a_shard_is_a_plain_npy_file_with_a_record(tmp_path: Path, storage: str)
 def test_blocks_go_over_the_shards(
     tmp_path: Path, storage: str, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding_shards, "READ_ROWS", 3)
+    monkeypatch.setattr(read_shards, "READ_ROWS", 3)
     shards = made_shards(tmp_path, storage=storage)
     publish_all(shards)
     for first, last in ((0, 4), (1, 3), (3, 4), (2, 2)):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivers.embeddings.shards import Shards, fault_of, publish_shard, stored_passages
+from drivers.embeddings.read_shards import stored_passages
+from drivers.embeddings.shards import Shards, fault_of, publish_shard
 from model.encode import check_finite, present_rows
 from utils.errors import UserError
 from utils.search.source import all_at_once
