@@ -28,7 +28,14 @@ def describe_ranks(
     mean_score_Q: np.ndarray,
     negatives: tuple[int, NegativeLists] | None,
 ) -> dict[str, object]:
-    """What SPLIT.by_rank.json holds."""
+    """What SPLIT.by_rank.json holds.
+
+    Args:
+        collection, split: whose qrels and queries.
+        ranking: of the whole collection.
+        mean_score_Q: float64, each query's mean score over the collection.
+        negatives: the refresh that the model was trained on last and its lists, if known.
+    """
     qrels, lists_QK = collection.qrels(split), ranking.passages_QK
     curves = score_curves(ranking.query_Q, lists_QK, ranking.scores_QK, mean_score_Q)
     by_grade = grades_by_rank(qrels, ranking.query_Q, lists_QK)
@@ -101,7 +108,17 @@ def step_of_source(settings: ResultSettings) -> int | None:
 
 
 def write_ranking(files: EvaluationLayout, split: str, ids: OriginalIds, ranking: Ranking) -> list[Path]:
-    """The run of the full ranking, and the metrics of each query; the files."""
+    """The run of the full ranking, and the metrics of each query.
+
+    Args:
+        files: where they go.
+        split: of the queries.
+        ids: of the split's queries, and of all passages.
+        ranking: of the whole collection.
+
+    Returns:
+        The files.
+    """
     lists = (ranking.scores_QK, ranking.passages_QK)
     write_lists(files.ranking(split), ids, ranking.query_Q, lists, "ance")
     write_per_query(files.per_query(split), ids.queries, ranking.by_query)

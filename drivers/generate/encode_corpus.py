@@ -176,7 +176,14 @@ def raise_fault(fault: Exception | None) -> None:
 
 
 def embedding_spec(settings: RefreshSettings, world: World, request: RefreshRequest, encoder: Encoder) -> EmbeddingSpec:
-    """What decides the numbers of this refresh's embeddings."""
+    """What decides the numbers of this refresh's embeddings.
+
+    Args:
+        settings: which collection, how texts are encoded, and how embeddings are stored.
+        world: the processes; the kind of their devices counts.
+        request: the checkpoint that they are made from.
+        encoder: that checkpoint's.
+    """
     manifest, encoding = settings.collection.manifest, settings.encoder.encoding
     return EmbeddingSpec(
         model_sha256=request.model_sha256,

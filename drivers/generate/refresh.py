@@ -56,7 +56,18 @@ class RefreshResult:
 def search_all(
     settings: RefreshSettings, world: World, embeddings: RefreshEmbeddings, monitor: Monitor, encode_seconds: float
 ) -> Found | None:
-    """Search the dev and the train queries at once; None on all processes where one was told to stop."""
+    """Search the dev and the train queries at once.
+
+    Args:
+        settings: of the refresh: how deep to search, and with which index.
+        world: the processes; all call this.
+        embeddings: of both splits' queries, and of this process's share of the passages.
+        monitor: is told of the progress, and may say that the work shall end.
+        encode_seconds: how long encoding took, for the record.
+
+    Returns:
+        What was found; None on all processes where one was told to stop.
+    """
     started = time.monotonic()
     monitor.set_status("searching")
     queries_QD = np.concatenate([embeddings.dev_QD, embeddings.train_QD])
@@ -132,7 +143,20 @@ def record_of(
     timings: dict[str, float],
     ours: Mapping[str, object],
 ) -> dict[str, object]:
-    """The contents of ``ann_ndcg_N``: ANCE's keys, what was selected, and ``ours``, where the run comes from."""
+    """The contents of ``ann_ndcg_N``.
+
+    Args:
+        request: the checkpoint that the refresh is of.
+        selected: the negatives, with what was counted as they were selected.
+        lists: of the queries that have some, as they are published.
+        metrics: of dev, by name.
+        staleness: since an earlier refresh, whose number is with it; None where there is none.
+        timings: in seconds, by what took them.
+        ours: where the run comes from.
+
+    Returns:
+        ANCE's keys, what was selected, and ``ours``.
+    """
     if not request.model_sha256:  # embeddings of an earlier version: nor does the refresh say which model made it
         ours = as_earlier_version(ours)
     return {
@@ -164,7 +188,17 @@ def logged_staleness(staleness: Staleness | None) -> dict[str, float]:
 def staleness_of(
     settings: RefreshSettings, refresh: int, lists: NegativeLists, candidates: Candidates
 ) -> Staleness | None:
-    """Since the refresh before that searched the same train queries; None where there is none that can be read."""
+    """What has changed since the refresh before that searched the same train queries.
+
+    Args:
+        settings: where refreshes are, and into how many chunks the train queries are divided.
+        refresh: the number of this one.
+        lists: its negatives.
+        candidates: what its search found for the same queries.
+
+    Returns:
+        The earlier refresh's number and the staleness; None where there is none that can be read.
+    """
     train_queries = len(settings.collection.qrels("train").queries_with_positive())
     earlier = refresh - chunks_of(train_queries, settings.chunk_factor)
     if earlier < 0:

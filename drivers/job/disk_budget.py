@@ -78,7 +78,15 @@ def candidates_item(queries: int, candidates: int, refreshes: int) -> Item:
 
 
 def embeddings_item(rows: int, embedding_dim: int, bytes_per_value: int, refreshes: int, only_latest: bool) -> Item:
-    """With ``only_latest`` the old ones stay while the new ones are made, else all of them do."""
+    """The space for the embeddings of a run.
+
+    Args:
+        rows: of a refresh, of passages and queries together.
+        embedding_dim: numbers in a row.
+        bytes_per_value: 2 or 4.
+        refreshes: how many the run makes.
+        only_latest: the old embeddings are kept only while the new ones are made, else all of them are.
+    """
     each = rows * embedding_dim * bytes_per_value
     sets = min(refreshes, 2) if only_latest else refreshes
     advice = "" if sets <= 2 else " (--only_keep_latest_embedding_file keeps 2)"

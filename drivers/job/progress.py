@@ -28,7 +28,17 @@ class Monitor:
 
     @contextlib.contextmanager
     def over(self, world: World, total: int, doing: str, done: str) -> Iterator[Callable[[int], None]]:
-        """What to tell the work's progress to: it raises `StopEncoding` when it is time to stop."""
+        """What to tell the work's progress to, in a ``with`` statement.
+
+        Args:
+            world: the processes; the first one logs.
+            total: the amount of this process's work.
+            doing: what is done, for the status.
+            done: what has been done, for the log.
+
+        Raises:
+            StopEncoding: of the function that it gives, when it is time to stop.
+        """
         progress = Progress(total, done) if world.is_first else None
         so_far, started = 0, time.monotonic()
 

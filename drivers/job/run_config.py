@@ -121,7 +121,7 @@ def join_run(
         run_id: this job's own, of a run that it begins.
         config: its `run_config`.
         remedy: the end of the message where it may not resume the run.
-        more: what else RUN.json says of a run that it begins.
+        **more: what else RUN.json says of a run that it begins.
 
     Raises:
         Disagreement: names the flags in which this job differs from that run.
@@ -195,7 +195,15 @@ def check_without_run(directory: Path, config: Mapping[str, object], remedy: str
 
 
 def enter_run(session: Session, directory: Path, run_id: str, config: Mapping[str, object], overwrites: bool) -> Run:
-    """`join_run` of a program that trains; ``overwrites``: after another job's run has been removed."""
+    """`join_run` of a program that trains.
+
+    Args:
+        session, directory, run_id, config: `join_run`'s.
+        overwrites: the run of another job is removed before.
+
+    Raises:
+        Disagreement: names the flags in which this job differs from that run.
+    """
     if overwrites:
         session.decide_on_process0(partial(remove_other_run, session, directory))
     return join_run(session, directory, run_id, config, OWN_RUN, triple_order=TRIPLE_ORDER)

@@ -167,7 +167,19 @@ def check_training(
 ) -> str:
     """Forward and backward through two batches, one of them of the longest texts; no optimiser step.
 
-    UserError where loss or gradient is not finite, or the GPU's memory does not suffice.
+    Args:
+        encoder: on its device; it stays as it is.
+        collection: whose texts the batches have.
+        loss: a word of `utils.declared.LOSSES`.
+        size: of a batch.
+        world: the processes; there is no collective.
+        dtype: of mixed precision, None for float32.
+
+    Returns:
+        Both losses and the memory used, in words.
+
+    Raises:
+        UserError: loss or gradient is not finite, or the GPU's memory does not suffice.
     """
     device, losses = world.device, []
     if device.type == "cpu":

@@ -144,7 +144,17 @@ def check_unchanged(refresh: Refresh, taken: RefreshUse) -> None:
 
 
 def open_negatives(collection: Preprocessed, trainer: Trainer, refresh: Refresh, batches_done: int) -> ActiveNegatives:
-    """Read them, and begin after so many batches of this process."""
+    """Read the negatives of a refresh, and their batches from the one that comes next.
+
+    Args:
+        collection: what they must be of.
+        trainer: whose batches they become.
+        refresh: which negatives.
+        batches_done: of this process, on this refresh.
+
+    Raises:
+        UserError: the file is not of this collection.
+    """
     world, batch = trainer.state.world, trainer.settings.batch
     lists = read_negative_lists(refresh.path)
     check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)

@@ -12,7 +12,17 @@ from drivers.train.trainer import Trainer
 
 
 def check_trainer(checks: Preflight, collection: Preprocessed, trainer: Trainer, checkpoints: int) -> None:
-    """The checks of a trainer that is ready to begin; ``checkpoints`` of it lie on the disk at once."""
+    """The checks of a trainer that is ready to begin.
+
+    Args:
+        checks: what runs them, and logs what they find.
+        collection: whose longest texts are tried.
+        trainer: whose encoder, optimiser and directory.
+        checkpoints: how many of it are on the disk at once.
+
+    Raises:
+        UserError: one of them fails.
+    """
     settings, state = trainer.settings, trainer.state
     item = checkpoint_item(state.encoder, trainer.tokenizer, checkpoints)
     batch = settings.batch

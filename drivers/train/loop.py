@@ -84,7 +84,18 @@ class TrainingProgram:
 
 
 def train(program: TrainingProgram, world: World, run_id: str, checks: Preflight) -> None:
-    """Train to the last step, from the start or from where an earlier job stopped, publishing checkpoints."""
+    """Train to the last step, from the start or from where an earlier job stopped, publishing checkpoints.
+
+    Args:
+        program: what is trained, on what, and where to.
+        world: the processes; all call this.
+        run_id: this job's own, of a run that it begins.
+        checks: what is still to be checked before the first step.
+
+    Raises:
+        Disagreement: the directory holds a run of other flags.
+        UserError: a check fails.
+    """
     settings, directory = program.settings, program.settings.output_dir
     with open_session(world, directory, program.role, program.timeouts, run_id) as session:
         config = program.run_config(world)

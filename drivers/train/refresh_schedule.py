@@ -133,7 +133,17 @@ def is_stale(settings: ScheduleSettings, step: int, refresh: Refresh) -> bool:
 
 
 def check_staleness(settings: ScheduleSettings, session: Session, step: int, refresh: Refresh) -> None:
-    """Warn at half of --max_staleness_steps; PeerGone, with the state saved, beyond it."""
+    """Warn at half of --max_staleness_steps.
+
+    Args:
+        settings: with that bound, 0 for none; a run that replays another has none.
+        session: whose first process warns.
+        step: that training has reached.
+        refresh: whose negatives are in use.
+
+    Raises:
+        PeerGone: the negatives are older than the bound.
+    """
     limit = settings.max_staleness_steps
     age_steps = step - refresh.step
     if limit <= 0 or settings.journal is not None:
@@ -212,7 +222,17 @@ def sha256_of_negatives(refresh: Refresh) -> str:
 def newest_number(
     settings: ScheduleSettings, history: TrainingHistory, above: int = -1, number: int | None = None
 ) -> int | None:
-    """Process 0's look at the directory: the newest valid refresh, or the one of ``number``."""
+    """Process 0's look at the directory.
+
+    Args:
+        settings: where the refreshes are.
+        history: which of them this run has lost, and omits.
+        above: only later ones.
+        number: only this one.
+
+    Returns:
+        The newest valid refresh, None where there is none.
+    """
     refresh = newest_refresh(settings.ann_dir, number, above, without=history.lost)
     return None if refresh is None else refresh.number
 
@@ -220,7 +240,18 @@ def newest_number(
 def wait_for_refresh(
     settings: ScheduleSettings, session: Session, history: TrainingHistory, peer: Peer, number: int | None = None
 ) -> Refresh:
-    """The refresh of that number, or without one the newest; PeerGone where the generator is."""
+    """The refresh of a number, or without one the newest; all processes wait for it.
+
+    Args:
+        settings: where the refreshes are.
+        session: of this job; a request to stop ends the wait.
+        history: which of them this run has lost, and omits.
+        peer: the generator.
+        number: of the refresh, None for the newest.
+
+    Raises:
+        PeerGone: the generator has ended without it.
+    """
     what = f"negatives{'' if number is None else f' of refresh {number}'} in {settings.ann_dir}"
     session.set_status(doing=f"waiting for {what}", rate=None, eta_seconds=None)
 

@@ -89,7 +89,14 @@ class Trainer:
         agreement.on_process0(self.state.world, partial(self.write_line, rate, losses, skipped, by_rank))
 
     def write_line(self, rate: float, losses: list[float], skipped: int, by_rank: dict[str, float]) -> None:
-        """The line of a logging step: ``rate`` in steps per second, the losses and means by rank since the last one."""
+        """The line of a logging step.
+
+        Args:
+            rate: in steps per second.
+            losses: of each step since the last line that was not skipped.
+            skipped: how many were, in fp16.
+            by_rank: means since the last line, by `metrics.jsonl`'s keys.
+        """
         assert self.log is not None
         step = self.state.step
         if skipped:
@@ -251,7 +258,15 @@ def prepare_to_train(settings: TrainingSettings, world: World, encoder: Encoder)
 def state_at(
     settings: TrainingSettings, world: World, encoder: Encoder, schedule_steps: int, start: Checkpoint | None
 ) -> TrainingState:
-    """As ``start`` left it; or new, or with the optimiser of ``settings.optimizer_from``."""
+    """As ``start`` left it; or new, or with the optimiser of ``settings.optimizer_from``.
+
+    Args:
+        settings: of optimiser, loss and mixed precision.
+        world: the processes.
+        encoder: on this process's device.
+        schedule_steps: after how many the learning rate reaches zero.
+        start: the checkpoint that is resumed, None for a new run.
+    """
     chosen = settings.optimizer
     optimizer = make_optimizer(chosen.name, encoder, chosen.learning_rate, chosen.epsilon, chosen.weight_decay)
     scheduler = linear_schedule(optimizer, chosen.warmup_steps, schedule_steps)

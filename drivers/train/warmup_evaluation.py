@@ -42,7 +42,19 @@ class EvaluationSettings:
 
 
 def candidates_to_rerank(collection: Preprocessed, split: str, rerank_file: str, bm25_dir: str) -> np.ndarray | None:
-    """--rerank_file, or BM25's run of the split; read before training, so that a bad line is found before it."""
+    """What is reranked; read before training, so that a bad line is found before it.
+
+    Args:
+        collection, split: whose queries and passages.
+        rerank_file: a TREC run, "" for BM25's.
+        bm25_dir: BM25's directory, "" for none.
+
+    Returns:
+        int64 [Q, K] offsets of passages, None where neither is given.
+
+    Raises:
+        UserError: the file is missing or names what is not there.
+    """
     if not (rerank_file or bm25_dir):
         return None
     path = Path(rerank_file) if rerank_file else EvaluationLayout(Path(bm25_dir)).ranking(split)

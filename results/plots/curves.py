@@ -86,6 +86,13 @@ def new_figure(panels: int, width: float, height: float, a_row: int = 0) -> tupl
 
 
 def set_titles(axes: Axes, title: str, x: str, y: str) -> None:
+    """Name a picture and its axes, x in whole numbers.
+
+    Args:
+        axes: what is drawn on.
+        title: above it.
+        x, y: what stands at each axis.
+    """
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
