@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from utils.flag_values import Number, Range
 
@@ -26,9 +26,6 @@ MINE_HARD_NEGATIVES = "as sentence-transformers' mine_hard_negatives (range_min,
 LOG_UNIFORM = "the log-uniform (Zipf) sampler of candidate sampling, over ranks"
 
 NEGATIVE_SAMPLE = "--negative_sample"  # what an argument may be that is not written
-
-
-TakesFrom = Literal["candidates", "corpus", "bm25"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,8 @@ class StrategyWord:
     Every word but a short one has an argument ``count``, the negatives of a query.
     ``ance`` is how ANCE or its fork say the same, for the words of the fork's comparison. ``short_for`` is another
     text of the language. ``window`` names the arguments that are the first and last of the ranks it takes from: these
-    must be candidates, and a mixture may have the word for several windows. ``takes_from`` is where its passages come
-    from, which need be candidates of the search only where they come from these.
+    must be candidates, and a mixture may have the word for several windows. Its passages are candidates of the search,
+    unless it ``draws_from_collection`` or ``needs_bm25``'s candidates.
     """
 
     word: str
@@ -69,11 +66,12 @@ class StrategyWord:
     ance: str = ""
     short_for: str = ""
     window: tuple[str, str] | None = None
-    takes_from: TakesFrom = "candidates"
+    draws_from_collection: bool = False
+    needs_bm25: bool = False
 
     @property
     def is_beyond_candidates(self) -> bool:
-        return self.takes_from != "candidates"
+        return self.draws_from_collection or self.needs_bm25
 
     @property
     def usage(self) -> str:
@@ -224,14 +222,14 @@ STRATEGIES = _by_word(
         "drawn from the whole collection",
         f"{DPR}, its random negatives",
         examples=("corpus:20",),
-        takes_from="corpus",
+        draws_from_collection=True,
     ),
     StrategyWord(
         "bm25",
         "the best of BM25's candidates: `--bm25_dir` names an output of `drivers.run_bm25 --keep_candidates`",
         f"{DPR}, its BM25 negatives",
         examples=("bm25:20",),
-        takes_from="bm25",
+        needs_bm25=True,
     ),
 )
 COMBINED_EXAMPLES = ("top:10+random:10", "0-4=bottom;5-=top")  # a mixture, and a schedule by refresh

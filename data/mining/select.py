@@ -73,8 +73,8 @@ def make_selection(
     if min_rank > topk_training:
         raise UserError(f"--min_rank {min_rank} leaves none of --topk_training {topk_training}; lower it")
     strategy = parse_strategy(text, negative_sample, topk_training, min_rank)
-    from_corpus = [sampler for sampler in strategy.samplers if sampler.declared.takes_from == "corpus"]
-    if any(sampler.count > passages // 2 for sampler in from_corpus):
+    drawn = [sampler for sampler in strategy.samplers if sampler.declared.draws_from_collection]
+    if any(sampler.count > passages // 2 for sampler in drawn):
         raise UserError(f"--negative_strategy {text!r} draws more than half of the {passages} passages; ask for fewer")
     return Selection(strategy, min_rank, max_positive_ratio, on_shortage, passages)
 

@@ -101,7 +101,7 @@ class Strategy:
 
     @property
     def needs_bm25(self) -> bool:
-        return any(sampler.declared.takes_from == "bm25" for sampler in self.samplers)
+        return any(sampler.declared.needs_bm25 for sampler in self.samplers)
 
     @property
     def most(self) -> int:
