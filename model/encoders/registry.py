@@ -10,7 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from model.encoders.spec import EncoderSpec, Side, read_config_file
+from model.encoders.spec import DOT, EncoderSpec, Side, read_config_file
 from utils.declared import MODEL_TYPES, ModelType
 from utils.errors import UserError, one_line
 
@@ -87,13 +87,15 @@ def new_encoder(model_type: str, config_name: str, changes: dict[str, Any]) -> E
 
 
 def check_fits(spec: EncoderSpec, vocab_size: int, pad_token_id: int, max_length: dict[Side, int]) -> None:
-    """UserError where a token cache holds what the encoder has no place for.
+    """UserError where a token cache holds what the encoder has no place for, or rows are compared as no index does.
 
     Args:
         spec: the encoder's.
         vocab_size, pad_token_id: the tokenizer's.
         max_length: of each side's texts, in tokens.
     """
+    if spec.similarity != DOT:
+        raise UserError(f"the model compares rows by {spec.similarity!r}, expected {DOT!r}; scale its rows to fit")
     if spec.vocab_size is not None and vocab_size > spec.vocab_size:
         raise UserError(
             f"the tokenizer has {vocab_size} tokens, the model {spec.vocab_size}; preprocess with its tokenizer"

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from utils.errors import UserError
 
 Side = Literal["query", "passage"]
-Similarity = Literal["dot"]  # the inner product, which the indices search by
+DOT = "dot"  # the inner product, which the indices search by
 Pooling = Literal["first", "mean"]  # of a transformer's last layer: its first token (ANCE's), or all of them
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 OTHER_LAYERS = "head"
@@ -28,7 +28,7 @@ class EncoderSpec:
         pad_id: what padding is made of; None where nothing is ever padded.
         max_query_length, max_passage_length: the most tokens of a text; None where there is no limit.
         rows_per_passage: the most rows that a passage has; a query has one.
-        similarity: how a query's row and a passage's are compared.
+        similarity: how a query's row and a passage's are compared; `DOT` is all that training and search know.
         layer_groups: how parameters group into layers, for LAMB and for gradient norms: a regular expression and the
             name of its group (which may refer to the expression's groups); the first that is found in a parameter's
             name holds.
@@ -40,7 +40,7 @@ class EncoderSpec:
     max_query_length: int | None = None
     max_passage_length: int | None = None
     rows_per_passage: int = 1
-    similarity: Similarity = "dot"
+    similarity: str = DOT
     layer_groups: tuple[tuple[str, str], ...] = ((r"embeddings\.", "embeddings"),)
 
     def layer_of(self, parameter: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -412,6 +413,12 @@ def test_what_fits_roberta() -> None:
     ):
         with pytest.raises(UserError, match=complaint):
             check_fits(encoder.spec, *arguments[:2], {"passage": 8, "query": arguments[2]})
+
+
+def test_rows_are_compared_by_their_inner_product() -> None:
+    spec = StaticEncoder(STATIC).spec
+    with pytest.raises(UserError, match=r"^the model compares rows by 'cosine', expected 'dot'; [^\n]+$"):
+        check_fits(dataclasses.replace(spec, similarity="cosine"), 60, 0, {"passage": 8})
 
 
 def test_what_fits_a_static_encoder() -> None:
