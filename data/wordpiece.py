@@ -55,6 +55,11 @@ class WordPieceFlags(ProgramFlags):
     max_doc_character: int = flag(10000, "characters read of a passage", at_least=1)
 
 
+def files_read(source: Source) -> list[Path]:
+    """Those of `collection_texts`."""
+    return [source.passages_file, *(files.queries for split, files in source.split_files.items() if split == "train")]
+
+
 def collection_texts(source: Source, max_doc_character: int) -> Iterator[str]:
     """Every passage, then every train query, as they are encoded."""
     texts = chain(encoded_texts(source, max_doc_character), encoded_queries(source.queries("train")))
@@ -156,7 +161,7 @@ def check_inputs(source: Source, out_dir: Path) -> None:
 
 def main() -> None:
     flags = parse_flags(WordPieceFlags, "wordpiece")
-    source, out_dir = open_source(flags.data_type, Path(flags.data_dir)), Path(flags.out_dir)
+    source, out_dir = open_source(flags.data_type, Path(flags.data_dir), files_read), Path(flags.out_dir)
     check_inputs(source, out_dir)
     if answer_dry_run(flags):
         return

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from utils.errors import UserError
+
 
 class Passage(NamedTuple):
     """A passage or document as text; a field that its collection does not have is None, one left blank is ""."""
@@ -61,3 +63,23 @@ def source_files(source: Source) -> list[Path]:
     """All files of ``source``, each once: the passages, then the queries, then the qrels of every split."""
     splits = source.split_files.values()
     return list(dict.fromkeys([source.passages_file, *(s.queries for s in splits), *(s.qrels for s in splits)]))
+
+
+def find_raw(directory: Path, *names: str) -> Path:
+    """The first of ``names``, or of ``names`` with ``.gz``, that is in ``directory``.
+
+    Raises UserError naming the directory and all that was looked for.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory, expected the one that holds {names[0]}")
+    for name in names:
+        if path := plain_or_gzipped(directory, name):
+            return path
+    wanted = " or ".join(f"{name}[.gz]" for name in names)
+    raise UserError(f"{directory} has no {wanted}: fetch it, or give the directory that has it")
+
+
+def plain_or_gzipped(directory: Path, name: str) -> Path | None:
+    """The file ``name``, or ``name`` with ``.gz``, of ``directory``; None where there is neither."""
+    paths = (directory / name, directory / f"{name}.gz")
+    return next((path for path in paths if path.is_file()), None)

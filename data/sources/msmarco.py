@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sources.base import Passage, SplitFiles, source_files
+from data.sources.base import Passage, SplitFiles, find_raw, plain_or_gzipped, source_files
 from utils.errors import UserError
 from utils.ir.metrics import LARGEST_GRADE
 from utils.text_files import check_ends, columns_of, numbered_lines
@@ -76,41 +76,25 @@ class MsMarco:
         return read_qrels(self.split_files[split].qrels)
 
 
-def find_raw(directory: Path, *names: str) -> Path:
-    """The first of ``names``, or of ``names`` with ``.gz``, that is in ``directory``.
-
-    Raises UserError naming the directory and all that was looked for.
-    """
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory, expected the one that holds {names[0]}")
-    for name in names:
-        if path := _plain_or_gzipped(directory, name):
-            return path
-    wanted = " or ".join(f"{name}[.gz]" for name in names)
-    raise UserError(f"{directory} has no {wanted}: fetch it, or give the directory that has it")
-
-
-def _plain_or_gzipped(directory: Path, name: str) -> Path | None:
-    paths = (directory / name, directory / f"{name}.gz")
-    return next((path for path in paths if path.is_file()), None)
-
-
 def find_collection(directory: Path, data_type: int) -> MsMarco:
-    """All raw files of a collection.
+    """All raw files of a collection; one of a split that is not there has its plain name.
 
-    UserError where one is missing or empty, begins with a header or ends without a line end, or ``data_type`` is the
-    wrong one.
+    UserError where there are no passages, a file is empty, begins with a header or ends without a line end, or
+    ``data_type`` is the wrong one.
     """
     names, other = RAW_NAMES[data_type], RAW_NAMES[1 - data_type]
-    if _plain_or_gzipped(directory, names.passages) is None and _plain_or_gzipped(directory, other.passages):
+    if plain_or_gzipped(directory, names.passages) is None and plain_or_gzipped(directory, other.passages):
         raise UserError(
             f"{directory} has {other.passages} and no {names.passages}; did you mean --data_type {1 - data_type}?"
         )
     passages = find_raw(directory, names.passages)
-    queries = {split: find_raw(directory, of_split.queries) for split, of_split in names.splits.items()}
-    qrels = {split: find_raw(directory, of_split.qrels) for split, of_split in names.splits.items()}
-    collection = MsMarco(data_type, passages, {split: SplitFiles(queries[split], qrels[split]) for split in queries})
-    for path in source_files(collection):
+
+    def found(name: str) -> Path:
+        return plain_or_gzipped(directory, name) or directory / name
+
+    splits = {split: SplitFiles(found(of.queries), found(of.qrels)) for split, of in names.splits.items()}
+    collection = MsMarco(data_type, passages, splits)
+    for path in filter(Path.is_file, source_files(collection)):
         check_ends(path)
     return collection
 

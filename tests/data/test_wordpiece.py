@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.sources.base import source_files
 from data.sources.msmarco import find_collection
 from data.sources.registry import open_source
-from data.wordpiece import check_inputs, collection_texts, save_tokenizer, train_tokenizer
+from data.wordpiece import check_inputs, collection_texts, files_read, save_tokenizer, train_tokenizer
 from tests import REPO
 from utils.errors import UserError
 
@@ -139,8 +140,22 @@ def test_mistakes_are_named(tmp_path: Path, raw_dir: Path) -> None:
     with pytest.raises(UserError, match=r"has the splits dev, expected train among them"):
         check_inputs(replace(source, split_files={"dev": source.split_files["dev"]}), tmp_path)
     (raw_dir / "queries.train.tsv").unlink()
-    with pytest.raises(UserError, match=r"queries\.train\.tsv"):
+    for files in (source_files, files_read):
+        with pytest.raises(UserError, match=r"has no queries\.train\.tsv\[\.gz\]"):
+            open_source("1", raw_dir, files)
+
+
+def test_passages_and_train_queries_are_enough(tmp_path: Path, raw_dir: Path) -> None:
+    for path in raw_dir.iterdir():
+        if path.name not in ("collection.tsv", "queries.train.tsv"):
+            path.unlink()
+    with pytest.raises(UserError, match=r"has no queries\.dev\.small\.tsv\[\.gz\]"):
         open_source("1", raw_dir)
+    command = [sys.executable, "-m", "data.wordpiece", "--data_dir", str(raw_dir), "--vocab_size", "300", "--out_dir"]
+    subprocess.run([*command, str(tmp_path / "made")], cwd=REPO, check=True, timeout=60)
+    texts = collection_texts(open_source("1", raw_dir, files_read), 10000)
+    assert len([*texts]) == sum(len(path.read_text().splitlines()) for path in raw_dir.iterdir())
+    assert (tmp_path / "made" / "tokenizer.json").is_file()
 
 
 def test_the_program_answers_a_mistake_in_one_line_and_writes_nothing(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.sources.base import Passage, SplitFiles
-from data.sources.msmarco import find_raw
+from data.sources.base import Passage, SplitFiles, find_raw
 from data.sources.registry import SOURCES, SourceWord
 from tests.toys import start
 

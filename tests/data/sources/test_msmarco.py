@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.sources import msmarco
-from data.sources.base import Passage, source_files
-from data.sources.msmarco import RepeatedIds, find_collection, find_raw, read_passages, read_qrels, read_queries
+from data.sources.base import Passage, find_raw, source_files
+from data.sources.msmarco import RepeatedIds, find_collection, read_passages, read_qrels, read_queries
+from data.sources.registry import open_source
 from data.tokens.tokenizer import encoded_text
 from utils import text_files
 from utils.errors import UserError
@@ -201,7 +202,7 @@ def test_find_collection(tiny_collection: Path) -> None:
         find_collection(tiny_collection, 1)
     (tiny_collection / "qrels.dev.small.tsv").unlink()
     with pytest.raises(UserError, match=r"no qrels.dev.small.tsv\[.gz\]"):
-        find_collection(tiny_collection, 1)
+        open_source(1, tiny_collection)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
