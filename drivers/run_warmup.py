@@ -17,7 +17,7 @@ def main() -> None:
     run_from_command_line(
         "run_warmup",
         WarmupFlags,
-        preflight="drivers.train.warmup:preflight",
+        preflight="drivers.train.warmup_preflight:preflight",
         run="drivers.train.warmup:run",
     )
 

@@ -16,13 +16,10 @@ import os
 import sys
 import textwrap
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from typing import Any, ClassVar, TypeVar
 
 try:
     from transformers.hf_argparser import HfArgumentParser
@@ -119,10 +116,7 @@ def has_one_value(hint: object) -> bool:
 
 
 def group_of(flags_class: type[ProgramFlags], field: Field, hint: object) -> str:
-    """The heading in --help: the flag's own group, else that of the class that declares it. KeyError for none.
-
-    ``hint`` is the flag's type.
-    """
+    """The heading in --help of a flag of type ``hint``: its own, else its class's. KeyError where it has none."""
     if field.name in ignored_flags(flags_class) or has_one_value(hint):
         return WITHOUT_EFFECT
     owner = next(owner for owner in flags_class.__mro__ if field.name in inspect.get_annotations(owner))
@@ -292,13 +286,13 @@ def check_launcher(parser: Parser, flags: ProgramFlags) -> None:
         )
 
 
-def flags_json(flags: DataclassInstance, **resolved: object) -> str:
-    """One JSON object: the flags as resolved, and what was derived from them."""
-    return json.dumps({**dataclasses.asdict(flags), **resolved}, default=str)
+def flags_json(values: Mapping[str, object], **resolved: object) -> str:
+    """One JSON object: the flags' values as resolved, and what was derived from them."""
+    return json.dumps({**values, **resolved}, default=str)
 
 
 def answer_dry_run(flags: ProgramFlags, **resolved: object) -> bool:
     """Whether this is a --dry_run: what it was for has been checked, and `flags_json` is written to stdout."""
     if flags.dry_run:
-        sys.stdout.write(flags_json(flags, **resolved) + "\n")
+        sys.stdout.write(flags_json(dataclasses.asdict(flags), **resolved) + "\n")
     return flags.dry_run

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pkgutil import resolve_name
 
-from utils.flags import ProgramFlags, answer_dry_run, parse_flags
+from utils.flags import ProgramFlags, flags_json, parse_flags
 
 
 def run_from_command_line(
@@ -18,7 +19,7 @@ def run_from_command_line(
     Args:
         program: its name, for messages.
         flags_class: its flags.
-        preflight: makes a job of them; the job has ``flags``, with what was found out about them.
+        preflight: makes a job of them; the job has their ``flag_values`` by name, as resolved.
         run: does the job.
         resolved_of: the job's values that a --dry_run says next to the flags.
 
@@ -27,6 +28,8 @@ def run_from_command_line(
     """
     flags = parse_flags(flags_class, program)
     job = resolve_name(preflight)(flags)
-    resolved = resolve_name(resolved_of)(job) if resolved_of else {}
-    if not answer_dry_run(job.flags, **resolved):
+    if flags.dry_run:
+        resolved = resolve_name(resolved_of)(job) if resolved_of else {}
+        sys.stdout.write(flags_json(job.flag_values, **resolved) + "\n")
+    else:
         resolve_name(run)(job)

@@ -33,15 +33,16 @@ from drivers.job.model_identity import ModelSettings, check_checkpoint
 from drivers.job.preflight import Check, Preflight, check_collection, check_publishing
 from drivers.job.sanity_batch import check_encoding
 from drivers.job.settings import (
+    ModelJob,
     compute_settings,
-    encoder_settings,
     lengths_of,
+    model_job,
     model_settings,
+    places_of_model,
     search_settings,
-    with_lengths,
 )
-from drivers.job.setup import ComputeSettings, check_output_dirs, open_collection, start_program
-from drivers.job.text_lengths import check_made_with, describe_lengths
+from drivers.job.setup import check_output_dirs, open_collection, start_program
+from drivers.job.text_lengths import TextLengths, check_made_with, describe_lengths
 from utils.distributed import agreement, process_group
 from utils.distributed.world import World
 from utils.errors import UserError
@@ -53,31 +54,52 @@ from utils.search.settings import SearchSettings
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What preflight resolved."""
+class Evaluation(ModelJob):
+    """What preflight resolved.
 
-    flags: EvalFlags
+    Args:
+        collection: what is ranked.
+        search: how the collection is searched.
+        results: where its files are written, and what they are of.
+        topk: passages returned per query.
+        rerank_file: candidates to rerank, or None.
+        ann_dir: the output of a generator whose negatives are compared, or None.
+    """
+
     collection: Preprocessed
-    model: ModelSettings
-    compute: ComputeSettings
     search: SearchSettings
+    results: ResultSettings
+    topk: int
+    rerank_file: Path | None
+    ann_dir: Path | None
 
 
 def places_of_lengths(flags: EvalFlags) -> list[str]:
-    return [flags.embedding_dir] if flags.embedding_dir else [flags.model_name_or_path, flags.config_name]
+    return [flags.embedding_dir] if flags.embedding_dir else places_of_model(flags)
 
 
 def preflight(flags: EvalFlags) -> Evaluation:
     """Find what would fail later. UserError for anything that would."""
-    flags = with_lengths(flags, places_of_lengths(flags))
-    model, compute = model_settings(flags, flags.model_name_or_path), compute_settings(flags)
+    lengths = lengths_of(flags, places_of_lengths(flags))
+    model = model_settings(flags, flags.model_name_or_path)
+    common = model_job(flags, lengths, model, compute_settings(flags))
     check_what_is_given(flags, model)
-    search = search_settings(flags, compute.device)
+    search = search_settings(flags, common.compute.device)
     check_output_dirs(flags.output_dir)
-    collection = open_collection(flags.data_dir, lengths_of(flags), model.tokenizer, flags.dry_run)
+    collection = open_collection(flags.data_dir, lengths, model.tokenizer, flags.dry_run)
     collection.check_split(flags.split)
-    check_search(search, flags, model, collection)
-    return Evaluation(flags, collection, model, compute, search)
+    embedding_dir = Path(flags.embedding_dir) if flags.embedding_dir else None
+    check_search(search, lengths, embedding_dir, model, collection)
+    source = Path(flags.model_name_or_path or flags.embedding_dir)
+    return Evaluation(
+        **vars(common),
+        collection=collection,
+        search=search,
+        results=ResultSettings(Path(flags.output_dir), flags.split, source, embedding_dir is not None),
+        topk=flags.topk,
+        rerank_file=Path(flags.rerank_file) if flags.rerank_file else None,
+        ann_dir=Path(flags.ann_dir) if flags.ann_dir else None,
+    )
 
 
 def check_what_is_given(flags: EvalFlags, model: ModelSettings) -> None:
@@ -92,11 +114,17 @@ def check_what_is_given(flags: EvalFlags, model: ModelSettings) -> None:
         check_candidates(Path(flags.rerank_file))
 
 
-def check_search(search: SearchSettings, flags: EvalFlags, model: ModelSettings, collection: Preprocessed) -> None:
+def check_search(
+    search: SearchSettings,
+    lengths: TextLengths,
+    embedding_dir: Path | None,
+    model: ModelSettings,
+    collection: Preprocessed,
+) -> None:
     """Whether the index fits the model's embeddings, or those on disk, which must be made as the flags say."""
-    if flags.embedding_dir:
-        stored = read_embeddings_record(Path(flags.embedding_dir), collection)
-        check_made_with(lengths_of(flags), Path(flags.embedding_dir), stored)
+    if embedding_dir is not None:
+        stored = read_embeddings_record(embedding_dir, collection)
+        check_made_with(lengths, embedding_dir, stored)
         check_index_fits(search, stored["passages"], text_shape_of(stored))
     else:
         check_index_fits_model(search, len(collection.passages), model)
@@ -113,12 +141,17 @@ class Measured:
 
 def run(job: Evaluation) -> None:
     """Load, rank, write."""
-    flags, collection, started = job.flags, job.collection, time.monotonic()
-    world, _ = start_program("run_eval", job.compute, flags_json(flags))
-    negatives = agreement.on_process0(world, partial(last_negatives, flags, collection)) if flags.ann_dir else None
+    collection, started = job.collection, time.monotonic()
+    world, _ = start_program("run_eval", job.compute, flags_json(job.flag_values))
+    negatives = None
+    if job.ann_dir is not None:
+        model = job.model.name_or_path
+        negatives = agreement.on_process0(world, partial(last_negatives, job.ann_dir, model, collection))
     checks = Preflight(world)
     checks.on_process0(*checks_of(job))
-    candidates_QK = rerank_lists(Path(flags.rerank_file), collection, flags.split) if flags.rerank_file else None
+    candidates_QK = None
+    if job.rerank_file is not None:
+        candidates_QK = rerank_lists(job.rerank_file, collection, job.results.split)
     found = measure(job, world, embed(job, checks), candidates_QK)
     agreement.on_process0(world, partial(write, job, found, negatives, started))
     process_group.stop(world)
@@ -126,8 +159,8 @@ def run(job: Evaluation) -> None:
 
 def measure(job: Evaluation, world: World, embeddings: SplitEmbeddings, candidates_QK: np.ndarray | None) -> Measured:
     """Rank the collection, and the candidates where there are some; all processes call this."""
-    collection, split = job.collection, job.flags.split
-    ranking = rank_split(world, collection, split, embeddings, job.flags.topk, job.search)
+    collection, split = job.collection, job.results.split
+    ranking = rank_split(world, collection, split, embeddings, job.topk, job.search)
     assert ranking is not None, "nobody is told to leave"
     reranking = None
     if candidates_QK is not None:
@@ -138,60 +171,60 @@ def measure(job: Evaluation, world: World, embeddings: SplitEmbeddings, candidat
 
 def write(job: Evaluation, found: Measured, negatives: tuple[int, NegativeLists] | None, started: float) -> None:
     """All files, on process 0; ``started`` is by `time.monotonic`."""
-    flags = job.flags
-    by_rank = describe_ranks(job.collection, flags.split, found.ranking, found.mean_score_Q, negatives)
-    source = Path(flags.model_name_or_path or flags.embedding_dir)
-    settings = ResultSettings(Path(flags.output_dir), flags.split, source, bool(flags.embedding_dir))
-    write_results(settings, job.collection, found.ranking, found.reranking, by_rank, time.monotonic() - started)
+    by_rank = describe_ranks(job.collection, job.results.split, found.ranking, found.mean_score_Q, negatives)
+    write_results(job.results, job.collection, found.ranking, found.reranking, by_rank, time.monotonic() - started)
 
 
 def checks_of(job: Evaluation) -> list[Check]:
     """All that process 0 looks at."""
-    flags, collection, output_dir = job.flags, job.collection, Path(job.flags.output_dir)
-    lengths = partial(describe_lengths, places_of_lengths(flags), lengths_of(flags), collection)
-    space = partial(check_space, output_dir, [ranking_item(collection, flags.split, flags.topk)])
+    collection, results = job.collection, job.results
+    on_disk, a_model = partial(describe_embeddings, results.source), partial(check_checkpoint, job.model)
     return [
-        *([partial(check_checkpoint, job.model)] if flags.model_name_or_path else []),
-        *([partial(describe_embeddings, Path(flags.embedding_dir))] if flags.embedding_dir else []),
-        *check_collection(collection, job.model.tokenizer, (flags.split,)),
-        lengths,
-        partial(check_publishing, output_dir),
-        space,
+        on_disk if results.is_of_embeddings else a_model,
+        *check_collection(collection, job.model.tokenizer, (results.split,)),
+        partial(describe_lengths, job.lengths, collection),
+        partial(check_publishing, results.directory),
+        partial(check_space, results.directory, [ranking_item(collection, results.split, job.topk)]),
     ]
 
 
 def embed(job: Evaluation, checks: Preflight) -> SplitEmbeddings:
     """The split's judged queries and this process's passages: from disk, or encoded. Ends the checks."""
-    flags, collection, world = job.flags, job.collection, checks.world
-    if flags.embedding_dir:
+    collection, split, world, encoding = job.collection, job.results.split, checks.world, job.encoder.encoding
+    if job.results.is_of_embeddings:
         checks.end()
-        return load_split(world, Path(flags.embedding_dir), collection, flags.split)
-    settings = encoder_settings(flags, job.compute.dtype)
-    encoder = open_to_encode(settings, flags.model_name_or_path, collection, world)
+        return load_split(world, job.results.source, collection, split)
+    encoder = open_to_encode(job.encoder, job.model.name_or_path, collection, world)
     check_index_fits(job.search, len(collection.passages), encoder.spec.text_shape("passage"))
-    checks.on_every_process(partial(check_encoding, encoder, collection, flags.split, settings.encoding, world.device))
+    checks.on_every_process(partial(check_encoding, encoder, collection, split, encoding, world.device))
     checks.end()
-    embeddings = encode_split(world, encoder, collection, flags.split, settings.encoding)
+    embeddings = encode_split(world, encoder, collection, split, encoding)
     assert embeddings is not None, "nobody is told to leave"
     return embeddings
 
 
-def last_negatives(flags: EvalFlags, collection: Preprocessed) -> tuple[int, NegativeLists]:
+def last_negatives(ann_dir: Path, model: str, collection: Preprocessed) -> tuple[int, NegativeLists]:
     """Number and lists of the last refresh that the model's trainer switched to; the newest where that is not known.
 
-    UserError where there is none, the one that was in use is damaged, or it is of another collection.
+    Args:
+        ann_dir: a generator's output.
+        model: a checkpoint, or "" for embeddings, which do not say who trained it.
+        collection: what the negatives must be of.
+
+    Raises:
+        UserError: there is none, the one that was in use is damaged, or it is of another collection.
     """
-    refresh = last_refresh(Path(flags.ann_dir), flags.model_name_or_path)
+    refresh = last_refresh(ann_dir, model)
     theirs, ours = refresh.record.get("collection_fingerprint"), collection.manifest["collection_fingerprint"]
     if theirs not in (None, ours):
-        raise UserError(f"{refresh.path} is of another collection than --data_dir {flags.data_dir}; give its own")
+        raise UserError(f"{refresh.path} is of another collection than --data_dir {collection.directory}; give its own")
     lists = read_negative_lists(refresh.path)
     check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
     return refresh.number, lists
 
 
 def last_refresh(ann_dir: Path, model: str) -> Refresh:
-    """The same before it is read; ``model`` is a checkpoint, or "" for embeddings, which do not say who trained it."""
+    """The same before it is read."""
     done = read_done(Path(model).parent) if model else None
     taken = (done or {}).get("taken") or [{}]
     number = taken[-1].get("refresh")

@@ -14,9 +14,9 @@ from data.tokens.verify import check_inputs
 from drivers.cli import NeighbourhoodFlags
 from drivers.embeddings.encode import chosen_texts
 from drivers.job.encoder_setup import check_model_directory, open_to_encode
-from drivers.job.model_identity import ModelSettings, check_checkpoint
-from drivers.job.settings import compute_settings, encoder_settings, lengths_of, model_settings, with_lengths
-from drivers.job.setup import ComputeSettings, check_output_dirs, open_collection, start_program
+from drivers.job.model_identity import check_checkpoint
+from drivers.job.settings import ModelJob, compute_settings, lengths_of, model_job, model_settings, places_of_model
+from drivers.job.setup import check_output_dirs, open_collection, start_program
 from drivers.job.text_lengths import describe_lengths
 from model.encode import EncodingSettings, encode_blocks
 from model.encoders.base import Encoder
@@ -52,33 +52,36 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class QueryMapJob:
-    """What preflight resolved."""
+class QueryMapJob(ModelJob):
+    """What preflight resolved; ``seed`` has drawn the background."""
 
-    flags: NeighbourhoodFlags
     collection: Preprocessed
     chosen: Chosen
     files: dict[str, Path]
-    model: ModelSettings
-    compute: ComputeSettings
-
-
-def places_of_lengths(flags: NeighbourhoodFlags) -> list[str]:
-    return [flags.model_name_or_path, flags.config_name]
+    output_dir: Path
+    seed: int
 
 
 def preflight(flags: NeighbourhoodFlags) -> QueryMapJob:
     """Choose the texts, and find what would fail later. UserError for anything that would."""
-    flags = with_lengths(flags, places_of_lengths(flags))
-    model, compute = model_settings(flags, flags.model_name_or_path), compute_settings(flags)
+    lengths = lengths_of(flags, places_of_model(flags))
+    model = model_settings(flags, flags.model_name_or_path)
+    common = model_job(flags, lengths, model, compute_settings(flags))
     if not flags.model_name_or_path:
         raise UserError("--model_name_or_path is missing, expected the checkpoint that embeds the texts")
     files = named_files(flags.negatives)
     check_model_directory(model, flags.dry_run)
     check_output_dirs(flags.output_dir)
-    collection = open_collection(flags.data_dir, lengths_of(flags), model.tokenizer, flags.dry_run)
+    collection = open_collection(flags.data_dir, lengths, model.tokenizer, flags.dry_run)
     check_inputs(collection)
-    return QueryMapJob(flags, collection, choose(flags, files, collection), files, model, compute)
+    return QueryMapJob(
+        **vars(common),
+        collection=collection,
+        chosen=choose(flags, files, collection),
+        files=files,
+        output_dir=Path(flags.output_dir),
+        seed=flags.seed,
+    )
 
 
 def choose(flags: NeighbourhoodFlags, files: dict[str, Path], collection: Preprocessed) -> Chosen:
@@ -95,14 +98,12 @@ def resolved_of(job: QueryMapJob) -> dict[str, str]:
 
 def run(job: QueryMapJob) -> None:
     """Load, embed, write. Several processes all embed these few texts; the first writes them."""
-    flags, collection = job.flags, job.collection
-    world, _ = start_program("run_neighbourhood", job.compute, flags_json(flags))
+    world, _ = start_program("run_neighbourhood", job.compute, flags_json(job.flag_values))
     agreement.on_process0(world, partial(check_checkpoint, job.model))
     if world.is_first:
-        say(describe_lengths(places_of_lengths(flags), lengths_of(flags), collection))
-    settings = encoder_settings(flags, job.compute.dtype)
-    encoder = open_to_encode(settings, flags.model_name_or_path, collection, world)
-    embedding_ND = embed(encoder, collection, job.chosen, settings.encoding, world)
+        say(describe_lengths(job.lengths, job.collection))
+    encoder = open_to_encode(job.encoder, job.model.name_or_path, job.collection, world)
+    embedding_ND = embed(encoder, job.collection, job.chosen, job.encoder.encoding, world)
     agreement.on_process0(world, partial(write, job, embedding_ND))
     process_group.stop(world)
 
@@ -112,12 +113,12 @@ def write(job: QueryMapJob, embedding_ND: np.ndarray) -> None:
     chosen = job.chosen
     files = tuple("/".join(path.parts[-4:]) for path in job.files.values())  # seed/arm/ann_data/name
     arrays = (embedding_ND, chosen.passage_N, chosen.kind_N, chosen.rank_AN)
-    found = Neighbourhood(chosen.query_id, chosen.arms, files, job.flags.model_name_or_path, *arrays)
+    found = Neighbourhood(chosen.query_id, chosen.arms, files, job.model.name_or_path, *arrays)
     counts = {name: found.count(kind) for kind, name in enumerate(KINDS)}
     texts = ", ".join(f"{count} {name}" for name, count in counts.items())
     say(f"query {found.query_id}: {texts} texts; arms {', '.join(found.arms)}")
-    origin = {"seed": job.flags.seed, "collection_fingerprint": job.collection.manifest["collection_fingerprint"]}
-    path = write_neighbourhood(Path(job.flags.output_dir), found, {"counts": counts, **origin})
+    origin = {"seed": job.seed, "collection_fingerprint": job.collection.manifest["collection_fingerprint"]}
+    path = write_neighbourhood(job.output_dir, found, {"counts": counts, **origin})
     say(f"finished {path}")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -48,17 +48,36 @@ DEPTH_OF_RECORD = 10  # of ANCE's ndcg and mrr
 
 @dataclass(frozen=True)
 class Bm25Job:
-    """What preflight resolved."""
+    """What preflight resolved.
 
-    flags: Bm25Flags
+    Args:
+        flag_values: the flags, for the log, the record and a --dry_run.
+        source: the raw collection.
+        preprocessed: the same as tokens, for the order of passages and queries, and the qrels.
+        output_dir: where everything is published.
+        dev_split: the split that is measured.
+        selection: how negatives are chosen from the candidates.
+        seed: of their draws.
+        k1, b: BM25's own.
+        topk_dev: passages in the run of a dev query.
+        topk_training: candidates of a train query.
+        workers: processes that search.
+        keeps_candidates: the candidates are published, too.
+    """
+
+    flag_values: Mapping[str, object]
     source: Source
     preprocessed: Preprocessed
+    output_dir: Path
     dev_split: str
     selection: Selection
-
-    @property
-    def output_dir(self) -> Path:
-        return Path(self.flags.output_dir)
+    seed: int
+    k1: float
+    b: float
+    topk_dev: int
+    topk_training: int
+    workers: int
+    keeps_candidates: bool
 
 
 def preflight(flags: Bm25Flags) -> Bm25Job:
@@ -78,7 +97,21 @@ def preflight(flags: Bm25Flags) -> Bm25Job:
     if record.exists():
         raise UserError(f"{record} exists, {flags.output_dir} is complete; remove it or choose another directory")
     check_can_write(Path(flags.output_dir))
-    return Bm25Job(flags, source, preprocessed, dev_split, selection)
+    return Bm25Job(
+        flag_values=asdict(flags),
+        source=source,
+        preprocessed=preprocessed,
+        output_dir=Path(flags.output_dir),
+        dev_split=dev_split,
+        selection=selection,
+        seed=flags.seed,
+        k1=flags.k1,
+        b=flags.b,
+        topk_dev=flags.topk_dev,
+        topk_training=flags.topk_training,
+        workers=flags.workers or core_count(),
+        keeps_candidates=flags.keep_candidates,
+    )
 
 
 def passage_texts(source: Source, preprocessed: Preprocessed) -> Iterator[str]:
@@ -118,48 +151,41 @@ def run_dev(job: Bm25Job, index: BM25, staged: Path) -> tuple[dict[str, float], 
 
     The metrics over all judged queries, as deep as --topk_dev; and those that `commit_record` needs, at least at 10.
     """
-    flags, preprocessed, split = job.flags, job.preprocessed, job.dev_split
+    preprocessed, split = job.preprocessed, job.dev_split
     words, passages = words_of(query_texts(job.source, preprocessed, split)), len(preprocessed.passages)
-    searched = max(flags.topk_dev, DEPTH_OF_RECORD)
-    workers, what = flags.workers or core_count(), f"{split} queries searched"
-    scores_QK, rows_QK = search(index, words, min(searched, passages), workers, staged / SCRATCH, what)
+    searched, what = max(job.topk_dev, DEPTH_OF_RECORD), f"{split} queries searched"
+    scores_QK, rows_QK = search(index, words, min(searched, passages), job.workers, staged / SCRATCH, what)
     ids = preprocessed.queries(split).original_ids(), preprocessed.passages.original_ids()
     run_path = EvaluationLayout(staged).ranking(split)
-    write_run(run_path, *ids, rows_QK[:, : flags.topk_dev], scores_QK[:, : flags.topk_dev], MODEL)
+    write_run(run_path, *ids, rows_QK[:, : job.topk_dev], scores_QK[:, : job.topk_dev], MODEL)
     judged, query_Q = preprocessed.qrels(split).as_dict(), np.arange(len(rows_QK))
     metrics = evaluate(judged, query_Q, rows_QK, reach(searched, passages))
-    kept = metrics_to(reach(flags.topk_dev, passages))
+    kept = metrics_to(reach(job.topk_dev, passages))
     return {name: value for name, value in metrics.items() if name in kept}, metrics
 
 
 def train_negatives(job: Bm25Job, index: BM25, staged: Path) -> tuple[Candidates, Selected]:
     """Candidates and negatives of every train query with a positive; the others are not searched."""
-    flags, qrels = job.flags, job.preprocessed.qrels("train")
+    qrels = job.preprocessed.qrels("train")
     query_Q = qrels.queries_with_positive()
     texts = query_texts(job.source, job.preprocessed, "train")
     say(f"train: {len(texts):,} queries, {len(query_Q):,} with a positive, {len(texts) - len(query_Q):,} omitted")
     words = words_of(texts[query] for query in query_Q.tolist())
-    scores_QK, rows_QK = search(
-        index, words, flags.topk_training, flags.workers or core_count(), staged / SCRATCH, "train queries searched"
-    )
+    what = "train queries searched"
+    scores_QK, rows_QK = search(index, words, job.topk_training, job.workers, staged / SCRATCH, what)
     candidates = Candidates(query_Q, rows_QK, scores_QK)
-    return candidates, select_negatives(candidates, qrels.positives(), job.selection, flags.seed, refresh=0)
+    return candidates, select_negatives(candidates, qrels.positives(), job.selection, job.seed, refresh=0)
 
 
 def commit_record(job: Bm25Job, run_id: str, metrics: dict[str, float]) -> dict[str, object]:
     """The contents of ``ann_ndcg_0``: ANCE's keys (at 10, however short the run is), and what made the negatives."""
-    flags = job.flags
     return {
         "ndcg": metrics["ndcg@10"],
         "mrr": metrics["mrr@10"],
         "checkpoint": MODEL,
         "step": 0,
-        "strategy": flags.negative_strategy,
-        "negative_sample": flags.negative_sample,
-        "topk_training": flags.topk_training,
-        "k1": flags.k1,
-        "b": flags.b,
-        "seed": flags.seed,
+        "strategy": job.flag_values["negative_strategy"],
+        **{name: job.flag_values[name] for name in ("negative_sample", "topk_training", "k1", "b", "seed")},
         **dev_split_record(job.dev_split),
         "metrics": metrics,
         "run_id": run_id,
@@ -171,14 +197,14 @@ def commit_record(job: Bm25Job, run_id: str, metrics: dict[str, float]) -> dict[
 def run(job: Bm25Job) -> None:
     """Index the collection, search both splits, and publish the run of the dev split before the negatives."""
     started, run_id, out, preprocessed = time.monotonic(), secrets.token_hex(6), job.output_dir, job.preprocessed
-    for line in header("run_bm25", run_id, flags_json(job.flags), ["cpu"]):
+    for line in header("run_bm25", run_id, flags_json(job.flag_values), ["cpu"]):
         say(line)
     with staged_directory(out) as staged:
-        index = build_index(passage_texts(job.source, preprocessed), job.flags.k1, job.flags.b)
+        index = build_index(passage_texts(job.source, preprocessed), job.k1, job.b)
         metrics, metrics_at_10 = run_dev(job, index, staged)
         say(f"{job.dev_split} {format_metrics(metrics)}")
         candidates, selected = train_negatives(job, index, staged)
-        say(describe_selection(selected, job.selection.strategy, job.flags.topk_training, 0, 0))
+        say(describe_selection(selected, job.selection.strategy, job.topk_training, 0, 0))
         dev_queries = len(preprocessed.qrels(job.dev_split).as_dict())
         written = [EvaluationLayout(staged).ranking(job.dev_split).name]
         write_metrics(staged, metrics_record(metrics, dev_queries, MODEL, None, time.monotonic() - started), written)
@@ -208,5 +234,5 @@ def publish_selected(
             0,
             lambda path: write_negative_lists(path, lists, positives),
             {**commit_record(job, run_id, metrics), "selection": selected.counts()},
-            partial(write_candidates, candidates=candidates) if job.flags.keep_candidates else None,
+            partial(write_candidates, candidates=candidates) if job.keeps_candidates else None,
         )

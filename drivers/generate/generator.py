@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from data.mining.candidates import write_candidates
@@ -12,7 +12,7 @@ from data.mining.negative_lists import write_negative_lists
 from drivers.generate.checks import check_refreshes
 from drivers.generate.encode_corpus import RefreshRequest, RefreshSettings, encode_all, load_embeddings
 from drivers.generate.next_checkpoint import RequestSettings, find_request, refreshes_planned
-from drivers.generate.preflight import OWN_SERIES, GeneratorJob, config_of_job, places_of_lengths, resolved_of
+from drivers.generate.preflight import OWN_SERIES, GeneratorJob, config_of_job, resolved_of
 from drivers.generate.refresh import Found, conclude, format_timings, search_all
 from drivers.job.fencing import fence_of
 from drivers.job.model_identity import check_checkpoint
@@ -20,9 +20,8 @@ from drivers.job.preflight import Preflight, check_collection, check_publishing,
 from drivers.job.progress import Monitor
 from drivers.job.run_config import check_common, join_run, provenance
 from drivers.job.session import Session, open_session
-from drivers.job.settings import lease_timeouts, lengths_of, with_lengths_of_process0
 from drivers.job.setup import start_program
-from drivers.job.text_lengths import describe_lengths
+from drivers.job.text_lengths import describe_lengths, lengths_of_process0
 from utils.distributed import agreement, process_group
 from utils.distributed.world import World
 from utils.errors import UserError
@@ -39,13 +38,13 @@ from utils.run_log import RunLog, say
 
 def generate(job: GeneratorJob) -> None:
     """Make refreshes until the trainer is done, or as many as the flags say."""
-    flags = job.flags
-    world, run_id = start_program("run_ann_data_gen", job.compute, flags_json(flags, **resolved_of(job)))
-    job = replace(job, flags=with_lengths_of_process0(world, flags))
+    header = flags_json(job.flag_values, **resolved_of(job))
+    world, run_id = start_program("run_ann_data_gen", job.compute, header)
+    job = job.at(lengths_of_process0(world, job.lengths))
     check_all(Preflight(world), job)
     if world.is_first:
         announce(job)
-    with open_session(world, job.ann_dir, "generator", lease_timeouts(flags), run_id) as session:
+    with open_session(world, job.refresh.ann_dir, "generator", job.timeouts, run_id) as session:
         made = run_session(job, session, run_id)
         if world.is_first:
             say(f"finished refreshes={made}")
@@ -54,23 +53,24 @@ def generate(job: GeneratorJob) -> None:
 
 def check_all(checks: Preflight, job: GeneratorJob) -> None:
     """All checks, those of the refreshes last."""
-    flags, collection = job.flags, job.collection
-    inputs = check_collection(collection, job.model.tokenizer, ("train", job.dev_split))
-    describe = partial(describe_lengths, places_of_lengths(flags), lengths_of(flags), collection)
-    checks.on_process0(partial(check_checkpoint, job.model), *inputs, describe, partial(check_publishing, job.ann_dir))
-    check_refreshes(checks, job.refresh_settings, flags.init_model_dir, refreshes_planned(job.request_settings))
+    refresh, collection = job.refresh, job.collection
+    inputs = check_collection(collection, job.model.tokenizer, ("train", refresh.dev_split))
+    describe = partial(describe_lengths, job.lengths, collection)
+    publishing = partial(check_publishing, refresh.ann_dir)
+    checks.on_process0(partial(check_checkpoint, job.model), *inputs, describe, publishing)
+    check_refreshes(checks, refresh, job.model.name_or_path, refreshes_planned(job.requests))
 
 
 def announce(job: GeneratorJob) -> None:
     """What is said before the first refresh. Queries without a positive are neither encoded nor searched."""
-    collection, flags = job.collection, job.flags
+    collection, dev_split = job.collection, job.refresh.dev_split
     say(f"negatives: {job.strategy} ({job.strategy_from})")
-    say_dev_split(job.dev_split)
-    for split in ("train", job.dev_split):
+    say_dev_split(dev_split)
+    for split in ("train", dev_split):
         held, judged = len(collection.queries(split)), len(collection.qrels(split).queries_with_positive())
         say(f"{split}: {held:,} queries, {judged:,} with a positive in the collection, {held - judged:,} omitted")
-    if flags.last_checkpoint_dir and job.request_settings.step_used is None:
-        say(f"--last_checkpoint_dir {flags.last_checkpoint_dir} is not in --training_dir: none counts as used")
+    if job.last_checkpoint_dir and job.requests.step_used is None:
+        say(f"--last_checkpoint_dir {job.last_checkpoint_dir} is not in --training_dir: none counts as used")
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,15 @@ class GeneratorRun:
 
 def run_session(job: GeneratorJob, session: Session, run_id: str) -> int:
     """Begin or resume the directory's run and make its refreshes; how many. `Stopped` where it was asked to stop."""
-    config = config_of_job(job)
-    joined = join_run(session, job.ann_dir, run_id, config, OWN_SERIES)
-    same_flags = partial(check_common, config, f"the run in {job.training_dir}")
-    trainer = watch_peer(job.training_dir, "trainer", job.flags.lease_seconds, same_flags)
-    files = JobLayout(job.ann_dir)
+    config, ann_dir, training_dir = config_of_job(job), job.refresh.ann_dir, job.requests.training_dir
+    joined = join_run(session, ann_dir, run_id, config, OWN_SERIES)
+    same_flags = partial(check_common, config, f"the run in {training_dir}")
+    trainer = watch_peer(training_dir, "trainer", job.timeouts.lease_seconds, same_flags)
+    files = JobLayout(ann_dir)
     log = agreement.on_process0(session.world, partial(RunLog, files.metrics, files.tensorboard))
     try:
         return make_refreshes(
-            GeneratorRun(job.refresh_settings, job.request_settings, session, trainer, provenance(joined, config), log)
+            GeneratorRun(job.refresh, job.requests, session, trainer, provenance(joined, config), log)
         )
     except StopRequested:
         raise session.stopped("between two refreshes, or in one whose finished embeddings are kept") from None

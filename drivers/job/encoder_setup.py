@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from data.tokens.collection import Preprocessed
 from drivers.job.model_identity import ModelSettings, check_checkpoint
+from drivers.job.text_lengths import TextLengths
 from model.encode import EncodingSettings
 from model.encoders.base import CastsWeights, Encoder, PacksTexts, PrepacksWeights
 from model.encoders.registry import check_fits, load_encoder, read_config
@@ -34,6 +35,14 @@ class EncoderSettings:
     config_name: str
     encoding: EncodingSettings
     compiled: bool
+
+    def at(self, lengths: TextLengths) -> EncoderSettings:
+        """The same for texts of other lengths, as many of a batch as before."""
+        texts = self.encoding.budget_tokens // self.encoding.max_seq_length
+        encoding = EncodingSettings(
+            lengths.max_seq_length, lengths.max_query_length, texts * lengths.max_seq_length, self.encoding.dtype
+        )
+        return replace(self, encoding=encoding)
 
 
 def open_encoder(

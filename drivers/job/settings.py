@@ -6,8 +6,10 @@ The programs' own modules and `drivers.train.settings` do the same for one progr
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Self
 
 import torch
 
@@ -21,12 +23,11 @@ from model.encode import EncodingSettings
 from model.encoders.registry import encoder_type
 from model.kernels.precision import compute_dtype, quickest_dtype
 from utils.declared import FILTERS
-from utils.distributed import collectives
-from utils.distributed.world import World, own_device, processes_of_launcher
+from utils.distributed.world import own_device, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.model_files import LENGTHS
-from utils.flag_groups import ModelTypeFlags, SearchFlags, SelectionFlags
+from utils.flag_groups import ModelFlags, ModelTypeFlags, SearchFlags, SelectionFlags
 from utils.flag_values import names_deciding
 from utils.flags import ProgramFlags
 from utils.search.registry import choose_backend
@@ -34,28 +35,60 @@ from utils.search.settings import SMALLEST_MEMORY_BYTES, SearchSettings
 
 # The programs that open a model and a collection.
 OpeningFlags = AnnFlags | EvalFlags | GenerateFlags | NeighbourhoodFlags | WarmupFlags
-Opening = TypeVar("Opening", bound=OpeningFlags)
+
+
+# What they all take
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """What every program that opens a model has resolved of its flags.
+
+    Args:
+        flag_values: the flags by name, as resolved: what a log's header and a --dry_run say.
+        deciding: those of them that decide what is computed, as given.
+        lengths: of texts.
+        model: what is opened; the name is empty where there is none.
+        compute: what it computes on.
+        encoder: how texts become vectors.
+    """
+
+    flag_values: Mapping[str, object]
+    deciding: Mapping[str, object]
+    lengths: TextLengths
+    model: ModelSettings
+    compute: ComputeSettings
+    encoder: EncoderSettings
+
+    @property
+    def deciding_values(self) -> dict[str, object]:
+        """What decides what is computed, as resolved."""
+        return {**self.deciding, **self.lengths.by_name}
+
+    def at(self, lengths: TextLengths) -> Self:
+        """The same for texts of other lengths."""
+        return replace(self, lengths=lengths, encoder=self.encoder.at(lengths))
+
+
+def model_job(flags: OpeningFlags, lengths: TextLengths, model: ModelSettings, compute: ComputeSettings) -> ModelJob:
+    """``lengths``, ``model`` and ``compute`` as they say there."""
+    values = {**dataclasses.asdict(flags), **lengths.by_name}
+    encoder = encoder_settings(flags, lengths, compute.dtype)
+    return ModelJob(values, deciding_flags(flags), lengths, model, compute, encoder)
 
 
 # Lengths of texts
 
 
-def with_lengths(flags: Opening, places: list[str]) -> Opening:
-    """``flags`` with both lengths: as given, else as recorded in ``places``; see `find_lengths`."""
+def lengths_of(flags: OpeningFlags, places: Sequence[str]) -> TextLengths:
+    """As given, else as recorded in ``places``; see `find_lengths`."""
     given = {name: getattr(flags, name) for name in LENGTHS}
-    found: dict[str, Any] = {**find_lengths(given, places, Path(flags.data_dir), flags.dry_run)}
-    return dataclasses.replace(flags, **found)
+    return find_lengths(given, places, Path(flags.data_dir), flags.dry_run)
 
 
-def with_lengths_of_process0(world: World, flags: Opening) -> Opening:
-    """On every process the lengths that process 0 found: a checkpoint may have appeared between two looks."""
-    ours = {name: getattr(flags, name) for name in LENGTHS}
-    return dataclasses.replace(flags, **collectives.broadcast_json(world, ours))
-
-
-def lengths_of(flags: OpeningFlags) -> TextLengths:
-    assert flags.max_seq_length and flags.max_query_length, "with_lengths has found them"
-    return TextLengths(flags.max_seq_length, flags.max_query_length)
+def places_of_model(flags: ModelFlags) -> list[str]:
+    """Where the lengths of --model_name_or_path may be recorded."""
+    return [flags.model_name_or_path, flags.config_name]
 
 
 # The model, and what it computes on
@@ -78,9 +111,8 @@ def compute_settings(flags: OpeningFlags, default_dtype: str = "auto") -> Comput
     return ComputeSettings(flags.no_cuda, device, dtype, word == "auto", flags.collective_timeout_seconds)
 
 
-def encoder_settings(flags: OpeningFlags, dtype: torch.dtype | None) -> EncoderSettings:
+def encoder_settings(flags: OpeningFlags, lengths: TextLengths, dtype: torch.dtype | None) -> EncoderSettings:
     """``dtype`` is the type to compute in, or None."""
-    lengths = lengths_of(flags)
     budget_tokens = flags.per_gpu_eval_batch_size * lengths.max_seq_length
     encoding = EncodingSettings(lengths.max_seq_length, lengths.max_query_length, budget_tokens, dtype)
     return EncoderSettings(flags.model_type, flags.config_name, encoding, flags.compile)

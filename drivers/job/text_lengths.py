@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.tokens.collection import Preprocessed, read_manifest
 from model.hub import hub_file, is_path
+from utils.distributed import collectives
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.layout import EMBEDDINGS_RECORD
@@ -29,13 +31,18 @@ DEFAULT_OF = {field.name: field.default for field in dataclasses.fields(TextFlag
 
 @dataclass(frozen=True)
 class TextLengths:
-    """In tokens, of a passage and of a query."""
+    """In tokens, of a passage and of a query; and where they may be recorded, see `find_lengths`."""
 
     max_seq_length: int
     max_query_length: int
+    places: tuple[str, ...] = ()
+
+    @property
+    def by_name(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in LENGTHS}
 
 
-def records_of(places: list[str], local_only: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
+def records_of(places: Sequence[str], local_only: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The config of each model, or the record of embeddings. What cannot be read is passed over: opening tells why."""
     for place in filter(None, places):
         path = Path(place)
@@ -47,7 +54,7 @@ def records_of(places: list[str], local_only: bool) -> Iterator[tuple[Path, dict
             yield path, read_json(path)
 
 
-def recorded_lengths(places: list[str], local_only: bool) -> dict[str, tuple[object, Path]]:
+def recorded_lengths(places: Sequence[str], local_only: bool) -> dict[str, tuple[object, Path]]:
     """Each length that is recorded, and the file that says it. ``local_only`` fetches nothing from the hub."""
     found: dict[str, tuple[object, Path]] = {}
     for path, record in records_of(places, local_only):
@@ -58,9 +65,9 @@ def recorded_lengths(places: list[str], local_only: bool) -> dict[str, tuple[obj
 
 
 def find_lengths(
-    given: Mapping[str, int | None], places: list[str], data_dir: Path, is_dry_run: bool
-) -> dict[str, int]:
-    """The lengths that no flag gives: as recorded and no longer than the preprocessed texts, else ANCE's default.
+    given: Mapping[str, int | None], places: Sequence[str], data_dir: Path, is_dry_run: bool
+) -> TextLengths:
+    """As given, else as recorded and no longer than the preprocessed texts, else ANCE's default.
 
     Args:
         given: by name; None where it is to be found.
@@ -76,7 +83,7 @@ def find_lengths(
     held: dict[str, Any] = {}
     with contextlib.suppress(UserError):  # which opening it tells
         held = read_manifest(data_dir)
-    lengths = {}
+    lengths = {name: length for name, length in given.items() if length is not None}
     for name in missing:
         length, path = recorded.get(name, (DEFAULT_OF[name], Path()))
         if type(length) is not int or length <= 0:
@@ -87,12 +94,17 @@ def find_lengths(
                 shorter = f"{TEXTS_OF[name]} up to {length} tokens, as --data_dir was cut: {path} says more"
                 sys.stderr.write(f"warning: lengths: {shorter}\n")
         lengths[name] = length
-    return lengths
+    return TextLengths(**lengths, places=tuple(places))
 
 
-def describe_lengths(places: list[str], lengths: TextLengths, collection: Preprocessed) -> str:
+def lengths_of_process0(world: World, lengths: TextLengths) -> TextLengths:
+    """On every process the lengths that process 0 found: a checkpoint may have appeared between two looks."""
+    return dataclasses.replace(lengths, **collectives.broadcast_json(world, lengths.by_name))
+
+
+def describe_lengths(lengths: TextLengths, collection: Preprocessed) -> str:
     """The line that says where the lengths come from, and what they are not the same as."""
-    recorded, parts, is_cut = recorded_lengths(places, local_only=False), [], False
+    recorded, parts, is_cut = recorded_lengths(lengths.places, local_only=False), [], False
     for name, texts in TEXTS_OF.items():
         length, held = getattr(lengths, name), collection.manifest[name]
         known, path = recorded.get(name, (None, Path()))

@@ -11,7 +11,7 @@ from data.tokens.collection import Preprocessed
 from drivers.cli import AnnFlags
 from drivers.job.disk_budget import checkpoints_at_once, publishing_steps
 from drivers.job.encoder_setup import check_model_directory, open_encoder
-from drivers.job.model_identity import ModelSettings, check_checkpoint, identity_of
+from drivers.job.model_identity import check_checkpoint, identity_of
 from drivers.job.preflight import Preflight, check_collection, check_publishing
 from drivers.job.resume import resumed_otherwise
 from drivers.job.run_config import (
@@ -21,15 +21,8 @@ from drivers.job.run_config import (
     check_in_dry_run,
     run_config,
 )
-from drivers.job.settings import (
-    check_refresh_flags,
-    deciding_flags,
-    encoder_settings,
-    lease_timeouts,
-    lengths_of,
-    with_lengths,
-)
-from drivers.job.setup import ComputeSettings, check_output_dirs, open_collection, seed_everything, start_program
+from drivers.job.settings import ModelJob, check_refresh_flags, lease_timeouts, places_of_model
+from drivers.job.setup import check_output_dirs, open_collection, seed_everything, start_program
 from drivers.job.text_lengths import describe_lengths
 from drivers.train import loop
 from drivers.train.active_negatives import AnnTraining, in_use_before
@@ -42,7 +35,7 @@ from drivers.train.refresh_schedule import (
     check_replayed_order,
     history_from,
 )
-from drivers.train.settings import trained_model, training_compute, training_settings
+from drivers.train.settings import TrainingSettings, training_job, training_settings
 from drivers.train.trainer import Trainer
 from model.encoders.base import Encoder
 from model.kernels.precision import name_of
@@ -51,6 +44,7 @@ from utils.distributed.world import World, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import Checkpoint
+from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.negatives import read_records
 from utils.exchange.peers import watch_peer
 from utils.flags import flags_json
@@ -58,14 +52,24 @@ from utils.run_log import say
 
 
 @dataclass(frozen=True)
-class TrainerJob:
-    """What preflight resolved."""
+class TrainerJob(ModelJob):
+    """What preflight resolved.
 
-    flags: AnnFlags
+    Args:
+        collection: what is trained on.
+        training: how it trains.
+        schedule: on which negatives.
+        timeouts: of its lease, and of the generator's.
+        overwrites: it removes the run that another job has left in its directory.
+        checkpoints_kept: how many lie on the disk at once.
+    """
+
     collection: Preprocessed
-    model: ModelSettings
-    compute: ComputeSettings
+    training: TrainingSettings
     schedule: ScheduleSettings
+    timeouts: LeaseTimeouts
+    overwrites: bool
+    checkpoints_kept: int
 
     @property
     def ann_dir(self) -> Path:
@@ -73,17 +77,33 @@ class TrainerJob:
 
     @property
     def output_dir(self) -> Path:
-        return Path(self.flags.output_dir)
-
-
-def places_of_lengths(flags: AnnFlags) -> list[str]:
-    return [flags.model_name_or_path, flags.config_name]
+        return self.training.output_dir
 
 
 def preflight(flags: AnnFlags) -> TrainerJob:
     """Find what would fail later, in the first minute. UserError for anything that would."""
-    flags = with_lengths(flags, places_of_lengths(flags))
-    model, compute = trained_model(flags), training_compute(flags)
+    common = training_job(flags, places_of_model(flags))
+    check_flags(flags)
+    check_model_directory(common.model, flags.dry_run)
+    check_output_dirs(flags.output_dir)
+    check_holds_no_other_run(Path(flags.output_dir), flags.resume, flags.overwrite_output_dir)
+    job = TrainerJob(
+        **vars(common),
+        collection=open_collection(flags.data_dir, common.lengths, common.model.tokenizer, flags.dry_run),
+        training=training_settings(flags, common.lengths, common.compute.dtype, publish_every(flags)),
+        schedule=schedule_settings(flags),
+        timeouts=lease_timeouts(flags),
+        overwrites=flags.overwrite_output_dir,
+        checkpoints_kept=checkpoints_kept(flags),
+    )
+    check_replayed_order(job.schedule, flags.group_size)
+    if flags.dry_run:
+        check_own_run(job)
+    return job
+
+
+def check_flags(flags: AnnFlags) -> None:
+    """UserError for flags that do not fit together."""
     check_refresh_flags(flags)
     if flags.refresh_mode == "lockstep" and flags.max_steps % flags.steps_per_refresh:
         raise UserError(
@@ -100,15 +120,11 @@ def preflight(flags: AnnFlags) -> TrainerJob:
         raise UserError(
             "--model_name_or_path is missing, expected the warmup checkpoint that the generator starts from"
         )
-    check_model_directory(model, flags.dry_run)
-    check_output_dirs(flags.output_dir)
-    check_holds_no_other_run(Path(flags.output_dir), flags.resume, flags.overwrite_output_dir)
-    collection = open_collection(flags.data_dir, lengths_of(flags), model.tokenizer, flags.dry_run)
-    job = TrainerJob(flags, collection, model, compute, schedule_settings(flags))
-    check_replayed_order(job.schedule, flags.group_size)
-    if flags.dry_run:
-        check_own_run(job)
-    return job
+
+
+def publish_every(flags: AnnFlags) -> tuple[int, ...]:
+    """In lockstep a checkpoint is published wherever a refresh is made from, too."""
+    return (flags.save_steps, *([flags.steps_per_refresh] if flags.refresh_mode == "lockstep" else []))
 
 
 def schedule_settings(flags: AnnFlags) -> ScheduleSettings:
@@ -128,14 +144,14 @@ def schedule_settings(flags: AnnFlags) -> ScheduleSettings:
 
 
 def config_of_job(job: TrainerJob, processes: int) -> dict[str, object]:
-    flags = job.flags
+    replay = job.schedule.replay
     return run_config(
-        deciding_flags(flags),
+        job.deciding_values,
         job.collection,
         processes=processes,
         trained_in=name_of(job.compute.dtype),
         **identity_of(job.model),
-        replayed_journal_sha256=atomic.sha256_of(Path(flags.replay)) if flags.replay else "",
+        replayed_journal_sha256=atomic.sha256_of(replay) if replay is not None else "",
     )
 
 
@@ -143,39 +159,34 @@ def check_own_run(job: TrainerJob) -> None:
     """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
     make_config = partial(config_of_job, job, processes_of_launcher())
     unknown = ["trained_in"] if job.compute.is_dtype_automatic else []
-    overwrites = job.flags.overwrite_output_dir
-    is_resumed = check_in_dry_run(job.output_dir, make_config, OWN_RUN, unknown, overwrites)
+    is_resumed = check_in_dry_run(job.output_dir, make_config, OWN_RUN, unknown, job.overwrites)
     if not is_resumed and read_records(job.ann_dir):
         check_new_run(job.schedule, make_config())
 
 
 def train(job: TrainerJob) -> None:
     """Train to --max_steps, from the start or from where an earlier job stopped; then say so to the generator."""
-    flags = job.flags
-    world, run_id = start_program("run_ann", job.compute, flags_json(flags))
+    world, run_id = start_program("run_ann", job.compute, flags_json(job.flag_values))
     checks = Preflight(world)
     inputs = check_collection(job.collection, job.model.tokenizer, ("train",))
     checks.on_process0(partial(check_checkpoint, job.model), *inputs)
-    describe = partial(describe_lengths, places_of_lengths(flags), lengths_of(flags), job.collection)
+    describe = partial(describe_lengths, job.lengths, job.collection)
     checks.on_process0(describe, partial(check_publishing, job.output_dir))
     loop.train(program_of(job), world, run_id, checks)
     process_group.stop(world)
 
 
 def program_of(job: TrainerJob) -> TrainingProgram:
-    """In lockstep a checkpoint is published wherever a refresh is made from, too."""
-    flags = job.flags
-    publish_every = (flags.save_steps, *([flags.steps_per_refresh] if flags.refresh_mode == "lockstep" else []))
     return TrainingProgram(
         role="trainer",
-        timeouts=lease_timeouts(flags),
-        overwrites=flags.overwrite_output_dir,
-        settings=training_settings(flags, job.compute.dtype, publish_every),
+        timeouts=job.timeouts,
+        overwrites=job.overwrites,
+        settings=job.training,
         collection=job.collection,
         run_config=partial(config_of_run, job),
         check_new_run=lambda session, config: session.decide_on_process0(partial(check_new_run, job.schedule, config)),
         open_encoder=partial(encoder_at, job),
-        checkpoints_kept=lambda total_steps: checkpoints_kept(flags),
+        checkpoints_kept=lambda total_steps: job.checkpoints_kept,
         begin=partial(begin, job),
     )
 
@@ -190,17 +201,16 @@ def config_of_run(job: TrainerJob, world: World) -> dict[str, object]:
 
 def encoder_at(job: TrainerJob, world: World, start: Checkpoint | None) -> Encoder:
     """The encoder of a checkpoint of this run, or the warmup's."""
-    seed_everything(job.flags.seed, world.process, start.step if start else 0)
-    model_dir = str(start.path) if start else job.flags.model_name_or_path
-    settings = encoder_settings(job.flags, job.compute.dtype)
-    return open_encoder(settings, model_dir, job.collection, resumes=start is not None)
+    seed_everything(job.training.batch.seed, world.process, start.step if start else 0)
+    model_dir = str(start.path) if start else job.model.name_or_path
+    return open_encoder(job.encoder, model_dir, job.collection, resumes=start is not None)
 
 
 def begin(job: TrainerJob, trainer: Trainer, config: Mapping[str, object], start: Checkpoint | None) -> Hooks:
     """At the position of the earlier job, or before the first negatives."""
     history = history_from(job.schedule, trainer.session, start, str(config["initial_model_sha256"]))
     agrees = partial(check_common, config, f"the negatives in {job.ann_dir}")
-    peer = watch_peer(job.ann_dir, "generator", job.flags.lease_seconds, agrees)
+    peer = watch_peer(job.ann_dir, "generator", job.timeouts.lease_seconds, agrees)
     in_use = in_use_before(job.schedule, job.collection, trainer, history)
     training = AnnTraining(job.schedule, job.collection, trainer, history, peer, in_use)
     write_journal(trainer.session, history)

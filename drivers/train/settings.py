@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ import torch
 from data.training.batches import BatchSettings
 from drivers.cli import AnnFlags, WarmupFlags
 from drivers.job.model_identity import ModelSettings
-from drivers.job.settings import compute_settings, lengths_of, model_settings
+from drivers.job.settings import ModelJob, compute_settings, lengths_of, model_job, model_settings
 from drivers.job.setup import ComputeSettings
+from drivers.job.text_lengths import TextLengths
 from model.encoders.registry import encoder_type
 from model.train.optim import apex_fused_lamb
 from utils.declared import LOSSES
@@ -54,15 +56,21 @@ class TrainingSettings:
     logging_steps: int
     publish_every: tuple[int, ...]
 
+    def at(self, lengths: TextLengths) -> TrainingSettings:
+        """The same with texts of other lengths."""
+        longest_query, longest_passage = lengths.max_query_length, lengths.max_seq_length
+        batch = replace(self.batch, max_query_length=longest_query, max_seq_length=longest_passage)
+        return replace(self, batch=batch)
+
 
 def trained_model(flags: AnnFlags | WarmupFlags) -> ModelSettings:
     """What training starts from."""
     return model_settings(flags, flags.model_name_or_path, flags.load_optimizer_scheduler)
 
 
-def training_compute(flags: AnnFlags | WarmupFlags) -> ComputeSettings:
+def training_compute(flags: AnnFlags | WarmupFlags, lengths: TextLengths) -> ComputeSettings:
     """What training computes on. UserError for flags that cannot be trained with."""
-    longest = max(vars(lengths_of(flags)).values())
+    longest = max(lengths.by_name.values())
     if flags.grad_cache_tokens != 0 and flags.grad_cache_tokens < longest:
         raise UserError(
             f"--grad_cache_tokens is {flags.grad_cache_tokens}, expected 0 or at least one text's {longest} tokens; "
@@ -77,11 +85,17 @@ def training_compute(flags: AnnFlags | WarmupFlags) -> ComputeSettings:
     return compute_settings(flags, default_dtype="fp32")
 
 
+def training_job(flags: AnnFlags | WarmupFlags, places: Sequence[str]) -> ModelJob:
+    """The lengths of texts are looked for in ``places``. UserError as `training_compute`'s."""
+    lengths = lengths_of(flags, places)
+    return model_job(flags, lengths, trained_model(flags), training_compute(flags, lengths))
+
+
 def training_settings(
-    flags: AnnFlags | WarmupFlags, dtype: torch.dtype | None, publish_every: tuple[int, ...]
+    flags: AnnFlags | WarmupFlags, lengths: TextLengths, dtype: torch.dtype | None, publish_every: tuple[int, ...]
 ) -> TrainingSettings:
-    """Of flags whose lengths are resolved."""
-    output_dir, lengths = Path(flags.output_dir), lengths_of(flags)
+    """``dtype`` and ``publish_every`` as they say there."""
+    output_dir = Path(flags.output_dir)
     return TrainingSettings(
         output_dir=output_dir,
         tensorboard_dir=Path(flags.log_dir) if flags.log_dir else JobLayout(output_dir).tensorboard,

@@ -343,7 +343,7 @@ def test_our_own_default_where_a_program_differs() -> None:
 
 def test_flags_as_json() -> None:
     flags = parse("run_ann_data_gen", "--bottom_neg", "--seed", "3")
-    found = json.loads(flags_json(flags, resolved_strategy="top_bottom"))
+    found = json.loads(flags_json(dataclasses.asdict(flags), resolved_strategy="top_bottom"))
     assert found == {**dataclasses.asdict(flags), "resolved_strategy": "top_bottom"}
     assert (found["bottom_neg"], found["bottom_only"], found["seed"]) == (True, None, 3)
 

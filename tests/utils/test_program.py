@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pytest
 
@@ -24,12 +24,12 @@ class CountFlags(ProgramFlags):
 
 @dataclass(frozen=True)
 class Job:
-    flags: CountFlags
+    flag_values: dict[str, object]
     twice: int
 
 
 def preflight(flags: CountFlags) -> Job:
-    return Job(flags, 2 * flags.count)
+    return Job(asdict(flags), 2 * flags.count)
 
 
 def run(job: Job) -> None:

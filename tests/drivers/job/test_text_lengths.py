@@ -15,12 +15,11 @@ from transformers import AutoConfig, RobertaConfig, RobertaModel
 from data.tokens.collection import open_preprocessed
 from drivers import run_ann, run_ann_data_gen, run_eval, run_neighbourhood, run_warmup
 from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
-from drivers.evaluate import evaluator, query_map
+from drivers.evaluate import evaluator
 from drivers.generate import preflight as generator
 from drivers.job import settings
-from drivers.job.settings import with_lengths_of_process0
-from drivers.job.text_lengths import describe_lengths
-from drivers.train import ann, warmup
+from drivers.job.text_lengths import TextLengths, describe_lengths, lengths_of_process0
+from drivers.train import warmup_preflight as warmup
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import put_checkpoint
@@ -57,18 +56,18 @@ def flags_over(model: str, data_dir: Path) -> list[Any]:
 
 
 def places_of(flags: Any) -> list[str]:
-    programs: dict[type, Any] = {AnnFlags: ann, EvalFlags: evaluator, GenerateFlags: generator, WarmupFlags: warmup}
-    found: list[str] = programs.get(type(flags), query_map).places_of_lengths(flags)
+    programs: dict[type, Any] = {EvalFlags: evaluator, GenerateFlags: generator, WarmupFlags: warmup}
+    program = programs.get(type(flags))
+    found: list[str] = program.places_of_lengths(flags) if program is not None else settings.places_of_model(flags)
     return found
 
 
-def with_lengths(flags: Any) -> Any:
-    return settings.with_lengths(flags, places_of(flags))
+def found_lengths(flags: Any) -> TextLengths:
+    return settings.lengths_of(flags, places_of(flags))
 
 
 def lengths_of(flags: Any) -> tuple[int, int]:
-    found = with_lengths(flags)
-    assert found.max_seq_length is not None and found.max_query_length is not None
+    found = found_lengths(flags)
     return found.max_seq_length, found.max_query_length
 
 
@@ -85,7 +84,7 @@ def test_every_program_takes_what_the_model_records(
     for flags in flags_over(longer, tiny_preprocessed):
         assert lengths_of(flags) == (TINY_MAX_SEQ_LENGTH, 5), "as many as --data_dir holds"
         assert capsys.readouterr().err == ""
-        with_lengths(replace(flags, dry_run=True))
+        found_lengths(replace(flags, dry_run=True))
         assert capsys.readouterr().err.startswith("warning: lengths: passages up to 32 tokens, as --data_dir was cut: ")
 
 
@@ -95,7 +94,7 @@ def test_what_is_no_length_is_refused_where_it_would_be_taken(
 ) -> None:
     flags = flags_over(put_config(tmp_path / "m", max_seq_length=value), tiny_preprocessed)[0]
     with pytest.raises(UserError, match=r"config\.json says max_seq_length .*, expected a number of tokens; give"):
-        with_lengths(flags)
+        found_lengths(flags)
     assert lengths_of(replace(flags, max_seq_length=7)) == (7, 64)
 
 
@@ -133,12 +132,12 @@ def test_an_evaluation_of_a_warmup_takes_those_of_what_it_trained(tiny_preproces
 
 
 def test_ranks_that_saw_different_checkpoints_take_those_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = EvalFlags(data_dir="d", model_type="static", output_dir="o", max_seq_length=9, max_query_length=4)
+    own = TextLengths(9, 4, ("m",))
     told: list[Any] = []
     monkeypatch.setattr(collectives, "broadcast_json", lambda _, value: told.append(value) or told[0])
     for rank in (0, 1):
         seen_late = replace(own, max_seq_length=9 + rank, max_query_length=4 + rank)
-        assert with_lengths_of_process0(World(rank, 2, torch.device("cpu")), seen_late) == own
+        assert lengths_of_process0(World(rank, 2, torch.device("cpu")), seen_late) == own
 
 
 def test_the_line_says_where_lengths_come_from(tiny_preprocessed: Path, tmp_path: Path) -> None:
@@ -147,8 +146,7 @@ def test_the_line_says_where_lengths_come_from(tiny_preprocessed: Path, tmp_path
     def said(model: str, *given: int) -> str:
         flags = flags_over(model, tiny_preprocessed)[0]
         given_flags = dict(zip(("max_seq_length", "max_query_length"), given, strict=False))
-        lengths = settings.lengths_of(with_lengths(replace(flags, **given_flags)))
-        return describe_lengths(places_of(flags), lengths, collection)
+        return describe_lengths(found_lengths(replace(flags, **given_flags)), collection)
 
     trained, longer = put_config(tmp_path / "a", **TRAINED_WITH), put_config(tmp_path / "b", max_seq_length=300)
     as_trained = "lengths: passages up to 20 tokens (as the model was trained), queries up to 5 tokens (as the model "

@@ -189,10 +189,11 @@ def test_run_eval_names_damaged_negatives_that_the_model_was_trained_on(root: Pa
     words = words_of("drivers.run_eval", root, "--ann_dir", root / "ann")
     flags = parse_flags(EvalFlags, "run_eval", [str(word) for word in words])
     collection = open_preprocessed(root / "data", 1, 1)
-    assert last_negatives(flags, collection)[0] == 0
+    ann_dir = Path(flags.ann_dir)
+    assert last_negatives(ann_dir, flags.model_name_or_path, collection)[0] == 0
     change_a_digit(root / "ann" / "ann_training_data_0")
     with pytest.raises(UserError, match="ann_training_data_0: sha256 differs from its record"):
-        last_negatives(flags, collection)
+        last_negatives(ann_dir, flags.model_name_or_path, collection)
 
 
 def test_a_journal_is_the_one_of_its_run(tmp_path: Path) -> None:
@@ -233,9 +234,8 @@ def test_a_dry_run_sees_candidates_that_end_wrongly(root: Path, program: str, fa
 
 
 def last_of(root: Path, **places: str) -> int:
-    places = {"ann_dir": str(root / "ann"), **places}
-    flags = EvalFlags(data_dir=str(root / "data"), model_type="static", output_dir="o", **places)
-    return int(last_negatives(flags, open_preprocessed(root / "data", 1, 1))[0])
+    ann_dir, model = Path(places.get("ann_dir", root / "ann")), places.get("model_name_or_path", "")
+    return last_negatives(ann_dir, model, open_preprocessed(root / "data", 1, 1))[0]
 
 
 def test_run_eval_says_which_refresh_it_misses(root: Path) -> None:

@@ -1,0 +1,223 @@
+"""What a warmup finds wrong before it begins, in the first minute, and what it is to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data.mining.negative_lists import NegativeLists
+from data.tokens.collection import Preprocessed
+from drivers.cli import WarmupFlags
+from drivers.embeddings.distributed_search import check_index_fits_model
+from drivers.job.encoder_setup import check_model_directory
+from drivers.job.model_identity import ModelSettings
+from drivers.job.resume import dev_split_record
+from drivers.job.run_config import OWN_RUN, check_holds_no_other_run, check_in_dry_run, run_config
+from drivers.job.settings import ModelJob, lease_timeouts, places_of_model, search_settings
+from drivers.job.setup import check_output_dirs, open_collection
+from drivers.job.text_lengths import TextLengths
+from drivers.train.settings import TrainingSettings, training_job, training_settings
+from drivers.train.warmup_evaluation import EvaluationSettings, candidates_to_rerank
+from drivers.train.warmup_source import size_of_triples, source_record, training_source
+from model.encoders.registry import encoder_type, read_config
+from model.kernels.precision import name_of
+from utils.declared import MODEL_TYPES
+from utils.distributed.world import has_launcher, processes_of_launcher
+from utils.errors import UserError
+from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout, numbered
+from utils.exchange.lease.record import LeaseTimeouts
+from utils.search.settings import SearchSettings
+
+
+@dataclass(frozen=True)
+class WarmupSettings:
+    """What a warmup is to do, next to how it trains.
+
+    Args:
+        trains: it trains.
+        evaluates_after: then it evaluates: the last checkpoint or, where it does not train, the model given.
+        evaluates_all: of these all checkpoints.
+        evaluates_meanwhile: and it does so every ``evaluation_steps`` steps.
+        overwrites: it removes the run that another job has left in its directory.
+        bm25_dir: where its negatives are from; "" for triples.
+        max_steps: the last step; 0 or less: it is found from ``epochs``.
+        epochs: passes over the training data.
+        expected_triples: in a file of triples, whose number is not known.
+        changes: to the first model's config.
+    """
+
+    trains: bool
+    evaluates_after: bool
+    evaluates_all: bool
+    evaluates_meanwhile: bool
+    evaluation_steps: int
+    overwrites: bool
+    bm25_dir: str
+    max_steps: int
+    epochs: float
+    expected_triples: int
+    changes: Mapping[str, object]
+
+    @property
+    def evaluates(self) -> bool:
+        return self.evaluates_after or self.evaluates_meanwhile
+
+
+@dataclass(frozen=True)
+class WarmupJob(ModelJob):
+    """What preflight resolved.
+
+    Args:
+        settings: what is to be done.
+        collection: what is trained on.
+        training: how it trains.
+        lists: the negatives; None where they come from ``triples``.
+        triples: that file, or None.
+        dev_split: the split that is evaluated.
+        candidates_QK: int64 [queries, candidates], to be reranked; None without any.
+        search: how the collection is searched in an evaluation.
+        timeouts: of its lease.
+    """
+
+    settings: WarmupSettings
+    collection: Preprocessed
+    training: TrainingSettings
+    lists: NegativeLists | None
+    triples: Path | None
+    dev_split: str
+    candidates_QK: np.ndarray | None
+    search: SearchSettings
+    timeouts: LeaseTimeouts
+
+    @property
+    def evaluation(self) -> EvaluationSettings:
+        encoding = self.encoder.encoding
+        return EvaluationSettings(self.collection, self.dev_split, self.candidates_QK, encoding, self.search)
+
+    @property
+    def output_dir(self) -> Path:
+        return self.training.output_dir
+
+    def at(self, lengths: TextLengths) -> WarmupJob:
+        """The same for texts of other lengths."""
+        return replace(super().at(lengths), training=self.training.at(lengths))
+
+
+def warmup_settings(flags: WarmupFlags) -> WarmupSettings:
+    """UserError where there is nothing to do."""
+    if not (flags.do_train or flags.do_eval):
+        raise UserError("neither --do_train nor --do_eval is given; there is nothing to do")
+    changes = {"pooling": flags.pooling, "score_scale": flags.score_scale}
+    return WarmupSettings(
+        trains=flags.do_train,
+        evaluates_after=flags.do_eval,
+        evaluates_all=flags.eval_all_checkpoints,
+        evaluates_meanwhile=flags.evaluate_during_training,
+        evaluation_steps=flags.logging_steps * flags.logging_steps_per_eval,
+        overwrites=flags.overwrite_output_dir,
+        bm25_dir=flags.bm25_dir,
+        max_steps=flags.max_steps,
+        epochs=flags.num_train_epochs,
+        expected_triples=flags.expected_train_size,
+        changes={name: value for name, value in changes.items() if value is not None},
+    )
+
+
+def to_evaluate(settings: WarmupSettings, output_dir: Path, model: str) -> list[Path]:
+    """Of --do_eval: the last checkpoint trained, all of them, or the model given; none at all."""
+    if not settings.trains and not settings.evaluates_all and model:
+        return [Path(model)]
+    steps = numbered(output_dir, CHECKPOINT_PATTERN)
+    return [JobLayout(output_dir).checkpoint(step) for step in (steps if settings.evaluates_all else steps[-1:])]
+
+
+def places_of_lengths(flags: WarmupFlags) -> list[str]:
+    evaluated = to_evaluate(warmup_settings(flags), Path(flags.output_dir), flags.model_name_or_path)[-1:]
+    return [*([] if flags.do_train else map(str, evaluated)), *places_of_model(flags)]
+
+
+def preflight(flags: WarmupFlags) -> WarmupJob:
+    """Find what would fail later, in the first minute. UserError for anything that would."""
+    settings = warmup_settings(flags)
+    common = training_job(flags, places_of_lengths(flags))
+    timeouts, search = lease_timeouts(flags), search_settings(flags, common.compute.device)
+    check_start(flags, common.model)
+    collection = open_collection(flags.data_dir, common.lengths, common.model.tokenizer, flags.dry_run)
+    given = (flags.bm25_dir, flags.triples, flags.dry_run)
+    lists, triples = training_source(collection, *given) if settings.trains else (None, None)
+    check_index_fits_model(search, len(collection.passages), common.model)
+    check_output_dir(flags)
+    split, candidates_QK = evaluated_on(flags, collection) if settings.evaluates else ("", None)
+    job = WarmupJob(
+        **vars(common),
+        settings=settings,
+        collection=collection,
+        training=training_settings(flags, common.lengths, common.compute.dtype, (flags.save_steps,)),
+        lists=lists,
+        triples=triples,
+        dev_split=split,
+        candidates_QK=candidates_QK,
+        search=search,
+        timeouts=timeouts,
+    )
+    if flags.dry_run and settings.trains:
+        check_own_run(job)
+    return job
+
+
+def check_output_dir(flags: WarmupFlags) -> None:
+    """UserError where it could not be written in, or holds another run."""
+    check_output_dirs(flags.output_dir)
+    if flags.do_train:
+        check_holds_no_other_run(Path(flags.output_dir), flags.resume, flags.overwrite_output_dir)
+
+
+def evaluated_on(flags: WarmupFlags, collection: Preprocessed) -> tuple[str, np.ndarray | None]:
+    """The split, and its candidates to be reranked, if any."""
+    split = collection.dev_split(flags.dev_split)
+    return split, candidates_to_rerank(collection, split, flags.rerank_file, flags.bm25_dir)
+
+
+def check_start(flags: WarmupFlags, model: ModelSettings) -> None:
+    """UserError where the first encoder could not be made."""
+    if flags.pooling and not encoder_type(flags.model_type).has_pooling:
+        pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.has_pooling)
+        raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; omit it")
+    if model.name_or_path:
+        check_model_directory(model, flags.dry_run)
+    elif not (flags.config_name and flags.tokenizer_name):
+        raise UserError("no --model_name_or_path; to start from random weights give --config_name and --tokenizer_name")
+    else:
+        read_config(flags.config_name, flags.model_type)
+
+
+def config_of_job(job: WarmupJob, processes: int) -> dict[str, object]:
+    settings, triples = job.settings, job.triples
+    size = size_of_triples(triples, job.output_dir, settings.overwrites) if triples is not None else None
+    source = source_record(job.model, Path(settings.bm25_dir), size)
+    resolved = {"processes": processes, "trained_in": name_of(job.compute.dtype), **source}
+    resolved |= dev_split_record(job.dev_split) if settings.evaluates else {}
+    return run_config(job.deciding_values, job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
+
+
+def check_own_run(job: WarmupJob) -> None:
+    """A --dry_run's look at what the start would compare this job with. Disagreement as there."""
+    unknown = ["max_steps"] if job.settings.max_steps <= 0 and not has_launcher() else []
+    make_config = partial(config_of_job, job, processes_of_launcher())
+    unknown += ["trained_in"] if job.compute.is_dtype_automatic else []
+    check_in_dry_run(job.output_dir, make_config, OWN_RUN, unknown, job.settings.overwrites)
+
+
+def steps_to_train(job: WarmupJob, processes: int) -> int:
+    """--max_steps, or --num_train_epochs over what is known or said of the data's size."""
+    settings, training = job.settings, job.training
+    if settings.max_steps > 0:
+        return settings.max_steps
+    size = job.lists.triples if job.lists is not None else settings.expected_triples
+    per_step = training.batch.triples * processes * training.micro_batches
+    return max(1, math.ceil(size / per_step * settings.epochs))
