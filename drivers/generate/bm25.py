@@ -80,6 +80,20 @@ class Bm25Job:
     keeps_candidates: bool
 
 
+@dataclass(frozen=True)
+class SearchResults:
+    """What both searches found.
+
+    ``metrics`` are of the dev split, as deep as --topk_dev, ``recorded_metrics`` are at least at 10; the ``candidates``
+    and the negatives ``selected`` of them are the train queries'.
+    """
+
+    metrics: dict[str, float]
+    recorded_metrics: dict[str, float]
+    candidates: Candidates
+    selected: Selected
+
+
 def preflight(flags: Bm25Flags) -> Bm25Job:
     """Both directories, checked as far as is cheap, and the output directory with them."""
     preprocessed = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
@@ -196,43 +210,47 @@ def commit_record(job: Bm25Job, run_id: str, metrics: dict[str, float]) -> dict[
 
 def run(job: Bm25Job) -> None:
     """Index the collection, search both splits, and publish the run of the dev split before the negatives."""
-    started, run_id, out, preprocessed = time.monotonic(), secrets.token_hex(6), job.output_dir, job.preprocessed
+    started, run_id = time.monotonic(), secrets.token_hex(6)
     for line in header("run_bm25", run_id, flags_json(job.flag_values), ["cpu"]):
         say(line)
-    with staged_directory(out) as staged:
-        index = build_index(passage_texts(job.source, preprocessed), job.k1, job.b)
-        metrics, metrics_at_10 = run_dev(job, index, staged)
-        say(f"{job.dev_split} {format_metrics(metrics)}")
-        candidates, selected = train_negatives(job, index, staged)
-        say(describe_selection(selected, job.selection.strategy, job.topk_training, 0, 0))
-        dev_queries = len(preprocessed.qrels(job.dev_split).as_dict())
-        written = [EvaluationLayout(staged).ranking(job.dev_split).name]
-        write_metrics(staged, metrics_record(metrics, dev_queries, MODEL, None, time.monotonic() - started), written)
-        publish(staged, out, [*written, EVALUATION_RECORD])
-        publish_selected(job, run_id, candidates, selected, metrics_at_10)
-    say(f"{out}: BM25 of {len(preprocessed.passages):,} passages in {time.monotonic() - started:.1f} s")
+    with staged_directory(job.output_dir) as staged:
+        found = search_both(job, staged)
+        publish_dev(job, staged, found.metrics, started)
+        publish_selected(job, run_id, found)
+    passages = len(job.preprocessed.passages)
+    say(f"{job.output_dir}: BM25 of {passages:,} passages in {time.monotonic() - started:.1f} s")
 
 
-def publish_selected(
-    job: Bm25Job, run_id: str, candidates: Candidates, selected: Selected, metrics: dict[str, float]
-) -> None:
+def search_both(job: Bm25Job, staged: Path) -> SearchResults:
+    """Index the collection, and search the queries of the dev split and the train queries."""
+    index = build_index(passage_texts(job.source, job.preprocessed), job.k1, job.b)
+    metrics, recorded_metrics = run_dev(job, index, staged)
+    say(f"{job.dev_split} {format_metrics(metrics)}")
+    candidates, selected = train_negatives(job, index, staged)
+    say(describe_selection(selected, job.selection.strategy, job.topk_training, 0, 0))
+    return SearchResults(metrics, recorded_metrics, candidates, selected)
+
+
+def publish_dev(job: Bm25Job, staged: Path, metrics: dict[str, float], started: float) -> None:
+    """Publish the run of the dev split, which is in ``staged``, and its metrics; ``started`` is by `time.monotonic`."""
+    queries = len(job.preprocessed.qrels(job.dev_split).as_dict())
+    written = [EvaluationLayout(staged).ranking(job.dev_split).name]
+    write_metrics(staged, metrics_record(metrics, queries, MODEL, None, time.monotonic() - started), written)
+    publish(staged, job.output_dir, [*written, EVALUATION_RECORD])
+
+
+def publish_selected(job: Bm25Job, run_id: str, found: SearchResults) -> None:
     """Publish ``ann_training_data_0``, the candidates where they are kept, and the record of both.
 
-    Args:
-        job: What preflight resolved.
-        run_id: This run's, for the record.
-        candidates: BM25's, of every train query with a positive.
-        selected: The negatives chosen of them.
-        metrics: Of the measured split, at least at 10.
-    Raises:
-        UserError: no query has a negative, or another job is at work in the directory.
+    UserError where no query has a negative, or another job is at work in the directory.
     """
+    selected = found.selected
     lists, positives = selected.lists.with_negatives(), job.preprocessed.qrels("train").positives()
     with working(job.output_dir, "bm25", DEFAULT_TIMEOUTS, run_id) as lease:
         publish_negatives(
             lease,
             0,
             lambda path: write_negative_lists(path, lists, positives),
-            {**commit_record(job, run_id, metrics), "selection": selected.counts()},
-            partial(write_candidates, candidates=candidates) if job.keeps_candidates else None,
+            {**commit_record(job, run_id, found.recorded_metrics), "selection": selected.counts()},
+            partial(write_candidates, candidates=found.candidates) if job.keeps_candidates else None,
         )
