@@ -97,7 +97,7 @@ def estimate(size: Size, rates: Rates) -> Cost:
     embeddings_bytes = KEPT_EMBEDDINGS * (size.passages + searched) * size.embedding_dim * size.embedding_bytes
     tokens = size.passages * passage_lengths_N.mean() + size.queries * query_lengths_N.mean()
     weights_bytes = parameters_of(size.layers, size.width) * FLOAT32_BYTES
-    vectors_bytes = searched * size.embedding_dim * FLOAT32_BYTES
+    queries_bytes = searched * size.embedding_dim * FLOAT32_BYTES
     lists_bytes = searched * size.topk * BYTES_OF_PLACE
     return Cost(
         encoding_gpu_hours=hours["encoding"],
@@ -110,8 +110,8 @@ def estimate(size: Size, rates: Rates) -> Cost:
         * weights_bytes
         / 1e9,
         negatives_gb=searched * (size.negatives * disk_budget.NEGATIVE_BYTES + disk_budget.LINE_BYTES) / 1e9,
-        # Vectors and lists of all queries are in every process, twice where they are put together or merged.
-        memory_gb=(weights_bytes + 2 * vectors_bytes + 2 * lists_bytes + SEARCH_BYTES) / 1e9,
+        # Embeddings and lists of all queries are in every process, twice where they are put together or merged.
+        memory_gb=(weights_bytes + 2 * queries_bytes + 2 * lists_bytes + SEARCH_BYTES) / 1e9,
         read_per_gpu_gb=size.passages * size.embedding_dim * size.embedding_bytes / size.gpus / 1e9,
     )
 
@@ -142,7 +142,7 @@ def share_of_product(measured: dict[str, Any], work: str) -> float:
 
 
 def rates_of(flags: argparse.Namespace) -> Rates:
-    reached, said = {}, []
+    reached, origins = {}, []
     for work, file, tflops, share in (
         ("encode", flags.encode, flags.matmul_tflops, flags.encode_share),
         ("search", flags.search, flags.search_tflops, flags.search_share),
@@ -154,8 +154,8 @@ def rates_of(flags: argparse.Namespace) -> Rates:
         reached[work] = product * part
         product_from = "as given" if tflops else f"measured on {device}"
         part_from = "as given" if share else f"as measured on {device}"
-        said.append(f"{work}: {product / 1e12:,.4g} TFLOP/s ({product_from}) x {part:.2f} ({part_from})")
-    return Rates(reached["encode"], reached["search"], "; ".join(said))
+        origins.append(f"{work}: {product / 1e12:,.4g} TFLOP/s ({product_from}) x {part:.2f} ({part_from})")
+    return Rates(reached["encode"], reached["search"], "; ".join(origins))
 
 
 def read_measured(file: Path, work: str) -> dict[str, Any]:
@@ -207,8 +207,8 @@ def main() -> None:
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     if flags.json is not None:
-        told = {"machine": common.machine(common.own_device()), "figures": asdict(cost), "ratios": {}}
-        flags.json.write_text(json.dumps(told, indent=1) + "\n")
+        record = {"machine": common.machine(common.own_device()), "figures": asdict(cost), "ratios": {}}
+        flags.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

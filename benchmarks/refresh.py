@@ -56,7 +56,7 @@ def prepare(directory: Path, passages: int, queries: int, tokenizer: Path) -> Pa
 
 def measured(model_type: str, model: Path, data: Path, out: Path, topk: int) -> tuple[float, int]:
     """One refresh by drivers.run_ann_data_gen: the seconds that it says it took, and its most memory in bytes."""
-    words = {
+    given = {
         "data_dir": data,
         "model_type": model_type,
         "init_model_dir": model,
@@ -71,7 +71,7 @@ def measured(model_type: str, model: Path, data: Path, out: Path, topk: int) -> 
         "search_memory_mib": 16,  # else every size would fit in, and memory would grow with it
         "end_output_num": 0,
     }
-    flags = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
+    flags = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     log = out / "generator.out"
     out.mkdir()
     with log.open("w") as file:
@@ -83,9 +83,9 @@ def measured(model_type: str, model: Path, data: Path, out: Path, topk: int) -> 
                 code = process.wait(LONGEST_SECONDS)
             finally:
                 process.kill()
-    said = log.read_text()
-    found = re.search(r"published in ([\d.]+) s", said)
-    assert code == 0 and found, said[-2000:]
+    log_text = log.read_text()
+    found = re.search(r"published in ([\d.]+) s", log_text)
+    assert code == 0 and found, log_text[-2000:]
     return float(found[1]), max(seen)
 
 

@@ -22,26 +22,27 @@ from utils.search.source import Passages, in_memory
 GROWTH = (1, 2, 4)
 
 
-def stored(path: Path, count: int, dims: int) -> Passages:
+def stored(path: Path, count: int, embedding_dim: int) -> Passages:
     """Passages read from disk, a block at a time."""
 
     def blocks(rows: int) -> Iterator[np.ndarray]:
-        buffer_MD = np.empty((min(rows, count), dims), np.float32)
+        buffer_MD = np.empty((min(rows, count), embedding_dim), np.float32)
         with path.open("rb") as file:
             for first in range(0, count, rows):
                 block_MD = buffer_MD[: count - first]
                 assert file.readinto(block_MD.data.cast("B")) == block_MD.nbytes
                 yield block_MD
 
-    return Passages(count, dims, blocks)
+    return Passages(count, embedding_dim, blocks)
 
 
 def peak_bytes(
-    path: Path, count: int, dims: int, queries: int, k: int, backend: str = "auto", memory_mib: int = 0
+    path: Path, count: int, embedding_dim: int, queries: int, k: int, backend: str = "auto", memory_mib: int = 0
 ) -> int:
     """The most memory of its own (not of files) that a process has while it searches, above that before it."""
-    words = [sys.executable, "-m", "benchmarks.search_memory", path, count, dims, queries, k, backend, memory_mib]
-    done = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True)
+    arguments = (path, count, embedding_dim, queries, k, backend, memory_mib)
+    argv = [sys.executable, "-m", "benchmarks.search_memory", *map(str, arguments)]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
     return int(done.stdout)
 
 

@@ -17,14 +17,14 @@ LOOKS = 20
 
 
 def main() -> None:
-    """Arguments: file, passages, dims, queries, k, backend (or auto), MiB that the search may take (0: its default)."""
+    """Arguments: file, passages, embedding_dim, queries, k, backend (or auto), MiB for the search (0: its default)."""
     path, backend = Path(sys.argv[1]), sys.argv[6]
-    count, dims, queries, k, memory_mib = map(int, (*sys.argv[2:6], sys.argv[7]))
-    queries_QD = np.random.default_rng(4).standard_normal((queries, dims), np.float32)
+    count, embedding_dim, queries, k, memory_mib = map(int, (*sys.argv[2:6], sys.argv[7]))
+    queries_QD = np.random.default_rng(4).standard_normal((queries, embedding_dim), np.float32)
     device = common.own_device()
     settings = choose_backend(SearchSettings(backend, device=device, memory_bytes=memory_mib * 2**20))
-    passages = stored(path, count, dims)
-    Index(stored(path, min(count, 1000), dims), settings).search(queries_QD[:1], k)  # libraries are loaded
+    passages = stored(path, count, embedding_dim)
+    Index(stored(path, min(count, 1000), embedding_dim), settings).search(queries_QD[:1], k)  # libraries are loaded
     index, before = Index(passages, settings), common.own_bytes()
     with common.watched_memory() as seen:
         while len(seen) < LOOKS:  # a small search would be over before anybody looks

@@ -228,8 +228,8 @@ def check_all_known(
     Raises:
         UserError: over 1% do, and may not.
     """
-    if told := check_known(path, len(judgements), {kind: unknown}, settings.allow_missing):
-        say(told)
+    if message := check_known(path, len(judgements), {kind: unknown}, settings.allow_missing):
+        say(message)
 
 
 def create_subset(source: Source, out_dir: Path, settings: SubsetSettings) -> SubsetRecord:

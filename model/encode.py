@@ -171,7 +171,7 @@ def check_finite(embeddings_MD: np.ndarray, of_what: str = "") -> np.ndarray:
 
 @dataclass(frozen=True)
 class EncodingSettings:
-    """How texts become vectors; ``dtype`` is the type to autocast to, or None."""
+    """How texts become embeddings; ``dtype`` is the type to autocast to, or None."""
 
     max_seq_length: int
     max_query_length: int

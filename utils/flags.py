@@ -145,19 +145,19 @@ def with_name_of_positional(flags_class: type[ProgramFlags], argv: list[str]) ->
     name, hints = flags_class.POSITIONAL, typing.get_type_hints(flags_class)
     if not name:
         return argv
-    words, rest, taken_by = [], [], ""
+    values, rest, taken_by = [], [], ""
     for word in argv:
         if word.startswith("-") and word != "-":
             rest.append(word)
             taken_by = "" if "=" in word else word.removeprefix("--").replace("-", "_")
             taken_by = "" if taken_by not in hints or hints[taken_by] is bool else taken_by
         elif taken_by in (name, ""):
-            words.append(word)
+            values.append(word)
         else:
             rest.append(word)
             taken_by = taken_by if "list" in str(hints[taken_by]) else ""
     rest = [word for word in rest if word != f"--{name}"]
-    return [*rest, f"--{name}", *words] if words else rest
+    return [*rest, f"--{name}", *values] if values else rest
 
 
 # Help
@@ -208,7 +208,7 @@ def make_parser(flags_class: type[ProgramFlags], program: str) -> Parser:
         for field in fields:
             shown = copy.copy(field)
             shown.type = hints[field.name]
-            shown.metadata = MappingProxyType(argparse_words(flags_class, field, hints[field.name]))
+            shown.metadata = MappingProxyType(argparse_kwargs(flags_class, field, hints[field.name]))
             # Of its first argument it calls add_argument alone, which a group has as well.
             HfArgumentParser._parse_dataclass_field(typing.cast(Parser, section), shown)
         if heading == heading_of("job"):
@@ -218,20 +218,20 @@ def make_parser(flags_class: type[ProgramFlags], program: str) -> Parser:
     return parser
 
 
-def argparse_words(flags_class: type[ProgramFlags], field: Field, hint: object) -> dict[str, object]:
+def argparse_kwargs(flags_class: type[ProgramFlags], field: Field, hint: object) -> dict[str, object]:
     """What argparse is told of a flag: its help with its range, and the last word of its name for a value."""
-    words = {name: value for name, value in field.metadata.items() if name not in OURS}
-    told = words["help"]
-    words["help"] = (told() if callable(told) else told).replace("%", "%%")
+    kwargs = {name: value for name, value in field.metadata.items() if name not in OURS}
+    text = kwargs["help"]
+    kwargs["help"] = (text() if callable(text) else text).replace("%", "%%")
     if field.name in (reasons := ignored_flags(flags_class)):
-        words["help"] = f"ignored: {reasons[field.name]}"
+        kwargs["help"] = f"ignored: {reasons[field.name]}"
     elif range_ := range_of(flags_class, field):
-        words["help"] = f"{words['help']} ({range_.in_help()})"
+        kwargs["help"] = f"{kwargs['help']} ({range_.in_help()})"
     if hint is bool or hint == bool | None:
-        words["metavar"] = "true|false"
-    elif "Literal" not in str(hint) and "choices" not in words:
-        words["metavar"] = field.name.rpartition("_")[2].upper()
-    return words
+        kwargs["metavar"] = "true|false"
+    elif "Literal" not in str(hint) and "choices" not in kwargs:
+        kwargs["metavar"] = field.name.rpartition("_")[2].upper()
+    return kwargs
 
 
 def usage_of(parser: Parser, flags_class: type[ProgramFlags]) -> str:

@@ -67,10 +67,10 @@ def signals_as_stop_file(directory: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def check(words: list[str], processes: int) -> None:
+def check(argv: list[str], processes: int) -> None:
     """The program's own preflight, in a single process that knows how many there will be; ends this one if it fails."""
     environment = {**os.environ, "WORLD_SIZE": str(processes)}
-    command = [sys.executable, "-m", *words, "--dry_run"]
+    command = [sys.executable, "-m", *argv, "--dry_run"]
     code = subprocess.run(command, stdout=subprocess.DEVNULL, env=environment).returncode
     if code != 0:
         sys.exit(as_exit_code(code))
@@ -96,7 +96,7 @@ def code_of_first(error: ChildFailedError, code_file: Path) -> int:
     return ProcessGone.exit_code
 
 
-def run_workers(processes: int, words: list[str], code_file: Path) -> int:
+def run_workers(processes: int, argv: list[str], code_file: Path) -> int:
     """torchrun's work; the exit code of the first worker that failed, or of the signal that ended them all."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -105,7 +105,7 @@ def run_workers(processes: int, words: list[str], code_file: Path) -> int:
     os.environ[EXIT_CODE_FILE] = str(code_file)
     options = ["--standalone", "--nproc_per_node", str(processes), "--signals_to_handle", SIGNALS]
     try:
-        torchrun.run(torchrun.parse_args([*options, "-m", *words]))
+        torchrun.run(torchrun.parse_args([*options, "-m", *argv]))
     except ChildFailedError as error:
         code = code_of_first(error, code_file)
     except SignalException as error:
@@ -114,8 +114,8 @@ def run_workers(processes: int, words: list[str], code_file: Path) -> int:
         return 0
     finally:
         del os.environ[EXIT_CODE_FILE]
-    said = code_file.read_text() if code_file.exists() else ""
-    return int(said or code)
+    recorded = code_file.read_text() if code_file.exists() else ""
+    return int(recorded or code)
 
 
 def main() -> None:
@@ -124,10 +124,10 @@ def main() -> None:
     parser.add_argument("module", help="the program, such as drivers.run_ann")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="its flags")
     given = parser.parse_args()
-    words = [given.module, *given.flags]
-    check(words, given.processes)
+    argv = [given.module, *given.flags]
+    check(argv, given.processes)
     with tempfile.TemporaryDirectory(prefix="launch-") as directory, signals_as_stop_file(Path(directory)):
-        code = run_workers(given.processes, words, Path(directory) / "exit_code")
+        code = run_workers(given.processes, argv, Path(directory) / "exit_code")
     sys.exit(code)
 
 

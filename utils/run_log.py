@@ -49,7 +49,7 @@ class Progress:
         self.total, self.what, self.every_seconds, self.clock = total, what, every_seconds, clock
         self.stream = sys.stderr if stream is None else stream
         self.done = 0
-        self.started = self.said = clock()
+        self.started = self.reported = clock()
         self.bar: Any = None
         if self.stream.isatty():
             from tqdm import tqdm
@@ -62,8 +62,8 @@ class Progress:
             self.bar.update(count)
             return
         now = self.clock()
-        if now - self.said >= self.every_seconds:
-            self.said = now
+        if now - self.reported >= self.every_seconds:
+            self.reported = now
             say(progress_line(self.what, self.done, self.total, now - self.started), self.stream)
 
     def close(self) -> None:
@@ -85,10 +85,10 @@ def progress_line(what: str, done: int, total: int | None, seconds: float) -> st
 def git_state(repository: Path = REPOSITORY) -> dict[str, Any]:
     """The commit this code is, and whether the tree differs from it; None where git cannot tell."""
 
-    def git(*words: str) -> str | None:
+    def git(*argv: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(repository), *words], capture_output=True, text=True, timeout=20, check=False
+                ["git", "-C", str(repository), *argv], capture_output=True, text=True, timeout=20, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

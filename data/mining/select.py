@@ -100,8 +100,8 @@ class Selected:
 
     def counts(self) -> dict[str, object]:
         """For the record of a refresh."""
-        told = {"asked": self.asked, "short": self.short, "widened": self.widened, "skipped": self.skipped}
-        return {**told, "empty": self.empty, "dropped": self.dropped}
+        record = {"asked": self.asked, "short": self.short, "widened": self.widened, "skipped": self.skipped}
+        return {**record, "empty": self.empty, "dropped": self.dropped}
 
 
 def choose_positives(

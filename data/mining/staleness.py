@@ -12,19 +12,19 @@ from utils.ir.rank_buckets import NAMES, bucket_of
 
 
 @dataclass(frozen=True)
-class Churn:
+class Staleness:
     """Shares by bucket; buckets without a negative are omitted.
 
-    ``still_there``: earlier negatives whose rank is in their bucket again. ``jaccard``: the negatives of a bucket, then
-    and now, that both have, of those that either has.
+    ``rank_retention``: earlier negatives whose rank is in their bucket again. ``jaccard``: the negatives of a bucket,
+    then and now, that both have, of those that either has.
     """
 
     queries: int
-    still_there: dict[str, float]
+    rank_retention: dict[str, float]
     jaccard: dict[str, float]
 
 
-def staleness_since(before: NegativeLists, now: NegativeLists, candidates: Candidates) -> Churn:
+def staleness_since(before: NegativeLists, now: NegativeLists, candidates: Candidates) -> Staleness:
     """Over the queries that all three have. ``candidates`` are what ``now`` was chosen from."""
     shared = np.intersect1d(np.intersect1d(before.query_Q, now.query_Q), candidates.query_Q)
     before, now = (lists.rows(np.isin(lists.query_Q, shared)) for lists in (before, now))
@@ -36,16 +36,16 @@ def staleness_since(before: NegativeLists, now: NegativeLists, candidates: Candi
     is_there = bucket_of(column_QN[held_QN] + 1) == bucket_before
     pairs_before, pairs_now = pairs_of(before), pairs_of(now)
     bucket_now = bucket_of(now.rank_QN[now.negative_QN >= 0])
-    still_there, jaccard = {}, {}
+    rank_retention, jaccard = {}, {}
     for bucket, name in enumerate(NAMES):
         of_bucket = bucket_before == bucket
         if of_bucket.any():
-            still_there[name] = float(is_there[of_bucket].mean())
+            rank_retention[name] = float(is_there[of_bucket].mean())
         mine, theirs = pairs_before[of_bucket], pairs_now[bucket_now == bucket]
         if len(mine) or len(theirs):
             both = len(np.intersect1d(mine, theirs, assume_unique=True))
             jaccard[name] = both / (len(mine) + len(theirs) - both)
-    return Churn(len(shared), still_there, jaccard)
+    return Staleness(len(shared), rank_retention, jaccard)
 
 
 def pairs_of(lists: NegativeLists) -> np.ndarray:

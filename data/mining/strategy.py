@@ -135,20 +135,20 @@ def resolve_strategy(
         if negative_strategy is None:
             return "top", f"{NO_FLAG}; ANCE's own default is random, its fork's is top"
         return negative_strategy, "--negative_strategy"
-    said = " ".join(f"--{name} {str(value).lower()}" for name, value in given.items())
+    flags = " ".join(f"--{name} {str(value).lower()}" for name, value in given.items())
     if bottom_only and not bottom_neg:
         raise UserError(
-            f"{said}: --bottom_only alone meant top in ANCE's fork; write --negative_strategy bottom or top"
+            f"{flags}: --bottom_only alone meant top in ANCE's fork; write --negative_strategy bottom or top"
         )
     if bottom_neg and ann_measure_topk_mrr is False:
-        raise UserError(f"{said} asks for random and for bottom negatives; write --negative_strategy with one word")
+        raise UserError(f"{flags} asks for random and for bottom negatives; write --negative_strategy with one word")
     if bottom_neg:
         meant = "bottom" if bottom_only else "top_bottom"
     else:
         meant = "random" if ann_measure_topk_mrr is False else "top"
     if negative_strategy not in (None, meant):
-        raise UserError(f"{said} means {meant}, but --negative_strategy is {negative_strategy}; omit one")
-    return meant, said
+        raise UserError(f"{flags} means {meant}, but --negative_strategy is {negative_strategy}; omit one")
+    return meant, flags
 
 
 def parse_strategy(text: str, default_count: int, topk: int, min_rank: int = 1) -> Strategy:

@@ -161,8 +161,8 @@ def resolve(path: Path, data: SplitData, offset_of: dict[str, int], allow_missin
     known = [(q, p, relevance) for (q, p), relevance in data.judgements.items() if q in data.queries]
     missing = [passage_id for _, passage_id, _ in known if offset_of[passage_id] < 0]
     unknown = {"query": data.unknown, "passage": missing}
-    if told := check_known(path, len(data.judgements), unknown, allow_missing):
-        say(told)
+    if message := check_known(path, len(data.judgements), unknown, allow_missing):
+        say(message)
     rows = [(query_id, offset_of[p], relevance) for query_id, p, relevance in known if offset_of[p] >= 0]
     if not rows:
         raise UserError(

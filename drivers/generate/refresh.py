@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from data.mining.candidates import Candidates
 from data.mining.negative_lists import NegativeLists, read_negative_lists
 from data.mining.select import Selected, chunks_of, describe_selection, select_negatives
-from data.mining.staleness import Churn, staleness_since
+from data.mining.staleness import Staleness, staleness_since
 from drivers.embeddings.distributed_search import retrieve
 from drivers.generate.encode_corpus import (
     RefreshEmbeddings,
@@ -31,7 +31,7 @@ from utils.ir.metrics import evaluate, reach
 from utils.run_log import say
 
 DEV_CANDIDATES = 100  # enough for recall@100 and everything at 10
-Staleness = tuple[int, Churn]  # since which refresh, and what became of its negatives
+StalenessSince = tuple[int, Staleness]  # since which refresh, and what became of its negatives
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def record_of(
     selected: Selected,
     lists: NegativeLists,
     metrics: dict[str, float],
-    staleness: Staleness | None,
+    staleness: StalenessSince | None,
     timings: dict[str, float],
     ours: Mapping[str, object],
 ) -> dict[str, object]:
@@ -169,25 +169,35 @@ def record_of(
         "queries": len(lists.query_Q),
         "triples": lists.triples,
         "selection": selected.counts(),
-        **({"churn": {"since_refresh": staleness[0], **asdict(staleness[1])}} if staleness is not None else {}),
+        **({"churn": churn_of(*staleness)} if staleness is not None else {}),
         **{name: round(seconds, 3) for name, seconds in timings.items()},
         **ours,
     }
 
 
-def logged_staleness(staleness: Staleness | None) -> dict[str, float]:
+def churn_of(since_refresh: int, staleness: Staleness) -> dict[str, object]:
+    """Under the names that records have had from the first."""
+    return {
+        "since_refresh": since_refresh,
+        "queries": staleness.queries,
+        "still_there": staleness.rank_retention,
+        "jaccard": staleness.jaccard,
+    }
+
+
+def logged_staleness(staleness: StalenessSince | None) -> dict[str, float]:
     """What metrics.jsonl says of earlier negatives."""
     if staleness is None:
         return {}
-    _, churn = staleness
-    return {f"still_rank_{name}": share for name, share in churn.still_there.items()} | {
-        f"jaccard_rank_{name}": share for name, share in churn.jaccard.items()
+    _, shares = staleness
+    return {f"still_rank_{name}": share for name, share in shares.rank_retention.items()} | {
+        f"jaccard_rank_{name}": share for name, share in shares.jaccard.items()
     }
 
 
 def staleness_of(
     settings: RefreshSettings, refresh: int, lists: NegativeLists, candidates: Candidates
-) -> Staleness | None:
+) -> StalenessSince | None:
     """What has changed since the refresh before that searched the same train queries.
 
     Args:
@@ -208,6 +218,6 @@ def staleness_of(
     except (UserError, OSError):
         return None
     found = staleness_since(before, lists, candidates)
-    shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in found.still_there.items())
+    shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in found.rank_retention.items())
     say(f"of refresh {earlier}'s negatives are still in their ranks: {shares} ({found.queries:,} queries)")
     return earlier, found

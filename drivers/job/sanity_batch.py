@@ -119,7 +119,7 @@ def check_encoding(
             check_finite(encode_batch(encoder, tokens, side, device, settings.dtype).cpu().numpy(), f" of {what}")
             encoded.append(f"{len(rows)} {what} of up to {longest} tokens")
         memory = peak_memory(device, "per_gpu_eval_batch_size")
-    numbers = f"{encoder.spec.embedding_dim} finite dims in {name_of(settings.dtype)}"
+    numbers = f"{encoder.spec.embedding_dim} finite dimensions in {name_of(settings.dtype)}"
     return f"model: {' and '.join(encoded)} encode to {numbers}{memory}"
 
 

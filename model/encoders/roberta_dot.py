@@ -38,11 +38,11 @@ class FirstTokenLayer(RobertaLayer):
     """
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_cross: Any, **words: Any
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_cross: Any, **kwargs: Any
     ) -> torch.Tensor:
         """[B, L, H] to [B, 1, H]; where texts are packed, with the places ``first_B``, [1, T, H] to [1, B, H]."""
-        first: Any = words.get("first_B", slice(1))
-        attended, _ = self.attention.self(hidden_states, attention_mask, **words)
+        first: Any = kwargs.get("first_B", slice(1))
+        attended, _ = self.attention.self(hidden_states, attention_mask, **kwargs)
         kept: torch.Tensor = self.attention.output(attended[:, first], hidden_states[:, first])
         made: torch.Tensor = self.feed_forward_chunk(kept)
         return made

@@ -61,7 +61,7 @@ def cpu_eager_or_sdpa(
     mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **words: Any,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' ``sdpa``, or on a CPU the products themselves, where it has no kernel or a slow one.
 
@@ -77,7 +77,7 @@ def cpu_eager_or_sdpa(
     """
     if not is_for_cpu(query_BHQD) or (dropout == 0 and not is_quicker_by_products(query_BHQD)):
         attended: torch.Tensor = sdpa_attention_forward(
-            module, query_BHQD, key_BHLD, value_BHLD, mask, dropout=dropout, scaling=scaling, **words
+            module, query_BHQD, key_BHLD, value_BHLD, mask, dropout=dropout, scaling=scaling, **kwargs
         )[0]
         return attended, None
     # Otherwise the products would copy them, the keys transposed.

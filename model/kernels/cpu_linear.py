@@ -1,6 +1,6 @@
 """A RoBERTa's products on a CPU in bfloat16, for encoding alone.
 
-torch arranges a matrix for the CPU again for each batch; here that is done once, by the two operations its own compiler
+torch packs a matrix for the CPU again for each batch; here that is done once, by the two operations its own compiler
 does it with. They are no promised part of torch, so they are tried before they are used.
 """
 
@@ -21,50 +21,50 @@ TOLERANCE = 0.02  # between numbers below 2, which are rounded once or twice
 
 
 class PrepackedLinear(nn.Linear):
-    """The same layer with the same parameters, and the weight once more, ``arranged``, as it was then.
+    """The same layer with the same parameters, and the weight once more, ``prepacked``, as it was then.
 
     The plain layer computes wherever a gradient may be asked for, on a GPU, in a compiled model, and in another type.
     """
 
-    arranged: torch.Tensor
+    prepacked: torch.Tensor
 
-    def is_arranged_for(self, input: torch.Tensor) -> bool:
+    def is_prepacked_for(self, input: torch.Tensor) -> bool:
         return is_for_cpu(input) and encodes_in_bfloat16_on_cpu()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.is_arranged_for(input):
-            return arranged_product(input, self.arranged, self.bias)
+        if self.is_prepacked_for(input):
+            return prepacked_product(input, self.prepacked, self.bias)
         return super().forward(input)
 
 
-class ArrangedIntermediate(RobertaIntermediate):
+class PrepackedIntermediate(RobertaIntermediate):
     """gelu is computed in the product, before its result is rounded."""
 
     dense: PrepackedLinear
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.dense.is_arranged_for(hidden_states):
-            return arranged_product(hidden_states, self.dense.arranged, self.dense.bias, "gelu", "none")
+        if self.dense.is_prepacked_for(hidden_states):
+            return prepacked_product(hidden_states, self.dense.prepacked, self.dense.bias, "gelu", "none")
         made: torch.Tensor = super().forward(hidden_states)
         return made
 
 
-def arranged_product(
-    input: torch.Tensor, arranged: torch.Tensor, bias: torch.Tensor | None, activation: str = "none", kind: str = ""
+def prepacked_product(
+    input: torch.Tensor, prepacked: torch.Tensor, bias: torch.Tensor | None, activation: str = "none", kind: str = ""
 ) -> torch.Tensor:
     """bfloat16. The words are torch's for oneDNN: of gelu, ``none`` is the exact one and ``tanh`` the approximation."""
     rounded = input.to(torch.bfloat16)
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rounded, arranged, bias, activation, [], kind)
+    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rounded, prepacked, bias, activation, [], kind)
     return made
 
 
-def arrange(weight: torch.Tensor, rows: int) -> torch.Tensor:
+def prepack(weight: torch.Tensor, rows: int) -> torch.Tensor:
     made: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
     return made
 
 
 @functools.cache
-def is_arranging_right() -> bool:
+def is_prepacking_right() -> bool:
     """Whether this torch has the operations, and they compute what the plain ones do."""
     rows, width, inner = TRIED_SHAPE
     draw = torch.Generator().manual_seed(0)  # the global one stays as it is
@@ -75,8 +75,8 @@ def is_arranging_right() -> bool:
     try:
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False
-        arranged = arrange(weight, rows)
-        product, activated = (arranged_product(input, arranged, bias, *words) for words in ((), ("gelu", "none")))
+        prepacked = prepack(weight, rows)
+        product, activated = (prepacked_product(input, prepacked, bias, *gelu) for gelu in ((), ("gelu", "none")))
     except (AttributeError, RuntimeError, TypeError):  # lacking, without a kernel, or called in another way
         return False
     expected = F.linear(input.float(), weight.float(), bias.float())
@@ -84,7 +84,7 @@ def is_arranging_right() -> bool:
     return all(torch.allclose(found.float(), wanted, rtol=0, atol=TOLERANCE) for found, wanted in pairs)
 
 
-def can_arrange(weight: torch.Tensor) -> bool:
+def can_prepack(weight: torch.Tensor) -> bool:
     """Of a bfloat16 weight, on a CPU known to be quick at it, with oneDNN."""
     return (
         weight.device.type == "cpu"
@@ -92,7 +92,7 @@ def can_arrange(weight: torch.Tensor) -> bool:
         and is_quick_at_bfloat16(weight.device)
         and bool(torch.backends.mkldnn.enabled)
         and torch.backends.mkldnn.is_available()
-        and is_arranging_right()
+        and is_prepacking_right()
     )
 
 
@@ -102,10 +102,10 @@ def prepack_products(body: nn.Module, rows: int) -> None:
     Where that is not possible, the layers stay what they are.
     """
     for module in body.modules():
-        if type(module) is nn.Linear and can_arrange(module.weight):
+        if type(module) is nn.Linear and can_prepack(module.weight):
             module.__class__ = PrepackedLinear
-            module.arranged = arrange(module.weight, rows)
+            module.prepacked = prepack(module.weight, rows)
     for module in body.modules():
-        is_arranged = type(module) is RobertaIntermediate and type(module.dense) is PrepackedLinear
-        if is_arranged and getattr(module.intermediate_act_fn, "act", None) is F.gelu:
-            module.__class__ = ArrangedIntermediate
+        is_prepacked = type(module) is RobertaIntermediate and type(module.dense) is PrepackedLinear
+        if is_prepacked and getattr(module.intermediate_act_fn, "act", None) is F.gelu:
+            module.__class__ = PrepackedIntermediate

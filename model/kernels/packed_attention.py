@@ -78,7 +78,7 @@ def packed_attention_on_cpu(
     is_token_BL: torch.Tensor,
     place_T: torch.Tensor,
     tokens: int,
-    **words: Any,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """As `packed_attention`, by `cpu_eager_or_sdpa` on padded rows; ``place_T`` is each token's in B rows of L.
 
@@ -97,7 +97,7 @@ def packed_attention_on_cpu(
 
     mask_B11L = is_token_BL[:, None, None] if is_padded else None
     attended, _ = cpu_eager_or_sdpa(
-        module, padded(query_1HTD), padded(key_1HTD), padded(value_1HTD), mask_B11L, **words
+        module, padded(query_1HTD), padded(key_1HTD), padded(value_1HTD), mask_B11L, **kwargs
     )
     rows = attended.flatten(0, 1)
     return (rows.index_select(0, place_T) if is_padded or is_rounded else rows)[None], None

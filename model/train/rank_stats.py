@@ -43,9 +43,9 @@ class PerRankStats:
 
 def means_by_rank(sums: list[list[float]]) -> dict[str, float]:
     """``rank_1-5_triples``, ``rank_1-5_loss``, … of each bucket that has triples; ``sums`` are `PerRankStats`'s."""
-    told: dict[str, float] = {}
+    means: dict[str, float] = {}
     for bucket, (count, *totals) in zip(NAMES, sums, strict=True):
         if count:
-            told[logged_name(bucket, TRIPLES)] = int(count)
-            told |= {logged_name(bucket, what): total / count for what, total in zip(MEASURED, totals, strict=True)}
-    return told
+            means[logged_name(bucket, TRIPLES)] = int(count)
+            means |= {logged_name(bucket, what): total / count for what, total in zip(MEASURED, totals, strict=True)}
+    return means

@@ -26,18 +26,18 @@ def decide_on_process0(world: World, decide: Callable[[], Any]) -> Any:
     Where ``decide`` fails every process raises, and none waits in a collective for one that has ended: a UserError or
     an OSError is the same everywhere, of anything else the others raise ProcessFailed.
     """
-    told, fault = {}, None
+    answer, fault = {}, None
     if world.is_first:
         try:
-            told = {"found": decide()}
+            answer = {"found": decide()}
         except Exception as error:
-            told, fault = {"failure": failure_of(error)}, error
-    told = collectives.broadcast_json(world, told)
+            answer, fault = {"failure": failure_of(error)}, error
+    answer = collectives.broadcast_json(world, answer)
     if fault is not None:
         raise fault
-    if "failure" in told:
-        raise error_of(told["failure"])
-    return told["found"]
+    if "failure" in answer:
+        raise error_of(answer["failure"])
+    return answer["found"]
 
 
 def on_process0(world: World, work: Callable[[], Result]) -> Result | None:

@@ -180,5 +180,5 @@ def metrics_record(
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
     """For a log line."""
-    told = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    return told or "no metric: every cut-off is deeper than the lists"
+    message = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    return message or "no metric: every cut-off is deeper than the lists"

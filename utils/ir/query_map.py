@@ -33,7 +33,7 @@ NO_RANK, NOT_NEGATIVE = 0, -1  # the values of ``rank_AN`` that are no rank
 class Neighbourhood:
     """N texts, the query first, then passages, each once; and the A arms whose negatives are among them.
 
-    ``embedding_ND`` float32 are the model's vectors; ``passage_N`` int64 the passages' offsets, -1 for the query;
+    ``embedding_ND`` float32 are the model's embeddings; ``passage_N`` int64 the passages' offsets, -1 for the query;
     ``kind_N`` int8 what each is. ``rank_AN`` int32 is a passage's rank in the search that an arm's negatives are from:
     NO_RANK where that did not return it, NOT_NEGATIVE where it is no negative of the arm. ``files`` are the arms' files
     of negatives, each with as much of its path as tells which arm and refresh it is of.

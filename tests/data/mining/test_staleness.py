@@ -1,4 +1,4 @@
-"""Churn between two refreshes, against sets and loops."""
+"""Staleness between two refreshes, against sets and loops."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def as_sets(lists: NegativeLists) -> dict[tuple[int, int], int]:
     text=st.sampled_from(["top", "bottom", "top:3+random:4", "ranks:4-25", "corpus:6"]),
     seed=st.integers(0, 100),
 )
-def test_churn_against_sets(earlier: list[int], later: list[int], text: str, seed: int) -> None:
+def test_staleness_against_sets(earlier: list[int], later: list[int], text: str, seed: int) -> None:
     candidates = searched(later, seed + 1)
     before, now = chosen(searched(earlier, seed), text, 0), chosen(candidates, text, 1)
     found = staleness_since(before, now, candidates)
@@ -71,16 +71,16 @@ def test_churn_against_sets(earlier: list[int], later: list[int], text: str, see
     }
     mine = {pair: rank for pair, rank in as_sets(before).items() if pair[0] in shared}
     theirs = {pair: rank for pair, rank in as_sets(now).items() if pair[0] in shared}
-    still_there, jaccard = {}, {}
+    rank_retention, jaccard = {}, {}
     for name in NAMES:
         old = {pair for pair, rank in mine.items() if name_of(rank) == name}
         new = {pair for pair, rank in theirs.items() if name_of(rank) == name}
         if old:
-            still_there[name] = sum(name_of(ranks_now.get(pair, 0)) == name for pair in old) / len(old)
+            rank_retention[name] = sum(name_of(ranks_now.get(pair, 0)) == name for pair in old) / len(old)
         if old | new:
             jaccard[name] = len(old & new) / len(old | new)
     assert found.queries == len(shared)
-    assert found.still_there == pytest.approx(still_there) and found.jaccard == pytest.approx(jaccard)
+    assert found.rank_retention == pytest.approx(rank_retention) and found.jaccard == pytest.approx(jaccard)
 
 
 def test_a_refresh_says_what_became_of_the_one_that_searched_the_same_queries(

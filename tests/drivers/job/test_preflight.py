@@ -284,7 +284,7 @@ def test_encoding_takes_the_longest_texts_that_fit(tiny_preprocessed: Path) -> N
     longest = [int(np.diff(cache.offsets_N1).max()) for cache in (collection.passages, collection.queries("dev"))]
     assert [shape[1] for shape in seen] == longest and sides == ["passage", "query"]
     assert seen[0][0] == 3 * 32 // longest[0] and seen[1][0] == sanity_batch.CPU_TEXTS
-    assert f"{seen[0][0]} passages of up to {longest[0]} tokens" in line and "2 finite dims in float32" in line
+    assert f"{seen[0][0]} passages of up to {longest[0]} tokens" in line and "2 finite dimensions in float32" in line
 
 
 @pytest.mark.parametrize("loss", ["pairwise", "in_batch"])

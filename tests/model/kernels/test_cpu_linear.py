@@ -1,4 +1,4 @@
-"""Weights arranged beforehand against float64's products."""
+"""Weights prepacked against float64's products."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers.models.roberta.modeling_roberta import RobertaIntermediate
 from drivers.job.encoder_setup import prepare_encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.kernels import cpu_linear
-from model.kernels.cpu_linear import ArrangedIntermediate, PrepackedLinear, prepack_products
+from model.kernels.cpu_linear import PrepackedIntermediate, PrepackedLinear, prepack_products
 from model.kernels.precision import autocast, is_quick_at_bfloat16
 from utils.distributed.world import World
 
@@ -40,10 +40,10 @@ def make_intermediate(width: int = 24, inner: int = 40, **changes: Any) -> Rober
     return RobertaIntermediate(config).to(BF16)
 
 
-def make_arranged(width: int = 24, inner: int = 40) -> ArrangedIntermediate:
+def make_prepacked(width: int = 24, inner: int = 40) -> PrepackedIntermediate:
     made = make_intermediate(width, inner)
     prepack_products(made, ROWS)
-    assert isinstance(made, ArrangedIntermediate) and isinstance(made.dense, PrepackedLinear)
+    assert isinstance(made, PrepackedIntermediate) and isinstance(made.dense, PrepackedLinear)
     return made
 
 
@@ -77,7 +77,7 @@ def far_off(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_products_are_those_of_float64_but_for_one_rounding(
     rows: int, width: int, inner: int, dtype: torch.dtype
 ) -> None:
-    intermediate = make_arranged(width, inner)
+    intermediate = make_prepacked(width, inner)
     input = 3 * torch.randn(1, rows, width, dtype=dtype)
     product, activated = applied(intermediate.dense, input), applied(intermediate, input)
     assert product.dtype == activated.dtype == BF16 and product.shape == activated.shape == (1, rows, inner)
@@ -87,8 +87,8 @@ def test_products_are_those_of_float64_but_for_one_rounding(
 
 
 @needs_bfloat16
-def test_what_is_arranged_keeps_its_parameters() -> None:
-    before, after = make_intermediate().state_dict(), make_arranged().state_dict()
+def test_what_is_prepacked_keeps_its_parameters() -> None:
+    before, after = make_intermediate().state_dict(), make_prepacked().state_dict()
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -102,9 +102,9 @@ def test_another_activation_is_computed_as_it_was() -> None:
 
 @needs_bfloat16
 def test_gradients_and_other_types_are_the_plain_layers() -> None:
-    arranged, plain = make_arranged(), make_intermediate()
+    prepacked, plain = make_prepacked(), make_intermediate()
     found, expected = [], []
-    for intermediate, results in ((arranged, found), (plain, expected)):
+    for intermediate, results in ((prepacked, found), (plain, expected)):
         torch.manual_seed(6)
         input = torch.randn(7, 24, requires_grad=True)
         with autocast(CPU, BF16):
@@ -116,13 +116,13 @@ def test_gradients_and_other_types_are_the_plain_layers() -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
     with torch.inference_mode(), pytest.raises(RuntimeError, match="dtype"):
-        arranged(torch.randn(7, 24))  # float32 with weights in bfloat16 is a mistake, as it is of plain layers
+        prepacked(torch.randn(7, 24))  # float32 with weights in bfloat16 is a mistake, as it is of plain layers
 
 
 @needs_bfloat16
 def test_a_compiled_model_has_the_plain_layers() -> None:
     """Which its compiler may join with what is around them."""
-    intermediate, input = make_arranged(), torch.randn(7, 24)
+    intermediate, input = make_prepacked(), torch.randn(7, 24)
     seen = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Any:
@@ -145,7 +145,7 @@ def another_product(input: torch.Tensor, *_others: Any) -> torch.Tensor:
 @pytest.mark.parametrize("lacking", ["instructions", "oneDNN", "type", "kernel", "operation", "result"])
 def test_where_it_cannot_be_the_layers_stay(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
     intermediate = make_intermediate()
-    monkeypatch.setattr(cpu_linear, "is_arranging_right", cpu_linear.is_arranging_right.__wrapped__)  # tried again
+    monkeypatch.setattr(cpu_linear, "is_prepacking_right", cpu_linear.is_prepacking_right.__wrapped__)  # tried again
     if lacking == "instructions":
         monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     elif lacking == "oneDNN":
@@ -153,18 +153,18 @@ def test_where_it_cannot_be_the_layers_stay(lacking: str, monkeypatch: pytest.Mo
     elif lacking == "type":
         intermediate.float()
     elif lacking == "kernel":
-        monkeypatch.setattr(cpu_linear, "arrange", no_kernel)
+        monkeypatch.setattr(cpu_linear, "prepack", no_kernel)
     elif lacking == "operation":
         monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True))
     else:
-        monkeypatch.setattr(cpu_linear, "arranged_product", another_product)
+        monkeypatch.setattr(cpu_linear, "prepacked_product", another_product)
     prepack_products(intermediate, ROWS)
     assert type(intermediate) is RobertaIntermediate and type(intermediate.dense) is nn.Linear
 
 
 @needs_bfloat16
 @pytest.mark.parametrize("trains", [False, True])
-def test_an_encoder_is_arranged_for_encoding_alone(trains: bool, tmp_path: Path) -> None:
+def test_an_encoder_is_prepacked_for_encoding_alone(trains: bool, tmp_path: Path) -> None:
     config = RobertaConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
     )
@@ -173,8 +173,8 @@ def test_an_encoder_is_arranged_for_encoding_alone(trains: bool, tmp_path: Path)
         encoder.cast_linear_weights(BF16)
     before = copy.deepcopy(encoder.state_dict())
     prepare_encoder(encoder, BF16, World(0, 1, CPU), trains=trains)
-    arranged = [name for name, module in encoder.named_modules() if type(module) is PrepackedLinear]
-    assert len(arranged) == (0 if trains else 6 * 2)
+    prepacked = [name for name, module in encoder.named_modules() if type(module) is PrepackedLinear]
+    assert len(prepacked) == (0 if trains else 6 * 2)
     encoder.save_pretrained(tmp_path)
     after = encoder.state_dict()
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)

@@ -121,14 +121,14 @@ def recall_of_lists(found_ND: np.ndarray, exact_ND: np.ndarray) -> float:
     return float(np.mean([len(np.intersect1d(a, b)) / 200 for a, b in zip(found, expected, strict=True)]))
 
 
-@pytest.mark.parametrize("prepared", ["by autocast", "lowered", "arranged"])
+@pytest.mark.parametrize("prepared", ["by autocast", "lowered", "prepacked"])
 def test_top_200_in_bfloat16_are_close_to_those_of_float32(prepared: str) -> None:
     """Of random weights, whose scores lie closer together than a trained model's."""
     exact_ND = encode(make_roberta(), None)
     encoder = make_roberta()
     if prepared != "by autocast":
         encoder.cast_linear_weights(BF16)
-    if prepared == "arranged":
+    if prepared == "prepacked":
         encoder.prepack_weights()
     rounded_ND = encode(encoder, BF16)
     assert rounded_ND.dtype == np.float32 and not np.array_equal(exact_ND, rounded_ND)
@@ -155,9 +155,9 @@ def test_a_trained_model_finds_the_same_in_bfloat16() -> None:
     encoder.cast_linear_weights(BF16)
     lowered_ND = encode(encoder, BF16)
     encoder.prepack_weights()
-    arranged_ND = encode(encoder, BF16)
-    assert recall_of_lists(lowered_ND, exact_ND) >= 0.995 and recall_of_lists(arranged_ND, exact_ND) >= 0.995
-    assert np.linalg.norm(arranged_ND - exact_ND) <= 1.02 * np.linalg.norm(lowered_ND - exact_ND)
+    prepacked_ND = encode(encoder, BF16)
+    assert recall_of_lists(lowered_ND, exact_ND) >= 0.995 and recall_of_lists(prepacked_ND, exact_ND) >= 0.995
+    assert np.linalg.norm(prepacked_ND - exact_ND) <= 1.02 * np.linalg.norm(lowered_ND - exact_ND)
 
 
 def test_lowered_weights_are_the_layers_matrices_and_change_nothing() -> None:

@@ -56,11 +56,11 @@ class Lease:
         """Publish a sign of life. Errors of the disk pass: the next one may come through."""
         with self.guard:
             self.count += 1
-            told = {"epoch": self.holder.epoch, "count": self.count, "state": state, **self.status, **values}
+            record = {"epoch": self.holder.epoch, "count": self.count, "state": state, **self.status, **values}
             path = JobLayout(self.directory).heartbeat(self.holder.role, self.holder.epoch)
             staged = self.staging / f"beat-{self.count}"
             try:
-                staged.write_text(json_text({**told, "time": round(time.time(), 3)}, default=str) + "\n")
+                staged.write_text(json_text({**record, "time": round(time.time(), 3)}, default=str) + "\n")
                 staged.replace(path)
             except OSError:
                 self.lost = self.lost or atomic.is_gone(self.staging)
