@@ -31,6 +31,7 @@ from model.encode import EncodingSettings, encode_blocks
 from model.train.optim import make_optimizer
 from model.train.step import make_state, train_step
 from utils.distributed.world import World
+from utils.exchange.layout import RECORD_PATTERN, ArmLayout, RunLayout, numbered
 from utils.flag_values import path_argument
 from utils.ir.metrics import evaluate
 from utils.search.index import Index
@@ -54,11 +55,12 @@ Step = Callable[[Triples], object]
 def quickstart(run: Path) -> tuple[float, float]:
     """Seconds from the start of the top arm until its negatives' dev MRR@10 is enough, and that MRR."""
     environment = {**os.environ, "PYTHON": sys.executable}
-    words = ["bash", "commands/quickstart.sh", "--strategy", "top", "--run_dir", str(run)]
-    subprocess.run(words, cwd=REPO, env=environment, check=True, stdout=sys.stderr)
+    argv = ["bash", "commands/quickstart.sh", "--strategy", "top", "--run_dir", str(run)]
+    subprocess.run(argv, cwd=REPO, env=environment, check=True, stdout=sys.stderr)
     started = (run / ".stages" / "top.begun").stat().st_mtime
-    records = sorted((run / "arms" / "top" / "ann_data").glob("ann_ndcg_*"), key=lambda path: int(path.name[9:]))
-    for path in records:
+    ann_data = ArmLayout(RunLayout(run).arms / "top").ann_data
+    for refresh in numbered(ann_data.root, RECORD_PATTERN):
+        path = ann_data.record(refresh)
         mrr = float(json.loads(path.read_text())["mrr"])
         if mrr >= ENOUGH:
             return path.stat().st_mtime - started, mrr

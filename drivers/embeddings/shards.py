@@ -29,6 +29,7 @@ from utils.exchange.atomic import (
     staging_path,
     sync,
 )
+from utils.exchange.layout import ROWS_END
 from utils.exchange.verify import Expected, Words, verify_files
 
 SHARD_BYTES = 128 * 2**20  # as float32; a float16 shard takes half of it
@@ -76,7 +77,7 @@ class Shards:
 
     def counts_path(self, number: int) -> Path:
         """int32 [texts]: how many rows each has, where ``rows_per_text`` is above 1."""
-        return self.path(number).with_suffix(".rows.npy")
+        return self.path(number).with_suffix(ROWS_END)
 
     def counts(self, number: int) -> np.ndarray:
         """The same; UserError where the file is not there, or not of these texts."""

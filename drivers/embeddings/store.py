@@ -31,7 +31,7 @@ from utils.exchange.atomic import (
     staging_path,
     write_text,
 )
-from utils.exchange.layout import EMBEDDINGS_RECORD, embeddings_path
+from utils.exchange.layout import EMBEDDINGS_RECORD, ROWS_END, embeddings_path
 from utils.exchange.verify import Expected, Words, verify_files
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
@@ -142,7 +142,7 @@ def publish_rows(directory: Path, name: str, rows_Q: np.ndarray, stage: Stage) -
     Returns:
         The sha256 of the file.
     """
-    path = directory / f"{name}.rows.npy"
+    path = directory / f"{name}{ROWS_END}"
 
     def write(staged: Path) -> str:
         np.save(staged, np.asarray(rows_Q, np.int64))
@@ -263,7 +263,7 @@ def read_queries(directory: Path, name: str) -> np.ndarray:
 
 def read_query_rows(directory: Path, name: str) -> np.ndarray:
     """int64 [Q]: which queries are embedded. UserError where the file is missing or damaged."""
-    path = directory / f"{name}.rows.npy"
+    path = directory / f"{name}{ROWS_END}"
     expected = shards_of(directory, read_embeddings_record(directory), name)["rows_sha256"]
     verify_files({path: Expected(None, expected)}, ROWS_WORDS)
     return np.load(path, allow_pickle=False)

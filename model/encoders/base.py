@@ -16,9 +16,8 @@ from torch import nn
 from model.encoders.spec import EncoderSpec, Side, read_config_file
 from model.token_batch import TokenBatch
 from utils.errors import UserError, one_line
+from utils.exchange.model_files import CONFIG, SAFETENSORS
 from utils.json_text import json_text
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,9 @@ class ConfigEncoder(Encoder):
     def save_pretrained(self, directory: Path) -> None:
         from safetensors.torch import save_file
 
-        (directory / "config.json").write_text(json_text(self.config, indent=2, sort_keys=True) + "\n")
+        (directory / CONFIG).write_text(json_text(self.config, indent=2, sort_keys=True) + "\n")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, str(directory / WEIGHTS), metadata={"format": "pt"})
+        save_file(weights, str(directory / SAFETENSORS), metadata={"format": "pt"})
 
     @classmethod
     def new(cls, config: dict[str, Any]) -> Self:
@@ -128,7 +127,7 @@ class ConfigEncoder(Encoder):
         from safetensors.torch import load_file
 
         config = {**read_config_file(name_or_path, config_name)[0], **changes}
-        path = Path(name_or_path) / WEIGHTS
+        path = Path(name_or_path) / SAFETENSORS
         if not path.is_file():
             raise UserError(f"{path} is missing, expected the encoder's weights; train with run_warmup first")
         try:

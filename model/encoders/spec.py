@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from utils.errors import UserError
+from utils.exchange.model_files import CONFIG
 
 Side = Literal["query", "passage"]
 DOT = "dot"  # the inner product, which the indices search by
@@ -60,7 +61,7 @@ class EncoderSpec:
 def read_config_file(directory: str | Path, config_name: str = "") -> tuple[dict[str, Any], Path]:
     """The config.json that a model in ``directory`` will use, and its path; UserError where it cannot be read."""
     place = Path(config_name or directory)
-    path = place / "config.json" if place.is_dir() else place
+    path = place / CONFIG if place.is_dir() else place
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -39,6 +39,7 @@ STOP = "STOP"  # for people
 TAKEN = ".taken"  # ends the name of a stop file that was obeyed
 EMBEDDINGS = "embeddings"  # a generator's, one directory for each model in it
 EMBEDDINGS_RECORD = "embeddings.json"
+ROWS_END = ".rows.npy"  # of a file that says which queries are embedded, or how many rows each passage of a shard has
 TENSORBOARD = "tensorboard"
 
 # In an arm's directory.

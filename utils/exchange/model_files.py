@@ -15,8 +15,9 @@ from utils.exchange.atomic import read_json, sha256_of, sha256_of_json
 
 CONFIG = "config.json"
 INDEX = ".index.json"  # ends the name of a file that lists the shards of weights in several files
+SAFETENSORS = "model.safetensors"
 # In the order in which transformers' loader takes them.
-WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 LENGTHS = ("max_seq_length", "max_query_length")  # a config records with which the model was trained
 # Keys of a config that change nothing a model of the same weights computes; those that begin with "_" neither.
 WITHOUT_EFFECT = frozenset({"architectures", "transformers_version", "dtype", "torch_dtype", *LENGTHS})

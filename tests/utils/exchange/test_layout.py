@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 
 from tests import REPO
-from utils.exchange import layout
+from utils.exchange import layout, model_files
 from utils.exchange.layout import ArmLayout, EvaluationLayout, JobLayout, ReportLayout, RunLayout
 
+SPELLING = ("layout.py", "model_files.py")  # the one for a run, the other for a model
 ROOMS = ("drivers", "data", "model", "utils", "results")
-SOURCES = [path for room in ROOMS for path in sorted((REPO / room).rglob("*.py")) if path.name != "layout.py"]
+SOURCES = [path for room in ROOMS for path in sorted((REPO / room).rglob("*.py")) if path.name not in SPELLING]
 NAMES = {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)} - {layout.NUMBER}
+OF_MODELS = {model_files.CONFIG, model_files.SAFETENSORS}
 # What begins, or ends, a name with a number or a word in it.
 PARTS = ("checkpoint-", "ann_training_data_", "ann_ndcg_", "ann_candidates_", "step-", "seed-", ".stop-")
-ENDS = (".beat", ".trec", ".per_query.tsv", ".by_rank.json", ".taken")
+ENDS = (".beat", ".trec", ".per_query.tsv", ".by_rank.json", ".taken", ".rows.npy")
 # These are other things too: a role, a kind of negatives, a word.
 WORDS = {"bm25", "warmup", "arms", "raw", "tokenizer", "embeddings", "logs", "eval", "inference", "neighbourhood"}
 ALSO_WORDS = WORDS | {"checkpoints", "preprocessed", "tensorboard", "STOP"}
@@ -40,7 +42,7 @@ def spelled_names(source: str) -> list[str]:
             if isinstance(last, ast.Constant) and str(last.value) in ENDS and len(node.values) == 2:
                 found.append(str(last.value))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inside:
-            is_name = node.value in NAMES or (node.value.endswith(ENDS) and " " not in node.value)
+            is_name = node.value in NAMES | OF_MODELS or (node.value.endswith(ENDS) and " " not in node.value)
             if is_name and (node in joined or node.value not in ALSO_WORDS):
                 found.append(node.value)
     return found
