@@ -141,7 +141,14 @@ def publish_view(selected: Selected, search: KeptSearch, output_dir: Path) -> No
 
 
 def view_record(search: KeptSearch, selected: Selected, lists: NegativeLists, run_id: str) -> dict[str, object]:
-    """The generator's record, as far as it holds for another selection from the same search."""
+    """The generator's record, as far as it holds for another selection from the same search.
+
+    Args:
+        search: What was selected from, with the record of its refresh.
+        selected: What was selected, and its counts.
+        lists: The queries that have negatives, as they are published.
+        run_id: This program's.
+    """
     source, selection = search.refresh.record, search.selection
     kept = {name: value for name, value in source.items() if name not in OF_ONE_SELECTION}
     view = {

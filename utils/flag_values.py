@@ -137,25 +137,28 @@ def flag(
     aliases: Sequence[str] = (),
     choices: Collection[str] | None = None,
 ) -> Any:
-    """One flag of a program; ``aliases`` and ``choices`` are argparse's.
+    """One flag of a program, as the field of a dataclass. A number must have at least one end of its range.
 
-    ``help`` may be a function, which is called when the parser is made: it knows the words registered until then.
+    Args:
+        default: its value where it is not given; without one it must be.
+        help: its line in --help; or what makes the line with the parser, of the words registered until then.
+        at_least: the smallest value.
+        above: every value is larger.
+        at_most: the largest value.
+        is_path: a ``~`` is expanded, and "" refused where it is not the default; a name of the hub passes as it is.
+        decides: what another value means to a run that has begun. "result": another run. "bytes": the same mathematics
+            with other rounding and draws of dropout. "step": as `drivers.job.resume.step_refusal` has it. "nothing":
+            its effect is recorded as something else (the sha256 of what a path names, the type that --dtype resolves
+            to, the key of the embeddings), or it has none. None: a path decides nothing, any other flag the result.
+        group: its section of --help; None for that of the class that declares it.
+        aliases: other names of the flag, as argparse takes them.
+        choices: the values that it may have, as argparse takes them.
 
-    A number must have at least one end of its range: ``at_least``, ``above``, ``at_most``. ``is_path``: a ``~`` is
-    expanded, and "" refused where it is not the default; a name of the hub passes as it is. ``group`` is its section of
-    --help; without one it stands in that of the class that declares it.
-
-    ``decides`` says what another value means to a run that has begun: "result", another run; "bytes", the same
-    mathematics with other rounding and draws of dropout; "step", as `drivers.job.resume.step_refusal` has it; "nothing"
-    where its effect is recorded as something else (the sha256 of what a path names, the type that --dtype resolves to,
-    the key of the embeddings) or it has none. Without a word it decides the result, a path nothing.
+    Returns:
+        What `dataclasses.field` makes, with all this in its metadata.
     """
-    metadata: dict[str, object] = {
-        "help": help,
-        "is_path": is_path,
-        "decides": decides or ("nothing" if is_path else "result"),
-        "group": group,
-    }
+    metadata: dict[str, object] = {"help": help, "is_path": is_path, "group": group}
+    metadata["decides"] = decides or ("nothing" if is_path else "result")
     metadata |= {"aliases": list(aliases)} if aliases else {}
     metadata |= {"choices": choices} if choices is not None else {}
     if not at_least is above is at_most is None:

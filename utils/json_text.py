@@ -11,7 +11,14 @@ from typing import Any
 def json_text(
     value: object, indent: int | None = None, default: Callable[[Any], Any] | None = None, sort_keys: bool = False
 ) -> str:
-    """``value`` as JSON. A number that is not finite becomes null: JSON has no NaN and no Infinity."""
+    """JSON in which a number that is not finite is null: JSON has no NaN and no Infinity.
+
+    Args:
+        value: what is written.
+        indent: blanks for each level; None for a single line.
+        default: makes something that JSON has of what it has not.
+        sort_keys: in the order of the keys, else in that of their insertion.
+    """
     return json.dumps(finite(value), indent=indent, default=default, sort_keys=sort_keys, allow_nan=False)
 
 

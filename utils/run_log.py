@@ -72,6 +72,14 @@ class Progress:
 
 
 def progress_line(what: str, done: int, total: int | None, seconds: float) -> str:
+    """How far a loop is, its rate, and when it will have ended.
+
+    Args:
+        what: stands before the number: what is counted.
+        done: how many so far.
+        total: how many there will be; None where that is not known.
+        seconds: since it started.
+    """
     rate = done / seconds if seconds > 0 else 0.0
     text = f"{what} {done:,}"
     if total:
@@ -109,7 +117,14 @@ def installed_versions() -> dict[str, str]:
 
 
 def header(program: str, run_id: str, flags_as_json: str, devices: list[str]) -> list[str]:
-    """The first lines of every `.out`: enough to say later what ran where."""
+    """The first lines of every `.out`: enough to say later what ran where.
+
+    Args:
+        program: its name, such as run_ann.
+        run_id: this process's run.
+        flags_as_json: the resolved flags.
+        devices: the name of each process's.
+    """
     git = git_state()
     return [
         f"program {program} run {run_id} host {socket.gethostname()} devices {', '.join(devices)}",

@@ -93,26 +93,40 @@ def sample_mask(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray,
     return FROM_CANDIDATES[sampler.kind].take(sampler, pool, within_QK, number)
 
 
-# What a word takes; arguments and result are those of `sample_mask`, with the window taken off already.
+# What a word takes.
 
 
 def best_ranked(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
+    """The first of the ranking.
+
+    Args: those of `sample_mask`, the window taken off already.
+    """
     return available_QK & (np.cumsum(available_QK, axis=1) <= sampler.count)
 
 
 def worst_ranked(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
+    """The last of the ranking.
+
+    Args: those of `sample_mask`, the window taken off already.
+    """
     return available_QK & (np.cumsum(available_QK[:, ::-1], axis=1)[:, ::-1] <= sampler.count)
 
 
 def drawn_evenly(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
-    """All where the sampler has no number."""
+    """Each available candidate with the same chance; all of them where the sampler has no number.
+
+    Args: those of `sample_mask`, the window taken off already.
+    """
     if not sampler.count:
         return available_QK
     return k_smallest_mask(pool.keys(number, available_QK.shape[1]), available_QK, sampler.count)
 
 
 def drawn_by_rank(sampler: Sampler, pool: CandidatePool, available_QK: np.ndarray, number: int) -> np.ndarray:
-    """A rank's chance is in proportion to one over it."""
+    """A rank's chance is in proportion to one over it.
+
+    Args: those of `sample_mask`, the window taken off already.
+    """
     keys_QK = exponential_keys(pool.keys(number, available_QK.shape[1]), 1.0 / pool.rank_1K)
     return k_smallest_mask(keys_QK, available_QK, sampler.count)
 

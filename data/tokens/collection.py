@@ -116,7 +116,16 @@ class Preprocessed:
 
 
 def check_count(directory: Path, name: str, count: int, counts: dict[str, int]) -> None:
-    """UserError where the manifest's count of ``name`` is another."""
+    """A cache has as many rows as the manifest says.
+
+    Args:
+        directory: The preprocessed directory, for the message.
+        name: The cache's: passages, train-query, …
+        count: Its rows.
+        counts: The manifest's, by name.
+    Raises:
+        UserError: the manifest has none of this name, or another.
+    """
     if counts.get(name) != count:
         raise UserError(
             f"{directory}: {name} has {count} rows, {MANIFEST} says {counts.get(name)}; "

@@ -50,8 +50,18 @@ def batches_from_lists(
 ) -> Iterator[Batch]:
     """This process's training batches, endlessly; each of the global batch's equal parts goes to one process.
 
-    ``stream`` (the refresh number) and the seed decide their order; ``start`` batches have been trained on already.
-    ``seen`` notes the queries of those, and of each batch that is taken.
+    Args:
+        settings: The size of a process's batch, and how long its texts may be.
+        collection: The tokens, and the train qrels.
+        world: How many processes share a global batch, and which of them this is.
+        lists: The negatives.
+        stream: The refresh's number: with the seed it decides the order.
+        start: So many batches have been trained on already, and are omitted.
+        seen: Notes the queries of those, and of each batch that is taken; None where nobody asks.
+    Returns:
+        The batches, made in a thread ahead of their use.
+    Raises:
+        UserError: there is no triple at all, at the first batch.
     """
     queries = gather_from(collection.queries("train"), settings.max_query_length)
     passages = gather_from(collection.passages, settings.max_seq_length)
@@ -98,11 +108,19 @@ class Triples:
 def batches_of_triples(
     lists: NegativeLists, group_size: int, batch_triples: int, seed: int, stream: int, start: int = 0
 ) -> Iterator[Triples]:
-    """Endless batches of ``batch_triples``, one round of `triple_order` after another.
+    """Endless batches of all processes together, one round of `triple_order` after another; one may span several.
 
-    The order depends on (seed, stream, query, round) alone; ``stream`` is the refresh number. ``start`` skips
-    that many batches, to resume where an interrupted run was. A batch may span several rounds.
-    UserError where there is no triple at all.
+    The order depends on (seed, stream, query, round) alone.
+
+    Args:
+        lists: The negatives.
+        group_size: So many triples of a query follow each other; 0: all of its negatives once.
+        batch_triples: The triples of a batch.
+        seed: Of the run.
+        stream: The refresh's number.
+        start: So many batches are omitted, to resume where an interrupted run was.
+    Raises:
+        UserError: there is no triple at all.
     """
     if lists.triples == 0:
         raise UserError("the negatives file holds no negative at all; use a larger --topk_training or collection")
@@ -160,10 +178,17 @@ def make_batch(
     gather_passages: Gather,
     positives: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Batch:
-    """Look up the tokens of the process's share of ``triples``.
+    """Look up the tokens of the process's share of a global batch.
 
-    With ``positives`` the batch is made for the in-batch loss: known positives of a query are masked out
-    of its negatives, and a passage that several processes hold counts once.
+    Args:
+        triples: The global batch.
+        process: Which share, from 0.
+        processes: How many shares there are.
+        gather_queries: The tokens of queries, by their rows.
+        gather_passages: The tokens of passages, by their rows.
+        positives: The known pairs, int64 (query_P, passage_P), sorted, where the batch is for the in-batch loss: a
+            query's known positives are masked out of its negatives, and a passage that several processes hold counts
+            once.
     """
     mine = triples.part(process, processes)
     query_B, query_index_T = np.unique(mine.query_T, return_inverse=True)
@@ -187,7 +212,16 @@ def make_batch(
 def in_batch_mask(
     triples: Triples, process: int, processes: int, positives: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``allowed_TG`` and ``target_T`` of `Batch`. Every process knows the whole batch, so nothing is sent."""
+    """Which passages the process's triples are scored against. Every process knows the whole batch: nothing is sent.
+
+    Args:
+        triples: The global batch.
+        process: Which share is this process's, from 0.
+        processes: How many shares there are.
+        positives: The known pairs, int64 (query_P, passage_P), sorted.
+    Returns:
+        ``allowed_TG`` (bool) and ``target_T`` (int64) of `Batch`.
+    """
     parts = [triples.part(r, processes) for r in range(processes)]
     passage_G = np.concatenate([np.unique(np.concatenate([p.positive_T, p.negative_T])) for p in parts])
     different, first_G = np.unique(passage_G, return_index=True)

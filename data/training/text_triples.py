@@ -49,7 +49,13 @@ def batches_of_text_triples(
 ) -> Iterator[list[TextTriple]]:
     """Batches in file order, endlessly; the file is shuffled already (MS MARCO's is).
 
-    ``start`` skips that many batches, to resume where an interrupted run was.
+    Args:
+        path: The file.
+        batch_triples: The triples of a batch, all processes' together.
+        max_doc_character: A passage is cut at so many characters.
+        start: So many batches are omitted, to resume where an interrupted run was.
+    Raises:
+        UserError: as `read_text_triples`, when the line is reached.
     """
     yield from islice(endless_batches(path, batch_triples, max_doc_character), start, None)
 
@@ -82,7 +88,20 @@ def open_text_tokenizer(directory: str | Path) -> Callable[[list[str], int], tup
 def batches_from_text(
     settings: BatchSettings, collection: Preprocessed, world: World, triples: Path, tokenizer: str, start: int
 ) -> Iterator[Batch]:
-    """The same of a file of text triples, in its order."""
+    """This process's training batches of a file of text triples, in its order, endlessly.
+
+    Args:
+        settings: The size of a process's batch, and how long its texts may be.
+        collection: Says at how many characters a passage is cut.
+        world: How many processes share a global batch, and which of them this is.
+        triples: The file.
+        tokenizer: Its directory.
+        start: So many batches have been trained on already, and are omitted.
+    Returns:
+        The batches, made in a thread ahead of their use.
+    Raises:
+        UserError: there is no tokenizer; or as `read_text_triples`, when the line is reached.
+    """
     tokenize = open_text_tokenizer(tokenizer)
     max_doc_character = collection.manifest["max_doc_character"]
     made = (
@@ -109,7 +128,17 @@ def make_text_batch(
     max_seq_length: int,
     is_over_batch: bool,
 ) -> Batch:
-    """The process's part of a batch. Equal texts are one query or passage; the batch's own pairs are its positives."""
+    """The process's part of a batch. Equal texts are one query or passage; the batch's own pairs are its positives.
+
+    Args:
+        batch: The global batch.
+        process: Which share, from 0.
+        processes: How many shares there are.
+        tokenize: Of `open_text_tokenizer`.
+        max_query_length: In tokens.
+        max_seq_length: Of a passage, in tokens.
+        is_over_batch: Whether the loss scores a query against all passages of the batch.
+    """
     queries = sorted({query for query, _, _ in batch})
     passages = sorted({text for _, positive, negative in batch for text in (positive, negative)})
     query_at, passage_at = ({text: i for i, text in enumerate(texts)} for texts in (queries, passages))

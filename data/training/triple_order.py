@@ -35,7 +35,15 @@ def triples_of_a_round(lists: NegativeLists, group_size: int) -> int:
 def turns_of_a_round(
     lists: NegativeLists, group_size: int, seed: int, stream: int, number: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Round ``number`` in order, some turns at a time: (row_R, size_R), whose each is, and of how many triples."""
+    """A round's turns in order, some at a time.
+
+    Args:
+        lists: The negatives.
+        group_size: The triples of a turn; 0: all of a query's negatives.
+        seed, stream, number: Of the run; of the refresh; and of the round, from 0.
+    Returns:
+        (row_R, size_R), int64: the row of ``lists`` whose turn it is, and of how many triples.
+    """
     count_Q = (lists.negative_QN >= 0).sum(1)
     row_R = np.flatnonzero(count_Q)
     turn_R = random_keys(seed, stream, FOR_TURNS, lists.query_Q[row_R], 1, number)[:, 0]
@@ -50,13 +58,23 @@ def turns_of_a_round(
 def triple_order(
     lists: NegativeLists, group_size: int, seed: int, stream: int, number: int, skip: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Round ``number`` of training, in order and in parts: (row_T, column_T) into ``negative_QN``.
+    """A round of training, in order and in parts.
 
     In a round each query that has a negative has one turn, of ``group_size`` triples, in an order keyed by query and
     round. It is the same for other lists of these queries, however many negatives each has, which lets arms differ in
     their negatives alone. A query's negatives come in random order, and when all have been used in a new one; a turn
     may span both. ``group_size`` 0 is ANCE's: a turn is all of a query's negatives, so a round is an epoch, and lists
-    of other lengths part. The first ``skip`` triples are omitted.
+    of other lengths part.
+
+    Args:
+        lists: The negatives.
+        group_size: The triples of a turn; 0: all of a query's negatives.
+        seed: Of the run.
+        stream: The refresh's number.
+        number: The round's, from 0.
+        skip: So many triples at its beginning are omitted.
+    Returns:
+        (row_T, column_T), int64, into ``negative_QN``.
     """
     for row_R, size_R in turns_of_a_round(lists, group_size, seed, stream, number):
         if skip >= (triples := int(size_R.sum())):
@@ -70,10 +88,20 @@ def triple_order(
 def places_of_turns(
     lists: NegativeLists, row_R: np.ndarray, size_R: np.ndarray, seed: int, stream: int, number: int
 ) -> np.ndarray:
-    """column_T of the turns of these rows, one after the other: of each row's endless sequence the next ``size``.
+    """The negatives of some turns of a round, one turn after the other: of each row's endless sequence the next.
 
     The sequence is one random order of the row's negatives after another; order c is drawn with the row's keys from
     c * width on.
+
+    Args:
+        lists: The negatives.
+        row_R: int64, the row of ``lists`` whose turn it is.
+        size_R: int64, the triples of each turn.
+        seed: Of the run.
+        stream: The refresh's number.
+        number: The round's, from 0.
+    Returns:
+        column_T, int64, into ``negative_QN``.
     """
     width = lists.negative_QN.shape[1]
     count_R = (lists.negative_QN[row_R] >= 0).sum(1)
@@ -94,7 +122,17 @@ def places_of_turns(
 def queries_in_order(
     lists: NegativeLists, group_size: int, seed: int, stream: int, triples: int
 ) -> Iterator[np.ndarray]:
-    """The query of each of the first ``triples`` of training, in parts: query_T; without choosing their negatives."""
+    """The query of each of the first triples of training, without choosing their negatives.
+
+    Args:
+        lists: The negatives.
+        group_size: The triples of a turn; 0: all of a query's negatives.
+        seed: Of the run.
+        stream: The refresh's number.
+        triples: How many.
+    Returns:
+        query_T, int64, in parts.
+    """
     for number in count():
         for row_R, size_R in turns_of_a_round(lists, group_size, seed, stream, number):
             if triples <= 0:

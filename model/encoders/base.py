@@ -92,7 +92,13 @@ class Encoder(nn.Module):
 
     @classmethod
     def load(cls, name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> Encoder:
-        """See `model.encoders.registry.load_encoder`."""
+        """Weights and config of a directory, or of a hub's name where the type has such.
+
+        Args: those of `model.encoders.registry.load_encoder`.
+
+        Raises:
+            UserError: files are missing or damaged, or without the head where none may be new.
+        """
         raise NotImplementedError
 
 
@@ -122,7 +128,13 @@ class ConfigEncoder(Encoder):
 
     @classmethod
     def load(cls, name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> Self:
-        """Raises UserError where the weights are missing, damaged or of another shape."""
+        """A config.json and a safetensors file.
+
+        Args: those of `model.encoders.registry.load_encoder`.
+
+        Raises:
+            UserError: the weights are missing, damaged or of another shape.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 

@@ -183,7 +183,13 @@ class RobertaDot(RobertaPreTrainedModel, Encoder):  # type: ignore[misc]  # save
 
     @classmethod
     def load(cls, name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> RobertaDot:
-        """UserError where files are missing or damaged, or without the head where none may be new."""
+        """By transformers' loader, in float32.
+
+        Args: those of `model.encoders.registry.load_encoder`.
+
+        Raises:
+            UserError: files are missing or damaged, or without the head where none may be new.
+        """
         try:
             config = RobertaConfig.from_pretrained(config_name or name_or_path)
             config.update(changes)

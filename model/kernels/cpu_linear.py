@@ -52,7 +52,18 @@ class PrepackedIntermediate(RobertaIntermediate):
 def prepacked_product(
     input: torch.Tensor, prepacked: torch.Tensor, bias: torch.Tensor | None, activation: str = "none", kind: str = ""
 ) -> torch.Tensor:
-    """bfloat16. The words are torch's for oneDNN: of gelu, ``none`` is the exact one and ``tanh`` the approximation."""
+    """A linear layer's product, in bfloat16, and what is computed of it before it is rounded.
+
+    Args:
+        input: [..., width], of any float type.
+        prepacked: the weight, by `prepack`.
+        bias: [inner], or None.
+        activation: torch's word for oneDNN: none, gelu, …
+        kind: of gelu, ``none`` is the exact one and ``tanh`` the approximation; "" for an activation of a single kind.
+
+    Returns:
+        bfloat16 [..., inner].
+    """
     rounded = input.to(torch.bfloat16)
     made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rounded, prepacked, bias, activation, [], kind)
     return made

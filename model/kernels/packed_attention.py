@@ -80,11 +80,18 @@ def packed_attention_on_cpu(
     tokens: int,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As `packed_attention`, by `cpu_eager_or_sdpa` on padded rows; ``place_T`` is each token's in B rows of L.
+    """As `packed_attention`, by `cpu_eager_or_sdpa` on padded rows.
 
-    Behind the first ``tokens`` stand those that round up the products' rows: they belong to no text, and get what is
-    found at their place. Attention is a layer's smallest part, and torch's own of nested tensors goes over the texts
-    one by one on a CPU.
+    Attention is a layer's smallest part, and torch's own of nested tensors goes over the texts one by one on a CPU.
+
+    Args:
+        module: the attention layer, as transformers gives it.
+        query_1HTD, key_1HTD, value_1HTD: H heads of T tokens.
+        mask: transformers' own, not looked at.
+        is_token_BL: bool, True where a row of the padded B x L has a token.
+        place_T: int64, each token's place among the B x L.
+        tokens: how many of the T are the texts'; those behind round up the products' rows, and belong to no text.
+        **kwargs: dropout and scaling, as of `packed_attention`, and what else transformers gives.
     """
     is_padded, is_rounded = tokens < is_token_BL.numel(), tokens < len(place_T)
 

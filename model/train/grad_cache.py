@@ -27,7 +27,17 @@ def plan_micro_batches(lengths_B: torch.Tensor, budget_tokens: int) -> list[torc
 
 
 def encode_micro_batch(encoder: Encoder, tokens: TokenBatch, side: Side, rows_P: torch.Tensor) -> torch.Tensor:
-    """The embeddings [P, D] of some texts of the batch, or [P, R, D]."""
+    """Some texts of a batch through the encoder.
+
+    Args:
+        encoder: in the mode and the autocast that the caller has set.
+        tokens: the batch's B texts.
+        side: which of the encoder's.
+        rows_P: int64, which texts.
+
+    Returns:
+        Embeddings [P, D], or [P, R, D], with their graph.
+    """
     return encoder.encode(tokens.select(rows_P), side).filled()
 
 
@@ -39,7 +49,17 @@ def unsort(parts: list[torch.Tensor], plan: list[torch.Tensor]) -> torch.Tensor:
 def encode_in_micro_batches(
     encoder: Encoder, tokens: TokenBatch, side: Side, budget_tokens: int | None
 ) -> torch.Tensor:
-    """The embeddings [B, D], or [B, R, D], with their graph; None for the budget is a single micro-batch."""
+    """A batch's texts through the encoder, those of similar length together.
+
+    Args:
+        encoder: in the mode and the autocast that the caller has set.
+        tokens: B texts.
+        side: which of the encoder's.
+        budget_tokens: of a micro-batch, padding included; None for a single micro-batch.
+
+    Returns:
+        Embeddings [B, D], or [B, R, D], in the batch's order, with their graph.
+    """
     if budget_tokens is None or tokens.padded_tokens <= budget_tokens:
         return encoder.encode(tokens, side).filled()
     plan = plan_micro_batches(tokens.lengths_B, budget_tokens)
@@ -76,6 +96,7 @@ def cached_backward(
     GradCache: Gao et al. 2021, arXiv 2101.06983.
 
     Args:
+        encoder: whose weights get the gradients.
         texts: batches, each of one side.
         loss_of: takes their embeddings, in this order.
         budget_tokens: of a micro-batch, which is made twice with the same dropout, and gives the same bits.
@@ -124,6 +145,7 @@ def backward_again(
     """Every micro-batch a second time, from the same generators, to bring the embeddings' gradients to the weights.
 
     Args:
+        encoder: whose weights get the gradients.
         texts: batches, each of one side.
         plans: each batch's micro-batches.
         cached: each batch's embeddings, with their gradients.

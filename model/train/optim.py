@@ -45,6 +45,7 @@ def make_optimizer(
 
     Args:
         name: lamb (ANCE's default), adamW, or apex_fused_lamb, NVIDIA's.
+        encoder: on the device where it is trained.
         learning_rate: the peak.
         epsilon: of Adam and LAMB, added to the root of the second moment.
         weight_decay: decoupled from the gradient.

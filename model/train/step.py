@@ -106,7 +106,18 @@ def make_state(
     max_grad_norm: float,
     grad_cache_tokens: int = 0,
 ) -> TrainingState:
-    """``grad_cache_tokens`` above 0: micro-batches of so many tokens with GradCache, for batches beyond memory."""
+    """The state before the first step, wrapped for several processes where there are several.
+
+    Args:
+        encoder: on the process's device.
+        loss: a word of --loss.
+        optimizer: of the encoder's weights.
+        scheduler: of the optimizer's learning rate, called once a step.
+        world: the processes, whose gradients become their mean.
+        dtype: the type to autocast to, None for float32; float16 has its loss scaled.
+        max_grad_norm: the gradient is clipped to it; 0 for no clipping.
+        grad_cache_tokens: above 0, micro-batches of so many tokens with GradCache, for batches beyond memory.
+    """
     tally = PerRankStats(world.device)
     module: nn.Module = TrainingStep(encoder, loss, tally)
     if world.size > 1 and not grad_cache_tokens:  # which adds the processes' gradients up by itself

@@ -79,6 +79,16 @@ def working(directory: Path, role: str, timeouts: LeaseTimeouts, run_id: str) ->
     """Be the one ``role`` of ``directory`` for the block (`lease.role_held`); FAILED.json tells the peer of an error.
 
     A peer that has failed is the cause already told; it is not told again.
+
+    Args:
+        directory: the job's; it is made.
+        role: trainer, generator, …
+        timeouts: of the lease.
+        run_id: this job's.
+
+    Raises:
+        UserError: a living job has the role.
+        Fenced: another took it over and this one had not noticed yet.
     """
     with role_held(directory, role, timeouts, run_id) as lease:
         clear_failed(lease)

@@ -37,9 +37,11 @@ def wait_for(
     quiet: bool = False,
     wake_early: Callable[[], object] = lambda: False,
 ) -> Found:
-    """Call ``look`` until it finds something: soon, then every ten seconds; say ``what`` is waited for each minute.
+    """Look until there is something: soon, then every ten seconds; the log says each minute that we wait.
 
     Args:
+        look: gives what is found, None as long as there is nothing.
+        what: is waited for, in the log's words.
         sleep, clock: in seconds.
         limit_seconds: after which nothing is a UserError.
         quiet: say nothing.

@@ -113,11 +113,19 @@ def metrics_to(depth: float) -> tuple[str, ...]:
 def per_query_metrics(
     qrels: Mapping[int, Mapping[int, int]], queries_Q: np.ndarray, passages_QK: np.ndarray, depth: float
 ) -> dict[int, dict[str, float]]:
-    """Metrics of each query that was answered and judged, those of `metrics_to` the ``depth``.
+    """Metrics of each query that was answered and judged; one without judgements is omitted.
 
-    ``qrels[query][passage]`` is a relevance (1 and above is relevant, below 0 counts as 0), ``passages_QK`` int64
-    holds the ranking of ``queries_Q[i]`` in row i, best first, -1 after the end of a short list. ``depth`` is `reach`
-    of the length that was asked for. A query of ``queries_Q`` without judgements is omitted.
+    Args:
+        qrels: ``qrels[query][passage]`` is a grade: 1 and above is relevant, below 0 counts as 0.
+        queries_Q: int64, the queries that were answered.
+        passages_QK: int64, the ranking of ``queries_Q[i]`` in row i, best first, -1 after the end of a short list.
+        depth: `reach` of the length that was asked for; the metrics are those of `metrics_to` it.
+
+    Returns:
+        ``[query][metric]``, each from 0 to 1.
+
+    Source:
+        trec_eval by pytrec_eval (Van Gysel and de Rijke 2018), and each metric's own in `METRICS`.
     """
     import pytrec_eval
 
@@ -155,9 +163,12 @@ def computed(ranking: Sequence[int], judged: Mapping[int, int]) -> dict[str, flo
 def evaluate(
     qrels: Mapping[int, Mapping[int, int]], queries_Q: np.ndarray, passages_QK: np.ndarray, depth: float
 ) -> dict[str, float]:
-    """Means over all queries of ``qrels``; see `per_query_metrics` for the arguments.
+    """Means over all queries of the qrels; one that was not answered counts as 0.
 
-    Raises UserError where the qrels are empty.
+    Args: those of `per_query_metrics`.
+
+    Raises:
+        UserError: the qrels are empty.
     """
     return mean_metrics(qrels, per_query_metrics(qrels, queries_Q, passages_QK, depth), depth)
 
@@ -174,7 +185,15 @@ def mean_metrics(
 def metrics_record(
     metrics: Mapping[str, float], queries: int, model: str, step: int | None, seconds: float
 ) -> dict[str, object]:
-    """The contents of every metrics.json. ``queries`` is the number of those that the means are over."""
+    """The contents of every metrics.json.
+
+    Args:
+        metrics: means, by name.
+        queries: how many the means are over.
+        model: the checkpoint's directory, or the name of what ranked.
+        step: the checkpoint's; None where it has none.
+        seconds: how long the evaluation took.
+    """
     return {"metrics": dict(metrics), "queries": queries, "model": model, "step": step, "seconds": round(seconds, 3)}
 
 

@@ -22,10 +22,18 @@ def write_run(
     scores_QK: np.ndarray,
     tag: str,
 ) -> None:
-    """Write the lists whole or not at all. ``passages_QK`` indexes ``passage_ids``, -1 after a list's end.
+    """Write the lists whole or not at all.
 
     Columns are separated by blanks as everywhere, by tabs where an id itself holds a blank. The scores are those of
     `strictly_descending`: evaluators sort by them, and break ties by the passage's id.
+
+    Args:
+        path: the file.
+        query_ids_Q: the original ids of the queries.
+        passage_ids: the original ids of all passages.
+        passages_QK: int64, places in ``passage_ids``, best first, -1 after a list's end.
+        scores_QK: float, of these passages, descending.
+        tag: the run's name, the last column.
     """
     separator = "\t" if any(" " in an_id for ids in (query_ids_Q, passage_ids) for an_id in ids) else " "
 

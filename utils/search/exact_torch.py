@@ -90,9 +90,16 @@ def torch_top_k(
 def growing_blocks(
     passages: Passages, settings: SearchSettings, k: int, widest: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Blocks of passages that grow up to ``widest``, as fewer of their scores reach a list's last place.
+    """Blocks of passages that grow, as fewer of their scores reach a list's last place.
 
-    Yields the number of a block's first row, and its rows, float [M, D].
+    Args:
+        passages: what is searched.
+        settings: how much memory a block may take.
+        k: how long the lists are.
+        widest: the most rows of a block.
+
+    Returns:
+        The number of a block's first row, and its rows, float [M, D].
     """
     first = 0
     for held_MD in passages.blocks(rows_in(settings.passages_bytes, passages.embedding_dim)):

@@ -157,7 +157,20 @@ def gpu_refusal(faiss_index: str, embedding_dim: int, nprobe: int, device: torch
 
 @functools.cache
 def lasting_gpu_refusal(faiss_index: str, embedding_dim: int, nprobe: int, device: torch.device) -> str:
-    """The same, found once. faiss's own error where memory ran out, which is tried again at the next call."""
+    """The same, found once.
+
+    Args:
+        faiss_index: in the language of faiss's index factory.
+        embedding_dim: numbers in a row.
+        nprobe: how many cells are to be visited; 0 keeps the index's own number.
+        device: the GPU.
+
+    Returns:
+        Why faiss does not take the index to the GPU, "" where it does.
+
+    Raises:
+        RuntimeError: faiss's own, memory ran out: it is tried again at the next call.
+    """
     try:
         on_gpu(make_index(faiss_index, embedding_dim, nprobe), device, 0)
     except RuntimeError as error:

@@ -81,7 +81,14 @@ def acquire(
 def take_if_free(watch: Watch, timeouts: LeaseTimeouts, run_id: str, lock: int | None) -> Lease | None:
     """One look at the holder: the next epoch where it has ended or is dead, None where that is not known yet.
 
-    The arguments are `acquire`'s. UserError where it lives.
+    Args:
+        watch: of the role's holder.
+        timeouts: of the new lease.
+        run_id: this job's.
+        lock: the descriptor of the role's flock, where this process has it.
+
+    Raises:
+        UserError: the holder lives.
     """
     directory, role, state = watch.directory, watch.role, watch.look()
     has_ended = state in ("", ENDED, STOPPED, FAILED_STATE)
@@ -107,7 +114,14 @@ def try_epoch(
     """The lease of ``epoch``, or None where another job was quicker.
 
     The staging directory is there before the lease: whoever comes after us finds it and can move it away.
-    ``locked``: this process has the role's flock. The other arguments are `acquire`'s.
+
+    Args:
+        directory: the job's.
+        role: trainer, generator, …
+        epoch: the lease's number, from 1.
+        timeouts: of the new lease.
+        run_id: this job's.
+        locked: this process has the role's flock.
     """
     staging = atomic.make_own_directory(JobLayout(directory).staging, f"{role}-{epoch}-{secrets.token_hex(4)}")
     holder = LeaseRecord(
@@ -124,22 +138,31 @@ def try_epoch(
         staging=staging.name,
         time=round(time.time(), 3),
     )
-    staged = staging / "lease"
     try:
-        try:
-            staged.write_text(atomic.dump_with_checksum(asdict(holder)), encoding="utf-8")
-            atomic.sync(staged)
-            os.link(staged, JobLayout(directory).lease(role, epoch))
-        except (FileExistsError, FileNotFoundError):  # taken; or swept away by the one that took it
-            if not atomic.is_same_file(staged, JobLayout(directory).lease(role, epoch)):
-                shutil.rmtree(staging, ignore_errors=True)
-                return None
-        atomic.sync(JobLayout(directory).leases)
-        staged.unlink(missing_ok=True)
+        is_ours = publish_lease(directory, holder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    if not is_ours:
+        shutil.rmtree(staging, ignore_errors=True)
+        return None
     return Lease(directory, holder)
+
+
+def publish_lease(directory: Path, holder: LeaseRecord) -> bool:
+    """Link the record where everybody looks; False where another job was quicker."""
+    path = JobLayout(directory).lease(holder.role, holder.epoch)
+    staged = JobLayout(directory).staging / holder.staging / "lease"
+    try:
+        staged.write_text(atomic.dump_with_checksum(asdict(holder)), encoding="utf-8")
+        atomic.sync(staged)
+        os.link(staged, path)
+    except (FileExistsError, FileNotFoundError):  # taken; or swept away by the one that took it
+        if not atomic.is_same_file(staged, path):
+            return False
+    atomic.sync(JobLayout(directory).leases)
+    staged.unlink(missing_ok=True)
+    return True
 
 
 def fence_others(directory: Path, role: str, lease: Lease) -> None:
@@ -199,8 +222,12 @@ def role_held(
     """Be the one ``role`` of ``directory`` for the block, giving signs of life, and leave a last word.
 
     The block ends "ended", "stopped" (`Stopped`, a signal) or "failed" (any other exception, whose text is told).
-    UserError where a living job has the role; Fenced where another took it over and this one had not noticed yet.
-    The arguments are `acquire`'s.
+
+    Args: those of `acquire`.
+
+    Raises:
+        UserError: a living job has the role.
+        Fenced: another took it over and this one had not noticed yet.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with flock_if_free(JobLayout(directory).role_lock(role)) as lock:
