@@ -1,4 +1,4 @@
-"""docs/architecture.md and docs/extending.md: the packages and the names that they send a reader to."""
+"""docs/architecture.md and docs/extending.md: the packages, how large they are, and the names a reader is sent to."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.test_imports import PACKAGES_BELOW
 ARCHITECTURE = REPO / "docs" / "architecture.md"
 EXTENDING = REPO / "docs" / "extending.md"
 ROOMS = ("drivers", "data", "model", "utils", "results")
+MOST_MODULES, MOST_LINES = 13, 300  # of a folder, __init__.py apart; of a module
 # `FILE`: `NAME`, `NAME`
 SIGNPOST = re.compile(r"`([\w/.-]+\.(?:py|sh))`: ((?:`[\w.]+`(?:, )?)+)")
 
@@ -105,3 +106,29 @@ def test_the_picture_has_every_package_and_no_other() -> None:
 def test_packages_import_those_below_them_in_the_picture() -> None:
     line_of = packages_of_picture()
     assert all(line_of[one] < line_of[other] for one, below in PACKAGES_BELOW.items() for other in below)
+
+
+# How large
+
+
+def modules_by_folder() -> dict[Path, list[Path]]:
+    found: dict[Path, list[Path]] = {}
+    for path in (path for room in ROOMS for path in sorted((REPO / room).rglob("*.py"))):
+        if path.name != "__init__.py":
+            found.setdefault(path.parent.relative_to(REPO), []).append(path)
+    return found
+
+
+def test_a_folder_has_few_modules_and_each_of_them_fits_the_eye() -> None:
+    by_folder = modules_by_folder()
+    assert {Path("drivers/job"), Path("utils/exchange/lease"), Path("results")} <= by_folder.keys()
+    assert {str(folder): len(paths) for folder, paths in by_folder.items() if len(paths) > MOST_MODULES} == {}
+    paths = [path for folder in by_folder.values() for path in folder]
+    lengths = {str(path.relative_to(REPO)): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert {path: length for path, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_drivers_itself_holds_programs_their_flags_and_what_says_how_to_start_them() -> None:
+    names = {path.name for path in modules_by_folder()[Path("drivers")]}
+    assert {name for name in names if not name.startswith("run_")} == {"cli.py", "drivers.py"}
+    assert "run_ann.py" in names
