@@ -121,7 +121,18 @@ def check_search(
     model: ModelSettings,
     collection: Preprocessed,
 ) -> None:
-    """Whether the index fits the model's embeddings, or those on disk, which must be made as the flags say."""
+    """Whether the index fits the model's embeddings, or those on disk.
+
+    Args:
+        search: which index, and its options.
+        lengths: of texts, with which the embeddings on disk must have been made.
+        embedding_dir: where they are, None where the model encodes.
+        model: what encodes, where nothing is on disk.
+        collection: what is searched.
+
+    Raises:
+        UserError: they do not fit.
+    """
     if embedding_dir is not None:
         stored = read_embeddings_record(embedding_dir, collection)
         check_made_with(lengths, embedding_dir, stored)
@@ -158,7 +169,14 @@ def run(job: Evaluation) -> None:
 
 
 def measure(job: Evaluation, world: World, embeddings: SplitEmbeddings, candidates_QK: np.ndarray | None) -> Measured:
-    """Rank the collection, and the candidates where there are some; all processes call this."""
+    """Rank the collection, and the candidates where there are some; all processes call this.
+
+    Args:
+        job: what is evaluated.
+        world: the processes.
+        embeddings: of the split's queries [Q, D], and of this process's share of the passages.
+        candidates_QK: offsets of the passages to rerank for each query, or None.
+    """
     collection, split = job.collection, job.results.split
     ranking = rank_split(world, collection, split, embeddings, job.topk, job.search)
     assert ranking is not None, "nobody is told to leave"
@@ -170,7 +188,14 @@ def measure(job: Evaluation, world: World, embeddings: SplitEmbeddings, candidat
 
 
 def write(job: Evaluation, found: Measured, negatives: tuple[int, NegativeLists] | None, started: float) -> None:
-    """All files, on process 0; ``started`` is by `time.monotonic`."""
+    """All files of the evaluation, on process 0.
+
+    Args:
+        job: what was evaluated.
+        found: what was measured.
+        negatives: the refresh that the model was trained on last and its lists, if known.
+        started: when the work began, by `time.monotonic`, in seconds.
+    """
     by_rank = describe_ranks(job.collection, job.results.split, found.ranking, found.mean_score_Q, negatives)
     write_results(job.results, job.collection, found.ranking, found.reranking, by_rank, time.monotonic() - started)
 

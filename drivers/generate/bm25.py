@@ -232,7 +232,14 @@ def search_both(job: Bm25Job, staged: Path) -> SearchResults:
 
 
 def publish_dev(job: Bm25Job, staged: Path, metrics: dict[str, float], started: float) -> None:
-    """Publish the run of the dev split, which is in ``staged``, and its metrics; ``started`` is by `time.monotonic`."""
+    """Publish the run of the dev split and its metrics.
+
+    Args:
+        job: the program's, with its output directory and the collection.
+        staged: the directory that the run is in.
+        metrics: of the split, by name.
+        started: when the work began, by `time.monotonic`, in seconds.
+    """
     queries = len(job.preprocessed.qrels(job.dev_split).as_dict())
     written = [EvaluationLayout(staged).ranking(job.dev_split).name]
     write_metrics(staged, metrics_record(metrics, queries, MODEL, None, time.monotonic() - started), written)

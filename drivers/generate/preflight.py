@@ -121,7 +121,16 @@ def refresh_settings(
     search: SearchSettings,
     selection: Selection,
 ) -> RefreshSettings:
-    """How each refresh is made. UserError where --bm25_dir cannot be taken from."""
+    """How each refresh is made.
+
+    Args:
+        flags: the generator's.
+        collection: what is encoded and searched.
+        encoder, search, selection: what they say of each.
+
+    Raises:
+        UserError: --bm25_dir holds nothing that can be used.
+    """
     return RefreshSettings(
         collection=collection,
         ann_dir=Path(flags.output_dir),
@@ -191,7 +200,17 @@ def check_same_file_system(ann_dir: Path) -> None:
 def open_inputs(
     flags: GenerateFlags, lengths: TextLengths, model: ModelSettings, search: SearchSettings
 ) -> Preprocessed:
-    """The collection. UserError where its splits, the index or stored embeddings (--load_gen) do not fit the flags."""
+    """The collection, which fits the flags.
+
+    Args:
+        flags: the generator's.
+        lengths: of texts, as it was preprocessed.
+        model: which encoder.
+        search: which index.
+
+    Raises:
+        UserError: its splits, the index or stored embeddings (--load_gen) do not fit the flags.
+    """
     collection = open_collection(flags.data_dir, lengths, model.tokenizer, flags.dry_run)
     collection.dev_split(flags.dev_split)
     check_index_fits_model(search, len(collection.passages), model)

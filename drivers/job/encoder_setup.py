@@ -74,7 +74,10 @@ def open_encoder(
 
 
 def load_to_encode(settings: EncoderSettings, model_dir: str, collection: Preprocessed, world: World) -> Encoder:
-    """The same on this process's device, for encoding alone, without collectives: one may fail where others do not."""
+    """An encoder on this process's device, for encoding alone, without collectives: one may fail where others do not.
+
+    Args: those of `open_to_encode`.
+    """
     encoder, dtype = open_encoder(settings, model_dir, collection), settings.encoding.dtype
     if dtype is not None and isinstance(encoder, CastsWeights):
         encoder.cast_linear_weights(dtype)
@@ -82,7 +85,17 @@ def load_to_encode(settings: EncoderSettings, model_dir: str, collection: Prepro
 
 
 def open_to_encode(settings: EncoderSettings, model_dir: str, collection: Preprocessed, world: World) -> Encoder:
-    """The same, as fast as it can be; all processes together."""
+    """An encoder for encoding alone, as fast as it can be; all processes together.
+
+    Args:
+        settings: which encoder, how it computes, and how long texts may be.
+        model_dir: the checkpoint's directory.
+        collection: whose texts it must be able to read.
+        world: the processes, with this one's device.
+
+    Raises:
+        UserError: there is no such model, or it does not fit the collection.
+    """
     encoder = load_to_encode(settings, model_dir, collection, world)
     return prepare_encoder(encoder, settings.encoding.dtype, world, settings.compiled)
 

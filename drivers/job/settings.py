@@ -71,7 +71,14 @@ class ModelJob:
 
 
 def model_job(flags: OpeningFlags, lengths: TextLengths, model: ModelSettings, compute: ComputeSettings) -> ModelJob:
-    """``lengths``, ``model`` and ``compute`` as they say there."""
+    """What a program with a model is given.
+
+    Args:
+        flags: the program's.
+        lengths: how long texts may be, in tokens.
+        model: which model.
+        compute: on what it computes, and in which type.
+    """
     values = {**dataclasses.asdict(flags), **lengths.by_name}
     encoder = encoder_settings(flags, lengths, compute.dtype)
     return ModelJob(values, deciding_flags(flags), lengths, model, compute, encoder)

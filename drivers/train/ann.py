@@ -207,7 +207,14 @@ def encoder_at(job: TrainerJob, world: World, start: Checkpoint | None) -> Encod
 
 
 def begin(job: TrainerJob, trainer: Trainer, config: Mapping[str, object], start: Checkpoint | None) -> Hooks:
-    """At the position of the earlier job, or before the first negatives."""
+    """The training at the position of the earlier job, or before the first negatives.
+
+    Args:
+        job: the program's, with its schedule and collection.
+        trainer: at the step of ``start``.
+        config: the `run_config`, in which the generator must agree.
+        start: the checkpoint that is resumed, None for a new run.
+    """
     history = history_from(job.schedule, trainer.session, start, str(config["initial_model_sha256"]))
     agrees = partial(check_common, config, f"the negatives in {job.ann_dir}")
     peer = watch_peer(job.ann_dir, "generator", job.timeouts.lease_seconds, agrees)

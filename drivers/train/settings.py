@@ -94,7 +94,14 @@ def training_job(flags: AnnFlags | WarmupFlags, places: Sequence[str]) -> ModelJ
 def training_settings(
     flags: AnnFlags | WarmupFlags, lengths: TextLengths, dtype: torch.dtype | None, publish_every: tuple[int, ...]
 ) -> TrainingSettings:
-    """``dtype`` and ``publish_every`` as they say there."""
+    """How a program trains.
+
+    Args:
+        flags: the program's.
+        lengths: how long texts may be, in tokens.
+        dtype: of mixed precision, None for float32.
+        publish_every: a checkpoint is published at each step that one of these divides.
+    """
     output_dir = Path(flags.output_dir)
     return TrainingSettings(
         output_dir=output_dir,

@@ -116,7 +116,14 @@ def encoder_at(job: WarmupJob, world: World, start: Checkpoint | None) -> Encode
 
 
 def begin(job: WarmupJob, trainer: Trainer, config: Mapping[str, object], start: Checkpoint | None) -> Hooks:
-    """Its batches, at the position of the earlier job; and its evaluations, of which that may have left one to do."""
+    """The batches of a warmup, at the position of the earlier job, and its evaluations; that may have left one to do.
+
+    Args:
+        job: the program's, with its triples and its evaluation.
+        trainer: at the step of ``start``.
+        config: the `run_config`.
+        start: the checkpoint that is resumed, None for a new run.
+    """
     settings, state, batch = job.settings, trainer.state, trainer.settings.batch
     if state.world.is_first:
         source = str(job.triples) if job.triples else f"BM25 negatives of {settings.bm25_dir}"
