@@ -91,14 +91,13 @@ def open_kept_search(flags: NegativesFlags) -> KeptSearch:
     text, strategy_from = resolve_strategy(
         flags.negative_strategy, flags.ann_measure_topk_mrr, flags.bottom_neg, flags.bottom_only
     )
-    filters = {name: getattr(flags, name) for name in FILTERS}
     selection = make_selection(
         text,
         len(collection.passages),
         topk_training=topk,
         negative_sample=flags.negative_sample,
+        filters={name: getattr(flags, name) for name in FILTERS},
         on_shortage=flags.on_shortage,
-        **filters,
     )
     bm25 = read_bm25(flags.bm25_dir, collection) if selection.strategy.needs_bm25 else None
     how = (selection, strategy_from, bm25, flags.negative_sample, flags.seed)
@@ -156,7 +155,7 @@ def view_record(search: KeptSearch, selected: Selected, lists: NegativeLists, ru
         "negative_sample": search.negative_sample,
         "seed": search.seed,
     }
-    filters = {name: getattr(selection, name) for name in (*FILTERS, "on_shortage")}
+    filters = {**selection.filters, "on_shortage": selection.on_shortage}
     made = {"strategy": selected.strategy, **view, **filters, "candidates_sha256": source["candidates"]["sha256"]}
     made |= {"bm25_sha256": search.bm25.sha256} if search.bm25 is not None else {}
     return {

@@ -21,20 +21,25 @@ def filtered(
         candidates: What the search returned.
         usable_QK: bool [Q, K], what may be taken so far.
         positive_rank_Q: int64 [Q], the rank of the query's positive, K + 1 where it was not retrieved.
-        values: {filter: its value}; at ``off`` of its declaration it drops nothing.
+        values: {filter: its value}; at ``off`` of its declaration, and where it is not there, it drops nothing.
     Returns:
         What is left, bool [Q, K]; and {filter: {rank bucket: candidates it dropped}}.
     """
     rank_QK = np.broadcast_to(np.arange(1, usable_QK.shape[1] + 1), usable_QK.shape)
     dropped = {}
     for name, drop in DROPPED_BY.items():
-        value = values[name]
+        value = values.get(name, FILTERS[name].off)
         if value == FILTERS[name].off:
             continue
         drop_QK = drop(candidates, positive_rank_Q, value)
         dropped[name] = counted(rank_QK[usable_QK & drop_QK])
         usable_QK = usable_QK & ~drop_QK
     return usable_QK, dropped
+
+
+def first_rank(values: Mapping[str, Number]) -> int:
+    """The best rank that these filters leave in every list: a strategy's window must reach it."""
+    return int(values.get("min_rank", FILTERS["min_rank"].off))
 
 
 def ranked_above(candidates: Candidates, positive_rank_Q: np.ndarray, min_rank: float) -> np.ndarray:

@@ -8,17 +8,17 @@ words does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from data.mining.candidates import Candidates
-from data.mining.filters import filtered
+from data.mining.filters import filtered, first_rank
 from data.mining.keyed_random import FOR_LINE_ORDER, FOR_POSITIVES, random_keys
 from data.mining.negative_lists import NegativeLists, is_positive
 from data.mining.samplers import CandidatePool, apply_strategy, widen
 from data.mining.strategy import Strategy, parse_strategy
-from utils.declared import FILTERS
 from utils.errors import UserError
 from utils.flag_values import Number
 
@@ -27,21 +27,16 @@ from utils.flag_values import Number
 class Selection:
     """How negatives are chosen from candidates.
 
-    ``min_rank`` and ``max_positive_ratio`` (0: off) drop candidates first (data/mining/filters.py). A query that is
-    left with fewer negatives than asked (also because its positive stands in a window) has ``fewer``, or more from the
-    ranks nearest to the window (``widen``), or is omitted (``skip``). ``passages`` of the collection are what
-    ``corpus`` draws from.
+    ``filters``, {a flag of FILTERS: its value}, drop candidates first (data/mining/filters.py); one that is not there
+    drops none. A query that is left with fewer negatives than asked (also because its positive stands in a window) has
+    ``fewer``, or more from the ranks nearest to the window (``widen``), or is omitted (``skip``). ``passages`` of the
+    collection are what ``corpus`` draws from.
     """
 
     strategy: Strategy
-    min_rank: int = 1
-    max_positive_ratio: float = 0.0
+    filters: Mapping[str, Number] = field(default_factory=dict)
     on_shortage: str = "fewer"
     passages: int = 0
-
-    @property
-    def filters(self) -> dict[str, Number]:
-        return {name: getattr(self, name) for name in FILTERS}
 
 
 def make_selection(
@@ -50,8 +45,7 @@ def make_selection(
     *,
     topk_training: int,
     negative_sample: int,
-    min_rank: int = 1,
-    max_positive_ratio: float = 0.0,
+    filters: Mapping[str, Number],
     on_shortage: str = "fewer",
 ) -> Selection:
     """How negatives are chosen, of what the flags say.
@@ -61,7 +55,7 @@ def make_selection(
         passages: how many the collection has.
         topk_training: candidates of a query.
         negative_sample: negatives of a query, where the strategy names no number.
-        min_rank, max_positive_ratio, on_shortage: see `Selection`.
+        filters, on_shortage: see `Selection`.
 
     Raises:
         UserError: where one of them cannot be meant.
@@ -70,13 +64,14 @@ def make_selection(
         raise UserError(f"--topk_training is {topk_training}, the collection has {passages} passages; pass less")
     if negative_sample > topk_training:
         raise UserError(f"--negative_sample {negative_sample} exceeds --topk_training {topk_training}")
+    min_rank = first_rank(filters)
     if min_rank > topk_training:
         raise UserError(f"--min_rank {min_rank} leaves none of --topk_training {topk_training}; lower it")
     strategy = parse_strategy(text, negative_sample, topk_training, min_rank)
     drawn = [sampler for sampler in strategy.samplers if sampler.declared.draws_from_collection]
     if any(sampler.count > passages // 2 for sampler in drawn):
         raise UserError(f"--negative_strategy {text!r} draws more than half of the {passages} passages; ask for fewer")
-    return Selection(strategy, min_rank, max_positive_ratio, on_shortage, passages)
+    return Selection(strategy, filters, on_shortage, passages)
 
 
 @dataclass(frozen=True)

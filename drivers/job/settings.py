@@ -139,8 +139,14 @@ def search_settings(flags: SearchFlags, device: torch.device) -> SearchSettings:
 
 def selection_of(flags: SelectionFlags, strategy: str, passages: int) -> Selection:
     """``strategy`` is in the language of data/mining/strategy.py. UserError where it cannot be meant."""
-    names = ("topk_training", "negative_sample", *FILTERS, "on_shortage")
-    return make_selection(strategy, passages, **{name: getattr(flags, name) for name in names})
+    return make_selection(
+        strategy,
+        passages,
+        topk_training=flags.topk_training,
+        negative_sample=flags.negative_sample,
+        filters={name: getattr(flags, name) for name in FILTERS},
+        on_shortage=flags.on_shortage,
+    )
 
 
 # The run

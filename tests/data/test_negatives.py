@@ -18,6 +18,7 @@ from drivers import run_bm25
 from tests.drivers.generate.test_refresh import CPU, put_model, refresh_once, settings_over, start, stay
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import names
+from utils.declared import FILTERS
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
@@ -31,7 +32,8 @@ def generate(data_dir: Path, root: Path, strategy: str, **changes: Any) -> Path:
     """Refresh 0 of a generator that keeps its candidates; its directory."""
     settings = settings_over(data_dir, root)
     passages = len(settings.collection.passages)
-    selection = make_selection(strategy, passages, topk_training=TOPK, negative_sample=5, **changes)
+    filters = {name: changes.pop(name) for name in FILTERS if name in changes}
+    selection = make_selection(strategy, passages, topk_training=TOPK, negative_sample=5, filters=filters, **changes)
     settings = replace(settings, selection=selection, topk_training=TOPK, keeps_candidates=True)
     session, log = start(root, World(0, 1, CPU))
     work = put_model(root / "checkpoints", data_dir, 3)
@@ -181,4 +183,4 @@ def test_bm25_s_candidates_serve_the_strategy_of_that_name(
 
 def test_make_selection_refuses_what_the_collection_has_not() -> None:
     with pytest.raises(UserError, match="the collection has 10 passages"):
-        make_selection("top", 10, topk_training=11, negative_sample=5)
+        make_selection("top", 10, topk_training=11, negative_sample=5, filters={})

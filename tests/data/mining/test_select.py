@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.mining.candidates import Candidates
-from data.mining.filters import likely_positive
+from data.mining.filters import DROPPED_BY, likely_positive
 from data.mining.keyed_random import FOR_LINE_ORDER, FOR_NEGATIVES, FOR_POSITIVES, random_keys
 from data.mining.negative_lists import NegativeLists
 from data.mining.select import (
@@ -20,12 +20,14 @@ from data.mining.select import (
     choose_positives,
     chunk_of_queries,
     describe_selection,
+    make_selection,
     ranks_of,
     select_negatives,
 )
 from data.mining.strategy import parse_strategy
-from utils.declared import FILTERS, FORK_STRATEGIES, STRATEGIES
+from utils.declared import FILTERS, FORK_STRATEGIES, STRATEGIES, Filter
 from utils.errors import UserError
+from utils.flag_values import Range
 
 PASSAGES = 40
 TOPK = 10**6  # no bound on what a strategy of a test asks for
@@ -41,7 +43,8 @@ def choose(
     bm25: Candidates | None = None,
     **settings: Any,
 ) -> Selected:
-    selection = Selection(parse_strategy(strategy, count, TOPK), **settings)
+    filters = {name: settings.pop(name) for name in FILTERS if name in settings}
+    selection = Selection(parse_strategy(strategy, count, TOPK), filters, **settings)
     return select_negatives(candidates, positives, selection, seed, refresh, bm25)
 
 
@@ -457,12 +460,28 @@ def test_a_filter_is_off_by_default_and_its_example_drops(name: str) -> None:
     declared = FILTERS[name]
     assert declared.flag == name and declared.drops and declared.paper
     assert not declared.range.problem(declared.off) and not declared.range.problem(declared.example)
-    assert getattr(Selection(parse_strategy("top", 5, TOPK)), name) == declared.off
     candidates, positives = plain_candidates(4, 30)  # the positive was not retrieved
-    off, on = (
-        choose(candidates, positives, "top", 5, 0, 0, **{name: value}) for value in (declared.off, declared.example)
+    without, off, on = (
+        choose(candidates, positives, "top", 5, 0, 0, **value)
+        for value in ({}, {name: declared.off}, {name: declared.example})
     )
-    assert not off.dropped and set(on.dropped) == {name} and sum(on.dropped[name].values()) > 0
+    assert not without.dropped and not off.dropped and set(on.dropped) == {name} and sum(on.dropped[name].values()) > 0
+
+
+def test_a_filter_that_is_declared_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one's own: every candidate of an odd rank below the value."""
+    odd = Filter("odd", "odd ranks", 0, Range(at_least=0), 5, "a test")
+    monkeypatch.setitem(FILTERS, "odd", odd)
+
+    def drop(candidates: Candidates, positive_rank_Q: np.ndarray, value: float) -> np.ndarray:
+        ranks_QK = np.broadcast_to(np.arange(1, candidates.passage_QK.shape[1] + 1), candidates.passage_QK.shape)
+        return (ranks_QK % 2 == 1) & (ranks_QK < value)
+
+    monkeypatch.setitem(DROPPED_BY, "odd", drop)
+    candidates, positives = plain_candidates(4, 30)
+    selection = make_selection("top", 100, topk_training=30, negative_sample=4, filters={"odd": 6})
+    found = select_negatives(candidates, positives, selection, seed=0, refresh=0)
+    assert found.lists.rank_QN.tolist() == [[2, 4, 6, 7]] * 4 and sum(found.dropped["odd"].values()) == 3 * 4
 
 
 EIGHTHS = st.integers(-400, 400).map(lambda number: number / 8)  # sums of them are exact
