@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
-from benchmarks import baselines, common
+from benchmarks import baselines, common, loop
 from benchmarks.encode import texts_of
 from benchmarks.plan import MEASURED, parameters_of
 from benchmarks.search import peak_bytes
@@ -63,6 +64,21 @@ def test_a_benchmark_prints_its_ratios_last_and_writes_them(name: str, tiny_prep
 def made_up_ids(lengths_N: np.ndarray) -> list[np.ndarray]:
     rng = np.random.default_rng(5)
     return [np.concatenate([[0], rng.integers(4, common.WORDS, length - 2), [2]]) for length in lengths_N.tolist()]
+
+
+def test_the_result_is_the_first_refresh_that_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the refreshes' numbers: 10 comes after 9, and an entry of another name is no refresh."""
+    monkeypatch.setattr(loop.subprocess, "run", lambda argv, **options: None)  # quickstart, which leaves this
+    ann_data = tmp_path / "arms" / "top" / "ann_data"
+    ann_data.mkdir(parents=True)
+    (tmp_path / ".stages").mkdir()
+    (tmp_path / ".stages" / "top.begun").touch()
+    os.utime(tmp_path / ".stages" / "top.begun", (1000, 1000))
+    for name, mrr in (("10", 0.5), ("9", loop.ENOUGH), ("2", 0.1), ("8.partial", 0.9)):
+        path = ann_data / f"ann_ndcg_{name}"
+        path.write_text(json.dumps({"mrr": mrr}))
+        os.utime(path, (1060, 1060))
+    assert loop.quickstart(tmp_path) == (60, loop.ENOUGH)
 
 
 def test_ance_s_loop_encodes_what_ours_does() -> None:
