@@ -20,6 +20,7 @@ from drivers.generate import preflight as generator
 from drivers.job import settings
 from drivers.job.text_lengths import TextLengths, describe_lengths, lengths_of_process0
 from drivers.train import warmup_preflight as warmup
+from drivers.train.settings import trained_model, training_settings
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import put_checkpoint
@@ -138,6 +139,21 @@ def test_ranks_that_saw_different_checkpoints_take_those_of_the_first(monkeypatc
     for rank in (0, 1):
         seen_late = replace(own, max_seq_length=9 + rank, max_query_length=4 + rank)
         assert lengths_of_process0(World(rank, 2, torch.device("cpu")), seen_late) == own
+
+
+def test_settings_at_other_lengths_are_those_built_with_them() -> None:
+    flags = WarmupFlags(
+        data_dir="d", model_type="static", model_name_or_path="m", output_dir="o", do_train=True,
+        per_gpu_eval_batch_size=3, no_cuda=True,
+    )  # fmt: skip
+    own, other = TextLengths(9, 4), TextLengths(20, 5)
+    model, compute = trained_model(flags), settings.compute_settings(flags)
+    built_with_own, built_with_other = (settings.model_job(flags, each, model, compute) for each in (own, other))
+    moved = built_with_own.at(other)
+    assert moved.encoder == built_with_other.encoder != built_with_own.encoder
+    assert moved.encoder.encoding.budget_tokens == 3 * 20
+    assert moved.deciding_values == built_with_other.deciding_values != built_with_own.deciding_values
+    assert training_settings(flags, own, None, (1,)).at(other) == training_settings(flags, other, None, (1,))
 
 
 def test_the_line_says_where_lengths_come_from(tiny_preprocessed: Path, tmp_path: Path) -> None:
