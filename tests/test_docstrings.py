@@ -11,7 +11,7 @@ import pytest
 
 from tests import REPO
 
-ROOMS = ("data", "utils", "model")
+ROOMS = ("drivers", "data", "utils", "model", "results")
 SOURCES = [path for room in ROOMS for path in sorted((REPO / room).rglob("*.py"))]
 FEW = 3  # parameters that a sentence can explain
 SECTION = re.compile(r"^Args:(.*?)(?=^\w|\Z)", re.M | re.S)  # up to the next line that begins at the margin
