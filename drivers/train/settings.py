@@ -91,6 +91,17 @@ def training_job(flags: AnnFlags | WarmupFlags, places: Sequence[str]) -> ModelJ
     return model_job(flags, lengths, trained_model(flags), training_compute(flags, lengths))
 
 
+def optimizer_settings(flags: AnnFlags | WarmupFlags) -> OptimizerSettings:
+    return OptimizerSettings(
+        name=flags.optimizer,
+        learning_rate=flags.learning_rate,
+        warmup_steps=flags.warmup_steps,
+        weight_decay=flags.weight_decay,
+        epsilon=flags.adam_epsilon,
+        max_grad_norm=flags.max_grad_norm,
+    )
+
+
 def training_settings(
     flags: AnnFlags | WarmupFlags, lengths: TextLengths, dtype: torch.dtype | None, publish_every: tuple[int, ...]
 ) -> TrainingSettings:
@@ -117,14 +128,7 @@ def training_settings(
             seed=flags.seed,
         ),
         micro_batches=flags.gradient_accumulation_steps,
-        optimizer=OptimizerSettings(
-            name=flags.optimizer,
-            learning_rate=flags.learning_rate,
-            warmup_steps=flags.warmup_steps,
-            weight_decay=flags.weight_decay,
-            epsilon=flags.adam_epsilon,
-            max_grad_norm=flags.max_grad_norm,
-        ),
+        optimizer=optimizer_settings(flags),
         optimizer_from=Path(flags.model_name_or_path) if flags.load_optimizer_scheduler else None,
         dtype=dtype,
         grad_cache_tokens=flags.grad_cache_tokens,
