@@ -25,6 +25,7 @@ from data.sources.registry import SOURCES, open_source
 from utils.declared import words_help
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import SUBSET_RECORD
 from utils.flag_groups import SeedFlags
 from utils.flag_values import Group, flag
@@ -154,7 +155,7 @@ def write_split(source: Source, split: str, staged: Path, settings: SubsetSettin
     Raises:
         UserError: over 1% of the qrels name an unknown query, or no query is left.
     """
-    files, names, is_whole = source.split_files[split], RAW_NAMES[written_type(source)].splits[split], split != "train"
+    files, names, is_whole = source.split_files[split], RAW_NAMES[written_type(source)].splits[split], split != TRAIN
     judgements, _ = read_judgements(source.qrels(split))
     judged = {query_id for query_id, _ in judgements}
     unseen, written, total = set(judged), set(), 0

@@ -31,6 +31,7 @@ from typing import ClassVar, TypedDict
 from data.sources.atomic_dir import UNFINISHED, check_can_write, publish, staged_directory
 from data.sources.msmarco import PASSAGE_TYPE, RAW_NAMES
 from utils.errors import UserError, run_program
+from utils.exchange.evaluations import DEV, TRAIN
 from utils.exchange.layout import DOCSTRINGS_RECORD
 from utils.flag_values import MOST_WORKERS, Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
@@ -214,7 +215,7 @@ def collection_lines(pairs: list[Pair], dev_queries: int) -> dict[str, list[str]
     by_query = sorted(pairs, key=lambda pair: text_hash(pair.query))
     names = RAW_NAMES[PASSAGE_TYPE]
     lines = {names.passages: [f"{n}\t{text}\n" for text, n in passage_ids.items()]}
-    for split, start, end in (("dev", 0, dev_queries), ("train", dev_queries, len(pairs))):
+    for split, start, end in ((DEV, 0, dev_queries), (TRAIN, dev_queries, len(pairs))):
         numbered = [(FIRST_QUERY_ID + n, by_query[n]) for n in range(start, end)]
         lines[names.splits[split].queries] = [f"{query_id}\t{pair.query}\n" for query_id, pair in numbered]
         lines[names.splits[split].qrels] = [

@@ -24,6 +24,7 @@ from utils.declared import FILTERS
 from utils.errors import UserError, run_program
 from utils.exchange import negatives
 from utils.exchange.atomic import sha256_of_json
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import JobLayout, candidates_number
 from utils.exchange.lease.record import DEFAULT_TIMEOUTS
 from utils.exchange.markers import working
@@ -118,7 +119,7 @@ def run(flags: NegativesFlags) -> None:
 
 def select_again(search: KeptSearch) -> Selected:
     """The negatives of each query of the search."""
-    positives, refresh = search.collection.qrels("train").positives(), search.refresh
+    positives, refresh = search.collection.qrels(TRAIN).positives(), search.refresh
     bm25 = search.bm25.candidates if search.bm25 is not None else None
     selected = select_negatives(search.candidates, positives, search.selection, search.seed, refresh.number, bm25)
     say(
@@ -132,7 +133,7 @@ def select_again(search: KeptSearch) -> Selected:
 def publish_view(selected: Selected, search: KeptSearch, output_dir: Path) -> None:
     """``ann_training_data_N`` and its record, of the search's refresh N."""
     lists, run_id = selected.lists.with_negatives(), secrets.token_hex(6)
-    write = partial(write_negative_lists, lists=lists, positives=search.collection.qrels("train").positives())
+    write = partial(write_negative_lists, lists=lists, positives=search.collection.qrels(TRAIN).positives())
     record = view_record(search, selected, lists, run_id)
     output_dir.mkdir(parents=True, exist_ok=True)
     with working(output_dir, "generator", DEFAULT_TIMEOUTS, run_id) as lease:

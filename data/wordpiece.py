@@ -26,6 +26,7 @@ from data.sources.registry import SOURCES, open_source
 from data.tokens.tokenizer import encoded_queries, encoded_texts
 from utils.declared import words_help
 from utils.errors import UserError, run_program
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import TOKENIZER_FILE
 from utils.flag_values import Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
@@ -57,12 +58,12 @@ class WordPieceFlags(ProgramFlags):
 
 def files_read(source: Source) -> list[Path]:
     """Those of `collection_texts`."""
-    return [source.passages_file, *(files.queries for split, files in source.split_files.items() if split == "train")]
+    return [source.passages_file, *(files.queries for split, files in source.split_files.items() if split == TRAIN)]
 
 
 def collection_texts(source: Source, max_doc_character: int) -> Iterator[str]:
     """Every passage, then every train query, as they are encoded."""
-    texts = chain(encoded_texts(source, max_doc_character), encoded_queries(source.queries("train")))
+    texts = chain(encoded_texts(source, max_doc_character), encoded_queries(source.queries(TRAIN)))
     return (text for _, text in texts)
 
 
@@ -148,7 +149,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 def check_inputs(source: Source, out_dir: Path) -> None:
     """UserError for a collection without train queries, and for a taken directory."""
-    if "train" not in source.split_files:
+    if TRAIN not in source.split_files:
         raise UserError(
             f"{source.passages_file.parent} has the splits {', '.join(source.split_files)}, expected train among them: "
             "the tokenizer is trained on its queries"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from model.encoders.spec import Pooling
+from utils.exchange.evaluations import DEV
 from utils.flag_groups import (
     AnceStrategyFlags,
     Bm25DirFlags,
@@ -223,7 +224,7 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
     )
 
     output_dir: str = flag(help="where metrics.json and the run files are written", is_path=True, group="job")
-    split: str = flag("dev", "whose queries: any split of --data_dir")
+    split: str = flag(DEV, "whose queries: any split of --data_dir")
     embedding_dir: str = flag(
         "", "embeddings of run_ann_data_gen --inference to rank with, in place of a model", is_path=True
     )

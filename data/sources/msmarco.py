@@ -15,6 +15,7 @@ import numpy as np
 
 from data.sources.base import Passage, SplitFiles, find_raw, plain_or_gzipped, source_files
 from utils.errors import UserError
+from utils.exchange.evaluations import DEV, TRAIN
 from utils.ir.metrics import LARGEST_GRADE
 from utils.text_files import check_ends, columns_of, numbered_lines
 
@@ -43,16 +44,16 @@ RAW_NAMES = {
         "msmarco-docs.tsv",
         4,
         {
-            "train": SplitNames("msmarco-doctrain-queries.tsv", "msmarco-doctrain-qrels.tsv"),
-            "dev": SplitNames("msmarco-docdev-queries.tsv", "msmarco-docdev-qrels.tsv"),
+            TRAIN: SplitNames("msmarco-doctrain-queries.tsv", "msmarco-doctrain-qrels.tsv"),
+            DEV: SplitNames("msmarco-docdev-queries.tsv", "msmarco-docdev-qrels.tsv"),
         },
     ),
     PASSAGE_TYPE: RawNames(
         "collection.tsv",
         2,
         {
-            "train": SplitNames("queries.train.tsv", "qrels.train.tsv"),
-            "dev": SplitNames("queries.dev.small.tsv", "qrels.dev.small.tsv"),
+            TRAIN: SplitNames("queries.train.tsv", "qrels.train.tsv"),
+            DEV: SplitNames("queries.dev.small.tsv", "qrels.dev.small.tsv"),
         },
     ),
 }

@@ -17,6 +17,7 @@ from data.tokens.token_cache import TokenCache, open_token_cache
 from data.tokens.tokenizer import tokenizer_files, tokenizer_fingerprint
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
+from utils.exchange.evaluations import DEV, TRAIN
 from utils.exchange.layout import COLLECTION_MANIFEST as MANIFEST
 from utils.ir.metrics import LARGEST_GRADE
 
@@ -71,8 +72,8 @@ class Preprocessed:
 
         Else ``dev`` where there is one, else the first that is not trained on. UserError where there is none.
         """
-        others = [split for split in self.splits if split != "train"]
-        if not others or asked == "train":
+        others = [split for split in self.splits if split != TRAIN]
+        if not others or asked == TRAIN:
             raise UserError(
                 f"{self.directory}: nothing to measure on while training: expected a split other than train, "
                 f"there is {', '.join(others) or 'none'}; name one by --dev_split"
@@ -80,7 +81,7 @@ class Preprocessed:
         if asked:
             self.check_split(asked)
             return asked
-        return "dev" if "dev" in others else others[0]
+        return DEV if DEV in others else others[0]
 
     def queries(self, split: str) -> TokenCache:
         """UserError where there is no such split, or the cache is damaged or not of the manifest's size."""

@@ -17,6 +17,7 @@ from data.tokens.collection import Preprocessed
 from data.tokens.token_cache import gather_from
 from data.training.triple_order import queries_in_order, triple_order, triples_of_a_round
 from utils.errors import UserError
+from utils.exchange.evaluations import TRAIN
 from utils.prefetch import prefetched
 from utils.seen import SeenQueries
 
@@ -63,9 +64,9 @@ def batches_from_lists(
     Raises:
         UserError: there is no triple at all, at the first batch.
     """
-    queries = gather_from(collection.queries("train"), settings.max_query_length)
+    queries = gather_from(collection.queries(TRAIN), settings.max_query_length)
     passages = gather_from(collection.passages, settings.max_seq_length)
-    positives = collection.qrels("train").positives() if settings.is_over_batch else None
+    positives = collection.qrels(TRAIN).positives() if settings.is_over_batch else None
     batch_triples, group_size = settings.triples * world.size, settings.group_size
     if seen is not None:
         for query_T in queries_in_order(lists, group_size, settings.seed, stream, start * batch_triples):

@@ -46,6 +46,7 @@ from drivers.job.text_lengths import TextLengths, check_made_with, describe_leng
 from utils.distributed import agreement, process_group
 from utils.distributed.world import World
 from utils.errors import UserError
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_done
 from utils.exchange.negatives import Refresh, newest_refresh, read_refresh
@@ -244,7 +245,7 @@ def last_negatives(ann_dir: Path, model: str, collection: Preprocessed) -> tuple
     if theirs not in (None, ours):
         raise UserError(f"{refresh.path} is of another collection than --data_dir {collection.directory}; give its own")
     lists = read_negative_lists(refresh.path)
-    check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
+    check_offsets(lists, len(collection.queries(TRAIN)), len(collection.passages), refresh.path)
     return refresh.number, lists
 
 

@@ -23,6 +23,7 @@ from model.encoders.base import Encoder
 from utils.distributed import agreement, process_group
 from utils.distributed.world import World
 from utils.errors import UserError
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.negatives import check_as_recorded
 from utils.flag_values import expand_path
 from utils.flags import flags_json
@@ -87,7 +88,7 @@ def preflight(flags: NeighbourhoodFlags) -> QueryMapJob:
 def choose(flags: NeighbourhoodFlags, files: dict[str, Path], collection: Preprocessed) -> Chosen:
     """The query and the texts around it. UserError where the files have none of it."""
     arms = read_arms(files, collection)
-    query = choose_query(flags.query, arms, files, collection.queries("train").original_ids())
+    query = choose_query(flags.query, arms, files, collection.queries(TRAIN).original_ids())
     return choose_texts(query, arms, collection, flags.background, np.random.default_rng([flags.seed, query]))
 
 
@@ -146,7 +147,7 @@ def read_arms(files: dict[str, Path], collection: Preprocessed) -> dict[str, Neg
     for name, path in files.items():
         check_as_recorded(path)
         lists = read_negative_lists(path)
-        check_offsets(lists, len(collection.queries("train")), len(collection.passages), path)
+        check_offsets(lists, len(collection.queries(TRAIN)), len(collection.passages), path)
         arms[name] = lists.with_negatives()
     return arms
 
@@ -216,7 +217,7 @@ def choose_texts(
     Raises:
         UserError: where the query has no positive.
     """
-    query_P, passage_P = collection.qrels("train").positives()
+    query_P, passage_P = collection.qrels(TRAIN).positives()
     positives = passage_P[query_P == query]
     if len(positives) == 0:
         raise UserError(
@@ -234,7 +235,7 @@ def choose_texts(
     for arm, (passages, ranks) in enumerate(listed):
         rank_AN[arm, [place_of[passage] for passage in passages.tolist()]] = ranks
     kind_N = kinds.repeat([1, len(positives), len(negatives), len(others)])
-    return Chosen(query, collection.queries("train").original_ids()[query], tuple(arms), passage_N, kind_N, rank_AN)
+    return Chosen(query, collection.queries(TRAIN).original_ids()[query], tuple(arms), passage_N, kind_N, rank_AN)
 
 
 def negatives_of(lists: NegativeLists, query: int) -> tuple[np.ndarray, np.ndarray]:
@@ -259,7 +260,7 @@ def embed(
     Returns:
         float32 [N, D]
     """
-    queries = chosen_texts(collection.queries("train"), np.array([chosen.query]), settings.max_query_length, "query")
+    queries = chosen_texts(collection.queries(TRAIN), np.array([chosen.query]), settings.max_query_length, "query")
     passages = chosen_texts(collection.passages, chosen.passage_N[1:], settings.max_seq_length, "passage")
     query_1D, rows_ND = (
         np.concatenate(

@@ -26,7 +26,7 @@ from drivers.cli import Bm25Flags
 from drivers.job.resume import dev_split_record
 from drivers.job.settings import selection_of
 from utils.errors import UserError
-from utils.exchange.evaluations import write_metrics
+from utils.exchange.evaluations import TRAIN, write_metrics
 from utils.exchange.layout import EVALUATION_RECORD, EvaluationLayout, JobLayout
 from utils.exchange.lease.record import DEFAULT_TIMEOUTS
 from utils.exchange.markers import working
@@ -105,7 +105,7 @@ def preflight(flags: Bm25Flags) -> Bm25Job:
         raise UserError(
             f"--negative_strategy {flags.negative_strategy}: BM25's own candidates are meant here; write top"
         )
-    if len(preprocessed.qrels("train").queries_with_positive()) == 0:
+    if len(preprocessed.qrels(TRAIN).queries_with_positive()) == 0:
         raise UserError(f"{flags.data_dir} has no train query with a positive; check the raw train qrels")
     record = JobLayout(Path(flags.output_dir)).record(0)
     if record.exists():
@@ -180,9 +180,9 @@ def run_dev(job: Bm25Job, index: BM25, staged: Path) -> tuple[dict[str, float], 
 
 def train_negatives(job: Bm25Job, index: BM25, staged: Path) -> tuple[Candidates, Selected]:
     """Candidates and negatives of every train query with a positive; the others are not searched."""
-    qrels = job.preprocessed.qrels("train")
+    qrels = job.preprocessed.qrels(TRAIN)
     query_Q = qrels.queries_with_positive()
-    texts = query_texts(job.source, job.preprocessed, "train")
+    texts = query_texts(job.source, job.preprocessed, TRAIN)
     say(f"train: {len(texts):,} queries, {len(query_Q):,} with a positive, {len(texts) - len(query_Q):,} omitted")
     words = words_of(texts[query] for query in query_Q.tolist())
     what = "train queries searched"
@@ -252,7 +252,7 @@ def publish_selected(job: Bm25Job, run_id: str, found: SearchResults) -> None:
     UserError where no query has a negative, or another job is at work in the directory.
     """
     selected = found.selected
-    lists, positives = selected.lists.with_negatives(), job.preprocessed.qrels("train").positives()
+    lists, positives = selected.lists.with_negatives(), job.preprocessed.qrels(TRAIN).positives()
     with working(job.output_dir, "bm25", DEFAULT_TIMEOUTS, run_id) as lease:
         publish_negatives(
             lease,

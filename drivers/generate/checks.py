@@ -12,6 +12,7 @@ from drivers.job.encoder_setup import open_to_encode
 from drivers.job.preflight import Preflight
 from drivers.job.sanity_batch import check_encoding
 from model.encoders.base import Encoder
+from utils.exchange.evaluations import TRAIN
 from utils.system import disk_used
 
 
@@ -34,7 +35,7 @@ def check_refreshes(checks: Preflight, settings: RefreshSettings, model_dir: str
         encoder = open_to_encode(settings.encoder, model_dir, collection, checks.world)
         items.append(encoded_item(settings, encoder, refreshes))
         reusable_bytes = disk_used(settings.embeddings_dir) if settings.only_latest_embeddings else 0
-        trial = partial(check_encoding, encoder, collection, "train", encoding, checks.world.device)
+        trial = partial(check_encoding, encoder, collection, TRAIN, encoding, checks.world.device)
         checks.on_every_process(trial)
     checks.on_process0(partial(check_space, settings.ann_dir, items, reusable_bytes))
     checks.end()

@@ -26,6 +26,7 @@ from utils.distributed import agreement, collectives
 from utils.distributed.world import World
 from utils.errors import Stopped, UserError
 from utils.exchange.atomic import Stage, is_gone
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import EMBEDDINGS_RECORD, JobLayout
 from utils.exchange.model_files import CONFIG
 from utils.exchange.wait import wait_until_visible
@@ -93,14 +94,14 @@ class RefreshEmbeddings:
 
 def train_rows(settings: RefreshSettings, refresh: int) -> np.ndarray:
     """This refresh's chunk of the train queries that have a positive."""
-    with_positive = settings.collection.qrels("train").queries_with_positive()
+    with_positive = settings.collection.qrels(TRAIN).queries_with_positive()
     return chunk_of_queries(with_positive, settings.chunk_factor, refresh, settings.seed)
 
 
 def query_rows(settings: RefreshSettings, refresh: int) -> dict[str, np.ndarray]:
     """The queries that a refresh embeds, by the name of their embeddings: the dev split's, and its train queries."""
     dev_rows_Q = settings.collection.qrels(settings.dev_split).queries_with_positive()
-    return {query_name(settings.dev_split): dev_rows_Q, query_name("train"): train_rows(settings, refresh)}
+    return {query_name(settings.dev_split): dev_rows_Q, query_name(TRAIN): train_rows(settings, refresh)}
 
 
 def encode_all(
@@ -139,7 +140,7 @@ def encode_all(
         return None
     record = {**ours, "step": request.step, "checkpoint": request.checkpoint}
     agreement.on_process0(world, partial(store.commit, directory, shards, rows, record, stage))
-    train_rows_Q = rows[query_name("train")]
+    train_rows_Q = rows[query_name(TRAIN)]
     return open_embeddings(world, settings.dev_split, directory, train_rows_Q, train_rows_Q)
 
 
@@ -228,7 +229,7 @@ def encode_shards(
     collection, encoding = settings.collection, settings.encoder.encoding
     caches = {
         PASSAGES: collection.passages,
-        **{query_name(split): collection.queries(split) for split in (settings.dev_split, "train")},
+        **{query_name(split): collection.queries(split) for split in (settings.dev_split, TRAIN)},
     }
     missing = {shards.name: unfinished(world, shards, monitor) for shards in all_shards}
     there = sum(len(shards) - len(missing[shards.name]) for shards in all_shards)
@@ -252,7 +253,7 @@ def load_embeddings(settings: RefreshSettings, world: World, request: RefreshReq
     record = store.read_embeddings_record(directory, settings.collection)
     check_index_fits(settings.search, len(settings.collection.passages), store.text_shape_of(record))
     dev_rows_Q = store.read_query_rows(directory, query_name(settings.dev_split))
-    stored_rows_Q = store.read_query_rows(directory, query_name("train"))
+    stored_rows_Q = store.read_query_rows(directory, query_name(TRAIN))
     expected = settings.collection.qrels(settings.dev_split).queries_with_positive()
     rows_Q = train_rows(settings, request.refresh)
     if not np.array_equal(dev_rows_Q, expected) or not np.isin(rows_Q, stored_rows_Q).all():
@@ -274,7 +275,7 @@ def open_embeddings(
         rows_Q: those of them that the refresh needs.
     """
     wait_until_visible(directory / EMBEDDINGS_RECORD)
-    dev_QD, train_QD = (store.read_queries(directory, query_name(split)) for split in (dev_split, "train"))
+    dev_QD, train_QD = (store.read_queries(directory, query_name(split)) for split in (dev_split, TRAIN))
     if not np.array_equal(stored_rows_Q, rows_Q):
         train_QD = train_QD[np.searchsorted(stored_rows_Q, rows_Q)]
     return RefreshEmbeddings(directory, dev_QD, rows_Q, train_QD, stored_share(world, directory))

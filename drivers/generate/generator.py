@@ -25,6 +25,7 @@ from drivers.job.text_lengths import describe_lengths, lengths_of_process0
 from utils.distributed import agreement, process_group
 from utils.distributed.world import World
 from utils.errors import UserError
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_done
 from utils.exchange.negatives import publish_negatives
@@ -54,7 +55,7 @@ def generate(job: GeneratorJob) -> None:
 def check_all(checks: Preflight, job: GeneratorJob) -> None:
     """All checks, those of the refreshes last."""
     refresh, collection = job.refresh, job.collection
-    inputs = check_collection(collection, job.model.tokenizer, ("train", refresh.dev_split))
+    inputs = check_collection(collection, job.model.tokenizer, (TRAIN, refresh.dev_split))
     describe = partial(describe_lengths, job.lengths, collection)
     publishing = partial(check_publishing, refresh.ann_dir)
     checks.on_process0(partial(check_checkpoint, job.model), *inputs, describe, publishing)
@@ -66,7 +67,7 @@ def announce(job: GeneratorJob) -> None:
     collection, dev_split = job.collection, job.refresh.dev_split
     say(f"negatives: {job.strategy} ({job.strategy_from})")
     say_dev_split(dev_split)
-    for split in ("train", dev_split):
+    for split in (TRAIN, dev_split):
         held, judged = len(collection.queries(split)), len(collection.qrels(split).queries_with_positive())
         say(f"{split}: {held:,} queries, {judged:,} with a positive in the collection, {held - judged:,} omitted")
     if job.last_checkpoint_dir and job.requests.step_used is None:
@@ -220,7 +221,7 @@ def publish(run: GeneratorRun, request: RefreshRequest, found: Found, started: f
     settings, lease = run.refresh, run.session.lease
     assert run.log is not None and lease is not None
     result = conclude(settings, request, found, {**run.provenance, "processes": run.world.size})
-    positives = settings.collection.qrels("train").positives()
+    positives = settings.collection.qrels(TRAIN).positives()
     write = partial(write_negative_lists, lists=result.lists, positives=positives)
     kept = partial(write_candidates, candidates=found.candidates) if settings.keeps_candidates else None
     publish_negatives(lease, request.refresh, write, result.record, kept)

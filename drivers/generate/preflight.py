@@ -36,6 +36,7 @@ from drivers.job.setup import ComputeSettings, check_output_dirs, open_collectio
 from drivers.job.text_lengths import TextLengths, check_made_with
 from model.kernels.precision import name_of
 from utils.errors import UserError
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout, numbered
 from utils.exchange.lease.record import LeaseTimeouts
 from utils.search.settings import SearchSettings
@@ -96,7 +97,7 @@ def preflight(flags: GenerateFlags) -> GeneratorJob:
     check_directories(flags, common.model)
     collection = open_inputs(flags, lengths, common.model, search)
     selection = selection_of(flags, strategy, len(collection.passages))
-    if not len(collection.qrels("train").queries_with_positive()):
+    if not len(collection.qrels(TRAIN).queries_with_positive()):
         raise UserError(f"{flags.data_dir}: no train query has a positive, expected some; check its qrels")
     job = GeneratorJob(
         **vars(common),

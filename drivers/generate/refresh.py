@@ -26,6 +26,7 @@ from drivers.job.progress import Monitor
 from drivers.job.resume import as_earlier_version
 from utils.distributed.world import World
 from utils.errors import UserError
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.negatives import read_refresh
 from utils.ir.metrics import evaluate, reach
 from utils.run_log import say
@@ -125,7 +126,7 @@ def format_timings(timings: dict[str, float]) -> list[str]:
 
 def select(settings: RefreshSettings, request: RefreshRequest, candidates: Candidates) -> Selected:
     """The negatives of each train query by the strategy."""
-    positives = settings.collection.qrels("train").positives()
+    positives = settings.collection.qrels(TRAIN).positives()
     bm25 = settings.bm25.candidates if settings.bm25 is not None else None
     selected = select_negatives(candidates, positives, settings.selection, settings.seed, request.refresh, bm25)
     say(
@@ -209,7 +210,7 @@ def staleness_of(
     Returns:
         The earlier refresh's number and the staleness; None where there is none that can be read.
     """
-    train_queries = len(settings.collection.qrels("train").queries_with_positive())
+    train_queries = len(settings.collection.qrels(TRAIN).queries_with_positive())
     earlier = refresh - chunks_of(train_queries, settings.chunk_factor)
     if earlier < 0:
         return None

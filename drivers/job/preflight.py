@@ -19,6 +19,7 @@ from utils.distributed import agreement
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange import atomic
+from utils.exchange.evaluations import DEV
 from utils.run_log import say
 
 Check = Callable[[], str]
@@ -81,7 +82,7 @@ def check_judgements(collection: Preprocessed, splits: Sequence[str]) -> str:
 
 def say_dev_split(split: str) -> None:
     """Which split the dev measures are of, where it is another than their name says."""
-    if split != "dev":
+    if split != DEV:
         say(f"dev measures are of the split {split}")
 
 

@@ -29,6 +29,7 @@ from model.train.step import TrainingStep, backward
 from utils.declared import DEFAULT_LOSS, LOSSES
 from utils.distributed.world import World
 from utils.errors import UserError, one_line
+from utils.exchange.evaluations import TRAIN
 from utils.system import in_bytes
 
 CPU_TEXTS = 4  # of a batch on the CPU, where it is the minute that runs out, not the memory
@@ -144,7 +145,7 @@ def trial_batch(collection: Preprocessed, size: TrialSize, is_over_batch: bool, 
         is_over_batch: whether the loss is over all of the batch's passages.
         longest: the longest texts, or the first.
     """
-    count, queries, passages = size.triples, collection.queries("train"), collection.passages
+    count, queries, passages = size.triples, collection.queries(TRAIN), collection.passages
     if longest:
         query_R = longest_rows(queries, size.max_query_length, count)
         passage_R = longest_rows(passages, size.max_seq_length, 2 * count)

@@ -23,6 +23,7 @@ from utils.distributed import agreement
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import model_sha256
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import JobLayout
 from utils.exchange.negatives import Refresh, read_visible_refresh
 from utils.exchange.peers import Peer
@@ -157,7 +158,7 @@ def open_negatives(collection: Preprocessed, trainer: Trainer, refresh: Refresh,
     """
     world, batch = trainer.state.world, trainer.settings.batch
     lists = read_negative_lists(refresh.path)
-    check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
+    check_offsets(lists, len(collection.queries(TRAIN)), len(collection.passages), refresh.path)
     is_noted = trainer.log is not None and not trainer.resumes_other_order(lists, batch.group_size)
     seen = SeenQueries() if is_noted else None
     batches = batches_from_lists(batch, collection, world, lists, refresh.number, batches_done, seen)

@@ -44,6 +44,7 @@ from utils.distributed.world import World, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange import atomic
 from utils.exchange.checkpoints import Checkpoint
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.negatives import read_records
 from utils.exchange.peers import watch_peer
@@ -168,7 +169,7 @@ def train(job: TrainerJob) -> None:
     """Train to --max_steps, from the start or from where an earlier job stopped; then say so to the generator."""
     world, run_id = start_program("run_ann", job.compute, flags_json(job.flag_values))
     checks = Preflight(world)
-    inputs = check_collection(job.collection, job.model.tokenizer, ("train",))
+    inputs = check_collection(job.collection, job.model.tokenizer, (TRAIN,))
     checks.on_process0(partial(check_checkpoint, job.model), *inputs)
     describe = partial(describe_lengths, job.lengths, job.collection)
     checks.on_process0(describe, partial(check_publishing, job.output_dir))

@@ -33,6 +33,7 @@ from utils.distributed import process_group
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.checkpoints import Checkpoint
+from utils.exchange.evaluations import TRAIN
 from utils.flags import flags_json
 from utils.run_log import say
 
@@ -55,7 +56,7 @@ def run(job: WarmupJob) -> None:
 
 def checks_of(job: WarmupJob) -> list[Check]:
     """All that process 0 looks at, next to what training itself needs."""
-    splits = ["train"] if job.settings.trains else []
+    splits = [TRAIN] if job.settings.trains else []
     splits += [job.dev_split] if job.settings.evaluates else []
     return [
         *([partial(check_checkpoint, job.model)] if job.model.name_or_path else []),

@@ -11,6 +11,7 @@ from drivers.job.model_identity import ModelSettings, identity_of
 from drivers.job.run_config import is_of_this_job
 from utils.errors import UserError
 from utils.exchange import atomic
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_run
 from utils.exchange.negatives import read_refresh
@@ -45,7 +46,7 @@ def training_source(
         return None, path
     refresh = read_refresh(Path(bm25_dir), 0)
     lists = read_negative_lists(refresh.path)
-    check_offsets(lists, len(collection.queries("train")), len(collection.passages), refresh.path)
+    check_offsets(lists, len(collection.queries(TRAIN)), len(collection.passages), refresh.path)
     return lists, None
 
 

@@ -15,6 +15,7 @@ from utils.exchange.atomic import dump_with_checksum, load_with_checksum, read_j
 from utils.exchange.layout import EvaluationLayout
 from utils.exchange.verify import check_signature, signature_of
 
+TRAIN = "train"  # the split that is trained on
 DEV = "dev"  # the split that is measured where there is one of this name, and what a record without one means
 
 
