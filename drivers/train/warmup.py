@@ -29,7 +29,7 @@ from drivers.train.warmup_preflight import WarmupJob, config_of_job, to_evaluate
 from drivers.train.warmup_source import say_of_size
 from model.encoders.base import Encoder
 from model.encoders.registry import new_encoder
-from utils.distributed import process_group
+from utils.distributed import agreement, process_group
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.checkpoints import Checkpoint
@@ -50,7 +50,9 @@ def run(job: WarmupJob) -> None:
     else:
         checks.end()
     if job.settings.evaluates_after:
-        evaluate_checkpoints(job.evaluation, job.encoder, job.model, evaluated(job), world)
+        # One process lists them: on a network file system another might see fewer.
+        models = agreement.decide_on_process0(world, lambda: [str(path) for path in evaluated(job)])
+        evaluate_checkpoints(job.evaluation, job.encoder, job.model, [Path(model) for model in models], world)
     process_group.stop(world)
 
 
