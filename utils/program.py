@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pkgutil import resolve_name
 
+from utils.errors import run_program
 from utils.flags import ProgramFlags, flags_json, parse_flags
 
 
@@ -33,3 +35,13 @@ def run_from_command_line(
         sys.stdout.write(flags_json(job.flag_values, **resolved) + "\n")
     else:
         resolve_name(run)(job)
+
+
+def start(argv: list[str]) -> None:
+    """Start a program from a file that has registered something of its own; the program knows nothing of it.
+
+    Args:
+        argv: the program's module, as after ``python -m``, and its flags.
+    """
+    program, *sys.argv[1:] = argv
+    run_program(program.rpartition(".")[2], importlib.import_module(program).main)

@@ -142,12 +142,21 @@ def read_final(arm: ArmLayout, steps: int, split: str) -> Evaluation:
     evaluation = read_evaluation(path, "run drivers.run_eval on the arm's last checkpoint")
     if evaluation.step not in (None, steps):
         raise Unfinished(f"{name} is of step {evaluation.step}, the trainer ended at {steps}: evaluate again")
+    if (other := other_arm(evaluation.model, arm)) is not None:
+        raise Unfinished(f"{name} is of a model of the arm {other} ({evaluation.model}): evaluate again")
     if evaluation.split not in ("", split):
         raise Unfinished(
             f"{name} is of the split {evaluation.split}, training was measured on {split}: evaluate again with "
             f"--split {split}"
         )
     return evaluation
+
+
+def other_arm(model: str, arm: ArmLayout) -> str | None:
+    """The arm whose checkpoint a model is, by its path, where that is another one than ``arm``."""
+    theirs, ours = Path(model).parts[-4:-1], (arm.root.parent.name, arm.root.name, CHECKPOINTS)
+    is_of_an_arm = len(theirs) == 3 and (theirs[0], theirs[2]) == (ours[0], ours[2])
+    return theirs[1] if is_of_an_arm and theirs[1] != ours[1] else None
 
 
 def read_end(arm: ArmLayout) -> Mapping[str, object]:

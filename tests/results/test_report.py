@@ -337,6 +337,17 @@ def test_an_evaluation_of_an_older_checkpoint_is_not_the_arm_s(tmp_path: Path) -
     assert "is of step 100, the trainer ended at 500" in read(run).unfinished["top"]
 
 
+def test_an_evaluation_of_another_arm_s_model_is_not_the_arm_s(tmp_path: Path) -> None:
+    """Which the step does not tell: it is the same in both."""
+    run = write_run(tmp_path / "run")
+    written = run / "arms/top/eval/metrics.json"
+    for model in ("/moved/arms/top/checkpoints/checkpoint-500", "/scratch/checkpoint-500"):
+        write_evaluation(written, 0.22, model, 500)
+        assert "top" not in read(run).unfinished
+    write_evaluation(written, 0.22, "/moved/arms/random/checkpoints/checkpoint-500", 500)
+    assert "is of a model of the arm random" in read(run).unfinished["top"]
+
+
 def test_unfair_comparisons_are_said(tmp_path: Path) -> None:
     arms = {"top": Shape(0.2, 0.25), "random": Shape(0.2, 0.25, strategy="top", steps=400, refreshes=4)}
     warnings = " ".join(read(write_run(tmp_path / "run", arms)).warnings)

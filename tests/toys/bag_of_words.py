@@ -12,8 +12,8 @@ from torch import nn
 from model.encoders.base import ConfigEncoder
 from model.encoders.spec import EncoderSpec, Side
 from model.token_batch import TokenBatch
-from tests.toys import start
 from utils.declared import MODEL_TYPES, ModelType
+from utils.program import start
 
 
 class BagOfWords(ConfigEncoder):

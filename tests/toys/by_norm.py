@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from tests.toys import start
+from utils.program import start
 from utils.search.base import Backend, RowIndex
 from utils.search.ranked_lists import merge_top_k
 from utils.search.registry import BACKENDS, BackendWord

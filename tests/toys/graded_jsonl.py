@@ -12,7 +12,7 @@ from typing import Any
 
 from data.sources.base import Passage, SplitFiles, find_raw
 from data.sources.registry import SOURCES, SourceWord
-from tests.toys import start
+from utils.program import start
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:

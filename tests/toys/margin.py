@@ -8,8 +8,8 @@ import sys
 import torch
 
 from model.train.objectives import OBJECTIVES, EncodedBatch, Objective, measure_by_margin
-from tests.toys import start
 from utils.declared import LOSSES, Loss
+from utils.program import start
 
 MARGIN = 1.0
 
