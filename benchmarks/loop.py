@@ -31,7 +31,8 @@ from model.encode import EncodingSettings, encode_blocks
 from model.train.optim import make_optimizer
 from model.train.step import make_state, train_step
 from utils.distributed.world import World
-from utils.exchange.layout import RECORD_PATTERN, ArmLayout, RunLayout, numbered
+from utils.exchange.atomic import numbered
+from utils.exchange.layout import RECORD_PATTERN, ArmLayout, RunLayout
 from utils.flag_values import path_argument
 from utils.ir.metrics import evaluate
 from utils.search.index import Index

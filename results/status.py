@@ -38,7 +38,8 @@ from results.read.job_states import (
     health,
 )
 from utils.errors import one_line, run_program
-from utils.exchange.layout import CHECKPOINT_PATTERN, RECORD_PATTERN, numbered
+from utils.exchange.atomic import numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, RECORD_PATTERN
 from utils.exchange.lease.record import FAILED_STATE
 from utils.exchange.markers import read_run
 from utils.flag_values import LONGEST_SECONDS, Group, flag

@@ -36,8 +36,9 @@ from drivers.job.setup import ComputeSettings, check_output_dirs, open_collectio
 from drivers.job.text_lengths import TextLengths, check_made_with
 from model.kernels.precision import name_of
 from utils.errors import UserError
+from utils.exchange.atomic import numbered
 from utils.exchange.evaluations import TRAIN
-from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout, numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout
 from utils.exchange.lease.record import LeaseTimeouts
 from utils.search.settings import SearchSettings
 

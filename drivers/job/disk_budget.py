@@ -14,7 +14,8 @@ from pathlib import Path
 from torch import nn
 
 from utils.errors import UserError
-from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout, numbered
+from utils.exchange.atomic import numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout
 from utils.exchange.retention import KEEP_CHECKPOINTS
 from utils.exchange.verify import size_of
 from utils.system import disk_used, free_bytes, in_bytes

@@ -17,7 +17,8 @@ from utils.declared import FILTERS
 from utils.distributed.world import has_launcher
 from utils.errors import Disagreement, UserError
 from utils.exchange import atomic
-from utils.exchange.layout import CHECKPOINT_PATTERN, RUN, JobLayout, numbered
+from utils.exchange.atomic import numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, RUN, JobLayout
 from utils.exchange.markers import mark_run, newest_run_config_sha256, read_done, read_run
 from utils.exchange.retention import remove_run
 from utils.run_log import git_state, say

@@ -29,7 +29,8 @@ from model.kernels.precision import name_of
 from utils.declared import MODEL_TYPES
 from utils.distributed.world import has_launcher, processes_of_launcher
 from utils.errors import UserError
-from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout, numbered
+from utils.exchange.atomic import numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout
 from utils.exchange.lease.record import LeaseTimeouts
 from utils.search.settings import SearchSettings
 

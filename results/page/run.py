@@ -12,9 +12,10 @@ from pathlib import Path
 from results.page.markdown import Section, align, columns, picture
 from results.page.sections import common_sections
 from results.plots.curves import arm_names, capital, figures
+from results.read.arm import Arm
 from results.read.evaluation import HEADINGS, REPORTED, Evaluation
 from results.read.logged import read_measures
-from results.read.run import Arm, Run
+from results.read.run import Run
 from results.read.study import Study
 from utils.ir.metrics import MRR, NDCG
 

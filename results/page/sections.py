@@ -10,9 +10,9 @@ import numpy as np
 from results.page.markdown import Section, align, picture
 from results.plots.by_rank import Arms, curves_figure, fork_figure, layers_figure, ranks_figure, stale_figure
 from results.plots.tsne import neighbourhood_caption, neighbourhood_figure
+from results.read.arm import Arm
 from results.read.logged import ByBucket, Measures
 from results.read.published import NOISE_REFRESHES, RAN_AS_TOP, apart, read_dev_ndcg
-from results.read.run import Arm
 from utils.exchange.layout import QUERY_MAP, QUERY_MAP_RECORD
 from utils.ir.metrics import METRICS, NDCG
 from utils.ir.query_map import read_neighbourhood

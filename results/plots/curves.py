@@ -11,8 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.read.arm import Arm
 from results.read.published import read_dev_ndcg, read_published
-from results.read.run import Arm, Run
+from results.read.run import Run
 from results.read_log import TrainingPoint
 from utils.declared import FORK_STRATEGIES
 from utils.ir.metrics import HEADLINE, METRICS, NDCG

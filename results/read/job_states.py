@@ -15,6 +15,7 @@ from typing import Any
 from results.read.run import arm_order
 from utils.errors import UserError
 from utils.exchange import atomic
+from utils.exchange.atomic import numbered
 from utils.exchange.layout import (
     ANN_DATA,
     ARMS,
@@ -24,7 +25,6 @@ from utils.exchange.layout import (
     WARMUP,
     ArmLayout,
     RunLayout,
-    numbered,
 )
 from utils.exchange.lease.record import (
     DEFAULT_TIMEOUTS,

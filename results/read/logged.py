@@ -15,8 +15,8 @@ from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
+from results.read.arm import Arm
 from results.read.evaluation import read_object
-from results.read.run import Arm
 from results.read.seen import LogRow, logged_rows
 from utils.errors import UserError
 from utils.exchange.evaluations import check_as_published

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from results.read.arm import Arm, DevPoint
 from results.read.evaluation import HEADINGS, REPORTED, Evaluation, number, read_evaluation, read_object
 from results.read.seen import other_queries, read_seen
 from results.read_log import TrainingPoint, read_log
@@ -18,50 +19,8 @@ from utils.exchange.evaluations import measured_split
 from utils.exchange.layout import CHECKPOINTS, COLLECTION_MANIFEST, DONE, ArmLayout, RunLayout
 from utils.exchange.markers import read_done, read_failed
 from utils.exchange.negatives import read_records
-from utils.ir.metrics import MRR, NDCG
-from utils.seen import SeenRefresh
 
 PASSAGES, QUERIES = "passages", "-query"  # what a manifest counts: passages, and the queries of SPLIT as SPLIT-query
-
-
-@dataclass(frozen=True)
-class DevPoint:
-    """Metrics of one checkpoint on the arm's split, as a refresh measured them. ``step`` 0 is the warmup checkpoint."""
-
-    refresh: int
-    step: int
-    ndcg: float
-    mrr: float | None
-
-    def value_of(self, metric: str) -> float | None:
-        """Of one of HEADLINE."""
-        return {NDCG: self.ndcg, MRR: self.mrr}[metric]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A finished arm. ``seconds`` is the trainer's wall time, ``split`` what it was measured and evaluated on."""
-
-    name: str
-    directory: Path
-    evaluation: Evaluation
-    steps: int
-    refreshes: int
-    seconds: float
-    strategy: str
-    seed: int | None
-    split: str
-    dev: tuple[DevPoint, ...]  # by step
-    training: tuple[TrainingPoint, ...]  # by step
-    seen: tuple[SeenRefresh, ...]  # in the order of training; empty where the run did not note it
-
-    @property
-    def layout(self) -> ArmLayout:
-        return ArmLayout(self.directory)
-
-    @property
-    def ann_dir(self) -> Path:
-        return self.layout.ann_data.root
 
 
 @dataclass(frozen=True)

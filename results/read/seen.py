@@ -6,16 +6,13 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from results.read.arm import Arm
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 from utils.exchange.negatives import check_as_recorded
 from utils.seen import SeenRefresh, seen_in
 from utils.text_files import read_lines
-
-if TYPE_CHECKING:
-    from results.read.run import Arm
 
 LogRow = dict[str, float | str]  # a line of metrics.jsonl: "step", and what was logged there, by name
 NAMED = 5  # queries, of those that an arm lacks

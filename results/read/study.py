@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from results.read.arm import Arm
 from results.read.logged import Measures, read_measures
-from results.read.run import Arm, Unfinished, read_arm
+from results.read.run import Unfinished, read_arm
 from results.read.seen import negatives_by_query, other_queries
 from utils.errors import UserError
 from utils.exchange.evaluations import check_as_published

@@ -750,5 +750,6 @@ def test_quickstart_command_lines_parse() -> None:
     assert len(programs) == 7 + 4 * 3
     for module_name, *words in programs:
         module = importlib.import_module(module_name)
-        flags_name = re.findall(r"parse_flags\((\w+),", Path(str(module.__file__)).read_text())[0]
+        source = Path(str(module.__file__)).read_text()
+        (flags_name,) = re.findall(r'(?:parse_flags\(|run_from_command_line\(\s*"\w+",\s*)(\w+),', source)
         parse_flags(getattr(module, flags_name), module_name, words)

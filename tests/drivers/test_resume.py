@@ -15,8 +15,9 @@ from tests.exchanging import flip_byte, put_checkpoint, put_negatives
 from tests.forked import run, start
 from utils.errors import UserError
 from utils.exchange import atomic
+from utils.exchange.atomic import numbered
 from utils.exchange.checkpoints import newest_checkpoint
-from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout, numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout
 from utils.exchange.negatives import newest_refresh
 
 pytestmark = pytest.mark.slow

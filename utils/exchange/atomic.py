@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -54,6 +55,12 @@ def listing(directory: Path) -> list[str]:
         return os.listdir(directory)  # noqa: PTH208 - names, not paths
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def numbered(directory: Path, pattern: re.Pattern[str]) -> list[int]:
+    """The numbers of the directory's entries whose whole name matches, ascending."""
+    matches = (pattern.fullmatch(name) for name in listing(directory))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def exists(path: Path) -> bool:

@@ -14,8 +14,8 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.atomic import check_space, dump_with_checksum, load_with_checksum, sync
-from utils.exchange.layout import CHECKPOINT_PATTERN, MANIFEST, SCHEDULER, JobLayout, numbered
+from utils.exchange.atomic import check_space, dump_with_checksum, load_with_checksum, numbered, sync
+from utils.exchange.layout import CHECKPOINT_PATTERN, MANIFEST, SCHEDULER, JobLayout
 from utils.exchange.lease.held import Lease
 from utils.exchange.model_files import weights_sha256
 from utils.exchange.verify import FAULTS, check_files, signature_of

@@ -268,14 +268,6 @@ def candidates_number(path: Path) -> int:
     return int(match[1])
 
 
-def numbered(directory: Path, pattern: re.Pattern[str]) -> list[int]:
-    """The numbers of the directory's entries whose whole name matches, ascending."""
-    from utils.exchange import atomic  # which imports this module's names, and more than bash waits for
-
-    matches = (pattern.fullmatch(name) for name in atomic.listing(directory))
-    return sorted(int(match[1]) for match in matches if match)
-
-
 def bash_names() -> dict[str, str]:
     """Each name by its constant's in lower case, and those of the first negatives: what the scripts look for."""
     names = {name.lower(): value for name, value in globals().items() if name.isupper() and isinstance(value, str)}

@@ -14,8 +14,8 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of, sync
-from utils.exchange.layout import NEGATIVES_PATTERN, RECORD_PATTERN, JobLayout, numbered
+from utils.exchange.atomic import dump_with_checksum, load_with_checksum, numbered, sha256_of, sync
+from utils.exchange.layout import NEGATIVES_PATTERN, RECORD_PATTERN, JobLayout
 from utils.exchange.lease.held import Lease
 from utils.exchange.verify import FAULTS, check_signature, signature_of
 from utils.exchange.wait import VISIBLE_WITHIN_SECONDS, log_once, wait_for, wait_until_visible

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.exchange import atomic
+from utils.exchange.atomic import numbered
 from utils.exchange.layout import (
     CHECKPOINT_PATTERN,
     DONE,
@@ -16,7 +17,6 @@ from utils.exchange.layout import (
     METRICS,
     RUN,
     JobLayout,
-    numbered,
 )
 from utils.exchange.lease.held import Lease
 from utils.exchange.negatives import read_records

@@ -31,8 +31,9 @@ from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import Fenced
 from utils.exchange import wait
+from utils.exchange.atomic import numbered
 from utils.exchange.checkpoints import model_sha256, publish_checkpoint
-from utils.exchange.layout import RECORD_PATTERN, JobLayout, numbered
+from utils.exchange.layout import RECORD_PATTERN, JobLayout
 from utils.exchange.negatives import read_refresh
 from utils.exchange.retention import remove, remove_old_checkpoints
 from utils.exchange.stop import Stop

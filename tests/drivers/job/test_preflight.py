@@ -43,7 +43,8 @@ from tests import forked
 from tests.drivers.models import config_of_random_roberta
 from tests.processes_as_threads import ALONE
 from utils.errors import UserError
-from utils.exchange.layout import RECORD_PATTERN, JobLayout, numbered
+from utils.exchange.atomic import numbered
+from utils.exchange.layout import RECORD_PATTERN, JobLayout
 from utils.system import disk_used, free_bytes, in_bytes
 
 LENGTHS = (32, 16)

@@ -28,7 +28,7 @@ from tests.exchanging import (
 )
 from utils.errors import Fenced, PeerGone, Stopped, UserError, exit_code_of
 from utils.exchange import atomic
-from utils.exchange.atomic import load_with_checksum, staging_path, write_json
+from utils.exchange.atomic import load_with_checksum, numbered, staging_path, write_json
 from utils.exchange.checkpoints import (
     Checkpoint,
     latest_resumable_checkpoint,
@@ -39,7 +39,7 @@ from utils.exchange.checkpoints import (
     read_initial_checkpoint,
     set_aside,
 )
-from utils.exchange.layout import CHECKPOINT_PATTERN, DONE, FAILED, MANIFEST, RECORD_PATTERN, RUN, JobLayout, numbered
+from utils.exchange.layout import CHECKPOINT_PATTERN, DONE, FAILED, MANIFEST, RECORD_PATTERN, RUN, JobLayout
 from utils.exchange.markers import mark_done, mark_failed, mark_run, read_done, read_failed, read_run, working
 from utils.exchange.negatives import (
     newest_refresh,

@@ -15,7 +15,7 @@ import pytest
 from tests.exchanging import flip_byte, put_checkpoint, put_negatives, staged, take
 from utils.errors import Fenced
 from utils.exchange import atomic
-from utils.exchange.atomic import STAGING, write_text
+from utils.exchange.atomic import STAGING, numbered, write_text
 from utils.exchange.checkpoints import publish_checkpoint, set_aside
 from utils.exchange.layout import (
     CHECKPOINT_PATTERN,
@@ -25,7 +25,6 @@ from utils.exchange.layout import (
     METRICS,
     RECORD_PATTERN,
     JobLayout,
-    numbered,
 )
 from utils.exchange.lease.acquire import try_epoch
 from utils.exchange.lease.held import Lease
