@@ -95,7 +95,7 @@ class DevSplitFlags:
 class ModelTypeFlags:
     GROUP: ClassVar[Group] = "model"
 
-    model_type: str = flag(help=partial(words_help, MODEL_TYPES), aliases=["--train_model_type"], choices=MODEL_TYPES)
+    model_type: str = flag(help=partial(words_help, MODEL_TYPES), aliases=["--train_model_type"])
     config_name: str = flag("", "config file or directory, where it is not the model's own", is_path=True)
     tokenizer_name: str = flag("", "tokenizer directory, where it is not the model's own", is_path=True)
 

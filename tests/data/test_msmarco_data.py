@@ -332,15 +332,6 @@ def test_missing_file(
     check_refused(run(), tmp_path / "out", capsys.readouterr().err, "has no queries.dev.small.tsv[.gz]")
 
 
-def test_a_model_type_is_one_that_training_will_know(
-    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run("--model_type", "rdot_null")
-    assert ended.value.code == 2 and "choose from 'rdot_nll', 'static'" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     "more, message",
     [
