@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +16,11 @@ from drivers.job.encoder_setup import prepare_encoder
 from model.encode import TextSource, encode_blocks
 from model.kernels.precision import name_of, quickest_dtype
 from utils.distributed.world import World
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from model.encoders.roberta_dot import RobertaDot
 
 MS_MARCO_PASSAGES = 8_841_823
 TOKENS_OF_A_BATCH = 128 * 512  # --per_gpu_eval_batch_size 128 at ANCE's length
@@ -29,53 +37,86 @@ def texts_of(ids: list[np.ndarray], of_collection: int | None = None) -> TextSou
     return TextSource(of_collection or len(ids), lambda start, stop: lengths_N[start:stop], gather, "passage")
 
 
+@dataclass(frozen=True)
+class Encoders:
+    """One model with random weights, as each program has it: ours, ANCE's, and sentence-transformers' in two types."""
+
+    ours: RobertaDot
+    ance: RobertaDot
+    st_default: SentenceTransformer
+    st_equal_dtype: SentenceTransformer
+
+
+def make_encoders(layers: int, width: int, device: torch.device, directory: Path) -> Encoders:
+    """``directory`` holds the tokenizer. Ours computes in the type that is the quickest on the device."""
+    dtype = quickest_dtype(device)
+    ours = common.make_encoder(layers, width, device=device).eval()
+    encoders = Encoders(
+        ours,
+        baselines.ance_model(ours),
+        baselines.sentence_transformer(ours, directory, torch.float32, device),
+        baselines.sentence_transformer(ours, directory, dtype or torch.float32, device),
+    )
+    if dtype is not None:
+        ours.cast_linear_weights(dtype)
+    prepare_encoder(ours, dtype, World(0, 1, device))
+    return encoders
+
+
+def works_of(
+    encoders: Encoders, texts: list[str], ids: list[np.ndarray], device: torch.device
+) -> dict[str, Callable[[], np.ndarray]]:
+    """What is timed, by name: all texts' embeddings, of ANCE's loop those of its first two batches."""
+    source, few = texts_of(ids, MS_MARCO_PASSAGES), first_batches(ids)
+
+    def encode_ours() -> np.ndarray:
+        blocks = encode_blocks(encoders.ours, source, (0, len(ids)), TOKENS_OF_A_BATCH, device, quickest_dtype(device))
+        return np.concatenate(list(blocks))
+
+    return {
+        "ours": encode_ours,
+        "st_default": lambda: encoders.st_default.encode(texts, show_progress_bar=False),
+        "st_equal_dtype": lambda: encoders.st_equal_dtype.encode(texts, show_progress_bar=False),
+        "ance_padded": lambda: baselines.ance_encode(encoders.ance, few, device),
+    }
+
+
+def first_batches(ids: list[np.ndarray]) -> list[np.ndarray]:
+    return ids[: 2 * baselines.ANCE_ENCODING_BATCH]
+
+
+def check_equal(
+    encoders: Encoders, works: dict[str, Callable[[], np.ndarray]], texts: list[str], dtype: torch.dtype
+) -> None:
+    """AssertionError where the programs' embeddings differ by more than ``dtype`` rounds."""
+    expected_ND = works["ance_padded"]()
+    few = texts[: len(expected_ND)]
+    for found_ND in (works["ours"](), encoders.st_default.encode(few)):
+        worst = float(abs(found_ND[: len(few)] - expected_ND).max())
+        assert worst < TOLERANCE[dtype], f"embeddings differ by {worst}"
+
+
 def main() -> None:
     flags = common.parser("encode", __doc__ or "", layers=12, width=768, texts=512, repeats=3).parse_args()
     device, rng = common.own_device(), np.random.default_rng(1)
     dtype = quickest_dtype(device)
-    weights_dtype = dtype or torch.float32
     lengths_N = common.passage_lengths(flags.texts, rng)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         common.write_tokenizer(directory)
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(directory)
         texts = common.texts_of_lengths(lengths_N, rng)
-        ids = [np.array(row) for row in tokenizer(texts)["input_ids"]]
-        ours = common.make_encoder(flags.layers, flags.width, device=device).eval()
-        ance = baselines.ance_model(ours)
-        theirs = baselines.sentence_transformer(ours, directory, torch.float32, device)
-        theirs_equal = baselines.sentence_transformer(ours, directory, weights_dtype, device)
-    if dtype is not None:
-        ours.cast_linear_weights(dtype)
-    prepare_encoder(ours, dtype, World(0, 1, device))
-    few = ids[: 2 * baselines.ANCE_ENCODING_BATCH]
-    source = texts_of(ids, MS_MARCO_PASSAGES)
+        ids = [np.array(row) for row in AutoTokenizer.from_pretrained(directory)(texts)["input_ids"]]
+        encoders = make_encoders(flags.layers, flags.width, device, directory)
+    works = works_of(encoders, texts, ids, device)
+    check_equal(encoders, works, texts, dtype or torch.float32)
 
-    def encode_ours() -> np.ndarray:
-        blocks = encode_blocks(ours, source, (0, len(ids)), TOKENS_OF_A_BATCH, device, dtype)
-        return np.concatenate(list(blocks))
-
-    expected_ND = baselines.ance_encode(ance, few, device)
-    for found_ND in (encode_ours(), theirs.encode(texts[: len(few)])):
-        worst = float(abs(found_ND[: len(few)] - expected_ND).max())
-        assert worst < TOLERANCE[weights_dtype], f"embeddings differ by {worst}"
-
-    product = common.encoders_product(ours, device, dtype)
+    product = common.encoders_product(encoders.ours, device, dtype)
     seconds = common.side_by_side(
-        {
-            "ours": encode_ours,
-            "st_default": lambda: theirs.encode(texts, show_progress_bar=False),
-            "st_equal_dtype": lambda: theirs_equal.encode(texts, show_progress_bar=False),
-            "ance_padded": lambda: baselines.ance_encode(ance, few, device),
-        },
-        flags.repeats,
-        device,
-        product,
-        lambda name: baselines.allocate_as(name, device),
+        works, flags.repeats, device, product, lambda name: baselines.allocate_as(name, device)
     )
-    counts = {name: len(few) if name == "ance_padded" else len(ids) for name in seconds}
+    counts = {name: len(first_batches(ids)) if name == "ance_padded" else len(ids) for name in seconds}
     rates = {name: counts[name] / taken for name, taken in seconds.items()}
     limit = product.flops_per_second / (common.encoder_flops(lengths_N, flags.layers, flags.width) / len(ids))
     common.report(

@@ -50,7 +50,7 @@ def generated(tiny_preprocessed: Path, tmp_path_factory: pytest.TempPathFactory)
     return generate(tiny_preprocessed, tmp_path_factory.mktemp("generated"), "random")
 
 
-def view(generated: Path, data_dir: Path, output_dir: Path, **flags: Any) -> Refresh:
+def view(generated: Path, data_dir: Path, output_dir: Path, **flags: object) -> Refresh:
     candidates = JobLayout(generated).candidates(0)
     call(negatives.main, candidates=candidates, data_dir=data_dir, output_dir=output_dir, **flags)
     return read_refresh(output_dir, 0)
@@ -101,7 +101,7 @@ def test_fewer_candidates_than_were_kept(generated: Path, tiny_preprocessed: Pat
     assert ranks.max() == 8 and ranks[ranks > 0].min() >= 4
 
 
-def refused(generated: Path, data_dir: Path, output_dir: Path, **flags: Any) -> str:
+def refused(generated: Path, data_dir: Path, output_dir: Path, **flags: object) -> str:
     with pytest.raises(UserError) as caught:
         view(generated, data_dir, output_dir, **flags)
     assert "\n" not in str(caught.value)
@@ -110,7 +110,7 @@ def refused(generated: Path, data_dir: Path, output_dir: Path, **flags: Any) -> 
 
 
 def test_what_is_refused_before_anything_is_written(generated: Path, tiny_preprocessed: Path, tmp_path: Path) -> None:
-    def said(**flags: Any) -> str:
+    def said(**flags: object) -> str:
         return refused(generated, tiny_preprocessed, tmp_path / "view", **flags)
 
     assert "has 200 candidates a query" in said(topk_training=TOPK + 1)

@@ -48,7 +48,7 @@ class Backend:
     so that a run may be resumed with another one.
     """
 
-    library = ""  # the Python package that it needs, next to numpy and torch
+    package = ""  # the Python package that it needs, next to numpy and torch
     options: tuple[str, ...] = ()  # those of `settings.OPTIONS` that it reads; a user may give no others
 
     def build(self, passages: Passages, settings: SearchSettings, advance: Advance) -> RowIndex:
@@ -66,7 +66,7 @@ class Backend:
         raise NotImplementedError
 
     def is_installed(self) -> bool:
-        return not self.library or importlib.util.find_spec(self.library) is not None
+        return not self.package or importlib.util.find_spec(self.package) is not None
 
     def check(self, settings: SearchSettings, embedding_dim: int, rows: int) -> None:
         """UserError where the options do not fit each other, or an index of at most so many rows.

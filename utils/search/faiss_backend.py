@@ -38,7 +38,7 @@ FAISS_BYTES_PER_PLACE = 36  # a call's list, and faiss's reservoir of twice its 
 class FaissBackend(Backend):
     """What --faiss_index asks for; on a GPU what faiss's GPU build has of it."""
 
-    library = "faiss"
+    package = "faiss"
     options = ("faiss_index", "nprobe")
 
     def build(self, passages: Passages, settings: SearchSettings, advance: Advance = no_progress) -> RowIndex:

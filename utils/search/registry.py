@@ -52,8 +52,8 @@ def choose_backend(settings: SearchSettings) -> SearchSettings:
         )
     installed = [word for word in able if backend_of(word).is_installed()]
     if not installed:
-        library = backend_of(able[0]).library
-        raise UserError(f"{library} is not installed, expected it for this search; pip install -r requirements.txt")
+        package = backend_of(able[0]).package
+        raise UserError(f"{package} is not installed, expected it for this search; pip install -r requirements.txt")
     on_device = (word for word in installed if backend_of(word).searches_on(settings.device))
     return replace(settings, backend=next(on_device, installed[0]))
 

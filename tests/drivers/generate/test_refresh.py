@@ -24,6 +24,7 @@ from drivers.job.encoder_setup import EncoderSettings
 from drivers.job.fencing import Fence
 from drivers.job.session import Session
 from model.encode import EncodingSettings
+from model.encoders.base import Encoder
 from model.encoders.static import StaticEncoder
 from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
 from tests.forked import spawn
@@ -205,7 +206,7 @@ def refresh_with(
             shutil.rmtree(work.checkpoint)
         return load_to_encode(*given)
 
-    def prepare_on_gpus(encoder: Any, dtype: Any, world: World, compiled: bool) -> Any:
+    def prepare_on_gpus(encoder: Encoder, dtype: torch.dtype | None, world: World, compiled: bool) -> Encoder:
         """Where the ranks agree on how they attend."""
         collectives.any_process(world, False)
         return prepare_encoder(encoder, dtype, world, compiled)

@@ -38,7 +38,7 @@ from drivers.job.run_config import (
     run_config_sha256,
 )
 from drivers.job.session import Session, open_session
-from drivers.job.settings import deciding_flags
+from drivers.job.settings import OpeningFlags, deciding_flags
 from drivers.train.trainer import Trainer
 from tests.exchanging import LIFE, FakeTime, lease_of, names, put_checkpoint, read_beat
 from tests.forked import spawn
@@ -84,7 +84,7 @@ def alone(directory: Path, role: str = "trainer") -> Session:
     return Session(ALONE, Stop(directory), lease_of(directory, role))
 
 
-# Science
+# What decides a run
 
 
 def other_value(value: Any) -> Any:
@@ -96,7 +96,7 @@ def other_value(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR, WARMUP], ids=lambda flags: type(flags).__name__)
-def test_every_flag_decides_a_run_unless_it_is_declared_not_to(flags: Any) -> None:
+def test_every_flag_decides_a_run_unless_it_is_declared_not_to(flags: OpeningFlags) -> None:
     before = run_config_sha256(run_config(deciding_flags(flags), COLLECTION))
     for field in dataclasses.fields(flags):
         changed = dataclasses.replace(flags, **{field.name: other_value(getattr(flags, field.name))})
@@ -108,13 +108,13 @@ def test_every_flag_decides_a_run_unless_it_is_declared_not_to(flags: Any) -> No
 
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR, WARMUP], ids=lambda flags: type(flags).__name__)
-def test_the_runs_that_were_begun_so_far_are_known_by_the_same_flags(flags: Any) -> None:
+def test_the_runs_that_were_begun_so_far_are_known_by_the_same_flags(flags: OpeningFlags) -> None:
     """The hash of their versions is over these names: with one more or less they could not be resumed by it."""
     assert {*run_config(deciding_flags(flags), COLLECTION)} == {*RECORDED[type(flags).__name__].split()}
 
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR], ids=["trainer", "generator"])
-def test_what_is_common_is_known_to_both(flags: Any) -> None:
+def test_what_is_common_is_known_to_both(flags: OpeningFlags) -> None:
     config = run_config(deciding_flags(flags), COLLECTION, initial_model_sha256="m", initial_config_sha256="c")
     assert set(COMMON) <= config.keys()
     assert {name: config[name] for name in COMMON}.items() <= provenance(Run("r", ""), config).items()

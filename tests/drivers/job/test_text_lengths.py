@@ -43,7 +43,7 @@ def put_config(directory: Path, **recorded: Any) -> str:
     return str(directory)
 
 
-def flags_over(model: str, data_dir: Path) -> list[Any]:
+def flags_over(model: str, data_dir: Path) -> list[settings.OpeningFlags]:
     common: dict[str, Any] = {"data_dir": str(data_dir), "model_type": "static", "output_dir": f"{model}/out"}
     return [
         EvalFlags(model_name_or_path=model, **common),
@@ -56,18 +56,23 @@ def flags_over(model: str, data_dir: Path) -> list[Any]:
     ]
 
 
-def places_of(flags: Any) -> list[str]:
-    programs: dict[type, Any] = {EvalFlags: evaluator, GenerateFlags: generator, WarmupFlags: warmup}
-    program = programs.get(type(flags))
-    found: list[str] = program.places_of_lengths(flags) if program is not None else settings.places_of_model(flags)
-    return found
+def places_of(flags: settings.OpeningFlags) -> list[str]:
+    match flags:
+        case EvalFlags():
+            return evaluator.places_of_lengths(flags)
+        case GenerateFlags():
+            return generator.places_of_lengths(flags)
+        case WarmupFlags():
+            return warmup.places_of_lengths(flags)
+        case _:
+            return settings.places_of_model(flags)
 
 
-def found_lengths(flags: Any) -> TextLengths:
+def found_lengths(flags: settings.OpeningFlags) -> TextLengths:
     return settings.lengths_of(flags, places_of(flags))
 
 
-def lengths_of(flags: Any) -> tuple[int, int]:
+def lengths_of(flags: settings.OpeningFlags) -> tuple[int, int]:
     found = found_lengths(flags)
     return found.max_seq_length, found.max_query_length
 

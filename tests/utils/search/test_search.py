@@ -378,8 +378,9 @@ def test_choosing_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A faiss without GPU support would leave the GPU idle: an exact search is torch's then."""
     import faiss
 
-    def described(*settings: Any) -> str:
-        return Index(in_memory(np.ones((4, 3), np.float32)), SearchSettings(*settings, device=gpu)).describe(1)
+    def described(backend: str, faiss_index: str = "Flat", nprobe: int = 0) -> str:
+        settings = SearchSettings(backend, faiss_index, nprobe, gpu)
+        return Index(in_memory(np.ones((4, 3), np.float32)), settings).describe(1)
 
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
     gpu = torch.device("cuda", 1)
