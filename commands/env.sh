@@ -192,7 +192,7 @@ read_layout() {
   return 1
 }
 if ! read_layout; then
-  [[ ${SETS_UP_PYTHON:-0} == 1 ]] || die "no python3 in PATH, expected Python 3.11 or newer: install it (Debian: apt install python3 python3-venv)"
+  [[ ${SETS_UP_PYTHON:-0} == 1 ]] || die "no python3 in PATH that runs utils/exchange/layout.py, expected Python 3.11 or newer: install it (Debian: apt install python3 python3-venv)"
   return 0 # what follows is for scripts that run the programs
 fi
 

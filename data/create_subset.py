@@ -124,7 +124,9 @@ def written_type(source: Source) -> int:
 
 
 def line_of(*fields: str) -> str:
-    """UserError where a field holds what ends it or its line: the format has no way to write that."""
+    """UserError where a field holds what ends it or its line, or all text is blank: the format cannot have that."""
+    if not fields[0].strip() or not any(map(str.strip, fields[1:])):
+        raise UserError(f"{fields[0]!r} has no id or no text, which MS MARCO's format cannot hold: {OWN_FORMAT}")
     if any("\t" in field or "\n" in field for field in fields):
         raise UserError(
             f"the text of {fields[0]!r} has a tab or a line end, which MS MARCO's format cannot hold: {OWN_FORMAT}"

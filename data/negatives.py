@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from data.mining.candidates import Bm25Source, Candidates, read_bm25, read_candidates
 from data.mining.negative_lists import NegativeLists, write_negative_lists
 from data.mining.select import Selected, Selection, describe_selection, make_selection, select_negatives
@@ -65,6 +67,7 @@ class KeptSearch:
     refresh: Refresh
     candidates: Candidates
     collection: Preprocessed
+    positives: tuple[np.ndarray, np.ndarray]  # of the train queries
     selection: Selection
     strategy_from: str
     bm25: Bm25Source | None
@@ -101,8 +104,17 @@ def open_kept_search(flags: NegativesFlags) -> KeptSearch:
         on_shortage=flags.on_shortage,
     )
     bm25 = read_bm25(flags.bm25_dir, collection) if selection.strategy.needs_bm25 else None
-    how = (selection, strategy_from, bm25, flags.negative_sample, flags.seed)
-    return KeptSearch(refresh, candidates.cut(topk), collection, *how)
+    return KeptSearch(
+        refresh=refresh,
+        candidates=candidates.cut(topk),
+        collection=collection,
+        positives=collection.qrels(TRAIN).positives(),
+        selection=selection,
+        strategy_from=strategy_from,
+        bm25=bm25,
+        negative_sample=flags.negative_sample,
+        seed=flags.seed,
+    )
 
 
 def run(flags: NegativesFlags) -> None:
@@ -119,9 +131,11 @@ def run(flags: NegativesFlags) -> None:
 
 def select_again(search: KeptSearch) -> Selected:
     """The negatives of each query of the search."""
-    positives, refresh = search.collection.qrels(TRAIN).positives(), search.refresh
+    refresh = search.refresh
     bm25 = search.bm25.candidates if search.bm25 is not None else None
-    selected = select_negatives(search.candidates, positives, search.selection, search.seed, refresh.number, bm25)
+    selected = select_negatives(
+        search.candidates, search.positives, search.selection, search.seed, refresh.number, bm25
+    )
     say(
         describe_selection(
             selected, search.selection.strategy, search.candidates_per_query, refresh.number, refresh.step
@@ -133,7 +147,7 @@ def select_again(search: KeptSearch) -> Selected:
 def publish_view(selected: Selected, search: KeptSearch, output_dir: Path) -> None:
     """``ann_training_data_N`` and its record, of the search's refresh N."""
     lists, run_id = selected.lists.with_negatives(), secrets.token_hex(6)
-    write = partial(write_negative_lists, lists=lists, positives=search.collection.qrels(TRAIN).positives())
+    write = partial(write_negative_lists, lists=lists, positives=search.positives)
     record = view_record(search, selected, lists, run_id)
     output_dir.mkdir(parents=True, exist_ok=True)
     with working(output_dir, "generator", DEFAULT_TIMEOUTS, run_id) as lease:

@@ -101,6 +101,8 @@ def packages_of_picture() -> dict[str, int]:
 def test_the_picture_has_every_package_and_no_other() -> None:
     packages = {path.parent.relative_to(REPO) for room in ROOMS for path in (REPO / room).glob("*/__init__.py")}
     assert set(packages_of_picture()) == {".".join(package.parts) for package in packages}
+    nested = {path.parent.relative_to(REPO) for room in ROOMS for path in (REPO / room).glob("*/*/**/__init__.py")}
+    assert nested == {Path("utils/exchange/lease")}, "a package inside a package: is it to be in the picture?"
 
 
 def test_packages_import_those_below_them_in_the_picture() -> None:

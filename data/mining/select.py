@@ -46,7 +46,7 @@ def make_selection(
     topk_training: int,
     negative_sample: int,
     filters: Mapping[str, Number],
-    on_shortage: str = "fewer",
+    on_shortage: str,
 ) -> Selection:
     """How negatives are chosen, of what the flags say.
 

@@ -143,8 +143,9 @@ def rank_split(
     if found is None:
         return None
     scores_QK, passages_QK = found
-    query_Q = collection.qrels(split).queries_with_positive()
-    metrics, by_query = measure(collection.qrels(split), passages_QK, reach(k, passages))
+    qrels = collection.qrels(split)
+    query_Q = qrels.queries_with_positive()
+    metrics, by_query = measure(qrels, query_Q, passages_QK, reach(k, passages))
     unranked = len(by_query) - len(query_Q)
     if world.is_first and unranked:
         log_once(f"{split}: {unranked:,} of {len(by_query):,} judged queries have no positive, and count as 0")
@@ -152,14 +153,18 @@ def rank_split(
 
 
 def measure(
-    qrels: Qrels, passages_QK: np.ndarray, depth: float
+    qrels: Qrels, query_Q: np.ndarray, passages_QK: np.ndarray, depth: float
 ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
     """The metrics that lists of this ``depth`` reach: means over all queries of the qrels, and each one's by offset.
 
-    ``passages_QK`` are the lists of those with a positive.
+    Args:
+        qrels: the split's.
+        query_Q: those with a positive, by offset.
+        passages_QK: their lists.
+        depth: how deep a metric may look.
     """
     judgements = qrels.as_dict()
-    rows = per_query_metrics(judgements, qrels.queries_with_positive(), passages_QK, depth)
+    rows = per_query_metrics(judgements, query_Q, passages_QK, depth)
     metrics = mean_metrics(judgements, rows, depth)
     return metrics, {query: rows.get(query, dict.fromkeys(metrics, 0.0)) for query in sorted(judgements)}
 

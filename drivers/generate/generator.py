@@ -117,14 +117,14 @@ def run_session(job: GeneratorJob, session: Session, run_id: str) -> int:
 
 def make_refreshes(run: GeneratorRun) -> int:
     """One refresh after the other; returns how many were published."""
-    requests, made = run.requests, 0
+    requests, refresh, made = run.requests, run.refresh, 0
     while (request := next_request(run)) is not None:
         if not one_refresh(run, request, stop_needed(run)):
             # A stop, or the trainer gone; where it is done `next_request` says so; else the refresh is begun again.
             run.session.decide_on_process0(partial(read_done, requests.training_dir), run.trainer)
             continue
         made += 1
-        if requests.only_encodes or requests.loads_embeddings or made >= requests.most_refreshes:
+        if refresh.only_encodes or refresh.loads_embeddings or made >= requests.most_refreshes:
             break
         if requests.last_refresh is not None and requests.last_refresh <= request.refresh:
             break
@@ -155,7 +155,7 @@ def stop_needed(run: GeneratorRun, clock: Callable[[], float] = time.monotonic) 
     requests, session = run.requests, run.session
 
     def trainer_left() -> bool:
-        if requests.only_encodes or requests.loads_embeddings:
+        if run.refresh.only_encodes or run.refresh.loads_embeddings:
             return False
         try:
             run.trainer.check(is_needed=False)

@@ -86,7 +86,7 @@ def search_all(
 def conclude(
     settings: RefreshSettings, request: RefreshRequest, found: Found, ours: Mapping[str, object]
 ) -> RefreshResult:
-    """Process 0's part of the end: evaluate, select, and compare with the refresh before.
+    """Evaluate, select, and compare with the refresh before; on process 0.
 
     Args:
         settings: how every refresh of the run is made.

@@ -91,7 +91,7 @@ def preflight(flags: AnnFlags) -> TrainerJob:
     job = TrainerJob(
         **vars(common),
         collection=open_collection(flags.data_dir, common.lengths, common.model.tokenizer, flags.dry_run),
-        training=training_settings(flags, common.lengths, common.compute.dtype, publish_every(flags)),
+        training=training_settings(flags, common, publish_every(flags)),
         schedule=schedule_settings(flags),
         timeouts=lease_timeouts(flags),
         overwrites=flags.overwrite_output_dir,

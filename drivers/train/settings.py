@@ -103,34 +103,33 @@ def optimizer_settings(flags: AnnFlags | WarmupFlags) -> OptimizerSettings:
 
 
 def training_settings(
-    flags: AnnFlags | WarmupFlags, lengths: TextLengths, dtype: torch.dtype | None, publish_every: tuple[int, ...]
+    flags: AnnFlags | WarmupFlags, common: ModelJob, publish_every: tuple[int, ...]
 ) -> TrainingSettings:
     """How a program trains.
 
     Args:
         flags: the program's.
-        lengths: how long texts may be, in tokens.
-        dtype: of mixed precision, None for float32.
+        common: what is resolved of them: lengths, the type of mixed precision, the tokenizer.
         publish_every: a checkpoint is published at each step that one of these divides.
     """
     output_dir = Path(flags.output_dir)
     return TrainingSettings(
         output_dir=output_dir,
         tensorboard_dir=Path(flags.log_dir) if flags.log_dir else JobLayout(output_dir).tensorboard,
-        tokenizer=trained_model(flags).tokenizer,
+        tokenizer=common.model.tokenizer,
         loss=flags.loss,
         batch=BatchSettings(
             triples=flags.per_gpu_train_batch_size,
             group_size=flags.group_size,
-            max_query_length=lengths.max_query_length,
-            max_seq_length=lengths.max_seq_length,
+            max_query_length=common.lengths.max_query_length,
+            max_seq_length=common.lengths.max_seq_length,
             is_over_batch=LOSSES[flags.loss].is_over_batch,
             seed=flags.seed,
         ),
         micro_batches=flags.gradient_accumulation_steps,
         optimizer=optimizer_settings(flags),
         optimizer_from=Path(flags.model_name_or_path) if flags.load_optimizer_scheduler else None,
-        dtype=dtype,
+        dtype=common.compute.dtype,
         grad_cache_tokens=flags.grad_cache_tokens,
         gradient_checkpointing=flags.gradient_checkpointing,
         compile=flags.compile,

@@ -79,7 +79,7 @@ class WarmupJob(ModelJob):
         training: how it trains.
         lists: the negatives; None where they come from ``triples``.
         triples: that file, or None.
-        dev_split: the split that is evaluated.
+        dev_split: the split that is evaluated; "" where nothing is.
         candidates_QK: int64 [queries, candidates], to be reranked; None without any.
         search: how the collection is searched in an evaluation.
         timeouts: of its lease.
@@ -138,8 +138,10 @@ def to_evaluate(settings: WarmupSettings, output_dir: Path, model: str) -> list[
 
 
 def places_of_lengths(flags: WarmupFlags) -> list[str]:
+    if flags.do_train:
+        return places_of_model(flags)
     evaluated = to_evaluate(warmup_settings(flags), Path(flags.output_dir), flags.model_name_or_path)[-1:]
-    return [*([] if flags.do_train else map(str, evaluated)), *places_of_model(flags)]
+    return [*map(str, evaluated), *places_of_model(flags)]
 
 
 def preflight(flags: WarmupFlags) -> WarmupJob:
@@ -158,7 +160,7 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
         **vars(common),
         settings=settings,
         collection=collection,
-        training=training_settings(flags, common.lengths, common.compute.dtype, (flags.save_steps,)),
+        training=training_settings(flags, common, (flags.save_steps,)),
         lists=lists,
         triples=triples,
         dev_split=split,

@@ -1,7 +1,8 @@
 """A training batch's texts through the encoder in micro-batches, each of texts of similar length.
 
 So little is padded, and on a CPU what a layer makes stays in the cache. All micro-batches together give what one batch
-gives: their activations are kept for the gradient, or made a second time (`cached_backward`).
+gives: their activations are kept for the gradient, or made a second time (`cached_backward`). A micro-batch here is a
+part of one `MicroBatch` of model/train/micro_batch.py, of which an optimiser step has several.
 """
 
 from __future__ import annotations

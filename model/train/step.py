@@ -26,7 +26,7 @@ from utils.distributed.world import World, collective
 from utils.errors import UserError
 
 SMALLEST_SCALE = 1e-4  # of fp16's loss, as fairseq has it: from the first one it takes 30 skipped steps
-GPU_MICRO_BATCH_TOKENS = 2**14  # enough to keep a GPU busy, where a batch's texts are padded to the longest of one
+GPU_MICRO_BATCH_TOKENS = 2**14  # enough to keep a GPU busy, where texts are padded to the longest of their micro-batch
 
 
 class TrainingStep(nn.Module):
@@ -47,7 +47,7 @@ class TrainingStep(nn.Module):
         return self.loss_of(queries_BD, passages_MD, batch.triples)
 
     def budget_tokens(self, device: torch.device) -> int | None:
-        """Of a micro-batch; None is a single one: on a GPU, where nothing is padded."""
+        """Of a micro-batch of `grad_cache`; None is a single one: on a GPU, where nothing is padded."""
         if device.type == "cpu":
             return self.encoder.cpu_batch_tokens
         return GPU_MICRO_BATCH_TOKENS if self.encoder.padding_costs else None

@@ -24,8 +24,8 @@ from model.train.step import make_state, train_step
 from tests import REPO
 from tests.forked import run
 from tests.model.train.test_step import ALONE, constant, flat_weights
+from tests.processes_as_threads import CPU
 
-CPU = torch.device("cpu")
 TINY = {
     "encode": ("--layers", "1", "--width", "64", "--texts", "40", "--repeats", "1"),
     "train": ("--layers", "1", "--width", "64", "--queries", "2", "--repeats", "1"),

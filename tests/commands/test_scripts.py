@@ -275,7 +275,8 @@ def test_a_script_without_options_after_dashes_gets_the_dashes(repo: Path) -> No
 
 def test_setup_without_python(repo: Path, tmp_path: Path) -> None:
     result = run_script(repo / "commands" / "quickstart.sh", PATH=path_without(tmp_path, "python"))
-    assert "no python3 in PATH, expected Python 3.11 or newer" in single_error_line(result)
+    line = single_error_line(result)
+    assert "no python3 in PATH that runs utils/exchange/layout.py, expected Python 3.11 or newer" in line
 
 
 def test_setup_with_an_old_python(repo: Path, tmp_path: Path) -> None:

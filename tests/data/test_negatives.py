@@ -33,7 +33,14 @@ def generate(data_dir: Path, root: Path, strategy: str, **changes: Any) -> Path:
     settings = settings_over(data_dir, root)
     passages = len(settings.collection.passages)
     filters = {name: changes.pop(name) for name in FILTERS if name in changes}
-    selection = make_selection(strategy, passages, topk_training=TOPK, negative_sample=5, filters=filters, **changes)
+    selection = make_selection(
+        strategy,
+        passages,
+        topk_training=TOPK,
+        negative_sample=5,
+        filters=filters,
+        **{"on_shortage": "fewer", **changes},
+    )
     settings = replace(settings, selection=selection, topk_training=TOPK, keeps_candidates=True)
     session, log = start(root, World(0, 1, CPU))
     work = put_model(root / "checkpoints", data_dir, 3)
@@ -183,4 +190,4 @@ def test_bm25_s_candidates_serve_the_strategy_of_that_name(
 
 def test_make_selection_refuses_what_the_collection_has_not() -> None:
     with pytest.raises(UserError, match="the collection has 10 passages"):
-        make_selection("top", 10, topk_training=11, negative_sample=5, filters={})
+        make_selection("top", 10, topk_training=11, negative_sample=5, filters={}, on_shortage="fewer")

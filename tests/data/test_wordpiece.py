@@ -133,7 +133,7 @@ def test_mistakes_are_named(tmp_path: Path, raw_dir: Path) -> None:
         for content in (whole[:-1], whole + b"\n"):
             (raw_dir / name).write_bytes(content)
             with pytest.raises(UserError, match=rf"{name}, line [0-9]+: the last line "):
-                open_source("1", raw_dir)
+                open_source("1", raw_dir, files_read)
         (raw_dir / name).write_bytes(whole)
     source = find_collection(raw_dir, 1)
     check_inputs(source, tmp_path)

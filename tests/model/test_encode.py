@@ -16,10 +16,10 @@ from transformers import RobertaConfig
 from model.encode import LARGEST_BLOCK, TextSource, block_size, encode_blocks, plan_batches, plan_blocks, share_of
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
+from tests.processes_as_threads import CPU
 from tests.texts import ragged, token_batch
 from utils.errors import UserError
 
-CPU = torch.device("cpu")
 PAD = 1
 Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 

@@ -141,6 +141,7 @@ def test_a_subset_of_any_source_is_written_as_ms_marco_s(
         ({"title": "t"}, "'p0' has a title, which MS MARCO's passages have not"),
         ({"text": "a\tb"}, "the text of 'p0' has a tab or a line end, which MS MARCO's format cannot hold"),
         ({"text": "a\nb"}, "the text of 'p0' has a tab or a line end, which MS MARCO's format cannot hold"),
+        ({"text": " "}, "'p0' has no id or no text, which MS MARCO's format cannot hold"),
         ({}, "its splits are train, heldout, a subset is written in MS MARCO's format, which has train and dev"),
     ],
 )

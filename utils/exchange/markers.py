@@ -76,9 +76,9 @@ def clear_failed(lease: Lease) -> None:
 
 @contextlib.contextmanager
 def working(directory: Path, role: str, timeouts: LeaseTimeouts, run_id: str) -> Iterator[Lease]:
-    """Be the one ``role`` of ``directory`` for the block (`lease.role_held`); FAILED.json tells the peer of an error.
+    """Be the one ``role`` of ``directory`` for the block (`lease.acquire.role_held`).
 
-    A peer that has failed is the cause already told; it is not told again.
+    FAILED.json tells the peer of an error. A peer that has failed is the cause already told; it is not told again.
 
     Args:
         directory: the job's; it is made.

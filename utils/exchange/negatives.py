@@ -62,12 +62,12 @@ def publish_negatives(
     files = JobLayout(lease.directory)
     data, commit = files.negatives(refresh), files.record(refresh)
     if atomic.exists(commit):
-        raise taken(commit)
+        raise already_published(commit)
     with lease.stage(lease.directory, "data") as staged:
-        complete = {**record, "refresh": refresh, **written(staged, write)}
+        complete = {**record, "refresh": refresh, **write_synced(staged, write)}
         staged_candidates, staged_record = staged.with_name("candidates"), staged.with_name("record")
         if write_candidates is not None:
-            complete["candidates"] = written(staged_candidates, write_candidates)
+            complete["candidates"] = write_synced(staged_candidates, write_candidates)
         staged_record.write_text(dump_with_checksum(complete), encoding="utf-8")
         sync(staged_record)
         lease.check()
@@ -80,11 +80,11 @@ def publish_negatives(
     return Refresh(refresh, data, complete)
 
 
-def taken(commit: Path) -> UserError:
+def already_published(commit: Path) -> UserError:
     return UserError(f"{commit} exists already, expected a new refresh number: is a second generator running?")
 
 
-def written(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
+def write_synced(path: Path, write: Callable[[Path], object]) -> dict[str, Any]:
     """Make the file and bring it to the disk; its size and sha256."""
     write(path)
     sync(path)
@@ -97,7 +97,7 @@ def link_record(staged: Path, commit: Path) -> None:
         os.link(staged, commit)
     except FileExistsError:
         if not atomic.is_same_file(staged, commit):
-            raise taken(commit) from None
+            raise already_published(commit) from None
 
 
 def link_data(staged: Path, data: Path, commit: Path) -> None:

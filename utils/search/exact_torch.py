@@ -22,7 +22,7 @@ OUT_OF_MEMORY = re.compile("out of memory|ALLOC_FAILED")  # of torch, CUDA and c
 class TorchBackend(Backend):
     """Exact, on the CPU or a GPU."""
 
-    def build(self, passages: Passages, settings: SearchSettings, advance: Advance = no_progress) -> RowIndex:
+    def build(self, passages: Passages, settings: SearchSettings, advance: Advance) -> RowIndex:
         return TorchIndex(passages, settings)
 
     def searches_on(self, device: torch.device) -> bool:

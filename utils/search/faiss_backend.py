@@ -41,7 +41,7 @@ class FaissBackend(Backend):
     package = "faiss"
     options = ("faiss_index", "nprobe")
 
-    def build(self, passages: Passages, settings: SearchSettings, advance: Advance = no_progress) -> RowIndex:
+    def build(self, passages: Passages, settings: SearchSettings, advance: Advance) -> RowIndex:
         if settings.faiss_index == FLAT:
             return FlatIndex(passages, settings)
         return FactoryIndex(passages, settings, advance)

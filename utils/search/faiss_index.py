@@ -20,14 +20,14 @@ OUT_OF_MEMORY = re.compile("out of memory|alloc fail", re.IGNORECASE)  # faiss h
 OPQ_CENTROIDS = 256  # of the codes for which OPQ learns its rotation, where it has no quantizer of its own
 
 
-def check_index(faiss_index: str, embedding_dim: int, nprobe: int = 0, rows: int | None = None) -> None:
+def check_index(faiss_index: str, embedding_dim: int, nprobe: int, rows: int) -> None:
     """UserError for an index that faiss cannot build, or that has no cells to probe.
 
     Args:
         faiss_index: a string of faiss's index_factory.
         embedding_dim: numbers in a row.
         nprobe: how many cells are to be visited; 0 keeps the index's own number.
-        rows: the most that one process's share has, where that is known: they may be too few to train the index on.
+        rows: the most that one process's share has: they may be too few to train the index on.
 
     Raises:
         UserError: what faiss says, in one line, or what the index lacks.
@@ -40,8 +40,6 @@ def check_index(faiss_index: str, embedding_dim: int, nprobe: int = 0, rows: int
 
     with faiss_refusal(f"{faiss_index} with --nprobe {nprobe}" if nprobe else faiss_index):
         index = make_index(faiss_index, embedding_dim, nprobe)
-    if rows is None:
-        return
     cells = faiss.try_extract_index_ivf(index)
     if cells is not None and cells.nlist > rows:
         raise UserError(

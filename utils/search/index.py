@@ -63,7 +63,7 @@ class Index:
 
         row_index = self.build(k, advance)
         size_bytes = self.settings.passages_bytes
-        if passages.row_to_passage is None:
+        if passages.has_row_each:
             found = row_index.search(queries_QD, k, advance)
         else:
             deepest = self.backend.largest_depth(self.settings)

@@ -479,7 +479,7 @@ def test_a_filter_that_is_declared_drops(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setitem(DROPPED_BY, "odd", drop)
     candidates, positives = plain_candidates(4, 30)
-    selection = make_selection("top", 100, topk_training=30, negative_sample=4, filters={"odd": 6})
+    selection = make_selection("top", 100, topk_training=30, negative_sample=4, filters={"odd": 6}, on_shortage="fewer")
     found = select_negatives(candidates, positives, selection, seed=0, refresh=0)
     assert found.lists.rank_QN.tolist() == [[2, 4, 6, 7]] * 4 and sum(found.dropped["odd"].values()) == 3 * 4
 

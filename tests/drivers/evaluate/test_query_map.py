@@ -22,6 +22,7 @@ from results.plots.curves import save
 from results.plots.tsne import coordinates, neighbourhood_caption, neighbourhood_figure
 from tests import forked
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH, TINY_PASSAGES
+from tests.exchanging import flip_byte
 from tests.texts import token_batch
 from utils.errors import UserError
 from utils.exchange.atomic import dump_with_checksum
@@ -304,22 +305,19 @@ def test_an_error_as_a_process(words: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def flip_byte(path: Path) -> None:
-    whole = bytearray(path.read_bytes())
-    whole[len(whole) // 2] ^= 1
-    path.write_bytes(whole)
-
-
 def test_every_damage_is_told(found: Neighbourhood, tmp_path: Path) -> None:
     record = write_neighbourhood(tmp_path, found, {"seed": 1})
     arrays = tmp_path / "neighbourhood.npz"
     whole = {path: path.read_bytes() for path in (arrays, record)}
     cases = [
-        (lambda: flip_byte(arrays), "neighbourhood.npz: its sha256 differs .* it is damaged; run drivers"),
+        (
+            lambda: flip_byte(arrays, arrays.stat().st_size // 2),
+            "neighbourhood.npz: its sha256 differs .* it is damaged; run drivers",
+        ),
         (lambda: arrays.write_bytes(whole[arrays][:-9]), "neighbourhood.npz: its sha256 differs"),
         (lambda: arrays.unlink(), "neighbourhood.npz is missing"),
         (lambda: record.unlink(), "neighbourhood.json is missing"),
-        (lambda: flip_byte(record), "neighbourhood.json"),
+        (lambda: flip_byte(record, record.stat().st_size // 2), "neighbourhood.json"),
         (lambda: record.write_text('{"query_id": "q12"}'), "neighbourhood.json: its sha256 differs"),
         (lambda: record.write_text(dump_with_checksum({**stored(record), "arms": ["one"]})), "for 1 arms do not fit"),
         (lambda: record.write_text(dump_with_checksum({"sha256": stored(record)["sha256"]})), "holds no neighbourhood"),

@@ -28,6 +28,7 @@ from model.encoders.base import Encoder
 from model.encoders.static import StaticEncoder
 from tests.exchanging import FakeTime, lease_of, names, put_checkpoint, take
 from tests.forked import spawn
+from tests.processes_as_threads import CPU
 from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import Fenced
@@ -40,8 +41,6 @@ from utils.exchange.retention import remove, remove_old_checkpoints
 from utils.exchange.stop import Stop
 from utils.run_log import RunLog
 from utils.search.settings import SearchSettings
-
-CPU = torch.device("cpu")
 
 
 def put_model(training_dir: Path, data_dir: Path, step: int) -> RefreshRequest:

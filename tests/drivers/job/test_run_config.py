@@ -449,6 +449,6 @@ def test_a_refresh_that_is_left_for_a_silent_trainer_is_made_once_the_trainer_is
         decide_on_process0=lambda look, peer: look(),
     )
     trainer: Any = SimpleNamespace(check=check)
-    refresh: Any = None
+    refresh: Any = SimpleNamespace(only_encodes=False, loads_embeddings=False)
     assert ann_generator.make_refreshes(GeneratorRun(refresh, requests, session, trainer, {}, None)) == 1
     assert asked == [True, False]

@@ -27,10 +27,10 @@ from model.kernels.precision import autocast
 from model.token_batch import unpadded
 from model.train.step import make_state, train_step
 from tests.model.train.test_step import ALONE, constant, flat_weights
+from tests.processes_as_threads import CPU
 from utils.distributed import collectives
 from utils.distributed.world import World
 
-CPU = torch.device("cpu")
 PAD, VOCABULARY = 1, 50
 
 

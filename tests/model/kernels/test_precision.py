@@ -14,13 +14,13 @@ from model.encoders.roberta_dot import RobertaDot
 from model.encoders.static import StaticEncoder
 from model.kernels.precision import compute_dtype, name_of, quickest_dtype
 from model.token_batch import TokenBatch
+from tests.processes_as_threads import CPU
 from tests.texts import ragged
 from utils.errors import UserError
 from utils.search.index import Index
 from utils.search.settings import SearchSettings
 from utils.search.source import in_memory
 
-CPU = torch.device("cpu")
 BF16, FP16 = torch.bfloat16, torch.float16
 
 

@@ -29,9 +29,8 @@ from tests.model.train.test_step import (
     made_up_batches,
     roberta_encoder,
 )
+from tests.processes_as_threads import CPU
 from utils.distributed.world import World
-
-CPU = torch.device("cpu")
 
 
 def gradient_of(

@@ -233,9 +233,8 @@ def test_a_dry_run_sees_candidates_that_end_wrongly(root: Path, program: str, fa
         main(program, [*words, *given])
 
 
-def last_of(root: Path, **places: str) -> int:
-    ann_dir, model = Path(places.get("ann_dir", root / "ann")), places.get("model_name_or_path", "")
-    return last_negatives(ann_dir, model, open_preprocessed(root / "data", 1, 1))[0]
+def last_of(root: Path, ann_dir: Path | None = None, model_name_or_path: str = "") -> int:
+    return last_negatives(ann_dir or root / "ann", model_name_or_path, open_preprocessed(root / "data", 1, 1))[0]
 
 
 def test_run_eval_says_which_refresh_it_misses(root: Path) -> None:
@@ -243,10 +242,10 @@ def test_run_eval_says_which_refresh_it_misses(root: Path) -> None:
     with pytest.raises(UserError, match=r"has no refresh 7, .*DONE\.json"):
         last_of(root, model_name_or_path=str(root / "trained" / "checkpoint-0"))
     with pytest.raises(UserError, match="has no negatives"):
-        last_of(root, model_name_or_path=str(root), ann_dir=str(root / "raw"))
+        last_of(root, model_name_or_path=str(root), ann_dir=root / "raw")
 
 
 def test_a_done_json_of_the_current_directory_decides_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark_done(lease_of(root / "trained", "trainer"), step=0, taken=[RefreshUse(7, 0, 0, "", "").record()])
     monkeypatch.chdir(root / "trained")
-    assert last_of(root, embedding_dir="somewhere") == 0
+    assert last_of(root) == 0

@@ -16,9 +16,9 @@ from tests import REPO
 from utils.exchange import layout, model_files
 from utils.exchange.layout import ArmLayout, EvaluationLayout, JobLayout, ReportLayout, RunLayout
 
-SPELLING = ("layout.py", "model_files.py")  # the one for a run, the other for a model
+OF_MODEL_FILES = "model_files.py"  # which spells those of a model
 ROOMS = ("drivers", "data", "model", "utils", "results")
-SOURCES = [path for room in ROOMS for path in sorted((REPO / room).rglob("*.py")) if path.name not in SPELLING]
+SOURCES = [path for room in ROOMS for path in sorted((REPO / room).rglob("*.py")) if path.name != "layout.py"]
 NAMES = {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)} - {layout.NUMBER}
 OF_MODELS = {model_files.CONFIG, model_files.SAFETENSORS}
 # What begins, or ends, a name with a number or a word in it.
@@ -50,7 +50,8 @@ def spelled_names(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPO)))
 def test_no_other_module_spells_a_name(path: Path) -> None:
-    assert spelled_names(path.read_text(encoding="utf-8")) == []
+    own = OF_MODELS if path.name == OF_MODEL_FILES else set()
+    assert set(spelled_names(path.read_text(encoding="utf-8"))) <= own
 
 
 def test_a_spelled_name_is_seen() -> None:

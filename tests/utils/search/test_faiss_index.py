@@ -80,12 +80,12 @@ def refusal_of(faiss_index: str, passages: int) -> str:
 
 @pytest.mark.parametrize(("faiss_index", "points"), TRAINED.items())
 def test_what_faiss_cannot_train_is_refused_before_encoding(faiss_index: str, points: int) -> None:
-    check_index(faiss_index, DIMS, rows=points)
+    check_index(faiss_index, DIMS, 0, points)
     assert max(1, training_points(make_index(faiss_index, DIMS, 0))) == points
     if points > 1:
         assert refusal_of(faiss_index, points - 1)
         with pytest.raises(UserError, match=rf"has {points} cells, one|trained on {points} embeddings at least, one"):
-            check_index(faiss_index, DIMS, rows=points - 1)
+            check_index(faiss_index, DIMS, 0, points - 1)
     if points < 256:
         assert not refusal_of(faiss_index, points)
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.processes_as_threads import CPU
 from utils.errors import UserError
 from utils.search import exact_torch, faiss_backend
 from utils.search.exact_torch import BYTES_PER_SCORE, from_keys, to_keys
@@ -26,7 +27,6 @@ from utils.search.registry import BACKENDS, choose_backend
 from utils.search.settings import SMALLEST_MEMORY_BYTES, SearchSettings
 from utils.search.source import Passages, in_memory
 
-CPU = torch.device("cpu")
 EXACT = [*BACKENDS]
 if torch.cuda.is_available():
     EXACT.append("cuda")
@@ -337,20 +337,23 @@ def test_order_of_missing_entries_and_of_signed_zeros() -> None:
     assert scores_QK.tolist() == [[1.0, 0.0, 0.0, -np.inf, -np.inf]]
 
 
+MANY = 10_000  # rows, more than any index here is trained on
+
+
 @pytest.mark.parametrize("index", ["bogus", "", "IVF", "IVF4,PQ3"])
 def test_an_index_string_that_faiss_cannot_read(index: str) -> None:
     with pytest.raises(UserError, match=f"--faiss_index {index}") as caught:
-        check_index(index, 8)
+        check_index(index, 8, 0, MANY)
     assert "\n" not in str(caught.value) and ".cpp" not in str(caught.value)
 
 
 def test_nprobe_needs_cells() -> None:
-    check_index("IVF4,Flat", 8, 3)
-    check_index("Flat", 8)
+    check_index("IVF4,Flat", 8, 3, MANY)
+    check_index("Flat", 8, 0, MANY)
     with pytest.raises(UserError, match="--nprobe 3"):
-        check_index("HNSW8", 8, 3)
+        check_index("HNSW8", 8, 3, MANY)
     with pytest.raises(UserError, match=r"--nprobe 3 .* --faiss_index is Flat"):
-        check_index("Flat", 8, 3)
+        check_index("Flat", 8, 3, MANY)
 
 
 @pytest.mark.parametrize("index", ["IVF50,Flat", "PQ4", "PCA9,Flat", "IVF0,Flat", "IDMap,Flat"])
@@ -363,11 +366,11 @@ def test_an_index_that_cannot_be_made_of_these_passages(index: str) -> None:
 
 @pytest.mark.parametrize("index", ["IVF50,Flat", "PCA4,IVF50,PQ2x4", "IDMap,IVF50,Flat"])
 def test_more_cells_than_passages_are_found_before_encoding(index: str) -> None:
-    check_index(index, 8, rows=50)
-    check_index(index, 8)
+    check_index(index, 8, 0, 50)
+    check_index(index, 8, 0, MANY)
     with pytest.raises(UserError, match="has 50 cells, one process holds 49 embeddings"):
-        check_index(index, 8, rows=49)
-    check_index("HNSW8", 8, rows=1)
+        check_index(index, 8, 0, 49)
+    check_index("HNSW8", 8, 0, 1)
 
 
 def chosen(backend: str, faiss_index: str = "Flat", nprobe: int = 0, device: torch.device = CPU) -> str:
@@ -413,6 +416,8 @@ def test_choosing_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted, faiss_index in (("faiss", "Flat"), ("auto", "IVF4,Flat")):
         with pytest.raises(UserError, match="faiss is not installed"):
             chosen(wanted, faiss_index)
+    with pytest.raises(UserError, match="--faiss_index IVF4,Flat needs faiss, but --search_backend is torch"):
+        chosen("torch", "IVF4,Flat")
 
 
 @pytest.mark.parametrize("backend", EXACT)
