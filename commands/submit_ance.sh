@@ -58,17 +58,20 @@ RUN=$(run_dir)
 
 PARSE='
 import sys
-from drivers import cli
+from drivers.cli.evaluate import EvalFlags
+from drivers.cli.generate import GenerateFlags
+from drivers.cli.train import AnnFlags, WarmupFlags
 from utils.errors import run_program
 from utils.flags import parse_flags
 
+kinds = {kind.__name__: kind for kind in (AnnFlags, EvalFlags, GenerateFlags, WarmupFlags)}
 argv = iter([*sys.argv[1:], "::"])
 for kind in argv:
     program = next(argv)
     given = list(iter(lambda: next(argv), "::"))
     code = [0]
     def parse():
-        parse_flags(getattr(cli, kind), program, given)
+        parse_flags(kinds[kind], program, given)
     try:
         run_program(program, parse)
     except SystemExit as ended:

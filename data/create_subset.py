@@ -22,12 +22,12 @@ from data.sources.base import Passage, Source, source_files
 from data.sources.msmarco import DOCUMENT_TYPE, PASSAGE_TYPE, RAW_NAMES, MsMarco
 from data.sources.qrels import Judgements, check_known, read_judgements
 from data.sources.registry import SOURCES, open_source
-from utils.declared import words_help
+from utils.declared.words import words_help
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import SUBSET_RECORD
-from utils.flag_groups import SeedFlags
+from utils.flag_groups.common import SeedFlags
 from utils.flag_values import Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import Progress, say

@@ -37,11 +37,12 @@ from data.tokens.tokenizer import (
     tokenized,
     tokenizer_files,
 )
-from utils.declared import words_help
+from utils.declared.words import words_help
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
 from utils.exchange.verify import signature_of
-from utils.flag_groups import ModelTypeFlags, TextFlags
+from utils.flag_groups.model import ModelTypeFlags
+from utils.flag_groups.texts import TextFlags
 from utils.flag_values import MOST_WORKERS, Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import Progress, say

@@ -22,7 +22,7 @@ from data.mining.select import Selected, Selection, describe_selection, make_sel
 from data.mining.strategy import resolve_strategy
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.verify import check_inputs
-from utils.declared import FILTERS
+from utils.declared.strategies import FILTERS
 from utils.errors import UserError, run_program
 from utils.exchange import negatives
 from utils.exchange.atomic import sha256_of_json
@@ -31,7 +31,7 @@ from utils.exchange.layout import JobLayout, candidates_number
 from utils.exchange.lease.record import DEFAULT_TIMEOUTS
 from utils.exchange.markers import working
 from utils.exchange.negatives import Refresh, publish_negatives
-from utils.flag_groups import AnceStrategyFlags, Bm25DirFlags, SelectionFlags
+from utils.flag_groups.negatives import AnceStrategyFlags, Bm25DirFlags, SelectionFlags
 from utils.flag_values import Group, Range, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import git_state, say

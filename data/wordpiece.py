@@ -24,7 +24,7 @@ from data.sources.base import Source
 from data.sources.msmarco import PASSAGE_TYPE
 from data.sources.registry import SOURCES, open_source
 from data.tokens.tokenizer import encoded_queries, encoded_texts
-from utils.declared import words_help
+from utils.declared.words import words_help
 from utils.errors import UserError, run_program
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import TOKENIZER_FILE

@@ -9,7 +9,7 @@ The work itself is in drivers/train/ann.py.
 
 from __future__ import annotations
 
-from drivers.cli import AnnFlags
+from drivers.cli.train import AnnFlags
 from utils.errors import run_program
 from utils.program import run_from_command_line
 

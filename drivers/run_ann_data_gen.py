@@ -9,7 +9,7 @@ The work itself is in drivers/generate/generator.py.
 
 from __future__ import annotations
 
-from drivers.cli import GenerateFlags
+from drivers.cli.generate import GenerateFlags
 from utils.errors import run_program
 from utils.program import run_from_command_line
 

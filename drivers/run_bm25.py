@@ -11,7 +11,7 @@ The work itself is in drivers/generate/bm25.py.
 
 from __future__ import annotations
 
-from drivers.cli import Bm25Flags
+from drivers.cli.generate import Bm25Flags
 from utils.errors import run_program
 from utils.program import run_from_command_line
 

@@ -11,7 +11,7 @@ The work itself is in drivers/evaluate/evaluator.py.
 
 from __future__ import annotations
 
-from drivers.cli import EvalFlags
+from drivers.cli.evaluate import EvalFlags
 from utils.errors import run_program
 from utils.program import run_from_command_line
 

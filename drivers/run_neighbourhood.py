@@ -10,7 +10,7 @@ results/plots/tsne.py draws them. The work itself is in drivers/evaluate/query_m
 
 from __future__ import annotations
 
-from drivers.cli import NeighbourhoodFlags
+from drivers.cli.evaluate import NeighbourhoodFlags
 from utils.errors import run_program
 from utils.program import run_from_command_line
 

@@ -8,7 +8,7 @@ The work itself is in drivers/train/warmup.py.
 
 from __future__ import annotations
 
-from drivers.cli import WarmupFlags
+from drivers.cli.train import WarmupFlags
 from utils.errors import run_program
 from utils.program import run_from_command_line
 

@@ -130,7 +130,7 @@ def test_a_folder_has_few_modules_and_each_of_them_fits_the_eye() -> None:
     assert {path: length for path, length in lengths.items() if length > MOST_LINES} == {}
 
 
-def test_drivers_itself_holds_programs_their_flags_and_what_says_how_to_start_them() -> None:
+def test_drivers_itself_holds_programs_and_what_says_how_to_start_them() -> None:
     names = {path.name for path in modules_by_folder()[Path("drivers")]}
-    assert {name for name in names if not name.startswith("run_")} == {"cli.py", "drivers.py"}
+    assert {name for name in names if not name.startswith("run_")} == {"drivers.py"}
     assert "run_ann.py" in names

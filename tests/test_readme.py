@@ -15,7 +15,9 @@ import pytest
 from data.mining.strategy import parse_strategy
 from data.msmarco_data import PreprocessFlags
 from data.negatives import NegativesFlags
-from drivers.cli import AnnFlags, Bm25Flags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
+from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
+from drivers.cli.generate import Bm25Flags, GenerateFlags
+from drivers.cli.train import AnnFlags, WarmupFlags
 from results.read_log import ReadLogFlags
 from results.report import ReportFlags
 from results.status import StatusFlags

@@ -9,7 +9,7 @@ from tests import REPO
 
 ROOMS = ("drivers", "data", "model", "utils", "results")
 PARSER = "utils/flags.py"
-GROUPS = "utils/flag_groups.py"
+GROUPS = "utils/flag_groups/"  # of flags that programs share
 # A preflight and what it builds settings with; data/ and results/ have programs of their own.
 KNOW_FLAGS = {
     PARSER,
@@ -64,7 +64,8 @@ def what_it_is_made_of(node: ast.stmt) -> tuple[list[str], list[ast.expr]]:
 
 def flag_types(trees: Trees) -> set[Name]:
     """The classes of flags; what is derived from them, is another name for them, or holds one in a field."""
-    found = {(GROUPS, node.name) for node in trees[GROUPS].body if isinstance(node, ast.ClassDef)}
+    groups = [(file, tree) for file, tree in trees.items() if file.startswith(GROUPS)]
+    found = {(file, node.name) for file, tree in groups for node in tree.body if isinstance(node, ast.ClassDef)}
     found.add((PARSER, "ProgramFlags"))
     made = [(file, tree, *what_it_is_made_of(node)) for file, tree in trees.items() for node in tree.body]
     used = [({(file, name) for name in names}, names_in(file, tree, parts)) for file, tree, names, parts in made]
@@ -106,10 +107,10 @@ def test_the_flags_of_every_program_are_known() -> None:
 
 def test_flags_are_seen_however_they_are_passed() -> None:
     sources = {
-        GROUPS: "class SeedFlags: pass",
-        "a.py": "from utils.flag_groups import SeedFlags\nclass OwnFlags(SeedFlags): pass\n"
+        f"{GROUPS}seed.py": "class SeedFlags: pass",
+        "a.py": "from utils.flag_groups.seed import SeedFlags\nclass OwnFlags(SeedFlags): pass\n"
         "Either = OwnFlags | None\nclass Job:\n    flags: Either\n",
-        "b.py": "from a import Job, Either as E\nfrom utils.flag_groups import SeedFlags\n"
+        "b.py": "from a import Job, Either as E\nfrom utils.flag_groups.seed import SeedFlags\n"
         "def one(f: SeedFlags): pass\ndef two(*, j: list[Job]): pass\ndef three(x: int, *rest: E): pass\n",
         "c.py": "from a import OwnFlags\nT = TypeVar('T', bound=OwnFlags)\nNAMES = names_of(OwnFlags)\n"
         "class S:\n    seed: int\n    def of(self, flags: T): pass\ndef four(s: S, n: NAMES): pass\n",

@@ -1,6 +1,6 @@
 """The parser that all programs share: flags from a dataclass, help by group, a mistake answered in one line.
 
-Flags are declared in utils/flag_groups.py, drivers/cli.py and the programs of data/ and results/. Importing this module
+Flags are declared in utils/flag_groups, drivers/cli and the programs of data/ and results/. Importing this module
 must stay cheap: ``--help`` and a mistyped flag answer before torch is loaded.
 """
 

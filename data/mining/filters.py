@@ -1,4 +1,4 @@
-"""What the filters against false negatives drop, before a strategy takes any; utils/declared.py declares them."""
+"""What the filters against false negatives drop, before a strategy takes any; utils/declared/strategies.py has them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from data.mining.candidates import Candidates
-from utils.declared import FILTERS
+from utils.declared.strategies import FILTERS
 from utils.flag_values import Number
 from utils.ir.rank_buckets import counted
 

@@ -1,7 +1,7 @@
 """What each word of the strategy language takes of a query's candidates, or beyond them: one function for each kind.
 
-A new word is declared in utils/declared.py and has its entry here, in `FROM_CANDIDATES` or `BEYOND_CANDIDATES`; its
-row in docs/strategies.md comes from the declaration.
+A new word is declared in utils/declared/strategies.py and has its entry here, in `FROM_CANDIDATES` or
+`BEYOND_CANDIDATES`; its row in docs/strategies.md comes from the declaration.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The language of --negative_strategy: which candidates become negatives, by rank, and how that changes by refresh.
 
-    top:20                           a word and its numbers: `utils.declared.STRATEGIES` declares them all
+    top:20                           a word and its numbers: `utils.declared.strategies.STRATEGIES` declares them all
     top:10+random:10                 several of these: a later one takes none that an earlier one has
     0-4=bottom:20;5-=top:20          by refresh
 
@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from utils.declared import COMBINED_EXAMPLES, NEGATIVE_SAMPLE, STRATEGIES, StrategyWord
+from utils.declared.strategies import COMBINED_EXAMPLES, NEGATIVE_SAMPLE, STRATEGIES, StrategyWord
 from utils.errors import UserError
 
 NO_FLAG = "no strategy flag given"

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
-from drivers.cli import EvalFlags
+from drivers.cli.evaluate import EvalFlags
 from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model
 from drivers.embeddings.store import describe_embeddings, read_embeddings_record, text_shape_of
 from drivers.evaluate.checks import check_candidates, ranking_item

@@ -11,7 +11,7 @@ import numpy as np
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
 from data.tokens.verify import check_inputs
-from drivers.cli import NeighbourhoodFlags
+from drivers.cli.evaluate import NeighbourhoodFlags
 from drivers.embeddings.encode import chosen_texts
 from drivers.job.encoder_setup import check_model_directory, open_to_encode
 from drivers.job.model_identity import check_checkpoint

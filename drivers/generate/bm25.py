@@ -22,7 +22,7 @@ from data.sources.registry import open_source
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.tokenizer import encoded_texts
 from data.tokens.verify import check_inputs
-from drivers.cli import Bm25Flags
+from drivers.cli.generate import Bm25Flags
 from drivers.job.resume import dev_split_record
 from drivers.job.settings import selection_of
 from utils.errors import UserError

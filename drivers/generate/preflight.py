@@ -12,7 +12,7 @@ from data.mining.candidates import read_bm25
 from data.mining.select import Selection
 from data.mining.strategy import NO_FLAG, resolve_strategy
 from data.tokens.collection import Preprocessed
-from drivers.cli import GenerateFlags
+from drivers.cli.generate import GenerateFlags
 from drivers.embeddings import store
 from drivers.embeddings.distributed_search import check_index_fits_model
 from drivers.generate.encode_corpus import RefreshSettings

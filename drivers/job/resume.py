@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
-from utils.declared import LOSSES
+from drivers.cli.generate import GenerateFlags
+from drivers.cli.train import AnnFlags, WarmupFlags
+from utils.declared.losses import LOSSES
 from utils.errors import Disagreement
 from utils.exchange.evaluations import DEV
 from utils.exchange.wait import log_once
-from utils.flag_groups import TrainingFlags
+from utils.flag_groups.training import TrainingFlags
 from utils.flag_values import names_deciding
 
 DECIDE_BYTES = frozenset[str]().union(

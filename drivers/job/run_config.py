@@ -13,7 +13,7 @@ from data.tokens.collection import Preprocessed
 from data.training.triple_order import TRIPLE_ORDER
 from drivers.job.resume import as_earlier_version, check_resumes, differing_flags, resumed_otherwise
 from drivers.job.session import Session
-from utils.declared import FILTERS
+from utils.declared.strategies import FILTERS
 from utils.distributed.world import has_launcher
 from utils.errors import Disagreement, UserError
 from utils.exchange import atomic

@@ -26,7 +26,7 @@ from model.kernels.precision import autocast, name_of
 from model.token_batch import TokenBatch
 from model.train.micro_batch import to_device
 from model.train.step import TrainingStep, backward
-from utils.declared import DEFAULT_LOSS, LOSSES
+from utils.declared.losses import DEFAULT_LOSS, LOSSES
 from utils.distributed.world import World
 from utils.errors import UserError, one_line
 from utils.exchange.evaluations import TRAIN
@@ -171,7 +171,7 @@ def check_training(
     Args:
         encoder: on its device; it stays as it is.
         collection: whose texts the batches have.
-        loss: a word of `utils.declared.LOSSES`.
+        loss: a word of `utils.declared.losses.LOSSES`.
         size: of a batch.
         world: the processes; there is no collective.
         dtype: of mixed precision, None for float32.

@@ -14,7 +14,9 @@ from typing import Self
 import torch
 
 from data.mining.select import Selection, make_selection
-from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
+from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
+from drivers.cli.generate import GenerateFlags
+from drivers.cli.train import AnnFlags, WarmupFlags
 from drivers.job.encoder_setup import EncoderSettings, check_compiler
 from drivers.job.model_identity import ModelSettings
 from drivers.job.setup import ComputeSettings
@@ -22,12 +24,14 @@ from drivers.job.text_lengths import TextLengths, find_lengths
 from model.encode import EncodingSettings
 from model.encoders.registry import encoder_type
 from model.kernels.precision import compute_dtype, quickest_dtype
-from utils.declared import FILTERS
+from utils.declared.strategies import FILTERS
 from utils.distributed.world import own_device, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.model_files import LENGTHS
-from utils.flag_groups import ModelFlags, ModelTypeFlags, SearchFlags, SelectionFlags
+from utils.flag_groups.model import ModelFlags, ModelTypeFlags
+from utils.flag_groups.negatives import SelectionFlags
+from utils.flag_groups.search import SearchFlags
 from utils.flag_values import names_deciding
 from utils.flags import ProgramFlags
 from utils.search.registry import choose_backend

@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.layout import EMBEDDINGS_RECORD
 from utils.exchange.model_files import CONFIG, LENGTHS
-from utils.flag_groups import TextFlags
+from utils.flag_groups.texts import TextFlags
 
 TEXTS_OF = {"max_seq_length": "passages", "max_query_length": "queries"}
 DEFAULT_OF = {field.name: field.default for field in dataclasses.fields(TextFlags) if field.name in LENGTHS}

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from data.tokens.collection import Preprocessed
-from drivers.cli import AnnFlags
+from drivers.cli.train import AnnFlags
 from drivers.job.disk_budget import checkpoints_at_once, publishing_steps
 from drivers.job.encoder_setup import check_model_directory, open_encoder
 from drivers.job.model_identity import check_checkpoint, identity_of

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from data.training.batches import BatchSettings
-from drivers.cli import AnnFlags, WarmupFlags
+from drivers.cli.train import AnnFlags, WarmupFlags
 from drivers.job.model_identity import ModelSettings
 from drivers.job.settings import ModelJob, compute_settings, lengths_of, model_job, model_settings
 from drivers.job.setup import ComputeSettings
 from drivers.job.text_lengths import TextLengths
 from model.encoders.registry import encoder_type
 from model.train.optim import apex_fused_lamb
-from utils.declared import LOSSES
+from utils.declared.losses import LOSSES
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 
@@ -44,7 +44,7 @@ class TrainingSettings:
     output_dir: Path
     tensorboard_dir: Path
     tokenizer: str  # its directory, or hub name
-    loss: str  # a word of `utils.declared.LOSSES`
+    loss: str  # a word of `utils.declared.losses.LOSSES`
     batch: BatchSettings
     micro_batches: int  # of a step
     optimizer: OptimizerSettings

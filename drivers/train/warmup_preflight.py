@@ -12,7 +12,7 @@ import numpy as np
 
 from data.mining.negative_lists import NegativeLists
 from data.tokens.collection import Preprocessed
-from drivers.cli import WarmupFlags
+from drivers.cli.train import WarmupFlags
 from drivers.embeddings.distributed_search import check_index_fits_model
 from drivers.job.encoder_setup import check_model_directory
 from drivers.job.model_identity import ModelSettings
@@ -26,7 +26,7 @@ from drivers.train.warmup_evaluation import EvaluationSettings, candidates_to_re
 from drivers.train.warmup_source import size_of_triples, source_record, training_source
 from model.encoders.registry import encoder_type, read_config
 from model.kernels.precision import name_of
-from utils.declared import MODEL_TYPES
+from utils.declared.model_types import MODEL_TYPES
 from utils.distributed.world import has_launcher, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange.atomic import numbered

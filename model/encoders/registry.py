@@ -11,7 +11,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from model.encoders.spec import DOT, EncoderSpec, Side, read_config_file
-from utils.declared import MODEL_TYPES, ModelType
+from utils.declared.model_types import MODEL_TYPES, ModelType
 from utils.errors import UserError, one_line
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """What training minimises: the embeddings of a batch in, its loss and what is logged of each triple out.
 
-A word of --loss is declared in utils/declared.py, `LOSSES`, where it says what it needs of a batch; what it computes is
-here, in `OBJECTIVES`. All of it is in float32, on the scores of `model.similarity`.
+A word of --loss is declared in utils/declared/losses.py, `LOSSES`, where it says what it needs of a batch; what it
+computes is here, in `OBJECTIVES`. All of it is in float32, on the scores of `model.similarity`.
 """
 
 from __future__ import annotations

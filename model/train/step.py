@@ -20,7 +20,7 @@ from model.train.micro_batch import BatchArrays, MicroBatch, TripleRows, to_devi
 from model.train.objectives import OBJECTIVES, EncodedBatch
 from model.train.optim import layer_gradient_norms, linear_schedule
 from model.train.rank_stats import PerRankStats
-from utils.declared import LOSSES
+from utils.declared.losses import LOSSES
 from utils.distributed.collectives import average_gradients, gather_with_gradient, mean_over_processes
 from utils.distributed.world import World, collective
 from utils.errors import UserError

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from utils.declared import FILTERS, FORK_STRATEGIES, LOSSES, STRATEGIES
+from utils.declared.losses import LOSSES
+from utils.declared.strategies import FILTERS, FORK_STRATEGIES, STRATEGIES
 from utils.errors import run_program
 from utils.ir.metrics import METRICS
 from utils.run_log import say

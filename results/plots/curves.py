@@ -15,7 +15,7 @@ from results.read.arm import Arm
 from results.read.published import read_dev_ndcg, read_published
 from results.read.run import Run
 from results.read_log import TrainingPoint
-from utils.declared import FORK_STRATEGIES
+from utils.declared.strategies import FORK_STRATEGIES
 from utils.ir.metrics import HEADLINE, METRICS, NDCG
 
 if TYPE_CHECKING:

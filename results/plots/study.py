@@ -10,7 +10,7 @@ import numpy as np
 from results.plots.curves import arm_styles, capital, new_figure, plain, set_titles
 from results.read.study import Study
 from results.stats import seeds_interval
-from utils.declared import STRATEGIES
+from utils.declared.strategies import STRATEGIES
 from utils.ir.metrics import METRICS, MRR
 from utils.ir.rank_buckets import TRIPLES
 

@@ -13,7 +13,7 @@ from results.read.arm import Arm, DevPoint
 from results.read.evaluation import HEADINGS, REPORTED, Evaluation, number, read_evaluation, read_object
 from results.read.seen import other_queries, read_seen
 from results.read_log import TrainingPoint, read_log
-from utils.declared import FORK_STRATEGIES
+from utils.declared.strategies import FORK_STRATEGIES
 from utils.errors import UserError
 from utils.exchange.evaluations import measured_split
 from utils.exchange.layout import CHECKPOINTS, COLLECTION_MANIFEST, DONE, ArmLayout, RunLayout

@@ -18,7 +18,7 @@ from drivers import run_bm25
 from tests.drivers.generate.test_refresh import CPU, put_model, refresh_once, settings_over, start, stay
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import names
-from utils.declared import FILTERS
+from utils.declared.strategies import FILTERS
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout

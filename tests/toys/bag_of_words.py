@@ -12,7 +12,7 @@ from torch import nn
 from model.encoders.base import ConfigEncoder
 from model.encoders.spec import EncoderSpec, Side
 from model.token_batch import TokenBatch
-from utils.declared import MODEL_TYPES, ModelType
+from utils.declared.model_types import MODEL_TYPES, ModelType
 from utils.program import start
 
 

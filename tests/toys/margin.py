@@ -8,7 +8,7 @@ import sys
 import torch
 
 from model.train.objectives import OBJECTIVES, EncodedBatch, Objective, measure_by_margin
-from utils.declared import LOSSES, Loss
+from utils.declared.losses import LOSSES, Loss
 from utils.program import start
 
 MARGIN = 1.0

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from drivers.cli import AnnFlags
+from drivers.cli.train import AnnFlags
 from model.train.objectives import OBJECTIVES, EncodedBatch, Objective
 from tests.fingerprint import loop
 from tests.toys_loop.toy_loop import toy_loop
-from utils.declared import LOSSES
+from utils.declared.losses import LOSSES
 from utils.flags import parse_flags
 
 

@@ -25,7 +25,9 @@ from data.msmarco_data import PreprocessFlags
 from data.negatives import NegativesFlags
 from data.training.batches import batches_of_triples
 from data.wordpiece import WordPieceFlags
-from drivers.cli import AnnFlags, Bm25Flags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
+from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
+from drivers.cli.generate import Bm25Flags, GenerateFlags
+from drivers.cli.train import AnnFlags, WarmupFlags
 from drivers.evaluate.query_map import named_files
 from drivers.job.setup import seed_everything
 from results.read_log import ReadLogFlags

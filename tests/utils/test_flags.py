@@ -17,7 +17,9 @@ import pytest
 
 from data.mining.strategy import resolve_strategy
 from data.msmarco_data import PreprocessFlags
-from drivers.cli import AnnFlags, Bm25Flags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
+from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
+from drivers.cli.generate import Bm25Flags, GenerateFlags
+from drivers.cli.train import AnnFlags, WarmupFlags
 from tests import REPO
 from utils.errors import UserError
 from utils.flags import REFUSED, ProgramFlags, flags_json, parse_flags

@@ -16,7 +16,9 @@ from results.read_log import ReadLogFlags
 from results.report import ReportFlags
 from tests import REPO
 from tests.utils.test_flag_values import CLASSES
-from utils.declared import FILTERS, LOSSES, MODEL_TYPES, STRATEGIES
+from utils.declared.losses import LOSSES
+from utils.declared.model_types import MODEL_TYPES
+from utils.declared.strategies import FILTERS, STRATEGIES
 from utils.flag_values import GROUPS
 from utils.flags import WITHOUT_EFFECT, ProgramFlags, ignored_flags, parse_flags, with_name_of_positional
 from utils.search.registry import BACKENDS

@@ -25,7 +25,7 @@ from data.mining.select import (
     select_negatives,
 )
 from data.mining.strategy import parse_strategy
-from utils.declared import FILTERS, FORK_STRATEGIES, STRATEGIES, Filter
+from utils.declared.strategies import FILTERS, FORK_STRATEGIES, STRATEGIES, Filter
 from utils.errors import UserError
 from utils.flag_values import Range
 

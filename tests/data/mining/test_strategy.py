@@ -11,7 +11,7 @@ from data.mining.candidates import Candidates
 from data.mining.samplers import BEYOND_CANDIDATES, FROM_CANDIDATES, CandidatePool, FromCandidates
 from data.mining.select import Selection, select_negatives
 from data.mining.strategy import Phase, Sampler, Strategy, examples, parse_strategy
-from utils.declared import FORK_STRATEGIES, NEGATIVE_SAMPLE, STRATEGIES, Argument, StrategyWord
+from utils.declared.strategies import FORK_STRATEGIES, NEGATIVE_SAMPLE, STRATEGIES, Argument, StrategyWord
 from utils.errors import UserError
 
 TOPK = 200

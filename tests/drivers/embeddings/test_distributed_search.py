@@ -41,7 +41,7 @@ from tests.processes_as_threads import ALONE, CPU, on_processes
 from utils.distributed import agreement, collectives, process_group
 from utils.distributed.world import Waits, World
 from utils.errors import UserError
-from utils.flag_groups import SearchFlags
+from utils.flag_groups.search import SearchFlags
 from utils.search import scores
 from utils.search.faiss_backend import FaissBackend
 from utils.search.index import Index

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivers.cli import AnnFlags, GenerateFlags, WarmupFlags
+from drivers.cli.generate import GenerateFlags
+from drivers.cli.train import AnnFlags, WarmupFlags
 from drivers.generate import generator as ann_generator
 from drivers.generate.generator import GeneratorRun
 from drivers.generate.next_checkpoint import RequestSettings

@@ -14,7 +14,9 @@ from transformers import AutoConfig, RobertaConfig, RobertaModel
 
 from data.tokens.collection import open_preprocessed
 from drivers import run_ann, run_ann_data_gen, run_eval, run_neighbourhood, run_warmup
-from drivers.cli import AnnFlags, EvalFlags, GenerateFlags, NeighbourhoodFlags, WarmupFlags
+from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
+from drivers.cli.generate import GenerateFlags
+from drivers.cli.train import AnnFlags, WarmupFlags
 from drivers.evaluate import evaluator
 from drivers.generate import preflight as generator
 from drivers.job import settings

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.train.objectives import OBJECTIVES, EncodedBatch, in_batch_nll, pairwise_nll
-from utils.declared import LOSSES
+from utils.declared.losses import LOSSES
 
 
 def drawn(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:

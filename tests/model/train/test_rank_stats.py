@@ -20,7 +20,7 @@ from model.train.rank_stats import PerRankStats, means_by_rank
 from model.train.step import make_state, train_step
 from tests.forked import spawn
 from tests.model.train.test_step import ALONE, ENCODERS, LOSSES, PASSAGES, QUERIES, constant, gather_texts
-from utils import declared
+from utils.declared import losses as declared
 from utils.distributed import collectives, process_group
 from utils.distributed.world import World
 from utils.ir.rank_buckets import FIRST_RANKS, NAMES, bucket_of, counted

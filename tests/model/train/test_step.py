@@ -36,7 +36,7 @@ from tests.drivers.job.test_run_config import alone
 from tests.forked import spawn
 from tests.processes_as_threads import ALONE
 from tests.texts import listed, ragged, token_batch
-from utils import declared
+from utils.declared import losses as declared
 from utils.distributed import process_group
 from utils.distributed.world import World
 from utils.errors import UserError

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from results.page.tables import COMMAND, DOCS, MARKED, TABLES, with_tables
-from utils.declared import FILTERS, FORK_STRATEGIES, LOSSES, STRATEGIES
+from utils.declared.losses import LOSSES
+from utils.declared.strategies import FILTERS, FORK_STRATEGIES, STRATEGIES
 from utils.ir.metrics import METRICS
 
 PAGES = sorted(DOCS.glob("*.md"))

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from data.tokens.collection import open_preprocessed
-from drivers.cli import EvalFlags
+from drivers.cli.evaluate import EvalFlags
 from drivers.evaluate.evaluator import last_negatives
 from drivers.train.journal import RefreshUse, read_journal
 from model.encoders.static import StaticEncoder

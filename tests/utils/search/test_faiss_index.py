@@ -20,7 +20,7 @@ from drivers.job.settings import search_settings
 from tests.processes_as_threads import on_processes
 from utils.distributed.world import World
 from utils.errors import ProcessFailed, UserError
-from utils.flag_groups import SearchFlags
+from utils.flag_groups.search import SearchFlags
 from utils.search import exact_torch, faiss_backend
 from utils.search.faiss_backend import FaissBackend, FlatIndex
 from utils.search.faiss_index import check_index, lasting_gpu_refusal, make_index, training_points

@@ -1,10 +1,9 @@
-"""What a user names by a word: strategies, filters, losses and model types, each declared once.
+"""What --negative_strategy and the filters may say, each word declared once.
 
 The parser of ``--negative_strategy``, ``--help``, the tables of docs/strategies.md, the order of a report's arms, and
 the tests that run over every word, all read these dictionaries. What a word does is written elsewhere:
-data/mining/samplers.py has the strategies' functions, data/mining/filters.py the filters',
-model/train/objectives.py the losses'; a model type names its encoder.
-Metrics are declared in utils/ir/metrics.py. Only the standard library is imported: ``--help`` reads this.
+data/mining/samplers.py has the strategies' functions, data/mining/filters.py the filters'. Only the standard library
+is imported: ``--help`` reads this.
 """
 
 from __future__ import annotations
@@ -12,19 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
+from utils.declared.papers import ANCE, ANCE_FORK, DPR, LOG_UNIFORM, MINE_HARD_NEGATIVES, NV_RETRIEVER, SIMANS
 from utils.flag_values import Number, Range
 
 FROM_ONE = Range(at_least=1)
-ANCE = "ANCE (Xiong et al. 2020, arXiv 2007.00808)"
-ANCE_FORK = "ANCE's fork on the rank of negatives"
-DPR = "DPR (Karpukhin et al. 2020, arXiv 2004.04906)"
-SIMANS = "after SimANS (Zhou et al. 2022, arXiv 2210.11773)"
-NV_RETRIEVER = "after NV-Retriever's TopK-PercPos (Moreira et al. 2024, arXiv 2407.15831, section 4)"
-MINE_HARD_NEGATIVES = "as sentence-transformers' mine_hard_negatives (range_min, range_max)"
-LOG_UNIFORM = "the log-uniform (Zipf) sampler of candidate sampling, over ranks"
-
 NEGATIVE_SAMPLE = "--negative_sample"  # what an argument may be that is not written
 
 
@@ -113,43 +104,6 @@ class Filter:
         return f"filter: drops {self.drops}" + ("; 0: off" if self.off == 0 else "")
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A word of --loss; model.train.objectives.OBJECTIVES has what it computes.
-
-    ``is_over_batch``: a triple is scored against the passages of its whole micro-batch, of all processes. Its batches
-    then say which of them (`data.training.batches.in_batch_mask`), a step gathers their embeddings, and a run resumes
-    only with its step divided as it was. Otherwise it is a mean over triples that do not know of each other.
-    """
-
-    word: str
-    description: str
-    paper: str
-    is_over_batch: bool = False
-
-
-@dataclass(frozen=True)
-class ModelType:
-    """A word of --model_type.
-
-    Args:
-        description: for --help.
-        config_type: config.json's ``model_type``.
-        implementation: "module:class" of a `model.encoders.base.Encoder`.
-        has_layers: whether most of its work is layers of products, which gain from bfloat16 and from gradient
-            checkpointing.
-        has_pooling: whether its config may say how tokens are pooled (--pooling).
-        from_hub: whether a model may be named as on the hub, and not be a directory.
-    """
-
-    description: str
-    config_type: str
-    implementation: str
-    has_layers: bool = True
-    has_pooling: bool = False
-    from_hub: bool = False
-
-
 def _by_word(*words: StrategyWord) -> dict[str, StrategyWord]:
     return {word.word: word for word in words}
 
@@ -234,7 +188,6 @@ STRATEGIES = _by_word(
 )
 COMBINED_EXAMPLES = ("top:10+random:10", "0-4=bottom;5-=top")  # a mixture, and a schedule by refresh
 FORK_STRATEGIES = tuple(word for word, declared in STRATEGIES.items() if declared.ance)  # the fork compared these
-
 FILTERS = {
     declared.flag: declared
     for declared in (
@@ -251,44 +204,8 @@ FILTERS = {
     )
 }
 
-LOSSES = {
-    declared.word: declared
-    for declared in (
-        Loss("pairwise", "ANCE's NLL of one positive and one negative", f"{ANCE}, section 3"),
-        Loss("in_batch", "softmax over the whole batch", DPR, is_over_batch=True),
-    )
-}
-
-DEFAULT_LOSS = "pairwise"
-
-MODEL_TYPES = {
-    "rdot_nll": ModelType(
-        "RoBERTa and ANCE's head",
-        "roberta",
-        "model.encoders.roberta_dot:RobertaDot",
-        has_pooling=True,
-        from_hub=True,
-    ),
-    "static": ModelType(
-        "the mean of a text's token vectors, and the same head",
-        "static",
-        "model.encoders.static:StaticEncoder",
-        has_layers=False,
-    ),
-}
-
 
 def strategy_help() -> str:
     """For --help: a line for each word."""
     lines = [f"  {word.usage}: {word.takes.replace('`', '')}" for word in STRATEGIES.values()]
     return "\n".join(["which candidates become negatives; N is --negative_sample where it is not written:", *lines])
-
-
-class Described(Protocol):
-    @property
-    def description(self) -> str: ...
-
-
-def words_help(words: Mapping[str, Described]) -> str:
-    """For --help: each word with its description."""
-    return "; ".join(f"{word}: {declared.description}" for word, declared in words.items())

@@ -1,0 +1,53 @@
+"""The flags of the programs that measure a model: run_eval, run_neighbourhood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from utils.exchange.evaluations import DEV
+from utils.flag_groups.common import SeedFlags
+from utils.flag_groups.model import ComputeFlags, ModelFlags
+from utils.flag_groups.search import SearchFlags
+from utils.flag_groups.texts import PreprocessedFlags
+from utils.flag_values import Group, flag
+from utils.flags import ProgramFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, SearchFlags):
+    """Rank the whole collection, and optionally rerank given candidates; write metrics and TREC runs."""
+
+    GROUP: ClassVar[Group] = "evaluation"
+    EXAMPLE: ClassVar[str] = (
+        "python -m drivers.run_eval --data_dir preprocessed --model_type rdot_nll \\\n    "
+        "--model_name_or_path run/checkpoints/checkpoint-10000 --output_dir run/eval"
+    )
+
+    output_dir: str = flag(help="where metrics.json and the run files are written", is_path=True, group="job")
+    split: str = flag(DEV, "whose queries: any split of --data_dir")
+    embedding_dir: str = flag(
+        "", "embeddings of run_ann_data_gen --inference to rank with, in place of a model", is_path=True
+    )
+    rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run", is_path=True)
+    topk: int = flag(1000, "passages returned per query; metrics of a deeper cut-off are omitted", at_least=1)
+    ann_dir: str = flag(
+        "", "a generator's --output_dir: say how far its last negatives are what is returned", is_path=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighbourhoodFlags(ProgramFlags, PreprocessedFlags, ModelFlags, SeedFlags, ComputeFlags):
+    """Embed a train query, its positives, its negatives of several arms, and other passages."""
+
+    GROUP: ClassVar[Group] = "data"
+    EXAMPLE: ClassVar[str] = (
+        "python -m drivers.run_neighbourhood --data_dir preprocessed --model_type rdot_nll \\\n    "
+        "--model_name_or_path run/checkpoints/checkpoint-10000 --output_dir run/neighbourhood \\\n    "
+        "--negatives top=run/ann_data/ann_training_data_0"
+    )
+
+    negatives: list[str] = flag(help="NAME=FILE: an arm's name, and its ann_training_data_N", group="negatives")
+    output_dir: str = flag(help="where the embeddings and their record are written", is_path=True, group="job")
+    query: str = flag("", "the collection's own id of a train query; default: the first that all files have")
+    background: int = flag(300, "other passages, drawn at random from the collection", at_least=0)

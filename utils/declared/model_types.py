@@ -1,0 +1,44 @@
+"""The words of --model_type, each declared once, with the encoder that it names; without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """A word of --model_type.
+
+    Args:
+        description: for --help.
+        config_type: config.json's ``model_type``.
+        implementation: "module:class" of a `model.encoders.base.Encoder`.
+        has_layers: whether most of its work is layers of products, which gain from bfloat16 and from gradient
+            checkpointing.
+        has_pooling: whether its config may say how tokens are pooled (--pooling).
+        from_hub: whether a model may be named as on the hub, and not be a directory.
+    """
+
+    description: str
+    config_type: str
+    implementation: str
+    has_layers: bool = True
+    has_pooling: bool = False
+    from_hub: bool = False
+
+
+MODEL_TYPES = {
+    "rdot_nll": ModelType(
+        "RoBERTa and ANCE's head",
+        "roberta",
+        "model.encoders.roberta_dot:RobertaDot",
+        has_pooling=True,
+        from_hub=True,
+    ),
+    "static": ModelType(
+        "the mean of a text's token vectors, and the same head",
+        "static",
+        "model.encoders.static:StaticEncoder",
+        has_layers=False,
+    ),
+}

@@ -1,0 +1,61 @@
+"""Flags of texts: how long they may be, the preprocessed directory, its splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from utils.flag_values import Group, flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentFlags:
+    GROUP: ClassVar[Group] = "data"
+
+    max_doc_character: int = flag(
+        10000, "characters kept of a document before tokenizing", at_least=1, decides="nothing"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFlags(DocumentFlags):
+    """How long a text may be. ANCE's msmarco_data."""
+
+    GROUP: ClassVar[Group] = "data"
+
+    max_seq_length: int = flag(128, "tokens kept of a passage", at_least=1)
+    max_query_length: int = flag(64, "tokens kept of a query", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessedFlags(DocumentFlags):
+    """``drivers.job.text_lengths`` finds the lengths that are not given."""
+
+    GROUP: ClassVar[Group] = "data"
+
+    max_seq_length: int | None = flag(
+        None,
+        "tokens kept of a passage; default: what the model's config.json says it was trained with, else 128",
+        at_least=1,
+    )
+    max_query_length: int | None = flag(
+        None,
+        "tokens kept of a query; default: what the model's config.json says it was trained with, else 64",
+        at_least=1,
+    )
+    data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data", is_path=True)
+    cache_dir: str = flag("", "ignored: the token cache is memory-mapped from --data_dir", is_path=True)
+
+    IGNORED: ClassVar[dict[str, str]] = {
+        "cache_dir": "the token cache is memory-mapped from --data_dir",
+        "max_doc_character": "data.msmarco_data has cut the documents already",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevSplitFlags:
+    GROUP: ClassVar[Group] = "evaluation"
+
+    dev_split: str = flag(
+        "", "split that is measured while training; default: dev, else the first other than train", decides="nothing"
+    )
