@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from typing import get_args
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.encoders.base import Encoder, PacksTexts
-from model.encoders.spec import EncoderSpec
+from model.encoders.spec import EncoderSpec, Side
 from model.kernels.packed_attention import PACKED
 from model.kernels.precision import autocast
 from model.token_batch import TokenBatch
@@ -41,11 +42,11 @@ def embeddings_and_gradient(
         trains: whether the gradient is wanted, too.
 
     Returns:
-        float32: the embeddings [B, D], and with ``trains`` the gradient of a random sum of them, flat.
+        float32: the embeddings of both sides, and with ``trains`` the gradient of a random sum of them, flat.
     """
     device = batch.tokens_T.device
     with contextlib.nullcontext() if trains else torch.inference_mode(), autocast(device, dtype):
-        rows = encoder.encode(batch, "passage").rows.float()
+        rows = torch.cat([encoder.encode(batch, side).rows.float().flatten() for side in get_args(Side)])
     if not trains:
         return [rows]
     draw = torch.Generator().manual_seed(1)

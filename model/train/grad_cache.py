@@ -122,16 +122,20 @@ def embeddings_to_cache(
 ) -> tuple[list[torch.Tensor], list[RngState]]:
     """The embeddings of each batch, which a gradient may be asked of; and the generators before each micro-batch.
 
+    A side that is frozen has embeddings without a gradient, and no generators: it is not encoded twice.
     Each micro-batch has its graph, which is dropped at once: where no gradient may be asked for, other code computes
     (shapes are rounded up, a compiled model is another program), and step 3 would not repeat it.
     """
     cached, states = [], []
     for (tokens, side), plan in zip(texts, plans, strict=True):
-        parts = []
+        parts, is_trained = [], False
         for rows_P in plan:
-            states.append(RngState.capture(tokens.tokens_T.device))
-            parts.append(encode_micro_batch(encoder, tokens, side, rows_P).detach())
-        cached.append(unsort(parts, plan).requires_grad_())
+            before = RngState.capture(tokens.tokens_T.device)
+            part = encode_micro_batch(encoder, tokens, side, rows_P)
+            is_trained = part.requires_grad
+            states.extend([before] if is_trained else [])
+            parts.append(part.detach())
+        cached.append(unsort(parts, plan).requires_grad_(is_trained))
     return cached, states
 
 
@@ -156,6 +160,8 @@ def backward_again(
     device, in_order = texts[0][0].tokens_T.device, iter(states)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for (tokens, side), plan, embeddings_BD in zip(texts, plans, cached, strict=True):
+            if not embeddings_BD.requires_grad:
+                continue
             assert embeddings_BD.grad is not None
             for rows_P in plan:
                 next(in_order).restore(device)

@@ -18,10 +18,11 @@ INSTALL_APEX = (
 
 
 def named_groups(encoder: Encoder) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each layer, as the encoder's spec groups them."""
+    """The parameters of each layer that are trained, as the encoder's spec groups them."""
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in encoder.named_parameters():
-        groups.setdefault(encoder.spec.layer_of(name), []).append(parameter)
+        if parameter.requires_grad:
+            groups.setdefault(encoder.spec.layer_of(name), []).append(parameter)
     return groups
 
 

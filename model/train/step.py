@@ -180,7 +180,7 @@ def accumulate_gradients(state: TrainingState, micro_batches: Sequence[BatchArra
                 )
             )
     if state.grad_cache_tokens:
-        average_gradients(state.world, list(state.encoder.parameters()))
+        average_gradients(state.world, [p for p in state.encoder.parameters() if p.requires_grad])
     return mean_over_processes(state.world, sum((loss.double() for loss in losses), torch.zeros(())))
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.encoders.base import Encoder
+from model.encoders.base import Embeddings, Encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.encoders.spec import Side
 from model.token_batch import TokenBatch
@@ -24,12 +24,14 @@ from tests.model.train.test_step import (
     ALONE,
     ENCODERS,
     LOSSES,
+    VOCABULARY,
     constant,
     flat_weights,
     made_up_batches,
     roberta_encoder,
 )
 from tests.processes_as_threads import CPU
+from tests.toys.bag_of_words import BagOfWords
 from utils.distributed.world import World
 
 
@@ -78,6 +80,34 @@ def test_passes_give_the_gradient_of_one_pass(
     for found_loss, found in ((cached_loss, cached), (parts_loss, parts)):
         assert found_loss == pytest.approx(whole_loss, rel=1e-5)
         assert float((found - whole).abs().max()) < 1e-5 * max(scale, 1.0)
+
+
+@pytest.mark.parametrize("side", ["query", "passage"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_frozen_side_is_encoded_once_and_the_other_has_the_gradient_of_one_pass(
+    loss: str, side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    encoder = BagOfWords({"vocab_size": VOCABULARY, "embedding_size": 8})
+    encoder.get_submodule(side).requires_grad_(False)
+    frozen = encoder.get_submodule(side).weight.clone()
+    _, whole = gradient_of(copy.deepcopy(encoder), loss, micro_batches=1)
+    sides: list[Side] = []
+    encode = BagOfWords.encode
+
+    def noting(self: BagOfWords, tokens: TokenBatch, encoded: Side) -> Embeddings:
+        sides.append(encoded)
+        return encode(self, tokens, encoded)
+
+    monkeypatch.setattr(BagOfWords, "encode", noting)
+    _, cached = gradient_of(encoder, loss, grad_cache_tokens=20, micro_batches=1)
+    assert float(whole.abs().max()) > 0
+    torch.testing.assert_close(cached, whole, rtol=1e-5, atol=1e-6)
+    assert torch.equal(encoder.get_submodule(side).weight, frozen)
+    other: Side = "passage" if side == "query" else "query"
+    assert sides[-1] == other and sides.count(other) % 2 == 0
+    again = sides[-sides.count(other) // 2 :]
+    assert set(again) == {other}, "the second passes are of the side that is trained"
 
 
 def with_dropout(encoder: RobertaDot, p: float) -> RobertaDot:

@@ -29,7 +29,7 @@ from model.encoders.static import StaticEncoder
 from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_states, save_state
 from model.train.lamb import Lamb
 from model.train.micro_batch import to_device
-from model.train.optim import linear_schedule, make_optimizer, parameter_groups
+from model.train.optim import linear_schedule, make_optimizer, named_groups, parameter_groups
 from model.train.step import TrainingState, TrainingStep, make_state, train_step
 from tests.data.training.test_batches import made_up_lists
 from tests.drivers.job.test_run_config import alone
@@ -107,6 +107,20 @@ def sgd_state(encoder: nn.Module, loss: str = "pairwise", max_grad_norm: float =
 
 def flat_weights(encoder: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in encoder.parameters()])
+
+
+def test_frozen_weights_have_no_optimiser_state_and_no_layer() -> None:
+    encoder = roberta_encoder()
+    encoder.roberta.embeddings.requires_grad_(False)
+    assert "embeddings" not in named_groups(encoder)
+    optimizer = make_optimizer("lamb", encoder, 1e-2, 1e-8, 0.1)
+    before = copy.deepcopy(encoder.state_dict())
+    state = make_state(encoder, "pairwise", optimizer, constant(optimizer), ALONE, None, 1.0)
+    train_step(state, made_up_batches("pairwise", 8, 1))
+    is_same = {name: torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items()}
+    assert {name for name, same in is_same.items() if same} >= {n for n in before if n.startswith("roberta.embeddings")}
+    assert not is_same["embeddingHead.weight"]
+    assert len(optimizer.state) == sum(parameter.requires_grad for parameter in encoder.parameters())
 
 
 # The schedule
