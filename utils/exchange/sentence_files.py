@@ -1,0 +1,204 @@
+"""sentence-transformers' files of a model's directory: which modules follow each other, and how a text is cut.
+
+``modules.json`` names the modules in their order, each with its folder, where its config.json and weights are. What
+its ``encode_query`` and ``encode_document`` put in front of a text is in config_sentence_transformers.json
+(sentence-transformers 6: base/model.py, sentence_transformer/model.py, sentence_transformer/modules/pooling.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from utils.errors import UserError
+from utils.exchange.atomic import read_bytes, read_json
+from utils.exchange.model_files import CONFIG
+
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+# Of the transformer, by the kind of body: the first that is there holds.
+TRANSFORMER = "sentence_bert_config.json"
+TRANSFORMERS = (
+    TRANSFORMER,
+    *(f"sentence_{kind}_config.json" for kind in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta")),
+)
+TOKENIZER_CONFIG = "tokenizer_config.json"
+NO_LIMIT = 10**9  # a tokenizer without one says 10**30
+
+HeadKind = Literal["dense", "layer_norm", "normalize"]
+
+BODIES = ("Transformer", "StaticEmbedding")
+HEAD_KINDS: dict[str, HeadKind] = {"Dense": "dense", "LayerNorm": "layer_norm", "Normalize": "normalize"}
+# Their words of a pooling, the old keys' first.
+POOLED = {
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+    "cls": "first",
+    "mean": "mean",
+    "lasttoken": "last",
+}
+OLD_POOLING = "pooling_mode_"
+ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh"}
+
+
+@dataclass(frozen=True)
+class HeadModule:
+    """A module behind the pooling.
+
+    Args:
+        kind: what it does.
+        folder: its own, within the directory.
+        in_features, out_features: of a linear layer; of a layer norm both are its width, of a normalisation 0.
+        has_bias, activation: of a linear layer; a word of `ACTIVATIONS`.
+    """
+
+    kind: HeadKind
+    folder: str
+    in_features: int = 0
+    out_features: int = 0
+    has_bias: bool = True
+    activation: str = "identity"
+
+
+@dataclass(frozen=True)
+class SentenceFiles:
+    """What sentence-transformers' files say of a model.
+
+    Args:
+        body: the first module: `BODIES`.
+        body_folder: where its config.json and weights are; "" for the directory itself.
+        pooling: first, mean or last; "" where the body has one row for a text already.
+        head: the modules behind the pooling, in their order.
+        max_seq_length: tokens kept of a text, queries and passages alike; None where nothing says it.
+        do_lower_case: texts are lower-cased, whatever the tokenizer does by itself.
+        query_prefix, passage_prefix: put in front of a text.
+    """
+
+    body: str
+    body_folder: str = ""
+    pooling: str = ""
+    head: tuple[HeadModule, ...] = ()
+    max_seq_length: int | None = None
+    do_lower_case: bool = False
+    query_prefix: str = ""
+    passage_prefix: str = ""
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether each embedding has length 1."""
+        return bool(self.head) and self.head[-1].kind == "normalize"
+
+
+def read_sentence_files(directory: Path) -> SentenceFiles | None:
+    """What the files in ``directory`` say; None where there is no modules.json.
+
+    UserError where a file is damaged, or asks for what no encoder here does: a module, a pooling or an activation.
+    """
+    path = directory / MODULES
+    if not path.is_file():
+        return None
+    (body, body_folder), *others = modules_of(path)
+    if body not in BODIES:
+        raise UserError(f"{path} begins with the module {body}, expected {' or '.join(BODIES)}; take another model")
+    settings = read_json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
+    prompts = settings.get("prompts") or {}
+    query_prefix = first_prompt(prompts, ["query"])
+    passage_prefix = first_prompt(prompts, ["document", "passage", "corpus"])
+    pooling = ""
+    if body == "Transformer":
+        if not others or others[0][0] != "Pooling":
+            raise UserError(f"{path} has no Pooling behind the Transformer: no encoder of texts; take another model")
+        pooling = read_pooling(directory / others.pop(0)[1] / CONFIG, bool(query_prefix or passage_prefix))
+    length, do_lower_case = read_lengths(directory / body_folder)
+    head = tuple(read_head_module(path, kind, folder) for kind, folder in others)
+    return SentenceFiles(body, body_folder, pooling, head, length, do_lower_case, query_prefix, passage_prefix)
+
+
+def modules_of(path: Path) -> list[tuple[str, str]]:
+    """The class and the folder of each module that modules.json names, in their order."""
+    try:
+        listed = json.loads(read_bytes(path).decode("utf-8"))
+        named = [(str(module["type"]), str(module["path"])) for module in listed]
+    except (ValueError, TypeError, KeyError):  # not JSON, not UTF-8; no list of objects with these keys
+        named = []
+    if not named:
+        raise UserError(f"{path} is damaged: expected a list of modules, each with type and path")
+    for type_, folder in named:
+        if not type_.startswith("sentence_transformers."):
+            raise UserError(f"{path} names {type_}, code of the model's own, which is not run; take another model")
+        if Path(folder).is_absolute() or ".." in Path(folder).parts:
+            raise UserError(f"{path} names the folder {folder!r}, expected one within the model's directory")
+    return [(type_.rpartition(".")[2], folder) for type_, folder in named]
+
+
+def read_pooling(path: Path, has_prompts: bool) -> str:
+    """First, mean or last; UserError where Pooling's config says another. ``has_prompts``: for queries or passages."""
+    config = read_json(path)
+    found = config.get("pooling_mode")
+    if found is None:
+        found = [key for key, is_on in config.items() if key.startswith(OLD_POOLING) and is_on] or ["mean"]
+    words = [found] if isinstance(found, str) else list(found)
+    if len(words) != 1 or words[0] not in POOLED:
+        found_words = " and ".join(str(word).removeprefix(OLD_POOLING) for word in words)
+        raise UserError(f"{path} pools by {found_words}, expected cls, mean or lasttoken; take another model")
+    if has_prompts and not config.get("include_prompt", True):
+        raise UserError(f"{path} pools without the prompt's tokens, which no encoder here does; take another model")
+    return POOLED[words[0]]
+
+
+def read_head_module(modules: Path, kind: str, folder: str) -> HeadModule:
+    """UserError where ``modules``, modules.json, names one that no encoder here has."""
+    if kind not in HEAD_KINDS:
+        known = ", ".join(HEAD_KINDS)
+        raise UserError(f"{modules} names the module {kind}, expected one of {known}; take another model")
+    path = modules.parent / folder / CONFIG
+    if kind == "Normalize":
+        return HeadModule("normalize", folder)
+    config = read_json(path)
+    if kind == "LayerNorm":
+        width = whole_number(path, config, "dimension")
+        return HeadModule("layer_norm", folder, width, width)
+    name = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
+    if name not in ACTIVATIONS or config.get("use_residual"):
+        what = "a residual" if name in ACTIVATIONS else f"the activation {name}"
+        raise UserError(f"{path} has {what}, expected {' or '.join(ACTIVATIONS)} alone; take another model")
+    return HeadModule(
+        "dense",
+        folder,
+        whole_number(path, config, "in_features"),
+        whole_number(path, config, "out_features"),
+        bool(config.get("bias", True)),
+        ACTIVATIONS[name],
+    )
+
+
+def read_lengths(folder: Path) -> tuple[int | None, bool]:
+    """Tokens kept of a text, None where nothing is said, and whether texts are lower-cased.
+
+    Version 6 leaves the length to the tokenizer, and reads no more than the body's positions.
+    """
+    found = next((folder / name for name in TRANSFORMERS if (folder / name).is_file()), None)
+    config = read_json(found) if found else {}
+    does_lower = bool(config.get("do_lower_case"))
+    if found and config.get("max_seq_length") is not None:
+        return whole_number(found, config, "max_seq_length"), does_lower
+    limits = ((TOKENIZER_CONFIG, "model_max_length"), (CONFIG, "max_position_embeddings"))
+    said = [read_json(folder / name).get(key) for name, key in limits if (folder / name).is_file()]
+    lengths = [value for value in said if type(value) is int and 0 < value < NO_LIMIT]
+    return min(lengths, default=None), does_lower
+
+
+def whole_number(path: Path, config: Mapping[str, Any], name: str) -> int:
+    """UserError where the config in ``path`` has no number above 0 under that name."""
+    value = config.get(name)
+    if type(value) is not int or value <= 0:
+        raise UserError(f"{path} says {name} {value!r}, expected a whole number above 0: it is damaged")
+    return value
+
+
+def first_prompt(prompts: Mapping[str, Any], names: list[str]) -> str:
+    """The first that says something; encode_document of version 6 overlooks ``passage`` where ``document`` is not."""
+    return next((str(prompts[name]) for name in names if prompts.get(name)), "")
