@@ -16,7 +16,7 @@ import numpy as np
 from data.sources.base import Passage, SplitFiles, find_raw, plain_or_gzipped, source_files
 from utils.errors import UserError
 from utils.exchange.evaluations import DEV, TRAIN
-from utils.ir.metrics import LARGEST_GRADE
+from utils.ir.notation import LARGEST_GRADE
 from utils.text_files import check_ends, columns_of, numbered_lines
 
 DOCUMENT_TYPE, PASSAGE_TYPE = 0, 1  # --data_type, as ANCE numbers them

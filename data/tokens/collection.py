@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.evaluations import DEV, TRAIN
 from utils.exchange.layout import COLLECTION_MANIFEST as MANIFEST
-from utils.ir.metrics import LARGEST_GRADE
+from utils.ir.notation import LARGEST_GRADE
 
 FORMAT_VERSION = 1
 PASSAGES = "passages"

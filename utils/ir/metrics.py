@@ -1,25 +1,26 @@
 """Retrieval metrics over *all* queries of the qrels; a query that got no answer counts as zero.
 
-Most of the measures are pytrec_eval's. It breaks ties by document name, which depends on how passages are
-called; here the order of the given list is the ranking, and scores descend with the position.
+Most of the measures are ir_measures' (utils/ir/notation.py). Evaluators break ties by document name, which depends on
+how passages are called; here the order of the given list is the ranking, and scores descend with the position.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.ir.notation import MEASURES, canonical, cutoff_of, parse, values_by_query
 
 
 @dataclass(frozen=True)
 class Metric:
     """One metric. ``name`` is its key in metrics.json, ``label`` what tables and pictures call it.
 
-    Its value is pytrec_eval's of ``trec_eval``, or what ``compute`` makes of a query's first passages, as many as the
+    Its value is ir_measures' of ``notation``, or what ``compute`` makes of a query's first passages, as many as the
     cut-off says, and of its judgements {passage: relevance}.
     """
 
@@ -27,14 +28,15 @@ class Metric:
     label: str
     description: str
     source: str
-    trec_eval: str = ""  # the measure, as pytrec_eval is asked for it
+    notation: str = ""
     compute: Callable[[Sequence[int], Mapping[int, int]], float] | None = None
     in_report: bool = False  # a column of a report's tables
+    of_documents: bool = False  # measured where a collection is of documents; elsewhere where it is asked for
 
     @property
     def cutoff(self) -> int:
-        """The ranks that it looks at."""
-        return int(self.name.partition("@")[2])
+        """The ranks that it looks at; 0 for all of a list."""
+        return cutoff_of(self.notation) if self.notation else int(self.name.partition("@")[2])
 
 
 def hole_rate(top: Sequence[int], judged: Mapping[int, int]) -> float:
@@ -42,12 +44,7 @@ def hole_rate(top: Sequence[int], judged: Mapping[int, int]) -> float:
     return sum(p not in judged for p in top) / len(top) if top else 0.0
 
 
-def reciprocal_rank(top: Sequence[int], judged: Mapping[int, int]) -> float:
-    """One over the rank of the first relevant passage; 0 where none is (MS MARCO's ms_marco_eval.py)."""
-    return next((1 / rank for rank, passage in enumerate(top, 1) if judged.get(passage, 0) >= 1), 0.0)
-
-
-TREC_EVAL = "trec_eval"
+TREC_EVAL, MS_MARCO = "trec_eval", "MS MARCO's measure (arXiv 1611.09268)"
 METRICS = {
     metric.name: metric
     for metric in (
@@ -56,23 +53,27 @@ METRICS = {
             "nDCG@10",
             "discounted gain of the first 10, gains are grades, over that of the ideal ranking",
             f"Järvelin and Kekäläinen 2002, as {TREC_EVAL}'s ndcg_cut.10",
-            "ndcg_cut.10",
+            "nDCG@10",
             in_report=True,
         ),
-        Metric(
-            "mrr@10",
-            "MRR@10",
-            "one over the rank of the first relevant passage, 0 where none is among 10",
-            f"MS MARCO's measure (arXiv 1611.09268); {TREC_EVAL}'s recip_rank, cut at 10",
-            compute=reciprocal_rank,
-            in_report=True,
+        *(
+            Metric(
+                f"mrr@{k}",
+                f"MRR@{k}",
+                f"one over the rank of the first relevant passage, 0 where none is among {k}",
+                f"{MS_MARCO}{of}; {TREC_EVAL}'s recip_rank, cut at {k}",
+                f"RR@{k}",
+                in_report=k == 10,
+                of_documents=k == 100,
+            )
+            for k, of in ((10, ""), (100, " of documents"))
         ),
         Metric(
             "map@10",
             "MAP@10",
             "precision at the relevant passages among the first 10, over all that are relevant",
             f"{TREC_EVAL}'s map_cut.10",
-            "map_cut.10",
+            "AP@10",
             in_report=True,
         ),
         *(
@@ -81,7 +82,7 @@ METRICS = {
                 f"recall@{k}",
                 f"share of the relevant passages that are among the first {k}",
                 f"{TREC_EVAL}'s recall.{k}",
-                f"recall.{k}",
+                f"R@{k}",
                 in_report=k == 100,
             )
             for k in (20, 100, 1000)
@@ -96,8 +97,56 @@ METRICS = {
     )
 }
 HEADLINE = MRR, NDCG = "mrr@10", "ndcg@10"  # measured at every refresh, drawn over training, compared between arms
-QUERIES_PER_BLOCK = 512  # pytrec_eval wants dicts; blocks keep them small
-LARGEST_GRADE = 1000  # either way of 0. TREC's go from -2 to 12; pytrec_eval has a table as long as the largest
+QUERIES_PER_BLOCK = 512  # ir_measures wants dicts; blocks keep them small
+
+
+@dataclass(frozen=True)
+class MetricChoice:
+    """What is measured; the metrics call passages of ``relevance_level`` and above relevant, where they do not say."""
+
+    metrics: tuple[Metric, ...]
+    relevance_level: int = 1
+
+    def names(self, depth: float) -> tuple[str, ...]:
+        """Those whose cut-off lists of this depth reach: of shorter lists recall@1000 is something else."""
+        return tuple(metric.name for metric in self.metrics if metric.cutoff <= depth)
+
+
+def always_measured() -> MetricChoice:
+    """What training and BM25 measure, whatever the collection."""
+    return MetricChoice(tuple(metric for metric in METRICS.values() if not metric.of_documents))
+
+
+def choose_metrics(asked: str, relevance_level: int, is_of_documents: bool) -> MetricChoice:
+    """What is always measured, what documents have, and the measures of ``asked`` that are none of these.
+
+    Args:
+        asked: measures in ir_measures' notation, with blanks between them.
+        relevance_level: the lowest grade that is relevant.
+        is_of_documents: whether the collection is.
+
+    Raises:
+        UserError: one is not in the notation, or not measured here.
+    """
+    ours = {name: at_level(metric, relevance_level) for name, metric in METRICS.items()}
+    by_notation = {metric.notation: metric for metric in ours.values() if metric.notation}
+    found = {name: metric for name, metric in ours.items() if is_of_documents or not metric.of_documents}
+    for text in asked.split():
+        notation = canonical(text, relevance_level)
+        metric = by_notation.get(notation) or named_by_notation(notation)
+        found.setdefault(metric.name, metric)
+    return MetricChoice(tuple(found.values()), relevance_level)
+
+
+def at_level(metric: Metric, relevance_level: int) -> Metric:
+    """The metric with what it calls relevant from ``relevance_level`` on."""
+    return replace(metric, notation=canonical(metric.notation, relevance_level)) if metric.notation else metric
+
+
+def named_by_notation(notation: str) -> Metric:
+    """A measure that has no name but ir_measures' own."""
+    word = MEASURES[str(parse(notation).NAME)]
+    return Metric(notation, notation, word.description, "ir_measures", notation)
 
 
 def reach(asked: int, passages: int) -> float:
@@ -106,58 +155,55 @@ def reach(asked: int, passages: int) -> float:
 
 
 def metrics_to(depth: float) -> tuple[str, ...]:
-    """Those of METRICS whose cut-off lists of this depth reach: of shorter lists recall@1000 is something else."""
-    return tuple(metric.name for metric in METRICS.values() if metric.cutoff <= depth)
+    """Those of `always_measured` that lists of this depth reach."""
+    return always_measured().names(depth)
 
 
 def per_query_metrics(
-    qrels: Mapping[int, Mapping[int, int]], queries_Q: np.ndarray, passages_QK: np.ndarray, depth: float
+    qrels: Mapping[int, Mapping[int, int]],
+    queries_Q: np.ndarray,
+    passages_QK: np.ndarray,
+    depth: float,
+    choice: MetricChoice | None = None,
 ) -> dict[int, dict[str, float]]:
     """Metrics of each query that was answered and judged; one without judgements is omitted.
 
     Args:
-        qrels: ``qrels[query][passage]`` is a grade: 1 and above is relevant, below 0 counts as 0.
+        qrels: ``qrels[query][passage]`` is a grade; one below 0 counts as 0.
         queries_Q: int64, the queries that were answered.
         passages_QK: int64, the ranking of ``queries_Q[i]`` in row i, best first, -1 after the end of a short list.
-        depth: `reach` of the length that was asked for; the metrics are those of `metrics_to` it.
+        depth: `reach` of the length that was asked for; the metrics are those whose cut-off it reaches.
+        choice: what is measured; None for `always_measured`.
 
     Returns:
-        ``[query][metric]``, each from 0 to 1.
+        ``[query][metric]``, each from 0 to 1; with gains of one's own above that.
 
     Source:
-        trec_eval by pytrec_eval (Van Gysel and de Rijke 2018), and each metric's own in `METRICS`.
+        each metric's own in `METRICS`.
     """
-    import pytrec_eval
-
+    choice = choice or always_measured()
+    measured = [metric for metric in choice.metrics if metric.cutoff <= depth]
     rows: dict[int, dict[str, float]] = {}
-    measures = {metric.trec_eval for metric in METRICS.values() if metric.trec_eval}
     judged = [i for i, query in enumerate(queries_Q.tolist()) if query in qrels]
     for start in range(0, len(judged), QUERIES_PER_BLOCK):
         block = judged[start : start + QUERIES_PER_BLOCK]
-        run, judgements = {}, {}
-        for i in block:
-            query = int(queries_Q[i])
-            ranking = [p for p in passages_QK[i].tolist() if p >= 0]
-            run[str(query)] = {str(p): float(-rank) for rank, p in enumerate(ranking)}
-            # trec_eval counts below 0 as 0, and reads outside its table where a query has no other.
-            judgements[str(query)] = {str(p): max(int(r), 0) for p, r in qrels[query].items()}
-            rows[query] = dict.fromkeys(METRICS, 0.0) | computed(ranking, qrels[query])
-        evaluator = pytrec_eval.RelevanceEvaluator(judgements, measures)
-        for query_name, values in evaluator.evaluate(run).items():
-            rows[int(query_name)] |= renamed(values)
-    return {query: {name: row[name] for name in metrics_to(depth)} for query, row in rows.items()}
+        rankings = {int(queries_Q[i]): [p for p in passages_QK[i].tolist() if p >= 0] for i in block}
+        columns = {metric.name: column_of(metric, qrels, rankings) for metric in measured}
+        rows |= {query: {name: column[query] for name, column in columns.items()} for query in rankings}
+    return rows
 
 
-def renamed(values: Mapping[str, float]) -> dict[str, float]:
-    """trec_eval's names to ours: what was asked for as recall.20 is returned as recall_20."""
-    asked = (metric for metric in METRICS.values() if metric.trec_eval)
-    return {metric.name: values[metric.trec_eval.replace(".", "_")] for metric in asked}
-
-
-def computed(ranking: Sequence[int], judged: Mapping[int, int]) -> dict[str, float]:
-    """The metrics of one query that are not trec_eval's."""
-    ours = ((metric, metric.compute) for metric in METRICS.values())
-    return {metric.name: compute(ranking[: metric.cutoff], judged) for metric, compute in ours if compute is not None}
+def column_of(
+    metric: Metric, qrels: Mapping[int, Mapping[int, int]], rankings: Mapping[int, Sequence[int]]
+) -> dict[int, float]:
+    """A metric of each query of some ``rankings``, {query: passages}, all of which ``qrels`` have."""
+    if metric.compute is not None:
+        return {query: metric.compute(found[: metric.cutoff], qrels[query]) for query, found in rankings.items()}
+    # trec_eval counts below 0 as 0, and reads outside its table where a query has no other.
+    judgements = {str(query): {str(p): max(int(grade), 0) for p, grade in qrels[query].items()} for query in rankings}
+    runs = {str(query): [*map(str, found)] for query, found in rankings.items()}
+    values = values_by_query(metric.notation, judgements, runs)
+    return {query: values.get(str(query), 0.0) for query in rankings}
 
 
 def evaluate(
@@ -174,12 +220,25 @@ def evaluate(
 
 
 def mean_metrics(
-    qrels: Mapping[int, Mapping[int, int]], rows: Mapping[int, Mapping[str, float]], depth: float
+    qrels: Mapping[int, Mapping[int, int]],
+    rows: Mapping[int, Mapping[str, float]],
+    depth: float,
+    choice: MetricChoice | None = None,
 ) -> dict[str, float]:
-    """From the rows of `per_query_metrics`. Raises UserError where the qrels are empty."""
+    """Means over all queries of the qrels.
+
+    Args:
+        qrels: those of `per_query_metrics`.
+        rows: what that returned.
+        depth, choice: that it was given.
+
+    Raises:
+        UserError: the qrels are empty.
+    """
     if not qrels:
         raise UserError("the qrels name no query, expected at least one; check the split's qrels file")
-    return {name: sum(row[name] for row in rows.values()) / len(qrels) for name in metrics_to(depth)}
+    names = (choice or always_measured()).names(depth)
+    return {name: sum(row[name] for row in rows.values()) / len(qrels) for name in names}
 
 
 def metrics_record(

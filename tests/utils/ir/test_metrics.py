@@ -13,14 +13,26 @@ from hypothesis import strategies as st
 
 from utils.errors import UserError
 from utils.ir import metrics as metrics_module
-from utils.ir.metrics import LARGEST_GRADE, METRICS, Metric, metrics_record, metrics_to, reach
+from utils.ir.metrics import (
+    METRICS,
+    Metric,
+    MetricChoice,
+    always_measured,
+    choose_metrics,
+    mean_metrics,
+    metrics_record,
+    metrics_to,
+    reach,
+)
 from utils.ir.metrics import evaluate as evaluate_to
 from utils.ir.metrics import per_query_metrics as per_query_metrics_to
+from utils.ir.notation import LARGEST_GRADE, MEASURES, canonical
 
 # Of lists that are long enough for every cut-off.
 evaluate = partial(evaluate_to, depth=math.inf)
 per_query_metrics = partial(per_query_metrics_to, depth=math.inf)
 
+ALWAYS = always_measured().names(math.inf)
 Qrels = dict[int, dict[int, int]]
 Rankings = dict[int, list[int]]
 
@@ -63,7 +75,7 @@ def hole_rate(ranking: list[int], judged: dict[int, int]) -> float:
 
 
 def by_hand(qrels: Qrels, rankings: Rankings) -> dict[str, float]:
-    totals = dict.fromkeys(METRICS, 0.0)
+    totals = dict.fromkeys(ALWAYS, 0.0)
     for query, judged in qrels.items():
         ranking = rankings.get(query, [])
         totals["ndcg@10"] += ndcg_at_10(ranking, judged)
@@ -97,7 +109,7 @@ def test_against_the_definitions(qrels: Qrels, rankings: Rankings, queries_per_b
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics_module, "QUERIES_PER_BLOCK", queries_per_block)
         found = evaluate(qrels, *as_arrays(rankings))
-    assert [*found] == [*METRICS]
+    assert [*found] == [*ALWAYS]
     assert found == pytest.approx(by_hand(qrels, rankings), abs=1e-9)
 
 
@@ -124,7 +136,7 @@ def test_against_pytrec_eval_on_text_ids(qrels: Qrels, rankings: Rankings) -> No
 @pytest.mark.parametrize(
     ("metric", "theirs"),
     [
-        (Metric("ndcg@20", "nDCG@20", "gain of 20", "trec_eval", "ndcg_cut.20"), "ndcg_cut.20"),
+        (Metric("ndcg@20", "nDCG@20", "gain of 20", "trec_eval", "nDCG@20"), "ndcg_cut.20"),
         (Metric("p@5", "P@5", "share of 5", "trec_eval", compute=lambda top, of: sum(map(of.get, top)) / 5), "P.5"),
     ],
     ids=lambda value: getattr(value, "name", None),
@@ -187,9 +199,9 @@ def test_an_unanswered_query_counts_as_zero() -> None:
         (np.array([1, 2]), np.array([[5], [5]])),
     ):
         found = evaluate(qrels, queries_Q, passages_QK)
-        for name in [*METRICS][:-1]:
+        for name in ALWAYS[:-1]:
             assert found[name] == whole[name] / 2
-    assert evaluate(qrels, np.zeros(0, np.int64), np.zeros((0, 10), np.int64)) == dict.fromkeys(METRICS, 0.0)
+    assert evaluate(qrels, np.zeros(0, np.int64), np.zeros((0, 10), np.int64)) == dict.fromkeys(ALWAYS, 0.0)
 
 
 def test_a_query_without_qrels_is_left_out() -> None:
@@ -224,9 +236,153 @@ def test_a_cut_off_beyond_what_was_asked_for_is_left_out(
     """What is there is what longer lists would have given; lists of the whole collection go to every depth."""
     cut = {query: ranking[:asked] for query, ranking in rankings.items()}
     found = evaluate_to(qrels, *as_arrays(cut), reach(asked, passages))
-    expected = {name for name in METRICS if asked >= passages or asked >= int(name.split("@")[1])}
+    expected = {name for name in ALWAYS if asked >= passages or asked >= int(name.split("@")[1])}
     assert set(found) == expected == set(metrics_to(reach(asked, passages)))
     whole = by_hand(qrels, cut if asked >= passages else rankings)
     assert found == pytest.approx({name: whole[name] for name in found}, abs=1e-9)
     for row in per_query_metrics_to(qrels, *as_arrays(cut), reach(asked, passages)).values():
         assert set(row) == expected
+
+
+# Measures by name
+
+
+def by_definition(notation: str, ranking: list[int], judged: dict[int, int]) -> float:
+    """A loop from each definition; ``rel`` and ``gains`` are read by hand."""
+    name, _, cut = notation.partition("@")
+    name, _, argument = name.rstrip(")").partition("(")
+    top = ranking[: int(cut)] if cut else ranking
+    grades = {passage: max(grade, 0) for passage, grade in judged.items()}
+    level = int(argument.removeprefix("rel=")) if argument.startswith("rel=") else 1
+    relevant = {passage for passage, grade in grades.items() if grade >= level}
+    hits = [rank for rank, passage in enumerate(top, 1) if passage in relevant]
+    if name == "nDCG":
+        pairs = argument.removeprefix("gains=").strip("{}").split(",") if argument else []
+        gains = {int(pair.split(":")[0]): int(pair.split(":")[1]) for pair in pairs}
+        gained = {passage: gains.get(grade, grade) for passage, grade in grades.items()}
+        best = sorted(gained.values(), reverse=True)[: int(cut) if cut else None]
+        ideal = sum(gain / math.log2(rank + 1) for rank, gain in enumerate(best, 1))
+        found = sum(gained.get(passage, 0) / math.log2(rank + 1) for rank, passage in enumerate(top, 1))
+        return found / ideal if ideal else 0.0
+    if name == "AP":
+        precisions = [place / rank for place, rank in enumerate(hits, 1)]
+        return sum(precisions) / len(relevant) if relevant else 0.0
+    if name == "Judged":
+        return sum(passage in judged for passage in top) / len(top) if top else 0.0
+    values = {
+        "RR": 1 / hits[0] if hits else 0.0,
+        "P": len(hits) / int(cut or 1),
+        "R": len(hits) / len(relevant) if relevant else 0.0,
+        "Success": float(bool(hits)),
+    }
+    return values[name]
+
+
+CUTS = st.integers(1, 45)
+NOTATIONS = st.one_of(
+    st.builds("{}(rel={})@{}".format, st.sampled_from(["RR", "AP", "P", "R", "Success"]), st.integers(1, 4), CUTS),
+    st.builds("{}(rel={})".format, st.sampled_from(["RR", "AP"]), st.integers(1, 4)),
+    st.builds("nDCG@{}".format, CUTS),
+    st.builds("nDCG(gains={{1:{},2:{},3:7}})@{}".format, st.integers(0, 5), st.integers(0, 9), CUTS),
+    st.builds("Judged@{}".format, CUTS),
+    st.just("nDCG"),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(qrels=QRELS, rankings=RANKINGS, notations=st.lists(NOTATIONS, min_size=1, max_size=4, unique=True))
+def test_measures_by_name_against_the_definitions(qrels: Qrels, rankings: Rankings, notations: list[str]) -> None:
+    """Grades of any sign, with several measures at a time, of which none takes over another's arguments."""
+    choice = choose_metrics(" ".join(notations), 1, is_of_documents=False)
+    rows = per_query_metrics_to(qrels, *as_arrays(rankings), math.inf, choice)
+    means = mean_metrics(qrels, rows, math.inf, choice)
+    named = {metric.notation: metric.name for metric in choice.metrics}
+    for notation in notations:
+        name = named[canonical(notation)]
+        expected = {
+            query: by_definition(notation, ranking, qrels[query])
+            for query, ranking in rankings.items()
+            if query in qrels
+        }
+        assert {query: row[name] for query, row in rows.items()} == pytest.approx(expected, abs=1e-9)
+        assert means[name] == pytest.approx(sum(expected.values()) / len(qrels), abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(qrels=QRELS, rankings=RANKINGS, level=st.integers(1, 4))
+def test_a_relevance_level_is_that_of_binary_measures_alone(qrels: Qrels, rankings: Rankings, level: int) -> None:
+    """What is below the level counts as judged and irrelevant, gains and holes stay."""
+    found = measured(qrels, rankings, "", level)
+    binary = {q: {p: int(grade >= level) for p, grade in judged.items()} for q, judged in qrels.items()}
+    whole, cut = by_hand(qrels, rankings), by_hand(binary, rankings)
+    expected = {name: (whole if name in ("ndcg@10", "hole_rate@10") else cut)[name] for name in ALWAYS}
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def measured(
+    qrels: Qrels, rankings: Rankings, asked: str, level: int, is_of_documents: bool = False
+) -> dict[str, float]:
+    choice = choose_metrics(asked, level, is_of_documents)
+    rows = per_query_metrics_to(qrels, *as_arrays(rankings), math.inf, choice)
+    return mean_metrics(qrels, rows, math.inf, choice)
+
+
+def test_the_names_of_measures_in_metrics_json() -> None:
+    """Ours have their keys, whatever they are asked for by; a grade that is given is not the level's."""
+    qrels, rankings = {0: {1: 1, 2: 2}}, {0: [9, 1, 2]}
+    found = measured(qrels, rankings, "NDCG@10 RR@10 MRR@10 RR(rel=2)@10 RR(rel=1)@10 RR@100 Success@2", 2)
+    assert [*found][: len(ALWAYS)] == [*ALWAYS]
+    extra = {name: value for name, value in found.items() if name not in ALWAYS}
+    assert extra == pytest.approx({"RR@10": 1 / 2, "mrr@100": 1 / 3, "Success(rel=2)@2": 0.0})
+    assert found["mrr@10"] == pytest.approx(1 / 3)
+
+
+def test_documents_have_mrr_at_100() -> None:
+    rankings = {0: [*range(50, 100), 7]}
+    assert measured({0: {7: 1}}, rankings, "", 1, is_of_documents=True)["mrr@100"] == pytest.approx(1 / 51)
+    assert "mrr@100" not in measured({0: {7: 1}}, rankings, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nDCG@10 foo@3", "'foo@3': measure not found: foo"),
+        ("RR(rel=", "'RR(rel=': problem parsing measure"),
+        ("R", "'R': it has no cut-off"),
+        ("RR@0", "'RR@0': cutoff is 0, expected 1 to 1000000"),
+        ("RR@True", "cutoff is True, expected 1 to"),
+        ("RR@10.5", "cutoff is 10.5, expected 1 to"),
+        ("P(rel=0)@5", "rel is 0, expected 1 to 1000"),
+        ("P(rel=[1])@5", "problem parsing measure"),
+        ("nDCG(gains=3)@5", "gains are 3, expected whole numbers from 0 to 1000"),
+        ("nDCG(gains={1:99999})@5", "gains are {1: 99999}, expected"),
+        ("nDCG(dcg='exp-log2')@10", "nDCG takes no dcg here"),
+        ("Bpref", "'Bpref': it is none of those measured here"),
+        ("RR@10;RR@5", "multiple expressions"),
+        ("x" * 300, "it has 300 characters"),
+        ("(" * 190, "problem parsing measure"),
+        ("__import__('os')", "args must be named"),
+    ],
+)
+def test_a_measure_that_is_none_is_refused_in_one_line(text: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        choose_metrics(text, 1, is_of_documents=False)
+    message = str(caught.value)
+    assert message.startswith("--metrics ") and told in message and "\n" not in message
+    assert all(measure.usage in message for measure in MEASURES.values())
+
+
+def test_every_measure_of_the_table_is_measured() -> None:
+    """With its arguments and without."""
+    for word in MEASURES.values():
+        asked = [f"{word.word}@5", *([] if word.needs_cutoff else [word.word])]
+        asked += {"rel": [f"{word.word}(rel=2)@5"], "gains": [f"{word.word}(gains={{2:9}})@5"], "": []}[word.argument]
+        found = measured({0: {1: 1, 2: 2}, 1: {4: 1}}, {0: [1, 5, 2], 1: [4]}, " ".join(asked), 1)
+        assert all(found[canonical(text)] > 0 for text in asked if canonical(text) in found)
+        assert sum(canonical(text) in found for text in asked) >= len(asked) - 1
+
+
+def test_a_cut_off_of_a_named_measure_is_not_beyond_the_lists() -> None:
+    choice = choose_metrics("P@3 P@5 AP", 1, is_of_documents=False)
+    assert {"P@3", "AP"} <= {*choice.names(4)} and "P@5" not in choice.names(4)
+    assert MetricChoice(choice.metrics).names(4) == choice.names(4)
