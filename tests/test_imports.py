@@ -34,6 +34,7 @@ PACKAGES_BELOW: dict[str, set[str]] = {
     "data.tokens": {"data.sources"},
     "data.mining": {"data.sources", "data.tokens"},
     "data.training": {"data.sources", "data.tokens", "data.mining"},
+    "data.formats": {"data.sources", "data.tokens", "data.mining"},
     "model.kernels": set(),
     "model.encoders": {"model.kernels"},
     "model.train": {"model.kernels", "model.encoders"},

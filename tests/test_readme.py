@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from data.export import ExportFlags
 from data.mining.strategy import parse_strategy
 from data.msmarco_data import PreprocessFlags
 from data.negatives import NegativesFlags
@@ -30,6 +31,7 @@ PAGES = [README, *sorted((REPO / "docs").glob("*.md")), REPO / "benchmarks" / "R
 LINKED = [*PAGES, REPO / "results" / "published" / "README.md"]
 README_BYTES = 9_000
 FLAGS_OF = {
+    "data.export": ExportFlags,
     "data.msmarco_data": PreprocessFlags,
     "data.negatives": NegativesFlags,
     "drivers.run_ann": AnnFlags,

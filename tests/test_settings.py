@@ -13,6 +13,7 @@ GROUPS = "utils/flag_groups/"  # of flags that programs share
 # A preflight and what it builds settings with; data/ and results/ have programs of their own.
 KNOW_FLAGS = {
     PARSER,
+    "data/export.py",
     "data/msmarco_data.py",
     "data/negatives.py",
     "drivers/evaluate/evaluator.py",

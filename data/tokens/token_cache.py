@@ -8,7 +8,7 @@ batch holds no padding either. Three files make a cache:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -154,6 +154,12 @@ class TokenCache:
         is_cut_B = ends_B - starts_B > max_length
         tokens_T[offsets_B1[1:][is_cut_B] - 1] = self.tokens[ends_B[is_cut_B] - 1]
         return tokens_T, offsets_B1
+
+    def iterate_ids(self) -> Iterator[str]:
+        """The collection's own ids, by row, without holding them; as many as the file has."""
+        with (self.directory / cache_files(self.name)[2]).open("rb") as lines:
+            for line in lines:
+                yield line.removesuffix(b"\n").decode()
 
     def original_ids(self) -> list[str]:
         """The collection's own ids, by row."""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,8 @@ from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import Source
 from data.sources.registry import open_source
 from data.tokens.collection import Preprocessed, open_preprocessed
-from data.tokens.tokenizer import encoded_texts
+from data.tokens.raw_texts import passages_in_order, query_texts
+from data.tokens.tokenizer import encoded_text
 from data.tokens.verify import check_inputs
 from drivers.cli.generate import Bm25Flags
 from drivers.job.resume import dev_split_record
@@ -34,7 +34,7 @@ from utils.exchange.negatives import publish_negatives
 from utils.flags import flags_json
 from utils.ir.metrics import evaluate, format_metrics, metrics_record, metrics_to, reach
 from utils.ir.trec import write_run
-from utils.run_log import Progress, git_state, header, say
+from utils.run_log import git_state, header, say
 from utils.search.bm25 import build_index, search, words_of
 from utils.system import core_count
 
@@ -129,35 +129,9 @@ def preflight(flags: Bm25Flags) -> Bm25Job:
 
 
 def passage_texts(source: Source, preprocessed: Preprocessed) -> Iterator[str]:
-    """The passages in collection order. UserError at the first that is another in ``preprocessed``."""
-    passages = encoded_texts(source, preprocessed.manifest["max_doc_character"])
-    progress = Progress(len(preprocessed.passages), "passages read")
-    both = zip_longest(passages, preprocessed.passages.original_ids())
-    for offset, (passage, expected_id) in enumerate(both):
-        found_id, text = passage or (None, "")
-        if found_id != expected_id:
-            found, expected = (repr(an_id) if an_id is not None else "the end" for an_id in (found_id, expected_id))
-            raise UserError(
-                f"passage {offset}: {source.passages_file} has {found}, {preprocessed.directory} has {expected}: they "
-                "are different collections; give the raw directory it was made from, or preprocess this one"
-            )
-        progress.advance()
-        yield text
-    progress.close()
-
-
-def query_texts(source: Source, preprocessed: Preprocessed, split: str) -> list[str]:
-    """The texts of the preprocessed queries, by offset. UserError where the raw file lacks one."""
-    ids = preprocessed.queries(split).original_ids()
-    wanted = set(ids)
-    texts = {query_id: text for query_id, text in source.queries(split) if query_id in wanted}
-    missing = next((query_id for query_id in ids if query_id not in texts), None)
-    if missing is not None:
-        raise UserError(
-            f"{source.split_files[split].queries} has no query {missing}, {preprocessed.directory} has: they are "
-            "different collections; give the raw directory it was made from, or preprocess this one"
-        )
-    return [texts[query_id] for query_id in ids]
+    """The text of each passage, in collection order. UserError where ``source`` is another collection."""
+    characters = preprocessed.manifest["max_doc_character"]
+    return (encoded_text(passage, characters) for passage in passages_in_order(source, preprocessed))
 
 
 def run_dev(job: Bm25Job, index: BM25, staged: Path) -> tuple[dict[str, float], dict[str, float]]:

@@ -19,6 +19,7 @@ import torch
 
 from data.create_subset import SubsetFlags
 from data.docstrings import DocstringsFlags
+from data.export import ExportFlags
 from data.mining.keyed_random import random_keys
 from data.mining.negative_lists import NegativeLists
 from data.msmarco_data import PreprocessFlags
@@ -41,6 +42,7 @@ from utils.flags import ProgramFlags, ignored_flags, parse_flags, range_of
 CLASSES: dict[str, type[ProgramFlags]] = {
     "create_subset": SubsetFlags,
     "docstrings": DocstringsFlags,
+    "export": ExportFlags,
     "msmarco_data": PreprocessFlags,
     "negatives": NegativesFlags,
     "read_log": ReadLogFlags,
@@ -59,6 +61,7 @@ NO_PATHS = {  # the words that are none
     "data_type",
     "dev_split",
     "faiss_index",
+    "format",
     "fp16_opt_level",
     "loss",
     "model_type",
