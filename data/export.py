@@ -1,6 +1,6 @@
 """Writes a run's negatives, or the candidates they were chosen from, with their texts as other trainers read them.
 
-    python -m data.export --format tevatron --negatives RUN/ann_data/ann_training_data_3 --data_dir PREPROCESSED \\
+    python -m data.export --format tevatron --training_data RUN/ann_data/ann_training_data_3 --data_dir PREPROCESSED \\
         --raw_data_dir RAW --output negatives.jsonl
 
 The lines are in the order of the file that is exported, whole or not at all. The texts are those of the raw collection,
@@ -49,16 +49,16 @@ class ExportFlags(ProgramFlags):
 
     GROUP: ClassVar[Group] = "data"
     EXAMPLE: ClassVar[str] = (
-        "python -m data.export --format tevatron --negatives run/ann_data/ann_training_data_3 \\\n    "
+        "python -m data.export --format tevatron --training_data run/ann_data/ann_training_data_3 \\\n    "
         "--data_dir preprocessed --raw_data_dir raw --output negatives.jsonl"
     )
 
     format: str = flag(help=partial(words_help, FORMATS))
-    negatives: str = flag("", "an ann_training_data_N, ours or ANCE's", is_path=True)
+    training_data: str = flag("", "an ann_training_data_N, ours or ANCE's", is_path=True)
     candidates: str = flag(
         "",
-        "an ann_candidates_N.npz (--keep_candidates): without --negatives, those that are no known positive are the "
-        "negatives; with it, what --scores takes",
+        "an ann_candidates_N.npz (--keep_candidates): what --scores takes; without --training_data, the negatives are "
+        "all that are no known positive",
         is_path=True,
     )
     data_dir: str = flag(help="preprocessed directory that they are of, written by data.msmarco_data", is_path=True)
@@ -113,7 +113,7 @@ def preflight(flags: ExportFlags) -> ExportJob:
     if declared.records is not None:
         source = open_source(collection.manifest["data_type"], Path(flags.raw_data_dir))
     candidates = open_candidates(Path(flags.candidates), collection) if flags.candidates else None
-    ranked = open_negatives(Path(flags.negatives), collection) if flags.negatives else candidates
+    ranked = open_negatives(Path(flags.training_data), collection) if flags.training_data else candidates
     assert ranked is not None
     return ExportJob(
         format=declared,
@@ -122,15 +122,15 @@ def preflight(flags: ExportFlags) -> ExportJob:
         collection=collection,
         source=source,
         output=output,
-        tag=Path(flags.negatives or flags.candidates).name.removesuffix(".npz"),
+        tag=Path(flags.training_data or flags.candidates).name.removesuffix(".npz"),
         negative_sample=flags.negative_sample,
     )
 
 
 def check_words(flags: ExportFlags, declared: ExportFormat, output: Path) -> None:
     """UserError where flags are missing, or do not go together."""
-    if not flags.negatives and not flags.candidates:
-        raise UserError("nothing to export: give --negatives, --candidates, or both")
+    if not flags.training_data and not flags.candidates:
+        raise UserError("nothing to export: give --training_data, --candidates, or both")
     if output.exists():
         raise UserError(f"{output} exists; remove it or choose another --output")
     check_can_write(output.parent)
@@ -144,14 +144,14 @@ def check_words(flags: ExportFlags, declared: ExportFormat, output: Path) -> Non
         raise UserError(f"--format {flags.format} needs the texts: give the raw directory as --raw_data_dir")
     if flags.scores and not flags.candidates:
         raise UserError("--scores needs --candidates: the ann_candidates_N.npz of the same refresh (--keep_candidates)")
-    if declared.is_rectangular and not flags.negatives and not flags.negative_sample:
+    if declared.is_rectangular and not flags.training_data and not flags.negative_sample:
         raise UserError(f"--format {flags.format} has equally many negatives in each line: give --negative_sample")
 
 
 def open_negatives(path: Path, collection: Preprocessed) -> Candidates:
     """Negatives as lists of passages. UserError where they are damaged, or of another collection."""
     if not path.is_file():
-        raise UserError(f"{path} is missing, expected an ann_training_data_N; is it the right --negatives?")
+        raise UserError(f"{path} is missing, expected an ann_training_data_N; is it the right --training_data?")
     check_as_recorded(path)
     lists = read_negative_lists(path)
     check_offsets(lists, len(collection.queries(TRAIN)), len(collection.passages), path)

@@ -67,7 +67,7 @@ def raw(shared_collection: Path, tiny_preprocessed: Path, bm25: Path) -> Raw:
 @pytest.fixture
 def given_flags(shared_collection: Path, tiny_preprocessed: Path, bm25: Path, tmp_path: Path) -> dict[str, object]:
     return {
-        "negatives": bm25 / "ann_training_data_0",
+        "training_data": bm25 / "ann_training_data_0",
         "candidates": bm25 / "ann_candidates_0.npz",
         "data_dir": tiny_preprocessed,
         "raw_data_dir": shared_collection,
@@ -130,7 +130,7 @@ def test_flagembedding_s_lines_with_the_candidates_scores(given_flags: dict[str,
 
 
 def test_candidates_alone_are_exported_without_known_positives(given_flags: dict[str, object], raw: Raw) -> None:
-    records = exported(given_flags, format="flagembedding", negatives=None)
+    records = exported(given_flags, format="flagembedding", training_data=None)
     assert [record["query"] for record in records] == [raw.queries[query] for query in raw.candidates]
     for record, (query, score_of) in zip(records, raw.candidates.items(), strict=True):
         assert list(record) == ["query", "pos", "neg"]
@@ -138,7 +138,7 @@ def test_candidates_alone_are_exported_without_known_positives(given_flags: dict
 
 
 def test_a_run_has_the_lists_as_they_are(given_flags: dict[str, object], raw: Raw, tmp_path: Path) -> None:
-    flags = {**given_flags, "output": tmp_path / "run.trec", "raw_data_dir": None, "negatives": None}
+    flags = {**given_flags, "output": tmp_path / "run.trec", "raw_data_dir": None, "training_data": None}
     call(export.main, format="trec", **{name: value for name, value in flags.items() if value is not None})
     found: dict[str, dict[str, float]] = {}
     for line in (tmp_path / "run.trec").read_text().splitlines():
@@ -160,15 +160,15 @@ def test_a_run_has_the_lists_as_they_are(given_flags: dict[str, object], raw: Ra
             {"format": "trecc"},
             "--format is trecc, expected one of tevatron, sentence-transformers, flagembedding, trec",
         ),
-        ({"negatives": None, "candidates": None}, "nothing to export: give --negatives, --candidates, or both"),
+        ({"training_data": None, "candidates": None}, "nothing to export: give --training_data, --candidates, or both"),
         ({"raw_data_dir": None}, "needs the texts"),
         ({"candidates": None, "scores": True}, "--scores needs --candidates"),
         ({"format": "trec", "scores": True}, "omit --scores"),
-        ({"negatives": None, "format": "sentence-transformers"}, "give --negative_sample"),
-        ({"negatives": "no/ann_training_data_0"}, "is missing"),
+        ({"training_data": None, "format": "sentence-transformers"}, "give --negative_sample"),
+        ({"training_data": "no/ann_training_data_0"}, "is missing"),
         ({"candidates": "no/ann_candidates_0.npz"}, "is missing"),
         ({"output": "out.txt"}, "expected a name that ends in .jsonl"),
-        ({"negative_sample": 41, "negatives": None, "format": "sentence-transformers"}, "and 41 negatives"),
+        ({"negative_sample": 41, "training_data": None, "format": "sentence-transformers"}, "and 41 negatives"),
     ],
 )
 def test_what_is_refused_in_one_line_leaves_nothing(
