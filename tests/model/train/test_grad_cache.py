@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -128,10 +130,9 @@ def test_gradient_checkpointing_gives_the_same_gradient(loss: str, p: float) -> 
     assert torch.allclose(again, whole, rtol=1e-5, atol=1e-7)
 
 
-def embeddings_of_passes(
-    encoder: RobertaDot, dtype: torch.dtype | None, seed: int
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What each pass of a GradCache step gives, all once and then all again, and the gradient, which is applied."""
+@contextlib.contextmanager
+def noted_passes() -> Iterator[list[torch.Tensor]]:
+    """What each pass of a GradCache step in the block gives, all once and then all again."""
     seen: list[torch.Tensor] = []
     encode_micro_batch = grad_cache.encode_micro_batch
 
@@ -140,9 +141,17 @@ def embeddings_of_passes(
         seen.append(embeddings.detach().clone())
         return embeddings
 
-    torch.manual_seed(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grad_cache, "encode_micro_batch", noting)
+        yield seen
+
+
+def embeddings_of_passes(
+    encoder: RobertaDot, dtype: torch.dtype | None, seed: int
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What each pass gives, and the gradient, which is applied."""
+    torch.manual_seed(seed)
+    with noted_passes() as seen:
         _, gradient = gradient_of(encoder, "in_batch", 40, dtype=dtype, micro_batches=1)
     return seen, gradient
 
