@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils.exchange.model_files import CONFIG, INDEX, WEIGHTS, shards_of
+from utils.errors import UserError
+from utils.exchange.model_files import CONFIG, INDEX, WEIGHTS, base_of, shards_of, weights_sha256
+
+BASE_REMEDY = "bring the base back to its place, or merge the adapters where it is with python -m model.convert"
 
 
 def is_path(name_or_path: str) -> bool:
@@ -37,3 +40,21 @@ def model_directory(name_or_path: str) -> Path:
                 hub_file(name_or_path, shard)
             return found.parent
     return Path(name_or_path)
+
+
+def check_base(directory: Path) -> Path | None:
+    """The directory of the base that the adapters in ``directory`` are of; None where there are none.
+
+    UserError where it is not there any more, or is another.
+    """
+    base = base_of(directory)
+    if base is None:
+        return None
+    place = model_directory(base.name_or_path)
+    what = f"{directory} holds adapters of the weights of {base.name_or_path}"
+    if not place.is_dir():
+        raise UserError(f"{what}, which is not there; {BASE_REMEDY}")
+    found = weights_sha256(place)
+    if found != base.weights_sha256:
+        raise UserError(f"{what}, found sha256 {found[:12]}, expected {base.weights_sha256[:12]}; {BASE_REMEDY}")
+    return place

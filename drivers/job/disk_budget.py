@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
+from model.encoders.base import Encoder
 from utils.errors import UserError
 from utils.exchange.atomic import numbered
 from utils.exchange.layout import CHECKPOINT_PATTERN, JobLayout
@@ -34,12 +33,14 @@ class Item:
     bytes: int
 
 
-def weight_bytes(encoder: nn.Module) -> int:
-    """As saved, and as loaded."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
+def weight_bytes(encoder: Encoder) -> int:
+    """As saved: LoRA's adapters alone, where there are some."""
+    weights = encoder.state_dict()
+    saved = (weights[name] for name in weights if encoder.adapter_base is None or ".lora_" in name)
+    return sum(tensor.numel() * tensor.element_size() for tensor in saved)
 
 
-def optimiser_bytes(encoder: nn.Module) -> int:
+def optimiser_bytes(encoder: Encoder) -> int:
     return STATES_PER_WEIGHT * sum(p.numel() * p.element_size() for p in encoder.parameters() if p.requires_grad)
 
 
@@ -59,7 +60,7 @@ def publishing_steps(steps: int, *periods: int) -> int:
     return sum(steps // period for period in periods) - both + (not is_one_already)
 
 
-def checkpoint_item(encoder: nn.Module, tokenizer: Sequence[Path], checkpoints: int) -> Item:
+def checkpoint_item(encoder: Encoder, tokenizer: Sequence[Path], checkpoints: int) -> Item:
     weights, states = weight_bytes(encoder), optimiser_bytes(encoder)
     rest = SMALL_FILES_BYTES + sum(size_of(path) or 0 for path in tokenizer)
     each = weights + states + rest

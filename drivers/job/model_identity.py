@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.tokens.tokenizer import TOKENIZER_FILES, TOKENIZER_OPTIONS
 from model.encoders.registry import read_config
-from model.hub import model_directory
+from model.hub import check_base, model_directory
 from model.train.checkpoint import OPTIMIZER, RNG_STATES
 from utils.errors import UserError
 from utils.exchange.atomic import load_with_checksum
@@ -61,11 +61,12 @@ def identity_of(model: ModelSettings) -> dict[str, str]:
 
 
 def check_checkpoint(model: ModelSettings) -> str:
-    """Hold the files that will be read of a checkpoint against its manifest, and say so.
+    """Hold the files that will be read of a checkpoint against its manifest, and its adapters' base against theirs.
 
     One without a manifest (ANCE's, a hub download) is taken as it is. UserError where a file is missing or damaged.
     """
     path = Path(model.name_or_path)
+    check_base(path)
     if not (path / MANIFEST).is_file():
         return f"checkpoint: {path} has no {MANIFEST}, and is taken as it is"
     try:

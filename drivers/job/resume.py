@@ -19,6 +19,8 @@ DECIDE_BYTES = frozenset[str]().union(
 )
 # How a step's triples are divided; `processes` is no flag, but the launcher's.
 DIVIDE_STEP = names_deciding(TrainingFlags, "step") | {"processes"}
+# What a record means that does not say it: earlier versions knew nothing else, and theirs is known by its hash.
+UNRECORDED: dict[str, object] = {"dev_split": DEV, "lora_r": 0}
 
 
 def differing_flags(
@@ -71,7 +73,7 @@ def check_resumes(ours: Mapping[str, object], theirs: Mapping[str, object], what
     Raises:
         Disagreement: exit code 3, with all that differs and both values.
     """
-    differing = differing_flags(with_dev_split(ours), with_dev_split(theirs), what)
+    differing = differing_flags({**UNRECORDED, **ours}, {**UNRECORDED, **theirs}, what)
     refusal = step_refusal(ours, theirs) if DIVIDE_STEP & differing.keys() else ""
     allowed = DECIDE_BYTES if refusal else DECIDE_BYTES | DIVIDE_STEP
     if refused := [words for name, words in differing.items() if name not in allowed]:
@@ -81,13 +83,8 @@ def check_resumes(ours: Mapping[str, object], theirs: Mapping[str, object], what
 
 
 def dev_split_record(split: str) -> dict[str, str]:
-    """The split that is measured while training, as a run records it: not where it is ``dev``, as earlier versions."""
+    """The split that is measured while training, as a run records it: see `UNRECORDED`."""
     return {} if split == DEV else {"dev_split": split}
-
-
-def with_dev_split(record: Mapping[str, object]) -> dict[str, object]:
-    """The same with the split that a record without one means."""
-    return {"dev_split": DEV, **record}
 
 
 def step_refusal(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str:

@@ -39,6 +39,7 @@ from drivers.train.settings import TrainingSettings, training_job, training_sett
 from drivers.train.trainer import Trainer
 from model.encoders.base import Encoder
 from model.kernels.precision import name_of
+from model.train.trained_parts import choose_trained
 from utils.distributed import process_group
 from utils.distributed.world import World, processes_of_launcher
 from utils.errors import UserError
@@ -152,6 +153,7 @@ def config_of_job(job: TrainerJob, processes: int) -> dict[str, object]:
         processes=processes,
         trained_in=name_of(job.compute.dtype),
         **identity_of(job.model),
+        **job.training.parts.record(),
         replayed_journal_sha256=atomic.sha256_of(replay) if replay is not None else "",
     )
 
@@ -204,7 +206,8 @@ def encoder_at(job: TrainerJob, world: World, start: Checkpoint | None) -> Encod
     """The encoder of a checkpoint of this run, or the warmup's."""
     seed_everything(job.training.batch.seed, world.process, start.step if start else 0)
     model_dir = str(start.path) if start else job.model.name_or_path
-    return open_encoder(job.encoder, model_dir, job.collection, resumes=start is not None)
+    encoder = open_encoder(job.encoder, model_dir, job.collection, resumes=start is not None)
+    return choose_trained(encoder, job.training.parts, model_dir, job.training.batch.seed)
 
 
 def begin(job: TrainerJob, trainer: Trainer, config: Mapping[str, object], start: Checkpoint | None) -> Hooks:

@@ -20,10 +20,12 @@ from drivers.train.checks import check_trainer
 from drivers.train.settings import TrainingSettings
 from drivers.train.trainer import STOPPING, Trainer, make_trainer, start_point
 from model.encoders.base import Encoder
+from model.train.trained_parts import describe_trained
 from utils.distributed import agreement
 from utils.distributed.world import World
 from utils.exchange.checkpoints import Checkpoint
 from utils.exchange.lease.record import LeaseTimeouts
+from utils.run_log import say
 
 
 def nothing(*given: object) -> None:
@@ -108,6 +110,8 @@ def train(program: TrainingProgram, world: World, run_id: str, checks: Preflight
         assert isinstance(total_steps, int)
         record = {**provenance(run, config), "max_steps": total_steps}
         trainer = make_trainer(settings, session, encoder, total_steps, record, start)
+        if world.is_first and (trained := describe_trained(encoder)):
+            say(trained)
         check_trainer(checks, program.collection, trainer, program.checkpoints_kept(total_steps))
         hooks = program.begin(trainer, config, start)
         run_steps(trainer, hooks)

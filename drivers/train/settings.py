@@ -16,6 +16,8 @@ from drivers.job.setup import ComputeSettings
 from drivers.job.text_lengths import TextLengths
 from model.encoders.registry import encoder_type
 from model.train.optim import apex_fused_lamb
+from model.train.trained_parts import TrainedParts
+from utils.declared.lora import LoraSettings
 from utils.declared.losses import LOSSES
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
@@ -55,6 +57,7 @@ class TrainingSettings:
     compile: bool
     logging_steps: int
     publish_every: tuple[int, ...]
+    parts: TrainedParts  # of the encoder
 
     def at(self, lengths: TextLengths) -> TrainingSettings:
         """The same with texts of other lengths."""
@@ -89,6 +92,17 @@ def training_job(flags: AnnFlags | WarmupFlags, places: Sequence[str]) -> ModelJ
     """The lengths of texts are looked for in ``places``. UserError as `training_compute`'s."""
     lengths = lengths_of(flags, places)
     return model_job(flags, lengths, trained_model(flags), training_compute(flags, lengths))
+
+
+def trained_parts(flags: AnnFlags | WarmupFlags) -> TrainedParts:
+    """UserError where the model cannot have them."""
+    if not flags.lora_r:
+        return TrainedParts()
+    if not encoder_type(flags.model_type).has_layers:
+        raise UserError(f"--lora_r is given, the {flags.model_type} model has no layers for adapters; omit it")
+    if not flags.model_name_or_path:
+        raise UserError("--lora_r is given without --model_name_or_path: adapters are of weights on disk; name them")
+    return TrainedParts(LoraSettings(flags.lora_r, flags.lora_alpha, flags.lora_dropout))
 
 
 def optimizer_settings(flags: AnnFlags | WarmupFlags) -> OptimizerSettings:
@@ -135,4 +149,5 @@ def training_settings(
         compile=flags.compile,
         logging_steps=flags.logging_steps,
         publish_every=publish_every,
+        parts=trained_parts(flags),
     )

@@ -29,6 +29,7 @@ from drivers.train.warmup_preflight import WarmupJob, config_of_job, to_evaluate
 from drivers.train.warmup_source import say_of_size
 from model.encoders.base import Encoder
 from model.encoders.registry import new_encoder
+from model.train.trained_parts import choose_trained
 from utils.distributed import agreement, process_group
 from utils.distributed.world import World
 from utils.errors import UserError
@@ -114,6 +115,8 @@ def encoder_at(job: WarmupJob, world: World, start: Checkpoint | None) -> Encode
     seed = job.training.batch.seed
     seed_everything(seed, 0)  # the same random weights on every process
     encoder = open_encoder(job.encoder, str(start.path), job.collection, resumes=True) if start else first_encoder(job)
+    model_dir = str(start.path) if start else job.model.name_or_path
+    choose_trained(encoder, job.training.parts, model_dir, seed)
     seed_everything(seed, world.process, start.step if start else 0)
     return encoder
 
@@ -153,6 +156,7 @@ def first_encoder(job: WarmupJob) -> Encoder:
     """--model_name_or_path, with a new head where it has none; without it, random weights of --config_name."""
     model, collection, changes = job.model, job.collection, dict(job.settings.changes)
     if model.name_or_path:
-        return open_encoder(job.encoder, model.name_or_path, collection, new_head=True, changes=changes)
+        new_head = job.training.parts.lora is None  # adapters are of weights that lie on disk
+        return open_encoder(job.encoder, model.name_or_path, collection, new_head=new_head, changes=changes)
     changes |= {"vocab_size": collection.manifest["vocab_size"], "pad_token_id": collection.pad_token_id}
     return new_encoder(model.model_type, model.config_name, changes)

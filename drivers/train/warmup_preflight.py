@@ -204,6 +204,7 @@ def config_of_job(job: WarmupJob, processes: int) -> dict[str, object]:
     size = size_of_triples(triples, job.output_dir, settings.overwrites) if triples is not None else None
     source = source_record(job.model, Path(settings.bm25_dir), size)
     resolved = {"processes": processes, "trained_in": name_of(job.compute.dtype), **source}
+    resolved |= job.training.parts.record()
     resolved |= dev_split_record(job.dev_split) if settings.evaluates else {}
     return run_config(job.deciding_values, job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
 

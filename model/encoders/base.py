@@ -16,7 +16,7 @@ from torch import nn
 from model.encoders.spec import EncoderSpec, Side, read_config_file
 from model.token_batch import TokenBatch
 from utils.errors import UserError, one_line
-from utils.exchange.model_files import CONFIG, SAFETENSORS
+from utils.exchange.model_files import CONFIG, SAFETENSORS, AdapterBase
 from utils.json_text import json_text
 
 
@@ -43,6 +43,7 @@ class Encoder(nn.Module):
     """Both sides behind one object: whether queries and passages share their weights is its own affair."""
 
     spec: EncoderSpec
+    adapter_base: AdapterBase | None = None  # where it has LoRA's adapters (`model.encoders.lora`)
     cpu_batch_tokens = 2048  # in batches of more it encodes no faster on a CPU
 
     @property
@@ -79,6 +80,15 @@ class Encoder(nn.Module):
     def save_pretrained(self, directory: Path) -> None:
         """Write config.json and the weights."""
         raise NotImplementedError
+
+    def save_config(self, directory: Path) -> None:
+        """Write all of it but the weights."""
+        (directory / CONFIG).write_text(json_text(self.config_dict(), indent=2, sort_keys=True) + "\n")
+
+    @property
+    def adapted(self) -> nn.Module:
+        """What of it LoRA's adapters stand in: peft's files name them from there."""
+        return self
 
     @classmethod
     def spec_of(cls, config: dict[str, Any]) -> EncoderSpec:
@@ -118,7 +128,7 @@ class ConfigEncoder(Encoder):
     def save_pretrained(self, directory: Path) -> None:
         from safetensors.torch import save_file
 
-        (directory / CONFIG).write_text(json_text(self.config, indent=2, sort_keys=True) + "\n")
+        self.save_config(directory)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, str(directory / SAFETENSORS), metadata={"format": "pt"})
 

@@ -11,8 +11,10 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from model.encoders.spec import DOT, EncoderSpec, Side, read_config_file
+from model.hub import check_base
 from utils.declared.model_types import MODEL_TYPES, ModelType
 from utils.errors import UserError, one_line
+from utils.exchange.model_files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from model.encoders.base import Encoder
@@ -65,6 +67,12 @@ def load_encoder(
         UserError: files are missing, of another model type, or without the head.
     """
     kind = encoder_type(model_type)
+    if (Path(name_or_path) / ADAPTER_CONFIG).is_file():
+        from model.encoders.lora import put_adapters
+
+        base = check_base(Path(name_or_path))
+        encoder = load_encoder(model_type, str(base), config_name or name_or_path, changes=changes)
+        return put_adapters(encoder, Path(name_or_path))
     if Path(name_or_path).is_dir() or config_name or not kind.from_hub:
         read_config(name_or_path, model_type, config_name)
     return encoder_class(kind).load(name_or_path, config_name, new_head, changes or {})

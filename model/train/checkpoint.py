@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.encoders.base import Encoder
 from model.train.step import TrainingState
 from utils.distributed.collectives import gather_rows
 from utils.distributed.world import World
@@ -32,6 +33,16 @@ def rng_states(world: World) -> dict[str, torch.Tensor]:
     return found
 
 
+def save_encoder(encoder: Encoder, directory: Path) -> None:
+    """Its weights; of one with adapters, these alone."""
+    if encoder.adapter_base is None:
+        encoder.save_pretrained(directory)
+        return
+    from model.encoders.lora import save_adapters
+
+    save_adapters(encoder, directory)
+
+
 def save_state(
     state: TrainingState,
     staging: Path,
@@ -48,7 +59,7 @@ def save_state(
         trainer_state: what trainer_state.json says next to the step.
         rng: see `rng_states`.
     """
-    state.encoder.save_pretrained(staging)
+    save_encoder(state.encoder, staging)
     for path in tokenizer:
         shutil.copyfile(path, staging / path.name)
     torch.save(state.optimizer.state_dict(), staging / OPTIMIZER)

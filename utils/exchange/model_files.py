@@ -1,12 +1,14 @@
 """The files that decide what a model computes, and the sha256 by which one model is known from another.
 
 A model is its weights (`weights_sha256`) and its config (`config_sha256`: pooling, score_scale, sizes). The tokenizer
-is known by its fingerprint (`data.tokens.tokenizer`), which has to be the collection's.
+is known by its fingerprint (`data.tokens.tokenizer`), which has to be the collection's. A checkpoint of LoRA holds
+adapters in place of weights, and names the base that they are of (`base_of`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from utils.exchange.atomic import read_json, sha256_of, sha256_of_json
 CONFIG = "config.json"
 INDEX = ".index.json"  # ends the name of a file that lists the shards of weights in several files
 SAFETENSORS = "model.safetensors"
+ADAPTERS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
+ADAPTER_BASE = "adapter_base.json"  # of which weights they are
 # In the order in which transformers' loader takes them.
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 LENGTHS = ("max_seq_length", "max_query_length")  # a config records with which the model was trained
@@ -31,11 +35,36 @@ def shards_of(index: Path) -> list[str]:
     return sorted({str(name) for name in listed.values()})
 
 
+@dataclass(frozen=True)
+class AdapterBase:
+    """The model that LoRA's adapters are of: its directory or hub name, and its `weights_sha256`."""
+
+    name_or_path: str
+    weights_sha256: str
+
+
+def base_of(directory: Path) -> AdapterBase | None:
+    """What the adapters in ``directory`` are of; None where it holds none. UserError where that is not recorded."""
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return None
+    try:
+        return AdapterBase(**read_json(directory / ADAPTER_BASE))
+    except (UserError, TypeError):
+        raise UserError(
+            f"{directory} holds adapters without an {ADAPTER_BASE}, expected those of run_warmup or run_ann; "
+            "merge them into their base with peft, and give that"
+        ) from None
+
+
 def weight_files(directory: Path) -> list[str]:
     """The names of the files that the weights in ``directory`` are read from, an index before its shards.
 
     UserError where there are none, or a shard is missing.
     """
+    if (directory / ADAPTER_CONFIG).is_file():
+        if not (directory / ADAPTERS).is_file():
+            raise UserError(f"{directory / ADAPTERS} is missing, next to {ADAPTER_CONFIG}; the checkpoint is damaged")
+        return [ADAPTERS, ADAPTER_CONFIG]
     config = directory / CONFIG
     explicit = read_json(config).get("transformers_weights") if config.is_file() else None
     for name in [str(explicit)] if explicit else WEIGHTS:
@@ -52,12 +81,16 @@ def weight_files(directory: Path) -> list[str]:
 def weights_sha256(directory: Path, verified: Mapping[str, Any] | None = None) -> str:
     """What the weights are known by: the file's own sha256; of several files, one over all their names and sha256.
 
+    Of adapters, one over theirs and their base's.
+
     ``verified``: the ``files`` of a manifest that they have been held against; their sha256 are taken from there.
     UserError as in `weight_files`.
     """
     known = verified or {}
     names = weight_files(directory)
     digests = {name: known[name]["sha256"] if name in known else sha256_of(directory / name) for name in names}
+    if (base := base_of(directory)) is not None:
+        digests[ADAPTER_BASE] = base.weights_sha256
     return digests[names[0]] if len(names) == 1 else sha256_of_json(digests)
 
 

@@ -10,13 +10,14 @@ from utils.declared.losses import DEFAULT_LOSS, LOSSES
 from utils.declared.words import words_help
 from utils.flag_groups.common import SeedFlags
 from utils.flag_groups.model import ComputeFlags
+from utils.flag_groups.trained_parts import TrainedPartsFlags
 from utils.flag_values import LARGEST_INTEGER, Group, flag
 
 SMALLEST_EPSILON = 1e-30  # in float32 it is not 0: by 0 a weight without a gradient would become nan
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFlags(SeedFlags, ComputeFlags):
+class TrainingFlags(SeedFlags, ComputeFlags, TrainedPartsFlags):
     GROUP: ClassVar[Group] = "optimisation"
 
     output_dir: str = flag(help="where checkpoints and logs are written", is_path=True, group="job")

@@ -1,0 +1,52 @@
+"""Which of an encoder's weights are trained: all of them, or LoRA's adapters alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.encoders.base import Encoder
+from utils.declared.lora import LoraSettings
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainedParts:
+    """``lora`` is None where no adapters are trained."""
+
+    lora: LoraSettings | None = None
+
+    def record(self) -> dict[str, object]:
+        """By the names of the flags, as a run records it: nothing where all is trained, as earlier versions did."""
+        return {f"lora_{name}": value for name, value in vars(self.lora).items()} if self.lora is not None else {}
+
+
+def choose_trained(encoder: Encoder, parts: TrainedParts, name_or_path: str, seed: int) -> Encoder:
+    """The same encoder, of which only these parts will be trained.
+
+    Args:
+        encoder: as opened.
+        parts: of it.
+        name_or_path: the directory or hub name that it was opened from, or that the run began with.
+        seed: of the first weights of adapters, the same on all processes.
+
+    Raises:
+        UserError: it has no such parts, or adapters that are not to be trained.
+    """
+    if parts.lora is not None:
+        from model.encoders.lora import add_adapters
+
+        add_adapters(encoder, parts.lora, name_or_path, seed)
+    elif encoder.adapter_base is not None:
+        raise UserError(
+            f"{name_or_path} holds LoRA's adapters, and --lora_r is 0; give --lora_r as they have it, "
+            "or merge them into their base with python -m model.convert"
+        )
+    return encoder
+
+
+def describe_trained(encoder: Encoder) -> str:
+    """How many numbers are trained; "" for all."""
+    total = sum(parameter.numel() for parameter in encoder.parameters())
+    trained = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
+    kind = "LoRA's adapters" if encoder.adapter_base is not None else "weights"
+    return "" if trained == total else f"trained: {kind}, {trained:,} of {total:,} numbers; the others stay"

@@ -1,0 +1,124 @@
+"""LoRA through the real programs: a generator and a trainer in lockstep, an evaluation, and a trainer that resumes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.encoders.lora import merged
+from model.encoders.registry import load_encoder
+from model.encoders.roberta_dot import RobertaDot
+from tests.drivers.models import config_of_random_roberta
+from tests.drivers.test_resume import from_the_middle
+from tests.fingerprint import loop
+from tests.fingerprint.programs import Programs
+from tests.forked import fork_server, run
+from utils.exchange.atomic import sha256_of
+from utils.exchange.checkpoints import model_sha256
+from utils.exchange.layout import JobLayout
+from utils.exchange.model_files import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTERS
+
+pytestmark = pytest.mark.slow
+LORA = ("--lora_r", 4, "--lora_alpha", 8, "--lora_dropout", 0.1)
+LEARNING = ("--optimizer", "adamW", "--learning_rate", "1e-2")
+
+
+@pytest.fixture(scope="module")
+def made(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> loop.Loop:
+    """An arm whose adapters were trained at a RoBERTa with ANCE's head, and evaluated."""
+    directory = tmp_path_factory.mktemp("lora")
+    (directory / "preprocessed").symlink_to(tiny_preprocessed)
+    base = directory / "base" / f"checkpoint-{loop.WARMUP_STEPS}"
+    shutil.copytree(tiny_tokenizer, base)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    RobertaDot(config_of_random_roberta(tiny_preprocessed, **sizes)).save_pretrained(base)
+    made = loop.Loop(directory, Programs(fork_server()))
+    loop.train_and_generate(made, "top", "rdot_nll", "base", *loop.batch(1), *LEARNING, *LORA)
+    return made
+
+
+def base_of_run(made: loop.Loop) -> Path:
+    return made.path("base", f"checkpoint-{loop.WARMUP_STEPS}")
+
+
+def checkpoint(made: loop.Loop, step: int) -> Path:
+    return JobLayout(made.path("arms", "top", "checkpoints")).checkpoint(step)
+
+
+def test_adapters_are_trained_and_everything_else_stays(made: loop.Loop) -> None:
+    arm, last = made.path("arms", "top"), checkpoint(made, loop.STEPS)
+    said = (arm / "trainer.out").read_text()
+    assert "trained: LoRA's adapters, 1,024 of " in said  # 2 layers x 2 targets x 2 matrices of 4 x 32
+    assert {ADAPTERS, ADAPTER_CONFIG, ADAPTER_BASE} <= {path.name for path in last.iterdir()}
+    assert not (last / "model.safetensors").exists()
+    base, trained = load_encoder("rdot_nll", str(base_of_run(made))), load_encoder("rdot_nll", str(last))
+    frozen = {name.replace(".base_layer", ""): p for name, p in trained.state_dict().items() if ".lora_" not in name}
+    assert all(torch.equal(tensor, frozen[name]) for name, tensor in base.state_dict().items())
+    adapters = [p for name, p in trained.named_parameters() if "lora_B" in name]
+    assert len(adapters) == 4 and all(bool(p.any()) for p in adapters), "all have learned"
+    # Refreshes are made of it by its own sha256, the first of the base.
+    records = [json.loads((arm / "ann_data" / f"ann_ndcg_{number}").read_text()) for number in range(3)]
+    models = [base_of_run(made), checkpoint(made, 4), checkpoint(made, 8)]
+    assert [record["model_sha256"] for record in records] == [model_sha256(path) for path in models]
+    assert len({record["model_sha256"] for record in records}) == 3
+
+
+def test_the_evaluation_is_that_of_the_merged_model(made: loop.Loop, tmp_path: Path) -> None:
+    last, merged_dir = checkpoint(made, loop.STEPS), tmp_path / "merged"
+    shutil.copytree(base_of_run(made), merged_dir)
+    merged(load_encoder("rdot_nll", str(last))).save_pretrained(merged_dir)
+    run(
+        "drivers.run_eval", *map(str, loop.common(made, "rdot_nll")), "--model_name_or_path", merged_dir,
+        "--output_dir", tmp_path / "eval", "--topk", "100",
+    )  # fmt: skip
+    found = (made.path("arms", "top", "eval") / "dev.trec").read_bytes()
+    assert (tmp_path / "eval" / "dev.trec").read_bytes() == found
+
+
+def trainer(made: loop.Loop, *more: object) -> list[str]:
+    command = loop.trainer(made, made.path("arms", "top"), "rdot_nll", base_of_run(made), *loop.lockstep(0))
+    return [str(word) for word in (*command, *loop.batch(1), *LEARNING, *more)]
+
+
+def test_a_run_with_dropout_resumes_to_the_same_bytes(made: loop.Loop, tmp_path: Path) -> None:
+    whole = made.path("arms", "top", "checkpoints")
+    parts = from_the_middle(whole, tmp_path / "parts", 4)
+    run(*trainer(made, *LORA), "--output_dir", parts)
+    for name in (ADAPTERS, ADAPTER_CONFIG, ADAPTER_BASE, "config.json", "optimizer.pt"):
+        assert sha256_of(JobLayout(parts).checkpoint(loop.STEPS) / name) == sha256_of(
+            checkpoint(made, loop.STEPS) / name
+        )
+
+
+def test_a_run_without_lora_knows_nothing_of_it(made: loop.Loop, tmp_path: Path) -> None:
+    """--lora_r 0 is no LoRA at all, and such a run does not resume as one with it."""
+    plain, zero = tmp_path / "plain", tmp_path / "zero"
+    negatives, later = tmp_path / "ann_data", ("*_1", "*_2", ".leases", "DONE.json")
+    shutil.copytree(made.path("arms", "top", "ann_data"), negatives, ignore=shutil.ignore_patterns(*later))
+    steps = ("--max_steps", "4", "--ann_dir", str(negatives))
+    run(*trainer(made, *steps), "--output_dir", plain)
+    run(*trainer(made, *steps), "--lora_r", "0", "--lora_alpha", "3", "--lora_dropout", "0.5", "--output_dir", zero)
+    files = [JobLayout(directory).checkpoint(4) for directory in (plain, zero)]
+    assert sha256_of(files[0] / "model.safetensors") == sha256_of(files[1] / "model.safetensors")
+    assert not (files[1] / ADAPTERS).exists()
+    assert (plain / "RUN.json").read_text().count("lora") == 0
+    said = run(*trainer(made, *steps), "--lora_r", "2", "--output_dir", plain, code=3)
+    assert "lora_r 0 there, 2 here" in said
+
+
+def test_what_cannot_be_is_refused_in_one_line(made: loop.Loop, tmp_path: Path) -> None:
+    last = checkpoint(made, loop.STEPS)
+    flags = trainer(made, "--ann_dir", tmp_path / "ann", "--model_name_or_path", last)
+    for more, why in (
+        (("--lora_r", "0"), "holds LoRA's adapters, and --lora_r is 0; give --lora_r as they have it"),
+        (("--lora_r", "8"), "holds adapters of --lora_r 4 --lora_alpha 8 --lora_dropout 0.1, expected --lora_r 8"),
+        (("--lora_r", "-1"), "--lora_r"),
+    ):
+        output = run(*flags, *more, "--output_dir", tmp_path / f"out{more[1]}", code=2)
+        (line,) = [line for line in output.splitlines() if "error: " in line]
+        assert why in line
+    assert not list(tmp_path.glob("out*/checkpoint-*"))
