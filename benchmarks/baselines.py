@@ -64,6 +64,7 @@ def ance_model(encoder: RobertaDot) -> RobertaDot:
     made.roberta = torch.nn.Module.to(body, encoder.device)
     made.roberta.load_state_dict(encoder.roberta.state_dict())
     made.roberta.set_attn_implementation("sdpa")
+    made.body.model, made.body.is_packed = made.roberta, False
     return made.train(encoder.training)
 
 

@@ -133,8 +133,11 @@ def prepare_encoder(
         quote_library_path()
         encoder.compile(dynamic=True)  # one program for batches of all lengths
         return encoder
-    if isinstance(encoder, PacksTexts) and encoder.padding_costs:
-        enable_packing(encoder, dtype, world, trains)
+    if isinstance(encoder, PacksTexts) and encoder.can_pack:
+        if encoder.padding_costs:
+            enable_packing(encoder, dtype, world, trains)
+    elif encoder.padding_costs:
+        say_of_padding(world, False)
     if isinstance(encoder, PrepacksWeights) and not trains:
         encoder.prepack_weights()
     return encoder

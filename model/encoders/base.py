@@ -169,7 +169,10 @@ class ConfigEncoder(Encoder):
 
 @runtime_checkable
 class PacksTexts(Protocol):
-    """It can omit padding (`model.kernels.packed_attention`); ``padding_costs`` says whether it pads now."""
+    """It can omit padding (`model.kernels.packed_attention`) where ``can_pack``; ``padding_costs``: it pads now."""
+
+    @property
+    def can_pack(self) -> bool: ...
 
     def pack_texts(self, packed: bool, attention: str = "") -> None: ...
 

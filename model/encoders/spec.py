@@ -14,7 +14,8 @@ from utils.exchange.model_files import CONFIG
 
 Side = Literal["query", "passage"]
 DOT = "dot"  # the inner product, which the indices search by
-Pooling = Literal["first", "mean"]  # of a transformer's last layer: its first token (ANCE's), or all of them
+# Of a transformer's last layer: its first token (ANCE's), all of them, or its last; cls is another word for first.
+Pooling = Literal["first", "mean", "last", "cls"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 OTHER_LAYERS = "head"
 
@@ -56,6 +57,13 @@ class EncoderSpec:
 
     def max_length(self, side: Side) -> int | None:
         return self.max_query_length if side == "query" else self.max_passage_length
+
+
+def pooling_of(word: object) -> str:
+    """A config's word of `POOLINGS`, without the synonym: first, mean or last. UserError for another."""
+    if word not in POOLINGS:
+        raise UserError(f"the model's config says pooling {word!r}, expected one of {', '.join(POOLINGS)}")
+    return "first" if word == "cls" else str(word)
 
 
 def read_config_file(directory: str | Path, config_name: str = "") -> tuple[dict[str, Any], Path]:

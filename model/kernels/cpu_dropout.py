@@ -61,6 +61,7 @@ def cpu_eager_or_sdpa(
     mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    bias_1HLL: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' ``sdpa``, or on a CPU the products themselves, where it has no kernel or a slow one.
@@ -71,11 +72,15 @@ def cpu_eager_or_sdpa(
         mask: True where attended to, [B, 1, Q or 1, L]; None where nothing is padded.
         dropout: the share of weights that become 0.
         scaling: of the scores; None for 1/√D.
+        bias_1HLL: added to the scores, as MPNet's of distances.
 
     Returns:
         [B, Q, H, D], and None in place of the weights.
     """
     if not is_for_cpu(query_BHQD) or (dropout == 0 and not is_quicker_by_products(query_BHQD)):
+        if bias_1HLL is not None:
+            bias_1HLL = bias_1HLL.to(query_BHQD.dtype)
+            mask = bias_1HLL if mask is None else bias_1HLL.masked_fill(~mask, torch.finfo(bias_1HLL.dtype).min)
         attended: torch.Tensor = sdpa_attention_forward(
             module, query_BHQD, key_BHLD, value_BHLD, mask, dropout=dropout, scaling=scaling, **kwargs
         )[0]
@@ -84,6 +89,8 @@ def cpu_eager_or_sdpa(
     query_BHQD, key_BHLD, value_BHLD = (heads.contiguous() for heads in (query_BHQD, key_BHLD, value_BHLD))
     factor = query_BHQD.shape[-1] ** -0.5 if scaling is None else scaling
     scores_BHQL = (query_BHQD * factor) @ key_BHLD.transpose(2, 3)
+    if bias_1HLL is not None:
+        scores_BHQL = scores_BHQL + bias_1HLL
     if mask is not None:
         scores_BHQL.masked_fill_(~mask, torch.finfo(scores_BHQL.dtype).min)
     weights_BHQL = scores_BHQL.softmax(-1, dtype=torch.float32).to(value_BHLD.dtype)
@@ -100,4 +107,4 @@ def make_dropout_quick(model: nn.Module) -> None:
     """Every dropout that is a module; that of the attention is the attention's own."""
     for name, module in list(model.named_modules()):
         if type(module) is nn.Dropout:
-            model.set_submodule(name, Dropout(module.p))
+            model.set_submodule(name, Dropout(module.p).train(module.training))

@@ -1,4 +1,4 @@
-"""A RoBERTa's products on a CPU in bfloat16, for encoding alone.
+"""A body's products on a CPU in bfloat16, for encoding alone.
 
 torch packs a matrix for the CPU again for each batch; here that is done once, by the two operations its own compiler
 does it with. They are no promised part of torch, so they are tried before they are used.
@@ -11,8 +11,9 @@ import functools
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.models.roberta.modeling_roberta import RobertaIntermediate
+from transformers.models.distilbert.modeling_distilbert import FFN
 
+from model.kernels.compute_as import compute_as
 from model.kernels.cpu_dropout import is_for_cpu
 from model.kernels.precision import encodes_in_bfloat16_on_cpu, is_quick_at_bfloat16
 
@@ -37,16 +38,31 @@ class PrepackedLinear(nn.Linear):
         return super().forward(input)
 
 
-class PrepackedIntermediate(RobertaIntermediate):
-    """gelu is computed in the product, before its result is rounded."""
+class PrepackedIntermediate(nn.Module):
+    """Of BERT and those with its modules: gelu is computed in the product, before its result is rounded."""
 
     dense: PrepackedLinear
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.dense.is_prepacked_for(hidden_states):
-            return prepacked_product(hidden_states, self.dense.prepacked, self.dense.bias, "gelu", "none")
+            return gelu_of_product(hidden_states, self.dense)
         made: torch.Tensor = super().forward(hidden_states)
         return made
+
+
+class PrepackedFFN(FFN):
+    """The same of DistilBERT."""
+
+    def ff_chunk(self, input: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.lin1, PrepackedLinear) and self.lin1.is_prepacked_for(input):
+            made: torch.Tensor = self.dropout(self.lin2(gelu_of_product(input, self.lin1)))
+            return made
+        made = super().ff_chunk(input)
+        return made
+
+
+def gelu_of_product(input: torch.Tensor, layer: PrepackedLinear) -> torch.Tensor:
+    return prepacked_product(input, layer.prepacked, layer.bias, "gelu", "none")
 
 
 def prepacked_product(
@@ -117,6 +133,11 @@ def prepack_products(body: nn.Module, rows: int) -> None:
             module.__class__ = PrepackedLinear
             module.prepacked = prepack(module.weight, rows)
     for module in body.modules():
-        is_prepacked = type(module) is RobertaIntermediate and type(module.dense) is PrepackedLinear
-        if is_prepacked and getattr(module.intermediate_act_fn, "act", None) is F.gelu:
-            module.__class__ = PrepackedIntermediate
+        if isinstance(module, FFN) and is_prepacked_gelu(module.lin1, module.activation):
+            compute_as(PrepackedFFN, module)
+        elif is_prepacked_gelu(getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)):
+            compute_as(PrepackedIntermediate, module)
+
+
+def is_prepacked_gelu(layer: object, activation: object) -> bool:
+    return type(layer) is PrepackedLinear and getattr(activation, "act", None) is F.gelu

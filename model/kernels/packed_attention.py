@@ -114,9 +114,9 @@ AttentionInterface.register(PACKED, packed_attention)
 AttentionInterface.register(PACKED_ON_CPU, packed_attention_on_cpu)
 
 
-def rounds_shapes(roberta: Any) -> bool:
+def rounds_shapes() -> bool:
     """Where oneDNN's programs are many: encoding in bfloat16 on a CPU."""
-    return roberta.config._attn_implementation == PACKED_ON_CPU and encodes_in_bfloat16_on_cpu()
+    return encodes_in_bfloat16_on_cpu()
 
 
 def rounded_up(number: int, step: int) -> int:
@@ -131,32 +131,34 @@ def positions_of(batch: TokenBatch, text_T: torch.Tensor, pad_id: int) -> torch.
     return (words_T - before_B[text_T]) * is_word_T + pad_id
 
 
-def hidden_of_packed(roberta: Any, batch: TokenBatch) -> torch.Tensor:
+def hidden_of_packed(body: Any, batch: TokenBatch, attention: str, behind_pad_id: int | None) -> torch.Tensor:
     """The last layer's states [T, H] of all tokens; where it keeps those alone of each text's first, [B, H].
 
     Behind them may stand others, which round up their number.
+
+    Args:
+        body: transformers' model.
+        batch: of texts, on its device.
+        attention: which of the two above ``body`` computes by: `PACKED` or `PACKED_ON_CPU`.
+        behind_pad_id: positions begin behind this one (`positions_of`), None for those that begin at 0.
     """
     text_T, column_T = batch.text_of_token()
-    tokens_T, positions_T = batch.tokens_T, positions_of(batch, text_T, roberta.config.pad_token_id)
+    tokens_T = batch.tokens_T
+    positions_T = column_T if behind_pad_id is None else positions_of(batch, text_T, behind_pad_id)
     first_B, tokens = batch.offsets_B1[:-1], len(batch.tokens_T)
-    is_rounded, rows, length = rounds_shapes(roberta), len(batch), batch.longest
-    if is_rounded and length <= MAX_EAGER_LENGTH:
-        rows, length = rounded_up(rows, ROUNDED_ROWS), rounded_up(length, ROUNDED_LENGTH)
-    place_T = text_T * length + column_T
-    if is_rounded:  # by more of the first token
-        kept_T = F.pad(torch.arange(tokens, device=place_T.device), (0, -tokens % ROUNDED_TOKENS))
-        tokens_T, positions_T, place_T = tokens_T[kept_T], positions_T[kept_T], place_T[kept_T]
-        first_B = F.pad(first_B, (0, -len(first_B) % ROUNDED_TEXTS))
-    lengths_B = F.pad(batch.lengths_B, (0, rows - len(batch)))
-    states = roberta(
-        input_ids=tokens_T[None],
-        position_ids=positions_T[None],
-        offsets_B=batch.offsets_B1,
-        first_B=first_B,
-        longest=batch.longest,
-        is_token_BL=torch.arange(length, device=place_T.device) < lengths_B[:, None],
-        place_T=place_T,
-        tokens=tokens,
-    )
+    packing: dict[str, Any] = {"offsets_B": batch.offsets_B1, "longest": batch.longest}
+    if attention == PACKED_ON_CPU:
+        is_rounded, rows, length = rounds_shapes(), len(batch), batch.longest
+        if is_rounded and length <= MAX_EAGER_LENGTH:
+            rows, length = rounded_up(rows, ROUNDED_ROWS), rounded_up(length, ROUNDED_LENGTH)
+        place_T = text_T * length + column_T
+        if is_rounded:  # by more of the first token
+            kept_T = F.pad(torch.arange(tokens, device=place_T.device), (0, -tokens % ROUNDED_TOKENS))
+            tokens_T, positions_T, place_T = tokens_T[kept_T], positions_T[kept_T], place_T[kept_T]
+            first_B = F.pad(first_B, (0, -len(first_B) % ROUNDED_TEXTS))
+        lengths_B = F.pad(batch.lengths_B, (0, rows - len(batch)))
+        is_token_BL = torch.arange(length, device=place_T.device) < lengths_B[:, None]
+        packing = {"is_token_BL": is_token_BL, "place_T": place_T, "tokens": tokens}
+    states = body(input_ids=tokens_T[None], position_ids=positions_T[None], first_B=first_B, **packing)
     hidden: torch.Tensor = states.last_hidden_state[0]
     return hidden

@@ -113,7 +113,7 @@ def test_roberta_s_gradient_is_that_of_transformers_own_model(pooling: str, twic
     body = plain_roberta(encoder)
     states = [body(torch.tensor([text])).last_hidden_state for text in TEXTS]
     expected_BH = torch.cat([state[:, 0] if pooling == "first" else state.mean(1) for state in states])
-    for pooled_BH in (encoder.pooled_padded(*padded(TEXTS)), expected_BH):
+    for pooled_BH in (encoder.body.pooled_padded(*padded(TEXTS)), expected_BH):
         (pooled_BH * torch.linspace(-1, 1, pooled_BH.numel()).view_as(pooled_BH)).sum().backward()
     expected = dict(body.named_parameters())
     for name, parameter in encoder.roberta.named_parameters():
@@ -206,12 +206,12 @@ def test_what_is_saved_loads_and_keeps_its_settings(tmp_path: Path) -> None:
     encoder = new_roberta(pooling="mean", score_scale=0.5, embedding_size=8)
     encoder.save_pretrained(tmp_path)
     loaded = load_encoder("rdot_nll", str(tmp_path))
-    assert (loaded.pooling, loaded.score_scale, loaded.spec.embedding_dim) == ("mean", 0.5, 8)
+    assert (loaded.body.pooling, loaded.score_scale, loaded.spec.embedding_dim) == ("mean", 0.5, 8)
     assert np.array_equal(embed(loaded, TEXTS), embed(encoder, TEXTS))
     assert not list(tmp_path.glob("*.bin")), "weights are stored as safetensors"
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**json.loads((tmp_path / "config.json").read_text()), "pooling": "first"}))
-    assert load_encoder("rdot_nll", str(tmp_path), config_name=str(other)).pooling == "first"
+    assert load_encoder("rdot_nll", str(tmp_path), config_name=str(other)).body.pooling == "first"
 
 
 def test_weights_of_half_precision_are_loaded_as_float32(tmp_path: Path) -> None:
@@ -320,7 +320,9 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_pooling_is_refused(tmp_path: Path) -> None:
     new_roberta().save_pretrained(tmp_path)
-    assert "pooling 'max', expected first or mean" in refused("rdot_nll", tmp_path, changes={"pooling": "max"})
+    assert "pooling 'max', expected one of first, mean, last, cls" in refused(
+        "rdot_nll", tmp_path, changes={"pooling": "max"}
+    )
 
 
 # static
