@@ -6,6 +6,8 @@ ANCE's model type rdot_nll (model/models.py, RobertaDot_NLL_LN there), with its 
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from transformers.models.roberta.modeling_roberta import RobertaModel, RobertaPr
 
 from model.encoders.body import LAYER_GROUPS, Body, BodyEncoder, check_loaded
 from model.encoders.spec import EncoderSpec, Side, pooling_of, positive_number
+from model.formats.sentence import head_modules, write_sentence_files
 from model.token_batch import TokenBatch, unpadded
 from utils.errors import UserError, one_line
 
@@ -85,6 +88,20 @@ class RobertaDot(RobertaPreTrainedModel, BodyEncoder):  # type: ignore[misc]  # 
 
     def record(self, values: dict[str, Any]) -> None:
         self.config.update(values)
+
+    def save_pretrained(  # type: ignore[override]  # transformers' takes more
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """As transformers does, and what sentence-transformers opens the directory by.
+
+        Args:
+            save_directory: where to.
+            *args, **kwargs: transformers'.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        modules = head_modules(self.state_dict(), self.config.hidden_size, self.pooling, self.score_scale)
+        without_pooler = {"model_args": {"add_pooling_layer": False}}
+        write_sentence_files(Path(save_directory), modules, self.config_dict(), without_pooler)
 
     @classmethod
     def new(cls, config: dict[str, Any]) -> RobertaDot:

@@ -6,6 +6,7 @@ config) is folded into the embeddings, so that training and search see the same 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from model.encoders.base import ConfigEncoder
 from model.encoders.spec import EncoderSpec, Side, positive_number
+from model.formats.sentence import head_modules, write_sentence_files, write_table_config
 from model.token_batch import TokenBatch
 
 INITIAL_STD = 0.1  # torch's 1.0 leaves Adam's steps too small next to the weights: the head alone would learn
@@ -43,6 +45,14 @@ class StaticEncoder(ConfigEncoder):
     def forward(self, tokens: TokenBatch, side: Side) -> torch.Tensor:
         mean_BD = mean_of_tokens(self.embeddings.weight, tokens, self.pad_id)
         return self.norm(self.embeddingHead(mean_BD)) * self.score_scale**0.5
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Also what sentence-transformers opens the directory by."""
+        super().save_pretrained(directory)
+        table_VD = self.embeddings.weight
+        modules = head_modules(self.state_dict(), table_VD.shape[1], "mean", self.score_scale)
+        settings = write_table_config(directory, "embeddings.weight", table_VD.shape, self.pad_id)
+        write_sentence_files(directory, modules, self.config, settings)
 
 
 def mean_of_tokens(table_VD: torch.Tensor, tokens: TokenBatch, pad_id: int) -> torch.Tensor:

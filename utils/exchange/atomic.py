@@ -49,6 +49,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_contents(directory: Path) -> list[Path]:
+    """fsync all that is in a directory, readable by whom the directory is; its files, sorted."""
+    found = sorted(directory.rglob("*"))
+    files = [path for path in found if path.is_file()]
+    for file in files:
+        file.chmod(directory.stat().st_mode & 0o666)  # safetensors makes files for their owner alone
+        sync(file)
+    for folder in (path for path in reversed(found) if path.is_dir()):  # after what it holds
+        sync(folder)
+    return files
+
+
 def listing(directory: Path) -> list[str]:
     """The names in a directory; none where it is not there. All looking for versions goes through this and `exists`."""
     try:
@@ -142,6 +154,23 @@ def publish_file(path: Path, write: Callable[[Path], Written], stage: Stage = st
         replace_synced(staged, path)
     sync(path.parent)
     return written
+
+
+def publish_directory(path: Path, write: Callable[[Path], object]) -> None:
+    """Make a directory that appears under its name whole or not at all: ``write(staged)`` fills it.
+
+    UserError where the name is taken.
+    """
+    if exists(path):
+        raise UserError(f"{path} exists already, expected a new name; choose another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with staging_path(path.parent, path.name) as staged:
+        staged.mkdir()
+        write(staged)
+        sync_contents(staged)
+        sync(staged)
+        staged.rename(path)
+    sync(path.parent)
 
 
 def is_same_file(one: Path, other: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange import atomic
-from utils.exchange.atomic import check_space, dump_with_checksum, load_with_checksum, numbered, sync
+from utils.exchange.atomic import check_space, dump_with_checksum, load_with_checksum, numbered, sync, sync_contents
 from utils.exchange.layout import CHECKPOINT_PATTERN, MANIFEST, SCHEDULER, JobLayout
 from utils.exchange.lease.held import Lease
 from utils.exchange.model_files import weights_sha256
@@ -54,10 +54,7 @@ def publish_checkpoint(lease: Lease, step: int, record: dict[str, Any]) -> Itera
         except Exception:
             check_space(staged)
             raise
-        files = sorted(p for p in staged.rglob("*") if p.is_file())
-        for file in files:
-            file.chmod(staged.stat().st_mode & 0o666)  # safetensors makes files for their owner alone
-            sync(file)
+        files = sync_contents(staged)
         listing = {str(path.relative_to(staged)): signature_of(path) for path in files}
         manifest = staged / MANIFEST
         manifest.write_text(dump_with_checksum({**record, "step": step, "files": listing}), encoding="utf-8")

@@ -149,6 +149,7 @@ def test_every_evaluated_checkpoint_is_verified_once_by_process_0(
 ) -> None:
     call(run_warmup.main, **warmup_flags(inputs, trained), do_eval="true", eval_all_checkpoints="true",
          model_name_or_path=JobLayout(trained).checkpoint(max(STEPS)))  # fmt: skip
-    weights = {name: count for name, count in hashed.items() if name[0].endswith("model.safetensors")}
+    names = [f"checkpoint-{step}/model.safetensors" for step in STEPS]
+    weights = {name: count for name, count in hashed.items() if name[0] in names}
     assert weights == {(f"checkpoint-{step}/model.safetensors", True): 1 for step in STEPS}
     assert not [name for name, _ in hashed if name.endswith("optimizer.pt")]

@@ -29,6 +29,7 @@ from utils.exchange.atomic import (
     dump_with_checksum,
     held_lock,
     load_with_checksum,
+    publish_directory,
     read_json,
     staging_path,
     write_json,
@@ -277,3 +278,46 @@ def test_a_full_disk(tmp_path: Path, what: str) -> None:
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert f"no space left writing {tmp_path}" in done.stderr
     assert names(tmp_path) == staged(tmp_path) == []
+
+
+# Directories
+
+
+def fill(staged: Path) -> None:
+    (staged / "a" / "b").mkdir(parents=True)
+    for name in ("one", "a/two", "a/b/three"):
+        (staged / name).write_text(name)
+        (staged / name).chmod(0o600)
+
+
+def test_a_directory_and_all_in_it_has_reached_the_disk_before_its_name_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    sync = atomic.sync
+
+    def watched(path: Path) -> None:
+        sync(path)
+        synced.append((path.name, (tmp_path / "model").exists()))
+
+    monkeypatch.setattr(atomic, "sync", watched)
+    publish_directory(tmp_path / "model", fill)
+    before = [(name, False) for name in ("three", "two", "one", "b", "a", "model")]
+    assert synced == [*before, (tmp_path.name, True)]
+    made = tmp_path / "model"
+    assert {path.stat().st_mode & 0o777 for path in made.rglob("*") if path.is_file()} == {made.stat().st_mode & 0o666}
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_directory_that_fails_leaves_nothing_and_a_taken_name_is_refused(tmp_path: Path) -> None:
+    def fails(staged: Path) -> None:
+        fill(staged)
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        publish_directory(tmp_path / "model", fails)
+    assert names(tmp_path) == []
+    publish_directory(tmp_path / "model", fill)
+    with pytest.raises(UserError, match=r"model exists already, expected a new name; choose another$"):
+        publish_directory(tmp_path / "model", fails)
+    assert (tmp_path / "model" / "one").read_text() == "one"
