@@ -19,6 +19,7 @@ from data.negatives import NegativesFlags
 from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
 from drivers.cli.generate import Bm25Flags, GenerateFlags
 from drivers.cli.train import AnnFlags, WarmupFlags
+from model.convert import ConvertFlags
 from results.read_log import ReadLogFlags
 from results.report import ReportFlags
 from results.status import StatusFlags
@@ -35,6 +36,7 @@ FLAGS_OF = {
     "data.msmarco_data": PreprocessFlags,
     "data.negatives": NegativesFlags,
     "drivers.run_ann": AnnFlags,
+    "model.convert": ConvertFlags,
     "drivers.run_ann_data_gen": GenerateFlags,
     "drivers.run_eval": EvalFlags,
     "drivers.run_warmup": WarmupFlags,
@@ -214,7 +216,9 @@ def test_the_words_are_the_field_s(path: Path) -> None:
 @pytest.fixture(scope="module")
 def known_flags() -> set[str]:
     """The flags of every program, and of the scripts."""
-    known = {field.name for flags in FLAGS_OF.values() for field in dataclasses.fields(flags)}
+    fields = [field for flags in FLAGS_OF.values() for field in dataclasses.fields(flags)]
+    known = {field.name for field in fields}
+    known |= {alias.removeprefix("--") for field in fields for alias in field.metadata.get("aliases", ())}
     with pytest.MonkeyPatch.context() as monkeypatch:
         for module in WITH_ARGPARSE:
             known |= {action.dest for action in parser_of(module, [], monkeypatch)._actions}

@@ -145,6 +145,8 @@ def with_name_of_positional(flags_class: type[ProgramFlags], argv: list[str]) ->
     name, hints = flags_class.POSITIONAL, typing.get_type_hints(flags_class)
     if not name:
         return argv
+    for declared in dataclasses.fields(flags_class):
+        hints |= {alias.removeprefix("--"): hints[declared.name] for alias in declared.metadata.get("aliases", ())}
     values, rest, taken_by = [], [], ""
     for word in argv:
         if word.startswith("-") and word != "-":

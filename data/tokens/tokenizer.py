@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from data.sources.base import Passage, Source
 from utils.errors import UserError, one_line
-from utils.exchange.atomic import sha256_of
+from utils.exchange.atomic import read_json, sha256_of
 from utils.exchange.layout import TOKENIZER_FILE
+from utils.exchange.model_files import CONFIG
 from utils.prefetch import overlapped
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # Any of these makes a directory a tokenizer's; those that are there are recorded in the manifest.
 TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER_OPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+OLDER_TYPES = {"vocab.json": "roberta", "vocab.txt": "bert"}  # where nothing else says it
 # What differs between two files of one tokenizer and changes no token id of a text.
 WITHOUT_EFFECT = ("padding", "truncation", "decoder", "version")
 BATCH_TEXTS = 5_000
@@ -41,7 +43,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory))
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), **older_type(path))
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
         raise UserError(
             f"{directory}: no tokenizer could be loaded ({one_line(error)[:200]}); "
@@ -52,6 +54,18 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; save it with a tokenizer.json"
         )
     return tokenizer
+
+
+def older_type(directory: Path) -> dict[str, str]:
+    """What tells transformers the kind of a tokenizer that is known by the name of its file alone, as before 2.4."""
+    if not (directory / CONFIG).is_file() or (directory / TOKENIZER_FILE).is_file():
+        return {}
+    options = directory / TOKENIZER_OPTIONS[0]
+    says_type = "model_type" in read_json(directory / CONFIG)
+    if says_type or (options.is_file() and "tokenizer_class" in read_json(options)):
+        return {}
+    found = [kind for name, kind in OLDER_TYPES.items() if (directory / name).is_file()]
+    return {"tokenizer_type": found[0]} if found else {}
 
 
 def fingerprint_of(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -35,8 +35,9 @@ def encoder_type(model_type: str) -> ModelType:
 def read_config(directory: str, model_type: str, config_name: str = "") -> dict[str, Any]:
     """The config.json that a model in ``directory`` will use; UserError where it is of another type."""
     config, path = read_config_file(directory, config_name)
-    found, expected = config.get("model_type"), encoder_type(model_type).config_type
-    if found != expected:
+    kind = encoder_type(model_type)
+    found, expected = config.get("model_type"), kind.config_type
+    if found != expected and not (kind.is_older_than_types and "model_type" not in config):
         raise UserError(f"{path} is of a {found!r} model, --model_type {model_type} needs {expected!r}; give the other")
     return config
 

@@ -17,7 +17,7 @@ from transformers.models.roberta.modeling_roberta import RobertaModel, RobertaPr
 
 from model.encoders.body import LAYER_GROUPS, Body, BodyEncoder, check_loaded
 from model.encoders.spec import EncoderSpec, Side, pooling_of, positive_number
-from model.formats.sentence import head_modules, write_sentence_files
+from model.formats.sentence import WITHOUT_POOLER, head_modules, write_sentence_files
 from model.token_batch import TokenBatch, unpadded
 from utils.errors import UserError, one_line
 
@@ -99,9 +99,8 @@ class RobertaDot(RobertaPreTrainedModel, BodyEncoder):  # type: ignore[misc]  # 
             *args, **kwargs: transformers'.
         """
         super().save_pretrained(save_directory, *args, **kwargs)
-        modules = head_modules(self.state_dict(), self.config.hidden_size, self.pooling, self.score_scale)
-        without_pooler = {"model_args": {"add_pooling_layer": False}}
-        write_sentence_files(Path(save_directory), modules, self.config_dict(), without_pooler)
+        modules = head_modules(self.state_dict(), self.config.hidden_size, self.body.pooling, self.score_scale)
+        write_sentence_files(Path(save_directory), modules, self.config_dict(), WITHOUT_POOLER)
 
     @classmethod
     def new(cls, config: dict[str, Any]) -> RobertaDot:

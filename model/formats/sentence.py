@@ -30,7 +30,11 @@ POOLING_KEYS = {
 }
 LOWER_CASING = frozenset({"ance", "star"})  # the text profiles that lower-case what the tokenizer does not
 
-Kind = Literal["Transformer", "Pooling", "Dense", "LayerNorm", "Normalize"]
+QUERY, DOCUMENT = "query", "document"  # of its tasks
+ROUTER = "router_config.json"
+WITHOUT_POOLER = {"model_args": {"add_pooling_layer": False}}  # which AutoModel would draw at random
+
+Kind = Literal["Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Router"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ def write_sentence_files(
     modules: Sequence[SentenceModule],
     config: Mapping[str, object],
     transformer: Mapping[str, object] | None = None,
+    body: str = "",
 ) -> None:
     """Make a directory that holds a transformer's config, weights and tokenizer one of sentence-transformers.
 
@@ -118,14 +123,55 @@ def write_sentence_files(
         modules: what follows the transformer.
         config: the model's own, in which lengths, prefixes and the text profile are recorded, those that are known.
         transformer: what else the transformer's own settings say.
+        body: the folder of the transformer's files; "" for the directory itself.
     """
-    listed = [_line(0, "Transformer", "")]
+    listed = [_line(0, "Transformer", body)]
     for number, module in enumerate(modules, start=1):
         folder = f"{number}_{module.kind}"
-        _write_module(directory / folder, module)
+        write_module(directory / folder, module)
         listed.append(_line(number, module.kind, folder))
     _write_json(directory / MODULES, listed)
-    _write_json(directory / TRANSFORMER, {**transformer_settings(config), **(transformer or {})})
+    write_transformer_settings(directory / body, config, transformer)
+    write_settings(directory, config)
+
+
+def write_router(directory: Path, routes: Mapping[str, Sequence[SentenceModule]], config: Mapping[str, object]) -> None:
+    """The same of two encoders: its Router sends queries one way and passages another.
+
+    Args:
+        directory: holds the folder `route_folder` of each way, with a transformer's config, weights and tokenizer.
+        routes: what follows the transformer, by ``query`` and ``document``, which is the way of what is neither.
+        config: the model's own.
+    """
+    types: dict[str, str] = {}
+    structure: dict[str, list[str]] = {}
+    for route, modules in routes.items():
+        structure[route] = [route_folder(route)]
+        types[route_folder(route)] = f"{CLASSES}.Transformer"
+        write_transformer_settings(directory / route_folder(route), config)
+        for number, module in enumerate(modules, start=1):
+            folder = f"{route}_{number}_{module.kind}"
+            write_module(directory / folder, module)
+            structure[route].append(folder)
+            types[folder] = f"{CLASSES}.{module.kind}"
+    router = {"types": types, "structure": structure, "parameters": {"default_route": DOCUMENT}}
+    _write_json(directory / ROUTER, router)
+    _write_json(directory / MODULES, [_line(0, "Router", "")])
+    write_settings(directory, config)
+
+
+def route_folder(route: str) -> str:
+    return f"{route}_0_Transformer"
+
+
+def write_transformer_settings(
+    folder: Path, config: Mapping[str, object], more: Mapping[str, object] | None = None
+) -> None:
+    """Next to the transformer's weights; ``more``: of this body."""
+    _write_json(folder / TRANSFORMER, {**transformer_settings(config), **(more or {})})
+
+
+def write_settings(directory: Path, config: Mapping[str, object]) -> None:
     _write_json(directory / SETTINGS, {"prompts": prompts_of(config), "similarity_fn_name": "dot"})
 
 
@@ -144,14 +190,14 @@ def transformer_settings(config: Mapping[str, object]) -> dict[str, object]:
 
 def prompts_of(config: Mapping[str, object]) -> dict[str, object]:
     """The prefixes that are recorded, by the names under which ``encode_query`` and ``encode_document`` look."""
-    return {"query": config.get("query_prefix") or "", "document": config.get("passage_prefix") or ""}
+    return {QUERY: config.get("query_prefix") or "", DOCUMENT: config.get("passage_prefix") or ""}
 
 
 def _line(number: int, kind: Kind, folder: str) -> dict[str, object]:
     return {"idx": number, "name": str(number), "path": folder, "type": f"{CLASSES}.{kind}"}
 
 
-def _write_module(folder: Path, module: SentenceModule) -> None:
+def write_module(folder: Path, module: SentenceModule) -> None:
     folder.mkdir(exist_ok=True)
     _write_json(folder / CONFIG, module.config)
     if module.weights:

@@ -677,19 +677,24 @@ def byte_level_tokenizer() -> Any:
 
 
 def test_roberta_tokenizer_in_all_its_forms_is_one(tmp_path: Path) -> None:
-    """The hub's tokenizer.json (merges as strings), vocab.json and merges.txt, and what transformers saves of each."""
+    """The hub's tokenizer.json (merges as strings), vocab.json and merges.txt, and what transformers saves of each.
+
+    ANCE's checkpoints, of transformers before 2.4, name no model type.
+    """
     state = json.loads(byte_level_tokenizer().to_str())
     state["model"]["merges"] = [" ".join(pair) for pair in state["model"]["merges"]]
-    for name in ("hub", "slow"):
+    for name in ("hub", "slow", "older"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text('{"model_type": "roberta"}')
+        (tmp_path / name / "config.json").write_text("{}" if name == "older" else '{"model_type": "roberta"}')
         (tmp_path / name / "tokenizer_config.json").write_text('{"model_max_length": 512}')
     (tmp_path / "hub" / "tokenizer.json").write_text(json.dumps(state))
-    (tmp_path / "slow" / "vocab.json").write_text(json.dumps(state["model"]["vocab"]))
-    (tmp_path / "slow" / "merges.txt").write_text("#version: 0.2\n" + "\n".join(state["model"]["merges"]) + "\n")
-    for name in ("hub", "slow"):
+    for name in ("slow", "older"):
+        (tmp_path / name / "vocab.json").write_text(json.dumps(state["model"]["vocab"]))
+        (tmp_path / name / "merges.txt").write_text("#version: 0.2\n" + "\n".join(state["model"]["merges"]) + "\n")
+    for name in ("hub", "slow", "older"):
         load_tokenizer(tmp_path / name).save_pretrained(tmp_path / f"{name}_saved")
-    found = {name: tokenizer_fingerprint(tmp_path / name) for name in ("hub", "hub_saved", "slow", "slow_saved")}
+    names = [f"{name}{end}" for name in ("hub", "slow", "older") for end in ("", "_saved")]
+    found = {name: tokenizer_fingerprint(tmp_path / name) for name in names}
     assert len(set(found.values())) == 1, found
 
 

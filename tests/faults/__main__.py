@@ -35,7 +35,7 @@ ROWS = {
     "kills": Row("SIGKILL at publication boundaries and random instants", kills.run, 6, 400),
     "stops": Row("SIGTERM, SIGINT and stop files at random steps", stops.run, 4, 100),
     "space": Row("no space: at every write, by file size, on a small disk", space.run, 6, EVERY),
-    "damage": Row("a byte changed or the tail cut in every published file", damage.run, 60, 500),
+    "damage": Row("a byte changed or the tail cut in every published file", damage.run, 120, 500),
     "fencing": Row("SIGSTOP past the lease's life at every publication", fencing.run, 2, EVERY),
     "ranks": Row("a rank killed or frozen", ranks.run, 1, 20),
     "views": Row("listings up to 60 s stale, negative lookups cached", stale_views.run, 15, 1000),

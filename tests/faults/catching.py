@@ -21,7 +21,7 @@ from tests.faults.runs import Lab, Miss, Outcome, outcome_of, undisturbed
 from tests.faults.victim import PUBLISHING, Operation, read_log
 
 SEEDS = 4  # tries of a row: by chance its few faults may be none that a mutant answers wrongly
-DAMAGES = 60
+DAMAGES = 120
 ODD_STEPS = (1, 3, 5, 7, 9, 11)  # every other step is saved anyway
 PEER_STEP = 3
 THIS_PROCESS = threading.Lock()  # one mutant at a time breaks it

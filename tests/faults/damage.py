@@ -111,8 +111,9 @@ def check_lease(directory: Path, name: str) -> None:
 def checker_of(run: Run, path: Path) -> Callable[[Path], None] | None:
     """What holds for a published file, given a view of its directory; None for what is no publication."""
     name, parent = path.name, path.parent.name
-    if parent.startswith("checkpoint-"):
-        return lambda view: check_checkpoint(view, parent)
+    checkpoint = next((folder.name for folder in path.parents if folder.name.startswith("checkpoint-")), "")
+    if checkpoint:
+        return lambda view: check_checkpoint(view, checkpoint)
     if name.startswith(("ann_ndcg_", "ann_training_data_")):
         return lambda view: check_refresh(view, name)
     if name in ("DONE.json", "RUN.json"):

@@ -31,6 +31,7 @@ from drivers.cli.generate import Bm25Flags, GenerateFlags
 from drivers.cli.train import AnnFlags, WarmupFlags
 from drivers.evaluate.query_map import named_files
 from drivers.job.setup import seed_everything
+from model.convert import ConvertFlags
 from results.read_log import ReadLogFlags
 from results.report import ReportFlags
 from results.status import StatusFlags
@@ -40,6 +41,7 @@ from utils.flag_values import LARGEST_INTEGER, LARGEST_SIZE, Range, path_argumen
 from utils.flags import ProgramFlags, ignored_flags, parse_flags, range_of
 
 CLASSES: dict[str, type[ProgramFlags]] = {
+    "convert": ConvertFlags,
     "create_subset": SubsetFlags,
     "docstrings": DocstringsFlags,
     "export": ExportFlags,
@@ -63,6 +65,7 @@ NO_PATHS = {  # the words that are none
     "faiss_index",
     "format",
     "fp16_opt_level",
+    "from_layout",
     "loss",
     "model_type",
     "negative_strategy",
@@ -72,6 +75,7 @@ NO_PATHS = {  # the words that are none
     "server_port",
     "split",
     "task_name",
+    "to_layout",
 }
 
 

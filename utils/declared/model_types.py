@@ -17,6 +17,8 @@ class ModelType:
             checkpointing.
         has_pooling: whether its config may say how tokens are pooled (--pooling).
         from_hub: whether a model may be named as on the hub, and not be a directory.
+        is_older_than_types: whether a config without ``model_type`` is one of it: transformers before 2.4, which ANCE
+            and DPR wrote theirs with, had no such key.
     """
 
     description: str
@@ -25,6 +27,7 @@ class ModelType:
     has_layers: bool = True
     has_pooling: bool = False
     from_hub: bool = False
+    is_older_than_types: bool = False
 
 
 MODEL_TYPES = {
@@ -34,6 +37,7 @@ MODEL_TYPES = {
         "model.encoders.roberta_dot:RobertaDot",
         has_pooling=True,
         from_hub=True,
+        is_older_than_types=True,
     ),
     "static": ModelType(
         "the mean of a text's token vectors, and the same head",

@@ -184,8 +184,12 @@ def write_config(directory: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_ance_s_checkpoints_load(tmp_path: Path, zipped: bool) -> None:
-    """A pytorch_model.bin with the parts of RobertaForSequenceClassification that ANCE never removed."""
+@pytest.mark.parametrize("says_type", [True, False])
+def test_ance_s_checkpoints_load(tmp_path: Path, zipped: bool, says_type: bool) -> None:
+    """A pytorch_model.bin with the parts of RobertaForSequenceClassification that ANCE never removed.
+
+    transformers 2.3.0, which ANCE pins, writes no model_type.
+    """
     encoder = new_roberta()
     weights = {
         **encoder.state_dict(),
@@ -197,6 +201,9 @@ def test_ance_s_checkpoints_load(tmp_path: Path, zipped: bool) -> None:
     }
     torch.save(weights, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     write_config(tmp_path, torch_dtype="float16", output_past=True, finetuning_task="msmarco", num_labels=2)
+    if not says_type:
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "model_type"}))
     loaded = load_encoder("rdot_nll", str(tmp_path))
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     assert np.array_equal(embed(loaded, TEXTS), embed(encoder, TEXTS))

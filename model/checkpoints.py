@@ -1,0 +1,120 @@
+"""Checkpoints of this project and directories of sentence-transformers, as model.convert reads and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.encoders.base import Encoder
+from model.encoders.registry import encoder_class, encoder_type, load_encoder
+from model.encoders.spec import read_config_file
+from model.formats import sentence_model
+from model.formats.held import HEAD, POOLER, QUESTION, HeldModel, ReadSettings
+from model.formats.tokenizers import copy_tokenizer
+from model.formats.weights import names_of_weights
+from model.train.checkpoint import OPTIMIZER, RNG_STATES
+from utils.declared.layouts import ANCE, ENCODER, TOWERS
+from utils.errors import UserError, one_line
+from utils.exchange.atomic import load_with_checksum
+from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
+from utils.exchange.verify import check_files
+
+STATIC = "static"
+OF_TRAINING = (OPTIMIZER, SCHEDULER, RNG_STATES, TRAINER_STATE)  # need not be there
+
+
+def read(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
+    """A checkpoint of this project; where it has a manifest, its files are held against that.
+
+    Args:
+        paths: its directory alone.
+        settings: of a config and a tokenizer that are elsewhere.
+
+    Raises:
+        UserError: files are missing or damaged, or no other layout holds such a model.
+    """
+    (directory,) = paths
+    config_name = settings.config_name
+    model_type = type_of(directory, config_name)
+    if (directory / MANIFEST).is_file():
+        check_files(directory, load_with_checksum(directory / MANIFEST), OF_TRAINING)
+    return held_of(load_encoder(model_type, str(directory), config_name), model_type, directory, settings)
+
+
+def type_of(directory: Path, config_name: str) -> str:
+    """The word of --model_type. UserError for a static model."""
+    config, path = read_config_file(directory, config_name)
+    if config.get("model_type") == STATIC:
+        raise UserError(
+            f"{path} is of a static model, which no other layout holds; sentence-transformers opens it as it is"
+        )
+    names = names_of_weights(directory)
+    if HEAD[0] in names:
+        return ANCE
+    return TOWERS if any(name.startswith(QUESTION) for name in names) else ENCODER
+
+
+def held_of(encoder: Encoder, model_type: str, directory: Path, settings: ReadSettings) -> HeldModel:
+    """What is read of a checkpoint.
+
+    Args:
+        encoder: with its weights.
+        model_type: its word.
+        directory: where it was read from.
+        settings: of a tokenizer that is elsewhere.
+    """
+    tokenizer = settings.tokenizer_in(directory)
+    return HeldModel(model_type, encoder.config_dict(), dict(encoder.state_dict()), tokenizer, str(directory))
+
+
+def write(held: HeldModel, directory: Path) -> None:
+    """A checkpoint without the state of a training.
+
+    Args:
+        held: of any type.
+        directory: empty.
+
+    Raises:
+        UserError: the weights do not fit the config.
+    """
+    encoder_of(held).save_pretrained(directory)
+    copy_tokenizer(held, directory)
+
+
+def encoder_of(held: HeldModel) -> Encoder:
+    """The encoder with these weights; a pooler that it has no use for is dropped."""
+    weights = {name: tensor for name, tensor in held.weights.items() if not name.endswith(POOLER)}
+    try:
+        encoder = encoder_class(encoder_type(held.model_type)).new(held.config)
+        encoder.load_state_dict(weights)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{held.source} does not fit its config: {one_line(error)[:300]}") from None
+    return encoder
+
+
+def read_sentence_transformers(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
+    """A directory with modules.json: RoBERTa with ANCE's head, or any other encoder.
+
+    Args, and what it raises: those of `read`.
+    """
+    (directory,) = paths
+    files = sentence_model.sentence_files(directory)
+    if sentence_model.is_ance(directory, files):
+        return sentence_model.read_ance(directory, files, settings)
+    return held_of(load_encoder(ENCODER, str(directory)), ENCODER, directory, settings)
+
+
+def write_sentence_transformers(held: HeldModel, directory: Path) -> None:
+    """As the library itself lays such a model out.
+
+    Args:
+        held: of any type.
+        directory: empty.
+
+    Raises:
+        UserError: there is no tokenizer, or DPR's two encoders pool otherwise.
+    """
+    sentence_model.check_tokenizer(held)
+    {ANCE: sentence_model.write_ance, ENCODER: write, TOWERS: sentence_model.write_towers}[held.model_type](
+        held, directory
+    )

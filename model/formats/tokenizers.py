@@ -1,0 +1,89 @@
+"""A tokenizer's files: copied as they are, or in the form that transformers 2.3 reads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from model.formats.held import HeldModel
+from utils.errors import UserError
+from utils.exchange.atomic import read_json
+from utils.exchange.layout import TOKENIZER_FILE
+from utils.json_text import json_text
+
+VOCABULARY, MERGES, OPTIONS, SPECIAL = "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"
+FILES = (
+    TOKENIZER_FILE,
+    VOCABULARY,
+    MERGES,
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "added_tokens.json",
+)
+OF_ROBERTA = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+POSITIONS_BEFORE_TEXT = 2  # RoBERTa's positions begin behind the padding's
+
+
+def has_tokenizer(held: HeldModel) -> bool:
+    return held.tokenizer is not None and any((held.tokenizer / name).is_file() for name in FILES)
+
+
+def copy_tokenizer(held: HeldModel, directory: Path) -> None:
+    """Every file of the tokenizer, byte by byte; none where the model has none."""
+    if held.tokenizer is None:
+        return
+    for name in (*FILES, OPTIONS, SPECIAL):
+        if (held.tokenizer / name).is_file():
+            shutil.copyfile(held.tokenizer / name, directory / name)
+
+
+def write_byte_level(held: HeldModel, directory: Path) -> None:
+    """RoBERTa's tokenizer as transformers 2.3 reads it: special tokens are strings there, no tokenizer.json.
+
+    UserError where the model has a tokenizer that is none of RoBERTa's. Nothing is written where it has none.
+    """
+    if held.tokenizer is None or not has_tokenizer(held):
+        return
+    vocabulary, merges = read_byte_level(held.tokenizer)
+    longest = int(held.config.get("max_position_embeddings", 514)) - POSITIONS_BEFORE_TEXT
+    _write_json(directory / VOCABULARY, vocabulary)
+    (directory / MERGES).write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    _write_json(directory / SPECIAL, OF_ROBERTA)
+    _write_json(directory / OPTIONS, {"do_lower_case": False, "max_len": longest, "model_max_length": longest})
+
+
+def read_byte_level(directory: Path) -> tuple[dict[str, int], list[str]]:
+    """The vocabulary and the merges of RoBERTa's tokenizer. UserError where it is of another kind."""
+    if (directory / TOKENIZER_FILE).is_file():
+        state = read_json(directory / TOKENIZER_FILE)
+        model: dict[str, Any] = state.get("model", {})
+        pairs = model.get("merges", [])
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+        vocabulary = dict(model.get("vocab", {})) if model.get("type") == "BPE" else {}
+        vocabulary |= {token["content"]: token["id"] for token in state.get("added_tokens", [])}
+    else:
+        vocabulary, merges = {}, []
+        if (directory / VOCABULARY).is_file() and (directory / MERGES).is_file():
+            vocabulary = read_json(directory / VOCABULARY)
+            lines = (directory / MERGES).read_text(encoding="utf-8").split("\n")
+            merges = [line for line in lines[lines[0].startswith("#version") :] if line]
+    if missing := [token for token in OF_ROBERTA.values() if token not in vocabulary]:
+        raise UserError(
+            f"{directory} holds no tokenizer of RoBERTa's (byte-level BPE with {missing[0]}), which ANCE's programs "
+            "need; give --tokenizer_name"
+        )
+    return vocabulary, merges
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json_text(value) + "\n", encoding="utf-8")
