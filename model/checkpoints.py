@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.encoders.base import Encoder
+from model.encoders.lora import merged
 from model.encoders.registry import encoder_class, encoder_type, load_encoder
 from model.encoders.spec import read_config_file
 from model.formats import sentence_model
 from model.formats.held import HEAD, POOLER, QUESTION, HeldModel, ReadSettings
 from model.formats.tokenizers import copy_tokenizer
 from model.formats.weights import names_of_weights
+from model.hub import check_base
 from model.train.checkpoint import OPTIMIZER, RNG_STATES
 from utils.declared.layouts import ANCE, ENCODER, TOWERS
 from utils.errors import UserError, one_line
@@ -48,14 +50,14 @@ def type_of(directory: Path, config_name: str) -> str:
         raise UserError(
             f"{path} is of a static model, which no other layout holds; sentence-transformers opens it as it is"
         )
-    names = names_of_weights(directory)
+    names = names_of_weights(check_base(directory) or directory)
     if HEAD[0] in names:
         return ANCE
     return TOWERS if any(name.startswith(QUESTION) for name in names) else ENCODER
 
 
 def held_of(encoder: Encoder, model_type: str, directory: Path, settings: ReadSettings) -> HeldModel:
-    """What is read of a checkpoint.
+    """What is read of a checkpoint; adapters are merged into the weights.
 
     Args:
         encoder: with its weights.
@@ -64,7 +66,8 @@ def held_of(encoder: Encoder, model_type: str, directory: Path, settings: ReadSe
         settings: of a tokenizer that is elsewhere.
     """
     tokenizer = settings.tokenizer_in(directory)
-    return HeldModel(model_type, encoder.config_dict(), dict(encoder.state_dict()), tokenizer, str(directory))
+    weights = dict(merged(encoder).state_dict())
+    return HeldModel(model_type, encoder.config_dict(), weights, tokenizer, str(directory))
 
 
 def write(held: HeldModel, directory: Path) -> None:

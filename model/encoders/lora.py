@@ -181,10 +181,10 @@ def put_adapters(encoder: Encoder, directory: Path) -> Encoder:
 
 def merged(encoder: Encoder) -> Encoder:
     """The same encoder, with its adapters folded into its weights; one without adapters stays as it is."""
-    from peft.tuners.lora import Linear
-
     if encoder.adapter_base is None:
         return encoder
+    from peft.tuners.lora import Linear
+
     for name, module in list(encoder.named_modules()):
         if isinstance(module, Linear):
             module.merge()

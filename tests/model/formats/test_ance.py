@@ -19,38 +19,13 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from model.encoders.registry import load_encoder
 from model.encoders.roberta_dot import RobertaDot
+from tests.model.formats import names
 from tests.model.formats.converting import convert, files_in, refused
 from tests.model.formats.tiny import TEXTS, tiny_ance, token_ids, write_roberta_tokenizer
 from tests.texts import token_batch
 
 LAYOUTS = ["ance", "pyserini", "drhard", "sentence-transformers", "ours"]
-ZIP, OLD = b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch's own two magic numbers
-# microsoft/ANCE's classes, of two layers.
-BODY = {
-    f"roberta.{name}"
-    for name in (
-        "embeddings.word_embeddings.weight",
-        "embeddings.position_embeddings.weight",
-        "embeddings.token_type_embeddings.weight",
-        "embeddings.LayerNorm.weight",
-        "embeddings.LayerNorm.bias",
-        *(
-            f"encoder.layer.{layer}.{part}.{kind}"
-            for layer in (0, 1)
-            for part in (
-                "attention.self.query",
-                "attention.self.key",
-                "attention.self.value",
-                "attention.output.dense",
-                "attention.output.LayerNorm",
-                "intermediate.dense",
-                "output.dense",
-                "output.LayerNorm",
-            )
-            for kind in ("weight", "bias")
-        ),
-    )
-}
+BODY = {f"roberta.{name}" for name in names.BODY}
 HEAD = {"embeddingHead.weight", "embeddingHead.bias", "norm.weight", "norm.bias"}
 UNUSED_OF_ANCE = {
     "roberta.pooler.dense.weight": (16, 16),
@@ -151,7 +126,7 @@ def test_files_of_old_programs(word: str, constants: set[str], converted: dict[s
         *("config.json", "pytorch_model.bin", "vocab.json", "merges.txt"),
         *("special_tokens_map.json", "tokenizer_config.json"),
     }
-    assert (directory / "pytorch_model.bin").read_bytes().startswith(OLD)
+    assert (directory / "pytorch_model.bin").read_bytes().startswith(names.OLD_MAGIC)
     stored = torch.load(directory / "pytorch_model.bin", weights_only=True)
     assert set(stored) == BODY | HEAD | constants
     assert all(stored[name].tolist() == [list(range(40))] for name in constants)
@@ -172,7 +147,7 @@ def test_files_of_sentence_transformers(converted: dict[str, Path]) -> None:
         "3_LayerNorm": "sentence_transformers.models.LayerNorm",
     }
     stored = load_file(directory / "0_Transformer" / "model.safetensors")
-    assert set(stored) == {name.removeprefix("roberta.") for name in BODY}
+    assert set(stored) == names.BODY
     assert set(load_file(directory / "2_Dense" / "model.safetensors")) == {"linear.weight", "linear.bias"}
     assert set(load_file(directory / "3_LayerNorm" / "model.safetensors")) == {"norm.weight", "norm.bias"}
     assert not list(directory.rglob("*.bin"))
@@ -201,7 +176,7 @@ def test_the_names_of_a_wrapped_encoder_and_the_new_serialisation_are_read(
     """Pyserini's loaders also try a leading ``ance_encoder.``."""
     wrapped = {f"ance_encoder.{name}": tensor for name, tensor in stored_in(converted["pyserini"]).items()}
     source = altered(converted["pyserini"], tmp_path / "wrapped", weights=wrapped)
-    assert (source / "pytorch_model.bin").read_bytes().startswith(ZIP)
+    assert (source / "pytorch_model.bin").read_bytes().startswith(names.ZIP_MAGIC)
     found = load_file(convert("pyserini", "ours", source, tmp_path / "ours") / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in encoder.state_dict().items())
 
@@ -262,12 +237,12 @@ def test_what_ance_s_class_cannot_be_is_refused(
 def test_a_damaged_checkpoint_is_refused(damage: str, expected: str, published: Path, tmp_path: Path) -> None:
     source, stored = altered(published, tmp_path / "damaged"), stored_in(published)
     path = source / "pytorch_model.bin"
-    names = {
+    kept = {
         "lacks a layer's weight": set(stored) - {"roberta.encoder.layer.1.output.dense.bias"},
         "has no head": set(stored) - HEAD,
     }
-    if damage in names:
-        torch.save({name: stored[name] for name in names[damage]}, path)
+    if damage in kept:
+        torch.save({name: stored[name] for name in kept[damage]}, path)
     elif damage == "has another model's":
         torch.save({**stored, "lstm.weight": torch.ones(1)}, path)
     elif damage == "is cut":

@@ -7,12 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from model.encoders.lora import add_adapters
+from model.encoders.registry import load_encoder
+from model.train.checkpoint import save_encoder
 from tests import REPO
-from tests.model.formats.converting import call, refused
+from tests.model.formats.converting import call, convert, files_in, refused
 from tests.model.formats.test_sentence import saved
-from tests.model.formats.tiny import tiny_ance, write_roberta_tokenizer
+from tests.model.formats.tiny import roughen, tiny_ance, write_roberta_tokenizer
+from tests.texts import token_batch
 from utils.declared.layouts import LAYOUTS, targets_of
+from utils.declared.lora import LoraSettings
+from utils.exchange.atomic import sha256_of
 
 # What converts into what: of one encoder with ANCE's head, of two without, of any other encoder.
 FAMILY = {"ours", "ance", "pyserini", "drhard", "sentence-transformers"}
@@ -93,3 +100,28 @@ def test_the_program_ends_with_one_line_and_2(tmp_path: Path) -> None:
         "convert: error: --to is dpr, --from ance converts into ours, ance, pyserini, drhard, sentence-transformers "
         "alone; give one of them"
     ]
+
+
+def test_adapters_are_merged_into_the_weights(tmp_path: Path) -> None:
+    """As peft merges them; the base stays as it is, and what is written needs it no more."""
+    base = tmp_path / "base"
+    tiny_ance(write_roberta_tokenizer(base), embedding_size=768).save_pretrained(base)
+    before = sha256_of(base / "model.safetensors")
+    encoder = load_encoder("rdot_nll", str(base))
+    add_adapters(encoder, LoraSettings(r=4, alpha=12, dropout=0.0), str(base), seed=1)
+    roughen(encoder)
+    adapted = tmp_path / "adapted"
+    adapted.mkdir()
+    save_encoder(encoder, adapted)
+    given = ("--tokenizer_name", str(base))
+    made = convert("ours", "ours", adapted, tmp_path / "merged", *given)
+    batch = token_batch([[0, 7, 8, 9, 2], [0, 20, 2]])
+    with torch.no_grad():
+        expected = load_encoder("rdot_nll", str(adapted)).eval().encode(batch, "query").rows
+        plain = load_encoder("rdot_nll", str(base)).eval().encode(batch, "query").rows
+        found = load_encoder("rdot_nll", str(made)).eval().encode(batch, "query").rows
+    assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, plain, atol=1e-2)
+    assert not any("adapter" in name for name in files_in(made)) and sha256_of(base / "model.safetensors") == before
+    assert files_in(convert("ours", "ance", adapted, tmp_path / "ance", *given)) >= {"pytorch_model.bin", "vocab.json"}
+    base.rename(tmp_path / "away")
+    assert "base, which is not there; " in refused("ours", "ours", adapted, tmp_path / "again")

@@ -12,37 +12,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
+from tests.model.formats import names
 from tests.model.formats.converting import call, convert, files_in, refused
 from tests.model.formats.tiny import SIZES, TEXTS, roughen, token_ids, write_bert_tokenizer
 
-OLD = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch's magic number before 1.6
 SHAPE = {**SIZES, "hidden_size": 64, "num_attention_heads": 1}
-# One side of a .cp, of two layers: BertModel's names as of 2020.
-SIDE = {
-    "embeddings.word_embeddings.weight",
-    "embeddings.position_embeddings.weight",
-    "embeddings.token_type_embeddings.weight",
-    "embeddings.LayerNorm.weight",
-    "embeddings.LayerNorm.bias",
-    *(
-        f"encoder.layer.{layer}.{part}.{kind}"
-        for layer in (0, 1)
-        for part in (
-            "attention.self.query",
-            "attention.self.key",
-            "attention.self.value",
-            "attention.output.dense",
-            "attention.output.LayerNorm",
-            "intermediate.dense",
-            "output.dense",
-            "output.LayerNorm",
-        )
-        for kind in ("weight", "bias")
-    ),
-    "pooler.dense.weight",
-    "pooler.dense.bias",
-}
-IN_A_FILE = {f"{side}.{name}" for side in ("question_model", "ctx_model") for name in SIDE}
+IN_A_FILE = {f"{side}.{name}" for side in ("question_model", "ctx_model") for name in names.BODY | names.POOLER}
 CLASSES = {"question_encoder": DPRQuestionEncoder, "ctx_encoder": DPRContextEncoder}
 
 
@@ -82,7 +57,7 @@ def stored_in(path: Path) -> dict[str, Any]:
 def test_a_file_and_back_is_transformers_own_model(projection_dim: int, tmp_path: Path) -> None:
     published = make_published(tmp_path / "hf", projection_dim)
     file = convert("hf-dpr", "dpr", published, tmp_path / "both.cp")
-    assert file.read_bytes().startswith(OLD)
+    assert file.read_bytes().startswith(names.OLD_MAGIC)
     state = stored_in(file)
     projections = {
         f"{side}.encode_proj.{kind}" for side in ("question_model", "ctx_model") for kind in ("weight", "bias")
@@ -105,8 +80,8 @@ def test_a_file_and_back_is_transformers_own_model(projection_dim: int, tmp_path
 
 def test_the_files_of_hugging_face(published: Path, tmp_path: Path) -> None:
     made = convert("hf-dpr", "hf-dpr", published, tmp_path / "out")
-    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert files_in(made) == {f"{folder}/{name}" for folder in CLASSES for name in names}
+    files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files_in(made) == {f"{folder}/{name}" for folder in CLASSES for name in files}
     for folder, class_ in CLASSES.items():
         config = json.loads((made / folder / "config.json").read_text())
         assert config["model_type"] == "dpr" and config["architectures"] == [class_.__name__]
