@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.encoders.base import Encoder
+from model.encoders.dpr import TwoTowers, as_two_of_one_kind
 from model.encoders.lora import merged
 from model.encoders.registry import encoder_class, encoder_type, load_encoder
 from model.encoders.spec import read_config_file
 from model.formats import sentence_model
-from model.formats.held import HEAD, POOLER, QUESTION, HeldModel, ReadSettings
+from model.formats.held import HEAD, POOLER, HeldModel, ReadSettings
 from model.formats.tokenizers import copy_tokenizer
 from model.formats.weights import names_of_weights
 from model.hub import check_base
@@ -50,10 +51,12 @@ def type_of(directory: Path, config_name: str) -> str:
         raise UserError(
             f"{path} is of a static model, which no other layout holds; sentence-transformers opens it as it is"
         )
+    if config.get("model_type") == TOWERS:  # its adapters' base may be an encoder
+        return TOWERS
     names = names_of_weights(check_base(directory) or directory)
     if HEAD[0] in names:
         return ANCE
-    return TOWERS if any(name.startswith(QUESTION) for name in names) else ENCODER
+    return ENCODER
 
 
 def held_of(encoder: Encoder, model_type: str, directory: Path, settings: ReadSettings) -> HeldModel:
@@ -65,9 +68,11 @@ def held_of(encoder: Encoder, model_type: str, directory: Path, settings: ReadSe
         directory: where it was read from.
         settings: of a tokenizer that is elsewhere.
     """
-    tokenizer = settings.tokenizer_in(directory)
-    weights = dict(merged(encoder).state_dict())
-    return HeldModel(model_type, encoder.config_dict(), weights, tokenizer, str(directory))
+    tokenizer, encoder = settings.tokenizer_in(directory), merged(encoder)
+    config, weights = encoder.config_dict(), dict(encoder.state_dict())
+    if isinstance(encoder, TwoTowers):
+        config, weights = as_two_of_one_kind(encoder, str(directory))
+    return HeldModel(model_type, config, weights, tokenizer, str(directory))
 
 
 def write(held: HeldModel, directory: Path) -> None:

@@ -122,6 +122,15 @@ class WarmupFlags(
         group="negatives",
     )
 
+    tied: bool = flag(
+        False, "dpr: queries and passages have one tower; default the model's own", decides="nothing", group="model"
+    )
+    query_model_name_or_path: str = flag(
+        "",
+        "dpr: what the queries' tower begins as, where it is another than the passages'",
+        is_path=True,
+        group="model",
+    )
     pooling: Pooling | None = flag(None, "rdot_nll: first token (ANCE's) or mean; default the model's", group="model")
     score_scale: float | None = flag(
         None,

@@ -29,6 +29,7 @@ class ModelSettings:
         config_name: the directory or file of another config.
         tokenizer_name: the directory of another tokenizer.
         resumes_optimizer: its optimiser and schedule are read, too.
+        query_name_or_path: the directory or hub name of another, which the queries' tower begins as.
     """
 
     name_or_path: str
@@ -36,6 +37,7 @@ class ModelSettings:
     config_name: str = ""
     tokenizer_name: str = ""
     resumes_optimizer: bool = False
+    query_name_or_path: str = ""
 
     @property
     def tokenizer(self) -> str:
@@ -54,7 +56,9 @@ def identity_of(model: ModelSettings) -> dict[str, str]:
     manifest. UserError where files are missing.
     """
     directory = str(model_directory(model.name_or_path)) if model.name_or_path else ""
+    query = model.query_name_or_path
     return {
+        **({"initial_query_model_sha256": model_sha256(model_directory(query))} if query else {}),
         "initial_model_sha256": model_sha256(Path(directory)) if directory else RANDOM_WEIGHTS,
         "initial_config_sha256": config_sha256(read_config(directory, model.model_type, model.config_name)),
     }

@@ -20,7 +20,13 @@ DECIDE_BYTES = frozenset[str]().union(
 # How a step's triples are divided; `processes` is no flag, but the launcher's.
 DIVIDE_STEP = names_deciding(TrainingFlags, "step") | {"processes"}
 # What a record means that does not say it: earlier versions knew nothing else, and theirs is known by its hash.
-UNRECORDED: dict[str, object] = {"dev_split": DEV, "lora_r": 0}
+UNRECORDED: dict[str, object] = {
+    "dev_split": DEV,
+    "freeze": None,
+    "initial_query_model_sha256": "",
+    "lora_r": 0,
+    "tied": False,
+}
 
 
 def differing_flags(

@@ -19,6 +19,7 @@ from model.train.optim import apex_fused_lamb
 from model.train.trained_parts import TrainedParts
 from utils.declared.lora import LoraSettings
 from utils.declared.losses import LOSSES
+from utils.declared.model_types import MODEL_TYPES
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
 
@@ -90,19 +91,31 @@ def training_compute(flags: AnnFlags | WarmupFlags, lengths: TextLengths) -> Com
 
 def training_job(flags: AnnFlags | WarmupFlags, places: Sequence[str]) -> ModelJob:
     """The lengths of texts are looked for in ``places``. UserError as `training_compute`'s."""
+    check_parts(flags)
     lengths = lengths_of(flags, places)
     return model_job(flags, lengths, trained_model(flags), training_compute(flags, lengths))
 
 
 def trained_parts(flags: AnnFlags | WarmupFlags) -> TrainedParts:
-    """UserError where the model cannot have them."""
-    if not flags.lora_r:
-        return TrainedParts()
-    if not encoder_type(flags.model_type).has_layers:
+    lora = LoraSettings(flags.lora_r, flags.lora_alpha, flags.lora_dropout) if flags.lora_r else None
+    return TrainedParts(lora, flags.freeze)
+
+
+def check_parts(flags: AnnFlags | WarmupFlags) -> None:
+    """UserError where the model cannot have the `trained_parts`."""
+    if flags.freeze:
+        check_has_towers(flags.model_type, "--freeze")
+    if flags.lora_r and not encoder_type(flags.model_type).has_layers:
         raise UserError(f"--lora_r is given, the {flags.model_type} model has no layers for adapters; omit it")
-    if not flags.model_name_or_path:
+    if flags.lora_r and not flags.model_name_or_path:
         raise UserError("--lora_r is given without --model_name_or_path: adapters are of weights on disk; name them")
-    return TrainedParts(LoraSettings(flags.lora_r, flags.lora_alpha, flags.lora_dropout))
+
+
+def check_has_towers(model_type: str, given: str) -> None:
+    """UserError where the model type has none; ``given`` is the flag that is for them."""
+    if not encoder_type(model_type).has_towers:
+        words = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.has_towers)
+        raise UserError(f"{given} is for two towers ({words}), --model_type {model_type} has one encoder; omit it")
 
 
 def optimizer_settings(flags: AnnFlags | WarmupFlags) -> OptimizerSettings:

@@ -21,7 +21,7 @@ from drivers.job.run_config import OWN_RUN, check_holds_no_other_run, check_in_d
 from drivers.job.settings import ModelJob, lease_timeouts, places_of_model, search_settings
 from drivers.job.setup import check_output_dirs, open_collection
 from drivers.job.text_lengths import TextLengths
-from drivers.train.settings import TrainingSettings, training_job, training_settings
+from drivers.train.settings import TrainingSettings, check_has_towers, training_job, training_settings
 from drivers.train.warmup_evaluation import EvaluationSettings, candidates_to_rerank
 from drivers.train.warmup_source import size_of_triples, source_record, training_source
 from model.encoders.registry import encoder_type, read_config
@@ -113,7 +113,12 @@ def warmup_settings(flags: WarmupFlags) -> WarmupSettings:
     """UserError where there is nothing to do."""
     if not (flags.do_train or flags.do_eval):
         raise UserError("neither --do_train nor --do_eval is given; there is nothing to do")
-    changes = {"pooling": flags.pooling, "score_scale": flags.score_scale}
+    changes = {
+        "pooling": flags.pooling,
+        "score_scale": flags.score_scale,
+        "tied": flags.tied or None,
+        "query_model": flags.query_model_name_or_path or None,
+    }
     return WarmupSettings(
         trains=flags.do_train,
         evaluates_after=flags.do_eval,
@@ -148,6 +153,8 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
     """Find what would fail later, in the first minute. UserError for anything that would."""
     settings = warmup_settings(flags)
     common = training_job(flags, places_of_lengths(flags))
+    model = replace(common.model, query_name_or_path=flags.query_model_name_or_path)
+    common = replace(common, model=model)
     timeouts, search = lease_timeouts(flags), search_settings(flags, common.compute.device)
     check_start(flags, common.model)
     collection = open_collection(flags.data_dir, common.lengths, common.model.tokenizer, flags.dry_run)
@@ -191,6 +198,7 @@ def check_start(flags: WarmupFlags, model: ModelSettings) -> None:
     if flags.pooling and not encoder_type(flags.model_type).has_pooling:
         pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.has_pooling)
         raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; omit it")
+    check_towers(flags, model)
     if model.name_or_path:
         check_model_directory(model, flags.dry_run)
     elif not (flags.config_name and flags.tokenizer_name):
@@ -199,12 +207,25 @@ def check_start(flags: WarmupFlags, model: ModelSettings) -> None:
         read_config(flags.config_name, flags.model_type)
 
 
+def check_towers(flags: WarmupFlags, model: ModelSettings) -> None:
+    """UserError where flags of two towers are given to another model type, or the queries' could not be made."""
+    for given in [name for name in ("tied", "query_model_name_or_path") if getattr(flags, name)]:
+        check_has_towers(flags.model_type, f"--{given}")
+    if not model.query_name_or_path:
+        return
+    if flags.lora_r or not model.name_or_path:
+        with_lora = "with --lora_r, whose adapters are of one model", "train the two without it first"
+        reason, remedy = with_lora if flags.lora_r else ("without --model_name_or_path", "give the passages', too")
+        raise UserError(f"--query_model_name_or_path is given {reason}; {remedy}")
+    check_model_directory(model.at(Path(model.query_name_or_path)), flags.dry_run)
+
+
 def config_of_job(job: WarmupJob, processes: int) -> dict[str, object]:
     settings, triples = job.settings, job.triples
     size = size_of_triples(triples, job.output_dir, settings.overwrites) if triples is not None else None
     source = source_record(job.model, Path(settings.bm25_dir), size)
     resolved = {"processes": processes, "trained_in": name_of(job.compute.dtype), **source}
-    resolved |= job.training.parts.record()
+    resolved |= job.training.parts.record() | ({"tied": True} if settings.changes.get("tied") else {})
     resolved |= dev_split_record(job.dev_split) if settings.evaluates else {}
     return run_config(job.deciding_values, job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
 

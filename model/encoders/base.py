@@ -192,6 +192,13 @@ class CastsWeights(Protocol):
 
 
 @runtime_checkable
+class HasTowers(Protocol):
+    """Queries and passages may have weights of their own, of which one side's can stay as they are."""
+
+    def freeze(self, side: Side) -> None: ...
+
+
+@runtime_checkable
 class CheckpointsGradients(Protocol):
     """It can make its layers' activations a second time for the gradient, in place of keeping them."""
 

@@ -37,7 +37,7 @@ def read_config(directory: str, model_type: str, config_name: str = "") -> dict[
     config, path = read_config_file(directory, config_name)
     kind = encoder_type(model_type)
     found, expected = config.get("model_type"), kind.config_type
-    if found != expected and not (kind.is_older_than_types and "model_type" not in config):
+    if expected and found != expected and not (kind.is_older_than_types and "model_type" not in config):
         raise UserError(f"{path} is of a {found!r} model, --model_type {model_type} needs {expected!r}; give the other")
     return config
 

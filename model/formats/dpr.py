@@ -224,3 +224,5 @@ def check_pooling(held: HeldModel) -> None:
         raise UserError(f"{held.source} pools by {pooling!r}, DPR by the first token alone; choose another --to")
     if held.config.get("normalize"):
         raise UserError(f"{held.source} has embeddings of length 1, DPR's have any; choose another --to")
+    if held.config.get("score_scale", 1) != 1:
+        raise UserError(f"{held.source} has a score_scale, DPR's scores have none; choose another --to")

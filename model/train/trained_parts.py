@@ -1,23 +1,27 @@
-"""Which of an encoder's weights are trained: all of them, or LoRA's adapters alone."""
+"""Which of an encoder's weights are trained: all of them, one tower's, or LoRA's adapters alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.encoders.base import Encoder
+from model.encoders.base import Encoder, HasTowers
+from model.encoders.spec import Side
 from utils.declared.lora import LoraSettings
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class TrainedParts:
-    """``lora`` is None where no adapters are trained."""
+    """``lora`` is None where no adapters are trained, ``frozen`` where no side stays as it is."""
 
     lora: LoraSettings | None = None
+    frozen: Side | None = None
 
     def record(self) -> dict[str, object]:
         """By the names of the flags, as a run records it: nothing where all is trained, as earlier versions did."""
-        return {f"lora_{name}": value for name, value in vars(self.lora).items()} if self.lora is not None else {}
+        frozen: dict[str, object] = {"freeze": self.frozen} if self.frozen else {}
+        lora = vars(self.lora) if self.lora is not None else {}
+        return frozen | {f"lora_{name}": value for name, value in lora.items()}
 
 
 def choose_trained(encoder: Encoder, parts: TrainedParts, name_or_path: str, seed: int) -> Encoder:
@@ -41,6 +45,9 @@ def choose_trained(encoder: Encoder, parts: TrainedParts, name_or_path: str, see
             f"{name_or_path} holds LoRA's adapters, and --lora_r is 0; give --lora_r as they have it, "
             "or merge them into their base with python -m model.convert"
         )
+    if parts.frozen is not None:
+        assert isinstance(encoder, HasTowers)
+        encoder.freeze(parts.frozen)
     return encoder
 
 

@@ -11,7 +11,7 @@ class ModelType:
 
     Args:
         description: for --help.
-        config_type: config.json's ``model_type``.
+        config_type: config.json's ``model_type``; "" where the encoder itself says which it knows.
         implementation: "module:class" of a `model.encoders.base.Encoder`.
         has_layers: whether most of its work is layers of products, which gain from bfloat16 and from gradient
             checkpointing.
@@ -19,6 +19,7 @@ class ModelType:
         from_hub: whether a model may be named as on the hub, and not be a directory.
         is_older_than_types: whether a config without ``model_type`` is one of it: transformers before 2.4, which ANCE
             and DPR wrote theirs with, had no such key.
+        has_towers: whether queries and passages may have weights of their own (--freeze).
     """
 
     description: str
@@ -28,6 +29,7 @@ class ModelType:
     has_pooling: bool = False
     from_hub: bool = False
     is_older_than_types: bool = False
+    has_towers: bool = False
 
 
 MODEL_TYPES = {
@@ -38,6 +40,14 @@ MODEL_TYPES = {
         has_pooling=True,
         from_hub=True,
         is_older_than_types=True,
+    ),
+    "dpr": ModelType(
+        "two towers, an encoder of queries and one of passages, as DPR; they begin as any transformer",
+        "",
+        "model.encoders.dpr:TwoTowers",
+        has_pooling=True,
+        from_hub=True,
+        has_towers=True,
     ),
     "static": ModelType(
         "the mean of a text's token vectors, and the same head",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from utils.flag_values import Group, flag
 
@@ -12,6 +12,9 @@ from utils.flag_values import Group, flag
 class TrainedPartsFlags:
     GROUP: ClassVar[Group] = "model"
 
+    freeze: Literal["query", "passage"] | None = flag(
+        None, "dpr: the tower that stays as it is, without dropout; default: none", decides="nothing"
+    )
     lora_r: int = flag(
         0,
         "LoRA: the rank of adapters that are trained while the weights stay; 0: the weights are trained",

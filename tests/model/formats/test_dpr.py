@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
+from transformers import BertConfig, BertModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
+from model.encoders.registry import load_encoder
 from tests.model.formats import names
 from tests.model.formats.converting import call, convert, files_in, refused
 from tests.model.formats.tiny import SIZES, TEXTS, roughen, token_ids, write_bert_tokenizer
+from tests.texts import token_batch
 
 SHAPE = {**SIZES, "hidden_size": 64, "num_attention_heads": 1}
 IN_A_FILE = {f"{side}.{name}" for side in ("question_model", "ctx_model") for name in names.BODY | names.POOLER}
@@ -182,3 +184,54 @@ def test_what_dpr_cannot_become_is_refused(published: Path, tmp_path: Path) -> N
     for target in ("ance", "pyserini", "drhard"):
         expected = f"--to is {target}, --from hf-dpr converts into ours, sentence-transformers, dpr, hf-dpr alone"
         assert expected in refused("hf-dpr", target, published, tmp_path / "out")
+
+
+# As a checkpoint of ours
+
+
+def by_encoder(directory: Path, tokenizer: Path, changes: dict[str, Any] | None = None) -> list[np.ndarray]:
+    encoder = load_encoder("dpr", str(directory), changes=changes).eval()
+    batch = token_batch(token_ids(tokenizer, TEXTS, 512))
+    with torch.no_grad():
+        return [encoder.encode(batch, side).rows.numpy() for side in ("query", "passage")]
+
+
+@pytest.mark.parametrize("projection_dim", [0, 8])
+def test_a_checkpoint_of_two_towers_is_transformers_own_models_and_converts_back(
+    projection_dim: int, tmp_path: Path
+) -> None:
+    published = make_published(tmp_path / "hf", projection_dim)
+    ours = convert("hf-dpr", "ours", published, tmp_path / "ours")
+    expected = by_transformers(published)
+    for found, wanted in zip(by_encoder(ours, published / "ctx_encoder"), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    back = convert("ours", "hf-dpr", ours, tmp_path / "back")
+    assert all(np.array_equal(*pair) for pair in zip(by_transformers(back), expected, strict=True))
+    file = convert("ours", "dpr", ours, tmp_path / "both.cp")
+    weights = stored_in(file)["model_dict"]
+    from_published = stored_in(convert("hf-dpr", "dpr", published, tmp_path / "expected.cp"))["model_dict"]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in from_published.items())
+    again = convert("dpr", "ours", file, tmp_path / "again", "--tokenizer_name", str(published / "ctx_encoder"))
+    assert all(
+        np.array_equal(*pair)
+        for pair in zip(*(by_encoder(path, published / "ctx_encoder") for path in (ours, again)), strict=True)
+    )
+
+
+def test_tied_towers_become_two_and_towers_of_two_kinds_are_refused(published: Path, tmp_path: Path) -> None:
+    ours = convert("hf-dpr", "ours", published, tmp_path / "ours")
+    encoder = load_encoder("dpr", str(ours))
+    towers = encoder.config_dict()
+    towers["ctx_model"]["layer_norm_eps"] = 1e-7
+    (ours / "config.json").write_text(json.dumps(towers))
+    assert "two towers whose layer_norm_eps differ" in refused("ours", "dpr", ours, tmp_path / "out.cp")
+    plain = BertModel(BertConfig(**SHAPE, vocab_size=write_bert_tokenizer(tmp_path / "plain")))
+    plain.save_pretrained(tmp_path / "plain")
+    tied = load_encoder("dpr", str(tmp_path / "plain"), changes={"tied": True})
+    (tmp_path / "tied").mkdir()
+    tied.save_pretrained(tmp_path / "tied")
+    made = convert("ours", "hf-dpr", tmp_path / "tied", tmp_path / "two", "--tokenizer_name", str(tmp_path / "plain"))
+    questions, passages = by_transformers(made)
+    assert np.array_equal(questions, passages)
+    found = by_encoder(tmp_path / "tied", tmp_path / "plain")
+    np.testing.assert_allclose(questions, found[0], rtol=1e-4, atol=1e-5)
