@@ -12,6 +12,7 @@ STARTED=0  # process id of the program started last
 RUNNING=() # process ids of those not yet waited for
 STOPPING=0    # 1 once every program has been asked to stop
 STOP_SIGNAL=TERM
+WATCHES=0 WATCHED=0 # 1: the progress of a program with a log is shown; and it was, of the last
 INTERRUPTED=0 # a signal's handler sets it to 1: what "wait" then says is of the signal
 
 start() { # LOG COMMAND...: in the background, its output added to LOG, or to the script's own where LOG is "-"
@@ -102,6 +103,7 @@ run_logged() { # WHAT LOG COMMAND...: the same with its output in LOG, the end o
   local what=$1 log=$2
   shift 2
   start "$log" "$@"
+  ((WATCHES == 0)) || watch "$STARTED" "$log"
   exit_code_of "$STARTED"
   if ((CODE != 0)); then
     echo failed
@@ -115,7 +117,29 @@ progress_line() { # TRAINER_LOG: where the trainer is, from the newest of its JS
   line=$(grep -a '^{"learning_rate"' "$1" 2>/dev/null | tail -n 1) || return 0
   if [[ $line =~ \"loss\":\ *([0-9.eE+-]+).*\"step\":\ *([0-9]+) ]]; then
     LC_ALL=C printf 'step %d, loss %.4f' "${BASH_REMATCH[2]}" "${BASH_REMATCH[1]}"
+    line=$(eta_line "$1")
+    [[ $line != *ETA* ]] || printf ', ETA %s' "${line##*ETA }"
   fi
+}
+
+eta_line() { # LOG: how far the program is, by the newest of its lines that say when it will end
+  grep -a ', ETA [0-9]' "$1" 2>/dev/null | tail -n 1 || true
+}
+
+# While a program runs, its newest line of how far it is, every PROGRESS_SECONDS. Sets WATCHED to 1 where it showed any.
+watch() { # PID LOG
+  local next_line=$((SECONDS + PROGRESS_SECONDS)) shown='' line
+  WATCHED=0
+  while is_alive "$1"; do
+    sleep 0.1
+    ((SECONDS >= next_line)) || continue
+    next_line=$((SECONDS + PROGRESS_SECONDS))
+    line=$(eta_line "$2")
+    [[ -n $line && $line != "$shown" ]] || continue
+    printf '\n    %s' "$line"
+    # shellcheck disable=SC2034 # end_stage in stages.sh asks
+    shown=$line WATCHED=1
+  done
 }
 
 # Runs trainer and generator together until both have ended. Returns 0 where both succeeded; else stops the other
@@ -126,7 +150,7 @@ run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
   local name=$1 directory=$2
   local -n trainer_argv=$3 generator_argv=$4
   local -A pid=() code=()
-  local role failed='' reason='' deadline='' next_line=$((SECONDS + PROGRESS_SECONDS)) shown='' line
+  local role failed='' reason='' deadline='' next_line=$((SECONDS + PROGRESS_SECONDS)) shown='' shown_of_trainer='' line
 
   rm -f "$directory"/{"${LAYOUT[ann_data]}","${LAYOUT[checkpoints]}"}/"${LAYOUT[failed]}" # an earlier run's must not be taken for this one's
   start "$directory/trainer${LAYOUT[output_end]}" "${trainer_argv[@]}"
@@ -166,6 +190,11 @@ run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
     if ((SECONDS >= next_line)); then
       next_line=$((SECONDS + PROGRESS_SECONDS))
       line=$(progress_line "$directory/trainer${LAYOUT[output_end]}")
+      if ((WATCHES == 1)) && [[ $line == "$shown_of_trainer" ]]; then # the generator's turn
+        line=$(eta_line "$directory/generator${LAYOUT[output_end]}")
+      else
+        shown_of_trainer=$line
+      fi
       [[ -z $line || $line == "$shown" ]] || printf '    %s: %s\n' "$name" "$line"
       shown=$line
     fi
