@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from model.encoders.base import ConfigEncoder
 from model.encoders.body import LAYER_GROUPS, Body, BodyEncoder, config_of, load_model, new_model, spec_of_body
 from model.encoders.spec import EncoderSpec, Side, pooling_of, read_config_file
 from model.hub import model_directory
@@ -48,7 +49,7 @@ class Projection(nn.Module):
         return F.linear(rows_BH, self.weight, self.bias)
 
 
-class TwoTowers(BodyEncoder):
+class TwoTowers(BodyEncoder, ConfigEncoder):
     """The config has an object for each of `TOWERS`: its body's config, ``pooling``, ``normalize``.
 
     Next to them ``tied``, where the queries' tower is both, ``projection_dim``, 0 for none, and ``score_scale``.
@@ -56,8 +57,8 @@ class TwoTowers(BodyEncoder):
 
     def __init__(self, config: dict[str, Any], models: Mapping[Side, PreTrainedModel] | None = None) -> None:
         """Without ``models``, the bodies of both sides, they have random weights; of tied towers one counts."""
-        super().__init__()
-        self.config, self.spec = config, self.spec_of(config)
+        super().__init__(config)
+        self.spec = self.spec_of(config)
         self.is_tied, self.frozen, self.score_scale = bool(config["tied"]), "", float(config.get("score_scale", 1))
         self.tower_of: dict[Side, str] = {side: TOWERS["query" if self.is_tied else side] for side in get_args(Side)}
         self.body_of: dict[str, Body] = {}
@@ -119,19 +120,6 @@ class TwoTowers(BodyEncoder):
         if self.frozen:
             self.get_submodule(self.frozen).eval()
         return self
-
-    def config_dict(self) -> dict[str, Any]:
-        return self.config
-
-    def record(self, values: dict[str, Any]) -> None:
-        self.config.update(values)
-
-    def save_pretrained(self, directory: Path) -> None:
-        from safetensors.torch import save_file
-
-        self.save_config(directory)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, str(directory / SAFETENSORS), metadata={"format": "pt"})
 
     @classmethod
     def new(cls, config: dict[str, Any]) -> TwoTowers:

@@ -26,22 +26,13 @@ from model.encoders.registry import load_encoder, new_encoder, read_spec
 from model.encoders.spec import Side
 from model.train.checkpoint import save_encoder
 from model.train.optim import layer_gradient_norms
+from tests.model.encoders.test_encoders import SHAPE as OF_ROBERTA
 from tests.texts import token_batch
 from utils.declared.lora import LoraSettings
 from utils.errors import UserError
 from utils.exchange.model_files import weights_sha256
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 60,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 40,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "initializer_range": 0.3,
-}
+SHAPE: dict[str, Any] = {**OF_ROBERTA, "pad_token_id": 0, "type_vocab_size": 2, "initializer_range": 0.3}
 TEXTS = [[2, 7, 8, 9, 3], [2, 20, 3], [2, 30, 31, 32, 33, 34, 35, 3]]
 SIDES: tuple[Side, Side] = ("query", "passage")
 
