@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model.encoders.base import Encoder
@@ -11,6 +12,7 @@ from model.encoders.lora import merged
 from model.encoders.registry import encoder_class, encoder_type, load_encoder
 from model.encoders.spec import read_config_file
 from model.formats import sentence_model
+from model.formats.card import RECORDED, write_card
 from model.formats.held import HEAD, POOLER, HeldModel, ReadSettings
 from model.formats.tokenizers import copy_tokenizer
 from model.formats.weights import names_of_weights
@@ -18,7 +20,7 @@ from model.hub import check_base
 from model.train.checkpoint import OPTIMIZER, RNG_STATES
 from utils.declared.layouts import ANCE, ENCODER, TOWERS
 from utils.errors import UserError, one_line
-from utils.exchange.atomic import load_with_checksum
+from utils.exchange.atomic import load_with_checksum, read_json
 from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
 from utils.exchange.verify import check_files
 
@@ -39,9 +41,20 @@ def read(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
     (directory,) = paths
     config_name = settings.config_name
     model_type = type_of(directory, config_name)
-    if (directory / MANIFEST).is_file():
-        check_files(directory, load_with_checksum(directory / MANIFEST), OF_TRAINING)
-    return held_of(load_encoder(model_type, str(directory), config_name), model_type, directory, settings)
+    record = record_of(directory)
+    encoder = load_encoder(model_type, str(directory), config_name)
+    return replace(held_of(encoder, model_type, directory, settings), record=record)
+
+
+def record_of(directory: Path) -> dict[str, object]:
+    """What its manifest and trainer_state.json say of the run that trained it; UserError where a file is damaged."""
+    if not (directory / MANIFEST).is_file():
+        return {}
+    manifest = load_with_checksum(directory / MANIFEST)
+    check_files(directory, manifest, OF_TRAINING)
+    state = read_json(directory / TRAINER_STATE) if (directory / TRAINER_STATE).is_file() else {}
+    commit = (manifest.get("git") or {}).get("commit")
+    return {name: value for name, value in {**state, **manifest, "commit": commit}.items() if name in RECORDED}
 
 
 def type_of(directory: Path, config_name: str) -> str:
@@ -87,6 +100,7 @@ def write(held: HeldModel, directory: Path) -> None:
     """
     encoder_of(held).save_pretrained(directory)
     copy_tokenizer(held, directory)
+    write_card(directory, held.config, held.record)
 
 
 def encoder_of(held: HeldModel) -> Encoder:
@@ -113,7 +127,7 @@ def read_sentence_transformers(paths: Sequence[Path], settings: ReadSettings) ->
 
 
 def write_sentence_transformers(held: HeldModel, directory: Path) -> None:
-    """As the library itself lays such a model out.
+    """As the library itself lays such a model out, with a card.
 
     Args:
         held: of any type.
@@ -123,6 +137,6 @@ def write_sentence_transformers(held: HeldModel, directory: Path) -> None:
         UserError: there is no tokenizer, or DPR's two encoders pool otherwise.
     """
     sentence_model.check_tokenizer(held)
-    {ANCE: sentence_model.write_ance, ENCODER: write, TOWERS: sentence_model.write_towers}[held.model_type](
-        held, directory
-    )
+    writers = {ANCE: sentence_model.write_ance, ENCODER: write, TOWERS: sentence_model.write_towers}
+    writers[held.model_type](held, directory)
+    write_card(directory, held.config, held.record)

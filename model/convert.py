@@ -7,7 +7,7 @@ OUT is written whole or not at all. `utils.declared.layouts` has the layouts, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -93,7 +93,8 @@ def read_as(word: str, sources: list[Path], config_name: str, tokenizer_name: st
     from model.formats.held import Reader, ReadSettings
 
     read: Reader = resolve_name(LAYOUTS[word].reader)
-    return read(sources, ReadSettings(config_name, tokenizer_name))
+    held = read(sources, ReadSettings(config_name, tokenizer_name))
+    return replace(held, record={**held.record, "model_type": held.model_type, "read_as": word})
 
 
 def check_type(held: HeldModel, source: str, target: str) -> None:

@@ -107,6 +107,11 @@ class AnnTraining:
 
         agreement.on_process0(self.trainer.session.world, keep)
 
+    def stored(self) -> dict[str, object]:
+        """For trainer_state.json: the history, and by which strategy the negatives in use were selected."""
+        strategy = self.in_use.refresh.record.get("strategy") if self.in_use is not None else None
+        return {**self.history.stored(), "strategy": strategy}
+
     def counts(self) -> dict[str, int]:
         return {"refreshes": len(self.history.taken)}
 

@@ -227,7 +227,7 @@ def begin(job: TrainerJob, trainer: Trainer, config: Mapping[str, object], start
     write_journal(trainer.session, history)
     return Hooks(
         batches=training.batches,
-        stored=history.stored,
+        stored=training.stored,
         after_publishing=training.after_publishing,
         after_steps=training.log_seen,
         counts=training.counts,

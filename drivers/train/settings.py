@@ -41,11 +41,13 @@ class TrainingSettings:
     """What training is made of, wherever its batches come from.
 
     A checkpoint is published at the end, and at each step that one of ``publish_every`` divides.
+    ``initial_model`` is the directory or hub name of what the run begins with, "" for random weights.
     ``optimizer_from`` is the checkpoint whose optimiser and schedule the run begins with, None to begin new ones.
     """
 
     output_dir: Path
     tensorboard_dir: Path
+    initial_model: str
     tokenizer: str  # its directory, or hub name
     loss: str  # a word of `utils.declared.losses.LOSSES`
     batch: BatchSettings
@@ -143,6 +145,7 @@ def training_settings(
     return TrainingSettings(
         output_dir=output_dir,
         tensorboard_dir=Path(flags.log_dir) if flags.log_dir else JobLayout(output_dir).tensorboard,
+        initial_model=common.model.name_or_path,
         tokenizer=common.model.tokenizer,
         loss=flags.loss,
         batch=BatchSettings(

@@ -17,7 +17,7 @@ from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.job.encoder_setup import prepare_encoder
 from drivers.job.session import Session
 from drivers.train.settings import TrainingSettings
-from drivers.train.trainer_state import TrainerState, read_trainer_state
+from drivers.train.trainer_state import TrainerState, read_trainer_state, write_model_card
 from model.encoders.base import CheckpointsGradients, Encoder
 from model.train.checkpoint import load_optimizer_scheduler, load_state, rng_states, save_state
 from model.train.optim import linear_schedule, make_optimizer
@@ -33,6 +33,8 @@ from utils.exchange.model_files import LENGTHS
 from utils.exchange.stop import StopRequested
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import RunLog, progress_line, say
+
+STOPPING = (StopRequested, PeerGone)  # ends a training loop with its state saved
 
 
 @dataclass
@@ -138,6 +140,7 @@ class Trainer:
             }
             with publish_checkpoint(self.session.lease, self.state.step, record) as staging:
                 save_state(self.state, staging, self.tokenizer, kept, rng)
+                write_model_card(staging, self.settings, self.state, {**self.record, **trainer_state})
             say(f"published {JobLayout(self.session.lease.directory).checkpoint(self.state.step)}")
 
         agreement.on_process0(self.state.world, save)
@@ -294,6 +297,3 @@ def open_log(settings: TrainingSettings, start: Checkpoint | None, stored: Train
     if start:
         say(f"resuming from {start.path.name} of run {stored['run_id']}")
     return log
-
-
-STOPPING = (StopRequested, PeerGone)  # ends a training loop with its state saved

@@ -218,11 +218,18 @@ def write_directories(held: HeldModel, directory: Path) -> None:
 
 
 def check_pooling(held: HeldModel) -> None:
-    """UserError where the encoders do not pool the first token, as DPR's do."""
-    pooling = held.config.get("pooling", "first")
+    """UserError where the encoders are no BERTs that pool the first token, as DPR's are."""
+    body, pooling = held.config.get("model_type"), held.config.get("pooling", "first")
+    if body != CONFIG_TYPE:
+        raise UserError(f"{held.source} has encoders of {body!r}, DPR's are BERT; choose another --to")
     if pooling not in ("first", "cls"):
         raise UserError(f"{held.source} pools by {pooling!r}, DPR by the first token alone; choose another --to")
     if held.config.get("normalize"):
         raise UserError(f"{held.source} has embeddings of length 1, DPR's have any; choose another --to")
+    check_scale(held)
+
+
+def check_scale(held: HeldModel) -> None:
+    """UserError where embeddings are scaled: there is no head that could hold it."""
     if held.config.get("score_scale", 1) != 1:
         raise UserError(f"{held.source} has a score_scale, DPR's scores have none; choose another --to")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class HeldModel:
         weights: float32, by name; ``rdot_nll``: `BODY` and `HEAD`; ``dpr``: `QUESTION` and `CONTEXT`.
         tokenizer: the directory that its files are in; None where there are none.
         source: what was read, for messages.
+        record: of the run that trained it, as `model.formats.card.RECORDED` names it.
     """
 
     model_type: str
@@ -44,6 +45,7 @@ class HeldModel:
     weights: dict[str, torch.Tensor]
     tokenizer: Path | None
     source: str
+    record: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from model.formats.ance import CONFIG_TYPE, checked
-from model.formats.dpr import PROJECTION, SIDES, check_pooling
+from model.formats.dpr import PROJECTION, SIDES, check_scale
 from model.formats.held import BODY, HEAD, POOLER, QUESTION, HeldModel, ReadSettings, with_prefix
 from model.formats.sentence import (
     DOCUMENT,
+    NORMALIZE,
     QUERY,
     WITHOUT_POOLER,
     SentenceModule,
@@ -102,22 +103,26 @@ def write_ance(held: HeldModel, directory: Path) -> None:
 
 
 def write_towers(held: HeldModel, directory: Path) -> None:
-    """A Router with a Transformer, a Pooling and perhaps a Dense for each side.
+    """A Router with a Transformer, a Pooling and perhaps a projection for each side.
 
     Args:
         held: of the type ``dpr``.
         directory: empty.
     """
-    check_pooling(held)
+    check_scale(held)
+    config = {name: value for name, value in held.config.items() if name not in ("pooling", "normalize")}
     routes: dict[str, list[SentenceModule]] = {}
     for prefix in SIDES:
         route = QUERY if prefix == QUESTION else DOCUMENT
         side = with_prefix(held.weights, prefix, "")
         body = {name: tensor for name, tensor in side.items() if name not in (*POOLER, *PROJECTION)}
-        write_body(held, directory / route_folder(route), held.config, body)
-        routes[route] = [pooling_module(int(held.config["hidden_size"]), "first")]
+        write_body(held, directory / route_folder(route), config, body)
+        width = side["embeddings.word_embeddings.weight"].shape[1]
+        routes[route] = [pooling_module(width, held.config.get("pooling", "first"))]
         if PROJECTION[0] in side:
             routes[route].append(dense_module(side[PROJECTION[0]], side[PROJECTION[1]]))
+        if held.config.get("normalize"):
+            routes[route].append(NORMALIZE)
     write_router(directory, routes, held.config)
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data.mining.negative_lists import NegativeLists, is_positive, read_negative_lists
 from data.tokens.collection import open_preprocessed
+from data.tokens.tokenizer import load_tokenizer
+from model.encoders.registry import load_encoder
 from model.encoders.static import StaticEncoder
 from results.read.logged import by_rank_of, read_logged, read_measures
 from results.read.run import read_arm
@@ -19,6 +22,7 @@ from results.read.seen import read_seen
 from tests.drivers.models import config_of_random_roberta
 from tests.exchanging import read_beat
 from tests.forked import TIMEOUT_SECONDS, run, start
+from tests.texts import token_batch
 from utils.exchange import atomic
 from utils.exchange.layout import METRICS, JobLayout
 from utils.exchange.lease.record import LeaseTimeouts
@@ -219,6 +223,27 @@ def test_strategies_give_pairwise_different_negatives_and_a_run_can_be_repeated(
         for other in ("bottom", "random"):
             assert not np.array_equal(arms["top"][number].negative_QN, arms[other][number].negative_QN)
         assert (arms["bottom"][number].rank_QN.min(1) > arms["top"][number].rank_QN.max(1)).all()
+    for name in ("top", "bottom"):
+        check_published(final[name], name)
+
+
+def check_published(checkpoint: Path, strategy: str) -> None:
+    """Its manifest covers all of it, its README.md tells the run, and sentence-transformers opens it as it is."""
+    from sentence_transformers import SentenceTransformer
+
+    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
+    files = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
+    assert files == {*manifest["files"], "MANIFEST.json"} and "2_Dense/model.safetensors" in files
+    card = (checkpoint / "README.md").read_text()
+    for said in (f"| negatives | {strategy} |", f"| step | {STEPS} |", f"| run | {manifest['run_id']} |"):
+        assert said in card
+    assert f"| collection | {manifest['collection_fingerprint']} |" in card
+    texts = ["ba de fi", "no such words " * 20]
+    ids = load_tokenizer(checkpoint)(texts, truncation=True, max_length=16)["input_ids"]
+    with torch.no_grad():
+        expected = load_encoder("static", str(checkpoint)).eval().encode(token_batch(ids), "query").rows.numpy()
+    found = SentenceTransformer(str(checkpoint), device="cpu").encode_query(texts)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_async_takes_newer_negatives_and_the_generator_ends_with_the_trainer(

@@ -35,12 +35,16 @@ OMITTED_KEYS = {
     "git": "the commit itself",
     "skipped_lines": "a log's lines without a number in them: a program that waits longer has more to say",
     SEAL: "the sha256 of a text that has the above in it",
-    "trainer_state.json": "in a checkpoint's manifest: size and sha256 of a file that has the above in it",
+    **dict.fromkeys(
+        ("trainer_state.json", "README.md"),
+        "in a checkpoint's manifest: size and sha256 of a file that has the above in it",
+    ),
 }
 # Patterns of files, and why they have no line.
 OMITTED_FILES = {
     r"(.*/)?\.leases/.*": "who worked there: host, process, clock",
     r".*\.out(\.\d)?(\.err)?": "logs: their series are in read_log.jsonl, the rest is clocks, hosts and paths",
+    r"(.*/)?checkpoint-\d+/README\.md": "the run's id and the commit",
     r"(stored|replay)/ann_data/tensorboard/.*": "jobs of one second share a name; metrics.jsonl has it",
 }
 # Parts of names, and what stands there instead.

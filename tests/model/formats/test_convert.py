@@ -19,7 +19,8 @@ from tests.model.formats.tiny import roughen, tiny_ance, write_roberta_tokenizer
 from tests.texts import token_batch
 from utils.declared.layouts import LAYOUTS, targets_of
 from utils.declared.lora import LoraSettings
-from utils.exchange.atomic import sha256_of
+from utils.exchange.atomic import dump_with_checksum, sha256_of
+from utils.exchange.verify import signature_of
 
 # What converts into what: of one encoder with ANCE's head, of two without, of any other encoder.
 FAMILY = {"ours", "ance", "pyserini", "drhard", "sentence-transformers"}
@@ -100,6 +101,25 @@ def test_the_program_ends_with_one_line_and_2(tmp_path: Path) -> None:
         "convert: error: --to is dpr, --from ance converts into ours, ance, pyserini, drhard, sentence-transformers "
         "alone; give one of them"
     ]
+
+
+def test_the_card_keeps_the_run_that_trained_it(tmp_path: Path) -> None:
+    """From the manifest, against which the files are held; what only resumes a training need not be there."""
+    source = tmp_path / "checkpoint-30"
+    tiny_ance(write_roberta_tokenizer(source), embedding_size=768).save_pretrained(source)
+    (source / "trainer_state.json").write_text('{"step": 30, "strategy": "bottom", "losses": []}')
+    listed = {str(path.relative_to(source)): signature_of(path) for path in source.rglob("*") if path.is_file()}
+    listed["optimizer.pt"] = {"bytes": 9, "sha256": "gone"}
+    record = {"run_id": "0f1e", "step": 30, "git": {"commit": "abc"}, "files": listed}
+    (source / "MANIFEST.json").write_text(dump_with_checksum(record))
+    made = convert("ours", "ours", source, tmp_path / "one")
+    for row in ("| negatives | bottom |", "| step | 30 |", "| run | 0f1e |", "| commit of the code | abc |"):
+        assert row in (made / "README.md").read_text()
+    ance = convert("ours", "ance", source, tmp_path / "ance")
+    text = (convert("ance", "sentence-transformers", ance, tmp_path / "two") / "README.md").read_text()
+    assert "| read from the layout | ance |" in text and "It was trained by" not in text
+    (source / "config.json").write_text("{}")
+    assert "config.json: 2 bytes, its manifest says" in refused("ours", "ours", source, tmp_path / "out")
 
 
 def test_adapters_are_merged_into_the_weights(tmp_path: Path) -> None:

@@ -235,3 +235,18 @@ def test_tied_towers_become_two_and_towers_of_two_kinds_are_refused(published: P
     assert np.array_equal(questions, passages)
     found = by_encoder(tmp_path / "tied", tmp_path / "plain")
     np.testing.assert_allclose(questions, found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_towers_that_pool_as_sentence_encoders_do_open_as_a_router(published: Path, tmp_path: Path) -> None:
+    """Each side with its own weights; DPR's own layouts have no place for it."""
+    ours = convert("hf-dpr", "ours", published, tmp_path / "ours")
+    config = json.loads((ours / "config.json").read_text())
+    for tower in ("question_model", "ctx_model"):
+        config[tower] |= {"pooling": "mean", "normalize": True}
+    (ours / "config.json").write_text(json.dumps(config))
+    router = SentenceTransformer(str(convert("ours", "sentence-transformers", ours, tmp_path / "out")), device="cpu")
+    queries, passages = by_encoder(ours, published / "ctx_encoder")
+    np.testing.assert_allclose(router.encode_query(TEXTS), queries, atol=1e-5)
+    np.testing.assert_allclose(router.encode_document(TEXTS), passages, atol=1e-5)
+    for word in ("dpr", "hf-dpr"):
+        assert "pools by 'mean', DPR by the first token alone" in refused("ours", word, ours, tmp_path / "no")

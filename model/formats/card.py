@@ -1,0 +1,107 @@
+"""README.md of a published model: what made it, and what its reader must do to texts. Hugging Face's hub shows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from utils.json_text import json_text
+
+CARD = "README.md"
+LIBRARY = "sentence-transformers"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+TAGS = (LIBRARY, "sentence-similarity", "feature-extraction", "dense-retrieval")
+# What the card's table says of a run, in its order, by the names of manifests and trainer_state.json.
+RECORDED = {
+    "model_type": "model type",
+    "step": "step",
+    "max_steps": "of steps",
+    "strategy": "negatives",
+    "refresh": "refresh of the negatives",
+    "loss": "loss",
+    "optimizer": "optimiser",
+    "learning_rate": "learning rate",
+    "triples": "triples of a step",
+    "seed": "seed",
+    "run_id": "run",
+    "science_sha256": "sha256 of the run's settings",
+    "collection_fingerprint": "collection",
+    "tokenizer_fingerprint": "tokenizer",
+    "base": "started from",
+    "initial_model_sha256": "sha256 of what it started from",
+    "commit": "commit of the code",
+    "read_as": "read from the layout",
+}
+UNKNOWN_TEXTS = "How texts were made into tokens is not recorded: ask whoever trained it whether they were lower-cased."
+SHORTER_QUERIES = (
+    "Queries are cut at {max_query_length} tokens and passages at {max_seq_length}: use `encode_query` and "
+    "`encode_document`, of sentence-transformers 6 or later."
+)
+ONE_LENGTH = "Texts are cut at {max_seq_length} tokens."
+
+
+def write_card(directory: Path, config: Mapping[str, object], record: Mapping[str, object]) -> None:
+    """Write the card of a model.
+
+    Args:
+        directory: of the model.
+        config: its own, in which lengths, prefixes and the text profile are recorded, those that are known.
+        record: of `RECORDED`, what is known of the run; ``base`` also names the base model, where it is the hub's.
+    """
+    (directory / CARD).write_text(card_text(config, record), encoding="utf-8")
+
+
+def card_text(config: Mapping[str, object], record: Mapping[str, object]) -> str:
+    rows = [
+        f"| {said} | {cell(record[name])} |" for name, said in RECORDED.items() if record.get(name) not in (None, "")
+    ]
+    parts = [
+        front_matter(str(record.get("base") or "")),
+        "# A dense retriever",
+        TRAINED if record.get("run_id") else CONVERTED,
+        "\n".join(["| | |", "| --- | --- |", *rows]),
+        "## Texts",
+        texts_of(config),
+        "## Use",
+        USE,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+CONVERTED = "Scores are inner products of its embeddings."
+TRAINED = f"{CONVERTED} It was trained by *ANCE, and the rank of its negatives*."
+USE = """```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("this directory")
+scores = model.similarity(model.encode_query(queries), model.encode_document(passages))
+```"""
+
+
+def front_matter(base: str) -> str:
+    """What the hub reads: YAML, of which JSON's strings are a part."""
+    lines = ["---", f"library_name: {LIBRARY}", "pipeline_tag: sentence-similarity", "tags:"]
+    lines += [f"- {tag}" for tag in TAGS]
+    if HUB_NAME.fullmatch(base):
+        lines.append(f"base_model: {json_text(base)}")
+    return "\n".join([*lines, "---"])
+
+
+def texts_of(config: Mapping[str, object]) -> str:
+    """What is done to a text, as far as it is recorded."""
+    profile, longest, of_queries = (config.get(name) for name in ("text_profile", "max_seq_length", "max_query_length"))
+    said = [UNKNOWN_TEXTS if profile is None else f"They are of the text profile `{profile}`."]
+    if longest is not None:
+        lengths = {"max_seq_length": longest, "max_query_length": of_queries}
+        said.append((SHORTER_QUERIES if of_queries not in (None, longest) else ONE_LENGTH).format(**lengths))
+    for key, side in (("query_prefix", "query"), ("passage_prefix", "passage")):
+        if config.get(key):
+            said.append(f"A {side} begins with {json_text(config[key])}, which the files here put there.")
+    return " ".join(said)
+
+
+def cell(value: object) -> str:
+    """A value of the table, on one line."""
+    text = json_text(value) if isinstance(value, dict | list) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
