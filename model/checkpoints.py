@@ -22,10 +22,11 @@ from utils.declared.layouts import ANCE, ENCODER, TOWERS
 from utils.errors import UserError, one_line
 from utils.exchange.atomic import load_with_checksum, read_json
 from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
+from utils.exchange.model_files import CARD
 from utils.exchange.verify import check_files
 
 STATIC = "static"
-OF_TRAINING = (OPTIMIZER, SCHEDULER, RNG_STATES, TRAINER_STATE)  # need not be there
+UNREAD = (OPTIMIZER, SCHEDULER, RNG_STATES, TRAINER_STATE, CARD)  # need not be there
 
 
 def read(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
@@ -51,7 +52,7 @@ def record_of(directory: Path) -> dict[str, object]:
     if not (directory / MANIFEST).is_file():
         return {}
     manifest = load_with_checksum(directory / MANIFEST)
-    check_files(directory, manifest, OF_TRAINING)
+    check_files(directory, manifest, UNREAD)
     state = read_json(directory / TRAINER_STATE) if (directory / TRAINER_STATE).is_file() else {}
     commit = (manifest.get("git") or {}).get("commit")
     return {name: value for name, value in {**state, **manifest, "commit": commit}.items() if name in RECORDED}

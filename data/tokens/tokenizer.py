@@ -15,15 +15,12 @@ from data.sources.base import Passage, Source
 from utils.errors import UserError, one_line
 from utils.exchange.atomic import read_json, sha256_of
 from utils.exchange.layout import TOKENIZER_FILE
-from utils.exchange.model_files import CONFIG
+from utils.exchange.model_files import CONFIG, TOKENIZER_FILES, TOKENIZER_OPTIONS
 from utils.prefetch import overlapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Any of these makes a directory a tokenizer's; those that are there are recorded in the manifest.
-TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-TOKENIZER_OPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 OLDER_TYPES = {"vocab.json": "roberta", "vocab.txt": "bert"}  # where nothing else says it
 # What differs between two files of one tokenizer and changes no token id of a text.
 WITHOUT_EFFECT = ("padding", "truncation", "decoder", "version")

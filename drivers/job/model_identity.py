@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.tokens.tokenizer import TOKENIZER_FILES, TOKENIZER_OPTIONS
 from model.encoders.registry import read_config
 from model.hub import check_base, model_directory
 from model.train.checkpoint import OPTIMIZER, RNG_STATES
@@ -13,7 +12,7 @@ from utils.errors import UserError
 from utils.exchange.atomic import load_with_checksum
 from utils.exchange.checkpoints import model_sha256
 from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
-from utils.exchange.model_files import CONFIG, config_sha256
+from utils.exchange.model_files import CARD, CONFIG, TOKENIZER_FILES, TOKENIZER_OPTIONS, config_sha256
 from utils.exchange.verify import check_files
 
 RANDOM_WEIGHTS = "random weights"  # what the seed and the config decide
@@ -82,7 +81,7 @@ def check_checkpoint(model: ModelSettings) -> str:
 
 def unread_files(model: ModelSettings) -> set[str]:
     """The files of the checkpoint that the program does not need: gigabytes of the optimiser, above all."""
-    unread = {RNG_STATES}
+    unread = {RNG_STATES, CARD}
     if not model.resumes_optimizer:
         unread |= {OPTIMIZER, SCHEDULER}
     if model.tokenizer_name:

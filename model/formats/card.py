@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from utils.exchange.model_files import CARD
 from utils.json_text import json_text
 
-CARD = "README.md"
 LIBRARY = "sentence-transformers"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 TAGS = (LIBRARY, "sentence-similarity", "feature-extraction", "dense-retrieval")

@@ -10,18 +10,10 @@ from model.formats.held import HeldModel
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.layout import TOKENIZER_FILE
+from utils.exchange.model_files import TOKENIZER_FILES, TOKENIZER_OPTIONS
 from utils.json_text import json_text
 
 VOCABULARY, MERGES, OPTIONS, SPECIAL = "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"
-FILES = (
-    TOKENIZER_FILE,
-    VOCABULARY,
-    MERGES,
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "added_tokens.json",
-)
 OF_ROBERTA = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -35,14 +27,14 @@ POSITIONS_BEFORE_TEXT = 2  # RoBERTa's positions begin behind the padding's
 
 
 def has_tokenizer(held: HeldModel) -> bool:
-    return held.tokenizer is not None and any((held.tokenizer / name).is_file() for name in FILES)
+    return held.tokenizer is not None and any((held.tokenizer / name).is_file() for name in TOKENIZER_FILES)
 
 
 def copy_tokenizer(held: HeldModel, directory: Path) -> None:
     """Every file of the tokenizer, byte by byte; none where the model has none."""
     if held.tokenizer is None:
         return
-    for name in (*FILES, OPTIONS, SPECIAL):
+    for name in (*TOKENIZER_FILES, *TOKENIZER_OPTIONS):
         if (held.tokenizer / name).is_file():
             shutil.copyfile(held.tokenizer / name, directory / name)
 

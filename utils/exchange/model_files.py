@@ -14,12 +14,17 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.exchange.atomic import read_json, sha256_of, sha256_of_json
+from utils.exchange.layout import TOKENIZER_FILE
 
 CONFIG = "config.json"
 INDEX = ".index.json"  # ends the name of a file that lists the shards of weights in several files
 SAFETENSORS = "model.safetensors"
 ADAPTERS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
 ADAPTER_BASE = "adapter_base.json"  # of which weights they are
+CARD = "README.md"  # for people and the hub
+# Any of these makes a directory a tokenizer's; those that are there are recorded in a collection's manifest.
+TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_OPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 # In the order in which transformers' loader takes them.
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 LENGTHS = ("max_seq_length", "max_query_length")  # a config records with which the model was trained

@@ -68,6 +68,7 @@ def programs(inputs: Inputs, model: Path, tmp_path: Path) -> dict[str, Callable[
 
 def test_a_checkpoint_without_its_optimiser_is_a_model(inputs: Inputs, copied: Path, tmp_path: Path) -> None:
     (copied / "trainer_state.json").unlink()
+    (copied / "README.md").write_text("A card that its owner has edited.")
     for name, start in programs(inputs, copied, tmp_path).items():
         start(dry_run="true")
         start()

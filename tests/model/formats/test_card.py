@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from model.formats.card import CARD, card_text, write_card
+from model.formats.card import card_text, write_card
+from utils.exchange.model_files import CARD
 
 RECORD = {
     "model_type": "rdot_nll",
