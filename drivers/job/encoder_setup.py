@@ -130,6 +130,11 @@ def prepare_encoder(
             say_of_padding(world, False)
         if world.size > 1:
             torch._dynamo.config.optimize_ddp = False  # which cuts the program up by DDP's buckets
+        if world.device.type == "cuda":
+            from torch._inductor import config
+
+            # An analysis that stops the compiler where shapes are dynamic: pytorch's issue 197077.
+            config.triton.coalesce_tiling_analysis = False
         quote_library_path()
         encoder.compile(dynamic=True)  # one program for batches of all lengths
         return encoder

@@ -80,7 +80,8 @@ class Body:
             return hidden[: len(tokens)]
         if self.pooling == "last":
             return hidden[tokens.offsets_B1[1:] - 1]
-        return torch.segment_reduce(hidden[: len(tokens.tokens_T)], "mean", lengths=tokens.lengths_B)
+        # "unsafe": the lengths are the batch's own; to check them the host would wait for a GPU.
+        return torch.segment_reduce(hidden[: len(tokens.tokens_T)], "mean", lengths=tokens.lengths_B, unsafe=True)
 
     @property
     def cpu_batch_tokens(self) -> int:

@@ -6,7 +6,6 @@ import contextlib
 from typing import get_args
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.encoders.base import Encoder, PacksTexts
 from model.encoders.spec import EncoderSpec, Side
@@ -17,7 +16,6 @@ from utils.errors import one_line
 
 TRIED_LENGTHS = (5, 2, 150, 17, 64, 9)  # of the texts that both ways are tried on; a kernel's tiles are of 64 or 128
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative; another attention is 0.3 off
-FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # the other goes over the texts one by one
 
 
 def tried_batch(spec: EncoderSpec) -> TokenBatch:
@@ -69,17 +67,15 @@ def packing_problem(encoder: Encoder, device: torch.device, dtype: torch.dtype |
     """
     assert isinstance(encoder, PacksTexts)
     was_training, batch = encoder.training, tried_batch(encoder.spec).to(device)
-    on_gpu = device.type == "cuda"
     try:
-        with torch.random.fork_rng([device] if on_gpu else []):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             encoder.eval()
             encoder.pack_texts(False)  # a copy of one that is packed
             padded = embeddings_and_gradient(encoder, batch, dtype, trains)
             encoder.pack_texts(True, PACKED)
-            with sdpa_kernel(FUSED) if on_gpu else contextlib.nullcontext():
-                packed = embeddings_and_gradient(encoder, batch, dtype, trains)
-                encoder.train(trains)  # once more with dropout
-                dropped = embeddings_and_gradient(encoder, batch, dtype, trains)
+            packed = embeddings_and_gradient(encoder, batch, dtype, trains)
+            encoder.train(trains)  # once more with dropout
+            dropped = embeddings_and_gradient(encoder, batch, dtype, trains)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # torch raises many types for a kernel that is not there

@@ -1,13 +1,12 @@
 """Texts one after the other in place of rows padded to the longest: only a CPU's attention is computed for padding.
 
-Attention stays within each text: on a GPU by torch's nested tensors, which call its kernels for sequences of several
-lengths, on a CPU by padding for the attention alone. Layers of any other kind treat each token alone.
+Attention stays within each text: on a GPU by torch's kernels for sequences of several lengths, on a CPU by padding for
+the attention alone. Layers of any other kind treat each token alone.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,9 +22,58 @@ PACKED, PACKED_ON_CPU = "packed", "packed_on_cpu"  # transformers' words for the
 # model held 1.2 GiB, with shapes rounded up so 0.5. An attention's length and rows, the products' tokens, and texts.
 ROUNDED_LENGTH, ROUNDED_ROWS, ROUNDED_TOKENS, ROUNDED_TEXTS = 8, 4, 32, 8
 
-# Of nested tensors being young, and of a check within their constructor: once in every log, and nothing to do about.
-warnings.filterwarnings("ignore", "The PyTorch API of nested tensors is in prototype stage")
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+HEAD_MULTIPLE = 8  # numbers of a head, 16 bytes in half precision, which the kernels read at once
+FIRST_GPU_WITH_FLASH = (8, 0)  # compute capability: A100
+NO_MASK = 0  # the memory-efficient kernel's word
+
+
+def flash_attention(
+    heads: list[torch.Tensor], offsets_B: torch.Tensor, longest: int, dropout: float, scaling: float
+) -> torch.Tensor:
+    """FlashAttention-2, which computes in half precision alone; `torch.nn.attention.varlen`'s has no dropout.
+
+    Args:
+        heads: queries, keys and values of T tokens, [T, H, D] each; D is a multiple of `HEAD_MULTIPLE`.
+        offsets_B: int32, where each text begins, and where the last ends.
+        longest: tokens of the longest text.
+        dropout: the share of weights that become 0.
+        scaling: of the scores.
+
+    Returns:
+        [T, H, D].
+    """
+    places = (offsets_B, offsets_B, longest, longest)
+    is_causal = returns_mask = False
+    made = torch.ops.aten._flash_attention_forward(*heads, *places, dropout, is_causal, returns_mask, scale=scaling)
+    attended_THD: torch.Tensor = made[0]
+    return attended_THD
+
+
+def memory_efficient_attention(
+    heads: list[torch.Tensor], offsets_B: torch.Tensor, longest: int, dropout: float, scaling: float
+) -> torch.Tensor:
+    """xFormers' kernel, which computes in float32, too, and on older GPUs.
+
+    Args: those of `flash_attention`.
+    """
+    keeps_sums = torch.is_grad_enabled() and any(heads_THD.requires_grad for heads_THD in heads)  # for the gradient
+    places = (offsets_B, offsets_B, longest, longest)
+    rows = [heads_THD[None] for heads_THD in heads]
+    made = torch.ops.aten._efficient_attention_forward(
+        *rows, None, *places, dropout, NO_MASK, keeps_sums, scale=scaling
+    )
+    attended_1THD: torch.Tensor = made[0]
+    return attended_1THD[0]
+
+
+def quickest_kernel(
+    dtype: torch.dtype, device: torch.device
+) -> Callable[[list[torch.Tensor], torch.Tensor, int, float, float], torch.Tensor]:
+    """Of the two above, on a GPU."""
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    if is_half and torch.cuda.get_device_capability(device) >= FIRST_GPU_WITH_FLASH:
+        return flash_attention
+    return memory_efficient_attention
 
 
 def packed_attention(
@@ -41,13 +89,15 @@ def packed_attention(
     scaling: float | None = None,
     **_others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention within each of B texts that stand one after the other, by torch's nested tensors.
+    """Attention within each of B texts that stand one after the other, by a kernel of the GPU's.
+
+    torch's nested tensors call the same kernels, and took the host 60 ms for each batch of 12 layers.
 
     Args:
         module: the attention layer, as transformers gives it.
         query_1HTD, key_1HTD, value_1HTD: H heads of T tokens.
         mask: transformers' own, not looked at.
-        offsets_B: text b has the tokens [offsets_B[b], offsets_B[b + 1]).
+        offsets_B: int32, text b has the tokens [offsets_B[b], offsets_B[b + 1]).
         longest: tokens of the longest text.
         dropout: the share of weights that become 0.
         scaling: of the scores; None for 1/√D.
@@ -55,17 +105,15 @@ def packed_attention(
     Returns:
         [1, T, H, D], and None in place of the weights.
     """
-
-    def nested(heads_1HTD: torch.Tensor) -> torch.Tensor:
-        tokens_THD = heads_1HTD[0].transpose(0, 1)
-        return torch.nested.nested_tensor_from_jagged(
-            tokens_THD, offsets_B, min_seqlen=1, max_seqlen=longest
-        ).transpose(1, 2)
-
-    attended = F.scaled_dot_product_attention(
-        nested(query_1HTD), nested(key_1HTD), nested(value_1HTD), dropout_p=dropout, scale=scaling
-    )
-    return attended.transpose(1, 2).values()[None], None
+    device, dtype, dims = query_1HTD.device, query_1HTD.dtype, query_1HTD.shape[-1]
+    if torch.is_autocast_enabled(device.type):  # which knows torch's scaled_dot_product_attention, and not its kernels
+        dtype = torch.get_autocast_dtype(device.type)
+    heads = [heads_1HTD[0].transpose(0, 1).to(dtype) for heads_1HTD in (query_1HTD, key_1HTD, value_1HTD)]
+    if dims % HEAD_MULTIPLE:  # by zeros, which add nothing to a score
+        heads = [F.pad(heads_THD, (0, -dims % HEAD_MULTIPLE)) for heads_THD in heads]
+    attend = quickest_kernel(dtype, device)
+    attended_THD = attend(heads, offsets_B, longest, dropout, dims**-0.5 if scaling is None else scaling)
+    return attended_THD[None, ..., :dims], None
 
 
 def packed_attention_on_cpu(
@@ -82,7 +130,7 @@ def packed_attention_on_cpu(
 ) -> tuple[torch.Tensor, None]:
     """As `packed_attention`, by `cpu_eager_or_sdpa` on padded rows.
 
-    Attention is a layer's smallest part, and torch's own of nested tensors goes over the texts one by one on a CPU.
+    Attention is a layer's smallest part, and torch's kernels for several lengths are a GPU's.
 
     Args:
         module: the attention layer, as transformers gives it.
@@ -146,8 +194,10 @@ def hidden_of_packed(body: Any, batch: TokenBatch, attention: str, behind_pad_id
     tokens_T = batch.tokens_T
     positions_T = column_T if behind_pad_id is None else positions_of(batch, text_T, behind_pad_id)
     first_B, tokens = batch.offsets_B1[:-1], len(batch.tokens_T)
-    packing: dict[str, Any] = {"offsets_B": batch.offsets_B1, "longest": batch.longest}
-    if attention == PACKED_ON_CPU:
+    packing: dict[str, Any]
+    if attention == PACKED:
+        packing = {"offsets_B": batch.offsets_B1.to(torch.int32), "longest": batch.longest}
+    else:
         is_rounded, rows, length = rounds_shapes(), len(batch), batch.longest
         if is_rounded and length <= MAX_EAGER_LENGTH:
             rows, length = rounded_up(rows, ROUNDED_ROWS), rounded_up(length, ROUNDED_LENGTH)

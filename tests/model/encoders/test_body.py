@@ -11,11 +11,13 @@ from transformers import PreTrainedModel
 
 from model.encoders.body import Body, config_of, new_model, spec_of_body
 from model.encoders.spec import POOLINGS, pooling_of
+from model.kernels import packed_attention
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU
 from model.kernels.precision import autocast
 from model.token_batch import TokenBatch
 from tests.model.encoders import families
 from tests.model.encoders.families import FAMILIES, PAD, POSITIONS, config_of_family
+from tests.model.kernels.test_packed_attention import text_by_text
 from tests.processes_as_threads import CPU
 from utils.errors import UserError
 
@@ -70,7 +72,10 @@ def gradient_of(model: PreTrainedModel, rows_BH: torch.Tensor) -> dict[str, torc
 
 @pytest.mark.parametrize("pooling", ["first", "mean", "last"])
 @pytest.mark.parametrize(("kind", "way"), WAYS)
-def test_rows_and_gradients_are_those_of_transformers_own_model(kind: str, way: str, pooling: str) -> None:
+def test_rows_and_gradients_are_those_of_transformers_own_model(
+    kind: str, way: str, pooling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_attention, "quickest_kernel", lambda *_of: text_by_text)  # a GPU's
     body, theirs, texts = made_of(kind, pooling, way), own_model(kind), texts_of([5, 1, 64, 17])
     found, expected = body.pooled(batch_of(texts)), expected_rows(theirs, texts, pooling)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -81,12 +81,11 @@ def test_this_gpu_packs(dtype: torch.dtype | None, trains: bool) -> None:
     assert encoder.is_packed
 
 
-def test_layers_that_are_made_twice_stay_padded() -> None:
-    """Gradient checkpointing cannot keep nested tensors."""
+def test_layers_that_are_made_twice_are_packed() -> None:
     encoder = make_encoder(dropout=0.1).to(CUDA)
     encoder.enable_gradient_checkpointing()
     prepare_encoder(encoder, torch.bfloat16, ON_GPU, trains=True)
-    assert not encoder.is_packed
+    assert encoder.is_packed
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -116,9 +115,10 @@ def test_attention_s_dropout_is_drawn_from_the_gpu_s_generator(dtype: torch.dtyp
     assert torch.equal(drawn[0], drawn[1]) and relative_error(drawn[2], drawn[0]) > 1e-3
 
 
-def test_encoding_a_batch_never_waits_for_the_gpu() -> None:
+@pytest.mark.parametrize("pooling", ["first", "mean", "last"])
+def test_encoding_a_batch_never_waits_for_the_gpu(pooling: str) -> None:
     """The host queues a batch while the GPU computes the one before: an operation that waits raises here."""
-    encoder, batch = make_encoder().to(CUDA), batch_of([7, 30, 129]).pin_memory()
+    encoder, batch = make_encoder(pooling).to(CUDA), batch_of([7, 30, 129]).pin_memory()
     encoder.pack_texts(True, PACKED)
     expected_BD = encode_batch(encoder, batch, "passage", CUDA, torch.bfloat16)
     torch.cuda.set_sync_debug_mode("error")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from model.encoders.packing import packing_problem, tried_batch
 from model.encoders.roberta_dot import RobertaDot
 from model.kernels import packed_attention
 from model.kernels.cpu_dropout import BY_DEVICE
-from model.kernels.packed_attention import PACKED, PACKED_ON_CPU
+from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, flash_attention, memory_efficient_attention
 from model.kernels.precision import autocast
 from model.token_batch import unpadded
 from model.train.step import make_state, train_step
@@ -49,6 +48,24 @@ def make_encoder(pooling: str = "first", dropout: float = 0.0) -> RobertaDot:
         pooling=pooling,
     )
     return RobertaDot(config).eval()
+
+
+def text_by_text(
+    heads: list[torch.Tensor], offsets_B: torch.Tensor, longest: int, dropout: float, scaling: float
+) -> torch.Tensor:
+    """What a GPU's kernels compute, which take no other arguments than these."""
+    lengths = offsets_B.diff().tolist()
+    assert offsets_B.dtype == torch.int32 and offsets_B[0] == 0 and max(lengths) == longest
+    assert len({head.dtype for head in heads}) == 1 and heads[0].shape[-1] % 8 == 0
+    of_texts = zip(*(head.transpose(0, 1).split(lengths, dim=1) for head in heads), strict=True)
+    made = [F.scaled_dot_product_attention(*text, dropout_p=dropout, scale=scaling) for text in of_texts]
+    return torch.cat(made, dim=1).transpose(0, 1)
+
+
+@pytest.fixture(autouse=True)
+def _without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels are another's: `test_cuda_attention` has them."""
+    monkeypatch.setattr(packed_attention, "quickest_kernel", lambda *_of: text_by_text)
 
 
 def batch_of(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,16 +151,16 @@ def test_any_model_is_tried_with_texts_that_fit_it(pad_id: int, positions: int) 
     assert batch.longest == 150 or positions < 152
 
 
-def no_kernel(*_args: Any, **_words: Any) -> Any:
+def no_kernel(*_args: Any) -> Any:
     raise RuntimeError("no kernel for this GPU\nC++ stack")
 
 
-def without_scores(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_words: Any) -> torch.Tensor:
-    return value
+def without_scores(heads: list[torch.Tensor], *_others: Any) -> torch.Tensor:
+    return heads[2]
 
 
-def without_gradient(*heads: torch.Tensor, **words: Any) -> torch.Tensor:
-    return F.scaled_dot_product_attention(*(head.detach() for head in heads), **words)
+def without_gradient(heads: list[torch.Tensor], *others: Any) -> torch.Tensor:
+    return text_by_text([head.detach() for head in heads], *others)
 
 
 @pytest.mark.parametrize(
@@ -159,9 +176,8 @@ def test_packing_is_left_where_it_fails_or_differs(
 ) -> None:
     encoder = make_encoder()
     expected_BD = encoder.body_emb(*batch_of([3, 9]))
-    monkeypatch.setattr(packed_attention, "F", SimpleNamespace(scaled_dot_product_attention=kernel, pad=F.pad))
+    monkeypatch.setattr(packed_attention, "quickest_kernel", lambda *_of: kernel)
     said = packing_problem(encoder, CPU, None, trains)
-    monkeypatch.undo()
     assert said.startswith(reason) and "\n" not in said
     assert not encoder.is_packed and torch.equal(encoder.body_emb(*batch_of([3, 9])), expected_BD)
 
@@ -175,12 +191,34 @@ def test_a_pad_token_inside_a_text_counts_as_it_does_in_a_padded_batch() -> None
     assert float((encoder.body_emb(ids_BL, mask_BL) - expected_BD).detach().abs().max()) < 1e-4
 
 
-def test_layers_that_are_made_twice_are_not_packed_on_a_gpu() -> None:
-    """Gradient checkpointing cannot keep nested tensors: found before training, not in its first step."""
+def test_layers_that_are_made_twice_are_packed_on_a_gpu_too() -> None:
     encoder = make_encoder(dropout=0.1)
     encoder.enable_gradient_checkpointing()
-    assert packing_problem(encoder, CPU, None, trains=False) == ""
-    assert packing_problem(encoder, CPU, None, trains=True).startswith("RuntimeError")
+    assert packing_problem(encoder, CPU, None, trains=True) == ""
+
+
+def test_torch_s_kernels_take_what_they_are_given() -> None:
+    """This version's: without a GPU, on tensors without numbers."""
+    offsets_B = torch.tensor([0, 5, 7], dtype=torch.int32, device="meta")
+    for kernel, dtype in ((flash_attention, torch.bfloat16), (memory_efficient_attention, torch.float32)):
+        heads = [torch.empty(7, 2, 8, dtype=dtype, device="meta", requires_grad=True) for _ in range(3)]
+        made = kernel(heads, offsets_B, 5, 0.1, 0.3)
+        assert made.shape == heads[0].shape and made.dtype == dtype and made.requires_grad
+
+
+@pytest.mark.parametrize("dims", [4, 8, 12])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_heads_of_any_size_and_type_reach_the_kernel_as_it_reads_them(dims: int, scaling: float | None) -> None:
+    """In autocast's type, in which some families' queries and keys are not; scaled by their own size."""
+    draw = torch.Generator().manual_seed(7)
+    heads = [torch.randn(1, 2, 7, dims, generator=draw) for _ in range(3)]
+    expected = F.scaled_dot_product_attention(*(head[:, :, :5] for head in heads), scale=scaling).transpose(1, 2)
+    packing: dict[str, Any] = {"offsets_B": torch.tensor([0, 5, 7], dtype=torch.int32), "longest": 5}
+    for dtype, within in ((None, 1e-6), (torch.bfloat16, 2e-2)):
+        with autocast(CPU, dtype):
+            found, _ = packed_attention.packed_attention(torch.nn.Module(), *heads, None, scaling=scaling, **packing)
+        assert found.shape == (1, 7, 2, dims) and found.dtype == (dtype or torch.float32)
+        assert torch.allclose(found[:, :5].float(), expected, atol=within)
 
 
 @pytest.mark.parametrize("lengths", [[30, 30, 30], [30, 2, 17]])
