@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from model.encoders.lora import merged
 from model.encoders.registry import load_encoder
@@ -35,6 +36,7 @@ def made(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path_factory: pytest
     base = directory / "base" / f"checkpoint-{loop.WARMUP_STEPS}"
     shutil.copytree(tiny_tokenizer, base)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # the adapters' own is enough
     RobertaDot(config_of_random_roberta(tiny_preprocessed, **sizes)).save_pretrained(base)
     made = loop.Loop(directory, Programs(fork_server()))
     loop.train_and_generate(made, "top", "rdot_nll", "base", *loop.batch(1), *LEARNING, *LORA)
@@ -94,12 +96,33 @@ def test_a_run_with_dropout_resumes_to_the_same_bytes(made: loop.Loop, tmp_path:
         )
 
 
+def first_negatives(made: loop.Loop, directory: Path) -> tuple[str, ...]:
+    """Flags of a run of the first four steps, on a copy of their negatives."""
+    later = ("*_1", "*_2", ".leases", "DONE.json")
+    shutil.copytree(made.path("arms", "top", "ann_data"), directory, ignore=shutil.ignore_patterns(*later))
+    return ("--max_steps", "4", "--ann_dir", str(directory))
+
+
+@pytest.mark.measured
+def test_processes_train_the_same_adapters(made: loop.Loop, tmp_path: Path) -> None:
+    """GradCache's processes have nobody who copies one's first weights to the others."""
+    lora = ("--lora_r", "4", *first_negatives(made, tmp_path / "ann_data"))
+    run(*trainer(made, *lora), "--output_dir", tmp_path / "one")
+    halves = ("--per_gpu_train_batch_size", "4")
+    for name, more in (("two", ()), ("cached", ("--grad_cache_tokens", "64"))):
+        run(*trainer(made, *lora), *halves, *more, "--output_dir", tmp_path / name, processes=2)
+    one, two, cached = (
+        load_file(JobLayout(tmp_path / name).checkpoint(4) / ADAPTERS) for name in ("one", "two", "cached")
+    )
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(cached[name], tensor, rtol=1e-2, atol=1e-4)
+
+
 def test_a_run_without_lora_knows_nothing_of_it(made: loop.Loop, tmp_path: Path) -> None:
     """--lora_r 0 is no LoRA at all, and such a run does not resume as one with it."""
     plain, zero = tmp_path / "plain", tmp_path / "zero"
-    negatives, later = tmp_path / "ann_data", ("*_1", "*_2", ".leases", "DONE.json")
-    shutil.copytree(made.path("arms", "top", "ann_data"), negatives, ignore=shutil.ignore_patterns(*later))
-    steps = ("--max_steps", "4", "--ann_dir", str(negatives))
+    steps = first_negatives(made, tmp_path / "ann_data")
     run(*trainer(made, *steps), "--output_dir", plain)
     run(*trainer(made, *steps), "--lora_r", "0", "--lora_alpha", "3", "--lora_dropout", "0.5", "--output_dir", zero)
     files = [JobLayout(directory).checkpoint(4) for directory in (plain, zero)]
