@@ -74,16 +74,18 @@ path_setting RERANK_FILE "$RAW_DATA_DIR/top1000.${DEV_SPLIT:-dev}"
 prepare_data() {
   [[ ! -f $DATA_DIR/${LAYOUT[collection_manifest]} ]] || return 0
   local parent
+  local -a format=(--source "$SOURCE")
+  [[ $SOURCE != msmarco ]] || format+=(--data_type "$DATA_TYPE")
   parent=$(dirname "$DATA_DIR")
   mkdir -p "$parent"
   take_lock "$parent/.prepare.lock"
   if [[ ! -f $DATA_DIR/${LAYOUT[collection_manifest]} ]]; then
     if [[ -n $SUBSET_OF && ! -f $RAW_DATA_DIR/${LAYOUT[subset_record]} ]]; then
-      command_for 1 data.create_subset --data_dir "$SUBSET_OF" --out_data_dir "$RAW_DATA_DIR" --data_type "$DATA_TYPE" \
+      command_for 1 data.create_subset --data_dir "$SUBSET_OF" --out_data_dir "$RAW_DATA_DIR" "${format[@]}" \
         --fraction 0.1 --seed 42
       run_whole_step "${COMMAND[@]}"
     fi
-    command_for 1 data.msmarco_data --data_dir "$RAW_DATA_DIR" --out_data_dir "$DATA_DIR" --data_type "$DATA_TYPE" \
+    command_for 1 data.msmarco_data --data_dir "$RAW_DATA_DIR" --out_data_dir "$DATA_DIR" "${format[@]}" \
       --model_type "$MODEL_TYPE" --model_name_or_path "$MODEL" \
       --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
     run_whole_step "${COMMAND[@]}"

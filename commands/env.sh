@@ -212,6 +212,7 @@ WARMUP_CHECKPOINT_GIVEN=$WARMUP_CHECKPOINT
 # What is trained. ANCE (FirstP) on MS MARCO passages; DATA_TYPE 0 is documents.
 setting MODEL_TYPE rdot_nll
 setting MODEL roberta-base # a hub name or a directory: where the warmup starts, and its tokenizer
+setting SOURCE msmarco # format of RAW_DATA_DIR: beir, dpr, another word of --source, or auto
 setting DATA_TYPE 1
 setting MAX_SEQ_LENGTH 512
 setting MAX_QUERY_LENGTH 64

@@ -5,33 +5,31 @@
 Kept are a fraction of the judged train queries with every passage judged for them, the queries, qrels and judged
 passages of every other split whole, and a fraction of all other passages. Whether an id is kept depends on the seed and
 the id alone, not on the order of a file, and what a fraction keeps, a larger one keeps too. The passages are streamed:
-what is held is the qrels, and eight bytes per passage to find a repeated id. Any source is read (--data_type); what
-MS MARCO's format cannot hold (other splits than train and dev, titles of passages) is an error.
+what is held is the qrels, and eight bytes per passage to find a repeated id. Any source is read (--source); what
+MS MARCO's format cannot hold (splits that it has no names for, titles of passages) is an error.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, TextIO, TypedDict
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import Passage, Source, source_files
-from data.sources.msmarco import DOCUMENT_TYPE, PASSAGE_TYPE, RAW_NAMES, MsMarco
+from data.sources.flags import SourceFlags
+from data.sources.msmarco import DOCUMENT_TYPE, LEADERBOARD, PASSAGE_TYPE, RAW_NAMES, MsMarco
 from data.sources.qrels import Judgements, check_known, read_judgements
-from data.sources.registry import SOURCES, open_source
-from utils.declared.words import words_help
+from data.sources.registry import open_source
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import SUBSET_RECORD
 from utils.flag_groups.common import SeedFlags
 from utils.flag_values import Group, flag
-from utils.flags import ProgramFlags, answer_dry_run, parse_flags
+from utils.flags import answer_dry_run, parse_flags
 from utils.run_log import Progress, say
-from utils.text_files import estimate_lines
 
 NOT_CARRIED_OVER = ("triples.train.small.tsv", "top1000.dev")
 OWN_FORMAT = "take the subset in the collection's own format"
@@ -40,7 +38,7 @@ PROGRESS_EVERY = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubsetFlags(SeedFlags, ProgramFlags):
+class SubsetFlags(SeedFlags, SourceFlags):
     """Take a seeded fraction of a raw collection, with every positive of the queries kept."""
 
     GROUP: ClassVar[Group] = "data"
@@ -48,10 +46,8 @@ class SubsetFlags(SeedFlags, ProgramFlags):
         "python -m data.create_subset --data_dir raw --out_data_dir subset --data_type 1 --fraction 0.1"
     )
 
-    data_dir: str = flag(help="directory of the raw files, plain or gzipped", is_path=True)
     out_data_dir: str = flag(help="directory for the subset, under MS MARCO's names, not gzipped", is_path=True)
     fraction: float = flag(help="share of the train queries and of the unjudged passages to keep", above=0, at_most=1)
-    data_type: str = flag("0", partial(words_help, SOURCES))
     allow_missing: bool = flag(False, "continue where over one in a hundred qrels names an unknown query or passage")
 
 
@@ -114,11 +110,12 @@ def written_type(source: Source) -> int:
     """
     if isinstance(source, MsMarco):
         return source.data_type
-    splits = RAW_NAMES[PASSAGE_TYPE].splits
-    if set(source.split_files) != set(splits):
+    judged = {split: names.qrels is not None for split, names in RAW_NAMES[PASSAGE_TYPE].splits.items()}
+    other = [split for split, files in source.split_files.items() if judged.get(split) != (files.qrels is not None)]
+    if other:
         raise UserError(
-            f"--data_type {source.data_type}: its splits are {', '.join(source.split_files)}, a subset is written in "
-            f"MS MARCO's format, which has {' and '.join(splits)}: {OWN_FORMAT}"
+            f"{source.passages_file}: its splits are {', '.join(source.split_files)}, a subset is written in MS "
+            f"MARCO's format, which has {', '.join(judged)}, all but {LEADERBOARD} with qrels: {OWN_FORMAT}"
         )
     return PASSAGE_TYPE
 
@@ -168,6 +165,9 @@ def write_split(source: Source, split: str, staged: Path, settings: SubsetSettin
             if is_whole or (query_id in judged and is_kept("query", query_id, settings.seed, settings.fraction)):
                 written.add(query_id)
                 file.write(line_of(query_id, text))
+    counts = {names.queries: kept_and_dropped(len(written), total)}
+    if files.qrels is None or names.qrels is None:
+        return SplitSubset({}, counts)
     check_all_known(files.qrels, judgements, "query", [q for q, _ in judgements if q in unseen], settings)
     kept = {pair: relevance for pair, relevance in judgements.items() if is_whole or pair[0] in written}
     with open_new(staged / names.qrels) as file:
@@ -177,10 +177,7 @@ def write_split(source: Source, split: str, staged: Path, settings: SubsetSettin
             f"{files.queries}: no judged query is among the {settings.fraction:g} kept of {len(judged)}; "
             "raise --fraction, or take another --seed"
         )
-    counts = {
-        names.queries: kept_and_dropped(len(written), total),
-        names.qrels: kept_and_dropped(len(kept), len(judgements)),
-    }
+    counts[names.qrels] = kept_and_dropped(len(kept), len(judgements))
     return SplitSubset(kept, counts)
 
 
@@ -202,7 +199,7 @@ def write_passages(
     data_type = written_type(source)
     name = RAW_NAMES[data_type].passages
     missing, total, kept = set(judged), 0, 0
-    progress = Progress(estimate_lines(source.passages_file), "passages")
+    progress = Progress(source.estimate_passages(), "passages")
     with open_new(staged / name) as file:
         for total, passage in enumerate(source.passages(), 1):
             is_judged = passage.passage_id in judged
@@ -218,12 +215,12 @@ def write_passages(
 
 
 def check_all_known(
-    path: Path, judgements: Judgements, kind: str, unknown: list[str], settings: SubsetSettings
+    origin: Path | str | None, judgements: Judgements, kind: str, unknown: list[str], settings: SubsetSettings
 ) -> None:
     """Say it where judgements name what is not there.
 
     Args:
-        path: The file of the judgements, for the message.
+        origin: Where the judgements come from, for the message.
         judgements: All of them.
         kind: What they name, "query" or "passage".
         unknown: The id that each such judgement names.
@@ -231,7 +228,7 @@ def check_all_known(
     Raises:
         UserError: over 1% do, and may not.
     """
-    if message := check_known(path, len(judgements), {kind: unknown}, settings.allow_missing):
+    if message := check_known(origin, len(judgements), {kind: unknown}, settings.allow_missing):
         say(message)
 
 
@@ -245,7 +242,7 @@ def create_subset(source: Source, out_dir: Path, settings: SubsetSettings) -> Su
             unknown = [passage_id for _, passage_id in subset.kept if passage_id in missing]
             check_all_known(source.split_files[split].qrels, subset.kept, "passage", unknown, settings)
             files |= subset.counts
-        next_to_it = {path.name for path in source.passages_file.parent.iterdir()}
+        next_to_it = {path.name for file in source_files(source) for path in file.parent.iterdir()}
         left = [name for name in NOT_CARRIED_OVER if {name, f"{name}.gz"} & next_to_it]
         record: SubsetRecord = {
             "fraction": settings.fraction,
@@ -272,7 +269,7 @@ def check_out_dir(source: Source, out_dir: Path) -> None:
 def main() -> None:
     """Parse, preflight, copy, and say what was kept."""
     flags = parse_flags(SubsetFlags, "create_subset")
-    source, out_dir = open_source(flags.data_type, Path(flags.data_dir)), Path(flags.out_data_dir)
+    source, out_dir = open_source(flags.source_request), Path(flags.out_data_dir)
     settings = SubsetSettings(flags.fraction, flags.seed, flags.allow_missing)
     check_out_dir(source, out_dir)
     if flags.dry_run:

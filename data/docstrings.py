@@ -217,10 +217,10 @@ def collection_lines(pairs: list[Pair], dev_queries: int) -> dict[str, list[str]
     lines = {names.passages: [f"{n}\t{text}\n" for text, n in passage_ids.items()]}
     for split, start, end in ((DEV, 0, dev_queries), (TRAIN, dev_queries, len(pairs))):
         numbered = [(FIRST_QUERY_ID + n, by_query[n]) for n in range(start, end)]
-        lines[names.splits[split].queries] = [f"{query_id}\t{pair.query}\n" for query_id, pair in numbered]
-        lines[names.splits[split].qrels] = [
-            f"{query_id}\t0\t{passage_ids[pair.passage]}\t1\n" for query_id, pair in numbered
-        ]
+        queries, qrels = names.splits[split].queries, names.splits[split].qrels
+        assert qrels is not None
+        lines[queries] = [f"{query_id}\t{pair.query}\n" for query_id, pair in numbered]
+        lines[qrels] = [f"{query_id}\t0\t{passage_ids[pair.passage]}\t1\n" for query_id, pair in numbered]
     return lines
 
 

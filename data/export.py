@@ -25,7 +25,7 @@ from data.mining.candidates import Candidates, read_candidates
 from data.mining.negative_lists import check_offsets, read_negative_lists
 from data.sources.atomic_dir import check_can_write
 from data.sources.base import Source
-from data.sources.registry import open_source
+from data.sources.registry import open_source, request_of_record
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.raw_texts import query_texts
 from data.tokens.verify import check_inputs
@@ -111,7 +111,7 @@ def preflight(flags: ExportFlags) -> ExportJob:
     check_inputs(collection)
     source = None
     if declared.records is not None:
-        source = open_source(collection.manifest["data_type"], Path(flags.raw_data_dir))
+        source = open_source(request_of_record(collection.manifest, flags.raw_data_dir))
     candidates = open_candidates(Path(flags.candidates), collection) if flags.candidates else None
     ranked = open_negatives(Path(flags.training_data), collection) if flags.training_data else candidates
     assert ranked is not None

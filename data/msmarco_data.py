@@ -3,11 +3,11 @@
     python -m data.msmarco_data --data_dir RAW --out_data_dir OUT --data_type 1 \\
         --model_type rdot_nll --model_name_or_path TOKENIZER_DIR
 
---data_type names the source (data/sources/registry.py), and the source has the splits. Passages keep the order of their
-file: a passage's offset is its line. Queries are kept where their split's qrels name them, so that no later program
-encodes or searches one without a judgement; what is dropped is counted. Text is streamed: the tokenizer works on all
-cores while the next batch is read and the last one written. What is held is the judged queries, the qrels and eight
-bytes per passage.
+--source names the format (data/sources/registry.py), and the source has the splits: all are written. Passages keep the
+order of their file: a passage's offset is its line. Of the train queries those are kept that have a positive, so that
+no later program encodes or searches one that teaches nothing; of every other split all, so that those that nobody has
+judged are in its run as well. What is dropped is counted. Text is streamed: the tokenizer works on all cores while the
+next batch is read and the last one written. What is held is the queries, the qrels and eight bytes per passage.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import Source, source_files
+from data.sources.flags import SourceFlags
+from data.sources.own_passages import PassageWatch
 from data.sources.qrels import ResolvedSplit, qrel_name, query_name, read_split, resolve
-from data.sources.registry import SOURCES, open_source
-from data.tokens.collection import FORMAT_VERSION, MANIFEST, PASSAGES
+from data.sources.registry import describe_source, open_source
+from data.tokens.collection import FORMAT_VERSION, MANIFEST, OWN_PASSAGES, PASSAGES
 from data.tokens.token_cache import TokenCacheWriter, cache_files
 from data.tokens.tokenizer import (
     check_tokenizer_cuts,
@@ -37,35 +38,34 @@ from data.tokens.tokenizer import (
     tokenized,
     tokenizer_files,
 )
-from utils.declared.words import words_help
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
+from utils.exchange.evaluations import TRAIN
 from utils.exchange.verify import signature_of
 from utils.flag_groups.model import ModelTypeFlags
 from utils.flag_groups.texts import TextFlags
 from utils.flag_values import MOST_WORKERS, Group, flag
-from utils.flags import ProgramFlags, answer_dry_run, parse_flags
+from utils.flags import answer_dry_run, parse_flags
 from utils.run_log import Progress, say
-from utils.text_files import estimate_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+WITHOUT_TEXT = f"{PASSAGES} without text"
+
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessFlags(ModelTypeFlags, TextFlags, ProgramFlags):
+class PreprocessFlags(ModelTypeFlags, TextFlags, SourceFlags):
     """Tokenize a raw collection into a preprocessed directory."""
 
     GROUP: ClassVar[Group] = "data"
     EXAMPLE: ClassVar[str] = (
-        "python -m data.msmarco_data --data_dir raw --out_data_dir preprocessed --data_type 1 \\\n    "
+        "python -m data.msmarco_data --data_dir raw --out_data_dir preprocessed \\\n    "
         "--model_type rdot_nll --model_name_or_path roberta-base"
     )
 
-    data_dir: str = flag(help="directory of the raw files, plain or gzipped, under MS MARCO's names", is_path=True)
     out_data_dir: str = flag(help="directory to write; refused if it already holds a complete collection", is_path=True)
     model_name_or_path: str = flag("", "directory (or hub name) that holds the tokenizer", is_path=True, group="model")
-    data_type: str = flag("0", partial(words_help, SOURCES))
     allow_missing: bool = flag(False, "continue where over one in a hundred qrels names an unknown query or passage")
     workers: int = flag(0, "threads that tokenize; 0 takes every core", at_least=0, at_most=MOST_WORKERS, group="job")
 
@@ -103,13 +103,18 @@ def preprocess(
         check_not_complete(out_dir)
         splits = [read_split(source, split, settings.allow_missing) for split in source.split_files]
         wanted = set().union(*(data.passage_ids() for data in splits))
-        passages, offset_of = write_passages(source, tokenizer, staged, settings, wanted)
-        manifest |= {"counts": {PASSAGES: passages}, "dropped": {}}
+        watch = PassageWatch(query for data in splits for query in data.queries.items())
+        passages, offset_of = write_passages(source, tokenizer, staged, settings, wanted, watch)
+        manifest |= {"counts": {PASSAGES: passages}, "dropped": {}, "kept": {WITHOUT_TEXT: watch.without_text}}
         for data in splits:
-            resolved = resolve(source.split_files[data.split].qrels, data, offset_of, settings.allow_missing)
+            origin = source.split_files[data.split].qrels
+            resolved = resolve(origin, data, offset_of, watch.own, settings.allow_missing)
             manifest["counts"] |= write_split(resolved, tokenizer, staged, settings.max_query_length)
             manifest["dropped"] |= resolved.dropped
-        names = output_files(source.split_files)
+            manifest["kept"] |= resolved.kept
+            if resolved.own_passage:
+                manifest.setdefault(OWN_PASSAGES, {})[data.split] = list(resolved.own_passage.items())
+        names = output_files(manifest["counts"])
         manifest["files"] = {name: signature_of(staged / name) for name in names}
         manifest["collection_fingerprint"] = hashlib.sha256(
             json.dumps(manifest["files"], sort_keys=True).encode()
@@ -128,7 +133,7 @@ def describe(source: Source, tokenizer: PreTrainedTokenizerBase, settings: Prepr
     """The manifest's account of how the collection was made."""
     return {
         "format_version": FORMAT_VERSION,
-        "data_type": source.data_type,
+        **source.record,
         "max_seq_length": settings.max_seq_length,
         "max_query_length": settings.max_query_length,
         "max_doc_character": settings.max_doc_character,
@@ -145,7 +150,12 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def write_passages(
-    source: Source, tokenizer: PreTrainedTokenizerBase, staged: Path, settings: PreprocessSettings, wanted: set[str]
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    staged: Path,
+    settings: PreprocessSettings,
+    wanted: set[str],
+    watch: PassageWatch,
 ) -> tuple[int, dict[str, int]]:
     """Write the passages' token cache.
 
@@ -155,14 +165,15 @@ def write_passages(
         staged: The directory to write in.
         settings: At how many characters and tokens a text is cut.
         wanted: Ids of the passages whose offsets are asked for.
+        watch: Looks at every passage as it is read.
     Returns:
         How many passages there are; and {passage_id: offset} of ``wanted``, -1 for the missing.
     Raises:
         UserError: a passage cannot be read.
     """
     offset_of = dict.fromkeys(wanted, -1)
-    texts = encoded_texts(source, settings.max_doc_character)
-    progress = Progress(estimate_lines(source.passages_file), "passages")
+    texts = encoded_texts(watch.watched(source.passages()), settings.max_doc_character)
+    progress = Progress(source.estimate_passages(), "passages")
     with TokenCacheWriter(staged, PASSAGES, vocabulary_size(tokenizer)) as writer:
         for ids, rows in tokenized(texts, tokenizer, settings.max_seq_length):
             for offset, passage_id in enumerate(ids, writer.rows):
@@ -185,37 +196,53 @@ def write_split(
         staged: The directory to write in.
         max_query_length: Tokens kept of a query.
     Returns:
-        How many queries and qrels there are, by the manifest's names.
+        How many queries and qrels there are, by the manifest's names; no qrels of a split that nobody has judged.
     """
     queries, qrels = query_name(resolved.split), qrel_name(resolved.split)
     with TokenCacheWriter(staged, queries, vocabulary_size(tokenizer)) as writer:
         for ids, rows in tokenized(encoded_queries(resolved.queries.items()), tokenizer, max_query_length):
             writer.append(ids, rows)
+    if not resolved.is_judged:
+        return {queries: writer.rows}
     with (staged / f"{qrels}.tsv").open("w", encoding="utf-8") as file:
         for query, passages in resolved.qrels.as_dict().items():
             file.writelines(f"{query}\t{passage}\t{relevance}\n" for passage, relevance in passages.items())
     return {queries: writer.rows, qrels: len(resolved.qrels.query_R)}
 
 
-def output_files(splits: Iterable[str]) -> list[str]:
-    """All files of a preprocessed directory but its manifest."""
-    splits = list(splits)
-    caches = [PASSAGES, *map(query_name, splits)]
-    return [file for name in caches for file in cache_files(name)] + [f"{qrel_name(split)}.tsv" for split in splits]
+def output_files(counts: Iterable[str]) -> list[str]:
+    """All files of a preprocessed directory but its manifest, by the names that the manifest counts."""
+    qrels = [name for name in counts if name.endswith(qrel_name(""))]
+    caches = [name for name in counts if name not in qrels]
+    return [file for name in caches for file in cache_files(name)] + [f"{name}.tsv" for name in qrels]
 
 
 def summary(out_dir: Path, manifest: dict[str, Any], seconds: float) -> str:
     counts = ", ".join(f"{count:,} {name}" for name, count in manifest["counts"].items())
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest["dropped"].items() if count)
+    dropped, kept = (
+        ", ".join(f"{count:,} {reason}" for reason, count in manifest[key].items() if count)
+        for key in ("dropped", "kept")
+    )
+    kept = f"; kept: {kept}" if kept else ""
     rate = manifest["counts"][PASSAGES] / max(seconds, 1e-9)
-    return f"wrote {out_dir}: {counts}; dropped: {dropped or 'nothing'}; {seconds:.1f} seconds, {rate:,.0f} passages/s"
+    took = f"{seconds:.1f} seconds, {rate:,.0f} passages/s"
+    return f"wrote {out_dir}: {counts}; dropped: {dropped or 'nothing'}{kept}; {took}"
+
+
+def say_source(source: Source) -> None:
+    """What was found of the collection before any of it is tokenized."""
+    say(describe_source(source))
+    if TRAIN not in source.split_files:
+        say("no split train: this collection can be searched and evaluated, not trained on")
+    for remark in source.remarks():
+        say(remark)
 
 
 def main() -> None:
-    """Parse, preflight, preprocess, and say what was written and dropped."""
+    """Parse, preflight, preprocess, and say what was found, written and dropped."""
     flags = parse_flags(PreprocessFlags, "msmarco_data")
     settings = settings_of(flags)
-    source, out_dir = open_source(flags.data_type, Path(flags.data_dir)), Path(flags.out_data_dir)
+    source, out_dir = open_source(flags.source_request), Path(flags.out_data_dir)
     check_not_complete(out_dir)
     check_can_write(out_dir)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -227,8 +254,10 @@ def main() -> None:
         for split in source.split_files:
             read_split(source, split, settings.allow_missing)
     files = [str(path) for path in source_files(source)]
-    if answer_dry_run(flags, data_type=source.data_type, tokenizer=fingerprint_of(tokenizer), files=files):
+    found = {**source.record, "splits": list(source.split_files), "files": files}
+    if answer_dry_run(flags, tokenizer=fingerprint_of(tokenizer), **found):
         return
+    say_source(source)
     started = time.monotonic()
     manifest = preprocess(source, tokenizer, out_dir, settings)
     say(summary(out_dir, manifest, time.monotonic() - started))

@@ -14,22 +14,20 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import Source
-from data.sources.msmarco import PASSAGE_TYPE
-from data.sources.registry import SOURCES, open_source
+from data.sources.flags import SourceFlags
+from data.sources.registry import open_source
 from data.tokens.tokenizer import encoded_queries, encoded_texts
-from utils.declared.words import words_help
 from utils.errors import UserError, run_program
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import TOKENIZER_FILE
 from utils.flag_values import Group, flag
-from utils.flags import ProgramFlags, answer_dry_run, parse_flags
+from utils.flags import answer_dry_run, parse_flags
 from utils.run_log import say
 
 if TYPE_CHECKING:
@@ -43,14 +41,12 @@ CONFIG_FILE = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordPieceFlags(ProgramFlags):
+class WordPieceFlags(SourceFlags):
     """Train a lower-casing WordPiece tokenizer on the passages and train queries of a raw collection."""
 
     GROUP: ClassVar[Group] = "data"
     EXAMPLE: ClassVar[str] = "python -m data.wordpiece --data_dir raw --out_dir tokenizer --vocab_size 8192"
 
-    data_dir: str = flag(help="directory of the raw files, plain or gzipped", is_path=True)
-    data_type: str = flag(str(PASSAGE_TYPE), partial(words_help, SOURCES))
     out_dir: str = flag(help="directory for tokenizer.json and tokenizer_config.json", is_path=True)
     vocab_size: int = flag(8192, "most tokens the vocabulary may have", at_least=SMALLEST_VOCABULARY)
     max_doc_character: int = flag(10000, "characters read of a passage", at_least=1)
@@ -58,12 +54,13 @@ class WordPieceFlags(ProgramFlags):
 
 def files_read(source: Source) -> list[Path]:
     """Those of `collection_texts`."""
-    return [source.passages_file, *(files.queries for split, files in source.split_files.items() if split == TRAIN)]
+    origins = [source.passages_file, *(files.queries for split, files in source.split_files.items() if split == TRAIN)]
+    return [origin for origin in origins if isinstance(origin, Path)]
 
 
 def collection_texts(source: Source, max_doc_character: int) -> Iterator[str]:
     """Every passage, then every train query, as they are encoded."""
-    texts = chain(encoded_texts(source, max_doc_character), encoded_queries(source.queries(TRAIN)))
+    texts = chain(encoded_texts(source.passages(), max_doc_character), encoded_queries(source.queries(TRAIN)))
     return (text for _, text in texts)
 
 
@@ -151,8 +148,8 @@ def check_inputs(source: Source, out_dir: Path) -> None:
     """UserError for a collection without train queries, and for a taken directory."""
     if TRAIN not in source.split_files:
         raise UserError(
-            f"{source.passages_file.parent} has the splits {', '.join(source.split_files)}, expected train among them: "
-            "the tokenizer is trained on its queries"
+            f"{source.passages_file}: next to it are the splits {', '.join(source.split_files)}, expected train among "
+            "them: the tokenizer is trained on its queries"
         )
     for name in (TOKENIZER_FILE, "vocab.txt", "vocab.json"):
         if (out_dir / name).exists():
@@ -162,7 +159,7 @@ def check_inputs(source: Source, out_dir: Path) -> None:
 
 def main() -> None:
     flags = parse_flags(WordPieceFlags, "wordpiece")
-    source, out_dir = open_source(flags.data_type, Path(flags.data_dir), files_read), Path(flags.out_dir)
+    source, out_dir = open_source(flags.source_request, files_read), Path(flags.out_dir)
     check_inputs(source, out_dir)
     if answer_dry_run(flags):
         return

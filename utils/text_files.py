@@ -72,10 +72,11 @@ def _is_gzip(path: Path) -> bool:
     return first == GZIP_MAGIC or (path.suffix == ".gz" and first != b"")
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path, needs_end: bool = True) -> Iterator[str]:
     """The lines of a file without their ends (``\\n`` or ``\\r\\n``); the first is without a byte order mark.
 
-    Raises UserError for an empty file, invalid UTF-8, and a last line without an end (a file cut off in the middle).
+    Raises UserError for an empty file, invalid UTF-8, and a last line without an end (a file cut off in the middle),
+    unless the lines themselves show that: ``needs_end`` is False.
     """
     number, line = 0, b""
     with open_text(path) as lines:
@@ -91,7 +92,7 @@ def read_lines(path: Path) -> Iterator[str]:
                 ) from None
     if number == 0:
         raise UserError(f"{path} is empty, expected one record per line; fetch it again")
-    if not line.endswith(b"\n"):
+    if needs_end and not line.endswith(b"\n"):
         raise UserError(f"{path}, line {number}: {NO_LINE_END}")
 
 

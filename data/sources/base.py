@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 
 from utils.errors import UserError
 
+SourceRecord = dict[str, str | int]
+
 
 class Passage(NamedTuple):
     """A passage or document as text; a field that its collection does not have is None, one left blank is ""."""
@@ -21,10 +23,31 @@ class Passage(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """Where a split's queries and qrels come from; two splits may share a file of queries."""
+    """Where a split's queries and qrels come from; two splits may share a file of queries.
 
-    queries: Path
-    qrels: Path
+    A name that is no path stands for what is not a file here (a dataset of ir_datasets). ``qrels`` is None where nobody
+    has judged the split: its queries can be searched, and nothing measured.
+    """
+
+    queries: Path | str
+    qrels: Path | str | None
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """Which raw collection is meant.
+
+    Args:
+        directory: That of its files; None for one that is not in a directory.
+        word: Of `registry.SOURCES`, or "auto": by the files of the directory.
+        data_type: MS MARCO's documents ("0") or passages ("1"), as ANCE numbers them; "": which of them is there.
+        dataset: The name of a dataset of ir_datasets.
+    """
+
+    directory: Path | None
+    word: str = "auto"
+    data_type: str = ""
+    dataset: str = ""
 
 
 class Source(Protocol):
@@ -33,18 +56,23 @@ class Source(Protocol):
     The three readers stream: they may be called again, and hold no more than what finds a fault. They raise UserError
     with file and line for what cannot be read. Ids are any text without tab or line end, unique in their file. A grade
     is an integer from -LARGEST_GRADE to LARGEST_GRADE; 1 and above is relevant. Qrels may name queries and passages
-    that are not there, and repeat a line: preprocessing counts both. ``data_type`` is the word of `registry.SOURCES`,
-    as the manifest records it; ``split_files`` has the splits by name, in the order in which they are written.
+    that are not there, and repeat a line: preprocessing counts both. ``record`` is what the manifest records, by which
+    `registry.request_of_record` opens the same source again; ``split_files`` has the splits by name, in the order in
+    which they are written.
     """
 
     @property
-    def data_type(self) -> int | str: ...
+    def record(self) -> SourceRecord: ...
 
     @property
-    def passages_file(self) -> Path: ...
+    def passages_file(self) -> Path | str: ...
 
     @property
     def split_files(self) -> Mapping[str, SplitFiles]: ...
+
+    def estimate_passages(self) -> int | None:
+        """About how many passages there are, found out fast; None where that is not known."""
+        ...
 
     def passages(self) -> Iterator[Passage]:
         """In the order that gives each passage its offset."""
@@ -55,14 +83,19 @@ class Source(Protocol):
         ...
 
     def qrels(self, split: str) -> Iterator[tuple[str, str, int]]:
-        """(query_id, passage_id, grade)"""
+        """(query_id, passage_id, grade); none of a split that nobody has judged."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """What its reader should know of the raw files, as what of them belongs to no split: a sentence each."""
         ...
 
 
 def source_files(source: Source) -> list[Path]:
     """All files of ``source``, each once: the passages, then the queries, then the qrels of every split."""
     splits = source.split_files.values()
-    return list(dict.fromkeys([source.passages_file, *(s.queries for s in splits), *(s.qrels for s in splits)]))
+    origins = [source.passages_file, *(s.queries for s in splits), *(s.qrels for s in splits)]
+    return [origin for origin in dict.fromkeys(origins) if isinstance(origin, Path)]
 
 
 def find_raw(directory: Path, *names: str) -> Path:

@@ -6,28 +6,38 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from data.sources.base import Passage, SplitFiles, find_raw, plain_or_gzipped, source_files
+from data.sources.base import (
+    Passage,
+    SourceRecord,
+    SourceRequest,
+    SplitFiles,
+    find_raw,
+    plain_or_gzipped,
+    source_files,
+)
+from data.sources.ids import UniqueIds
+from data.sources.judgements import Judgement, read_qrels
 from utils.errors import UserError
 from utils.exchange.evaluations import DEV, TRAIN
-from utils.ir.notation import LARGEST_GRADE
-from utils.text_files import check_ends, columns_of, numbered_lines
+from utils.text_files import check_ends, estimate_lines, numbered_lines
 
+MSMARCO = "msmarco"  # --source
 DOCUMENT_TYPE, PASSAGE_TYPE = 0, 1  # --data_type, as ANCE numbers them
-IDS_PER_CHECK = 65_536
-GRADE = re.compile("[+-]?[0-9]{1,20}")  # int() reads digits of other scripts and underscores as well
+TREC_2019, TREC_2020, LEADERBOARD = "trec2019", "trec2020", "leaderboard"  # the words of commands/data_download.sh
+
+TREC_QUERIES = ("msmarco-test2019-queries.tsv", "msmarco-test2020-queries.tsv")  # of passages and documents
 
 
 @dataclass(frozen=True)
 class SplitNames:
+    """``qrels`` is None where MS MARCO has published none."""
+
     queries: str
-    qrels: str
+    qrels: str | None
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,9 @@ RAW_NAMES = {
         {
             TRAIN: SplitNames("msmarco-doctrain-queries.tsv", "msmarco-doctrain-qrels.tsv"),
             DEV: SplitNames("msmarco-docdev-queries.tsv", "msmarco-docdev-qrels.tsv"),
+            TREC_2019: SplitNames(TREC_QUERIES[0], "2019qrels-docs.txt"),
+            TREC_2020: SplitNames(TREC_QUERIES[1], "2020qrels-docs.txt"),
+            LEADERBOARD: SplitNames("docleaderboard-queries.tsv", None),
         },
     ),
     PASSAGE_TYPE: RawNames(
@@ -54,9 +67,18 @@ RAW_NAMES = {
         {
             TRAIN: SplitNames("queries.train.tsv", "qrels.train.tsv"),
             DEV: SplitNames("queries.dev.small.tsv", "qrels.dev.small.tsv"),
+            TREC_2019: SplitNames(TREC_QUERIES[0], "2019qrels-pass.txt"),
+            TREC_2020: SplitNames(TREC_QUERIES[1], "2020qrels-pass.txt"),
+            LEADERBOARD: SplitNames("queries.eval.small.tsv", None),
         },
     ),
 }
+
+
+@dataclass(frozen=True)
+class MsMarcoSplit(SplitFiles):
+    queries: Path
+    qrels: Path | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +87,14 @@ class MsMarco:
 
     data_type: int
     passages_file: Path
-    split_files: dict[str, SplitFiles]
+    split_files: dict[str, MsMarcoSplit]
+
+    @property
+    def record(self) -> SourceRecord:
+        return {"source": MSMARCO, "data_type": self.data_type}
+
+    def estimate_passages(self) -> int:
+        return estimate_lines(self.passages_file)
 
     def passages(self) -> Iterator[Passage]:
         return read_passages(self.passages_file, self.data_type)
@@ -73,15 +102,46 @@ class MsMarco:
     def queries(self, split: str) -> Iterator[tuple[str, str]]:
         return read_queries(self.split_files[split].queries)
 
-    def qrels(self, split: str) -> Iterator[tuple[str, str, int]]:
-        return read_qrels(self.split_files[split].qrels)
+    def qrels(self, split: str) -> Iterator[Judgement]:
+        qrels = self.split_files[split].qrels
+        return read_qrels(qrels) if qrels is not None else iter(())
+
+    def remarks(self) -> list[str]:
+        """TREC's queries without the qrels of this collection."""
+        directory = self.passages_file.parent
+        return [
+            f"no split {split}: {names.queries} is there, {names.qrels} is not"
+            for split, names in RAW_NAMES[self.data_type].splits.items()
+            if split not in self.split_files and plain_or_gzipped(directory, names.queries)
+        ]
+
+
+def find(request: SourceRequest) -> MsMarco:
+    """The files of ``request.directory``. UserError as `find_collection`, and where both kinds are there."""
+    directory, words = request.directory, {str(data_type) for data_type in RAW_NAMES}
+    assert directory is not None
+    if request.data_type:
+        if request.data_type not in words:
+            raise UserError(
+                f"--data_type is {request.data_type}, expected 0 (MS MARCO's documents) or 1 (its passages); "
+                "other formats are --source"
+            )
+        return find_collection(directory, int(request.data_type))
+    there = [of for of, names in RAW_NAMES.items() if plain_or_gzipped(directory, names.passages)]
+    if len(there) > 1:
+        raise UserError(
+            f"{directory} has both {RAW_NAMES[DOCUMENT_TYPE].passages} and {RAW_NAMES[PASSAGE_TYPE].passages}: "
+            "write --data_type 0 for the documents, 1 for the passages"
+        )
+    return find_collection(directory, there[0] if there else PASSAGE_TYPE)
 
 
 def find_collection(directory: Path, data_type: int) -> MsMarco:
-    """All raw files of a collection; one of a split that is not there has its plain name.
+    """All raw files of a collection: the passages, and each split of which a file is there. The other file of such a
+    split has its plain name, whether it is there or not.
 
-    UserError where there are no passages, a file is empty, begins with a header or ends without a line end, or
-    ``data_type`` is the wrong one.
+    UserError where there are no passages or no queries, a file is empty, begins with a header or ends without a line
+    end, or ``data_type`` is the wrong one.
     """
     names, other = RAW_NAMES[data_type], RAW_NAMES[1 - data_type]
     if plain_or_gzipped(directory, names.passages) is None and plain_or_gzipped(directory, other.passages):
@@ -89,63 +149,31 @@ def find_collection(directory: Path, data_type: int) -> MsMarco:
             f"{directory} has {other.passages} and no {names.passages}; did you mean --data_type {1 - data_type}?"
         )
     passages = find_raw(directory, names.passages)
-
-    def found(name: str) -> Path:
-        return plain_or_gzipped(directory, name) or directory / name
-
-    splits = {split: SplitFiles(found(of.queries), found(of.qrels)) for split, of in names.splits.items()}
+    splits = {split: found for split, of in names.splits.items() if (found := find_split(directory, of))}
+    if not splits:
+        find_raw(directory, *(of.queries for of in names.splits.values()))
     collection = MsMarco(data_type, passages, splits)
     for path in filter(Path.is_file, source_files(collection)):
         check_ends(path)
     return collection
 
 
-class RepeatedIds:
-    """Finds repeated ids at eight bytes each (70 MB for MS MARCO's 8.8 million passages).
-
-    64-bit hashes are kept in sorted arrays, each more than twice as long as the next, so that a batch is looked up in
-    a few of them. Two different ids out of 8.8 million share a hash with probability 2e-6.
-    """
-
-    def __init__(self) -> None:
-        self.runs: list[np.ndarray] = []
-
-    def first_repeat(self, ids: list[str]) -> int | None:
-        """Add ``ids``; the index of the first that was seen before, in this call or an earlier one."""
-        hashes_B = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
-        order_B = np.argsort(hashes_B, kind="stable")
-        run = hashes_B[order_B]
-        seen_B = np.zeros(len(ids), dtype=bool)
-        seen_B[1:] = run[1:] == run[:-1]
-        for older in self.runs:
-            at_B = np.searchsorted(older, run)
-            seen_B |= older[np.minimum(at_B, len(older) - 1)] == run
-        if seen_B.any():
-            return int(order_B[seen_B].min())
-        while self.runs and len(self.runs[-1]) <= 2 * len(run):
-            run = np.sort(np.concatenate([self.runs.pop(), run]), kind="stable")
-        if len(run):
-            self.runs.append(run)
+def find_split(directory: Path, names: SplitNames) -> MsMarcoSplit | None:
+    """The files of a split; None where neither is there. TREC's queries are of both collections: its qrels decide."""
+    queries = plain_or_gzipped(directory, names.queries)
+    qrels = plain_or_gzipped(directory, names.qrels) if names.qrels else None
+    if not qrels and (not queries or names.queries in TREC_QUERIES):
         return None
+    qrels = directory / names.qrels if names.qrels and not qrels else qrels
+    return MsMarcoSplit(queries or directory / names.queries, qrels)
 
 
 def read_records(path: Path, columns: int) -> Iterator[list[str]]:
     """The records of a TSV file whose first column is a unique id and whose others are text, not all blank.
 
-    Raises UserError with file and line for another number of columns, an empty or repeated id, and an empty text;
-    the repeated id is found at the latest 65,536 lines after it was yielded.
+    Raises UserError with file and line for another number of columns, an empty or repeated id, and an empty text.
     """
-    repeated, checked = RepeatedIds(), 0
-    ids: list[str] = []
-
-    def check_ids() -> None:
-        index = repeated.first_repeat(ids)
-        if index is not None:
-            raise UserError(
-                f"{path}, line {checked + index + 1}: the id {ids[index]!r} was on an earlier line, "
-                "expected every id once; remove one of the two lines"
-            )
-
+    ids = UniqueIds(path)
     for number, line in numbered_lines(path):
         record = line.split("\t")
         if len(record) != columns:
@@ -153,16 +181,11 @@ def read_records(path: Path, columns: int) -> Iterator[list[str]]:
             raise UserError(
                 f"{path}, line {number}: {len(record)} tab-separated columns, expected {columns}{hint}; fix the line"
             )
-        if not record[0].strip():
-            raise UserError(f"{path}, line {number}: the id is empty, expected one; fix the line")
-        if not any(map(str.strip, record[1:])):
+        if record[0].strip() and not any(map(str.strip, record[1:])):
             raise UserError(f"{path}, line {number}: the text of {record[0]!r} is empty; remove the line, or fix it")
-        ids.append(record[0])
+        ids.add(number, record[0])
         yield record
-        if len(ids) == IDS_PER_CHECK:
-            check_ids()
-            ids, checked = [], number
-    check_ids()
+    ids.check()
 
 
 def read_passages(path: Path, data_type: int) -> Iterator[Passage]:
@@ -179,41 +202,3 @@ def read_queries(path: Path) -> Iterator[tuple[str, str]]:
     """(query_id, text) of a queries file. Raises UserError as `read_records` does."""
     for record in read_records(path, 2):
         yield record[0], record[1]
-
-
-def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
-    """(query_id, passage_id, relevance) of every line ``query 0 passage relevance``, separated by tabs or blanks.
-
-    A line that repeats an earlier judgement is yielded again; one that contradicts it is a UserError, as are another
-    number of columns, an empty id, and a relevance that is no integer from -LARGEST_GRADE to LARGEST_GRADE.
-    """
-    judged: dict[int, int] = {}
-    for number, line in numbered_lines(path):
-        record = columns_of(line)
-        if len(record) != 4:
-            raise UserError(
-                f"{path}, line {number}: {len(record)} columns, expected 4 (query 0 passage relevance); fix the line"
-            )
-        query_id, _, passage_id, word = record
-        if not query_id.strip() or not passage_id.strip():
-            raise UserError(f"{path}, line {number}: an id is empty, expected query 0 passage relevance; fix the line")
-        relevance = parse_relevance(word)
-        if relevance is None:
-            raise UserError(
-                f"{path}, line {number}: the relevance is {word[:40]!r}, expected an integer from {-LARGEST_GRADE} to "
-                f"{LARGEST_GRADE}; fix the line"
-            )
-        if judged.setdefault(hash((query_id, passage_id)), relevance) != relevance:
-            raise UserError(
-                f"{path}, line {number}: query {query_id!r} and passage {passage_id!r} were judged differently on an "
-                "earlier line, expected one relevance; remove one of the two lines"
-            )
-        yield query_id, passage_id, relevance
-
-
-def parse_relevance(word: str) -> int | None:
-    """The grade that a column of the qrels holds; None where it holds none, or one beyond LARGEST_GRADE."""
-    if not GRADE.fullmatch(word):
-        return None
-    grade = int(word)
-    return grade if abs(grade) <= LARGEST_GRADE else None

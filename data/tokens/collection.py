@@ -23,6 +23,7 @@ from utils.ir.notation import LARGEST_GRADE
 
 FORMAT_VERSION = 1
 PASSAGES = "passages"
+OWN_PASSAGES = "own_passages"  # key of the manifest: by split, [query, passage] of the queries that are a passage
 REQUIRED_KEYS = ("max_seq_length", "max_query_length", "pad_token_id", "tokenizer", "counts", "collection_fingerprint")
 
 
@@ -62,6 +63,14 @@ class Preprocessed:
         suffix = query_name("")
         return tuple(name.removesuffix(suffix) for name in self.manifest["counts"] if name.endswith(suffix))
 
+    def has_qrels(self, split: str) -> bool:
+        """Whether anybody has judged the split: else its queries can be searched, and nothing measured."""
+        return qrel_name(split) in self.manifest["counts"]
+
+    def own_passages(self, split: str) -> dict[int, int]:
+        """{query: passage} by offset, of the queries that are a passage themselves: no answer to be ranked."""
+        return dict(self.manifest.get(OWN_PASSAGES, {}).get(split, []))
+
     def check_split(self, split: str) -> None:
         """UserError where there is no such split; it names those there are."""
         if split not in self.splits:
@@ -70,16 +79,18 @@ class Preprocessed:
     def dev_split(self, asked: str = "") -> str:
         """The split that is measured while training: --dev_split where ``asked`` is not "".
 
-        Else ``dev`` where there is one, else the first that is not trained on. UserError where there is none.
+        Else, of those that have qrels, ``dev`` where there is one, or the first that is not trained on. UserError where
+        there is none.
         """
-        others = [split for split in self.splits if split != TRAIN]
-        if not others or asked == TRAIN:
-            raise UserError(
-                f"{self.directory}: nothing to measure on while training: expected a split other than train, "
-                f"there is {', '.join(others) or 'none'}; name one by --dev_split"
-            )
         if asked:
             self.check_split(asked)
+        others = [split for split in self.splits if split != TRAIN and self.has_qrels(split)]
+        if not others or (asked and asked not in others):
+            raise UserError(
+                f"{self.directory}: nothing to measure on while training: expected a split other than train that has "
+                f"qrels, there is {', '.join(others) or 'none'}; name one by --dev_split"
+            )
+        if asked:
             return asked
         return DEV if DEV in others else others[0]
 
@@ -89,8 +100,13 @@ class Preprocessed:
         return self._open(query_name(split))
 
     def qrels(self, split: str) -> Qrels:
-        """UserError where there is no such split, the file is damaged, or it names rows that are not there."""
+        """Those of a split; none of one that nobody has judged.
+
+        UserError where there is no such split, the file is damaged, or it names rows that are not there.
+        """
         self.check_split(split)
+        if not self.has_qrels(split):
+            return sorted_qrels(np.empty((0, 3), np.int64))
         name = qrel_name(split)
         qrels = read_qrel_offsets(self.directory / f"{name}.tsv")
         counts = self.manifest["counts"]

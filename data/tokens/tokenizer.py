@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.sources.base import Passage, Source
+from data.sources.base import Passage
 from utils.errors import UserError, one_line
 from utils.exchange.atomic import read_json, sha256_of
 from utils.exchange.layout import TOKENIZER_FILE
@@ -119,9 +119,9 @@ def encoded_queries(queries: Iterable[tuple[str, str]]) -> Iterator[tuple[str, s
     return ((query_id, clean_text(text)) for query_id, text in queries)
 
 
-def encoded_texts(source: Source, max_doc_character: int) -> Iterator[tuple[str, str]]:
-    """(passage_id, `encoded_text`) of all passages."""
-    return ((passage.passage_id, encoded_text(passage, max_doc_character)) for passage in source.passages())
+def encoded_texts(passages: Iterable[Passage], max_doc_character: int) -> Iterator[tuple[str, str]]:
+    """(passage_id, `encoded_text`) of each passage."""
+    return ((passage.passage_id, encoded_text(passage, max_doc_character)) for passage in passages)
 
 
 def text_batches(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:

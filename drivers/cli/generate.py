@@ -84,7 +84,9 @@ class Bm25Flags(ProgramFlags, DevSplitFlags, SelectionFlags, KeepFlags):
     GROUP: ClassVar[Group] = "data"
     EXAMPLE: ClassVar[str] = "python -m drivers.run_bm25 --raw_data_dir raw --data_dir preprocessed --output_dir bm25"
 
-    raw_data_dir: str = flag(help="raw collection, the one --data_dir was made from", is_path=True)
+    raw_data_dir: str = flag(
+        "", "raw collection, the one --data_dir was made from; none for a dataset of ir_datasets", is_path=True
+    )
     data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data", is_path=True)
     output_dir: str = flag(
         help="directory for dev.trec, metrics.json, ann_training_data_0 and ann_ndcg_0", is_path=True, group="job"

@@ -17,7 +17,7 @@ from data.mining.negative_lists import write_negative_lists
 from data.mining.select import Selected, Selection, describe_selection, select_negatives
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import Source
-from data.sources.registry import open_source
+from data.sources.registry import open_source, request_of_record
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.raw_texts import passages_in_order, query_texts
 from data.tokens.tokenizer import encoded_text
@@ -98,7 +98,7 @@ def preflight(flags: Bm25Flags) -> Bm25Job:
     """Both directories, checked as far as is cheap, and the output directory with them."""
     preprocessed = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
     check_inputs(preprocessed)
-    source = open_source(preprocessed.manifest["data_type"], Path(flags.raw_data_dir))
+    source = open_source(request_of_record(preprocessed.manifest, flags.raw_data_dir))
     dev_split = preprocessed.dev_split(flags.dev_split)
     selection = selection_of(flags, str(flags.negative_strategy), len(preprocessed.passages))
     if selection.strategy.needs_bm25:

@@ -225,15 +225,52 @@ def test_few_unknown_ids_are_reported_and_left_out(
     assert len(found.qrels("train").query_R) > 600
 
 
-def test_query_with_no_known_passage_left_is_dropped(
-    run: Callable[..., int], tiny_collection: Path, tmp_path: Path
+def test_query_with_no_known_passage_left_is_dropped_from_train_alone(
+    run: Callable[..., int], tiny_collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit(tiny_collection / "qrels.dev.small.tsv", lambda lines: lines.__setitem__(-1, "q79\t0\tp0\t1\n"))
+    for split, query in (("train", "q59"), ("dev.small", "q79")):
+        edit(
+            tiny_collection / f"qrels.{split}.tsv",
+            lambda lines, query=query: (
+                [line for line in lines if not line.startswith(f"{query}\t")]
+                + [f"{query}\t0\tp0\t1\n", f"{query}\t0\tp3\t0\n"]
+            ),
+        )
     assert run("--allow_missing") == 0
     found = open_preprocessed(tmp_path / "out", MAX_SEQ_LENGTH, MAX_QUERY_LENGTH)
-    assert found.queries("dev").original_ids() == [f"q{number}" for number in range(60, 79)]
-    assert found.manifest["dropped"]["dev-query without a known passage"] == 1
+    assert found.queries("train").original_ids() == [f"q{number}" for number in range(59)]
+    assert found.qrels("train").queries_with_positive().tolist() == list(range(59))
+    assert found.manifest["dropped"]["train-query without a known positive"] == 1
+    assert found.queries("dev").original_ids() == [f"q{number}" for number in range(60, 80)]
     assert found.qrels("dev").queries_with_positive().tolist() == list(range(19))
+    assert "1 train-query without a known positive" in capsys.readouterr().out
+
+
+def test_queries_that_nobody_judged_are_kept_in_every_split_but_train(
+    run: Callable[..., int], tiny_collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "dev.small"):
+        for query in (f"{split}-unjudged", f"{split}-negative"):
+            edit(tiny_collection / f"queries.{split}.tsv", lambda lines, query=query: lines.insert(1, f"{query}\tx\n"))
+        edit(
+            tiny_collection / f"qrels.{split}.tsv",
+            lambda lines, split=split: lines.insert(1, f"{split}-negative\t0\tp3\t0\n"),
+        )
+    assert run() == 0
+    found = open_preprocessed(tmp_path / "out", MAX_SEQ_LENGTH, MAX_QUERY_LENGTH)
+    assert found.queries("train").original_ids() == [f"q{number}" for number in range(60)]
+    assert found.queries("dev").original_ids()[:4] == ["q60", "dev.small-negative", "dev.small-unjudged", "q61"]
+    assert set(found.qrels("dev").query_R.tolist()) == set(range(22)) - {2}
+    said = capsys.readouterr().out
+    for words in ("1 train-query without a qrel, 1 train-query without a positive", "1 dev-query without a qrel"):
+        assert words in said
+
+
+def test_train_queries_without_any_positive_are_refused(
+    run: Callable[..., int], tiny_collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(tiny_collection / "qrels.train.tsv", lambda lines: [line.replace("\t1\n", "\t0\n") for line in lines])
+    check_refused(run(), tmp_path / "out", capsys.readouterr().err, "no train query has a positive")
 
 
 def test_qrels_of_another_collection_are_refused(
@@ -336,7 +373,7 @@ def test_missing_file(
     "more, message",
     [
         (["--data_type", "0"], "did you mean --data_type 1"),
-        (["--data_type", "2"], "--data_type is 2, expected one of 0, 1"),
+        (["--data_type", "2"], "--data_type is 2, expected 0 (MS MARCO's documents) or 1"),
         (["--max_seq_length", "2"], "hold nothing but the 2 special ones"),
     ],
 )
@@ -578,7 +615,8 @@ def test_manifest_of_another_kind_is_refused(
 
 
 def with_splits(collection: Preprocessed, *splits: str) -> Preprocessed:
-    return replace(collection, manifest={"counts": {"passages": 300, **{f"{split}-query": 1 for split in splits}}})
+    counts = {f"{split}-{kind}": 1 for split in splits for kind in ("query", "qrel")}
+    return replace(collection, manifest={"counts": {"passages": 300, **counts}})
 
 
 def test_splits_are_those_that_the_manifest_counts(tiny_preprocessed: Path) -> None:

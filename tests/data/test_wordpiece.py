@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.sources.base import source_files
+from data.sources.base import SourceRequest, source_files
 from data.sources.msmarco import find_collection
 from data.sources.registry import open_source
 from data.wordpiece import check_inputs, collection_texts, files_read, save_tokenizer, train_tokenizer
@@ -90,7 +90,7 @@ def test_every_word_of_the_training_texts_can_be_written() -> None:
 
 def test_another_process_trains_the_same_tokenizer(tmp_path: Path, raw_dir: Path) -> None:
     """The library's own trainer does not: it numbers characters in the order of a randomly seeded hash table."""
-    here = train_tokenizer(lambda: collection_texts(open_source("1", raw_dir), 10000), 300)
+    here = train_tokenizer(lambda: collection_texts(open_source(SourceRequest(raw_dir)), 10000), 300)
     save_tokenizer(here, tmp_path / "here")
     command = [sys.executable, "-m", "data.wordpiece", "--data_dir", str(raw_dir), "--vocab_size", "300", "--out_dir"]
     for name, variables in (("a", {"TOKENIZERS_PARALLELISM": "false"}), ("b", {"RAYON_NUM_THREADS": "3"})):
@@ -126,34 +126,34 @@ def test_transformers_loads_it_beside_a_model_type_it_does_not_know(tmp_path: Pa
 def test_mistakes_are_named(tmp_path: Path, raw_dir: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(UserError, match=r"already holds a tokenizer \(vocab.json\)"):
-        check_inputs(open_source("1", raw_dir), tmp_path)
+        check_inputs(open_source(SourceRequest(raw_dir)), tmp_path)
     (tmp_path / "vocab.json").unlink()
     for name in ("collection.tsv", "queries.train.tsv"):
         whole = (raw_dir / name).read_bytes()
         for content in (whole[:-1], whole + b"\n"):
             (raw_dir / name).write_bytes(content)
             with pytest.raises(UserError, match=rf"{name}, line [0-9]+: the last line "):
-                open_source("1", raw_dir, files_read)
+                open_source(SourceRequest(raw_dir), files_read)
         (raw_dir / name).write_bytes(whole)
     source = find_collection(raw_dir, 1)
     check_inputs(source, tmp_path)
-    with pytest.raises(UserError, match=r"has the splits dev, expected train among them"):
+    with pytest.raises(UserError, match=r"next to it are the splits dev, expected train among them"):
         check_inputs(replace(source, split_files={"dev": source.split_files["dev"]}), tmp_path)
     (raw_dir / "queries.train.tsv").unlink()
     for files in (source_files, files_read):
         with pytest.raises(UserError, match=r"has no queries\.train\.tsv\[\.gz\]"):
-            open_source("1", raw_dir, files)
+            open_source(SourceRequest(raw_dir), files)
 
 
 def test_passages_and_train_queries_are_enough(tmp_path: Path, raw_dir: Path) -> None:
     for path in raw_dir.iterdir():
         if path.name not in ("collection.tsv", "queries.train.tsv"):
             path.unlink()
-    with pytest.raises(UserError, match=r"has no queries\.dev\.small\.tsv\[\.gz\]"):
-        open_source("1", raw_dir)
+    with pytest.raises(UserError, match=r"has no qrels\.train\.tsv\[\.gz\]"):
+        open_source(SourceRequest(raw_dir))
     command = [sys.executable, "-m", "data.wordpiece", "--data_dir", str(raw_dir), "--vocab_size", "300", "--out_dir"]
     subprocess.run([*command, str(tmp_path / "made")], cwd=REPO, check=True, timeout=60)
-    texts = collection_texts(open_source("1", raw_dir, files_read), 10000)
+    texts = collection_texts(open_source(SourceRequest(raw_dir), files_read), 10000)
     assert len([*texts]) == sum(len(path.read_text().splitlines()) for path in raw_dir.iterdir())
     assert (tmp_path / "made" / "tokenizer.json").is_file()
 

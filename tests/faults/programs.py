@@ -57,7 +57,6 @@ def make_inputs(directory: Path) -> Inputs:
     """
     from data.msmarco_data import PreprocessSettings, preprocess
     from data.sources.msmarco import find_collection
-    from data.sources.registry import open_source
     from data.tokens.collection import open_preprocessed
     from data.tokens.tokenizer import load_tokenizer
     from data.wordpiece import collection_texts, save_tokenizer, train_tokenizer
@@ -67,10 +66,10 @@ def make_inputs(directory: Path) -> Inputs:
     for path in (raw, inputs.tokenizer):
         path.mkdir(parents=True)
     write_tiny_collection(raw)
-    source = open_source("1", raw)
+    source = find_collection(raw, 1)
     save_tokenizer(train_tokenizer(lambda: collection_texts(source, MAX_DOC_CHARACTER), VOCABULARY), inputs.tokenizer)
     settings = PreprocessSettings(str(inputs.tokenizer), TINY_MAX_SEQ_LENGTH, TINY_MAX_QUERY_LENGTH)
-    preprocess(find_collection(raw, 1), load_tokenizer(inputs.tokenizer), inputs.data_dir, settings)
+    preprocess(source, load_tokenizer(inputs.tokenizer), inputs.data_dir, settings)
     collection = open_preprocessed(inputs.data_dir, TINY_MAX_SEQ_LENGTH, TINY_MAX_QUERY_LENGTH)
     write_model(inputs, collection.manifest["vocab_size"])
     write_random_negatives(inputs, *collection.qrels("train").positives(), len(collection.passages))

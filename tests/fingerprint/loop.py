@@ -64,7 +64,7 @@ def collection(loop: Loop) -> None:
     write_tiny_collection(raw)
     tokenizer = ("--data_dir", raw, "--out_dir", loop.path("tokenizer"), "--vocab_size", VOCABULARY)
     loop.run("wordpiece", "data.wordpiece", *tokenizer)
-    preprocess(loop, "raw", "preprocessed", data_type=1)
+    preprocess(loop, "raw", "preprocessed", "--data_type", 1)
 
 
 def other_collections(loop: Loop) -> None:
@@ -79,11 +79,11 @@ def other_collections(loop: Loop) -> None:
     for split, name in (("train", "train"), ("dev.small", "dev")):
         shutil.copy(raw / f"queries.{split}.tsv", documents / f"msmarco-doc{name}-queries.tsv")
         shutil.copy(raw / f"qrels.{split}.tsv", documents / f"msmarco-doc{name}-qrels.tsv")
-    preprocess(loop, "raw_documents", "preprocessed_documents", data_type=0)
+    preprocess(loop, "raw_documents", "preprocessed_documents", "--data_type", 0)
 
 
-def preprocess(loop: Loop, raw: str, to: str, data_type: int | str) -> None:
-    places = ("--data_dir", loop.path(raw), "--out_data_dir", loop.path(to), "--data_type", data_type)
+def preprocess(loop: Loop, raw: str, to: str, *source: object) -> None:
+    places = ("--data_dir", loop.path(raw), "--out_data_dir", loop.path(to), *source)
     model = ("--model_type", "static", "--model_name_or_path", loop.path("tokenizer"), *LENGTHS)
     loop.run(f"preprocess_{to}", "data.msmarco_data", *places, *model, *ONE_TOKENIZING_THREAD)
 

@@ -1,6 +1,6 @@
 """A collection in two files of JSON lines, with any splits and graded judgements: a source of its own.
 
-python -m tests.toys.graded_jsonl data.msmarco_data --data_type graded_jsonl FLAGS…
+python -m tests.toys.graded_jsonl data.msmarco_data --source graded_jsonl FLAGS…
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.sources.base import Passage, SplitFiles, find_raw
+from data.sources.base import Passage, SourceRecord, SourceRequest, SplitFiles, find_raw
 from data.sources.registry import SOURCES, SourceWord
 from utils.program import start
 
@@ -26,13 +26,19 @@ class GradedJsonl:
 
     passages_file: Path
     queries_file: Path
-    data_type: str = "graded_jsonl"
+
+    @property
+    def record(self) -> SourceRecord:
+        return {"source": "graded_jsonl"}
 
     @property
     def split_files(self) -> dict[str, SplitFiles]:
         return {
             query["split"]: SplitFiles(self.queries_file, self.queries_file) for query in records(self.queries_file)
         }
+
+    def estimate_passages(self) -> None:
+        return None
 
     def passages(self) -> Iterator[Passage]:
         return (Passage(passage["id"], passage["text"], passage["title"]) for passage in records(self.passages_file))
@@ -45,8 +51,12 @@ class GradedJsonl:
             if query["split"] == split:
                 yield from ((query["id"], passage, grade) for passage, grade in query["grades"].items())
 
+    def remarks(self) -> list[str]:
+        return []
 
-def find(directory: Path) -> GradedJsonl:
+
+def find(request: SourceRequest) -> GradedJsonl:
+    directory = request.directory
     return GradedJsonl(find_raw(directory, "passages.jsonl"), find_raw(directory, "queries.jsonl"))
 
 

@@ -16,7 +16,7 @@ from tests.toys_loop.toy_loop import toy_loop, train_encoder
 
 @pytest.mark.slow
 def test_two_towers_go_through_the_loop(shared_collection: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    made = toy_loop("bag_of_words", tmp_path, shared_collection, tiny_tokenizer)
+    made = toy_loop("bag_of_words", tmp_path, shared_collection, tiny_tokenizer, "--data_type", 1)
     last = train_encoder(made, "bag_of_words", {"embedding_size": 16})
     first = load_file(tmp_path / "warmup" / "checkpoint-6" / "model.safetensors")
     towers = load_file(last / "model.safetensors")

@@ -57,7 +57,7 @@ def test_an_index_of_ones_own_goes_through_the_loop(
     shared_collection: Path, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
     arm = tmp_path / "arms" / "top"
-    made = toy_loop("by_norm", tmp_path, shared_collection, tiny_tokenizer)
+    made = toy_loop("by_norm", tmp_path, shared_collection, tiny_tokenizer, "--data_type", 1)
     learning = ("--optimizer", "adamW", "--learning_rate", "3e-2", "--config_name", loop.write_static_config(made))
     loop.warm_up(made, "warmup", "static", *learning, *SEARCH, source=("--triples", write_triples(tmp_path)))
     loop.train_and_generate(made, "top", "static", "warmup", *loop.batch(1), negatives=(*SEARCH, "--keep_candidates"))

@@ -107,7 +107,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
     write_passages(tmp_path)
 
     def run(module: ModuleType, *flags: object) -> int:
-        words = ("--data_dir", tmp_path, "--data_type", "graded_jsonl", *flags)
+        words = ("--data_dir", tmp_path, "--source", "graded_jsonl", *flags)
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
         return exit_code_of(module.__name__, module.main)
 
@@ -142,7 +142,10 @@ def test_a_subset_of_any_source_is_written_as_ms_marco_s(
         ({"text": "a\tb"}, "the text of 'p0' has a tab or a line end, which MS MARCO's format cannot hold"),
         ({"text": "a\nb"}, "the text of 'p0' has a tab or a line end, which MS MARCO's format cannot hold"),
         ({"text": " "}, "'p0' has no id or no text, which MS MARCO's format cannot hold"),
-        ({}, "its splits are train, heldout, a subset is written in MS MARCO's format, which has train and dev"),
+        (
+            {},
+            "its splits are train, heldout, a subset is written in MS MARCO's format, which has train, dev, trec2019,",
+        ),
     ],
 )
 def test_what_ms_marco_s_format_cannot_hold_is_refused(
@@ -175,7 +178,7 @@ def test_any_splits_and_grades_go_through_the_loop(
     raw = tmp_path / "graded"
     write_graded(shared_collection, raw)
     arm = tmp_path / "arms" / "top"
-    made = toy_loop("graded_jsonl", tmp_path, raw, tiny_tokenizer, "graded_jsonl")
+    made = toy_loop("graded_jsonl", tmp_path, raw, tiny_tokenizer, "--source", "graded_jsonl")
     loop.bm25(made)
     loop.static_warmup(made)
     start = made.path("warmup", f"checkpoint-{loop.WARMUP_STEPS}")
@@ -195,7 +198,7 @@ def test_any_splits_and_grades_go_through_the_loop(
         made.run("none/eval", *evaluate, "--output_dir", made.path("none"))
 
     collection = open_preprocessed(tmp_path / "preprocessed", 32, 16)
-    assert collection.splits == ("train", "test", "heldout") and collection.manifest["data_type"] == "graded_jsonl"
+    assert collection.splits == ("train", "test", "heldout") and collection.manifest["source"] == "graded_jsonl"
     for split in collection.splits:
         passage_ids, query_ids = collection.passages.original_ids(), collection.queries(split).original_ids()
         grades = {

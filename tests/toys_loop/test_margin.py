@@ -61,7 +61,7 @@ def test_a_word_that_is_not_registered_is_refused(capsys: pytest.CaptureFixture[
 @pytest.mark.slow
 def test_the_margin_loss_goes_through_the_loop(shared_collection: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     learning = ("--optimizer", "adamW", "--learning_rate", "3e-2", "--loss", "margin")
-    made = toy_loop("margin", tmp_path, shared_collection, tiny_tokenizer)
+    made = toy_loop("margin", tmp_path, shared_collection, tiny_tokenizer, "--data_type", 1)
     loop.bm25(made)
     loop.warm_up(made, "warmup", "static", "--config_name", loop.write_static_config(made), *learning)
     loop.train_and_generate(made, "top", "static", "warmup", *loop.batch(1, *learning))

@@ -30,7 +30,7 @@ def scores_by_hand(table: np.ndarray, queries: list[list[int]], passages: list[l
 
 @pytest.mark.slow
 def test_three_rows_go_through_the_loop(shared_collection: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    made = toy_loop("three_rows", tmp_path, shared_collection, tiny_tokenizer)
+    made = toy_loop("three_rows", tmp_path, shared_collection, tiny_tokenizer, "--data_type", 1)
     last = train_encoder(made, "three_rows", {"embedding_size": 16})
     collection, arm = open_preprocessed(tmp_path / "preprocessed", *LENGTHS), tmp_path / "arms" / "top"
     passages = listed(*collection.passages.gather(np.arange(300), LENGTHS[0]))

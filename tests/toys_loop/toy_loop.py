@@ -28,12 +28,12 @@ class ToyPrograms(Programs):
         return "{}" if "--dry_run" in command else super().run(command, out, processes)
 
 
-def toy_loop(toy: str, directory: Path, raw: Path, tokenizer: Path, data_type: int | str = 1) -> loop.Loop:
+def toy_loop(toy: str, directory: Path, raw: Path, tokenizer: Path, *source: object) -> loop.Loop:
     """The loop of `tests.fingerprint.loop` in ``directory``, its collection preprocessed."""
     (directory / "raw").symlink_to(raw)
     (directory / "tokenizer").symlink_to(tokenizer)
     made = loop.Loop(directory, ToyPrograms(fork_server(), toy=toy))
-    loop.preprocess(made, "raw", "preprocessed", data_type)
+    loop.preprocess(made, "raw", "preprocessed", *source)
     return made
 
 

@@ -61,6 +61,7 @@ CLASSES: dict[str, type[ProgramFlags]] = {
 NO_PATHS = {  # the words that are none
     "arms",
     "data_type",
+    "dataset",
     "dev_split",
     "faiss_index",
     "format",
@@ -73,6 +74,7 @@ NO_PATHS = {  # the words that are none
     "query",
     "server_ip",
     "server_port",
+    "source",
     "split",
     "task_name",
     "to_layout",

@@ -57,7 +57,11 @@ OTHER_DEFAULT: dict[tuple[str, str], tuple[Any, str]] = {
         "",
         "--tokenizer_name serves as well; the program asks for one of them",
     ),
-    ("msmarco_data.py", "data_type"): ("0", "ANCE's numbers are words among others here: each names a source"),
+    ("msmarco_data.py", "data_dir"): (
+        "",
+        "a dataset of ir_datasets is in no directory; the program asks for one of both",
+    ),
+    ("msmarco_data.py", "data_type"): ("", "what is there is known: documents, passages, or files of another source"),
     ("run_warmup.py", "model_name_or_path"): ("", "omitted, the model starts from random weights of --config_name"),
     ("run_warmup.py", "task_name"): ("msmarco", NOT_REQUIRED),
     ("run_warmup.py", "log_dir"): ("", NONE_IS_EMPTY),

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from data import create_subset, msmarco_data, wordpiece
-from data.sources.msmarco import read_passages, read_qrels, read_queries
+from data.sources.judgements import read_qrels
+from data.sources.msmarco import read_passages, read_queries
 from data.training.text_triples import read_text_triples
 from drivers import run_bm25, run_eval, run_warmup
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH

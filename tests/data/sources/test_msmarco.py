@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.sources import msmarco
-from data.sources.base import Passage, find_raw, source_files
-from data.sources.msmarco import RepeatedIds, find_collection, read_passages, read_qrels, read_queries
+from data.sources import ids as ids_module
+from data.sources.base import Passage, SourceRequest, find_raw, source_files
+from data.sources.ids import RepeatedIds
+from data.sources.judgements import read_qrels
+from data.sources.msmarco import find_collection, read_passages, read_queries
 from data.sources.registry import open_source
 from data.tokens.tokenizer import encoded_text
 from utils import text_files
@@ -131,7 +133,7 @@ def test_repeated_ids_are_those_a_set_finds(batches: list[list[str]]) -> None:
 def test_repeated_id_is_found_across_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, second: int
 ) -> None:
-    monkeypatch.setattr(msmarco, "IDS_PER_CHECK", 4)
+    monkeypatch.setattr(ids_module, "IDS_PER_CHECK", 4)
     ids = [f"id{first if line == second else line}" for line in range(1, 12)]
     path = written(tmp_path, "".join(f"{text_id}\ttext\n" for text_id in ids).encode())
     with pytest.raises(UserError, match=f"line {second}: the id 'id{first}'"):
@@ -202,7 +204,7 @@ def test_find_collection(tiny_collection: Path) -> None:
         find_collection(tiny_collection, 1)
     (tiny_collection / "qrels.dev.small.tsv").unlink()
     with pytest.raises(UserError, match=r"no qrels.dev.small.tsv\[.gz\]"):
-        open_source(1, tiny_collection)
+        open_source(SourceRequest(tiny_collection, data_type="1"))
 
 
 @pytest.mark.parametrize("zipped", [False, True])

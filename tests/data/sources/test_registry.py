@@ -1,4 +1,4 @@
-"""data.sources.registry: the words of --data_type, and what a split may be called."""
+"""data.sources.registry: the words of --source, and what a split may be called."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from pathlib import Path
 import pytest
 
 from data.sources import registry
-from data.sources.base import Passage, source_files
+from data.sources.base import Passage, SourceRequest, source_files
 from data.sources.msmarco import find_collection
-from data.sources.registry import SourceWord, open_source
+from data.sources.registry import SourceWord, open_source, request_of_record
 from data.tokens.tokenizer import encoded_text
 from utils.errors import UserError
 
 
 def test_a_word_finds_its_source(tiny_collection: Path) -> None:
-    assert open_source("1", tiny_collection) == open_source(1, tiny_collection) == find_collection(tiny_collection, 1)
-    with pytest.raises(UserError, match=r"^--data_type is beir, expected one of 0, 1$"):
-        open_source("beir", tiny_collection)
+    expected = find_collection(tiny_collection, 1)
+    for request in (
+        SourceRequest(tiny_collection),
+        SourceRequest(tiny_collection, "msmarco"),
+        SourceRequest(tiny_collection, data_type="1"),
+        request_of_record(expected.record, str(tiny_collection)),
+        request_of_record({"data_type": 1}, str(tiny_collection)),  # as of older versions
+    ):
+        assert open_source(request) == expected
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a split"])
@@ -27,9 +33,11 @@ def test_a_split_whose_name_cannot_begin_a_file_is_refused(
 ) -> None:
     found = find_collection(tiny_collection, 1)
     splits = {**found.split_files, name: found.split_files["dev"]}
-    monkeypatch.setitem(registry.SOURCES, "odd", SourceWord("odd", lambda _: replace(found, split_files=splits)))
+    monkeypatch.setitem(
+        registry.SOURCES, "odd", SourceWord("odd", lambda _: replace(found, split_files=splits), is_in_directory=False)
+    )
     with pytest.raises(UserError, match=r"has a split .*rename it"):
-        open_source("odd", tiny_collection)
+        open_source(SourceRequest(None, "odd"))
 
 
 def test_a_file_that_two_splits_share_is_named_once(tiny_collection: Path) -> None:
