@@ -20,8 +20,8 @@ def main() -> None:
     run_from_command_line(
         "run_eval",
         EvalFlags,
-        preflight="drivers.evaluate.evaluator:preflight",
-        run="drivers.evaluate.evaluator:run",
+        preflight="drivers.evaluate.start:preflight",
+        run="drivers.evaluate.start:run",
     )
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-from utils.exchange.evaluations import DEV
+from utils.declared.model_types import MODEL_TYPES
+from utils.declared.words import words_help
 from utils.flag_groups.common import SeedFlags
 from utils.flag_groups.model import ComputeFlags, ModelFlags
 from utils.flag_groups.search import SearchFlags
 from utils.flag_groups.texts import PreprocessedFlags
 from utils.flag_values import Group, flag
 from utils.flags import ProgramFlags
+from utils.ir.notation import LARGEST_GRADE, measures_help
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, SearchFlags):
-    """Rank the whole collection, and optionally rerank given candidates; write metrics and TREC runs."""
+    """Rank the whole collection, and optionally rerank given candidates; or evaluate anyone's runs (--run)."""
 
     GROUP: ClassVar[Group] = "evaluation"
     EXAMPLE: ClassVar[str] = (
@@ -25,7 +28,26 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
     )
 
     output_dir: str = flag(help="where metrics.json and the run files are written", is_path=True, group="job")
-    split: str = flag(DEV, "whose queries: any split of --data_dir")
+    model_type: str = flag("", partial(words_help, MODEL_TYPES), aliases=["--train_model_type"], group="model")
+    split: list[str] | None = flag(
+        None, "whose queries: one or more splits of --data_dir; default: dev, else the first other than train"
+    )
+    metrics: str = flag("", measures_help)
+    relevance_level: int = flag(
+        1,
+        "the lowest grade that is relevant to measures that know no grades (TREC DL's passages: 2)",
+        at_least=1,
+        at_most=LARGEST_GRADE,
+    )
+    run: list[str] | None = flag(
+        None,
+        "runs to evaluate in place of a model, TREC's six columns or MS MARCO's three (query, passage, rank); the "
+        "results of NAME.trec are in OUTPUT_DIR/NAME",
+        is_path=True,
+    )
+    overlap_run: str = flag(
+        "", "a run, BM25's mostly: the share of the first 100 returned that are among its first 100", is_path=True
+    )
     embedding_dir: str = flag(
         "", "embeddings of run_ann_data_gen --inference to rank with, in place of a model", is_path=True
     )

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from data.tokens.collection import Preprocessed
 from data.tokens.token_cache import TokenCache, cache_files
+from drivers.evaluate.splits import RankedSplit
 from drivers.job.disk_budget import Item, run_item
 from utils.errors import UserError
 from utils.exchange.evaluations import check_as_published
 from utils.text_files import check_ends
 
 
-def ranking_item(collection: Preprocessed, split: str, depth: int) -> Item:
-    """Of the disk: the run of a split's queries with a positive, ``depth`` passages each."""
-    queries, passages = collection.queries(split), collection.passages
-    lists = len(collection.qrels(split).queries_with_positive())
-    return run_item(lists, min(depth, len(passages)), sum(mean_id_bytes(cache) for cache in (queries, passages)))
+def ranking_item(split: RankedSplit, depth: int) -> Item:
+    """Of the disk: the run of a split's ranked queries, ``depth`` passages each."""
+    queries, passages = split.collection.queries(split.name), split.collection.passages
+    id_bytes = sum(mean_id_bytes(cache) for cache in (queries, passages))
+    return run_item(len(split.query_Q), min(depth, len(passages)), id_bytes)
 
 
 def check_candidates(path: Path) -> None:

@@ -9,24 +9,34 @@ from pathlib import Path
 
 import numpy as np
 
-from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
+from data.mining.negative_lists import NegativeLists
 from data.tokens.collection import Preprocessed
 from drivers.cli.evaluate import EvalFlags
 from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model
 from drivers.embeddings.store import describe_embeddings, read_embeddings_record, text_shape_of
 from drivers.evaluate.checks import check_candidates, ranking_item
+from drivers.evaluate.measure import Ranking
 from drivers.evaluate.ranking import (
-    Ranking,
-    Reranking,
     SplitEmbeddings,
-    encode_split,
-    load_split,
-    rank_split,
-    rerank_lists,
+    encode_splits,
+    load_splits,
+    parts_of,
+    rank_splits,
     rerank_split,
 )
-from drivers.evaluate.results import ResultSettings, describe_ranks, write_results
-from drivers.evaluate.score_curves import mean_scores
+from drivers.evaluate.results import ResultSettings, SplitResult, write_results
+from drivers.evaluate.score_curves import describe_ranks, mean_scores
+from drivers.evaluate.splits import (
+    RankedSplit,
+    check_level,
+    check_run,
+    describe_splits,
+    is_of_documents,
+    read_candidates_of,
+    read_run_of,
+    splits_asked,
+)
+from drivers.evaluate.trained_on import last_negatives
 from drivers.job.disk_budget import check_space
 from drivers.job.encoder_setup import check_model_directory, open_to_encode
 from drivers.job.model_identity import ModelSettings, check_checkpoint
@@ -43,14 +53,13 @@ from drivers.job.settings import (
 )
 from drivers.job.setup import check_output_dirs, open_collection, start_program
 from drivers.job.text_lengths import TextLengths, check_made_with, describe_lengths
+from utils.declared.model_types import MODEL_TYPES
 from utils.distributed import agreement, process_group
 from utils.distributed.world import World
 from utils.errors import UserError
-from utils.exchange.evaluations import TRAIN
-from utils.exchange.layout import JobLayout
-from utils.exchange.markers import read_done
-from utils.exchange.negatives import Refresh, newest_refresh, read_refresh
 from utils.flags import flags_json
+from utils.ir.metrics import MetricChoice, choose_metrics
+from utils.ir.pooled import overlap_with
 from utils.search.settings import SearchSettings
 
 
@@ -60,18 +69,24 @@ class Evaluation(ModelJob):
 
     Args:
         collection: what is ranked.
+        splits: whose queries are ranked, all in one search.
+        choice: what is measured.
         search: how the collection is searched.
         results: where its files are written, and what they are of.
         topk: passages returned per query.
         rerank_file: candidates to rerank, or None.
+        overlap_run: a run, BM25's mostly, that the lists are compared with, or None.
         ann_dir: the output of a generator whose negatives are compared, or None.
     """
 
     collection: Preprocessed
+    splits: list[RankedSplit]
+    choice: MetricChoice
     search: SearchSettings
     results: ResultSettings
     topk: int
     rerank_file: Path | None
+    overlap_run: Path | None
     ann_dir: Path | None
 
 
@@ -81,6 +96,7 @@ def places_of_lengths(flags: EvalFlags) -> list[str]:
 
 def preflight(flags: EvalFlags) -> Evaluation:
     """Find what would fail later. UserError for anything that would."""
+    check_model_type(flags)
     lengths = lengths_of(flags, places_of_lengths(flags))
     model = model_settings(flags, flags.model_name_or_path)
     common = model_job(flags, lengths, model, compute_settings(flags))
@@ -88,19 +104,29 @@ def preflight(flags: EvalFlags) -> Evaluation:
     search = search_settings(flags, common.compute.device)
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags.data_dir, lengths, model.tokenizer, flags.dry_run)
-    collection.check_split(flags.split)
     embedding_dir = Path(flags.embedding_dir) if flags.embedding_dir else None
+    splits = splits_asked(collection, flags.split, only_positive=embedding_dir is not None)
+    check_level(splits, flags.relevance_level)
     check_search(search, lengths, embedding_dir, model, collection)
     source = Path(flags.model_name_or_path or flags.embedding_dir)
     return Evaluation(
         **vars(common),
         collection=collection,
+        splits=splits,
+        choice=choose_metrics(flags.metrics, flags.relevance_level, is_of_documents(collection)),
         search=search,
-        results=ResultSettings(Path(flags.output_dir), flags.split, source, embedding_dir is not None),
+        results=ResultSettings(Path(flags.output_dir), source, embedding_dir is not None, flags.relevance_level),
         topk=flags.topk,
         rerank_file=Path(flags.rerank_file) if flags.rerank_file else None,
+        overlap_run=Path(flags.overlap_run) if flags.overlap_run else None,
         ann_dir=Path(flags.ann_dir) if flags.ann_dir else None,
     )
+
+
+def check_model_type(flags: EvalFlags) -> None:
+    """UserError where there is none: of --run alone nothing is encoded."""
+    if not flags.model_type:
+        raise UserError(f"--model_type is missing, expected one of {', '.join(MODEL_TYPES)}; or --run, a run's file")
 
 
 def check_what_is_given(flags: EvalFlags, model: ModelSettings) -> None:
@@ -113,6 +139,8 @@ def check_what_is_given(flags: EvalFlags, model: ModelSettings) -> None:
         check_model_directory(model, flags.dry_run)
     if flags.rerank_file:
         check_candidates(Path(flags.rerank_file))
+    if flags.overlap_run:
+        check_run(Path(flags.overlap_run), "--overlap_run")
 
 
 def check_search(
@@ -142,15 +170,6 @@ def check_search(
         check_index_fits_model(search, len(collection.passages), model)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What is written; ``mean_score_Q`` float64 is each query's mean score over the collection."""
-
-    ranking: Ranking
-    reranking: Reranking | None
-    mean_score_Q: np.ndarray
-
-
 def run(job: Evaluation) -> None:
     """Load, rank, write."""
     collection, started = job.collection, time.monotonic()
@@ -161,106 +180,113 @@ def run(job: Evaluation) -> None:
         negatives = agreement.on_process0(world, partial(last_negatives, job.ann_dir, model, collection))
     checks = Preflight(world)
     checks.on_process0(*checks_of(job))
-    candidates_QK = None
-    if job.rerank_file is not None:
-        candidates_QK = rerank_lists(job.rerank_file, collection, job.results.split)
-    found = measure(job, world, embed(job, checks), candidates_QK)
-    agreement.on_process0(world, partial(write, job, found, negatives, started))
+    given = read_given(job)
+    embeddings = embed(job, checks)
+    rankings = rank_splits(world, job.splits, embeddings, job.topk, job.search, job.choice)
+    assert rankings is not None, "nobody is told to leave"
+    rerankings = rerank_splits(job, world, embeddings, given)
+    mean_score_Q = mean_scores(world, embeddings.queries_QD, embeddings.share, len(collection.passages))
+    found = Found(rankings, rerankings, parts_of(mean_score_Q, job.splits))
+    agreement.on_process0(world, partial(write, job, found, given, negatives, started))
     process_group.stop(world)
 
 
-def measure(job: Evaluation, world: World, embeddings: SplitEmbeddings, candidates_QK: np.ndarray | None) -> Measured:
-    """Rank the collection, and the candidates where there are some; all processes call this.
+@dataclass(frozen=True)
+class GivenLists:
+    """What files have for the queries of each split, int64 [Q, K]: candidates to rerank, and a run to compare with."""
+
+    candidates: list[np.ndarray] | None
+    compared: list[np.ndarray] | None
+
+
+def read_given(job: Evaluation) -> GivenLists:
+    """UserError for a line that cannot be read."""
+    candidates = compared = None
+    if job.rerank_file is not None:
+        candidates = read_candidates_of(job.rerank_file, job.splits, job.collection.passages.original_ids())
+    if job.overlap_run is not None:
+        passage_ids = job.collection.passages.original_ids()
+        compared = [lists for lists, _ in read_run_of(job.overlap_run, job.splits, passage_ids, {})[1]]
+    return GivenLists(candidates, compared)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of each split: its ranking, its reranking, and each query's mean score over the collection, float64."""
+
+    rankings: list[Ranking]
+    rerankings: list[Ranking | None]
+    mean_scores_Q: list[np.ndarray]
+
+
+def rerank_splits(
+    job: Evaluation, world: World, embeddings: SplitEmbeddings, given: GivenLists
+) -> list[Ranking | None]:
+    """The candidates of each split in the order of their scores; None of a split that has none.
 
     Args:
         job: what is evaluated.
-        world: the processes.
-        embeddings: of the split's queries [Q, D], and of this process's share of the passages.
-        candidates_QK: offsets of the passages to rerank for each query, or None.
+        world: all its processes call this.
+        embeddings: of all splits' queries.
+        given: the candidates.
     """
-    collection, split = job.collection, job.results.split
-    ranking = rank_split(world, collection, split, embeddings, job.topk, job.search)
-    assert ranking is not None, "nobody is told to leave"
-    reranking = None
-    if candidates_QK is not None:
-        reranking = rerank_split(world, collection, split, embeddings, candidates_QK)
-    mean_score_Q = mean_scores(world, embeddings.queries_QD, embeddings.share, len(collection.passages))
-    return Measured(ranking, reranking, mean_score_Q)
+    if given.candidates is None:
+        return [None] * len(job.splits)
+    of_splits = zip(job.splits, embeddings.by_split(job.splits), given.candidates, strict=True)
+    found: list[Ranking | None] = []
+    for split, of_split, candidates_QK in of_splits:
+        has_some = bool((candidates_QK >= 0).any())
+        found.append(rerank_split(world, split, of_split, candidates_QK, job.choice) if has_some else None)
+    return found
 
 
-def write(job: Evaluation, found: Measured, negatives: tuple[int, NegativeLists] | None, started: float) -> None:
+def write(
+    job: Evaluation, found: Found, given: GivenLists, negatives: tuple[int, NegativeLists] | None, started: float
+) -> None:
     """All files of the evaluation, on process 0.
 
     Args:
         job: what was evaluated.
         found: what was measured.
+        given: the run that it is compared with.
         negatives: the refresh that the model was trained on last and its lists, if known.
         started: when the work began, by `time.monotonic`, in seconds.
     """
-    by_rank = describe_ranks(job.collection, job.results.split, found.ranking, found.mean_score_Q, negatives)
-    write_results(job.results, job.collection, found.ranking, found.reranking, by_rank, time.monotonic() - started)
+    results = []
+    for number, split in enumerate(job.splits):
+        ranking = found.rankings[number]
+        by_rank = describe_ranks(split, ranking, found.mean_scores_Q[number], negatives)
+        overlap = overlap_with(ranking.passages_QK, given.compared[number]) if given.compared is not None else None
+        results.append(SplitResult(split, ranking, found.rerankings[number], by_rank, overlap))
+    passage_ids = job.collection.passages.original_ids()
+    write_results(job.results, passage_ids, results, time.monotonic() - started)
 
 
 def checks_of(job: Evaluation) -> list[Check]:
     """All that process 0 looks at."""
     collection, results = job.collection, job.results
+    judged = [split.name for split in job.splits if collection.has_qrels(split.name)]
     on_disk, a_model = partial(describe_embeddings, results.source), partial(check_checkpoint, job.model)
     return [
         on_disk if results.is_of_embeddings else a_model,
-        *check_collection(collection, job.model.tokenizer, (results.split,)),
+        *check_collection(collection, job.model.tokenizer, judged),
+        partial(describe_splits, job.splits),
         partial(describe_lengths, job.lengths, collection),
         partial(check_publishing, results.directory),
-        partial(check_space, results.directory, [ranking_item(collection, results.split, job.topk)]),
+        partial(check_space, results.directory, [ranking_item(split, job.topk) for split in job.splits]),
     ]
 
 
 def embed(job: Evaluation, checks: Preflight) -> SplitEmbeddings:
-    """The split's judged queries and this process's passages: from disk, or encoded. Ends the checks."""
-    collection, split, world, encoding = job.collection, job.results.split, checks.world, job.encoder.encoding
+    """The splits' queries and this process's passages: from disk, or encoded. Ends the checks."""
+    collection, splits, world, encoding = job.collection, job.splits, checks.world, job.encoder.encoding
     if job.results.is_of_embeddings:
         checks.end()
-        return load_split(world, job.results.source, collection, split)
+        return load_splits(world, job.results.source, splits)
     encoder = open_to_encode(job.encoder, job.model.name_or_path, collection, world)
     check_index_fits(job.search, len(collection.passages), encoder.spec.text_shape("passage"))
-    checks.on_every_process(partial(check_encoding, encoder, collection, split, encoding, world.device))
+    checks.on_every_process(partial(check_encoding, encoder, collection, splits[0].name, encoding, world.device))
     checks.end()
-    embeddings = encode_split(world, encoder, collection, split, encoding)
+    embeddings = encode_splits(world, encoder, splits, encoding)
     assert embeddings is not None, "nobody is told to leave"
     return embeddings
-
-
-def last_negatives(ann_dir: Path, model: str, collection: Preprocessed) -> tuple[int, NegativeLists]:
-    """Number and lists of the last refresh that the model's trainer switched to; the newest where that is not known.
-
-    Args:
-        ann_dir: a generator's output.
-        model: a checkpoint, or "" for embeddings, which do not say who trained it.
-        collection: what the negatives must be of.
-
-    Raises:
-        UserError: there is none, the one that was in use is damaged, or it is of another collection.
-    """
-    refresh = last_refresh(ann_dir, model)
-    theirs, ours = refresh.record.get("collection_fingerprint"), collection.manifest["collection_fingerprint"]
-    if theirs not in (None, ours):
-        raise UserError(f"{refresh.path} is of another collection than --data_dir {collection.directory}; give its own")
-    lists = read_negative_lists(refresh.path)
-    check_offsets(lists, len(collection.queries(TRAIN)), len(collection.passages), refresh.path)
-    return refresh.number, lists
-
-
-def last_refresh(ann_dir: Path, model: str) -> Refresh:
-    """The same before it is read."""
-    done = read_done(Path(model).parent) if model else None
-    taken = (done or {}).get("taken") or [{}]
-    number = taken[-1].get("refresh")
-    is_known = number is not None and JobLayout(ann_dir).record(number).exists()
-    refresh = read_refresh(ann_dir, number) if is_known else newest_refresh(ann_dir, number)
-    if refresh is not None:
-        return refresh
-    if number is None:
-        raise UserError(f"--ann_dir {ann_dir} has no negatives, expected a generator's output; or omit it")
-    raise UserError(
-        f"--ann_dir {ann_dir} has no refresh {number}, which {JobLayout(Path(model).parent).done} says was "
-        "the last in use; give the output of that run's generator, or omit it"
-    )

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.mining.negative_lists import pair_keys
+from data.mining.negative_lists import NegativeLists, pair_keys
 from data.sources.qrels import Qrels
 from drivers.embeddings.encode import PassageShare
+from drivers.evaluate.measure import Ranking
+from drivers.evaluate.splits import RankedSplit
 from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.ir.rank_buckets import counted
@@ -83,6 +85,8 @@ def grades_by_rank(qrels: Qrels, query_Q: np.ndarray, passages_QK: np.ndarray) -
     query_QK = np.broadcast_to(query_Q[:, None], passages_QK.shape)
     rank_H, keys_H = rank_QK[held_QK], pair_keys(query_QK[held_QK], passages_QK[held_QK])
     judged_R = pair_keys(qrels.query_R, qrels.passage_R)  # ascending, as the qrels are
+    if not len(judged_R):
+        return {"retrieved": counted(rank_H)}
     place_H = np.minimum(np.searchsorted(judged_R, keys_H), len(judged_R) - 1)
     grade_H = np.where(judged_R[place_H] == keys_H, np.maximum(qrels.relevance_R[place_H], 0), -1)
     found = {str(grade): counted(rank_H[grade_H == grade]) for grade in np.unique(grade_H[grade_H >= 0]).tolist()}
@@ -137,3 +141,27 @@ def as_json(
         "grades": [int(grade) for grade in np.unique(qrels.relevance_R[qrels.relevance_R > 0])],
         "passages_by_grade": by_grade,
     }
+
+
+def describe_ranks(
+    split: RankedSplit, ranking: Ranking, mean_score_Q: np.ndarray, negatives: tuple[int, NegativeLists] | None
+) -> dict[str, object]:
+    """What SPLIT.by_rank.json holds.
+
+    Args:
+        split: whose qrels and queries.
+        ranking: of the whole collection.
+        mean_score_Q: float64, each query's mean score over the collection.
+        negatives: the refresh that the model was trained on last and its lists, if known.
+    """
+    collection, lists_QK = split.collection, ranking.passages_QK
+    qrels = collection.qrels(split.name)
+    curves = score_curves(ranking.query_Q, lists_QK, ranking.scores_QK, mean_score_Q)
+    by_grade = grades_by_rank(qrels, ranking.query_Q, lists_QK)
+    query_ids = collection.queries(split.name).original_ids()
+    found = as_json(curves, qrels, by_grade, query_ids, len(ranking.query_Q))
+    if negatives is not None:
+        refresh, lists = negatives
+        shares = overlap(lists_QK, lists.negative_QN, len(collection.passages))
+        found["training_negatives"] = {"refresh": refresh, **shares}
+    return found

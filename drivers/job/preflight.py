@@ -54,8 +54,15 @@ class Preflight:
 
 
 def check_collection(collection: Preprocessed, tokenizer_dir: str, splits: Sequence[str]) -> list[Check]:
-    """The checks of the inputs, for every program. ``tokenizer_dir`` is empty where no tokenizer takes part."""
-    checks: list[Check] = [partial(check_inputs, collection), partial(check_judgements, collection, splits)]
+    """The checks of the inputs, for every program.
+
+    Args:
+        collection: what is opened.
+        tokenizer_dir: of the model; empty where no tokenizer takes part.
+        splits: that must have a query with a positive.
+    """
+    checks: list[Check] = [partial(check_inputs, collection)]
+    checks += [partial(check_judgements, collection, splits)] if splits else []
     return [*checks, partial(check_fingerprint, collection, tokenizer_dir)] if tokenizer_dir else checks
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from data.tokens.collection import Preprocessed
 from drivers.embeddings.distributed_search import check_index_fits
 from drivers.evaluate.checks import check_candidates
-from drivers.evaluate.ranking import encode_split, rank_split, rerank_lists, rerank_split
+from drivers.evaluate.ranking import encode_splits, rank_splits, rerank_split
+from drivers.evaluate.splits import queries_with_positive, read_candidates_of
 from drivers.job.encoder_setup import EncoderSettings, open_to_encode
 from drivers.job.model_identity import ModelSettings, check_checkpoint
 from drivers.job.progress import UNMONITORED, Monitor
@@ -23,7 +24,7 @@ from utils.distributed import agreement
 from utils.distributed.world import World
 from utils.exchange.layout import EvaluationLayout
 from utils.exchange.stop import StopRequested
-from utils.ir.metrics import reach
+from utils.ir.metrics import always_measured, reach
 from utils.run_log import say
 from utils.search.settings import SearchSettings
 
@@ -59,7 +60,8 @@ def candidates_to_rerank(collection: Preprocessed, split: str, rerank_file: str,
         return None
     path = Path(rerank_file) if rerank_file else EvaluationLayout(Path(bm25_dir)).ranking(split)
     check_candidates(path)
-    return rerank_lists(path, collection, split)
+    ranked = queries_with_positive(collection, split)
+    return read_candidates_of(path, [ranked], collection.passages.original_ids())[0]
 
 
 def say_of_short_lists(candidates_QK: np.ndarray, passages: int) -> None:
@@ -86,16 +88,18 @@ def evaluate_mrr(
     """
     collection, split = settings.collection, settings.split
     check_index_fits(settings.search, len(collection.passages), encoder.spec.text_shape("passage"))
-    embeddings = encode_split(world, encoder, collection, split, settings.encoding, monitor)
+    choice, ranked = always_measured(), queries_with_positive(collection, split)
+    embeddings = encode_splits(world, encoder, [ranked], settings.encoding, monitor)
     if embeddings is None:
         return None
     candidates_QK = settings.candidates_QK
-    ranking = rank_split(world, collection, split, embeddings, EVALUATION_DEPTH, settings.search, monitor)
-    if ranking is None:
+    rankings = rank_splits(world, [ranked], embeddings, EVALUATION_DEPTH, settings.search, choice, monitor)
+    if rankings is None:
         return None
+    (ranking,) = rankings
     if candidates_QK is None:
         return math.nan, ranking.metrics["mrr@10"]
-    reranking = rerank_split(world, collection, split, embeddings, candidates_QK)
+    reranking = rerank_split(world, ranked, embeddings, candidates_QK, choice)
     return reranking.metrics.get("mrr@10", math.nan), ranking.metrics["mrr@10"]
 
 

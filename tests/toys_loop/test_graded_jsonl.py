@@ -195,7 +195,7 @@ def test_any_splits_and_grades_go_through_the_loop(
     for split in ("test", "heldout"):
         made.run(f"{split}/eval", *evaluate, "--split", split, "--output_dir", made.path(split))
     with pytest.raises(ProgramFailed, match="has no split dev, expected one of train, test, heldout"):
-        made.run("none/eval", *evaluate, "--output_dir", made.path("none"))
+        made.run("none/eval", *evaluate, "--split", "dev", "--output_dir", made.path("none"))
 
     collection = open_preprocessed(tmp_path / "preprocessed", 32, 16)
     assert collection.splits == ("train", "test", "heldout") and collection.manifest["source"] == "graded_jsonl"

@@ -68,6 +68,7 @@ NO_PATHS = {  # the words that are none
     "fp16_opt_level",
     "from_layout",
     "loss",
+    "metrics",
     "model_type",
     "negative_strategy",
     "negatives",

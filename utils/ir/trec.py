@@ -91,10 +91,7 @@ def read_lists_to_rerank(path: Path, query_ids_Q: Sequence[str], passage_ids: Se
         lists[query][number] = None
     if not any(lists):
         raise UserError(f"{path} names none of the {len(query_row)} queries; give a run over this split")
-    row_of = np.full(len(number_of), -1, np.int64)
-    for row, passage_id in enumerate(passage_ids):
-        if passage_id in number_of:
-            row_of[number_of[passage_id]] = row
+    row_of = offsets_of(list(number_of), passage_ids)
     for (passage_id, number), line in zip(number_of.items(), first_lines, strict=True):
         if row_of[number] < 0:
             raise UserError(f"{path}:{line}: passage {passage_id} is not in the collection; give its own run file")
@@ -102,3 +99,13 @@ def read_lists_to_rerank(path: Path, query_ids_Q: Sequence[str], passage_ids: Se
     for row, numbers in enumerate(lists):
         passages_QK[row, : len(numbers)] = row_of[list(numbers)]
     return passages_QK
+
+
+def offsets_of(names: Sequence[str], passage_ids: Sequence[str]) -> np.ndarray:
+    """The place of each name in ``passage_ids``, -1 where it is not there: int64. The names are fewer, each once."""
+    place_of = {name: place for place, name in enumerate(names)}
+    offset_P = np.full(len(names), -1, np.int64)
+    for offset, passage_id in enumerate(passage_ids):
+        if passage_id in place_of:
+            offset_P[place_of[passage_id]] = offset
+    return offset_P

@@ -30,6 +30,7 @@ from drivers.embeddings.read_shards import read_blocks, stored_passages
 from drivers.embeddings.shards import Shards, fault_of, publish_shard, rows_of_shard
 from drivers.embeddings.store import EmbeddingSpec, describe_embeddings
 from drivers.evaluate import ranking as evaluation
+from drivers.evaluate.splits import splits_asked
 from drivers.job.progress import UNMONITORED, Monitor, StopEncoding
 from drivers.run_eval import main as run_eval
 from model.encode import EncodingSettings, block_size, share_of
@@ -43,6 +44,7 @@ from utils.errors import Fenced, UserError
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of
 from utils.exchange.lease.held import Lease
 from utils.exchange.retention import remove_other_embeddings
+from utils.ir.metrics import always_measured
 from utils.search.settings import SearchSettings
 
 DIMS = 8
@@ -342,11 +344,13 @@ def test_all_processes_leave_an_evaluation_that_one_is_told_to_leave(
             return world.process == leaver and asked[world.process] > at
 
         monitor = Monitor(leave)
-        embeddings = evaluation.encode_split(world, encoder, collection, "dev", settings, monitor)
+        splits, choice = splits_asked(collection, ["dev"]), always_measured()
+        embeddings = evaluation.encode_splits(world, encoder, splits, settings, monitor)
         if embeddings is None:
             return True, True
-        ranking = evaluation.rank_split(world, collection, "dev", embeddings, 10, SearchSettings("torch"), monitor)
-        return False, ranking is None
+        search = SearchSettings("torch")
+        rankings = evaluation.rank_splits(world, splits, embeddings, 10, search, choice, monitor)
+        return False, rankings is None
 
     assert on_processes(3, lambda world: evaluate_on(world, math.inf), monkeypatch) == [(False, False)] * 3
     most, asked[:] = asked[leaver], [0] * 3

@@ -1,0 +1,141 @@
+"""Evaluate anyone's runs without a model: lists from files, measured as the lists of a model are."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data.sources.atomic_dir import check_can_write
+from data.tokens.collection import open_preprocessed
+from data.tokens.verify import check_inputs
+from drivers.cli.evaluate import EvalFlags
+from drivers.evaluate.measure import measure_lists
+from drivers.evaluate.results import ResultSettings, SplitResult, write_per_query, write_record
+from drivers.evaluate.splits import (
+    RankedSplit,
+    check_level,
+    check_run,
+    describe_splits,
+    is_of_documents,
+    read_run_of,
+    splits_asked,
+)
+from utils.errors import UserError
+from utils.exchange.layout import EvaluationLayout
+from utils.flags import flags_json
+from utils.ir.metrics import MetricChoice, choose_metrics, reach
+from utils.ir.pooled import overlap_with
+from utils.ir.runs import GivenRun
+from utils.run_log import header, say
+from utils.search.ranked_lists import without_own
+
+OF_A_MODEL = ("model_name_or_path", "embedding_dir", "rerank_file", "ann_dir")
+ENDINGS = {".gz", ".trec", ".tsv", ".txt", ".run"}  # of a run's file, which are no part of its name
+
+
+@dataclass(frozen=True)
+class RunsJob:
+    """What preflight resolved.
+
+    Args:
+        flag_values: the flags by name, for the log and a --dry_run.
+        splits: whose queries are wanted.
+        choice: what is measured.
+        runs: the files, by where their results are written.
+        overlap_run: a run that each is compared with, or None.
+    """
+
+    flag_values: Mapping[str, object]
+    splits: list[RankedSplit]
+    choice: MetricChoice
+    runs: Mapping[Path, Path]
+    overlap_run: Path | None
+
+
+def preflight(flags: EvalFlags) -> RunsJob:
+    """Find what would fail later. UserError for anything that would."""
+    if of_a_model := [f"--{name}" for name in OF_A_MODEL if getattr(flags, name)]:
+        raise UserError(
+            f"--run is given with {', '.join(of_a_model)}, expected a run or a model; evaluate each by itself"
+        )
+    files = [Path(path) for path in flags.run or []]
+    for path in files:
+        check_run(path, "--run")
+    overlap_run = Path(flags.overlap_run) if flags.overlap_run else None
+    if overlap_run is not None:
+        check_run(overlap_run, "--overlap_run")
+    runs = {Path(flags.output_dir) / name_of(path): path for path in files}
+    if len(runs) < len(files):
+        raise UserError(f"--run has two files of one name ({', '.join(map(str, files))}); evaluate each by itself")
+    for directory in runs:
+        check_can_write(directory)
+    collection = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
+    check_inputs(collection)
+    splits = splits_asked(collection, flags.split)
+    check_level(splits, flags.relevance_level)
+    choice = choose_metrics(flags.metrics, flags.relevance_level, is_of_documents(collection))
+    return RunsJob(asdict(flags), splits, choice, runs, overlap_run)
+
+
+def name_of(path: Path) -> str:
+    """The file's without what says how it is written."""
+    while path.suffix in ENDINGS and path.stem:
+        path = path.with_suffix("")
+    return path.name
+
+
+def run(job: RunsJob) -> None:
+    """Read and measure all runs, then write."""
+    started = time.monotonic()
+    for line in header("run_eval", secrets.token_hex(6), flags_json(job.flag_values), ["cpu"]):
+        say(line)
+    say(f"preflight: {describe_splits(job.splits)}")
+    passage_ids = job.splits[0].collection.passages.original_ids()
+    compared, unknown_ids = None, dict[str, int]()
+    if job.overlap_run is not None:
+        compared = read_run_of(job.overlap_run, job.splits, passage_ids, unknown_ids)[1]
+    found = {}
+    for directory, path in job.runs.items():
+        given, lists = read_run_of(path, job.splits, passage_ids, unknown_ids)
+        say(describe_run(path, given))
+        depth, results = reach(given.passages_QK.shape[1], len(passage_ids)), []
+        for number, (split, (passages_QK, scores_QK)) in enumerate(zip(job.splits, lists, strict=True)):
+            kept = without_own(passages_QK, scores_QK, split.own_passage_Q, passages_QK.shape[1])
+            ranking = measure_lists(split, *kept, depth, job.choice)
+            overlap = overlap_with(ranking.passages_QK, compared[number][0]) if compared is not None else None
+            results.append(SplitResult(split, ranking, None, {}, overlap))
+        found[directory] = results
+    for directory, results in found.items():
+        write(directory, job, results, time.monotonic() - started)
+
+
+def describe_run(path: Path, given: GivenRun) -> str:
+    """What a run holds that the collection has not, and how it is ordered."""
+    parts = [f"{path}: lists for {int((given.passages_QK >= 0).any(1).sum()):,} of {len(given.passages_QK):,} queries"]
+    if given.other_queries:
+        parts.append(f"{given.other_queries:,} other queries are passed over")
+    if given.unknown:
+        parts.append(f"{given.unknown:,} passages are not in the collection, and count as not judged")
+    if given.reordered:
+        parts.append(f"in {given.reordered:,} lists the ranks are not the order of the scores, which decides")
+    return "; ".join(parts)
+
+
+def write(directory: Path, job: RunsJob, results: list[SplitResult], seconds: float) -> None:
+    """The results of one run.
+
+    Args:
+        directory: where.
+        job: what was asked for.
+        results: of each split.
+        seconds: since the program began.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [EvaluationLayout(directory).per_query(result.split.name) for result in results]
+    for path, result in zip(paths, results, strict=True):
+        write_per_query(path, result.split, result.ranking.by_query)
+    settings = ResultSettings(directory, job.runs[directory], False, job.choice.relevance_level)
+    write_record(settings, results, paths, seconds)

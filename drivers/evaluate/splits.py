@@ -1,0 +1,151 @@
+"""Which queries of a split are ranked, and the lists that a file has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from data.sources.msmarco import DOCUMENT_TYPE
+from data.tokens.collection import Preprocessed
+from utils.errors import UserError
+from utils.exchange.evaluations import TRAIN, check_as_published
+from utils.ir.runs import GivenRun, read_run
+from utils.ir.trec import read_lists_to_rerank
+from utils.text_files import check_ends
+
+
+@dataclass(frozen=True)
+class RankedSplit:
+    """Queries of a split, ``query_Q`` int64 by offset: those that are ranked."""
+
+    collection: Preprocessed
+    name: str
+    query_Q: np.ndarray
+
+    @cached_property
+    def judgements(self) -> dict[int, dict[int, int]]:
+        """{query: {passage: grade}} of all judged queries of the split."""
+        return self.collection.qrels(self.name).as_dict()
+
+    @cached_property
+    def query_ids(self) -> list[str]:
+        """The collection's own ids of the ranked queries."""
+        ids = self.collection.queries(self.name).original_ids()
+        return [ids[query] for query in self.query_Q]
+
+    @cached_property
+    def own_passage_Q(self) -> np.ndarray:
+        """int64: the passage that is the query itself, which is no answer to it; -1 where there is none."""
+        own = self.collection.own_passages(self.name)
+        return np.array([own.get(query, -1) for query in self.query_Q.tolist()], np.int64)
+
+    def describe(self) -> str:
+        """What of the split is ranked, and what of that is measured."""
+        ranked = set(self.query_Q.tolist())
+        positive = ranked & set(self.collection.qrels(self.name).queries_with_positive().tolist())
+        parts = [f"{self.name}: {len(ranked):,} queries are ranked"]
+        if unjudged := len(ranked - self.judgements.keys()):
+            parts.append(f"{unjudged:,} of them are not judged, and in no mean")
+        if without := len(self.judgements) - len(positive):
+            parts.append(f"{without:,} of {len(self.judgements):,} judged queries have no positive, and count as 0")
+        if own := int((self.own_passage_Q >= 0).sum()):
+            parts.append(f"{own:,} are a passage themselves, which is in no list of theirs")
+        return "; ".join(parts)
+
+
+def is_of_documents(collection: Preprocessed) -> bool:
+    """Whether it was given as MS MARCO's documents."""
+    return bool(collection.manifest.get("data_type") == DOCUMENT_TYPE)
+
+
+def queries_with_positive(collection: Preprocessed, split: str) -> RankedSplit:
+    """What is ranked while training, and of what is on disk."""
+    return RankedSplit(collection, split, collection.qrels(split).queries_with_positive())
+
+
+def all_queries(collection: Preprocessed, split: str) -> RankedSplit:
+    """What is ranked of a split that is asked for; of train those with a positive."""
+    if split == TRAIN:
+        return queries_with_positive(collection, split)
+    return RankedSplit(collection, split, np.arange(len(collection.queries(split))))
+
+
+def splits_asked(
+    collection: Preprocessed, names: Sequence[str] | None, only_positive: bool = False
+) -> list[RankedSplit]:
+    """The splits of these names, each once; without one ``dev`` where there is one, else the first that is judged.
+
+    Args:
+        collection: that has them.
+        names: as a user gives them.
+        only_positive: queries with a positive alone are ranked.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    ranked = queries_with_positive if only_positive else all_queries
+    return [ranked(collection, name) for name in dict.fromkeys(names or [collection.dev_split()])]
+
+
+def check_level(splits: Sequence[RankedSplit], relevance_level: int) -> None:
+    """UserError where nothing of a judged split is relevant."""
+    for split in splits:
+        grades = [grade for passages in split.judgements.values() for grade in passages.values()]
+        if relevance_level > 1 and grades and max(grades) < relevance_level:
+            raise UserError(
+                f"--relevance_level is {relevance_level}, the highest grade of {split.name} is {max(grades)}: nothing "
+                "would be relevant; give a lower one"
+            )
+
+
+def rows_by_split(splits: Sequence[RankedSplit]) -> tuple[list[str], list[np.ndarray]]:
+    """The ids of all queries, each once; and the row among them of each split's: splits may share queries."""
+    row_of: dict[str, int] = {}
+    rows = [np.array([row_of.setdefault(name, len(row_of)) for name in split.query_ids], np.int64) for split in splits]
+    return list(row_of), rows
+
+
+def read_candidates_of(path: Path, splits: Sequence[RankedSplit], passage_ids: Sequence[str]) -> list[np.ndarray]:
+    """Lists to rerank of each split's queries: passages_QK int64, -1 after a list's end.
+
+    UserError as `read_lists_to_rerank`.
+    """
+    query_ids, rows = rows_by_split(splits)
+    passages_QK = read_lists_to_rerank(path, query_ids, passage_ids)
+    return [passages_QK[rows_Q] for rows_Q in rows]
+
+
+def read_run_of(
+    path: Path, splits: Sequence[RankedSplit], passage_ids: Sequence[str], unknown_ids: dict[str, int]
+) -> tuple[GivenRun, list[tuple[np.ndarray, np.ndarray]]]:
+    """A run for all splits' queries, and each split's passages_QK and scores_QK.
+
+    Args:
+        path: the file.
+        splits: whose queries are wanted.
+        passage_ids: of the collection.
+        unknown_ids: numbers of other passages, as `read_run` takes them.
+
+    Raises:
+        UserError: as `read_run`.
+    """
+    query_ids, rows = rows_by_split(splits)
+    found = read_run(path, query_ids, passage_ids, unknown_ids)
+    return found, [(found.passages_QK[rows_Q], found.scores_QK[rows_Q]) for rows_Q in rows]
+
+
+def describe_splits(splits: Sequence[RankedSplit]) -> str:
+    """What is ranked and measured of each split. UserError where qrels name what is not there."""
+    return f"splits: {' | '.join(split.describe() for split in splits)}"
+
+
+def check_run(path: Path, flag: str) -> None:
+    """UserError where a run is not there, is not what an evaluation published, or ends wrongly."""
+    if not path.is_file():
+        raise UserError(f"{flag} {path} is missing, expected a run: TREC's six columns, or query, passage and rank")
+    check_as_published(path)
+    check_ends(path)

@@ -1,0 +1,274 @@
+"""run_eval on several splits at once, graded, with queries that nobody has judged, and on anyone's runs.
+
+Judgements are as TREC's Deep Learning track has them: grades 0 to 3, for a part of the queries. What is measured is
+compared with ir_measures' and pytrec_eval's own reading of the run files and of these judgements.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import pytest
+
+from data.sources.qrels import qrel_name, query_name
+from data.tokens.collection import open_preprocessed
+from data.tokens.token_cache import cache_files
+from model.encoders.static import StaticEncoder
+from tests.forked import run
+from utils.exchange.evaluations import read_metrics
+from utils.exchange.verify import signature_of
+
+QUERIES = 20  # of the tiny collection's dev split
+JUDGED = range(3, QUERIES)  # of test; 3 of them without a positive
+DEEP = 100
+
+
+def add_split(directory: Path, name: str, qrels: list[tuple[int, int, int]] | None) -> None:
+    """A split of dev's queries with other judgements, or with none."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    for theirs, ours in zip(cache_files(query_name("dev")), cache_files(query_name(name)), strict=True):
+        shutil.copy(directory / theirs, directory / ours)
+        manifest["files"][ours] = signature_of(directory / ours)
+    manifest["counts"][query_name(name)] = QUERIES
+    if qrels is not None:
+        path = directory / f"{qrel_name(name)}.tsv"
+        path.write_text("".join("\t".join(map(str, row)) + "\n" for row in qrels))
+        manifest["counts"][qrel_name(name)] = len(qrels)
+        manifest["files"][path.name] = signature_of(path)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module", name="base")
+def fixture_base(tmp_path_factory: pytest.TempPathFactory, tiny_preprocessed: Path, tiny_tokenizer: Path) -> Path:
+    """data/ with the splits test and other (graded) and blind (nobody has judged it), and model/, of random weights."""
+    base = tmp_path_factory.mktemp("splits")
+    data, model = base / "data", base / "model"
+    shutil.copytree(tiny_preprocessed, data)
+    rng = np.random.default_rng(11)
+    qrels = []
+    for query in JUDGED:
+        highest = 0 if query in (5, 9, 11) else 3
+        passages = sorted(rng.choice(300, 25, replace=False).tolist())
+        qrels += [(query, passage, int(rng.integers(0, highest + 1))) for passage in passages]
+    add_split(data, "test", qrels)
+    add_split(data, "other", [(query, 7 * query, 1 + query % 3) for query in range(QUERIES)])
+    add_split(data, "blind", None)
+    model.mkdir()
+    vocab_size = json.loads((data / "manifest.json").read_text())["vocab_size"]
+    StaticEncoder({"vocab_size": vocab_size, "embedding_size": 8}).save_pretrained(model)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_tokenizer / name, model / name)
+    return base
+
+
+def evaluate(base: Path, *flags: str | Path, code: int = 0) -> str:
+    lengths = ("--max_seq_length", "32", "--max_query_length", "16")
+    return run("drivers.run_eval", "--data_dir", base / "data", *lengths, *flags, code=code)
+
+
+def model_flags(base: Path) -> tuple[str | Path, ...]:
+    return ("--model_type", "static", "--model_name_or_path", base / "model")
+
+
+def by_ir_measures(base: Path, split: str, path: Path, measures: dict[str, str]) -> dict[str, float]:
+    """Of a run file: {key: a measure in the notation}, over all judged queries, in original ids."""
+    collection = open_preprocessed(base / "data", 1, 1)
+    queries, passages = collection.queries(split).original_ids(), collection.passages.original_ids()
+    qrels = {
+        queries[query]: {passages[p]: grade for p, grade in judged.items()}
+        for query, judged in collection.qrels(split).as_dict().items()
+    }
+    scores: dict[str, dict[str, float]] = {}
+    for found in ir_measures.read_trec_run(str(path)):
+        scores.setdefault(found.query_id, {})[found.doc_id] = found.score
+    parsed = {key: ir_measures.parse_measure(text) for key, text in measures.items()}
+    means = ir_measures.calc_aggregate(parsed.values(), qrels, scores)
+    return {key: float(means[measure]) for key, measure in parsed.items()}
+
+
+LEVEL_2 = {
+    "ndcg@10": "nDCG@10",
+    "mrr@10": "RR(rel=2)@10",
+    "map@10": "AP(rel=2)@10",
+    "recall@20": "R(rel=2)@20",
+    "recall@100": "R(rel=2)@100",
+    "RR@10": "RR@10",
+    "P(rel=2)@5": "P(rel=2)@5",
+    "nDCG(gains={2:3,3:7})@10": "nDCG(gains={2:3,3:7})@10",
+    "AP": "AP(rel=1)",
+}
+ASKED = "nDCG@10 RR(rel=1)@10 P@5 nDCG(gains={2:3,3:7})@10 AP(rel=1)"
+
+
+def test_several_splits_in_one_search(base: Path, tmp_path: Path) -> None:
+    """Each is what it is alone; queries that nobody has judged are in the run, and in no mean."""
+    flags = (*model_flags(base), "--topk", str(DEEP), "--relevance_level", "2", "--metrics", ASKED)
+    said = evaluate(base, *flags, "--split", "test", "other", "blind", "--output_dir", tmp_path / "all")
+    record = read_metrics(tmp_path / "all" / "metrics.json")
+    assert [*record["splits"]] == ["test", "other", "blind"] and record["split"] == "test"
+    assert (record["relevance_level"], record["queries"]) == (2, len(JUDGED))
+    assert record["metrics"] == record["splits"]["test"]["metrics"]
+    for split in ("test", "other"):
+        path = tmp_path / "all" / f"{split}.trec"
+        expected = by_ir_measures(base, split, path, LEVEL_2)
+        found = record["splits"][split]["metrics"]
+        assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-9)
+        assert {*found} == {*expected, "hole_rate@10"}
+        queries = {line.split(" ")[0] for line in path.read_text().splitlines()}
+        assert len(queries) == QUERIES
+    blind = record["splits"]["blind"]
+    assert (blind["metrics"], blind["queries"], blind["pooled"]) == ({}, 0, {})
+    runs = [(tmp_path / "all" / f"{split}.trec").read_text() for split in ("test", "other", "blind")]
+    assert runs[0] == runs[1] == runs[2], "they have the same queries"
+    assert (tmp_path / "all" / "blind.per_query.tsv").read_text() == "query_id\n"
+    assert (
+        "test: 20 queries are ranked; 3 of them are not judged, and in no mean; 3 of 17 judged queries have no" in said
+    )
+    assert "blind: 20 queries are ranked; 20 of them are not judged, and in no mean" in said
+    evaluate(base, *flags, "--split", "test", "--output_dir", tmp_path / "one")
+    alone = read_metrics(tmp_path / "one" / "metrics.json")
+    assert alone["splits"] == {"test": record["splits"]["test"]}
+    check_holes(base, record["splits"]["test"]["pooled"], tmp_path / "all" / "test.trec")
+
+
+def check_holes(base: Path, pooled: dict[str, float], path: Path) -> None:
+    """Over all passages returned for judged queries together, as ANCE's notebook counts."""
+    collection = open_preprocessed(base / "data", 1, 1)
+    queries, passages = collection.queries("test").original_ids(), collection.passages.original_ids()
+    judged = {(queries[q], passages[p]) for q, row in collection.qrels("test").as_dict().items() for p in row}
+    with_qrels = {query for query, _ in judged}
+    rows = [line.split(" ") for line in path.read_text().splitlines()]
+    for name, cut in (("hole_rate@10", 10), ("hole_rate", DEEP)):
+        pool = [(query, passage) for query, _, passage, rank, *_ in rows if query in with_qrels and int(rank) <= cut]
+        assert pooled[name] == pytest.approx(sum(pair not in judged for pair in pool) / len(pool))
+
+
+def test_the_default_split_is_dev(base: Path, tmp_path: Path) -> None:
+    evaluate(base, *model_flags(base), "--topk", "10", "--output_dir", tmp_path)
+    assert read_metrics(tmp_path / "metrics.json")["split"] == "dev"
+
+
+def test_a_run_without_a_model_is_what_the_model_s_evaluation_is(base: Path, tmp_path: Path) -> None:
+    """TREC's six columns and MS MARCO's three, two files at once; compared with another run."""
+    flags = ("--relevance_level", "2", "--metrics", ASKED, "--split", "test", "other")
+    evaluate(base, *model_flags(base), *flags, "--topk", str(DEEP), "--output_dir", tmp_path / "model")
+    given = tmp_path / "model" / "test.trec"
+    three = tmp_path / "three.rank.tsv"
+    rows = [line.split(" ") for line in given.read_text().splitlines()]
+    three.write_text("".join(f"{query}\t{passage}\t{rank}\n" for query, _, passage, rank, *_ in rows))
+    said = evaluate(
+        base,
+        "--run",
+        given,
+        three,
+        *flags,
+        "--output_dir",
+        tmp_path / "runs",
+        "--overlap_run",
+        tmp_path / "model/other.trec",
+    )
+    theirs = read_metrics(tmp_path / "model" / "metrics.json")
+    for name, path in {"test": given, "three.rank": three}.items():
+        record = read_metrics(tmp_path / "runs" / name / "metrics.json")
+        assert record["metrics"] == pytest.approx(theirs["metrics"], abs=1e-12)
+        assert (record["queries"], record["model"], record["step"]) == (len(JUDGED), str(path), None)
+        assert record["splits"]["other"]["metrics"] == pytest.approx(theirs["splits"]["other"]["metrics"], abs=1e-12)
+        assert record["pooled"] == pytest.approx({**theirs["pooled"], "overlap@100": 1.0})
+        own, other = (tmp_path / place / "test.per_query.tsv" for place in (f"runs/{name}", "model"))
+        assert own.read_bytes() == other.read_bytes()
+    assert "lists for 20 of 20 queries" in said and "devices cpu" in said
+
+
+def test_the_overlap_with_bm25(base: Path, tmp_path: Path) -> None:
+    """Of a model's evaluation: the share of what both return."""
+    collection = open_preprocessed(base / "data", 1, 1)
+    query_ids, passage_ids = collection.queries("dev").original_ids(), collection.passages.original_ids()
+    rng, lists = np.random.default_rng(2), {}
+    with (tmp_path / "bm25.trec").open("w") as file:
+        for query in query_ids:
+            lists[query] = rng.choice(passage_ids, 30, replace=False).tolist()
+            file.writelines(f"{query} Q0 {p} {rank} {-rank} bm25\n" for rank, p in enumerate(lists[query], 1))
+    flags = (*model_flags(base), "--topk", "40", "--overlap_run", tmp_path / "bm25.trec")
+    evaluate(base, *flags, "--output_dir", tmp_path / "out")
+    rows = [line.split(" ") for line in (tmp_path / "out" / "dev.trec").read_text().splitlines()]
+    both = sum(passage in lists[query] for query, _, passage, *_ in rows)
+    assert read_metrics(tmp_path / "out" / "metrics.json")["pooled"]["overlap@100"] == pytest.approx(both / len(rows))
+
+
+def test_a_passage_that_is_its_own_query(base: Path, tmp_path: Path) -> None:
+    """It is in no list, the one below moves up, and lists are as long as without it."""
+    data = tmp_path / "data"
+    shutil.copytree(base / "data", data)
+    evaluate(base, *model_flags(base), "--topk", "21", "--output_dir", tmp_path / "before")
+    before: dict[str, list[str]] = {}
+    for line in (tmp_path / "before" / "dev.trec").read_text().splitlines():
+        before.setdefault(line.split(" ")[0], []).append(line.split(" ")[2])
+    collection = open_preprocessed(data, 1, 1)
+    queries, passages = collection.queries("dev").original_ids(), collection.passages.original_ids()
+    own = {
+        0: before[queries[0]][0],
+        4: before[queries[4]][9],
+        7: next(p for p in passages if p not in before[queries[7]]),
+    }
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["own_passages"] = {"dev": [[query, passages.index(passage)] for query, passage in own.items()]}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    flags = ("--max_seq_length", "32", "--max_query_length", "16", "--topk", "20", "--output_dir", tmp_path / "after")
+    said = run("drivers.run_eval", "--data_dir", data, *model_flags(base), *flags)
+    after: dict[str, list[str]] = {}
+    for line in (tmp_path / "after" / "dev.trec").read_text().splitlines():
+        after.setdefault(line.split(" ")[0], []).append(line.split(" ")[2])
+    for number, query in enumerate(queries):
+        assert after[query] == [passage for passage in before[query] if passage != own.get(number)][:20]
+    assert "3 are a passage themselves, which is in no list of theirs" in said
+    run(
+        "drivers.run_eval",
+        "--data_dir",
+        data,
+        "--run",
+        tmp_path / "before" / "dev.trec",
+        "--output_dir",
+        tmp_path / "runs",
+    )
+    given, ranked = (read_metrics(tmp_path / place / "metrics.json")["metrics"] for place in ("runs/dev", "after"))
+    assert given == pytest.approx(ranked)
+
+
+def refusals(base: Path, tmp_path: Path) -> dict[str, tuple[tuple[str | Path, ...], str]]:
+    bad = tmp_path / "bad.trec"
+    bad.write_text("q60 Q0 p3 1 high t\n")
+    good = tmp_path / "good.trec"
+    good.write_text("q60 Q0 p3 1 2.5 t\n")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "good.trec").write_text("q60 Q0 p3 1 2.5 t\n")
+    model = model_flags(base)
+    return {
+        "a bad line": (("--run", bad), f"{bad}, line 1: the score is 'high', expected a number"),
+        "no run": (("--run", tmp_path / "none.trec"), "none.trec is missing, expected a run"),
+        "a run and a model": (("--run", good, *model), "--run is given with --model_name_or_path, expected a run or"),
+        "two of a name": (("--run", good, tmp_path / "there/good.trec"), "--run has two files of one name"),
+        "neither": ((), "--model_type is missing, expected one of"),
+        "no split": (
+            (*model, "--split", "dev", "tset"),
+            "has no split tset, expected one of train, dev, test, other, blind",
+        ),
+        "a measure": (
+            (*model, "--metrics", "nDCG@10 foo@3"),
+            "--metrics 'foo@3': measure not found: foo; expected some",
+        ),
+        "a run's measure": (("--run", good, "--metrics", "R"), "--metrics 'R': it has no cut-off"),
+        "a level": (("--run", good, "--relevance_level", "3", "--split", "dev"), "the highest grade of dev is 1"),
+    }
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_what_is_refused_in_one_line(base: Path, tmp_path: Path, case: int) -> None:
+    flags, told = [*refusals(base, tmp_path).values()][case]
+    said = evaluate(base, *flags, "--output_dir", tmp_path / "out", code=2)
+    errors = [line for line in said.splitlines() if line.startswith("error: ") or ": error: " in line]
+    assert len(errors) == 1 and told in errors[0]
+    assert not (tmp_path / "out").exists()

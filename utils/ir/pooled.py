@@ -1,0 +1,54 @@
+"""What is counted over all passages that a ranking returns together, and not as a mean over queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+OVERLAP_DEPTH = 100  # of the ANCE paper's Table 6
+
+
+def pooled_hole_rates(
+    qrels: Mapping[int, Mapping[int, int]], query_Q: np.ndarray, passages_QK: np.ndarray, depth: float
+) -> dict[str, float]:
+    """Shares of the passages returned for judged queries that nobody has judged: of the first 10, and of all.
+
+    Args:
+        qrels: ``qrels[query][passage]`` is a grade.
+        query_Q: int64, the queries of the lists.
+        passages_QK: int64, -1 after a list's end.
+        depth: how deep the lists are; the first 10 are omitted where they are shorter.
+
+    Source:
+        ANCE's notebook "Calculate Metrics" (hole rate@10, hole rate).
+    """
+    columns = {**({"hole_rate@10": 10} if depth >= 10 else {}), "hole_rate": passages_QK.shape[1]}
+    holes, returned = dict.fromkeys(columns, 0), dict.fromkeys(columns, 0)
+    for query, passages_K in zip(query_Q.tolist(), passages_QK, strict=True):
+        if (judged := qrels.get(query)) is None:
+            continue
+        passages = passages_K.tolist()
+        for name, cutoff in columns.items():
+            top = [passage for passage in passages[:cutoff] if passage >= 0]
+            holes[name] += sum(passage not in judged for passage in top)
+            returned[name] += len(top)
+    return {name: holes[name] / returned[name] for name in columns if returned[name]}
+
+
+def overlap_with(passages_QK: np.ndarray, other_QK: np.ndarray) -> float | None:
+    """The share of all passages among the first OVERLAP_DEPTH that another ranking has there, too; None of no passage.
+
+    Args:
+        passages_QK: int64, -1 after a list's end.
+        other_QK: of the same queries.
+
+    Source:
+        the overlap with BM25 of Xiong et al. 2020 (arXiv 2007.00808), Table 6.
+    """
+    both = returned = 0
+    for ours_K, theirs_K in zip(passages_QK[:, :OVERLAP_DEPTH], other_QK[:, :OVERLAP_DEPTH], strict=True):
+        top = {passage for passage in ours_K.tolist() if passage >= 0}
+        both += len(top.intersection(theirs_K.tolist()))
+        returned += len(top)
+    return both / returned if returned else None
