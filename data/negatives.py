@@ -1,9 +1,10 @@
-"""Selects negatives again from the candidates that a generator has kept: every strategy is a view of the same search.
+"""Selects negatives from the candidates that a generator has kept, or from a run: a strategy is a view of a search.
 
     python -m data.negatives --candidates ANN_DIR/ann_candidates_3.npz --data_dir PREPROCESSED --output_dir VIEW \
         --negative_strategy ranks:21-60
 
-No model is needed. With the generator's own flags it writes the generator's own bytes.
+No model is needed. With the generator's own flags it writes the generator's own bytes. Of anyone's run over the train
+queries it makes refresh 0.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data.mining.candidates import Bm25Source, Candidates, read_bm25, read_candidates
+from data.mining.candidates import Bm25Source, Candidates, read_bm25, read_candidates, write_candidates
 from data.mining.negative_lists import NegativeLists, write_negative_lists
+from data.mining.run_candidates import read_run_candidates
 from data.mining.select import Selected, Selection, describe_selection, make_selection, select_negatives
 from data.mining.strategy import resolve_strategy
 from data.tokens.collection import Preprocessed, open_preprocessed
@@ -26,23 +28,24 @@ from utils.declared.strategies import FILTERS
 from utils.errors import UserError, run_program
 from utils.exchange import negatives
 from utils.exchange.atomic import sha256_of_json
-from utils.exchange.evaluations import TRAIN
-from utils.exchange.layout import JobLayout, candidates_number
+from utils.exchange.evaluations import TRAIN, check_as_published
+from utils.exchange.layout import CANDIDATES_PATTERN, JobLayout, candidates_number
 from utils.exchange.lease.record import DEFAULT_TIMEOUTS
 from utils.exchange.markers import working
 from utils.exchange.negatives import Refresh, publish_negatives
-from utils.flag_groups.negatives import AnceStrategyFlags, Bm25DirFlags, SelectionFlags
+from utils.flag_groups.negatives import AnceStrategyFlags, Bm25DirFlags, KeepFlags, SelectionFlags
 from utils.flag_values import Group, Range, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import git_state, say
+from utils.text_files import check_ends
 
 # Of a refresh's record, what another selection from the same candidates has in its own words.
 OF_ONE_SELECTION = ("bytes", "sha256", "refresh", "candidates", "queries", "triples", "selection", "churn", "git")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NegativesFlags(ProgramFlags, SelectionFlags, AnceStrategyFlags, Bm25DirFlags):
-    """Select negatives again from the candidates that a generator has kept (--keep_candidates)."""
+class NegativesFlags(ProgramFlags, SelectionFlags, AnceStrategyFlags, KeepFlags, Bm25DirFlags):
+    """Select negatives from the candidates that a generator has kept (--keep_candidates), or from anyone's run."""
 
     GROUP: ClassVar[Group] = "data"
     EXAMPLE: ClassVar[str] = (
@@ -50,7 +53,11 @@ class NegativesFlags(ProgramFlags, SelectionFlags, AnceStrategyFlags, Bm25DirFla
         "--output_dir view --negative_strategy ranks:21-60"
     )
 
-    candidates: str = flag(help="an ann_candidates_N.npz, with its record in the same directory", is_path=True)
+    candidates: str = flag(
+        help="an ann_candidates_N.npz, with its record in the same directory; or a run over the train queries, TREC's "
+        "six columns or MS MARCO's three",
+        is_path=True,
+    )
     data_dir: str = flag(help="preprocessed directory that they are of, written by data.msmarco_data", is_path=True)
     output_dir: str = flag(
         help="another directory: ann_training_data_N and ann_ndcg_N are published there", is_path=True, group="job"
@@ -73,6 +80,7 @@ class KeptSearch:
     bm25: Bm25Source | None
     negative_sample: int
     seed: int
+    keeps_candidates: bool
 
     @property
     def candidates_per_query(self) -> int:
@@ -82,12 +90,11 @@ class KeptSearch:
 def open_kept_search(flags: NegativesFlags) -> KeptSearch:
     """UserError for what cannot be read, or meant."""
     path = Path(flags.candidates)
-    refresh = negatives.read_kept_candidates(path.parent, candidates_number(path))
+    is_kept = CANDIDATES_PATTERN.fullmatch(path.name) is not None
+    kept = negatives.read_kept_candidates(path.parent, candidates_number(path)) if is_kept else None
     collection = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
     check_inputs(collection)
-    if refresh.record.get("collection_fingerprint") != collection.manifest["collection_fingerprint"]:
-        raise UserError(f"{path} is of another collection than {flags.data_dir}; give the one it was made from")
-    candidates = read_candidates(path)
+    refresh, candidates = kept_candidates(kept, collection) if kept else candidates_of_run(path, collection, flags)
     width = candidates.passage_QK.shape[1]
     topk = flags.topk_training or width
     if topk > width:
@@ -114,7 +121,31 @@ def open_kept_search(flags: NegativesFlags) -> KeptSearch:
         bm25=bm25,
         negative_sample=flags.negative_sample,
         seed=flags.seed,
+        keeps_candidates=flags.keep_candidates,
     )
+
+
+def kept_candidates(kept: Refresh, collection: Preprocessed) -> tuple[Refresh, Candidates]:
+    """UserError where they are of another collection, or cannot be read."""
+    if kept.record.get("collection_fingerprint") != collection.manifest["collection_fingerprint"]:
+        raise UserError(
+            f"{kept.path} is of another collection than {collection.directory}; give the one it was made from"
+        )
+    return kept, read_candidates(kept.path)
+
+
+def candidates_of_run(path: Path, collection: Preprocessed, flags: NegativesFlags) -> tuple[Refresh, Candidates]:
+    """A run as refresh 0. UserError where it is missing, cannot be read, or lacks the scores that a filter is of."""
+    if not path.is_file():
+        raise UserError(f"--candidates {path} is missing, expected ann_candidates_N.npz of a generator, or a run")
+    if path.suffix == ".npz":
+        candidates_number(path)
+    check_as_published(path)
+    check_ends(path)
+    found = read_run_candidates(path, collection)
+    if flags.max_positive_ratio and not found.has_scores:
+        raise UserError(f"--max_positive_ratio is of scores, {path} has ranks alone; give a run of six columns")
+    return Refresh(0, path, found.record), found.candidates
 
 
 def run(flags: NegativesFlags) -> None:
@@ -151,7 +182,8 @@ def publish_view(selected: Selected, search: KeptSearch, output_dir: Path) -> No
     record = view_record(search, selected, lists, run_id)
     output_dir.mkdir(parents=True, exist_ok=True)
     with working(output_dir, "generator", DEFAULT_TIMEOUTS, run_id) as lease:
-        publish_negatives(lease, search.refresh.number, write, record)
+        kept = partial(write_candidates, candidates=search.candidates) if search.keeps_candidates else None
+        publish_negatives(lease, search.refresh.number, write, record, kept)
 
 
 def view_record(search: KeptSearch, selected: Selected, lists: NegativeLists, run_id: str) -> dict[str, object]:
