@@ -24,7 +24,7 @@ from drivers.evaluate.splits import (
     splits_asked,
 )
 from utils.errors import UserError
-from utils.exchange.layout import EvaluationLayout
+from utils.exchange.layout import EvaluationLayout, run_name
 from utils.flags import flags_json
 from utils.ir.metrics import MetricChoice, choose_metrics, reach
 from utils.ir.pooled import overlap_with
@@ -33,7 +33,6 @@ from utils.run_log import header, say
 from utils.search.ranked_lists import without_own
 
 OF_A_MODEL = ("model_name_or_path", "embedding_dir", "rerank_file", "ann_dir")
-ENDINGS = {".gz", ".trec", ".tsv", ".txt", ".run"}  # of a run's file, which are no part of its name
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def preflight(flags: EvalFlags) -> RunsJob:
     overlap_run = Path(flags.overlap_run) if flags.overlap_run else None
     if overlap_run is not None:
         check_run(overlap_run, "--overlap_run")
-    runs = {Path(flags.output_dir) / name_of(path): path for path in files}
+    runs = {Path(flags.output_dir) / run_name(path): path for path in files}
     if len(runs) < len(files):
         raise UserError(f"--run has two files of one name ({', '.join(map(str, files))}); evaluate each by itself")
     for directory in runs:
@@ -78,13 +77,6 @@ def preflight(flags: EvalFlags) -> RunsJob:
     check_level(splits, flags.relevance_level)
     choice = choose_metrics(flags.metrics, flags.relevance_level, is_of_documents(collection))
     return RunsJob(asdict(flags), splits, choice, runs, overlap_run)
-
-
-def name_of(path: Path) -> str:
-    """The file's without what says how it is written."""
-    while path.suffix in ENDINGS and path.stem:
-        path = path.with_suffix("")
-    return path.name
 
 
 def run(job: RunsJob) -> None:

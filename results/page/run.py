@@ -1,6 +1,7 @@
 """The report of one or more runs: tables, warnings, pictures. `results.report` writes it.
 
-``report.json`` of one run is ``{"collection", "bm25", "warmup", "arms"}``; of several it is ``{"runs": {NAME: that}}``.
+``report.json`` of one run is ``{"collection", "bm25", "warmup", "arms"}``, with ``"given"`` where runs were given; of
+several it is ``{"runs": {NAME: that}}``.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def report_of(run: Run) -> dict[str, object]:
         "collection": run.collection,
         "bm25": run.bm25.metrics,
         "warmup": run.warmup.metrics,
+        **({"given": {name: found.metrics for name, found in run.given.items()}} if run.given else {}),
         "arms": {
             arm.name: {
                 **arm.evaluation.metrics,
@@ -81,7 +83,7 @@ def short_table(run: Run) -> str:
         return [name, *(cell(evaluation.metrics.get(metric)) for metric in metrics), over]
 
     rows = [["", *(HEADINGS[metric] for metric in metrics), f"{MRR_LABEL} over warmup"]]
-    rows += [row("BM25", run.bm25), row("warmup", run.warmup)]
+    rows += [row("BM25", run.bm25), *(row(*given) for given in run.given.items()), row("warmup", run.warmup)]
     rows += [row(arm.name, arm.evaluation, gain(arm.evaluation.metrics.get(MRR), base)) for arm in run.arms]
     return columns(rows)
 
@@ -107,13 +109,13 @@ def sentence(run: Run) -> str:
 
 
 def table(run: Run) -> str:
-    """BM25, the warmup and the arms, each with its gain in MRR@10 over the warmup."""
+    """BM25, runs that were given, the warmup and the arms, these with their gain in MRR@10 over the warmup."""
 
     def row(name: str, evaluation: Evaluation, *rest: str) -> list[str]:
         return [name, *(cell(evaluation.metrics.get(metric)) for metric in REPORTED), *(rest or ("", "", "", "", ""))]
 
     heading = ["", *HEADINGS.values(), f"{MRR_LABEL} over warmup", f"best {MRR_LABEL}", "steps", "refreshes", "seconds"]
-    rows = [heading, row("BM25", run.bm25), row("warmup", run.warmup)]
+    rows = [heading, row("BM25", run.bm25), *(row(*given) for given in run.given.items()), row("warmup", run.warmup)]
     base = run.warmup.metrics.get(MRR)
     for arm in run.arms:
         over = gain(arm.evaluation.metrics.get(MRR), base)
@@ -164,6 +166,7 @@ def what_was_run(run: Run) -> list[str]:
         f"- collection: {', '.join(counts)}",
         f"- warmup: `{short_path(run.warmup.model, run.directory)}`{at_step}; every arm starts from it",
     ]
+    lines += [f"- {name}: the run `{short_path(found.model, run.directory)}`" for name, found in run.given.items()]
     for arm in run.arms:
         strategy = f"negatives `{arm.strategy}`, " if arm.strategy else ""
         seed = f", seed {arm.seed}" if arm.seed is not None else ""

@@ -14,6 +14,7 @@ from utils.declared.losses import LOSSES
 from utils.declared.strategies import FILTERS, FORK_STRATEGIES, STRATEGIES
 from utils.errors import run_program
 from utils.ir.metrics import METRICS
+from utils.ir.notation import MEASURES
 from utils.run_log import say
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -72,11 +73,17 @@ def metrics_table() -> str:
     return table(rows + [[one.label, f"`{one.name}`", one.description, one.source] for one in METRICS.values()])
 
 
+def measures_table() -> str:
+    rows = [["`--metrics`", "is"]]
+    return table(rows + [[f"`{measure.usage}`", measure.description] for measure in MEASURES.values()])
+
+
 TABLES = {
     "strategies": lambda: "\n".join([strategies_table(), arguments_table(), filters_table()]),
     "fork": fork_table,
     "losses": losses_table,
     "metrics": metrics_table,
+    "measures": measures_table,
 }
 
 

@@ -20,7 +20,7 @@ REPORTED = tuple(HEADINGS)
 class Evaluation:
     """One metrics.json. ``metrics`` has those of REPORTED that its lists reach; ``step`` is None for no checkpoint.
 
-    ``split`` is "" where an older version has not said it.
+    ``split`` is "" where an older version has not said it; ``relevance_level`` is from where binary metrics count.
     """
 
     metrics: dict[str, float]
@@ -28,6 +28,7 @@ class Evaluation:
     step: int | None
     queries: int | None
     split: str
+    relevance_level: int = 1
 
 
 def number(value: object, path: Path, key: str) -> float:
@@ -49,16 +50,20 @@ def read_object(
         raise UserError(f"{error}: {remedy}") from None
 
 
-def read_evaluation(path: Path, remedy: str) -> Evaluation:
+def read_evaluation(path: Path, remedy: str, split: str = "") -> Evaluation:
+    """Of ``split`` where the file is of several and has it, else of the first. UserError as `read_object`."""
     value = read_object(path, remedy, read_metrics)
-    metrics = value.get("metrics")
+    splits = value.get("splits")
+    of_split = splits.get(split) if isinstance(splits, dict) else None
+    found = of_split if isinstance(of_split, dict) else value
+    metrics, queries, step = found.get("metrics"), found.get("queries"), value.get("step")
     if not isinstance(metrics, dict):
         raise UserError(f"{path}: no metrics in it, expected {', '.join(REPORTED)}: {remedy}")
-    step, queries = value.get("step"), value.get("queries")
     return Evaluation(
         metrics={name: number(metrics[name], path, name) for name in REPORTED if name in metrics},
         model=str(value.get("model", "")),
         step=None if step is None else int(number(step, path, "step")),
         queries=None if queries is None else int(number(queries, path, "queries")),
-        split=ranked_split(value),
+        split=split if of_split is not None else ranked_split(value),
+        relevance_level=int(number(value.get("relevance_level", 1), path, "relevance_level")),
     )

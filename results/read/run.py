@@ -1,6 +1,7 @@
 """What a finished run left in its directory, read once and checked: the numbers a report is made of.
 
-The layout is the quickstart's: ``preprocessed/``, ``bm25/``, ``warmup/`` and ``arms/STRATEGY/``.
+The layout is the quickstart's: ``preprocessed/``, ``bm25/``, ``warmup/``, ``arms/STRATEGY/``, and ``runs/NAME/`` of
+runs that were given.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from results.read_log import TrainingPoint, read_log
 from utils.declared.strategies import FORK_STRATEGIES
 from utils.errors import UserError
 from utils.exchange.evaluations import measured_split
-from utils.exchange.layout import CHECKPOINTS, COLLECTION_MANIFEST, DONE, ArmLayout, RunLayout
+from utils.exchange.layout import (
+    CHECKPOINTS,
+    COLLECTION_MANIFEST,
+    DONE,
+    EVALUATION_RECORD,
+    ArmLayout,
+    RunLayout,
+)
 from utils.exchange.markers import read_done, read_failed
 from utils.exchange.negatives import read_records
 
@@ -32,6 +40,7 @@ class Run:
     collection: dict[str, int]
     bm25: Evaluation
     warmup: Evaluation
+    given: dict[str, Evaluation]  # by the name of a run that was evaluated without a model
     arms: tuple[Arm, ...]
     unfinished: dict[str, str]  # arm: what is missing
     warnings: tuple[str, ...]
@@ -98,7 +107,7 @@ def read_final(arm: ArmLayout, steps: int, split: str) -> Evaluation:
     name = path.relative_to(arm.root)
     if not path.is_file():
         raise Unfinished(f"no {name}: run drivers.run_eval on its last checkpoint")
-    evaluation = read_evaluation(path, "run drivers.run_eval on the arm's last checkpoint")
+    evaluation = read_evaluation(path, "run drivers.run_eval on the arm's last checkpoint", split)
     if evaluation.step not in (None, steps):
         raise Unfinished(f"{name} is of step {evaluation.step}, the trainer ended at {steps}: evaluate again")
     if (other := other_arm(evaluation.model, arm)) is not None:
@@ -181,8 +190,17 @@ def read_arms(directory: Path) -> tuple[tuple[Arm, ...], dict[str, str]]:
     return tuple(arms), unfinished
 
 
-def find_confounds(bm25: Evaluation, warmup: Evaluation, arms: tuple[Arm, ...]) -> tuple[str, ...]:
-    """Differences that make a comparison of these numbers unfair, one sentence each."""
+def read_given(directory: Path, split: str) -> dict[str, Evaluation]:
+    """What run_eval --run has left in ``directory``, by name. UserError where one is damaged."""
+    paths = sorted(directory.glob(f"*/{EVALUATION_RECORD}"))
+    return {path.parent.name: read_evaluation(path, "run drivers.run_eval --run again", split) for path in paths}
+
+
+def find_confounds(evaluations: Mapping[str, Evaluation], arms: tuple[Arm, ...]) -> tuple[str, ...]:
+    """Differences that make a comparison of these numbers unfair, one sentence each.
+
+    ``evaluations`` are those of BM25, the warmup and given runs.
+    """
     warnings = [
         f"The arm {arm.name} was run with --negative_strategy {arm.strategy}: its name misleads."
         for arm in arms
@@ -197,8 +215,11 @@ def find_confounds(bm25: Evaluation, warmup: Evaluation, arms: tuple[Arm, ...]) 
             listed = ", ".join(f"{name} {value}" for name, value in values.items())
             warnings.append(f"The arms {what} ({listed}): they do not differ in the strategy alone.")
     warnings += other_queries(arms)
-    evaluations = {"bm25": bm25, "warmup": warmup, **{arm.name: arm.evaluation for arm in arms}}
-    split = arms[0].split
+    evaluations = {**evaluations, **{arm.name: arm.evaluation for arm in arms}}
+    split, levels = arms[0].split, {name: evaluation.relevance_level for name, evaluation in evaluations.items()}
+    if len(set(levels.values())) > 1:
+        listed = ", ".join(f"{name} {level}" for name, level in levels.items())
+        warnings.append(f"Not all evaluations call the same grades relevant ({listed}): evaluate again.")
     if other := [f"{name} {found.split}" for name, found in evaluations.items() if found.split not in ("", split)]:
         warnings.append(f"Not all evaluations are of the split {split} ({', '.join(other)}): evaluate again.")
     queries = {name: evaluation.queries for name, evaluation in evaluations.items() if evaluation.queries is not None}
@@ -228,4 +249,6 @@ def read_run(directory: Path, name: str) -> Run:
     if len({arm.split for arm in arms}) > 1:
         listed = ", ".join(f"{arm.name} {arm.split}" for arm in arms)
         raise UserError(f"{layout.arms}: arms are measured on different splits ({listed}), expected one: report each")
-    return Run(name, directory, collection, bm25, warmup, arms, unfinished, find_confounds(bm25, warmup, arms))
+    given = read_given(layout.given_runs, arms[0].split)
+    confounds = find_confounds({"bm25": bm25, "warmup": warmup, **given}, arms)
+    return Run(name, directory, collection, bm25, warmup, given, arms, unfinished, confounds)

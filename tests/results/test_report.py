@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -560,3 +561,23 @@ def test_a_run_named_twice_and_several_without_output_are_refused(
     monkeypatch.setattr(sys, "argv", ["report", run, run, "--output", str(tmp_path / "both")])
     with pytest.raises(UserError, match="named twice"):
         main()
+
+
+def test_runs_that_were_given_are_rows(tmp_path: Path) -> None:
+    """Of several splits the one that the arms are measured on; what cannot be compared is said."""
+    run = write_run(tmp_path / "run", {name: replace(shape, split="test") for name, shape in ARMS.items()})
+    of_splits = {"dev": {"metrics": metrics(0.1), "queries": 7}, "test": {"metrics": metrics(0.33), "queries": 1000}}
+    record = {"metrics": metrics(0.1), "queries": 7, "model": "/elsewhere/splade.trec", "step": None, "split": "dev"}
+    write_json(run / "runs" / "splade" / "metrics.json", {**record, "splits": of_splits, "relevance_level": 2})
+    found = read(run)
+    assert found.given["splade"].metrics == reported(0.33) and found.given["splade"].split == "test"
+    rows = [line.split()[0] for line in short_table(found).splitlines()[1:]]
+    assert rows[:3] == ["BM25", "splade", "warmup"]
+    assert "| splade | 0.3800 | 0.3300 |" in re.sub(" +", " ", table(found))
+    assert report_of(found)["given"] == {"splade": reported(0.33)}
+    warning = next(line for line in found.warnings if "call the same grades relevant" in line)
+    assert "splade 2" in warning and "top 1" in warning
+    assert not any("different numbers of test queries" in line for line in found.warnings)
+    text = "\n".join(blocks_of([found]))
+    assert "- splade: the run `elsewhere/splade.trec`" in text
+    assert "given" not in report_of(read(write_run(tmp_path / "without")))

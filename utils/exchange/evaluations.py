@@ -25,7 +25,12 @@ def measured_split(record: Mapping[str, Any]) -> str:
 
 
 def ranked_split(record: Mapping[str, Any]) -> str:
-    """The split of a ``metrics.json``, by the run file that it lists; "" where it lists none, as of older versions."""
+    """The split that the keys of a ``metrics.json`` are of; "" where it does not say, as those of older versions.
+
+    Versions in between list its run file.
+    """
+    if isinstance(record.get("split"), str):
+        return str(record["split"])
     ranking, reranking = EvaluationLayout(Path()).ranking("").name, EvaluationLayout(Path()).reranking("").name
     files = [name for name in record.get("files", {}) if name.endswith(ranking) and not name.endswith(reranking)]
     return files[0].removesuffix(ranking) if files else ""

@@ -3,6 +3,7 @@
     RUN/                       RunLayout: what quickstart.sh, study.sh and the scripts for MS MARCO leave
       raw/ preprocessed/       the collection
       bm25/ warmup/            a JobLayout each, with the evaluation's files in bm25/ and warmup/eval/
+      runs/NAME/               EvaluationLayout of a run that was given (run_eval --run)
       arms/NAME/               ArmLayout
         checkpoints/           JobLayout of the trainer: checkpoint-S/ (S the step)
         ann_data/              JobLayout of the generator: ann_training_data_N, committed by ann_ndcg_N (N the refresh)
@@ -48,6 +49,7 @@ CHECKPOINTS, ANN_DATA, EVALUATION = "checkpoints", "ann_data", "eval"
 # In a run's directory.
 RAW, PREPROCESSED, TOKENIZER = "raw", "preprocessed", "tokenizer"
 BM25, WARMUP, ARMS, LOGS, INFERENCE = "bm25", "warmup", "arms", "logs", "inference"
+GIVEN_RUNS = "runs"
 QUERY_MAP = "neighbourhood"
 MODEL_CONFIG = "model.json"
 STAGES = ".stages"
@@ -67,6 +69,7 @@ CHECKPOINT_PREFIX = "checkpoint-"
 SEED_PREFIX = "seed-"  # in a study's directory
 STOP_PREFIX = ".stop-"  # of the file by which a job's script asks a program to end
 OUTPUT_END = ".out"  # of what a program printed
+RUN_ENDS = (".gz", ".trec", ".tsv", ".txt", ".run")  # of a run's file
 CHECKPOINT_PATTERN = re.compile(f"{CHECKPOINT_PREFIX}{NUMBER}")
 NEGATIVES_PATTERN = re.compile(f"ann_training_data_{NUMBER}")
 RECORD_PATTERN = re.compile(f"ann_ndcg_{NUMBER}")
@@ -248,6 +251,10 @@ class RunLayout:
         return EvaluationLayout(self.warmup.root / EVALUATION)
 
     @property
+    def given_runs(self) -> Path:
+        return self.root / GIVEN_RUNS
+
+    @property
     def arms(self) -> Path:
         return self.root / ARMS
 
@@ -266,6 +273,13 @@ def candidates_number(path: Path) -> int:
     if not match:
         raise UserError(f"{path} is not named ann_candidates_N.npz, as a generator with --keep_candidates names it")
     return int(match[1])
+
+
+def run_name(path: Path) -> str:
+    """What a run that was given is called: its file's name without what says how it is written."""
+    while path.suffix in RUN_ENDS and path.stem:
+        path = path.with_suffix("")
+    return path.name
 
 
 def bash_names() -> dict[str, str]:

@@ -134,15 +134,15 @@ def test_run_eval_and_the_reranking_of_short_lists(base: Path, tmp_path: Path) -
     check(written["metrics"], out / "dev.trec", 20)
     check(written["rerank_metrics"], out / "dev.rerank.trec", 12)
     assert "recall@100" not in said and "recall@20" in said
-    assert "splits: dev: 7 queries are ranked; 2 of 7 judged queries have no positive, and count as 0" in said
-    assert "dev: 1 of 7 queries have no candidates, and count as 0 in reranking" in said
+    assert "splits: dev: 8 queries are ranked; 1 of them are not judged, and in no mean; 2 of 7 judged queries" in said
+    assert "dev: 1 of 8 queries have no candidates, and count as 0 in reranking" in said
     query_ids, by_query = read_by_query(out / "dev.per_query.tsv")
     assert query_ids == tuple(JUDGED)
     assert written["queries"] == len(query_ids), "the means are over the queries without a positive as well"
     for name, values_Q in by_query.items():
         assert written["metrics"][name] == pytest.approx(values_Q.mean(), abs=1e-9)
     by_rank = json.loads((out / "dev.by_rank.json").read_text())
-    assert by_rank["queries"] == len(JUDGED), "those without a positive are ranked as well"
+    assert by_rank["queries"] == len(QUERIES), "those without a positive, or not judged, are ranked as well"
 
 
 def test_lists_too_short_for_any_metric(base: Path, tmp_path: Path) -> None:

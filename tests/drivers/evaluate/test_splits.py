@@ -75,7 +75,10 @@ def model_flags(base: Path) -> tuple[str | Path, ...]:
 
 
 def by_ir_measures(base: Path, split: str, path: Path, measures: dict[str, str]) -> dict[str, float]:
-    """Of a run file: {key: a measure in the notation}, over all judged queries, in original ids."""
+    """Of a run file: {key: a measure in the notation}, over all judged queries, in original ids.
+
+    One at a time: next to a measure with gains the library may give these to nDCG@10 as well.
+    """
     collection = open_preprocessed(base / "data", 1, 1)
     queries, passages = collection.queries(split).original_ids(), collection.passages.original_ids()
     qrels = {
@@ -86,8 +89,7 @@ def by_ir_measures(base: Path, split: str, path: Path, measures: dict[str, str])
     for found in ir_measures.read_trec_run(str(path)):
         scores.setdefault(found.query_id, {})[found.doc_id] = found.score
     parsed = {key: ir_measures.parse_measure(text) for key, text in measures.items()}
-    means = ir_measures.calc_aggregate(parsed.values(), qrels, scores)
-    return {key: float(means[measure]) for key, measure in parsed.items()}
+    return {key: float(measure.calc_aggregate(qrels, scores)) for key, measure in parsed.items()}
 
 
 LEVEL_2 = {

@@ -11,6 +11,7 @@ from results.page.tables import COMMAND, DOCS, MARKED, TABLES, with_tables
 from utils.declared.losses import LOSSES
 from utils.declared.strategies import FILTERS, FORK_STRATEGIES, STRATEGIES
 from utils.ir.metrics import METRICS
+from utils.ir.notation import MEASURES
 
 PAGES = sorted(DOCS.glob("*.md"))
 
@@ -39,9 +40,10 @@ def test_a_stale_table_is_seen_and_made_again() -> None:
         ("fork", 0, FORK_STRATEGIES),
         ("losses", 0, LOSSES),
         ("metrics", 1, METRICS),
+        ("measures", 0, MEASURES),
     ],
 )
 def test_a_table_has_a_row_for_each_declaration(name: str, column: int, expected: list[str]) -> None:
     cells = [line.strip("| ").split(" | ")[column] for line in TABLES[name]().splitlines() if "`" in line]
-    words = [found[1] for cell in cells if (found := re.match(r"`(?:--)?([\w@-]+)", cell))]
+    words = [found[1].removesuffix("@K") for cell in cells if (found := re.match(r"`(?:--)?([\w@-]+)", cell))]
     assert [word for word in expected if word not in words] == []

@@ -25,7 +25,19 @@ OF_MODELS = {model_files.CONFIG, model_files.SAFETENSORS}
 PARTS = ("checkpoint-", "ann_training_data_", "ann_ndcg_", "ann_candidates_", "step-", "seed-", ".stop-")
 ENDS = (".beat", ".trec", ".per_query.tsv", ".by_rank.json", ".taken", ".rows.npy")
 # These are other things too: a role, a kind of negatives, a word.
-WORDS = {"bm25", "warmup", "arms", "raw", "tokenizer", "embeddings", "logs", "eval", "inference", "neighbourhood"}
+WORDS = {
+    "bm25",
+    "warmup",
+    "arms",
+    "runs",
+    "raw",
+    "tokenizer",
+    "embeddings",
+    "logs",
+    "eval",
+    "inference",
+    "neighbourhood",
+}
 ALSO_WORDS = WORDS | {"checkpoints", "preprocessed", "tensorboard", "STOP"}
 
 
@@ -99,7 +111,7 @@ def test_the_names_that_other_programs_read() -> None:
     ]
     assert paths_of(ReportLayout(Path())) == ["report.html", "report.json", "report.md", "summary.json"]
     run = paths_of(RunLayout(Path()), seed=4)
-    assert run == ["arms", "bm25", "preprocessed", "seed-4", "warmup", "warmup/eval"]
+    assert run == ["arms", "bm25", "preprocessed", "runs", "seed-4", "warmup", "warmup/eval"]
 
 
 def test_bash_has_the_names_at_once(tmp_path: Path) -> None:
