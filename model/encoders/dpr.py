@@ -28,6 +28,7 @@ from utils.exchange.model_files import LENGTHS, SAFETENSORS
 from utils.exchange.sentence_files import read_sentence_files
 
 MODEL_TYPE = "dpr"
+OLDER_BODY = "bert"  # of a config that names no type, as transformers before 2.4 wrote it
 TOWERS: dict[Side, str] = {"query": "question_model", "passage": "ctx_model"}
 PROJECTION = "encode_proj"
 QUERY_MODEL = "query_model"  # of `load_encoder`'s changes: the queries' tower begins as another model
@@ -182,7 +183,7 @@ def two_towers(config: Mapping[str, Any], where: str, changes: Mapping[str, Any]
     changed = dict(changes or {})
     of_each = {name: changed.pop(name) for name in OF_EACH_TOWER if name in changed}
     for tower in TOWERS.values():
-        made[tower] = {"pooling": "first", "normalize": False, **made[tower], **of_each}
+        made[tower] = {"model_type": OLDER_BODY, "pooling": "first", "normalize": False, **made[tower], **of_each}
     return {"tied": False, "projection_dim": 0, "architectures": ["TwoTowers"], **made, **changed}
 
 

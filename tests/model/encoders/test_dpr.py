@@ -290,3 +290,13 @@ def test_damaged_checkpoints_are_refused(damage: str, tmp_path: Path) -> None:
         "twice": "two towers already",
     }
     refused(directory, words.get(damage, "two towers"), **changes)
+
+
+def test_an_older_bert_that_names_no_type_is_a_tower(tmp_path: Path) -> None:
+    """transformers before 2.4, which ANCE pins, writes no model_type."""
+    known, older = bert(tmp_path / "known", 1), bert(tmp_path / "older", 1)
+    config = json.loads((older / "config.json").read_text())
+    (older / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "model_type"}))
+    assert read_spec(str(older), "dpr") == read_spec(str(known), "dpr")
+    expected, found = (embed(load_encoder("dpr", str(path)), "query") for path in (known, older))
+    assert np.array_equal(found, expected)
