@@ -21,6 +21,7 @@ import numpy as np
 from results.page import run as run_report
 from results.page import sections, study
 from results.page.markdown import markdown_of, write_document
+from results.page.splits import short_splits
 from results.plots.curves import arm_names
 from results.read.run import Run, arm_order, read_run
 from results.read.study import Study, read_study
@@ -145,7 +146,8 @@ def report_runs(directories: list[Path], flags: ReportFlags) -> None:
     elif reason:
         say(f"{run_report.table_over_runs(runs)}\n\nMeans over the runs; the arms are not compared: {reason}.")
     else:
-        say(f"{run_report.short_table(runs[0])}\n\n{run_report.sentence(runs[0])}")
+        parts = [run_report.short_table(runs[0]), short_splits(runs[0]), run_report.sentence(runs[0])]
+        say("\n\n".join(filter(None, parts)))
     say_written(ReportLayout(output), REPORT_JSON)
 
 

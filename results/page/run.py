@@ -12,6 +12,7 @@ from pathlib import Path
 
 from results.page.markdown import Section, align, columns, picture
 from results.page.sections import common_sections
+from results.page.splits import splits_section
 from results.plots.curves import arm_names, capital, figures
 from results.read.arm import Arm
 from results.read.evaluation import HEADINGS, REPORTED, Evaluation
@@ -82,8 +83,8 @@ def short_table(run: Run) -> str:
     def row(name: str, evaluation: Evaluation, over: str = "") -> list[str]:
         return [name, *(cell(evaluation.metrics.get(metric)) for metric in metrics), over]
 
-    rows = [["", *(HEADINGS[metric] for metric in metrics), f"{MRR_LABEL} over warmup"]]
-    rows += [row("BM25", run.bm25), *(row(*given) for given in run.given.items()), row("warmup", run.warmup)]
+    rows = [["", *(HEADINGS[metric] for metric in metrics), f"{MRR_LABEL} over {run.start_name}"]]
+    rows += [row("BM25", run.bm25), *(row(*given) for given in run.given.items()), row(run.start_name, run.warmup)]
     rows += [row(arm.name, arm.evaluation, gain(arm.evaluation.metrics.get(MRR), base)) for arm in run.arms]
     return columns(rows)
 
@@ -98,13 +99,13 @@ def sentence(run: Run) -> str:
     compared = f" (BM25: {bm25:.4f})" if bm25 is not None else ""
     if len(finals) == 1:
         return (
-            f"{best} ends at {high:.4f} {MRR_LABEL}, {gain(high, base)} against the warmup that it started from"
-            f"{compared}: one model, trained with one seed."
+            f"{best} ends at {high:.4f} {MRR_LABEL}, {gain(high, base)} against the {run.start_name} that it started "
+            f"from{compared}: one model, trained with one seed."
         )
     return (
         f"The arms end between {low:.4f} ({worst}) and {high:.4f} ({best}) {MRR_LABEL}, {gain(low, base)} to "
-        f"{gain(high, base)} against the warmup that they start from{compared}; one seed of each does not order arms "
-        "that lie close, for which commands/study.sh trains several."
+        f"{gain(high, base)} against the {run.start_name} that they start from{compared}; one seed of each does not "
+        "order arms that lie close, for which commands/study.sh trains several."
     )
 
 
@@ -114,8 +115,10 @@ def table(run: Run) -> str:
     def row(name: str, evaluation: Evaluation, *rest: str) -> list[str]:
         return [name, *(cell(evaluation.metrics.get(metric)) for metric in REPORTED), *(rest or ("", "", "", "", ""))]
 
-    heading = ["", *HEADINGS.values(), f"{MRR_LABEL} over warmup", f"best {MRR_LABEL}", "steps", "refreshes", "seconds"]
-    rows = [heading, row("BM25", run.bm25), *(row(*given) for given in run.given.items()), row("warmup", run.warmup)]
+    over = (f"{MRR_LABEL} over {run.start_name}", f"best {MRR_LABEL}")
+    heading = ["", *HEADINGS.values(), *over, "steps", "refreshes", "seconds"]
+    rows = [heading, row("BM25", run.bm25), *(row(*given) for given in run.given.items())]
+    rows.append(row(run.start_name, run.warmup))
     base = run.warmup.metrics.get(MRR)
     for arm in run.arms:
         over = gain(arm.evaluation.metrics.get(MRR), base)
@@ -164,7 +167,7 @@ def what_was_run(run: Run) -> list[str]:
     at_step = f", step {run.warmup.step:,}" if run.warmup.step is not None else ""
     lines = [
         f"- collection: {', '.join(counts)}",
-        f"- warmup: `{short_path(run.warmup.model, run.directory)}`{at_step}; every arm starts from it",
+        f"- {run.start_name}: `{short_path(run.warmup.model, run.directory)}`{at_step}; every arm starts from it",
     ]
     lines += [f"- {name}: the run `{short_path(found.model, run.directory)}`" for name, found in run.given.items()]
     for arm in run.arms:
@@ -235,4 +238,6 @@ def run_sections(runs: list[Run], compared: Study | None) -> list[Section]:
         measures = {name: [read_measures(arm) for arm in found] for name, found in arms.items()}
     else:
         return [training_section(runs)]
-    return [training_section(runs), *common_sections(arms, measures, runs[0].directory)]
+    by_split = splits_section(runs[0]) if len(runs) == 1 else None
+    first = [by_split] if by_split is not None else []
+    return [*first, training_section(runs), *common_sections(arms, measures, runs[0].directory)]

@@ -22,6 +22,8 @@ from utils.exchange.layout import (
     COLLECTION_MANIFEST,
     DONE,
     EVALUATION_RECORD,
+    PLAN,
+    WARMUP,
     ArmLayout,
     RunLayout,
 )
@@ -44,6 +46,13 @@ class Run:
     arms: tuple[Arm, ...]
     unfinished: dict[str, str]  # arm: what is missing
     warnings: tuple[str, ...]
+
+    @property
+    def start_name(self) -> str:
+        """What the model that all arms start from is called: a warmup, or what was given with a collection of one's
+        own."""
+        is_planned, is_warmup = (self.directory / PLAN).is_file(), Path(self.warmup.model).parent.name == WARMUP
+        return "start" if is_planned and not is_warmup else "warmup"
 
     @property
     def split(self) -> str:

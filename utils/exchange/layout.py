@@ -53,6 +53,7 @@ GIVEN_RUNS = "runs"
 QUERY_MAP = "neighbourhood"
 MODEL_CONFIG = "model.json"
 STAGES = ".stages"
+PLAN = "plan.tsv"  # the settings that were chosen for a collection
 
 # What says that a step's output is complete.
 COLLECTION_MANIFEST = "manifest.json"  # of a preprocessed directory
