@@ -149,8 +149,8 @@ watch() { # PID LOG
 run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
   local name=$1 directory=$2
   local -n trainer_argv=$3 generator_argv=$4
-  local -A pid=() code=()
-  local role failed='' reason='' deadline='' next_line=$((SECONDS + PROGRESS_SECONDS)) shown='' shown_of_trainer='' line
+  local -A pid=() code=() shown=()
+  local role failed='' reason='' deadline='' next_line=$((SECONDS + PROGRESS_SECONDS)) line
 
   rm -f "$directory"/{"${LAYOUT[ann_data]}","${LAYOUT[checkpoints]}"}/"${LAYOUT[failed]}" # an earlier run's must not be taken for this one's
   start "$directory/trainer${LAYOUT[output_end]}" "${trainer_argv[@]}"
@@ -189,14 +189,16 @@ run_pair() { # NAME DIR TRAINER_COMMAND GENERATOR_COMMAND (names of arrays)
     fi
     if ((SECONDS >= next_line)); then
       next_line=$((SECONDS + PROGRESS_SECONDS))
-      line=$(progress_line "$directory/trainer${LAYOUT[output_end]}")
-      if ((WATCHES == 1)) && [[ $line == "$shown_of_trainer" ]]; then # the generator's turn
-        line=$(eta_line "$directory/generator${LAYOUT[output_end]}")
-      else
-        shown_of_trainer=$line
-      fi
-      [[ -z $line || $line == "$shown" ]] || printf '    %s: %s\n' "$name" "$line"
-      shown=$line
+      for role in trainer generator; do
+        if [[ $role == trainer ]]; then
+          line=$(progress_line "$directory/trainer${LAYOUT[output_end]}")
+        else
+          ((WATCHES == 1)) || continue
+          line=$(eta_line "$directory/generator${LAYOUT[output_end]}")
+        fi
+        [[ -z $line || $line == "${shown[$role]:-}" ]] || printf '    %s: %s\n' "$name" "$line"
+        shown[$role]=$line
+      done
     fi
   done
   # shellcheck disable=SC2034 # for the caller

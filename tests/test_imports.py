@@ -45,6 +45,7 @@ PACKAGES_BELOW: dict[str, set[str]] = {
     "drivers.evaluate": {"drivers.cli", "drivers.job", "drivers.embeddings"},
     "drivers.generate": {"drivers.cli", "drivers.job", "drivers.embeddings"},
     "drivers.train": {"drivers.cli", "drivers.job", "drivers.embeddings", "drivers.evaluate"},
+    "drivers.plan": {"drivers.cli"},
     "results.read": set(),
     "results.plots": {"results.read"},
     "results.page": {"results.read", "results.plots"},

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from data.msmarco_data import PreprocessFlags
 from data.negatives import NegativesFlags
 from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
 from drivers.cli.generate import Bm25Flags, GenerateFlags
+from drivers.cli.plan import PlanFlags
 from drivers.cli.train import AnnFlags, WarmupFlags
 from model.convert import ConvertFlags
 from results.read_log import ReadLogFlags
@@ -42,6 +44,7 @@ FLAGS_OF = {
     "drivers.run_warmup": WarmupFlags,
     "drivers.run_bm25": Bm25Flags,
     "drivers.run_neighbourhood": NeighbourhoodFlags,
+    "drivers.run_plan": PlanFlags,
     "results.read_log": ReadLogFlags,
     "results.report": ReportFlags,
     "results.status": StatusFlags,
@@ -144,9 +147,16 @@ def test_flags_that_a_program_with_its_own_parser_lacks_are_seen(monkeypatch: py
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"(quickstart|study|data_download)\.sh", c)])
-def test_commands_with_a_dry_run_run(command: str, tmp_path: Path) -> None:
-    words = shlex.split(command)
-    files = {"RAW_DATA_DIR": tmp_path, "MSMARCO_URL": f"file://{tmp_path}"}
+def test_commands_with_a_dry_run_run(
+    command: str, tmp_path: Path, shared_collection: Path, tiny_tokenizer: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_tokenizer, tmp_path / "model"))
+    (model / "config.json").write_text('{"model_type": "static"}')
+    there = {"my_collection": str(shared_collection), "my_model": str(model)}
+    found = [there.get(word, word) for word in shlex.split(command)]
+    words = [word for word in found if not re.fullmatch(r"[A-Z_0-9]+=\S+", word)]
+    settings = dict(word.split("=", 1) for word in found[: len(found) - len(words)])
+    files = {"RAW_DATA_DIR": tmp_path, "MSMARCO_URL": f"file://{tmp_path}", **settings}
     result = run_script(REPO / words[1], *words[2:], "--dry_run", **files)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
@@ -222,7 +232,8 @@ def known_flags() -> set[str]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         for module in WITH_ARGPARSE:
             known |= {action.dest for action in parser_of(module, [], monkeypatch)._actions}
-    usage = run_script(REPO / "commands" / "submit_ance.sh", "--help").stdout
+    scripts = ("submit_ance.sh", "quickstart.sh")
+    usage = "".join(run_script(REPO / "commands" / name, "--help").stdout for name in scripts)
     return known | {"nproc_per_node", *re.findall(r"--([a-z][a-z0-9_]+)", usage)}
 
 

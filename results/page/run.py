@@ -115,8 +115,8 @@ def table(run: Run) -> str:
     def row(name: str, evaluation: Evaluation, *rest: str) -> list[str]:
         return [name, *(cell(evaluation.metrics.get(metric)) for metric in REPORTED), *(rest or ("", "", "", "", ""))]
 
-    over = (f"{MRR_LABEL} over {run.start_name}", f"best {MRR_LABEL}")
-    heading = ["", *HEADINGS.values(), *over, "steps", "refreshes", "seconds"]
+    of_mrr = (f"{MRR_LABEL} over {run.start_name}", f"best {MRR_LABEL}")
+    heading = ["", *HEADINGS.values(), *of_mrr, "steps", "refreshes", "seconds"]
     rows = [heading, row("BM25", run.bm25), *(row(*given) for given in run.given.items())]
     rows.append(row(run.start_name, run.warmup))
     base = run.warmup.metrics.get(MRR)

@@ -28,6 +28,7 @@ from data.training.batches import batches_of_triples
 from data.wordpiece import WordPieceFlags
 from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
 from drivers.cli.generate import Bm25Flags, GenerateFlags
+from drivers.cli.plan import PlanFlags
 from drivers.cli.train import AnnFlags, WarmupFlags
 from drivers.evaluate.query_map import named_files
 from drivers.job.setup import seed_everything
@@ -54,6 +55,7 @@ CLASSES: dict[str, type[ProgramFlags]] = {
     "run_bm25": Bm25Flags,
     "run_eval": EvalFlags,
     "run_neighbourhood": NeighbourhoodFlags,
+    "run_plan": PlanFlags,
     "run_warmup": WarmupFlags,
     "status": StatusFlags,
     "wordpiece": WordPieceFlags,

@@ -1,0 +1,130 @@
+"""commands/quickstart.sh --data_dir: its stages, what they are given, and what is refused before anything is made."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.commands.test_quickstart_script import Quickstart
+from tests.shell import single_error_line
+
+SETTINGS = {
+    "max_seq_length": 112, "max_query_length": 32, "dev_split": "dev", "splits": "dev train", "topk_training": 50,
+    "negative_sample": 5, "max_positive_ratio": 0.95, "batch": 16, "max_steps": 40, "steps_per_refresh": 10,
+    "warmup_steps": 4, "learning_rate": 3e-5, "loss": "in_batch", "first_steps": 60, "first_batch": 8,
+    "first_learning_rate": 1e-4, "first_loss": "in_batch",
+}  # fmt: skip
+FROM_NOTHING = ["plan", "wordpiece", "preprocess", "bm25", "warmup", "warmup_eval", "top", "top.eval", "report"]
+FROM_A_MODEL = [name for name in FROM_NOTHING if name not in ("wordpiece", "warmup")]
+
+
+def plan(model: str, model_type: str = "static") -> str:
+    settings = {"model_type": model_type, "model": model, **SETTINGS}
+    return "".join(f"{name}\t{value}\tbecause of it\n" for name, value in settings.items())
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Quickstart:
+    """A run on a folder of one file, with a model next to it."""
+    quickstart = Quickstart(tmp_path)
+    for name in ("my data/corpus.jsonl", "model/config.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}\n")
+    quickstart.environment |= {"FAKE_PLAN": plan(""), "CPUS": "2", "GPUS": "0"}
+    return quickstart
+
+
+def commands_of(own: Quickstart, tmp_path: Path, *words: str, **changes: str) -> dict[str, list[str]]:
+    """The words after each program's name, by program; the last of its name counts."""
+    result = own.run("--data_dir", str(tmp_path / "my data"), "--dry_run", *words, **changes)
+    assert result.returncode == 0, result.stderr
+    lines = [shlex.split(line) for line in result.stdout.splitlines()]
+    return {line[0].rpartition(".")[2]: line[1:] for line in lines}
+
+
+def value(words: list[str], flag: str) -> str:
+    return words[words.index(flag) + 1]
+
+
+def test_without_a_model_one_is_trained_from_nothing(own: Quickstart, tmp_path: Path) -> None:
+    data = ("--data_dir", str(tmp_path / "my data"))
+    assert own.redone(*data) == FROM_NOTHING
+    assert own.redone(*data) == []
+    assert own.redone(*data, "--strategy", "top,random") == ["random", "random.eval", "report"]
+    (tmp_path / "my data" / "corpus.jsonl").write_text("{}\n{}\n")
+    assert own.redone(*data, "--strategy", "top") == FROM_NOTHING
+
+
+def test_a_model_is_warmed_up_only_where_that_is_asked_for(own: Quickstart, tmp_path: Path) -> None:
+    model = str(tmp_path / "model")
+    words = ("--data_dir", str(tmp_path / "my data"), "--model", model)
+    own.environment["FAKE_PLAN"] = plan(model, "hf")
+    assert own.redone(*words) == FROM_A_MODEL
+    assert own.redone(*words) == []
+    (tmp_path / "model" / "config.json").write_text("{ }\n")
+    assert own.redone(*words) == FROM_A_MODEL
+    assert "warmup" in own.redone(*words, "--warmup")
+
+
+def test_the_programs_are_given_what_was_planned(own: Quickstart, tmp_path: Path) -> None:
+    model = str(tmp_path / "model")
+    found = commands_of(own, tmp_path, "--model", model, FAKE_PLAN=plan(model, "hf"))
+    assert list(found) == ["msmarco_data", "run_bm25", "run_eval", "run_ann", "run_ann_data_gen", "report"]
+    trainer, generator, evaluation = found["run_ann"], found["run_ann_data_gen"], found["run_eval"]
+    for flag, expected in {
+        "--max_steps": "40", "--steps_per_refresh": "10", "--per_gpu_train_batch_size": "16", "--loss": "in_batch",
+        "--learning_rate": "3e-05", "--warmup_steps": "4", "--model_name_or_path": model, "--dtype": "auto",
+    }.items():  # fmt: skip
+        assert value(trainer, flag) == expected
+    assert (value(generator, "--topk_training"), value(generator, "--negative_sample")) == ("50", "5")
+    assert value(generator, "--init_model_dir") == model
+    assert evaluation[evaluation.index("--split") + 1 :][:2] == ["dev", "train"]
+    for words in (trainer, generator, evaluation, found["msmarco_data"]):
+        assert (value(words, "--max_seq_length"), value(words, "--max_query_length")) == ("112", "32")
+        assert value(words, "--model_type") == "hf"
+
+
+def test_the_environment_wins_over_the_plan(own: Quickstart, tmp_path: Path) -> None:
+    found = commands_of(own, tmp_path, MAX_STEPS="80", LEARNING_RATE="1e-6", MAX_SEQ_LENGTH="64")
+    trainer = found["run_ann"]
+    assert [value(trainer, flag) for flag in ("--max_steps", "--learning_rate", "--max_seq_length")] == [
+        "80",
+        "1e-6",
+        "64",
+    ]
+    assert value(found["run_warmup"], "--max_steps") == "60"
+    result = own.run("--data_dir", str(tmp_path / "my data"), MAX_STEPS="45")
+    assert "expected a multiple of STEPS_PER_REFRESH" in single_error_line(result)
+
+
+def test_a_model_is_evaluated_as_it_is(own: Quickstart, tmp_path: Path) -> None:
+    model = str(tmp_path / "model")
+    words = ("--data_dir", str(tmp_path / "my data"), "--model", model, "--evaluate")
+    own.environment |= {"FAKE_PLAN": plan(model, "hf"), "FAKE_run_eval": "echo full ranking dev: 0.5"}
+    assert own.redone(*words) == ["plan", "preprocess", "evaluation"]
+    assert own.run(*words).stdout.endswith("full ranking dev: 0.5\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--model", "model"], "are for a collection of your own: give its --data_dir"),
+        (["--warmup"], "are for a collection of your own: give its --data_dir"),
+        (["--data_dir", "nowhere"], "is not a directory, expected the folder of a collection"),
+        (["--data_dir", "my data", "--evaluate"], "--evaluate is of a model: give its --model"),
+        (["--data_dir", "my data", "--model", "model", "--evaluate", "--warmup"], "omit --warmup"),
+        (["--data_dir", "my data", "--strategy", "top,worst"], "--strategy is 'worst', expected one of"),
+    ],
+)
+def test_what_is_refused_makes_nothing(own: Quickstart, tmp_path: Path, words: list[str], line: str) -> None:
+    there = [str(tmp_path / word) if word in ("my data", "nowhere", "model") else word for word in words]
+    assert line in single_error_line(own.run(*there))
+    assert not own.run_dir.exists()
+
+
+def test_a_plan_that_is_refused_ends_the_run_with_its_line(own: Quickstart, tmp_path: Path) -> None:
+    refusal = "echo 'run_plan: error: no collection' >&2; exit 2"
+    result = own.run("--data_dir", str(tmp_path / "my data"), FAKE_run_plan=refusal)
+    assert result.returncode == 2 and "run_plan: error: no collection" in result.stderr

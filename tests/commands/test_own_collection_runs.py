@@ -1,0 +1,104 @@
+"""What commands/quickstart.sh --data_dir would start, run: a BEIR folder, from the plan to the report.
+
+Its commands are those of --dry_run, each forked from a process that has imported the programs; the script itself runs
+them in test_own_collection.py, and on real collections here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import REPO
+from tests.forked import ends_of, run, start
+from tests.real import collection_dir, minilm_dir
+from tests.shell import run_script, script_environment
+
+SCRIPT = REPO / "commands" / "quickstart.sh"
+GAIN = 0.05  # of nDCG@10 on the train queries
+MOST_SECONDS = 45 * 60
+
+
+def write_beir(raw: Path, directory: Path) -> Path:
+    """MS MARCO's files as a BEIR folder."""
+
+    def rows(name: str) -> list[list[str]]:
+        return [line.split("\t") for line in (raw / name).read_text().splitlines()]
+
+    (directory / "qrels").mkdir(parents=True)
+    passages = [{"_id": an_id, "title": "", "text": text} for an_id, text in rows("collection.tsv")]
+    queries = [
+        {"_id": an_id, "text": text}
+        for name in ("queries.train.tsv", "queries.dev.small.tsv")
+        for an_id, text in rows(name)
+    ]
+    for name, records in (("corpus", passages), ("queries", queries)):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name, split in (("qrels.train.tsv", "train"), ("qrels.dev.small.tsv", "test")):
+        lines = [f"{query}\t{passage}\t{grade}\n" for query, _, passage, grade in rows(name)]
+        (directory / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    return directory
+
+
+def run_as_the_script_does(lines: list[str]) -> None:
+    """Each program to its end; a trainer and the generator behind it at the same time."""
+    commands = [shlex.split(line) for line in lines]
+    while commands:
+        words = commands.pop(0)
+        if words[0] == "drivers.run_ann":
+            arm = Path(words[words.index("--output_dir") + 1]).parent
+            arm.mkdir(parents=True)
+            pair = {"trainer": words, "generator": commands.pop(0)}
+            logs = {name: arm / f"{name}.out" for name in pair}
+            codes = ends_of([start(logs[name], *argv) for name, argv in pair.items()])
+            assert codes == [0, 0], [log.read_text()[-2000:] for log in logs.values()]
+        else:
+            run(*words)
+
+
+@pytest.mark.slow
+def test_from_a_folder_to_the_report(shared_collection: Path, tmp_path: Path) -> None:
+    data, run_dir = write_beir(shared_collection, tmp_path / "data"), tmp_path / "run"
+    words = ("--data_dir", data, "--run_dir", run_dir, "--dry_run")
+    settings = {"MAX_STEPS": "6", "STEPS_PER_REFRESH": "2", "FIRST_STEPS": "4", "VOCAB_SIZE": "500"}
+    settings |= {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    found = run_script(SCRIPT, *words, **settings)
+    assert found.returncode == 0, found.stderr
+    run_dir.mkdir()
+    (run_dir / "model.json").write_text('{"model_type": "static", "embedding_size": 128}')
+    run_as_the_script_does(found.stdout.splitlines())
+    report = json.loads((run_dir / "report.json").read_text())
+    assert {name: arm["refreshes"] for name, arm in report["arms"].items()} == {"top": 3}
+    assert report["collection"]["test_queries"] == 20
+    rows = re.findall(r"^\| *(\w+) *\| +\d+ \| +(\w+) *\|", (run_dir / "report.md").read_text(), re.M)
+    assert rows == [("test", "top"), ("train", "top")]
+
+
+@pytest.mark.measured
+@pytest.mark.timeout(2 * MOST_SECONDS)
+@pytest.mark.parametrize(("name", "measured"), [("scifact", "test"), ("nfcorpus", "test")])
+def test_minilm_learns_a_real_collection_within_the_time(name: str, measured: str, tmp_path: Path) -> None:
+    """nDCG@10 on the train queries rises, on the test queries it is not lower by the paired test; both are shown."""
+    words = ("--data_dir", collection_dir(name), "--model", minilm_dir(), "--strategy", "top,random")
+    command = ["bash", SCRIPT, *words, "--run_dir", tmp_path / "run"]
+    environment = script_environment(PYTHON=sys.executable, HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", CPUS="2")
+    found = subprocess.run(
+        [*map(str, command)], env=environment, capture_output=True, text=True, timeout=2 * MOST_SECONDS, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    sys.stdout.write(found.stdout)
+    table = [re.split(r"  +", line.strip()) for line in found.stdout.splitlines()]
+    changes = {(row[0], row[2]): row for row in table if len(row) == 8 and row[2] in ("top", "random")}
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    for arm in ("top", "random"):
+        assert report["arms"][arm]["refreshes"] >= 3
+        assert float(changes["train", arm][5]) >= GAIN
+        assert changes[measured, arm][7] != "worse"
+    seconds = sum(int(found) for found in re.findall(r"(\d+) s  ", found.stdout))
+    assert seconds <= MOST_SECONDS

@@ -1,0 +1,127 @@
+"""drivers.run_plan: what it finds of a folder and of a model, and its one line where there is nothing to find."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drivers import run_plan
+from drivers.plan.facts import ModelFacts
+from drivers.plan.look import look_at_collection, look_at_model
+from tests.conftest import TINY_DEV_QUERIES, TINY_PASSAGES, TINY_TRAIN_QUERIES
+from tests.drivers.test_run_bm25 import call
+from utils.errors import UserError
+
+
+def write_beir(directory: Path, splits: dict[str, dict[str, list[str]]]) -> Path:
+    """A BEIR folder of ten documents; ``splits`` is {split: {query: its relevant documents}}."""
+    (directory / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d{n}", "title": "A title", "text": "some words here " * (n + 1)} for n in range(10)]
+    queries = [{"_id": query, "text": f"words of {query}"} for queries in splits.values() for query in queries]
+    for name, records in (("corpus", documents), ("queries", queries)):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for split, judged in splits.items():
+        lines = [f"{query}\t{document}\t1\n" for query, documents in judged.items() for document in documents]
+        (directory / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    return directory
+
+
+SPLITS = {"train": {"q1": ["d1", "d2", "d3"], "q2": ["d4"]}, "test": {"q3": ["d5"]}}
+
+
+@pytest.fixture
+def model_dir(tiny_tokenizer: Path, tmp_path: Path) -> Path:
+    directory = Path(shutil.copytree(tiny_tokenizer, tmp_path / "model"))
+    (directory / "config.json").write_text('{"model_type": "static", "embedding_size": 8, "max_seq_length": 20}')
+    return directory
+
+
+def planned(data_dir: Path, output: Path, **flags: object) -> dict[str, str]:
+    call(run_plan.main, data_dir=data_dir, output=output, **flags)
+    rows = [line.split("\t") for line in output.read_text().splitlines()]
+    assert all(len(row) == 3 for row in rows)
+    return {name: value for name, value, _ in rows}
+
+
+def test_a_beir_folder(tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_beir(tmp_path / "data", SPLITS)
+    plan = planned(data, tmp_path / "plan.tsv", model_name_or_path=model_dir, cores=2)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("collection: beir, about 10 passages of ")
+    assert said[0].endswith("judged queries: train 2, test 1; 2.0 relevant for a train query")
+    assert said[1:3] == ["model: static", "machine: 2 cores"]
+    assert (plan["model_type"], plan["model"], plan["splits"]) == ("static", str(model_dir), "test train")
+    assert (plan["max_seq_length"], plan["topk_training"], plan["batch"]) == ("20", "5", "2")
+
+
+def test_ms_marco_s_files(shared_collection: Path, tmp_path: Path) -> None:
+    plan = planned(shared_collection, tmp_path / "plan.tsv")
+    assert (plan["model_type"], plan["model"], plan["dev_split"]) == ("static", "", "dev")
+    from data.sources.base import SourceRequest
+    from data.sources.registry import open_source
+
+    found = look_at_collection(open_source(SourceRequest(shared_collection)), "")
+    assert (found.passages, found.queries) == (TINY_PASSAGES, {"train": TINY_TRAIN_QUERIES, "dev": TINY_DEV_QUERIES})
+    lengths = [
+        len(line.split("\t")[1].split()) for line in (shared_collection / "collection.tsv").read_text().splitlines()
+    ]
+    assert np.array_equal(found.passage_lengths.tokens_T, np.sort([2 + round(1.5 * words) for words in lengths]))
+
+
+@pytest.mark.parametrize(
+    ("config", "facts"),
+    [
+        ({"model_type": "static", "embedding_size": 8}, ModelFacts("static")),
+        ({"model_type": "bert", "num_hidden_layers": 6, "hidden_size": 384, "max_position_embeddings": 512},
+         ModelFacts("hf", None, 512, 6, 384)),
+        ({"model_type": "distilbert", "n_layers": 3, "dim": 768, "max_position_embeddings": 512},
+         ModelFacts("hf", None, 512, 3, 768)),
+        ({"model_type": "dpr", "question_model": {"num_hidden_layers": 2, "hidden_size": 16}, "max_seq_length": 40},
+         ModelFacts("dpr", 40, None, 2, 16)),
+    ],
+)  # fmt: skip
+def test_a_model_s_config(config: dict[str, object], facts: ModelFacts, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert look_at_model(tmp_path) == facts
+
+
+def test_sentence_transformers_length_and_ance_s_head(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    (tmp_path / "config.json").write_text('{"model_type": "roberta", "num_hidden_layers": 2, "hidden_size": 8}')
+    (tmp_path / "modules.json").write_text(json.dumps([
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]))  # fmt: skip
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 77}')
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(
+        '{"word_embedding_dimension": 8, "pooling_mode_mean_tokens": true}'
+    )
+    assert look_at_model(tmp_path) == ModelFacts("hf", 77, None, 2, 8)
+    save_file({"embeddingHead.weight": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
+    assert look_at_model(tmp_path).model_type == "rdot_nll"
+
+
+def test_what_cannot_be_planned_is_one_line_and_nothing_is_written(tmp_path: Path, model_dir: Path) -> None:
+    def refused(data_dir: Path, **flags: object) -> str:
+        with pytest.raises(UserError) as caught:
+            planned(data_dir, tmp_path / "plan.tsv", **flags)
+        assert "\n" not in str(caught.value) and not (tmp_path / "plan.tsv").exists()
+        return str(caught.value)
+
+    data = write_beir(tmp_path / "data", {"test": SPLITS["test"]})
+    unknown = tmp_path / "unknown"
+    unknown.mkdir()
+    (unknown / "notes.txt").write_text("hello\n")
+    assert "has no collection, expected" in refused(unknown)
+    assert "no train split" in refused(data, model_name_or_path=model_dir)
+    assert "there is no model" in refused(data, model_name_or_path=tmp_path / "nowhere")
+    assert "has no config.json" in refused(data, model_name_or_path=unknown)
+    assert "nothing to evaluate" in refused(data, evaluate=True)
+    plan = planned(data, tmp_path / "plan.tsv", model_name_or_path=model_dir, evaluate=True)
+    assert plan["splits"] == "test" and "max_steps" not in plan
