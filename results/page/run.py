@@ -96,15 +96,16 @@ def sentence(run: Run) -> str:
     if not finals or base is None:
         return f"What training did to {MRR_LABEL} is not known: the lists that were evaluated are too short for it."
     (low, worst), (high, best) = finals[0], finals[-1]
+    start = "model" if run.start_name == "start" else run.start_name
     compared = f" (BM25: {bm25:.4f})" if bm25 is not None else ""
     if len(finals) == 1:
         return (
-            f"{best} ends at {high:.4f} {MRR_LABEL}, {gain(high, base)} against the {run.start_name} that it started "
+            f"{best} ends at {high:.4f} {MRR_LABEL}, {gain(high, base)} against the {start} that it started "
             f"from{compared}: one model, trained with one seed."
         )
     return (
         f"The arms end between {low:.4f} ({worst}) and {high:.4f} ({best}) {MRR_LABEL}, {gain(low, base)} to "
-        f"{gain(high, base)} against the {run.start_name} that they start from{compared}; one seed of each does not "
+        f"{gain(high, base)} against the {start} that they start from{compared}; one seed of each does not "
         "order arms that lie close, for which commands/study.sh trains several."
     )
 

@@ -67,7 +67,7 @@ def rows_of(changes: list[SplitChange], start: str) -> list[list[str]]:
     rows = [["split", "queries", "arm", f"{label} of the {start}", "after training", "difference", "p", ""]]
     for change in changes:
         numbers = [f"{change.before:.4f}", f"{change.after:.4f}", f"{change.after - change.before:+.4f}"]
-        rows.append([change.split, f"{change.queries:,}", change.arm, *numbers, f"{change.p:.4f}", change.verdict])
+        rows.append([change.split, f"{change.queries:,}", change.arm, *numbers, f"{change.p:.2g}", change.verdict])
     return rows
 
 
