@@ -161,8 +161,12 @@ arm_programs() { # STRATEGY SEED DIRECTORY (in RUN): sets ARM (the directory), T
 
 # What every arm starts from. With --dry_run the commands alone.
 up_to_the_warmup() {
+  local -a COMMAND
   if ((dry_run == 0)); then
     use_venv requirements.txt
+    # What cannot be planned is refused in the program's one line, before anything is written.
+    plan_command "$RUN/${LAYOUT[plan]}"
+    launch 1 "${COMMAND[@]}" --dry_run >/dev/null || exit
     prepare_run_dir
     list_inputs
   fi

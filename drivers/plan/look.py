@@ -38,7 +38,7 @@ def look_at_collection(source: Source, tokenizer_dir: str) -> CollectionFacts:
     queries: dict[str, int] = {}
     positives = 0.0
     texts: list[str] = []
-    for split in (name for name, files in source.split_files.items() if files.qrels is not None):
+    for split in judged_splits(source):
         judgements, _ = read_judgements(source.qrels(split))
         judged = {query for (query, _), grade in judgements.items() if grade >= 1 or split != TRAIN}
         queries[split] = len(judged)
@@ -55,6 +55,11 @@ def look_at_collection(source: Source, tokenizer_dir: str) -> CollectionFacts:
         passage_lengths=token_lengths(passages, tokenizer_dir),
         query_lengths=token_lengths([clean_text(text) for text in texts], tokenizer_dir),
     )
+
+
+def judged_splits(source: Source) -> list[str]:
+    """Those that have qrels."""
+    return [split for split, files in source.split_files.items() if files.qrels is not None]
 
 
 def token_lengths(texts: Sequence[str], tokenizer_dir: str) -> Lengths:

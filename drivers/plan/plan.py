@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from drivers.plan.facts import CollectionFacts, Lengths, MachineFacts, ModelFacts
@@ -134,18 +134,24 @@ def lengths_in(plan: Plan) -> dict[str, int]:
     return {name: int(plan[name].value) for name in ("max_seq_length", "max_query_length")}
 
 
-def split_settings(collection: CollectionFacts, is_trained: bool) -> Plan:
-    """The split that is measured while training, and all that are evaluated: it first, train last."""
-    others = [split for split in collection.queries if split != TRAIN]
+def check_splits(judged: Collection[str], is_trained: bool) -> None:
+    """UserError where no split can be measured on, or none trained on. ``judged`` are the splits that have qrels."""
+    others = [split for split in judged if split != TRAIN]
     if not others:
         raise UserError(
             "the collection has no judged split other than train, expected one to measure on: add its qrels"
         )
-    if is_trained and TRAIN not in collection.queries:
+    if is_trained and TRAIN not in judged:
         raise UserError(
             f"the collection has no train split (it has {', '.join(others)}), expected one to train on: "
             "add its qrels, or pass --evaluate to evaluate a model as it is"
         )
+
+
+def split_settings(collection: CollectionFacts, is_trained: bool) -> Plan:
+    """The split that is measured while training, and all that are evaluated: it first, train last."""
+    check_splits(collection.queries, is_trained)
+    others = [split for split in collection.queries if split != TRAIN]
     measured = DEV if DEV in others else others[0]
     evaluated = [measured, *(split for split in others if split != measured)]
     why = f"{collection.queries[measured]:,} queries"

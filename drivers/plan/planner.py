@@ -11,8 +11,8 @@ from data.sources.base import Source, SourceRequest
 from data.sources.registry import open_source
 from drivers.cli.plan import PlanFlags
 from drivers.plan.facts import CollectionFacts, MachineFacts, ModelFacts
-from drivers.plan.look import look_at_collection, look_at_model
-from drivers.plan.plan import Plan, Setting, make_plan
+from drivers.plan.look import judged_splits, look_at_collection, look_at_model
+from drivers.plan.plan import Plan, Setting, check_splits, make_plan
 from model.hub import model_directory
 from utils.errors import UserError
 from utils.exchange.atomic import write_text
@@ -43,6 +43,7 @@ def preflight(flags: PlanFlags) -> PlanJob:
     output = Path(flags.output)
     check_can_write(output.parent)
     source = open_source(SourceRequest(Path(flags.data_dir)))
+    check_splits(judged_splits(source), is_trained=not flags.evaluate)
     model_dir, model = "", NEW_MODEL
     if flags.model_name_or_path:
         directory = model_directory(flags.model_name_or_path)

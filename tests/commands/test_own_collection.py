@@ -124,7 +124,8 @@ def test_what_is_refused_makes_nothing(own: Quickstart, tmp_path: Path, words: l
     assert not own.run_dir.exists()
 
 
-def test_a_plan_that_is_refused_ends_the_run_with_its_line(own: Quickstart, tmp_path: Path) -> None:
+def test_what_cannot_be_planned_is_one_line_and_nothing_is_made(own: Quickstart, tmp_path: Path) -> None:
     refusal = "echo 'run_plan: error: no collection' >&2; exit 2"
     result = own.run("--data_dir", str(tmp_path / "my data"), FAKE_run_plan=refusal)
-    assert result.returncode == 2 and "run_plan: error: no collection" in result.stderr
+    assert single_error_line(result) == "run_plan: error: no collection"
+    assert not own.run_dir.exists()

@@ -120,8 +120,9 @@ def test_what_cannot_be_planned_is_one_line_and_nothing_is_written(tmp_path: Pat
     (unknown / "notes.txt").write_text("hello\n")
     assert "has no collection, expected" in refused(unknown)
     assert "no train split" in refused(data, model_name_or_path=model_dir)
-    assert "there is no model" in refused(data, model_name_or_path=tmp_path / "nowhere")
-    assert "has no config.json" in refused(data, model_name_or_path=unknown)
+    both = write_beir(tmp_path / "both", SPLITS)
+    assert "there is no model" in refused(both, model_name_or_path=tmp_path / "nowhere")
+    assert "has no config.json" in refused(both, model_name_or_path=unknown)
     assert "nothing to evaluate" in refused(data, evaluate=True)
     plan = planned(data, tmp_path / "plan.tsv", model_name_or_path=model_dir, evaluate=True)
     assert plan["splits"] == "test" and "max_steps" not in plan
