@@ -17,6 +17,7 @@ from data.msmarco_data import PreprocessSettings, preprocess
 from data.sources.msmarco import find_collection
 from data.tokens.tokenizer import load_tokenizer
 from model.encoders.static import StaticEncoder
+from utils.declared.text_settings import DEFAULT_TEXTS
 
 PASSAGE_TOKENS, QUERY_TOKENS = 512, 64  # all there are
 STATIC_DIMS = 128
@@ -40,6 +41,7 @@ def write_models(directory: Path, layers: int, width: int) -> dict[str, Path]:
     models = {"static": static, "rdot_nll": common.make_encoder(layers, width)}
     for name, model in models.items():
         (directory / name).mkdir()
+        model.record(DEFAULT_TEXTS.record())
         model.save_pretrained(directory / name)
         common.write_tokenizer(directory / name)
     return {name: directory / name for name in models}

@@ -87,7 +87,8 @@ prepare_data() {
     fi
     command_for 1 data.msmarco_data --data_dir "$RAW_DATA_DIR" --out_data_dir "$DATA_DIR" "${format[@]}" \
       --model_type "$MODEL_TYPE" --model_name_or_path "$MODEL" \
-      --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH"
+      --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" \
+      ${TEXT_PROFILE:+--text_profile "$TEXT_PROFILE"}
     run_whole_step "${COMMAND[@]}"
   fi
   exec {LOCK}>&-

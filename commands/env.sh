@@ -216,6 +216,7 @@ setting SOURCE msmarco # format of RAW_DATA_DIR: beir, dpr, another word of --so
 setting DATA_TYPE 1
 setting MAX_SEQ_LENGTH 512
 setting MAX_QUERY_LENGTH 64
+setting TEXT_PROFILE '' # how texts become tokens, see docs/text_profiles.md; default: as MODEL has it, else hf
 
 export PYTHONUNBUFFERED=1
 export PYTHONUTF8=1 # a path is UTF-8 to torch, safetensors and tokenizers, whatever the locale

@@ -28,34 +28,36 @@ from data.sources.own_passages import PassageWatch
 from data.sources.qrels import ResolvedSplit, qrel_name, query_name, read_split, resolve
 from data.sources.registry import describe_source, open_source
 from data.tokens.collection import FORMAT_VERSION, MANIFEST, OWN_PASSAGES, PASSAGES
+from data.tokens.text_agreement import text_settings_for
+from data.tokens.text_profile import TextPreparer, text_preparer
 from data.tokens.token_cache import TokenCacheWriter, cache_files
 from data.tokens.tokenizer import (
     check_tokenizer_cuts,
-    encoded_queries,
-    encoded_texts,
     fingerprint_of,
     load_tokenizer,
     tokenized,
     tokenizer_files,
 )
+from utils.declared.text_settings import DEFAULT_TEXTS, TEXT_KEYS, TextSettings
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.verify import signature_of
 from utils.flag_groups.model import ModelTypeFlags
-from utils.flag_groups.texts import TextFlags
+from utils.flag_groups.texts import TextFlags, TextSettingFlags
 from utils.flag_values import MOST_WORKERS, Group, flag
 from utils.flags import answer_dry_run, parse_flags
 from utils.run_log import Progress, say
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 WITHOUT_TEXT = f"{PASSAGES} without text"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessFlags(ModelTypeFlags, TextFlags, SourceFlags):
+class PreprocessFlags(ModelTypeFlags, TextFlags, TextSettingFlags, SourceFlags):
     """Tokenize a raw collection into a preprocessed directory."""
 
     GROUP: ClassVar[Group] = "data"
@@ -81,6 +83,7 @@ class PreprocessSettings:
     max_query_length: int
     max_doc_character: int = 10_000
     allow_missing: bool = False
+    texts: TextSettings = DEFAULT_TEXTS
 
 
 def preprocess(
@@ -99,17 +102,18 @@ def preprocess(
         UserError: something cannot be read, or qrels are of another collection.
     """
     manifest = describe(source, tokenizer, settings)
+    preparer = text_preparer(settings.texts, tokenizer, settings.max_doc_character)
     with staged_directory(out_dir) as staged:
         check_not_complete(out_dir)
         splits = [read_split(source, split, settings.allow_missing) for split in source.split_files]
         wanted = set().union(*(data.passage_ids() for data in splits))
         watch = PassageWatch(query for data in splits for query in data.queries.items())
-        passages, offset_of = write_passages(source, tokenizer, staged, settings, wanted, watch)
+        passages, offset_of = write_passages(source, preparer, staged, settings, wanted, watch)
         manifest |= {"counts": {PASSAGES: passages}, "dropped": {}, "kept": {WITHOUT_TEXT: watch.without_text}}
         for data in splits:
             origin = source.split_files[data.split].qrels
             resolved = resolve(origin, data, offset_of, watch.own, settings.allow_missing)
-            manifest["counts"] |= write_split(resolved, tokenizer, staged, settings.max_query_length)
+            manifest["counts"] |= write_split(resolved, preparer, staged, settings.max_query_length)
             manifest["dropped"] |= resolved.dropped
             manifest["kept"] |= resolved.kept
             if resolved.own_passage:
@@ -137,21 +141,22 @@ def describe(source: Source, tokenizer: PreTrainedTokenizerBase, settings: Prepr
         "max_seq_length": settings.max_seq_length,
         "max_query_length": settings.max_query_length,
         "max_doc_character": settings.max_doc_character,
+        **settings.texts.record(),
         "pad_token_id": tokenizer.pad_token_id,
-        "vocab_size": vocabulary_size(tokenizer),
+        "vocab_size": vocabulary_size(tokenizer.backend_tokenizer),
         "tokenizer": {"fingerprint": fingerprint_of(tokenizer), "files": tokenizer_files(settings.tokenizer_dir)},
         "sources": {path.name: {"bytes": path.stat().st_size} for path in source_files(source)},
     }
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+def vocabulary_size(backend: Tokenizer) -> int:
     """One more than the largest token id."""
-    return max(tokenizer.get_vocab().values()) + 1
+    return max(backend.get_vocab().values()) + 1
 
 
 def write_passages(
     source: Source,
-    tokenizer: PreTrainedTokenizerBase,
+    preparer: TextPreparer,
     staged: Path,
     settings: PreprocessSettings,
     wanted: set[str],
@@ -161,9 +166,9 @@ def write_passages(
 
     Args:
         source: The raw collection.
-        tokenizer: Makes a text's tokens.
+        preparer: What the tokenizer is given of a passage, and the tokenizer.
         staged: The directory to write in.
-        settings: At how many characters and tokens a text is cut.
+        settings: At how many tokens a text is cut.
         wanted: Ids of the passages whose offsets are asked for.
         watch: Looks at every passage as it is read.
     Returns:
@@ -172,10 +177,11 @@ def write_passages(
         UserError: a passage cannot be read.
     """
     offset_of = dict.fromkeys(wanted, -1)
-    texts = encoded_texts(watch.watched(source.passages()), settings.max_doc_character)
+    passages = watch.watched(source.passages())
+    texts = ((passage.passage_id, preparer.passage(passage)) for passage in passages)
     progress = Progress(source.estimate_passages(), "passages")
-    with TokenCacheWriter(staged, PASSAGES, vocabulary_size(tokenizer)) as writer:
-        for ids, rows in tokenized(texts, tokenizer, settings.max_seq_length):
+    with TokenCacheWriter(staged, PASSAGES, vocabulary_size(preparer.backend)) as writer:
+        for ids, rows in tokenized(texts, preparer.backend, settings.max_seq_length):
             for offset, passage_id in enumerate(ids, writer.rows):
                 if passage_id in offset_of:
                     offset_of[passage_id] = offset
@@ -185,22 +191,21 @@ def write_passages(
     return writer.rows, offset_of
 
 
-def write_split(
-    resolved: ResolvedSplit, tokenizer: PreTrainedTokenizerBase, staged: Path, max_query_length: int
-) -> dict[str, int]:
+def write_split(resolved: ResolvedSplit, preparer: TextPreparer, staged: Path, max_query_length: int) -> dict[str, int]:
     """Write a split's queries and qrels.
 
     Args:
         resolved: The split.
-        tokenizer: Makes a text's tokens.
+        preparer: What the tokenizer is given of a query, and the tokenizer.
         staged: The directory to write in.
         max_query_length: Tokens kept of a query.
     Returns:
         How many queries and qrels there are, by the manifest's names; no qrels of a split that nobody has judged.
     """
     queries, qrels = query_name(resolved.split), qrel_name(resolved.split)
-    with TokenCacheWriter(staged, queries, vocabulary_size(tokenizer)) as writer:
-        for ids, rows in tokenized(encoded_queries(resolved.queries.items()), tokenizer, max_query_length):
+    texts = ((query_id, preparer.query(text)) for query_id, text in resolved.queries.items())
+    with TokenCacheWriter(staged, queries, vocabulary_size(preparer.backend)) as writer:
+        for ids, rows in tokenized(texts, preparer.backend, max_query_length):
             writer.append(ids, rows)
     if not resolved.is_judged:
         return {queries: writer.rows}
@@ -241,7 +246,9 @@ def say_source(source: Source) -> None:
 def main() -> None:
     """Parse, preflight, preprocess, and say what was found, written and dropped."""
     flags = parse_flags(PreprocessFlags, "msmarco_data")
-    settings = settings_of(flags)
+    given = {key: getattr(flags, key) for key in TEXT_KEYS}
+    texts, reason = text_settings_for(flags.model_name_or_path, flags.model_type, given)
+    settings = settings_of(flags, texts)
     source, out_dir = open_source(flags.source_request), Path(flags.out_data_dir)
     check_not_complete(out_dir)
     check_can_write(out_dir)
@@ -250,25 +257,28 @@ def main() -> None:
         os.environ["RAYON_NUM_THREADS"] = str(flags.workers)  # read once, when the library first works in parallel
     tokenizer = load_tokenizer(settings.tokenizer_dir)
     check_tokenizer_cuts(tokenizer, settings.max_seq_length, settings.max_query_length)
+    text_preparer(texts, tokenizer, settings.max_doc_character)
     if flags.dry_run:
         for split in source.split_files:
             read_split(source, split, settings.allow_missing)
     files = [str(path) for path in source_files(source)]
     found = {**source.record, "splits": list(source.split_files), "files": files}
+    found |= {**texts.record(), "text_profile_from": reason}
     if answer_dry_run(flags, tokenizer=fingerprint_of(tokenizer), **found):
         return
     say_source(source)
+    say(f"texts: profile {texts.text_profile} ({reason}){texts.prefixes()}")
     started = time.monotonic()
     manifest = preprocess(source, tokenizer, out_dir, settings)
     say(summary(out_dir, manifest, time.monotonic() - started))
 
 
-def settings_of(flags: PreprocessFlags) -> PreprocessSettings:
+def settings_of(flags: PreprocessFlags, texts: TextSettings) -> PreprocessSettings:
     tokenizer_dir = flags.tokenizer_name or flags.model_name_or_path
     if not tokenizer_dir:
         raise UserError("no tokenizer: give its directory as --model_name_or_path or --tokenizer_name")
     lengths = (flags.max_seq_length, flags.max_query_length, flags.max_doc_character)
-    return PreprocessSettings(tokenizer_dir, *lengths, flags.allow_missing)
+    return PreprocessSettings(tokenizer_dir, *lengths, flags.allow_missing, texts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A model under a hub name: its files in the cache of huggingface_hub, which transformers' loader reads too."""
+"""The directory of a model under a hub name, and of the base that adapters are of."""
 
 from __future__ import annotations
 
@@ -6,27 +6,9 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.exchange.model_files import CONFIG, INDEX, WEIGHTS, base_of, shards_of, weights_sha256
+from utils.hub import hub_file, is_path
 
 BASE_REMEDY = "bring the base back to its place, or merge the adapters where it is with python -m model.convert"
-
-
-def is_path(name_or_path: str) -> bool:
-    """Whether a model's name is one of a directory, there or not, and not of the hub."""
-    return Path(name_or_path).is_dir() or name_or_path.startswith((".", "/", "~"))
-
-
-def hub_file(name: str, file: str, local_only: bool = False) -> Path | None:
-    """A file's place in the cache, fetched where it is not there; None where it cannot be had.
-
-    ``local_only``: nothing is fetched.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(name, file, local_files_only=local_only))
-    except (OSError, ValueError, EntryNotFoundError):  # no such file or model, no network, no name of the hub
-        return None
 
 
 def model_directory(name_or_path: str) -> Path:

@@ -26,8 +26,8 @@ ROOMS = set(MAY_IMPORT) | {"tests", "benchmarks", "commands"}
 PACKAGES_BELOW: dict[str, set[str]] = {
     "utils.declared": set(),
     "utils.distributed": set(),
-    "utils.exchange": set(),
-    "utils.ir": {"utils.exchange"},
+    "utils.exchange": {"utils.declared"},
+    "utils.ir": {"utils.declared", "utils.exchange"},
     "utils.search": set(),
     "utils.flag_groups": {"utils.declared", "utils.exchange", "utils.search"},
     "data.sources": set(),

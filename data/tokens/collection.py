@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from data.sources.msmarco import PASSAGE_TYPE
 from data.sources.qrels import Qrels, qrel_name, query_name, sorted_qrels
 from data.tokens.token_cache import TokenCache, open_token_cache
 from data.tokens.tokenizer import tokenizer_files, tokenizer_fingerprint
+from utils.declared.text_profiles import DEFAULT_PROFILE, EARLIER
+from utils.declared.text_settings import TextSettings, read_text_record
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.evaluations import DEV, TRAIN
@@ -128,8 +131,20 @@ class Preprocessed:
         return cache
 
     @property
+    def text_settings(self) -> TextSettings:
+        """How its texts became tokens. UserError where the manifest is damaged, or of a newer version."""
+        record = read_text_record(self.manifest, self.directory / MANIFEST)
+        return TextSettings(**{"text_profile": as_recorded(EARLIER, self.manifest) or EARLIER, **record})
+
+    @property
     def pad_token_id(self) -> int:
         return int(self.manifest["pad_token_id"])
+
+
+def as_recorded(profile: str | None, manifest: dict[str, Any]) -> str | None:
+    """What versions before profiles did is `DEFAULT_PROFILE` for passages that have no fields to join."""
+    is_plain = str(manifest.get("data_type")) == str(PASSAGE_TYPE)
+    return DEFAULT_PROFILE if profile == EARLIER and is_plain else profile
 
 
 def check_count(directory: Path, name: str, count: int, counts: dict[str, int]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from utils.exchange.model_files import CONFIG, TOKENIZER_FILES, TOKENIZER_OPTION
 from utils.prefetch import overlapped
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 OLDER_TYPES = {"vocab.json": "roberta", "vocab.txt": "bert"}  # where nothing else says it
@@ -27,7 +28,8 @@ WITHOUT_EFFECT = ("padding", "truncation", "decoder", "version")
 BATCH_TEXTS = 5_000
 BATCH_CHARACTERS = 2_000_000  # bounds the memory of a batch of long documents, about 100 bytes a token
 PROBE = "a b c d e f g h i j k l"
-FIELD_SEPARATOR = "<sep>"  # between url, title and text, as in ANCE's data/msmarco_data.py
+
+Text = str | tuple[str, str]  # what a tokenizer is given: one segment, or two
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
@@ -101,21 +103,26 @@ def tokenizer_files(directory: str | Path) -> dict[str, str]:
 
 
 def clean_text(text: str) -> str:
-    """A text as it is given to the tokenizer, but for its length: ANCE's ``rstrip``."""
+    """Without blanks at its end, which no profile encodes: ANCE's ``rstrip``."""
     return text.rstrip()
 
 
-def encoded_text(passage: Passage, max_doc_character: int) -> str:
-    """What of a passage the tokenizer sees: url, title and text, those there are, cut at so many characters.
+def join_fields(fields: Sequence[str | None], separator: str, omits_blank: bool) -> str:
+    """Those that are there, without blanks at their ends; ``omits_blank``: and of them those that hold any text."""
+    found = [clean_text(field) for field in fields if field is not None]
+    return separator.join(filter(None, found) if omits_blank else found)
 
-    They are joined as in ANCE's data/msmarco_data.py, which encodes the beginning of a document (FirstP).
+
+def encoded_text(passage: Passage, max_doc_character: int) -> str:
+    """A passage as one plain text: url, title and text, those that are not blank, joined by a blank; as in BEIR.
+
+    It is cut at so many characters. The profile ``hf`` encodes it; BM25 takes its words from it.
     """
-    fields = (passage.url, passage.title, passage.text)
-    return FIELD_SEPARATOR.join(clean_text(field) for field in fields if field is not None)[:max_doc_character]
+    return join_fields((passage.url, passage.title, passage.text), " ", omits_blank=True)[:max_doc_character]
 
 
 def encoded_queries(queries: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """(query_id, what of the query's text the tokenizer sees)."""
+    """(query_id, the query's plain text)."""
     return ((query_id, clean_text(text)) for query_id, text in queries)
 
 
@@ -124,15 +131,15 @@ def encoded_texts(passages: Iterable[Passage], max_doc_character: int) -> Iterat
     return ((passage.passage_id, encoded_text(passage, max_doc_character)) for passage in passages)
 
 
-def text_batches(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[str]]]:
+def text_batches(texts: Iterable[tuple[str, Text]]) -> Iterator[tuple[list[str], list[Text]]]:
     """(id, text) pairs in batches of at most 5,000, fewer where the texts are long."""
     ids: list[str] = []
-    batch: list[str] = []
+    batch: list[Text] = []
     characters = 0
     for text_id, text in texts:
         ids.append(text_id)
         batch.append(text)
-        characters += len(text)
+        characters += len(text) if isinstance(text, str) else sum(map(len, text))
         if len(ids) == BATCH_TEXTS or characters >= BATCH_CHARACTERS:
             yield ids, batch
             ids, batch, characters = [], [], 0
@@ -140,31 +147,30 @@ def text_batches(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], 
         yield ids, batch
 
 
-def encoder_at(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Callable[[list[str]], list[list[int]]]:
+def encoder_at(backend: Tokenizer, max_length: int) -> Callable[[Sequence[Text]], list[list[int]]]:
     """texts -> token ids of each, cut at ``max_length`` tokens including the special ones; the one way a text becomes
     tokens here.
 
     Of the tokenizer's files all that decides ids is obeyed. What they say of padding and of cutting, its side and its
-    length, is not: a text keeps its beginning, as in ANCE, and batches are padded later. Nothing else may encode with
-    this tokenizer meanwhile at another length.
+    length, is not: a text keeps its beginning, as in ANCE, of two segments the longer is cut first, and batches are
+    padded later. Nothing else may encode with this tokenizer meanwhile at another length.
     """
-    backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.enable_truncation(max_length)
     return lambda texts: [encoding.ids for encoding in backend.encode_batch_fast(texts)]
 
 
 def tokenized(
-    texts: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: Iterable[tuple[str, Text]], backend: Tokenizer, max_length: int
 ) -> Iterator[tuple[list[str], list[list[int]]]]:
     """(ids, token ids of each) in batches, cut at ``max_length`` tokens including the special ones.
 
     The library works on all cores by itself, without Python's lock. Two batches are in work at once, so that the cores
     have one while the other is turned into Python's lists, and while the caller reads and writes.
     """
-    encode_texts = encoder_at(tokenizer, max_length)
+    encode_texts = encoder_at(backend, max_length)
 
-    def encode(batch: tuple[list[str], list[str]]) -> tuple[list[str], list[list[int]]]:
+    def encode(batch: tuple[list[str], list[Text]]) -> tuple[list[str], list[list[int]]]:
         ids, batch_texts = batch
         return ids, encode_texts(batch_texts)
 

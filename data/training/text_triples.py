@@ -5,36 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.tokens.tokenizer import clean_text, encoder_at, load_tokenizer
+from data.tokens.text_profile import TextPreparer, text_preparer
+from data.tokens.tokenizer import encoder_at, load_tokenizer
 from data.training.batches import Batch, BatchSettings, Triples, make_batch
 from utils.errors import UserError
 from utils.prefetch import prefetched
 from utils.text_files import check_end, numbered_lines
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from data.tokens.collection import Preprocessed
     from utils.distributed.world import World
 
 TextTriple = tuple[str, str, str]
 
 
-def read_text_triples(path: Path, max_doc_character: int) -> Iterator[TextTriple]:
-    """The file's triples, once, cleaned as a collection's texts are, a passage cut at so many characters.
-
-    UserError names a line without three columns, or with a blank one.
-    """
+def read_text_triples(path: Path) -> Iterator[TextTriple]:
+    """The file's triples as they stand, once. UserError names a line without three columns, or with a blank one."""
     for number, line in numbered_lines(path):
         columns = line.split("\t")
         if len(columns) != 3:
             raise UserError(f"{path}, line {number}: {len(columns)} columns, expected query, positive, negative text")
         if not all(map(str.strip, columns)):
             raise UserError(f"{path}, line {number}: a text is blank, expected query, positive, negative text")
-        query, positive, negative = map(clean_text, columns)
-        yield query, positive[:max_doc_character], negative[:max_doc_character]
+        query, positive, negative = columns
+        yield query, positive, negative
+
+
+def prepared_triples(path: Path, preparer: TextPreparer) -> Iterator[TextTriple]:
+    """The same as the tokenizer is given them, which is as it is given a collection's texts."""
+    for query, positive, negative in read_text_triples(path):
+        yield preparer.query(query), preparer.passage_text(positive), preparer.passage_text(negative)
 
 
 def check_triples(path: Path) -> str:
@@ -45,40 +51,36 @@ def check_triples(path: Path) -> str:
 
 
 def batches_of_text_triples(
-    path: Path, batch_triples: int, max_doc_character: int, start: int = 0
+    path: Path, batch_triples: int, preparer: TextPreparer, start: int = 0
 ) -> Iterator[list[TextTriple]]:
     """Batches in file order, endlessly; the file is shuffled already (MS MARCO's is).
 
     Args:
         path: The file.
         batch_triples: The triples of a batch, all processes' together.
-        max_doc_character: A passage is cut at so many characters.
+        preparer: What the tokenizer is given of a text.
         start: So many batches are omitted, to resume where an interrupted run was.
     Raises:
         UserError: as `read_text_triples`, when the line is reached.
     """
-    yield from islice(endless_batches(path, batch_triples, max_doc_character), start, None)
+    yield from islice(endless_batches(path, batch_triples, preparer), start, None)
 
 
-def endless_batches(path: Path, batch_triples: int, max_doc_character: int) -> Iterator[list[TextTriple]]:
+def endless_batches(path: Path, batch_triples: int, preparer: TextPreparer) -> Iterator[list[TextTriple]]:
     batch: list[TextTriple] = []
     while True:
-        for triple in read_text_triples(path, max_doc_character):
+        for triple in prepared_triples(path, preparer):
             batch.append(triple)
             if len(batch) == batch_triples:
                 yield batch
                 batch = []
 
 
-def open_text_tokenizer(directory: str | Path) -> Callable[[list[str], int], tuple[np.ndarray, np.ndarray]]:
-    """texts, max_length -> (tokens_T, offsets_B1), int64, as `data.tokens.token_cache.TokenCache.gather`.
-
-    UserError where there is no tokenizer.
-    """
-    tokenizer: Any = load_tokenizer(directory)
+def text_tokenizer(backend: Tokenizer) -> Callable[[list[str], int], tuple[np.ndarray, np.ndarray]]:
+    """texts, max_length -> (tokens_T, offsets_B1), int64, as `data.tokens.token_cache.TokenCache.gather`."""
 
     def tokenize(texts: list[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = encoder_at(tokenizer, max_length)(texts)
+        rows = encoder_at(backend, max_length)(texts)
         offsets_B1 = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         return np.concatenate(rows).astype(np.int64), offsets_B1
 
@@ -92,7 +94,7 @@ def batches_from_text(
 
     Args:
         settings: The size of a process's batch, and how long its texts may be.
-        collection: Says at how many characters a passage is cut.
+        collection: Says how its texts were made into tokens; these are in the same way.
         world: How many processes share a global batch, and which of them this is.
         triples: The file.
         tokenizer: Its directory.
@@ -102,8 +104,9 @@ def batches_from_text(
     Raises:
         UserError: there is no tokenizer; or as `read_text_triples`, when the line is reached.
     """
-    tokenize = open_text_tokenizer(tokenizer)
     max_doc_character = collection.manifest["max_doc_character"]
+    preparer = text_preparer(collection.text_settings, load_tokenizer(tokenizer), max_doc_character)
+    tokenize = text_tokenizer(preparer.backend)
     made = (
         make_text_batch(
             texts,
@@ -114,7 +117,7 @@ def batches_from_text(
             settings.max_seq_length,
             settings.is_over_batch,
         )
-        for texts in batches_of_text_triples(triples, settings.triples * world.size, max_doc_character, start)
+        for texts in batches_of_text_triples(triples, settings.triples * world.size, preparer, start)
     )
     return prefetched(made)
 
@@ -134,7 +137,7 @@ def make_text_batch(
         batch: The global batch.
         process: Which share, from 0.
         processes: How many shares there are.
-        tokenize: Of `open_text_tokenizer`.
+        tokenize: Of `text_tokenizer`.
         max_query_length: In tokens.
         max_seq_length: Of a passage, in tokens.
         is_over_batch: Whether the loss scores a query against all passages of the batch.

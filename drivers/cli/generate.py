@@ -9,7 +9,7 @@ from utils.flag_groups.exchange import RefreshFlags
 from utils.flag_groups.model import ComputeFlags, ModelTypeFlags
 from utils.flag_groups.negatives import AnceStrategyFlags, Bm25DirFlags, KeepFlags, SelectionFlags
 from utils.flag_groups.search import SearchFlags
-from utils.flag_groups.texts import DevSplitFlags, PreprocessedFlags
+from utils.flag_groups.texts import ChangeTextFlags, DevSplitFlags, PreprocessedFlags
 from utils.flag_values import LARGEST_INTEGER, MOST_WORKERS, Group, flag
 from utils.flags import ProgramFlags
 
@@ -18,6 +18,7 @@ from utils.flags import ProgramFlags
 class GenerateFlags(
     ProgramFlags,
     PreprocessedFlags,
+    ChangeTextFlags,
     DevSplitFlags,
     ModelTypeFlags,
     ComputeFlags,

@@ -10,7 +10,7 @@ from utils.flag_groups.exchange import ExchangeFlags, RefreshFlags
 from utils.flag_groups.model import ModelFlags
 from utils.flag_groups.negatives import Bm25DirFlags
 from utils.flag_groups.search import SearchFlags
-from utils.flag_groups.texts import DevSplitFlags, PreprocessedFlags
+from utils.flag_groups.texts import ChangeTextFlags, DevSplitFlags, PreprocessedFlags
 from utils.flag_groups.training import TrainingFlags
 from utils.flag_values import LARGEST_INTEGER, Group, Range, flag
 from utils.flags import ProgramFlags
@@ -21,7 +21,7 @@ LARGEST_SCALE = 1e6  # of scores; a product of embeddings times that stays a num
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, RefreshFlags):
+class AnnFlags(ProgramFlags, PreprocessedFlags, ChangeTextFlags, ModelFlags, TrainingFlags, RefreshFlags):
     """Train on the newest ANN negatives, switching to newer ones as they appear; publish checkpoints."""
 
     EXAMPLE: ClassVar[str] = (
@@ -66,6 +66,7 @@ class AnnFlags(ProgramFlags, PreprocessedFlags, ModelFlags, TrainingFlags, Refre
 class WarmupFlags(
     ProgramFlags,
     PreprocessedFlags,
+    ChangeTextFlags,
     DevSplitFlags,
     ModelFlags,
     TrainingFlags,

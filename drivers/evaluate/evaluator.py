@@ -11,6 +11,7 @@ import numpy as np
 
 from data.mining.negative_lists import NegativeLists
 from data.tokens.collection import Preprocessed
+from data.tokens.text_agreement import check_texts
 from drivers.cli.evaluate import EvalFlags
 from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model
 from drivers.embeddings.store import describe_embeddings, read_embeddings_record, text_shape_of
@@ -104,6 +105,7 @@ def preflight(flags: EvalFlags) -> Evaluation:
     search = search_settings(flags, common.compute.device)
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags.data_dir, lengths, model.tokenizer, flags.dry_run)
+    check_texts(collection, common.texts)
     embedding_dir = Path(flags.embedding_dir) if flags.embedding_dir else None
     splits = splits_asked(collection, flags.split, only_positive=embedding_dir is not None)
     check_level(splits, flags.relevance_level)
@@ -272,6 +274,7 @@ def checks_of(job: Evaluation) -> list[Check]:
         *check_collection(collection, job.model.tokenizer, judged),
         partial(describe_splits, job.splits),
         partial(describe_lengths, job.lengths, collection),
+        partial(check_texts, collection, job.texts),
         partial(check_publishing, results.directory),
         partial(check_space, results.directory, [ranking_item(split, job.topk) for split in job.splits]),
     ]

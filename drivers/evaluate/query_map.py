@@ -10,6 +10,7 @@ import numpy as np
 
 from data.mining.negative_lists import NegativeLists, check_offsets, read_negative_lists
 from data.tokens.collection import Preprocessed
+from data.tokens.text_agreement import check_texts
 from data.tokens.verify import check_inputs
 from drivers.cli.evaluate import NeighbourhoodFlags
 from drivers.embeddings.encode import chosen_texts
@@ -74,6 +75,7 @@ def preflight(flags: NeighbourhoodFlags) -> QueryMapJob:
     check_model_directory(model, flags.dry_run)
     check_output_dirs(flags.output_dir)
     collection = open_collection(flags.data_dir, lengths, model.tokenizer, flags.dry_run)
+    check_texts(collection, common.texts)
     check_inputs(collection)
     return QueryMapJob(
         **vars(common),
@@ -103,6 +105,7 @@ def run(job: QueryMapJob) -> None:
     agreement.on_process0(world, partial(check_checkpoint, job.model))
     if world.is_first:
         say(describe_lengths(job.lengths, job.collection))
+        say(check_texts(job.collection, job.texts))
     encoder = open_to_encode(job.encoder, job.model.name_or_path, job.collection, world)
     embedding_ND = embed(encoder, job.collection, job.chosen, job.encoder.encoding, world)
     agreement.on_process0(world, partial(write, job, embedding_ND))

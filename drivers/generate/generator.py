@@ -9,6 +9,7 @@ from functools import partial
 
 from data.mining.candidates import write_candidates
 from data.mining.negative_lists import write_negative_lists
+from data.tokens.text_agreement import check_texts
 from drivers.generate.checks import check_refreshes
 from drivers.generate.encode_corpus import RefreshRequest, RefreshSettings, encode_all, load_embeddings
 from drivers.generate.next_checkpoint import RequestSettings, find_request, refreshes_planned
@@ -57,8 +58,9 @@ def check_all(checks: Preflight, job: GeneratorJob) -> None:
     refresh, collection = job.refresh, job.collection
     inputs = check_collection(collection, job.model.tokenizer, (TRAIN, refresh.dev_split))
     describe = partial(describe_lengths, job.lengths, collection)
+    texts = partial(check_texts, collection, job.texts)
     publishing = partial(check_publishing, refresh.ann_dir)
-    checks.on_process0(partial(check_checkpoint, job.model), *inputs, describe, publishing)
+    checks.on_process0(partial(check_checkpoint, job.model), *inputs, describe, texts, publishing)
     check_refreshes(checks, refresh, job.model.name_or_path, refreshes_planned(job.requests))
 
 

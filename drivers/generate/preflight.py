@@ -12,6 +12,7 @@ from data.mining.candidates import read_bm25
 from data.mining.select import Selection
 from data.mining.strategy import NO_FLAG, resolve_strategy
 from data.tokens.collection import Preprocessed
+from data.tokens.text_agreement import TextUse, check_texts
 from drivers.cli.generate import GenerateFlags
 from drivers.embeddings import store
 from drivers.embeddings.distributed_search import check_index_fits_model
@@ -31,6 +32,7 @@ from drivers.job.settings import (
     model_settings,
     search_settings,
     selection_of,
+    text_use,
 )
 from drivers.job.setup import ComputeSettings, check_output_dirs, open_collection
 from drivers.job.text_lengths import TextLengths, check_made_with
@@ -82,9 +84,19 @@ def places_of_lengths(flags: GenerateFlags) -> list[str]:
     if flags.load_gen:
         with contextlib.suppress(UserError):  # which the preflight tells
             return [str(store.newest_embeddings(JobLayout(Path(flags.output_dir)).embeddings))]
-    newest = numbered(Path(flags.training_dir), CHECKPOINT_PATTERN)[-1:]
-    models = [JobLayout(Path(flags.training_dir)).checkpoint(step) for step in newest]
-    return [*map(str, models), flags.init_model_dir, flags.config_name]
+    return [*map(str, newest_checkpoints(flags)), flags.init_model_dir, flags.config_name]
+
+
+def newest_checkpoints(flags: GenerateFlags) -> list[Path]:
+    """The trainer's newest, or none."""
+    training_dir = Path(flags.training_dir)
+    return [JobLayout(training_dir).checkpoint(step) for step in numbered(training_dir, CHECKPOINT_PATTERN)[-1:]]
+
+
+def texts_of(flags: GenerateFlags, common: ModelJob) -> TextUse:
+    """Those of the initial model; of what --inference encodes with, where the trainer has published one."""
+    newest = newest_checkpoints(flags) if flags.inference else []
+    return text_use(flags, str(newest[0]), "encode") if newest else common.texts
 
 
 def preflight(flags: GenerateFlags) -> GeneratorJob:
@@ -97,6 +109,8 @@ def preflight(flags: GenerateFlags) -> GeneratorJob:
     search = search_settings(flags, common.compute.device)
     check_directories(flags, common.model)
     collection = open_inputs(flags, lengths, common.model, search)
+    common = replace(common, texts=texts_of(flags, common))
+    check_texts(collection, common.texts)
     selection = selection_of(flags, strategy, len(collection.passages))
     if not len(collection.qrels(TRAIN).queries_with_positive()):
         raise UserError(f"{flags.data_dir}: no train query has a positive, expected some; check its qrels")

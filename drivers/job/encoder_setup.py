@@ -19,10 +19,10 @@ from model.encode import EncodingSettings
 from model.encoders.base import CastsWeights, Encoder, PacksTexts, PrepacksWeights
 from model.encoders.registry import check_fits, load_encoder, read_config
 from model.encoders.spec import Side
-from model.hub import is_path
 from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import UserError
+from utils.hub import is_path
 from utils.run_log import say
 from utils.system import keep_freed_memory
 

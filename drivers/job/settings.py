@@ -14,6 +14,7 @@ from typing import Self
 import torch
 
 from data.mining.select import Selection, make_selection
+from data.tokens.text_agreement import TextUse, Use
 from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
 from drivers.cli.generate import GenerateFlags
 from drivers.cli.train import AnnFlags, WarmupFlags
@@ -34,6 +35,7 @@ from utils.flag_groups.negatives import SelectionFlags
 from utils.flag_groups.search import SearchFlags
 from utils.flag_values import names_deciding
 from utils.flags import ProgramFlags
+from utils.model_texts import is_trained, read_model_texts, with_default
 from utils.search.registry import choose_backend
 from utils.search.settings import SMALLEST_MEMORY_BYTES, SearchSettings
 
@@ -52,6 +54,7 @@ class ModelJob:
         flag_values: the flags by name, as resolved: what a log's header and a --dry_run say.
         deciding: those of them that decide what is computed, as given.
         lengths: of texts.
+        texts: of which profile the model's texts are.
         model: what is opened; the name is empty where there is none.
         compute: what it computes on.
         encoder: how texts become vectors.
@@ -60,6 +63,7 @@ class ModelJob:
     flag_values: Mapping[str, object]
     deciding: Mapping[str, object]
     lengths: TextLengths
+    texts: TextUse
     model: ModelSettings
     compute: ComputeSettings
     encoder: EncoderSettings
@@ -85,7 +89,8 @@ def model_job(flags: OpeningFlags, lengths: TextLengths, model: ModelSettings, c
     """
     values = {**dataclasses.asdict(flags), **lengths.by_name}
     encoder = encoder_settings(flags, lengths, compute.dtype)
-    return ModelJob(values, deciding_flags(flags), lengths, model, compute, encoder)
+    texts = text_use(flags, model.name_or_path, use_of(flags))
+    return ModelJob(values, deciding_flags(flags), lengths, texts, model, compute, encoder)
 
 
 # Lengths of texts
@@ -100,6 +105,34 @@ def lengths_of(flags: OpeningFlags, places: Sequence[str]) -> TextLengths:
 def places_of_model(flags: ModelFlags) -> list[str]:
     """Where the lengths of --model_name_or_path may be recorded."""
     return [flags.model_name_or_path, flags.config_name]
+
+
+# Text profiles
+
+
+def use_of(flags: OpeningFlags) -> Use:
+    """What the program does with the model that it is given."""
+    match flags:
+        case AnnFlags():
+            return "ann"
+        case GenerateFlags() if not (flags.inference or flags.load_gen):
+            return "ann"
+        case WarmupFlags() if flags.do_train:
+            return "train"
+        case _:
+            return "encode"
+
+
+def text_use(flags: OpeningFlags, model: str, use: Use) -> TextUse:
+    """What is known of the texts of a model, a directory or a hub name. UserError where its record is damaged."""
+    is_stored = isinstance(flags, GenerateFlags) and flags.load_gen  # embeddings: no model is opened
+    name = "" if is_stored else model
+    texts = read_model_texts(name, flags.config_name, flags.dry_run)
+    if use == "encode" and name:
+        texts = with_default(texts, flags.model_type)
+    has_seen_texts = bool(name) and (use == "encode" or is_trained(name, flags.model_type))
+    may_change = not isinstance(flags, EvalFlags | NeighbourhoodFlags) and flags.change_text_profile
+    return TextUse(name, texts, use, has_seen_texts, flags.text_profile, may_change and use != "encode")
 
 
 # The model, and what it computes on

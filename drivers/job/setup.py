@@ -14,9 +14,9 @@ from data.sources.atomic_dir import check_can_write
 from data.tokens.collection import Preprocessed, check_tokenizer, open_preprocessed
 from data.tokens.verify import check_inputs
 from drivers.job.text_lengths import TextLengths
-from model.hub import is_path
 from utils.distributed import collectives, process_group
 from utils.distributed.world import World, device_names
+from utils.hub import is_path
 from utils.run_log import header, say
 
 # Starting

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from data.tokens.collection import Preprocessed, read_manifest
-from model.hub import hub_file, is_path
 from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import UserError
@@ -24,6 +23,7 @@ from utils.exchange.atomic import read_json
 from utils.exchange.layout import EMBEDDINGS_RECORD
 from utils.exchange.model_files import CONFIG, LENGTHS
 from utils.flag_groups.texts import TextFlags
+from utils.hub import hub_file, is_path
 
 TEXTS_OF = {"max_seq_length": "passages", "max_query_length": "queries"}
 DEFAULT_OF = {field.name: field.default for field in dataclasses.fields(TextFlags) if field.name in LENGTHS}

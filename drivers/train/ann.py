@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from data.tokens.collection import Preprocessed
+from data.tokens.text_agreement import check_texts, text_record
 from drivers.cli.train import AnnFlags
 from drivers.job.disk_budget import checkpoints_at_once, publishing_steps
 from drivers.job.encoder_setup import check_model_directory, open_encoder
@@ -89,10 +90,12 @@ def preflight(flags: AnnFlags) -> TrainerJob:
     check_model_directory(common.model, flags.dry_run)
     check_output_dirs(flags.output_dir)
     check_holds_no_other_run(Path(flags.output_dir), flags.resume, flags.overwrite_output_dir)
+    collection = open_collection(flags.data_dir, common.lengths, common.model.tokenizer, flags.dry_run)
+    check_texts(collection, common.texts)
     job = TrainerJob(
         **vars(common),
-        collection=open_collection(flags.data_dir, common.lengths, common.model.tokenizer, flags.dry_run),
-        training=training_settings(flags, common, publish_every(flags)),
+        collection=collection,
+        training=training_settings(flags, common, text_record(collection, common.texts), publish_every(flags)),
         schedule=schedule_settings(flags),
         timeouts=lease_timeouts(flags),
         overwrites=flags.overwrite_output_dir,
@@ -174,7 +177,8 @@ def train(job: TrainerJob) -> None:
     inputs = check_collection(job.collection, job.model.tokenizer, (TRAIN,))
     checks.on_process0(partial(check_checkpoint, job.model), *inputs)
     describe = partial(describe_lengths, job.lengths, job.collection)
-    checks.on_process0(describe, partial(check_publishing, job.output_dir))
+    checks.on_process0(describe, partial(check_texts, job.collection, job.texts))
+    checks.on_process0(partial(check_publishing, job.output_dir))
     loop.train(program_of(job), world, run_id, checks)
     process_group.stop(world)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from data.tokens.text_agreement import TextRecord
 from data.training.batches import BatchSettings
 from drivers.cli.train import AnnFlags, WarmupFlags
 from drivers.job.model_identity import ModelSettings
@@ -42,6 +43,7 @@ class TrainingSettings:
 
     A checkpoint is published at the end, and at each step that one of ``publish_every`` divides.
     ``initial_model`` is the directory or hub name of what the run begins with, "" for random weights.
+    ``texts`` is what a checkpoint says of its texts.
     ``optimizer_from`` is the checkpoint whose optimiser and schedule the run begins with, None to begin new ones.
     """
 
@@ -49,6 +51,7 @@ class TrainingSettings:
     tensorboard_dir: Path
     initial_model: str
     tokenizer: str  # its directory, or hub name
+    texts: TextRecord
     loss: str  # a word of `utils.declared.losses.LOSSES`
     batch: BatchSettings
     micro_batches: int  # of a step
@@ -132,13 +135,14 @@ def optimizer_settings(flags: AnnFlags | WarmupFlags) -> OptimizerSettings:
 
 
 def training_settings(
-    flags: AnnFlags | WarmupFlags, common: ModelJob, publish_every: tuple[int, ...]
+    flags: AnnFlags | WarmupFlags, common: ModelJob, texts: TextRecord, publish_every: tuple[int, ...]
 ) -> TrainingSettings:
     """How a program trains.
 
     Args:
         flags: the program's.
         common: what is resolved of them: lengths, the type of mixed precision, the tokenizer.
+        texts: what its checkpoints say of their texts.
         publish_every: a checkpoint is published at each step that one of these divides.
     """
     output_dir = Path(flags.output_dir)
@@ -147,6 +151,7 @@ def training_settings(
         tensorboard_dir=Path(flags.log_dir) if flags.log_dir else JobLayout(output_dir).tensorboard,
         initial_model=common.model.name_or_path,
         tokenizer=common.model.tokenizer,
+        texts=texts,
         loss=flags.loss,
         batch=BatchSettings(
             triples=flags.per_gpu_train_batch_size,

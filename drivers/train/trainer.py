@@ -249,8 +249,8 @@ def make_trainer(
 
 
 def prepare_to_train(settings: TrainingSettings, world: World, encoder: Encoder) -> None:
-    """Who opens a checkpoint finds the lengths in it; and the encoder is as fast as it can be, on its device."""
-    encoder.record({name: getattr(settings.batch, name) for name in LENGTHS})
+    """Who opens a checkpoint finds its texts' lengths and profile there; the encoder is as fast as it can be."""
+    encoder.record({name: getattr(settings.batch, name) for name in LENGTHS} | dict(settings.texts))
     if settings.gradient_checkpointing:
         if not isinstance(encoder, CheckpointsGradients):
             raise UserError("--gradient_checkpointing is given, this encoder has no layers to make twice; omit it")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from data.tokens.text_agreement import check_texts
 from data.training.batches import batches_from_lists
 from data.training.text_triples import (
     batches_from_text,
@@ -66,6 +67,7 @@ def checks_of(job: WarmupJob) -> list[Check]:
         *check_collection(job.collection, job.model.tokenizer, splits),
         *([partial(check_triples, job.triples)] if job.triples is not None else []),
         partial(describe_lengths, job.lengths, job.collection),
+        partial(check_texts, job.collection, job.texts),
         partial(check_publishing, job.output_dir),
     ]
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from data.mining.negative_lists import NegativeLists
 from data.tokens.collection import Preprocessed
+from data.tokens.text_agreement import TextUse, check_texts, text_record
 from drivers.cli.train import WarmupFlags
 from drivers.embeddings.distributed_search import check_index_fits_model
 from drivers.job.encoder_setup import check_model_directory
 from drivers.job.model_identity import ModelSettings
 from drivers.job.resume import dev_split_record
 from drivers.job.run_config import OWN_RUN, check_holds_no_other_run, check_in_dry_run, run_config
-from drivers.job.settings import ModelJob, lease_timeouts, places_of_model, search_settings
+from drivers.job.settings import ModelJob, lease_timeouts, places_of_model, search_settings, text_use
 from drivers.job.setup import check_output_dirs, open_collection
 from drivers.job.text_lengths import TextLengths
 from drivers.train.settings import TrainingSettings, check_has_towers, training_job, training_settings
@@ -149,6 +150,14 @@ def places_of_lengths(flags: WarmupFlags) -> list[str]:
     return [*map(str, evaluated), *places_of_model(flags)]
 
 
+def texts_evaluated(flags: WarmupFlags, settings: WarmupSettings) -> list[TextUse]:
+    """Those of the checkpoints that are evaluated and not trained by this job."""
+    if settings.trains:
+        return []
+    models = to_evaluate(settings, Path(flags.output_dir), flags.model_name_or_path)
+    return [text_use(flags, str(model), "encode") for model in models]
+
+
 def preflight(flags: WarmupFlags) -> WarmupJob:
     """Find what would fail later, in the first minute. UserError for anything that would."""
     settings = warmup_settings(flags)
@@ -158,6 +167,8 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
     timeouts, search = lease_timeouts(flags), search_settings(flags, common.compute.device)
     check_start(flags, common.model)
     collection = open_collection(flags.data_dir, common.lengths, common.model.tokenizer, flags.dry_run)
+    for texts in [common.texts, *texts_evaluated(flags, settings)]:
+        check_texts(collection, texts)
     given = (flags.bm25_dir, flags.triples, flags.dry_run)
     lists, triples = training_source(collection, *given) if settings.trains else (None, None)
     check_index_fits_model(search, len(collection.passages), common.model)
@@ -167,7 +178,7 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
         **vars(common),
         settings=settings,
         collection=collection,
-        training=training_settings(flags, common, (flags.save_steps,)),
+        training=training_settings(flags, common, text_record(collection, common.texts), (flags.save_steps,)),
         lists=lists,
         triples=triples,
         dev_split=split,

@@ -40,7 +40,7 @@ def training_source(
         path = Path(triples)
         if not path.is_file() or path.stat().st_size == 0:
             raise UserError(f"{path} is missing or empty, expected lines of query, positive and negative text")
-        next(read_text_triples(path, collection.manifest["max_doc_character"]))
+        next(read_text_triples(path))
         if is_dry_run:  # a job does it later, saying so
             check_triples(path)
         return None, path

@@ -153,7 +153,7 @@ def test_documents(tiny_tokenizer: Path, tmp_path: Path) -> None:
     words = [*arguments(raw, out, tiny_tokenizer), "--data_type", "0", "--max_doc_character", "40"]
     assert "2 passages" in forked.run("data.msmarco_data", *words)
     found, tokenizer = open_preprocessed(out, 32, 16), load_tokenizer(tiny_tokenizer)
-    texts = [f"http://a.b<sep>Title<sep>{body}"[:40], "http://c.d<sep><sep>body"]
+    texts = [f"http://a.b Title {body}"[:40], "http://c.d body"]
     expected = tokenizer(texts, truncation=True, max_length=32)["input_ids"]
     assert listed(*found.passages.gather([0, 1], 32)) == expected
     assert found.qrels("dev").as_dict() == {0: {1: 1}}

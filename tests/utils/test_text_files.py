@@ -41,7 +41,7 @@ READERS: dict[str, Callable[[Path], Iterable[object]]] = {
     "queries.tsv": read_queries,
     "qrels.tsv": read_qrels,
     "msmarco-docs.tsv": lambda path: read_passages(path, 0),
-    "triples.tsv": lambda path: read_text_triples(path, 1000),
+    "triples.tsv": read_text_triples,
     "top1000.dev": lambda path: read_lists_to_rerank(path, ["q1"], ["p1"]),
 }
 RECORDS = {

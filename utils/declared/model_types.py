@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from utils.declared.text_profiles import DEFAULT_PROFILE
+
 
 @dataclass(frozen=True)
 class ModelType:
@@ -20,6 +22,9 @@ class ModelType:
         is_older_than_types: whether a config without ``model_type`` is one of it: transformers before 2.4, which ANCE
             and DPR wrote theirs with, had no such key.
         has_towers: whether queries and passages may have weights of their own (--freeze).
+        text_profile: what a model that records none was trained with; "": nobody can know it.
+        own_tensor: where nobody can: how the name of a tensor begins that a trained model has, and a body to start from
+            lacks.
     """
 
     description: str
@@ -30,6 +35,8 @@ class ModelType:
     from_hub: bool = False
     is_older_than_types: bool = False
     has_towers: bool = False
+    text_profile: str = DEFAULT_PROFILE
+    own_tensor: str = ""
 
 
 MODEL_TYPES = {
@@ -40,6 +47,8 @@ MODEL_TYPES = {
         has_pooling=True,
         from_hub=True,
         is_older_than_types=True,
+        text_profile="",
+        own_tensor="embeddingHead.weight",
     ),
     "dpr": ModelType(
         "two towers, an encoder of queries and one of passages, as DPR; they begin as any transformer",
@@ -48,6 +57,8 @@ MODEL_TYPES = {
         has_pooling=True,
         from_hub=True,
         has_towers=True,
+        text_profile="",
+        own_tensor="question_model.",
     ),
     "static": ModelType(
         "the mean of a text's token vectors, and the same head",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.declared.text_settings import INITIAL_PROFILE, TEXT_KEYS
 from utils.errors import UserError
 from utils.exchange.atomic import read_json, sha256_of, sha256_of_json
 from utils.exchange.layout import TOKENIZER_FILE
@@ -28,8 +29,12 @@ TOKENIZER_OPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_
 # In the order in which transformers' loader takes them.
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 LENGTHS = ("max_seq_length", "max_query_length")  # a config records with which the model was trained
+LONGEST_NAMES = 8 * 2**20  # bytes in which a file of weights has named all its tensors
 # Keys of a config that change nothing a model of the same weights computes; those that begin with "_" neither.
-WITHOUT_EFFECT = frozenset({"architectures", "transformers_version", "dtype", "torch_dtype", *LENGTHS})
+# How texts became tokens is in the tokens, which are known by the collection's fingerprint.
+WITHOUT_EFFECT = frozenset(
+    {"architectures", "transformers_version", "dtype", "torch_dtype", *LENGTHS, *TEXT_KEYS, INITIAL_PROFILE}
+)
 
 
 def shards_of(index: Path) -> list[str]:
@@ -81,6 +86,21 @@ def weight_files(directory: Path) -> list[str]:
             raise UserError(f"{directory / missing[0]} is missing, {name} lists it; the checkpoint is damaged")
         return names
     raise UserError(f"{directory} holds no weights, expected one of {', '.join(WEIGHTS)}; give a checkpoint directory")
+
+
+def holds_tensor(directory: Path, name: str) -> bool:
+    """Whether the weights have a tensor whose name begins so. UserError where there are none.
+
+    Every format has the names before the numbers: a safetensors file's header tells its length, and torch's files, old
+    and new, begin with the pickled names, which are looked for as bytes.
+    """
+    for file in weight_files(directory):
+        with (directory / file).open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little") if file.endswith(".safetensors") else LONGEST_NAMES
+            opened.seek(8 if file.endswith(".safetensors") else 0)
+            if name.encode() in opened.read(min(size, LONGEST_NAMES)):
+                return True
+    return False
 
 
 def weights_sha256(directory: Path, verified: Mapping[str, Any] | None = None) -> str:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from utils.declared.text_profiles import TEXT_PROFILES
+from utils.declared.words import words_help
 from utils.flag_values import Group, flag
+
+
+def profiles_help() -> str:
+    return f"{words_help(TEXT_PROFILES)}; default: the model's, else hf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,30 @@ class TextFlags(DocumentFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextSettingFlags:
+    """How a text becomes tokens, as `utils.declared.text_settings.TextSettings` has it."""
+
+    GROUP: ClassVar[Group] = "data"
+
+    text_profile: str = flag("", profiles_help, choices=TEXT_PROFILES)
+    query_prefix: str | None = flag(None, "put before each query; default: what the model's files say, else nothing")
+    passage_prefix: str | None = flag(
+        None, "put before each passage; default: what the model's files say, else nothing"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeTextFlags:
+    GROUP: ClassVar[Group] = "data"
+
+    change_text_profile: bool = flag(
+        False,
+        "train on texts of another profile or prefix than the model has seen; both are recorded",
+        decides="nothing",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreprocessedFlags(DocumentFlags):
     """``drivers.job.text_lengths`` finds the lengths that are not given."""
 
@@ -44,6 +74,12 @@ class PreprocessedFlags(DocumentFlags):
         at_least=1,
     )
     data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data", is_path=True)
+    text_profile: str = flag(
+        "",
+        "how the model's texts became tokens, where its config.json does not say",
+        choices=TEXT_PROFILES,
+        decides="nothing",
+    )
     cache_dir: str = flag("", "ignored: the token cache is memory-mapped from --data_dir", is_path=True)
 
     IGNORED: ClassVar[dict[str, str]] = {

@@ -22,7 +22,7 @@ class TrainingFlags(SeedFlags, ComputeFlags, TrainedPartsFlags):
 
     output_dir: str = flag(help="where checkpoints and logs are written", is_path=True, group="job")
     task_name: str = flag("msmarco", "ignored: --data_dir decides the task", decides="nothing")
-    do_lower_case: bool = flag(False, "ignored: the tokenizer's own files decide", decides="nothing")
+    do_lower_case: bool = flag(False, "ignored: --text_profile of data.msmarco_data decides", decides="nothing")
     log_dir: str = flag("", "TensorBoard directory; default OUTPUT_DIR/tensorboard", is_path=True, group="job")
     optimizer: Literal["lamb", "adamW", "apex_fused_lamb"] = flag("lamb", "optimiser")
     learning_rate: float = flag(5e-5, "peak learning rate", above=0)
@@ -58,5 +58,5 @@ class TrainingFlags(SeedFlags, ComputeFlags, TrainedPartsFlags):
 
     IGNORED: ClassVar[dict[str, str]] = {
         "task_name": "--data_dir decides the task",
-        "do_lower_case": "the tokenizer's own files decide",
+        "do_lower_case": "data.msmarco_data --text_profile ance lower-cases, ance-warmup does not",
     }

@@ -62,10 +62,10 @@ def test_text_is_cut_at_max_doc_character(tmp_path: Path) -> None:
 def test_a_document_is_url_title_and_body(tmp_path: Path) -> None:
     path = written(tmp_path, b"D7\thttp://x \tTitle \tThe body. \nD8\thttp://y\t\tBody\n")
     assert texts_of(path, 0) == [
-        ("D7", "http://x<sep>Title<sep>The body."),
-        ("D8", "http://y<sep><sep>Body"),
+        ("D7", "http://x Title The body."),
+        ("D8", "http://y Body"),
     ]
-    assert texts_of(path, 0, 10)[0] == ("D7", "http://x<s")
+    assert texts_of(path, 0, 10)[0] == ("D7", "http://x T")
     assert next(read_passages(path, 0)) == Passage("D7", "The body. ", "Title ", "http://x ")
 
 

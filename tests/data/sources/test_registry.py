@@ -48,6 +48,6 @@ def test_a_file_that_two_splits_share_is_named_once(tiny_collection: Path) -> No
 
 def test_the_fields_that_a_passage_has_are_encoded() -> None:
     fields = {"text": "the text \n", "title": "Title "}
-    assert encoded_text(Passage("p", **fields), 100) == "Title<sep>the text"
-    assert encoded_text(Passage("p", **{**fields, "title": ""}), 100) == "<sep>the text"
+    assert encoded_text(Passage("p", **fields), 100) == "Title the text"
+    assert encoded_text(Passage("p", **{**fields, "title": ""}), 100) == "the text"
     assert encoded_text(Passage("p", fields["text"]), 5) == "the t"

@@ -16,17 +16,29 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from data.sources.msmarco import read_passages, read_queries
+from data.tokens.text_profile import TextPreparer, text_preparer
 from data.tokens.token_cache import TokenCacheWriter, open_token_cache
-from data.tokens.tokenizer import encoded_queries, encoded_text, load_tokenizer, tokenized
+from data.tokens.tokenizer import load_tokenizer, tokenized
 from data.training.batches import Batch
-from data.training.text_triples import batches_of_text_triples, make_text_batch, open_text_tokenizer, read_text_triples
+from data.training.text_triples import (
+    batches_of_text_triples,
+    make_text_batch,
+    prepared_triples,
+    read_text_triples,
+    text_tokenizer,
+)
 from drivers.train.warmup_source import size_of_triples
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.texts import listed
+from utils.declared.text_settings import DEFAULT_TEXTS
 from utils.errors import UserError
 from utils.exchange.atomic import dump_with_checksum
 
 PAD = 0
+
+
+def preparer_of(tokenizer: Path, max_doc_character: int = 10_000) -> TextPreparer:
+    return text_preparer(DEFAULT_TEXTS, load_tokenizer(tokenizer), max_doc_character)
 
 
 @pytest.fixture
@@ -46,7 +58,7 @@ def test_triples_are_read_in_order_plain_or_gzipped(tmp_path: Path, triples: lis
     plain = write(tmp_path / "triples.tsv", triples)
     gzipped = tmp_path / "triples.tsv.gz"
     gzipped.write_bytes(gzip.compress(plain.read_bytes()))
-    assert list(read_text_triples(plain, 10_000)) == list(read_text_triples(gzipped, 10_000)) == triples
+    assert list(read_text_triples(plain)) == list(read_text_triples(gzipped)) == triples
 
 
 @pytest.mark.parametrize(
@@ -64,18 +76,20 @@ def test_a_faulty_line_is_named(tmp_path: Path, line: bytes, complaint: str) -> 
     path = tmp_path / "triples.tsv"
     path.write_bytes(b"a\tb\tc\n" * 2 + line)
     with pytest.raises(UserError, match=rf"triples.tsv, line 3: .*{complaint}"):
-        list(read_text_triples(path, 10_000))
+        list(read_text_triples(path))
 
 
-def test_an_empty_file_is_refused_and_never_looped_over(tmp_path: Path) -> None:
+def test_an_empty_file_is_refused_and_never_looped_over(tmp_path: Path, tiny_tokenizer: Path) -> None:
     (tmp_path / "triples.tsv").touch()
     with pytest.raises(UserError, match="is empty"):
-        next(batches_of_text_triples(tmp_path / "triples.tsv", 4, 10_000))
+        next(batches_of_text_triples(tmp_path / "triples.tsv", 4, preparer_of(tiny_tokenizer)))
 
 
-def test_batches_are_endless_in_file_order(tmp_path: Path, triples: list[tuple[str, str, str]]) -> None:
+def test_batches_are_endless_in_file_order(
+    tmp_path: Path, tiny_tokenizer: Path, triples: list[tuple[str, str, str]]
+) -> None:
     path = write(tmp_path / "triples.tsv", triples)
-    batches = list(islice(batches_of_text_triples(path, 4, 10_000), 10))
+    batches = list(islice(batches_of_text_triples(path, 4, preparer_of(tiny_tokenizer)), 10))
     assert [len(batch) for batch in batches] == [4] * 10
     assert [triple for batch in batches for triple in batch] == triples * 4
 
@@ -86,14 +100,9 @@ def direct_ids(tokenizer_dir: Path, text: str, max_length: int) -> list[int]:
     return tokenizer.encode(text).ids
 
 
-def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no tokenizer"):
-        open_text_tokenizer(tmp_path)
-
-
 def test_texts_are_tokenized_and_cut(tiny_tokenizer: Path, triples: list[tuple[str, str, str]]) -> None:
     texts = [triples[0][0], triples[0][1], triples[1][1], "a"]
-    tokens_T, offsets_B1 = open_text_tokenizer(tiny_tokenizer)(texts, 12)
+    tokens_T, offsets_B1 = text_tokenizer(load_tokenizer(tiny_tokenizer).backend_tokenizer)(texts, 12)
     assert tokens_T.dtype == offsets_B1.dtype == np.int64
     assert listed(tokens_T, offsets_B1) == [direct_ids(tiny_tokenizer, text, 12) for text in texts]
 
@@ -109,7 +118,7 @@ def rows_of(batch: Batch) -> list[tuple[list[int], list[int], list[int]]]:
 def test_a_batch_equals_a_direct_tokenization(
     tiny_tokenizer: Path, triples: list[tuple[str, str, str]], ranks: int
 ) -> None:
-    tokenize = open_text_tokenizer(tiny_tokenizer)
+    tokenize = text_tokenizer(load_tokenizer(tiny_tokenizer).backend_tokenizer)
     lengths = (TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH)
     found = []
     for rank in range(ranks):
@@ -134,7 +143,7 @@ def test_the_batch_s_known_pairs_are_masked(tiny_tokenizer: Path) -> None:
         ("blue", "fourth", "first"),  # the first query's positive and negative, as this one's negative and positive
         ("green", "fifth", "sixth"),
     ]
-    tokenize = open_text_tokenizer(tiny_tokenizer)
+    tokenize = text_tokenizer(load_tokenizer(tiny_tokenizer).backend_tokenizer)
     texts = [sorted({text for _, p, n in half for text in (p, n)}) for half in (triples[:2], triples[2:])]
     columns = texts[0] + texts[1]
     known = {(query, positive) for query, positive, _ in triples}
@@ -220,10 +229,11 @@ def cached_ids(
     """Of the texts as preprocessing reads them and a driver cuts them: kept at 16 tokens, read at ``cut``."""
     path = directory / "texts.tsv"
     path.write_text("".join(f"t{number}\t{text}\n" for number, text in enumerate(texts)), newline="\n")
-    passages = ((passage.passage_id, encoded_text(passage, characters)) for passage in read_passages(path, 1))
-    read = encoded_queries(read_queries(path)) if is_query else passages
+    preparer = preparer_of(tokenizer, characters)
+    queries = ((name, preparer.query(text)) for name, text in read_queries(path))
+    passages = ((passage.passage_id, preparer.passage(passage)) for passage in read_passages(path, 1))
     with TokenCacheWriter(directory, "texts", 70_000) as writer:
-        for names, rows in tokenized(read, load_tokenizer(tokenizer), 16):
+        for names, rows in tokenized(queries if is_query else passages, preparer.backend, 16):
             writer.append(names, rows)
     return listed(*open_token_cache(directory, "texts").gather(np.arange(len(texts)), cut))
 
@@ -246,8 +256,9 @@ def test_triples_and_the_cache_give_the_same_tokens(
     directory = tmp_path_factory.mktemp("both")
     tokenizer = changed_tokenizer(tiny_tokenizer, directory / "tokenizer", *changes)
     (directory / "triples.tsv").write_text("\t".join(texts) + "\n", newline="\n")
-    (triple,) = read_text_triples(directory / "triples.tsv", characters)
-    found = listed(*open_text_tokenizer(tokenizer)(list(triple), cut))
+    preparer = preparer_of(tokenizer, characters)
+    (triple,) = prepared_triples(directory / "triples.tsv", preparer)
+    found = listed(*text_tokenizer(preparer.backend)(list(triple), cut))
     cached = cached_ids(texts[:1], True, tokenizer, directory, characters, cut)
     assert found == cached + cached_ids(texts[1:], False, tokenizer, directory, characters, cut)
     library = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))

@@ -14,6 +14,7 @@ from model.encoders.roberta_dot import RobertaDot
 from tests.drivers.models import config_of_random_roberta
 from tests.faults.fork_server import Child
 from tests.forked import TIMEOUT_SECONDS, run, start
+from utils.declared.text_settings import DEFAULT_TEXTS
 from utils.exchange.layout import JobLayout
 from utils.exchange.markers import read_failed
 from utils.exchange.negatives import read_records
@@ -29,7 +30,9 @@ def slow_model(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path_factory: 
     sizes = {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024}
     config = config_of_random_roberta(tiny_preprocessed, **sizes)
     directory = tmp_path_factory.mktemp("slow_model")
-    RobertaDot(config).save_pretrained(directory)
+    encoder = RobertaDot(config)
+    encoder.record(DEFAULT_TEXTS.record())
+    encoder.save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_tokenizer / name, directory / name)
     return directory

@@ -160,8 +160,8 @@ def test_settings_at_other_lengths_are_those_built_with_them() -> None:
     assert moved.encoder == built_with_other.encoder != built_with_own.encoder
     assert moved.encoder.encoding.budget_tokens == 3 * 20
     assert moved.deciding_values == built_with_other.deciding_values != built_with_own.deciding_values
-    trained_with_own = training_settings(flags, built_with_own, (1,))
-    assert trained_with_own.at(other) == training_settings(flags, built_with_other, (1,)) != trained_with_own
+    trained_with_own = training_settings(flags, built_with_own, {}, (1,))
+    assert trained_with_own.at(other) == training_settings(flags, built_with_other, {}, (1,)) != trained_with_own
 
 
 def test_the_line_says_where_lengths_come_from(tiny_preprocessed: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from model.encoders.roberta_dot import RobertaDot
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import lease_of
 from tests.model.encoders.test_encoders import SHAPE, TEXTS, embed, new_roberta
+from utils.declared.text_settings import DEFAULT_TEXTS
 from utils.errors import Disagreement, UserError
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of
 from utils.exchange.checkpoints import model_sha256, publish_checkpoint
@@ -176,7 +177,9 @@ def test_a_model_of_the_hub_is_the_same_as_its_copy(
 def tiny_model(directory: Path, tokenizer: Path, vocab_size: int, seed: int) -> Path:
     torch.manual_seed(seed)
     shape = {**SHAPE, "vocab_size": vocab_size, "pad_token_id": 0}
-    save(RobertaDot(RobertaConfig(**shape)), directory, "safetensors sharded")
+    encoder = RobertaDot(RobertaConfig(**shape))
+    encoder.record(DEFAULT_TEXTS.record())
+    save(encoder, directory, "safetensors sharded")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer / name, directory / name)
     return directory

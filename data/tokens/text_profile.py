@@ -1,0 +1,162 @@
+"""Text profiles at work: from a passage or a query to what the tokenizer is given, as a profile has it.
+
+What transformers 2.x did to a text (lower-casing, stripping, a blank in front) later tokenizers do not; here it is done
+to the text itself, before a tokenizer sees it. utils/declared/text_profiles.py says what each profile does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data.sources.base import Passage
+from data.tokens.tokenizer import Text, clean_text, join_fields
+from utils.declared.text_profiles import RECORDED_PROFILES, TextProfile
+from utils.declared.text_settings import TextSettings
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+SMALL_SIGMA = "\u03c3"
+BYTE_LEVEL = "ByteLevel"  # the pre-tokenizer of RoBERTa, which may put a blank in front
+
+
+@dataclass(frozen=True)
+class TextPreparer:
+    """What the tokenizer sees of a passage, of one that is nothing but a text, and of a query.
+
+    ``backend`` is the library's tokenizer that sees it.
+    """
+
+    passage: Callable[[Passage], Text]
+    passage_text: Callable[[str], str]
+    query: Callable[[str], str]
+    backend: Tokenizer
+
+
+def text_preparer(settings: TextSettings, tokenizer: PreTrainedTokenizerBase, max_doc_character: int) -> TextPreparer:
+    """UserError where the tokenizer lacks what the profile needs. A passage is cut at so many characters."""
+    profile = RECORDED_PROFILES[settings.text_profile]
+    backend = backend_of(settings.text_profile, tokenizer)
+    clean = piece_cleaner(profile, tokenizer.all_special_tokens) if profile.special_tokens else str
+
+    def passage_text(text: str) -> str:
+        return clean(settings.passage_prefix + clean_text(text)[:max_doc_character])
+
+    def joined(passage: Passage) -> str:
+        fields = (passage.url, passage.title, passage.text)
+        text = join_fields(fields, profile.separator or "", profile.omits_blank_fields)
+        return clean(settings.passage_prefix + text[:max_doc_character])
+
+    def segments(passage: Passage) -> Text:
+        if passage.title is None:
+            return passage_text(passage.text)
+        return clean(settings.passage_prefix + passage.title), clean(clean_text(passage.text)[:max_doc_character])
+
+    def query_text(text: str) -> str:
+        return clean(settings.query_prefix + clean_text(text))
+
+    return TextPreparer(segments if profile.separator is None else joined, passage_text, query_text, backend)
+
+
+def piece_cleaner(profile: TextProfile, special_tokens: Sequence[str]) -> Callable[[str], str]:
+    """Text to the text of which the tokenizer makes what one of transformers 2.x made.
+
+    In the order of transformers: a blank in front, lower case, then special tokens are found, of which lower-casing may
+    have made some, and the pieces of text between them are stripped.
+    """
+    by_length = sorted(special_tokens, key=len, reverse=True)
+    found = re.compile(f"({'|'.join(map(re.escape, by_length))})")
+    first_characters = {token[0] for token in special_tokens}
+    keeps_spellings = any(token != token.lower() for token in special_tokens)
+    strip = str.strip if profile.strips_both else str.rstrip
+
+    def clean(text: str) -> str:
+        if profile.adds_prefix_blank and text and not text[0].isspace():
+            text = f" {text}"
+        if profile.lower_cases:
+            text = lower_pieces(text, found) if keeps_spellings else lower_characters(text)
+        if not any(character in text for character in first_characters):  # most texts, found out at once
+            return strip(text)
+        parts = found.split(text)
+        parts[::2] = map(strip, parts[::2])
+        return "".join(parts)
+
+    return clean
+
+
+def lower_characters(text: str) -> str:
+    """Each character for itself: str.lower alone makes another letter of a sigma at the end of a word."""
+    return text.replace("Σ", SMALL_SIGMA).lower()
+
+
+def lower_pieces(text: str, special_tokens: re.Pattern[str]) -> str:
+    """The same but for special tokens."""
+    parts = special_tokens.split(text)
+    parts[::2] = map(lower_characters, parts[::2])
+    return "".join(parts)
+
+
+# The tokenizer
+
+
+def backend_of(word: str, tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The library's tokenizer; of a profile of transformers 2.x one that finds special tokens and adds no blank itself.
+
+    UserError where the tokenizer lacks special tokens of the profile ``word``, or makes no pair of two segments.
+    """
+    profile, backend = RECORDED_PROFILES[word], tokenizer.backend_tokenizer
+    if not profile.special_tokens:
+        return backend
+    check_special_tokens(word, tokenizer)
+    if profile.separator is None:
+        check_segments(word, tokenizer)
+    state = json.loads(backend.to_str())
+    adding = [part for part in byte_levels(state["pre_tokenizer"]) if part.get("add_prefix_space")]
+    if adding or backend.encode_special_tokens:  # which the tokenizer's fingerprint shows: it stays as it is
+        from tokenizers import Tokenizer
+
+        for part in adding:
+            part["add_prefix_space"] = False
+        backend = Tokenizer.from_str(json.dumps(state))
+        backend.encode_special_tokens = False
+    return backend
+
+
+def byte_levels(pre_tokenizer: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Those among a pre-tokenizer and its parts."""
+    for part in (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer]):
+        if part and part["type"] == BYTE_LEVEL:
+            yield part
+
+
+def check_special_tokens(word: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """UserError where the tokenizer lacks one that the profile ``word`` needs."""
+    needed = RECORDED_PROFILES[word].special_tokens
+    missing = [token for token in needed if token not in tokenizer.all_special_tokens]
+    if missing:
+        has = " ".join(tokenizer.all_special_tokens) or "none"
+        raise UserError(
+            f"--text_profile {word} needs the special tokens {' '.join(needed)}, the tokenizer has {has}: "
+            "give the model's own tokenizer, or another profile"
+        )
+
+
+def check_segments(word: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """UserError unless two segments become [CLS] title [SEP] text [SEP]."""
+    cls, sep = RECORDED_PROFILES[word].special_tokens
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    encoded = backend.encode("a", "b")
+    marks = [token for token, is_added in zip(encoded.tokens, encoded.special_tokens_mask, strict=True) if is_added]
+    if marks != [cls, sep, sep] or encoded.tokens[0] != cls or encoded.tokens[-1] != sep:
+        raise UserError(
+            f"--text_profile {word} needs {cls} title {sep} text {sep}, the tokenizer makes {' '.join(encoded.tokens)} "
+            "of two segments: fix the post-processor of its tokenizer.json"
+        )

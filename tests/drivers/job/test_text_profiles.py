@@ -1,0 +1,353 @@
+"""Text profiles through the programs: what is recorded, what is refused, and what a start may differ in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data import msmarco_data
+from data.msmarco_data import PreprocessSettings, preprocess
+from data.sources.msmarco import find_collection
+from data.tokens.collection import open_preprocessed
+from data.tokens.text_agreement import TextUse, check_texts
+from data.tokens.tokenizer import load_tokenizer
+from drivers import run_ann, run_ann_data_gen, run_eval, run_neighbourhood, run_warmup
+from model.encoders.roberta_dot import RobertaDot
+from tests.drivers.models import config_of_random_roberta
+from tests.drivers.test_run_bm25 import call
+from tests.tokenizers import save_byte_level
+from utils.declared.text_profiles import EARLIER, TEXT_PROFILES
+from utils.declared.text_settings import TextSettings
+from utils.errors import UserError
+from utils.exchange.layout import JobLayout
+from utils.model_texts import ModelTexts, is_trained, read_model_texts
+
+PROFILES = ("hf", "ance", "ance-warmup")
+
+
+@pytest.fixture(scope="module", name="raw")
+def fixture_raw(shared_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny collection with capital letters: otherwise lower-casing would change nothing."""
+    directory = tmp_path_factory.mktemp("capitals")
+    for path in shared_collection.iterdir():
+        text = path.read_text()
+        (directory / path.name).write_text(text if "qrels" in path.name else capitals(text))
+    return directory
+
+
+def capitals(lines: str) -> str:
+    pairs = (line.split("\t") for line in lines.splitlines())
+    return "".join(f"{name}\t{text.title()}\n" for name, text in pairs)
+
+
+@pytest.fixture(scope="module", name="tokenizer")
+def fixture_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_byte_level(tmp_path_factory.mktemp("tokenizer") / "bpe")
+
+
+@pytest.fixture(scope="module", name="collections")
+def fixture_collections(raw: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One for each of PROFILES, and one of hf whose queries have a prefix."""
+    directory = tmp_path_factory.mktemp("collections")
+    texts = {profile: TextSettings(profile) for profile in PROFILES}
+    texts["prefixed"] = TextSettings("hf", query_prefix="query: ")
+    for name, settings in texts.items():
+        preprocess(
+            find_collection(raw, 1), load_tokenizer(tokenizer), directory / name,
+            PreprocessSettings(str(tokenizer), 32, 16, texts=settings),
+        )  # fmt: skip
+    return {name: directory / name for name in texts}
+
+
+@pytest.fixture(scope="module", name="ance_weights")
+def fixture_ance_weights(
+    collections: dict[str, Path], tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """As ANCE's published ones: a head, and nothing said of their texts."""
+    directory = tmp_path_factory.mktemp("ance_weights")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    RobertaDot(config_of_random_roberta(collections["hf"], **sizes)).save_pretrained(directory)
+    for path in tokenizer.iterdir():
+        shutil.copy(path, directory)
+    return directory
+
+
+def with_record(model: Path, directory: Path, **record: str) -> Path:
+    """A copy whose config.json says so of its texts."""
+    shutil.copytree(model, directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **record}))
+    return directory
+
+
+def config_of(model: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((model / "config.json").read_text())
+    return found
+
+
+# Preprocessing
+
+
+def preprocessed_with(raw: Path, model: Path, out: Path, **flags: str) -> dict[str, Any]:
+    given = {"max_seq_length": 32, "max_query_length": 16, "data_type": 1, "model_type": "rdot_nll", **flags}
+    call(msmarco_data.main, data_dir=raw, out_data_dir=out, model_name_or_path=model, **given)
+    found: dict[str, Any] = json.loads((out / "manifest.json").read_text())
+    return {name: found[name] for name in ("text_profile", "query_prefix", "passage_prefix")}
+
+
+def test_a_collection_is_of_the_model_s_profile(
+    raw: Path, ance_weights: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = {"query_prefix": "", "passage_prefix": ""}
+    assert preprocessed_with(raw, ance_weights, tmp_path / "a") == {"text_profile": "ance", **nothing}
+    said = capsys.readouterr().out
+    assert f"texts: profile ance (weights of ANCE's layout start the ANN stage, and {ance_weights} records no" in said
+    body = tmp_path / "body"  # without a head
+    shutil.copytree(ance_weights, body)
+    torch.save({"roberta.embeddings.word_embeddings.weight": torch.zeros(2)}, body / "pytorch_model.bin")
+    (body / "model.safetensors").unlink()
+    assert preprocessed_with(raw, body, tmp_path / "b") == {"text_profile": "hf", **nothing}
+    assert preprocessed_with(raw, tokenizer, tmp_path / "c") == {"text_profile": "hf", **nothing}
+    assert "texts: profile hf (the default)" in capsys.readouterr().out
+    star = with_record(ance_weights, tmp_path / "star", text_profile="star", query_prefix="q: ")
+    theirs = {"text_profile": "star", "query_prefix": "q: ", "passage_prefix": ""}
+    assert preprocessed_with(raw, star, tmp_path / "d") == theirs
+    given = {"text_profile": "ance-warmup", "query_prefix": "", "passage_prefix": "p: "}
+    assert preprocessed_with(raw, star, tmp_path / "e", **given) == given
+
+
+def test_prompts_are_the_default_prefixes(raw: Path, tokenizer: Path, tmp_path: Path) -> None:
+    model = tmp_path / "prompted"
+    shutil.copytree(tokenizer, model)
+    modules = [("sentence_transformers.models.Transformer", ""), ("sentence_transformers.models.Pooling", "1_Pooling")]
+    (model / "modules.json").write_text(json.dumps([{"type": kind, "path": path} for kind, path in modules]))
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    prompts = {"prompts": {"query": "query: ", "document": "passage: "}}
+    (model / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    expected = {"text_profile": "hf", "query_prefix": "query: ", "passage_prefix": "passage: "}
+    assert preprocessed_with(raw, model, tmp_path / "out") == expected
+    found = open_preprocessed(tmp_path / "out", 32, 16)
+    query = (raw / "queries.train.tsv").read_text().splitlines()[0].split("\t")[1]
+    ids = load_tokenizer(tokenizer)(f"query: {query}", truncation=True, max_length=16)["input_ids"]
+    assert found.queries("train").gather([0], 16)[0].tolist() == ids
+
+
+def test_preprocessing_refuses_a_tokenizer_of_another_kind(raw: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--text_profile star needs the special tokens <s> </s>, the tokenizer has "):
+        preprocessed_with(raw, tiny_tokenizer, tmp_path / "out", text_profile="star")
+    assert not (tmp_path / "out").exists()
+
+
+# Encoding: evaluation, generation, the map
+
+
+def evaluated(model: Path, data_dir: Path, out: Path, **flags: object) -> None:
+    call(
+        run_eval.main, model_name_or_path=model, data_dir=data_dir, output_dir=out, model_type="rdot_nll",
+        max_seq_length=32, max_query_length=16, no_cuda="true", topk=10, **flags,
+    )  # fmt: skip
+
+
+def generated(model: Path, data_dir: Path, out: Path, **flags: object) -> None:
+    call(
+        run_ann_data_gen.main, init_model_dir=model, data_dir=data_dir, output_dir=out / "ann", model_type="rdot_nll",
+        **{"training_dir": out / "run", "end_output_num": 0, "negative_strategy": "top", "topk_training": 20, **flags},
+        max_seq_length=32, max_query_length=16, no_cuda="true",
+    )  # fmt: skip
+
+
+def test_an_evaluation_asks_for_a_profile_that_nobody_says(
+    ance_weights: Path, collections: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = r"records no text_profile, and its tensors cannot tell it: say .* by --text_profile \(hf, ance, ance-warmup"
+    near = {"negatives": "top=x", "model_type": "rdot_nll", "model_name_or_path": ance_weights}
+    for data_dir in (collections["hf"], collections["ance"]):
+        with pytest.raises(UserError, match=asked):
+            evaluated(ance_weights, data_dir, tmp_path / "eval", dry_run="true")
+        with pytest.raises(UserError, match=asked):
+            generated(ance_weights, data_dir, tmp_path, inference="true", dry_run="true")
+    with pytest.raises(UserError, match=asked):
+        negatives = tmp_path / "x"
+        negatives.write_text("0\t1\t2\n")
+        call(
+            run_neighbourhood.main, **{**near, "negatives": f"top={negatives}"}, data_dir=collections["hf"],
+            output_dir=tmp_path / "near", max_seq_length=32, max_query_length=16, no_cuda="true", dry_run="true",
+        )  # fmt: skip
+    differs = (
+        r"has seen other texts than .*: text_profile 'ance' there, 'hf' here; preprocess with --text_profile ance$"
+    )
+    with pytest.raises(UserError, match=differs):
+        evaluated(ance_weights, collections["hf"], tmp_path / "eval", text_profile="ance")
+    assert not (tmp_path / "eval").exists()
+    evaluated(ance_weights, collections["ance"], tmp_path / "eval", text_profile="ance")
+    assert "preflight: texts: profile ance (as --text_profile ance has it)" in capsys.readouterr().out
+
+
+def test_an_evaluation_refuses_another_prefix(ance_weights: Path, collections: dict[str, Path], tmp_path: Path) -> None:
+    plain = with_record(ance_weights, tmp_path / "plain", text_profile="hf")
+    other = with_record(ance_weights, tmp_path / "other", text_profile="hf", query_prefix="search: ")
+    same = with_record(ance_weights, tmp_path / "same", text_profile="hf", query_prefix="query: ")
+    evaluated(same, collections["prefixed"], tmp_path / "eval", dry_run="true")
+    with pytest.raises(UserError, match=r": query_prefix '' there, 'query: ' here; preprocess with --text_profile hf$"):
+        evaluated(plain, collections["prefixed"], tmp_path / "eval", dry_run="true")
+    for name in ("hf", "prefixed"):
+        with pytest.raises(UserError, match=r"; preprocess with --text_profile hf --query_prefix 'search: '$"):
+            evaluated(other, collections[name], tmp_path / "eval", dry_run="true")
+    with pytest.raises(UserError, match=r"^--text_profile is ance, the texts of .* are hf \(.*config\.json\): omit"):
+        evaluated(plain, collections["ance"], tmp_path / "eval", dry_run="true", text_profile="ance")
+
+
+# The ANN stage, as ANCE's own recipe goes
+
+
+def trained(model: Path, data_dir: Path, out: Path, **flags: object) -> Path:
+    call(
+        run_ann.main, model_name_or_path=model, data_dir=data_dir, ann_dir=out / "ann", output_dir=out / "run",
+        **{"model_type": "rdot_nll", "max_steps": 1, "save_steps": 1, "learning_rate": 1e-3, **flags},
+        max_seq_length=32, max_query_length=16, no_cuda="true",
+    )  # fmt: skip
+    return JobLayout(out / "run").checkpoint(1)
+
+
+def test_weights_of_ance_start_the_ann_stage_lower_cased(
+    ance_weights: Path, collections: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their own profile is not guessed: the stage has a default, and what they have seen stays unknown."""
+    stage = r"records no text_profile, and ANCE's weights start the ANN stage as ance; .* is hf: preprocess with"
+    for program in (generated, trained):
+        with pytest.raises(UserError, match=stage):
+            program(ance_weights, collections["hf"], tmp_path, dry_run="true")
+    generated(ance_weights, collections["ance"], tmp_path)
+    checkpoint = trained(ance_weights, collections["ance"], tmp_path)
+    said = f"preflight: texts: profile ance (the default of the ANN stage: {ance_weights} records none)"
+    assert capsys.readouterr().out.count(said) == 2
+    recorded = {"text_profile": "ance", "query_prefix": "", "passage_prefix": "", "initial_text_profile": None}
+    assert config_of(checkpoint) | recorded == config_of(checkpoint)
+    evaluated(checkpoint, collections["ance"], tmp_path / "eval", dry_run="true")
+    with pytest.raises(UserError, match="text_profile 'ance' there, 'hf' here"):
+        evaluated(checkpoint, collections["hf"], tmp_path / "eval", dry_run="true")
+    with pytest.raises(UserError, match="text_profile 'ance' there, 'hf' here"):
+        generated(ance_weights, collections["hf"], tmp_path, inference="true", dry_run="true")
+
+
+def test_training_may_start_from_another_profile_where_the_flag_says_so(
+    ance_weights: Path, collections: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also a generator's refresh 0, which is of the start; with it both are recorded, and stay so in a resumed run."""
+    warmup = with_record(ance_weights, tmp_path / "warmup", text_profile="ance-warmup")
+    refused = r"has seen other texts .*; preprocess with --text_profile ance-warmup, or train it on these by --ch"
+    for program in (generated, trained):
+        with pytest.raises(UserError, match=refused):
+            program(warmup, collections["ance"], tmp_path, dry_run="true")
+    generated(warmup, collections["ance"], tmp_path, change_text_profile="true")
+    checkpoint = trained(warmup, collections["ance"], tmp_path, change_text_profile="true")
+    said = "texts: profile ance (--change_text_profile: text_profile 'ance-warmup' there, 'ance' here)"
+    assert capsys.readouterr().out.count(said) == 2
+    recorded = {"text_profile": "ance", "initial_text_profile": "ance-warmup"}
+    assert config_of(checkpoint) | recorded == config_of(checkpoint)
+    (tmp_path / "run" / "DONE.json").unlink()
+    trained(warmup, collections["ance"], tmp_path, change_text_profile="true")
+    with pytest.raises(UserError, match=r"preprocess with --text_profile ance-warmup$"):  # not what encodes alone
+        generated(warmup, collections["ance"], tmp_path / "other", inference="true", change_text_profile="true")
+
+
+def test_a_warmup_takes_the_collection_s_profile(
+    ance_weights: Path, tokenizer: Path, collections: dict[str, Path], raw: Path, tmp_path: Path
+) -> None:
+    """From random weights; with a file of triples, whose texts become tokens as the collection's do."""
+    lines = [line.split("\t")[1] for line in (raw / "collection.tsv").read_text().splitlines()]
+    triples = tmp_path / "triples.tsv"
+    triples.write_text("".join(f"{lines[i]}\t{lines[i]}\t{lines[i + 1]}\n" for i in range(8)))
+    common = {"model_type": "rdot_nll", "output_dir": tmp_path / "out", "triples": triples, "do_train": "true"}
+    lengths = {"max_seq_length": 32, "max_query_length": 16, "no_cuda": "true", "max_steps": 1, "save_steps": 1}
+    new = {"config_name": ance_weights / "config.json", "tokenizer_name": tokenizer}
+    call(run_warmup.main, **common, **lengths, **new, data_dir=collections["ance-warmup"])
+    found = config_of(JobLayout(tmp_path / "out").checkpoint(1))
+    assert found | {"text_profile": "ance-warmup", "initial_text_profile": None} == found
+    start = {**common, "output_dir": tmp_path / "again", "model_name_or_path": ance_weights}
+    with pytest.raises(UserError, match="records no text_profile, and its tensors cannot tell it"):
+        call(run_warmup.main, **start, **lengths, data_dir=collections["ance"], dry_run="true")
+
+
+# Earlier versions
+
+
+def test_what_earlier_versions_left_keeps_working(
+    ance_weights: Path, collections: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of passages it is hf's; documents, whose fields they joined by <sep>, go with nothing that is made now."""
+    cache = tmp_path / "cache"
+    shutil.copytree(collections["hf"], cache)
+    manifest = json.loads((cache / "manifest.json").read_text())
+    for key in ("text_profile", "query_prefix", "passage_prefix"):
+        del manifest[key]
+    (cache / "manifest.json").write_text(json.dumps(manifest))
+    checkpoint = tmp_path / "checkpoint-1"
+    shutil.copytree(ance_weights, checkpoint)
+    earlier = read_model_texts(str(checkpoint))
+    (checkpoint / "MANIFEST.json").write_text("{}")
+    assert (earlier.text_profile, read_model_texts(str(checkpoint)).text_profile) == (None, EARLIER)
+    passages = open_preprocessed(cache, 1, 1)
+    assert passages.text_settings == TextSettings("hf")
+    old = TextUse("old", read_model_texts(str(checkpoint)), "encode", is_trained=True)
+    new = TextUse("new", ModelTexts("hf", "", "", "x"), "encode", is_trained=True)
+    for collection in (passages, open_preprocessed(collections["hf"], 1, 1)):
+        for using in (old, new):
+            check_texts(collection, using)
+    (cache / "manifest.json").write_text(json.dumps({**manifest, "data_type": 0}))
+    documents = open_preprocessed(cache, 1, 1)
+    assert documents.text_settings == TextSettings(EARLIER)
+    check_texts(documents, old)
+    with pytest.raises(UserError, match=f"text_profile 'hf' there, '{EARLIER}' here"):
+        check_texts(documents, new)
+    recorded = {**manifest, "data_type": 0, "text_profile": "hf"}
+    (cache / "manifest.json").write_text(json.dumps(recorded))
+    with pytest.raises(UserError, match=f"text_profile '{EARLIER}' there, 'hf' here"):
+        check_texts(open_preprocessed(cache, 1, 1), old)
+
+
+def test_a_record_of_a_newer_version_or_a_damaged_one_is_named(ance_weights: Path, tmp_path: Path) -> None:
+    newer = with_record(ance_weights, tmp_path / "newer", text_profile="upper")
+    with pytest.raises(UserError, match=r"config\.json says text_profile 'upper', expected one of hf, ance, "):
+        read_model_texts(str(newer))
+    damaged = tmp_path / "damaged"
+    with_record(ance_weights, damaged)
+    (damaged / "config.json").write_text(json.dumps({"query_prefix": 3}))
+    with pytest.raises(UserError, match=r"config\.json says query_prefix 3, expected a text; the file is damaged"):
+        read_model_texts(str(damaged))
+
+
+# Weights of ANCE's layout, in every format that they come in
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "zip", "legacy"])
+def test_a_trained_model_is_told_by_its_head(ance_weights: Path, tmp_path: Path, layout: str) -> None:
+    for has_head in (True, False):
+        directory = tmp_path / str(has_head)
+        shutil.copytree(ance_weights, directory)
+        weights = RobertaDot.from_pretrained(str(ance_weights)).state_dict()
+        kept = {name: tensor for name, tensor in weights.items() if has_head or not name.startswith("embeddingHead")}
+        (directory / "model.safetensors").unlink()
+        if layout == "safetensors":
+            from safetensors.torch import save_file
+
+            save_file(kept, str(directory / "model.safetensors"))
+        else:
+            path = directory / "pytorch_model.bin"
+            torch.save(kept, path, _use_new_zipfile_serialization=layout == "zip")
+        assert is_trained(str(directory), "rdot_nll") == has_head
+        assert not is_trained(str(directory), "static")
+
+
+def test_every_profile_has_its_line_in_the_docs() -> None:
+    from tests import REPO
+
+    page = (REPO / "docs" / "text_profiles.md").read_text()
+    for word, declared in TEXT_PROFILES.items():
+        assert f"| `{word}` | {declared.description.replace('<sep>', '`<sep>`')} | {declared.source} |" in page

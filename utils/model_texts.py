@@ -1,0 +1,115 @@
+"""What a model says of the texts that it was trained with: its config.json, else sentence-transformers' files.
+
+Nothing is read out of its tensors: the published warmup of ANCE and its FirstP have the same, and saw other texts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from utils.declared.model_types import MODEL_TYPES
+from utils.declared.text_profiles import EARLIER
+from utils.declared.text_settings import read_text_record
+from utils.errors import UserError
+from utils.exchange.atomic import read_json
+from utils.exchange.layout import MANIFEST
+from utils.exchange.model_files import CONFIG, WEIGHTS, holds_tensor
+from utils.exchange.sentence_files import SentenceFiles, read_sentence_files
+from utils.hub import hub_file, hub_settings, is_path
+
+LOWER_CASED = "ance"  # what a RoBERTa of sentence-transformers is that lower-cases: their copy of ANCE's FirstP
+
+
+@dataclass(frozen=True)
+class ModelTexts:
+    """What is known of a model's texts, None where nobody says; and who says the profile, for a message."""
+
+    text_profile: str | None = None
+    query_prefix: str | None = None
+    passage_prefix: str | None = None
+    said_by: str = ""
+
+
+def read_model_texts(name_or_path: str, config_name: str = "", local_only: bool = False) -> ModelTexts:
+    """What a model's files say of its texts: a directory's, or a hub name's; "" for random weights of ``config_name``.
+
+    A checkpoint of this project without a record is of a version before profiles: it has the profile of these.
+    ``local_only`` fetches nothing from the hub. UserError where a record is damaged, or of a newer version.
+    """
+    path = config_path(name_or_path, config_name, local_only)
+    config: dict[str, Any] = {}
+    if path is not None:
+        with contextlib.suppress(UserError, OSError):  # which opening it tells
+            config = read_json(path)
+    record = read_text_record(config, path or Path())
+    if "text_profile" in record:
+        prefixes = {name: record.get(name, "") for name in ("query_prefix", "passage_prefix")}
+        return ModelTexts(record["text_profile"], **prefixes, said_by=str(path))
+    if name_or_path and (Path(name_or_path) / MANIFEST).is_file():
+        return ModelTexts(EARLIER, "", "", f"a {MANIFEST} of a version before text profiles")
+    files = sentence_files(name_or_path, local_only)
+    return ModelTexts() if files is None else from_sentence_files(files, config)
+
+
+def with_default(texts: ModelTexts, model_type: str) -> ModelTexts:
+    """The same with the profile of the kind, where it has one and no file says any."""
+    kind = MODEL_TYPES.get(model_type)
+    if texts.text_profile is not None or kind is None or not kind.text_profile:
+        return texts
+    return replace(texts, text_profile=kind.text_profile, said_by=f"--model_type {model_type}")
+
+
+def config_path(name_or_path: str, config_name: str, local_only: bool) -> Path | None:
+    """Where the config.json is that a model will use; None where there is none."""
+    place = config_name or name_or_path
+    if not place:
+        return None
+    path = Path(place) / CONFIG if Path(place).is_dir() else Path(place)
+    if path.is_file():
+        return path
+    return None if is_path(place) else hub_file(place, CONFIG, local_only)
+
+
+def sentence_files(name_or_path: str, local_only: bool) -> SentenceFiles | None:
+    """sentence-transformers' files of a directory or hub name; None where there are none, or they cannot be used."""
+    directory = Path(name_or_path)
+    if name_or_path and not is_path(name_or_path):
+        directory = hub_settings(name_or_path, local_only) or directory
+    with contextlib.suppress(UserError):  # which opening it tells
+        return read_sentence_files(directory) if name_or_path else None
+    return None
+
+
+def from_sentence_files(files: SentenceFiles, config: dict[str, Any]) -> ModelTexts:
+    """Prompts that say something, and lower-casing where the tokenizer of the body does not do it itself.
+
+    That they do not lower-case says nothing: they stand next to weights of which nobody knows it, too.
+    """
+    lowers = files.do_lower_case and config.get("model_type") == "roberta"
+    return ModelTexts(
+        text_profile=LOWER_CASED if lowers else None,
+        query_prefix=files.query_prefix or None,
+        passage_prefix=files.passage_prefix or None,
+        said_by="sentence-transformers' files, which lower-case" if lowers else "",
+    )
+
+
+def is_trained(name_or_path: str, model_type: str) -> bool:
+    """Whether a model is one that has been trained to retrieve, and not a body to start from.
+
+    It is asked of kinds that do not know their profile (`ModelType.text_profile`): the names of the tensors tell, of a
+    hub name those that the cache has.
+    """
+    kind = MODEL_TYPES.get(model_type)
+    if kind is None or not kind.own_tensor or not name_or_path:
+        return False
+    directory = Path(name_or_path)
+    if not is_path(name_or_path):
+        cached = (hub_file(name_or_path, name, local_only=True) for name in WEIGHTS)
+        directory = next((path.parent for path in cached if path is not None), directory)
+    with contextlib.suppress(UserError):
+        return holds_tensor(directory, kind.own_tensor)
+    return False
