@@ -274,3 +274,28 @@ def test_what_is_refused_in_one_line(base: Path, tmp_path: Path, case: int) -> N
     errors = [line for line in said.splitlines() if line.startswith("error: ") or ": error: " in line]
     assert len(errors) == 1 and told in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_documents_have_mrr_at_100_and_passages_at_10_alone(base: Path, tmp_path: Path) -> None:
+    """MS MARCO's documents are measured at 100: of the same lists, whose first relevant one is below rank 10."""
+    collection = open_preprocessed(base / "data", 1, 1)
+    query_ids, passage_ids = collection.queries("other").original_ids(), collection.passages.original_ids()
+    first = {query: 5 + 4 * query for query in range(QUERIES)}  # the rank of the query's one relevant passage
+    with (tmp_path / "given.tsv").open("w") as file:
+        for query, rank in first.items():
+            others = [passage for place, passage in enumerate(passage_ids) if place != 7 * query][:99]
+            ranked = [*others[: rank - 1], passage_ids[7 * query], *others[rank - 1 :]]
+            file.writelines(f"{query_ids[query]}\t{name}\t{place}\n" for place, name in enumerate(ranked, 1))
+    given = ("--run", tmp_path / "given.tsv", "--split", "other")
+    evaluate(base, *given, "--output_dir", tmp_path / "passages")
+    data = tmp_path / "data"
+    shutil.copytree(base / "data", data)
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps({**manifest, "data_type": 0}))
+    run("drivers.run_eval", "--data_dir", data, *given, "--output_dir", tmp_path / "documents")
+    passages, documents = (
+        read_metrics(tmp_path / kind / "given" / "metrics.json")["metrics"] for kind in ("passages", "documents")
+    )
+    assert "mrr@100" not in passages and documents.items() >= passages.items()
+    assert documents["mrr@100"] == pytest.approx(sum(1 / rank for rank in first.values()) / QUERIES)
+    assert documents["mrr@10"] == pytest.approx((1 / 5 + 1 / 9) / QUERIES)
