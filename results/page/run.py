@@ -15,7 +15,7 @@ from results.page.sections import common_sections
 from results.page.splits import splits_section
 from results.plots.curves import arm_names, capital, figures
 from results.read.arm import Arm
-from results.read.evaluation import HEADINGS, REPORTED, Evaluation
+from results.read.evaluation import HEADINGS, HEADINGS_OF_DOCUMENTS, REPORTED, Evaluation
 from results.read.logged import read_measures
 from results.read.run import Run
 from results.read.study import Study
@@ -112,12 +112,13 @@ def sentence(run: Run) -> str:
 
 def table(run: Run) -> str:
     """BM25, runs that were given, the warmup and the arms, these with their gain in MRR@10 over the warmup."""
+    headings = headings_of(run)
 
     def row(name: str, evaluation: Evaluation, *rest: str) -> list[str]:
-        return [name, *(cell(evaluation.metrics.get(metric)) for metric in REPORTED), *(rest or ("", "", "", "", ""))]
+        return [name, *(cell(evaluation.metrics.get(metric)) for metric in headings), *(rest or ("", "", "", "", ""))]
 
     of_mrr = (f"{MRR_LABEL} over {run.start_name}", f"best {MRR_LABEL}")
-    heading = ["", *HEADINGS.values(), *of_mrr, "steps", "refreshes", "seconds"]
+    heading = ["", *headings.values(), *of_mrr, "steps", "refreshes", "seconds"]
     rows = [heading, row("BM25", run.bm25), *(row(*given) for given in run.given.items())]
     rows.append(row(run.start_name, run.warmup))
     base = run.warmup.metrics.get(MRR)
@@ -126,6 +127,12 @@ def table(run: Run) -> str:
         rest = (over, best_mrr(arm), f"{arm.steps:,}", f"{arm.refreshes:,}", f"{arm.seconds:,.1f}")
         rows.append(row(arm.name, arm.evaluation, *rest))
     return align(rows)
+
+
+def headings_of(run: Run) -> dict[str, str]:
+    """The columns of metrics: of documents those of theirs that an arm has as well."""
+    measured = {metric for arm in run.arms for metric in arm.evaluation.metrics}
+    return HEADINGS | {metric: label for metric, label in HEADINGS_OF_DOCUMENTS.items() if metric in measured}
 
 
 def best_mrr(arm: Arm) -> str:

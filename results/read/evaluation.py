@@ -14,11 +14,14 @@ from utils.ir.metrics import METRICS
 
 HEADINGS = {metric.name: metric.label for metric in METRICS.values() if metric.in_report}
 REPORTED = tuple(HEADINGS)
+HEADINGS_OF_DOCUMENTS = {metric.name: metric.label for metric in METRICS.values() if metric.of_documents}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One metrics.json. ``metrics`` has those of REPORTED that its lists reach; ``step`` is None for no checkpoint.
+    """One metrics.json. ``metrics`` has those of REPORTED that its lists reach, and of documents theirs.
+
+    ``step`` is None for no checkpoint.
 
     ``split`` is "" where an older version has not said it; ``relevance_level`` is from where binary metrics count.
     """
@@ -59,8 +62,9 @@ def read_evaluation(path: Path, remedy: str, split: str = "") -> Evaluation:
     metrics, queries, step = found.get("metrics"), found.get("queries"), value.get("step")
     if not isinstance(metrics, dict):
         raise UserError(f"{path}: no metrics in it, expected {', '.join(REPORTED)}: {remedy}")
+    reported = (*REPORTED, *HEADINGS_OF_DOCUMENTS)
     return Evaluation(
-        metrics={name: number(metrics[name], path, name) for name in REPORTED if name in metrics},
+        metrics={name: number(metrics[name], path, name) for name in reported if name in metrics},
         model=str(value.get("model", "")),
         step=None if step is None else int(number(step, path, "step")),
         queries=None if queries is None else int(number(queries, path, "queries")),

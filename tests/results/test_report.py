@@ -581,3 +581,14 @@ def test_runs_that_were_given_are_rows(tmp_path: Path) -> None:
     text = "\n".join(blocks_of([found]))
     assert "- splade: the run `elsewhere/splade.trec`" in text
     assert "given" not in report_of(read(write_run(tmp_path / "without")))
+
+
+def test_documents_have_a_column_of_theirs(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"top": ARMS["top"]})
+    assert "MRR@100" not in table(read(run))
+    path = run / "arms" / "top" / "eval" / "metrics.json"
+    record = json.loads(path.read_text())
+    write_json(path, {**record, "metrics": {**record["metrics"], "mrr@100": 0.4321}})
+    heading, _, bm25, _, top = table(read(run)).splitlines()
+    column = [cell.strip() for cell in heading.split("|")].index("MRR@100")
+    assert [line.split("|")[column].strip() for line in (bm25, top)] == ["n/a", "0.4321"]
