@@ -12,6 +12,7 @@ setting SEED 42
 setting ARM_MINUTES 15       # about how long an arm may take, where the train queries would do for longer
 setting EMBEDDING_SIZE 128   # of a model that is trained from nothing, and the size of its vocabulary
 setting VOCAB_SIZE 8192
+setting TEXT_PROFILE ''      # how texts become tokens, of a model that does not record it
 setting RUN_SPACE_MB 1000
 [[ $ARM_MINUTES =~ ^[0-9]*\.?[0-9]+$ ]] || die "ARM_MINUTES is '$ARM_MINUTES', expected a number of minutes"
 
@@ -69,13 +70,13 @@ take_plan() {
     UPSTREAM="inputs model"
     plan_command "$file"
     stage plan "${LAYOUT[plan]}" "${LAYOUT[plan]}" "plan${LAYOUT[output_end]}" "${COMMAND[@]}"
-    sed 's/^/    /' "$RUN/plan${LAYOUT[output_end]}"
+    grep -av '^\[transformers\]' "$RUN/plan${LAYOUT[output_end]}" | sed 's/^/    /'
     read_plan "$file"
   fi
   planned max_seq_length max_query_length dev_split splits
   MODEL_TYPE=${PLAN[model_type]} START=${PLAN[model]}
   read -ra SPLITS <<<"$SPLITS"
-  lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH")
+  lengths=(--max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" ${TEXT_PROFILE:+--text_profile "$TEXT_PROFILE"})
   ((evaluate == 0)) || return 0
   planned topk_training negative_sample max_positive_ratio batch max_steps steps_per_refresh warmup_steps learning_rate loss \
     first_steps first_batch first_learning_rate first_loss

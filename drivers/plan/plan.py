@@ -9,7 +9,7 @@ from drivers.plan.facts import CollectionFacts, Lengths, MachineFacts, ModelFact
 from utils.errors import UserError
 from utils.exchange.evaluations import DEV, TRAIN
 
-COVERED = 0.95  # of the texts fit into the lengths whole
+COVERED = 0.95  # of the texts fit into the lengths whole, where a model is trained
 LENGTH_STEP = 16  # lengths are multiples of it
 LONGEST_PASSAGE, LONGEST_QUERY, SHORTEST = 512, 128, 32
 LONGEST_WITHOUT_MODEL = 256
@@ -79,7 +79,7 @@ def make_plan(
     Raises:
         UserError: there is no split to measure on, or none to train on.
     """
-    plan = length_settings(collection, model) | split_settings(collection, is_trained)
+    plan = length_settings(collection, model, COVERED if is_trained else 1) | split_settings(collection, is_trained)
     if not is_trained:
         return plan
     plan |= shorter_passages(collection, model, machine, plan, arm_minutes)
@@ -90,15 +90,23 @@ def make_plan(
 # Lengths and splits
 
 
-def length_settings(collection: CollectionFacts, model: ModelFacts) -> Plan:
-    passages = chosen_length(collection.passage_lengths, model, LONGEST_PASSAGE)
-    queries = chosen_length(collection.query_lengths, model, LONGEST_QUERY)
+def length_settings(collection: CollectionFacts, model: ModelFacts, covered: float) -> Plan:
+    """``covered``: the share of the texts that are to fit whole, as far as the model goes."""
+    passages = chosen_length(collection.passage_lengths, model, LONGEST_PASSAGE, covered)
+    queries = chosen_length(collection.query_lengths, model, LONGEST_QUERY, covered)
     return {"max_seq_length": passages, "max_query_length": queries}
 
 
-def chosen_length(lengths: Lengths, model: ModelFacts, longest: int) -> Setting:
-    """As many tokens as nearly all texts have, as far as the model goes."""
-    needed = max(SHORTEST, -(-lengths.within(COVERED) // LENGTH_STEP) * LENGTH_STEP)
+def chosen_length(lengths: Lengths, model: ModelFacts, longest: int, covered: float) -> Setting:
+    """How many tokens of a text are kept.
+
+    Args:
+        lengths: Of the texts.
+        model: Which has a longest text itself.
+        longest: What is taken by itself at most.
+        covered: The share of the texts that are to fit whole.
+    """
+    needed = max(SHORTEST, -(-lengths.within(covered) // LENGTH_STEP) * LENGTH_STEP)
     limits = {
         "the model was trained with": model.max_seq_length,
         "the model has positions for": model.positions,
