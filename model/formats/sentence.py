@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
+from utils.declared.text_profiles import RECORDED_PROFILES
 from utils.exchange.model_files import CONFIG, SAFETENSORS
 from utils.exchange.sentence_files import MODULES, SETTINGS, TRANSFORMER
 from utils.json_text import json_text
@@ -28,7 +29,6 @@ POOLING_KEYS = {
     "mean": "pooling_mode_mean_tokens",
     "last": "pooling_mode_lasttoken",
 }
-LOWER_CASING = frozenset({"ance", "star"})  # the text profiles that lower-case what the tokenizer does not
 
 QUERY, DOCUMENT = "query", "document"  # of its tasks
 ROUTER = "router_config.json"
@@ -185,7 +185,8 @@ def transformer_settings(config: Mapping[str, object]) -> dict[str, object]:
     found: dict[str, object] = {} if longest is None else {"max_seq_length": longest}
     if of_queries is not None and of_queries != longest:
         found["query_length"] = of_queries
-    return {**found, "do_lower_case": config.get("text_profile") in LOWER_CASING}
+    profile = RECORDED_PROFILES.get(str(config.get("text_profile")))
+    return {**found, "do_lower_case": profile is not None and profile.lower_cases}
 
 
 def prompts_of(config: Mapping[str, object]) -> dict[str, object]:

@@ -32,6 +32,7 @@ from utils.exchange.atomic import read_json
 from utils.exchange.model_files import CONFIG, SAFETENSORS
 from utils.exchange.sentence_files import MODULES, SentenceFiles, read_sentence_files
 from utils.json_text import json_text
+from utils.model_texts import LOWER_CASED
 
 FOLDER = "0_Transformer"
 HEAD_KINDS = ["dense", "layer_norm"]
@@ -63,7 +64,8 @@ def read_ance(directory: Path, files: SentenceFiles, settings: ReadSettings) -> 
     names = {"linear.": "embeddingHead.", "norm.": "norm."}
     for module, (theirs, ours) in zip(files.head, names.items(), strict=True):
         weights |= with_prefix(read_weights(directory / module.folder), theirs, ours)
-    config = {**read_json(folder / CONFIG), **recorded(files)}
+    lower_cased = {"text_profile": LOWER_CASED} if files.do_lower_case else {}
+    config = {**lower_cased, **read_json(folder / CONFIG), **recorded(files)}
     if files.pooling != "first":
         config["pooling"] = files.pooling
     config.pop("score_scale", None)  # it is in the norm's weights

@@ -203,6 +203,17 @@ def test_what_is_recorded_of_texts_survives(published: Path, tmp_path: Path) -> 
         assert {name: config.get(name) for name in recorded} == recorded, word
 
 
+def test_sentence_transformers_port_says_by_itself_that_it_lower_cases(published: Path, tmp_path: Path) -> None:
+    """Its RoBERTa's tokenizer does not: it is ANCE's profile. One that does not lower-case says nothing."""
+    for does_lower in (True, False):
+        port = convert("ance", "sentence-transformers", published, tmp_path / f"port_{does_lower}")
+        (settings,) = port.rglob("sentence_bert_config.json")
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "do_lower_case": does_lower}))
+        ours = convert("sentence-transformers", "ours", port, tmp_path / str(does_lower))
+        config = json.loads((ours / "config.json").read_text())
+        assert config.get("text_profile") == ("ance" if does_lower else None)
+
+
 # Refused
 
 
