@@ -18,6 +18,7 @@ from tests.drivers.test_resume import from_the_middle
 from tests.fingerprint import loop
 from tests.fingerprint.programs import Programs
 from tests.forked import fork_server, run
+from utils.declared.text_settings import DEFAULT_TEXTS
 from utils.exchange.atomic import sha256_of
 from utils.exchange.checkpoints import model_sha256
 from utils.exchange.layout import JobLayout
@@ -37,7 +38,9 @@ def made(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path_factory: pytest
     shutil.copytree(tiny_tokenizer, base)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # the adapters' own is enough
-    RobertaDot(config_of_random_roberta(tiny_preprocessed, **sizes)).save_pretrained(base)
+    encoder = RobertaDot(config_of_random_roberta(tiny_preprocessed, **sizes))
+    encoder.record(DEFAULT_TEXTS.record())
+    encoder.save_pretrained(base)
     made = loop.Loop(directory, Programs(fork_server()))
     loop.train_and_generate(made, "top", "rdot_nll", "base", *loop.batch(1), *LEARNING, *LORA)
     return made
