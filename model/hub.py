@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.exchange.model_files import CONFIG, INDEX, WEIGHTS, base_of, shards_of, weights_sha256
+from utils.exchange.model_files import CONFIG, HEAD_WEIGHTS, INDEX, WEIGHTS, base_of, shards_of, weights_sha256
+from utils.exchange.sentence_files import MODULES, SETTINGS, TRANSFORMERS, modules_of
 from utils.hub import hub_file, is_path
 
 BASE_REMEDY = "bring the base back to its place, or merge the adapters where it is with python -m model.convert"
@@ -20,8 +21,21 @@ def model_directory(name_or_path: str) -> Path:
         if (found := hub_file(name_or_path, file)) is not None:
             for shard in shards_of(found) if file.endswith(INDEX) else []:
                 hub_file(name_or_path, shard)
+            fetch_sentence_files(name_or_path)
             return found.parent
     return Path(name_or_path)
+
+
+def fetch_sentence_files(name: str) -> None:
+    """sentence-transformers' files of a hub name, where it has them; they lie next to its config then."""
+    modules = hub_file(name, MODULES)
+    if modules is None:
+        return
+    for file in (SETTINGS, *TRANSFORMERS):
+        hub_file(name, file)
+    for _, folder in modules_of(modules)[1:]:
+        for file in (CONFIG, *HEAD_WEIGHTS):
+            hub_file(name, f"{folder}/{file}")
 
 
 def check_base(directory: Path) -> Path | None:

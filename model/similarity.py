@@ -10,6 +10,18 @@ from __future__ import annotations
 
 import torch
 
+NORMALIZED_TEMPERATURE = 0.05  # of scores that are at most 1: SimCSE's (Gao et al. 2021, arXiv 2104.08821, section 3)
+
+
+def temperature_of(is_normalized: bool, given: float | None) -> float:
+    """What an objective divides scores by; ``given`` by the user, or None. 1 changes nothing."""
+    return given if given is not None else NORMALIZED_TEMPERATURE if is_normalized else 1.0
+
+
+def at_temperature(rows: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Rows whose scores are those of ``rows`` over the temperature."""
+    return rows if temperature == 1.0 else rows.float() * temperature**-0.5
+
 
 def pair_scores(queries_TD: torch.Tensor, passages_TD: torch.Tensor) -> torch.Tensor:
     """The score of query t for passage t: float32 [T].

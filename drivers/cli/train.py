@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from model.encoders.spec import Pooling
 from utils.flag_groups.exchange import ExchangeFlags, RefreshFlags
 from utils.flag_groups.model import ModelFlags
 from utils.flag_groups.negatives import Bm25DirFlags
@@ -132,7 +131,13 @@ class WarmupFlags(
         is_path=True,
         group="model",
     )
-    pooling: Pooling | None = flag(None, "rdot_nll: first token (ANCE's) or mean; default the model's", group="model")
+    head_dim: int = flag(
+        0,
+        "hf: a new linear layer behind the pooling, to so many numbers; 0: none",
+        at_least=0,
+        decides="nothing",
+        group="model",
+    )
     score_scale: float | None = flag(
         None,
         "factor on every score; default the model's own, 1 (ANCE's) for a new one",

@@ -6,7 +6,8 @@ import os
 import shlex
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,16 @@ from utils.system import keep_freed_memory
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Which kind of encoder a program opens, how it encodes, and whether torch.compile compiles it."""
+    """Which kind of encoder a program opens, how it encodes, and whether torch.compile compiles it.
+
+    ``changes`` replace what a model's config says, unless it is a checkpoint of the program's own run.
+    """
 
     model_type: str
     config_name: str
     encoding: EncodingSettings
     compiled: bool
+    changes: Mapping[str, object] = field(default_factory=dict)
 
     def at(self, lengths: TextLengths) -> EncoderSettings:
         """The same for texts of other lengths, as many of a batch as before."""
@@ -66,6 +71,7 @@ def open_encoder(
         UserError: files are missing or damaged, of another type, or the collection does not fit.
     """
     config_name = "" if resumes else settings.config_name
+    changes = {} if resumes else {**settings.changes, **(changes or {})}
     encoder = load_encoder(settings.model_type, model_dir, config_name, new_head, changes)
     encoding = settings.encoding
     longest: dict[Side, int] = {"passage": encoding.max_seq_length, "query": encoding.max_query_length}

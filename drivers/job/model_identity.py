@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from model.encoders.registry import read_config
@@ -29,6 +30,7 @@ class ModelSettings:
         tokenizer_name: the directory of another tokenizer.
         resumes_optimizer: its optimiser and schedule are read, too.
         query_name_or_path: the directory or hub name of another, which the queries' tower begins as.
+        changes: replace what its config says.
     """
 
     name_or_path: str
@@ -37,6 +39,7 @@ class ModelSettings:
     tokenizer_name: str = ""
     resumes_optimizer: bool = False
     query_name_or_path: str = ""
+    changes: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> str:
@@ -56,10 +59,11 @@ def identity_of(model: ModelSettings) -> dict[str, str]:
     """
     directory = str(model_directory(model.name_or_path)) if model.name_or_path else ""
     query = model.query_name_or_path
+    config = {**read_config(directory, model.model_type, model.config_name), **model.changes}
     return {
         **({"initial_query_model_sha256": model_sha256(model_directory(query))} if query else {}),
         "initial_model_sha256": model_sha256(Path(directory)) if directory else RANDOM_WEIGHTS,
-        "initial_config_sha256": config_sha256(read_config(directory, model.model_type, model.config_name)),
+        "initial_config_sha256": config_sha256(config),
     }
 
 

@@ -25,6 +25,7 @@ UNRECORDED: dict[str, object] = {
     "freeze": None,
     "initial_query_model_sha256": "",
     "lora_r": 0,
+    "temperature": None,
     "tied": False,
 }
 

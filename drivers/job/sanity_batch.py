@@ -164,7 +164,13 @@ def trial_batch(collection: Preprocessed, size: TrialSize, is_over_batch: bool, 
 
 
 def check_training(
-    encoder: Encoder, collection: Preprocessed, loss: str, size: TrialSize, world: World, dtype: torch.dtype | None
+    encoder: Encoder,
+    collection: Preprocessed,
+    loss: str,
+    size: TrialSize,
+    world: World,
+    dtype: torch.dtype | None,
+    temperature: float | None = None,
 ) -> str:
     """Forward and backward through two batches, one of them of the longest texts; no optimiser step.
 
@@ -175,6 +181,7 @@ def check_training(
         size: of a batch.
         world: the processes; there is no collective.
         dtype: of mixed precision, None for float32.
+        temperature: of the loss, None for the encoder's default.
 
     Returns:
         Both losses and the memory used, in words.
@@ -187,7 +194,7 @@ def check_training(
         size = replace(size, triples=min(size.triples, CPU_TEXTS))
     if world.size > 1 and LOSSES[loss].is_over_batch:  # it would gather; the default takes as much, but for the scores
         loss = DEFAULT_LOSS
-    step = TrainingStep(encoder, loss)
+    step = TrainingStep(encoder, loss, temperature=temperature)
     with undisturbed(encoder, device), memory_explained("per_gpu_train_batch_size"):
         encoder.train()
         for longest in (True, False):

@@ -24,6 +24,7 @@ from drivers.job.setup import ComputeSettings
 from drivers.job.text_lengths import TextLengths, find_lengths
 from model.encode import EncodingSettings
 from model.encoders.registry import encoder_type
+from model.encoders.spec import pooling_of
 from model.kernels.precision import compute_dtype, quickest_dtype
 from utils.declared.strategies import FILTERS
 from utils.distributed.world import own_device, processes_of_launcher
@@ -140,7 +141,31 @@ def text_use(flags: OpeningFlags, model: str, use: Use) -> TextUse:
 
 def model_settings(flags: ModelTypeFlags, model_dir: str, resumes_optimizer: bool = False) -> ModelSettings:
     """``model_dir``, a directory or a hub name, is the flag that the program has for it."""
-    return ModelSettings(model_dir, flags.model_type, flags.config_name, flags.tokenizer_name, resumes_optimizer)
+    changes = {**model_changes(flags), **head_changes(flags)}
+    named = (model_dir, flags.model_type, flags.config_name, flags.tokenizer_name)
+    return ModelSettings(*named, resumes_optimizer, changes=changes)
+
+
+def model_changes(flags: ModelTypeFlags) -> dict[str, object]:
+    """What replaces the config's words of any model that is opened. UserError for flags that its type does not take."""
+    given = {"pooling": flags.pooling, "normalize": flags.normalize}
+    found: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if encoder_type(flags.model_type).has_modules:
+        return {name: pooling_of(value) if name == "pooling" else value for name, value in found.items()}
+    if isinstance(flags, WarmupFlags):  # which refuses --pooling where it has to, and has it change the first model
+        found.pop("pooling", None)
+    for name in found:
+        raise UserError(f"--{name} is for --model_type hf, a {flags.model_type} checkpoint has its own; omit it")
+    return found
+
+
+def head_changes(flags: ModelTypeFlags) -> dict[str, object]:
+    """What the first model of a warmup is given. UserError for a type that has a head of its own."""
+    if not isinstance(flags, WarmupFlags) or not flags.head_dim:
+        return {}
+    if not encoder_type(flags.model_type).has_modules:
+        raise UserError(f"--head_dim is for --model_type hf, a {flags.model_type} model has its own head; omit it")
+    return {"head_dim": flags.head_dim}
 
 
 def compute_settings(flags: OpeningFlags, default_dtype: str = "auto") -> ComputeSettings:
@@ -159,7 +184,7 @@ def encoder_settings(flags: OpeningFlags, lengths: TextLengths, dtype: torch.dty
     """``dtype`` is the type to compute in, or None."""
     budget_tokens = flags.per_gpu_eval_batch_size * lengths.max_seq_length
     encoding = EncodingSettings(lengths.max_seq_length, lengths.max_query_length, budget_tokens, dtype)
-    return EncoderSettings(flags.model_type, flags.config_name, encoding, flags.compile)
+    return EncoderSettings(flags.model_type, flags.config_name, encoding, flags.compile, model_changes(flags))
 
 
 # Search and selection

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from data.tokens.collection import Preprocessed, read_manifest
+from model.hub import fetch_sentence_files
 from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.layout import EMBEDDINGS_RECORD
-from utils.exchange.model_files import CONFIG, LENGTHS
+from utils.exchange.model_files import CONFIG, LENGTHS, has_own_head
+from utils.exchange.sentence_files import TRANSFORMER, read_sentence_files
 from utils.flag_groups.texts import TextFlags
 from utils.hub import hub_file, is_path
 
@@ -50,8 +52,15 @@ def records_of(places: Sequence[str], local_only: bool) -> Iterator[tuple[Path, 
             path = path / EMBEDDINGS_RECORD if (path / EMBEDDINGS_RECORD).is_file() else path / CONFIG
         elif not path.is_file():
             path = (None if is_path(place) else hub_file(place, CONFIG, local_only)) or path
+            if not (local_only or is_path(place)):
+                fetch_sentence_files(place)
         with contextlib.suppress(UserError, OSError):
-            yield path, read_json(path)
+            yield path, (record := read_json(path))
+            if path.name != CONFIG or has_own_head(record):
+                continue
+            files = read_sentence_files(path.parent)
+            if files is not None and files.max_seq_length is not None:  # of passages and queries alike
+                yield path.parent / TRANSFORMER, dict.fromkeys(LENGTHS, files.max_seq_length)
 
 
 def recorded_lengths(places: Sequence[str], local_only: bool) -> dict[str, tuple[object, Path]]:

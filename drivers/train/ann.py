@@ -157,6 +157,7 @@ def config_of_job(job: TrainerJob, processes: int) -> dict[str, object]:
         trained_in=name_of(job.compute.dtype),
         **identity_of(job.model),
         **job.training.parts.record(),
+        **job.training.loss_record,
         replayed_journal_sha256=atomic.sha256_of(replay) if replay is not None else "",
     )
 

@@ -29,6 +29,7 @@ def check_trainer(checks: Preflight, collection: Preprocessed, trainer: Trainer,
     size = TrialSize(batch.triples, batch.max_seq_length, batch.max_query_length, settings.grad_cache_tokens)
     reusable_bytes = reusable_checkpoint_bytes(settings.output_dir)
     checks.on_process0(partial(check_space, settings.output_dir, [item], reusable_bytes))
-    trial = partial(check_training, state.encoder, collection, settings.loss, size, state.world, settings.dtype)
+    given = (settings.loss, size, state.world, settings.dtype, settings.temperature)
+    trial = partial(check_training, state.encoder, collection, *given)
     checks.on_every_process(trial)
     checks.end()

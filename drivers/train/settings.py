@@ -64,6 +64,12 @@ class TrainingSettings:
     logging_steps: int
     publish_every: tuple[int, ...]
     parts: TrainedParts  # of the encoder
+    temperature: float | None  # of the loss; None for the encoder's default
+
+    @property
+    def loss_record(self) -> dict[str, float]:
+        """What a run records of the loss next to its word: nothing where that is what earlier versions did."""
+        return {} if self.temperature is None else {"temperature": self.temperature}
 
     def at(self, lengths: TextLengths) -> TrainingSettings:
         """The same with texts of other lengths."""
@@ -171,4 +177,5 @@ def training_settings(
         logging_steps=flags.logging_steps,
         publish_every=publish_every,
         parts=trained_parts(flags),
+        temperature=flags.temperature,
     )

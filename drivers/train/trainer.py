@@ -282,6 +282,7 @@ def state_at(
         settings.dtype,
         chosen.max_grad_norm,
         settings.grad_cache_tokens,
+        settings.temperature,
     )
     if start:
         load_state(state, start.path, start.step)

@@ -156,7 +156,7 @@ def begin(job: WarmupJob, trainer: Trainer, config: Mapping[str, object], start:
 
 def first_encoder(job: WarmupJob) -> Encoder:
     """--model_name_or_path, with a new head where it has none; without it, random weights of --config_name."""
-    model, collection, changes = job.model, job.collection, dict(job.settings.changes)
+    model, collection, changes = job.model, job.collection, {**job.encoder.changes, **job.settings.changes}
     if model.name_or_path:
         new_head = job.training.parts.lora is None  # adapters are of weights that lie on disk
         return open_encoder(job.encoder, model.name_or_path, collection, new_head=new_head, changes=changes)

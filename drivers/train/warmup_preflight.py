@@ -19,13 +19,14 @@ from drivers.job.encoder_setup import check_model_directory
 from drivers.job.model_identity import ModelSettings
 from drivers.job.resume import dev_split_record
 from drivers.job.run_config import OWN_RUN, check_holds_no_other_run, check_in_dry_run, run_config
-from drivers.job.settings import ModelJob, lease_timeouts, places_of_model, search_settings, text_use
+from drivers.job.settings import ModelJob, head_changes, lease_timeouts, places_of_model, search_settings, text_use
 from drivers.job.setup import check_output_dirs, open_collection
 from drivers.job.text_lengths import TextLengths
 from drivers.train.settings import TrainingSettings, check_has_towers, training_job, training_settings
 from drivers.train.warmup_evaluation import EvaluationSettings, candidates_to_rerank
 from drivers.train.warmup_source import size_of_triples, source_record, training_source
 from model.encoders.registry import encoder_type, read_config
+from model.encoders.spec import pooling_of
 from model.kernels.precision import name_of
 from utils.declared.model_types import MODEL_TYPES
 from utils.distributed.world import has_launcher, processes_of_launcher
@@ -114,11 +115,12 @@ def warmup_settings(flags: WarmupFlags) -> WarmupSettings:
     """UserError where there is nothing to do."""
     if not (flags.do_train or flags.do_eval):
         raise UserError("neither --do_train nor --do_eval is given; there is nothing to do")
-    changes = {
-        "pooling": flags.pooling,
+    changes: dict[str, object] = {
+        "pooling": pooling_of(flags.pooling) if flags.pooling else None,
         "score_scale": flags.score_scale,
         "tied": flags.tied or None,
         "query_model": flags.query_model_name_or_path or None,
+        **head_changes(flags),
     }
     return WarmupSettings(
         trains=flags.do_train,
@@ -210,6 +212,8 @@ def check_start(flags: WarmupFlags, model: ModelSettings) -> None:
         pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.has_pooling)
         raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; omit it")
     check_towers(flags, model)
+    if flags.score_scale is not None and encoder_type(flags.model_type).has_modules:
+        raise UserError("--score_scale is given, embeddings of --model_type hf stay as they are; give --temperature")
     if model.name_or_path:
         check_model_directory(model, flags.dry_run)
     elif not (flags.config_name and flags.tokenizer_name):
@@ -237,6 +241,7 @@ def config_of_job(job: WarmupJob, processes: int) -> dict[str, object]:
     source = source_record(job.model, Path(settings.bm25_dir), size)
     resolved = {"processes": processes, "trained_in": name_of(job.compute.dtype), **source}
     resolved |= job.training.parts.record() | ({"tied": True} if settings.changes.get("tied") else {})
+    resolved |= {"pooling": settings.changes.get("pooling"), **job.training.loss_record}
     resolved |= dev_split_record(job.dev_split) if settings.evaluates else {}
     return run_config(job.deciding_values, job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
 

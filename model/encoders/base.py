@@ -91,6 +91,11 @@ class Encoder(nn.Module):
         return self
 
     @classmethod
+    def complete_config(cls, config: dict[str, Any], directory: Path) -> dict[str, Any]:
+        """With what other files of its directory say of the encoder. UserError where they are damaged."""
+        return config
+
+    @classmethod
     def spec_of(cls, config: dict[str, Any]) -> EncoderSpec:
         """What a config says of an encoder that is not made yet. UserError where it is damaged."""
         raise NotImplementedError

@@ -239,6 +239,7 @@ def load_model(name_or_path: str | Path, config: PretrainedConfig) -> PreTrained
     """
     model_class, options = class_of(config)
     options |= {"config": config, "output_loading_info": True, "dtype": torch.float32}
+    options |= {"ignore_mismatched_sizes": True}  # `check_loaded` says which
     try:
         with quiet_loading():
             model, info = model_class.from_pretrained(str(name_or_path), **options)
@@ -280,7 +281,7 @@ def check_loaded(
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
     """Without transformers' table of weights that are missing or unknown: `check_loaded` says what matters."""
-    log = logging.getLogger("transformers.modeling_utils")
+    log = logging.getLogger("transformers")
     before = log.level
     log.setLevel(logging.ERROR)
     try:

@@ -91,6 +91,7 @@ class TwoTowers(BodyEncoder, ConfigEncoder):
             max_query_length=query.max_query_length,
             max_passage_length=passage.max_passage_length,
             layer_groups=LAYER_GROUPS if tied else layer_groups_of_two(),
+            is_normalized=all(config[tower]["normalize"] for tower in TOWERS.values()) and "score_scale" not in config,
         )
 
     @property

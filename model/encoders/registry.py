@@ -33,11 +33,16 @@ def encoder_type(model_type: str) -> ModelType:
 
 
 def read_config(directory: str, model_type: str, config_name: str = "") -> dict[str, Any]:
-    """The config.json that a model in ``directory`` will use; UserError where it is of another type."""
+    """The config.json that a model in ``directory`` will use, with what files next to it say of the encoder.
+
+    UserError where it is of another type.
+    """
     config, path = read_config_file(directory, config_name)
     kind = encoder_type(model_type)
     found, expected = config.get("model_type"), kind.config_type
-    if expected and found != expected and not (kind.is_older_than_types and "model_type" not in config):
+    if not expected:
+        return encoder_class(kind).complete_config(config, path.parent)
+    if found != expected and not (kind.is_older_than_types and "model_type" not in config):
         raise UserError(f"{path} is of a {found!r} model, --model_type {model_type} needs {expected!r}; give the other")
     return config
 
@@ -55,14 +60,14 @@ def load_encoder(
     new_head: bool = False,
     changes: dict[str, Any] | None = None,
 ) -> Encoder:
-    """The encoder stored in a directory (ours, ANCE's, Pyserini's) or, for rdot_nll, under a hub name.
+    """The encoder stored in a directory (ours, ANCE's, Pyserini's) or, for rdot_nll and hf, under a hub name.
 
     Args:
         model_type: a word of `MODEL_TYPES`.
         name_or_path: the directory, or the name.
         config_name: a config in place of the directory's, "" for its own.
         new_head: let a plain RoBERTa in, whose head then starts from random weights (torch's global seed).
-        changes: replace what the config says: pooling, score_scale.
+        changes: replace what the config says: pooling, score_scale, normalize, head_dim.
 
     Raises:
         UserError: files are missing, of another model type, or without the head.

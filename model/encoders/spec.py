@@ -7,16 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from utils.declared.model_types import POOLINGS
 from utils.errors import UserError
 from utils.exchange.model_files import CONFIG
 
 Side = Literal["query", "passage"]
 DOT = "dot"  # the inner product, which the indices search by
-# Of a transformer's last layer: its first token (ANCE's), all of them, or its last; cls is another word for first.
-Pooling = Literal["first", "mean", "last", "cls"]
-POOLINGS: tuple[str, ...] = get_args(Pooling)
 OTHER_LAYERS = "head"
 
 
@@ -34,6 +32,7 @@ class EncoderSpec:
         layer_groups: how parameters group into layers, for LAMB and for gradient norms: a regular expression and the
             name of its group (which may refer to the expression's groups); the first that is found in a parameter's
             name holds.
+        is_normalized: whether a row has length 1, so that a score is at most 1.
     """
 
     embedding_dim: int
@@ -44,6 +43,7 @@ class EncoderSpec:
     rows_per_passage: int = 1
     similarity: str = DOT
     layer_groups: tuple[tuple[str, str], ...] = ((r"embeddings\.", "embeddings"),)
+    is_normalized: bool = False
 
     def layer_of(self, parameter: str) -> str:
         """The group of a parameter, by its name; of those that no expression finds, `OTHER_LAYERS`."""

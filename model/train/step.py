@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.encoders.base import Encoder
 from model.kernels.precision import autocast
-from model.similarity import best_rows
+from model.similarity import at_temperature, best_rows, temperature_of
 from model.train.grad_cache import Autocast, cached_backward, encode_in_micro_batches
 from model.train.micro_batch import BatchArrays, MicroBatch, TripleRows, to_device
 from model.train.objectives import OBJECTIVES, EncodedBatch
@@ -32,11 +32,14 @@ GPU_MICRO_BATCH_TOKENS = 2**14  # enough to keep a GPU busy, where texts are pad
 class TrainingStep(nn.Module):
     """Batch in, loss out: the queries' tokens once and the passages' tokens once through the encoder.
 
-    ``loss`` is a word of --loss.
+    ``loss`` is a word of --loss; ``temperature`` divides the scores that it sees, None for the encoder's default.
     """
 
-    def __init__(self, encoder: Encoder, loss: str, tally: PerRankStats | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, loss: str, tally: PerRankStats | None = None, temperature: float | None = None
+    ) -> None:
         super().__init__()
+        self.temperature = temperature_of(encoder.spec.is_normalized, temperature)
         self.encoder, self.tally = encoder, tally
         self.objective, self.is_over_batch = OBJECTIVES[loss], LOSSES[loss].is_over_batch
 
@@ -53,6 +56,7 @@ class TrainingStep(nn.Module):
         return GPU_MICRO_BATCH_TOKENS if self.encoder.padding_costs else None
 
     def loss_of(self, queries_BD: torch.Tensor, passages_MD: torch.Tensor, triples: TripleRows) -> torch.Tensor:
+        queries_BD, passages_MD = (at_temperature(rows, self.temperature) for rows in (queries_BD, passages_MD))
         query_TD = queries_BD[triples.query_index_T]
         batch = EncodedBatch(
             query_TD,
@@ -105,6 +109,7 @@ def make_state(
     dtype: torch.dtype | None,
     max_grad_norm: float,
     grad_cache_tokens: int = 0,
+    temperature: float | None = None,
 ) -> TrainingState:
     """The state before the first step, wrapped for several processes where there are several.
 
@@ -117,9 +122,10 @@ def make_state(
         dtype: the type to autocast to, None for float32; float16 has its loss scaled.
         max_grad_norm: the gradient is clipped to it; 0 for no clipping.
         grad_cache_tokens: above 0, micro-batches of so many tokens with GradCache, for batches beyond memory.
+        temperature: of the loss, `TrainingStep`'s.
     """
     tally = PerRankStats(world.device)
-    module: nn.Module = TrainingStep(encoder, loss, tally)
+    module: nn.Module = TrainingStep(encoder, loss, tally, temperature)
     if world.size > 1 and not grad_cache_tokens:  # which adds the processes' gradients up by itself
         with collective(world):
             module = DistributedDataParallel(module, device_ids=[world.device] if world.device.type == "cuda" else None)

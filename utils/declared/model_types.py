@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from utils.declared.text_profiles import DEFAULT_PROFILE
+
+# Of a transformer's last layer: its first token (ANCE's), all of them, or its last; cls is another word for first.
+Pooling = Literal["first", "mean", "last", "cls"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class ModelType:
         text_profile: what a model that records none was trained with; "": nobody can know it.
         own_tensor: where nobody can: how the name of a tensor begins that a trained model has, and a body to start from
             lacks.
+        has_modules: whether sentence-transformers' modules follow its body: --normalize and --head_dim change them, and
+            --pooling does wherever a model is opened.
     """
 
     description: str
@@ -37,9 +44,18 @@ class ModelType:
     has_towers: bool = False
     text_profile: str = DEFAULT_PROFILE
     own_tensor: str = ""
+    has_modules: bool = False
 
 
 MODEL_TYPES = {
+    "hf": ModelType(
+        "any encoder of Hugging Face's, pooled as sentence-transformers' files say or --pooling",
+        "",
+        "model.encoders.hf:HfEncoder",
+        has_pooling=True,
+        from_hub=True,
+        has_modules=True,
+    ),
     "rdot_nll": ModelType(
         "RoBERTa and ANCE's head",
         "roberta",

@@ -28,6 +28,8 @@ TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", "vocab.txt", "spiece.model", "s
 TOKENIZER_OPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 # In the order in which transformers' loader takes them.
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+HEAD_WEIGHTS = (SAFETENSORS, "pytorch_model.bin")  # of a module of sentence-transformers, in its folder
+WITH_OWN_HEAD = ("RobertaDot", "StaticEncoder")  # architectures whose weights hold the head, too
 LENGTHS = ("max_seq_length", "max_query_length")  # a config records with which the model was trained
 LONGEST_NAMES = 8 * 2**20  # bytes in which a file of weights has named all its tensors
 # Keys of a config that change nothing a model of the same weights computes; those that begin with "_" neither.
@@ -84,8 +86,24 @@ def weight_files(directory: Path) -> list[str]:
         missing = [shard for shard in names if not (directory / shard).is_file()]
         if missing:
             raise UserError(f"{directory / missing[0]} is missing, {name} lists it; the checkpoint is damaged")
-        return names
+        return names + head_files(directory)
     raise UserError(f"{directory} holds no weights, expected one of {', '.join(WEIGHTS)}; give a checkpoint directory")
+
+
+def has_own_head(config: Mapping[str, Any]) -> bool:
+    """Whether the weights hold the head: sentence-transformers' files next to them are that library's copy."""
+    named = config.get("architectures") or [""]
+    return str(named[0]).startswith(WITH_OWN_HEAD)
+
+
+def head_files(directory: Path) -> list[str]:
+    """The names of the files of a head that stands in folders of its own, as sentence-transformers has it."""
+    config = directory / CONFIG
+    if has_own_head(read_json(config) if config.is_file() else {}):
+        return []
+    folders = sorted(path for path in directory.glob("[0-9]*_*") if path.is_dir())
+    names = (next((name for name in HEAD_WEIGHTS if (folder / name).is_file()), None) for folder in folders)
+    return [f"{folder.name}/{name}" for folder, name in zip(folders, names, strict=True) if name is not None]
 
 
 def holds_tensor(directory: Path, name: str) -> bool:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from utils.declared.model_types import MODEL_TYPES
+from utils.declared.model_types import MODEL_TYPES, Pooling
 from utils.declared.words import words_help
 from utils.flag_groups.common import seconds_flag
-from utils.flag_values import Group, flag
+from utils.flag_values import Group, flag, tristate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,13 @@ class ModelTypeFlags:
     GROUP: ClassVar[Group] = "model"
 
     model_type: str = flag(help=partial(words_help, MODEL_TYPES), aliases=["--train_model_type"])
+    pooling: Pooling | None = flag(
+        None,
+        "hf, and rdot_nll in run_warmup: first token (cls is another word for it), mean or last; default: what the "
+        "model's files say, else mean, of rdot_nll first",
+        decides="nothing",
+    )
+    normalize: bool | None = tristate("hf: embeddings of length 1; default: what the model's files say, else not")
     config_name: str = flag("", "config file or directory, where it is not the model's own", is_path=True)
     tokenizer_name: str = flag("", "tokenizer directory, where it is not the model's own", is_path=True)
 

@@ -14,6 +14,7 @@ from utils.flag_groups.trained_parts import TrainedPartsFlags
 from utils.flag_values import LARGEST_INTEGER, Group, flag
 
 SMALLEST_EPSILON = 1e-30  # in float32 it is not 0: by 0 a weight without a gradient would become nan
+LARGEST_TEMPERATURE = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,14 @@ class TrainingFlags(SeedFlags, ComputeFlags, TrainedPartsFlags):
     load_optimizer_scheduler: bool = flag(False, "resume the optimiser and schedule stored with the checkpoint")
     overwrite_output_dir: bool = flag(
         False, "remove the run that --output_dir holds, and start again", decides="nothing", group="job"
+    )
+    temperature: float | None = flag(
+        None,
+        "the loss divides scores by this, which are stored as they are; default: 0.05 where embeddings have length 1, "
+        "else 1",
+        above=0,
+        at_most=LARGEST_TEMPERATURE,
+        decides="nothing",
     )
     loss: str = flag(DEFAULT_LOSS, partial(words_help, LOSSES), choices=LOSSES)
 

@@ -70,7 +70,7 @@ RECORDED = {
         steps_per_refresh tokenizer_fingerprint topk_training
     """,
     "WarmupFlags": f"""
-        {OF_TRAINING} expected_train_size faiss_index nprobe num_train_epochs pooling scheduler score_scale
+        {OF_TRAINING} expected_train_size faiss_index nprobe num_train_epochs scheduler score_scale
     """,
 }
 
@@ -110,7 +110,10 @@ def test_every_flag_decides_a_run_unless_it_is_declared_not_to(flags: OpeningFla
 
 @pytest.mark.parametrize("flags", [TRAINER, GENERATOR, WARMUP], ids=lambda flags: type(flags).__name__)
 def test_the_runs_that_were_begun_so_far_are_known_by_the_same_flags(flags: OpeningFlags) -> None:
-    """The hash of their versions is over these names: with one more or less they could not be resumed by it."""
+    """The hash of their versions is over these names: with one more or less they could not be resumed by it.
+
+    Next to them a warmup records its first model's pooling, as resolved.
+    """
     assert {*run_config(deciding_flags(flags), COLLECTION)} == {*RECORDED[type(flags).__name__].split()}
 
 

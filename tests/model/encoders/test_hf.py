@@ -1,0 +1,197 @@
+"""--model_type hf against sentence-transformers: real texts and a real model, directories of ours, and flags."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from torch.nn import functional as F
+from transformers import AutoTokenizer
+
+from data.tokens.tokenizer import load_tokenizer
+from model.encoders.base import Encoder
+from model.encoders.body import config_of, new_model
+from model.encoders.hf import HfEncoder
+from model.encoders.registry import load_encoder, new_encoder, read_config, read_spec
+from model.similarity import all_scores
+from model.train.micro_batch import TripleRows
+from model.train.step import TrainingStep
+from tests.model.encoders.families import config_of_family
+from tests.model.formats.tiny import TEXTS, roughen, token_ids, write_bert_tokenizer
+from tests.real import minilm_dir
+from tests.texts import token_batch
+from utils.errors import UserError
+from utils.exchange.model_files import config_sha256, weights_sha256
+from utils.exchange.sentence_files import HeadModule
+
+LENGTH = 12
+MODULES = ("argparse", "asyncio", "collections", "datetime", "decimal", "email", "logging", "pathlib", "socket", "ssl")
+NORMALIZE = (HeadModule("normalize", "2_Normalize"),)
+HEAD = (
+    HeadModule("dense", "2_Dense", 32, 8, activation="tanh"),
+    HeadModule("layer_norm", "3_LayerNorm", 8, 8),
+    HeadModule("normalize", "4_Normalize"),
+)
+
+
+def rows_of(encoder: Encoder, ids: list[list[int]]) -> np.ndarray:
+    with torch.inference_mode():
+        return np.asarray(encoder.eval().encode(token_batch(ids), "passage").rows.numpy())
+
+
+def saved(directory: Path, kind: str = "bert", pooling: str = "mean", head: tuple[HeadModule, ...] = HEAD) -> Path:
+    """A checkpoint with its tokenizer, as a trainer publishes it."""
+    vocab_size = write_bert_tokenizer(directory)
+    torch.manual_seed(0)
+    config = config_of(config_of_family(kind, vocab_size=vocab_size, pad_token_id=0), "x")
+    encoder = HfEncoder(new_model(config), pooling, head)
+    roughen(encoder)
+    encoder.record({"max_seq_length": LENGTH, "max_query_length": LENGTH})
+    encoder.save_pretrained(directory)
+    load_tokenizer(directory).save_pretrained(str(directory))
+    return directory
+
+
+def real_texts(count: int) -> list[str]:
+    """Docstrings of the standard library: their beginnings, and of every 40th more than the model reads."""
+    found: list[str] = []
+    for name in MODULES:
+        for member in vars(importlib.import_module(name)).values():
+            text = inspect.getdoc(member) or ""
+            if text:
+                found.append(text[: 900 if len(found) % 40 == 0 else 60])
+            for part in vars(member).values() if inspect.isclass(member) else ():
+                if text := inspect.getdoc(part) or "":
+                    found.append(text[: 900 if len(found) % 40 == 0 else 60])
+    different = list(dict.fromkeys(found))
+    assert len(different) >= count
+    return different[:count]
+
+
+def test_minilm_gives_the_vectors_of_sentence_transformers() -> None:
+    """1,000 real texts, packed, in float32: to 1e-5."""
+    texts, directory = real_texts(1000), str(minilm_dir())
+    theirs = SentenceTransformer(directory, device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ids = tokenizer(texts, truncation=True, max_length=theirs.max_seq_length)["input_ids"]
+    encoder = load_encoder("hf", directory).eval()
+    encoder.pack_texts(True)
+    order = np.argsort([len(row) for row in ids], kind="stable")
+    found_ND = np.empty((len(ids), encoder.spec.embedding_dim), np.float32)
+    for batch in np.array_split(order, 20):
+        found_ND[batch] = rows_of(encoder, [ids[row] for row in batch])
+    np.testing.assert_allclose(found_ND, theirs.encode(texts), rtol=0, atol=1e-5)
+    assert encoder.spec.is_normalized and read_spec(directory, "hf") == encoder.spec
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling", "head"),
+    [("bert", "mean", HEAD), ("mpnet", "first", HEAD[:1]), ("distilbert", "last", ()), ("electra", "mean", NORMALIZE)],
+)
+def test_a_checkpoint_opens_in_sentence_transformers(
+    kind: str, pooling: str, head: tuple[HeadModule, ...], tmp_path: Path
+) -> None:
+    directory = saved(tmp_path / "model", kind, pooling, head)
+    theirs = SentenceTransformer(str(directory), device="cpu")
+    assert theirs.max_seq_length == LENGTH
+    expected = theirs.encode(TEXTS)
+    encoder = load_encoder("hf", str(directory))
+    np.testing.assert_allclose(rows_of(encoder, token_ids(directory, TEXTS, LENGTH)), expected, atol=1e-5)
+    theirs.save(str(tmp_path / "theirs"))
+    again = load_encoder("hf", str(tmp_path / "theirs"))
+    np.testing.assert_allclose(rows_of(again, token_ids(directory, TEXTS, LENGTH)), expected, atol=1e-5)
+    names = sorted(path.name for path in directory.glob("[0-9]_*"))
+    assert names == sorted(["1_Pooling", *(module.folder for module in head)])
+    assert read_config(str(directory), "hf")["architectures"] == [type(again.model).__mro__[0].__name__.split("Of")[-1]]
+
+
+def test_flags_replace_what_the_files_say(tmp_path: Path) -> None:
+    directory = saved(tmp_path / "model", head=())
+    ids = token_ids(directory, TEXTS, LENGTH)
+    plain = load_encoder("hf", str(directory))
+    first = load_encoder("hf", str(directory), changes={"pooling": "cls", "normalize": True})
+    assert (plain.body.pooling, first.body.pooling) == ("mean", "first")
+    assert (plain.spec.is_normalized, first.spec.is_normalized) == (False, True)
+    with torch.inference_mode():
+        states = [first.model(input_ids=torch.tensor([row])).last_hidden_state[0, 0] for row in ids]
+    np.testing.assert_allclose(rows_of(first, ids), F.normalize(torch.stack(states), dim=1).numpy(), atol=1e-5)
+    with pytest.raises(UserError, match="has no head to 5 dimensions; train one first"):
+        load_encoder("hf", str(directory), changes={"head_dim": 5})
+    torch.manual_seed(3)
+    made = load_encoder("hf", str(directory), new_head=True, changes={"head_dim": 5, "normalize": True})
+    assert rows_of(made, ids).shape == (len(TEXTS), 5) and made.spec.is_normalized
+    made.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(rows_of(load_encoder("hf", str(tmp_path)), ids), rows_of(made, ids))
+
+
+def test_random_weights_of_a_config_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_of_family("bert", pooling="last", normalize=True)))
+    encoder = new_encoder("hf", str(tmp_path), {"vocab_size": 90})
+    assert (encoder.body.pooling, encoder.spec.vocab_size, encoder.spec.is_normalized) == ("last", 90, True)
+
+
+def test_the_head_is_part_of_the_identity(tmp_path: Path) -> None:
+    directory = saved(tmp_path / "model")
+    before = weights_sha256(directory)
+    other = saved(tmp_path / "other")
+    assert weights_sha256(other) == before
+    shutil.copyfile(directory / "3_LayerNorm" / "model.safetensors", other / "2_Dense" / "model.safetensors")
+    assert weights_sha256(other) != before
+    configs = [read_config(str(directory), "hf")]
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    configs.append(read_config(str(directory), "hf"))
+    assert config_sha256(configs[0]) != config_sha256(configs[1])
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "in_batch"])
+@pytest.mark.parametrize(("normalizes", "given"), [(True, None), (True, 0.5), (False, None), (False, 2.0)])
+def test_the_temperature_divides_the_scores_of_the_loss_alone(loss: str, normalizes: bool, given: float | None) -> None:
+    torch.manual_seed(1)
+    head = NORMALIZE if normalizes else ()
+    encoder = HfEncoder(new_model(config_of(config_of_family("bert"), "x")), "mean", head)
+    queries_TD, passages_GD = torch.randn(3, 32), torch.randn(6, 32)
+    place_T = torch.arange(3)
+    triples = TripleRows(place_T, place_T, place_T + 3, torch.ones(3, 6, dtype=torch.bool), place_T, None)
+    found = TrainingStep(encoder, loss, temperature=given).loss_of(queries_TD, passages_GD, triples)
+    temperature = given if given is not None else 0.05 if normalizes else 1.0
+    scores_TG = all_scores(queries_TD, passages_GD) / temperature
+    pairs = scores_TG[place_T, place_T + 3] - scores_TG[place_T, place_T]
+    expected = F.softplus(pairs).mean() if loss == "pairwise" else F.cross_entropy(scores_TG, place_T)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def refused(directory: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as raised:
+        load_encoder("hf", str(directory), **options)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_bad_directories_are_refused_in_one_line(tmp_path: Path) -> None:
+    directory = saved(tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+
+    def with_config(**changes: Any) -> Path:
+        (directory / "config.json").write_text(json.dumps({**config, **changes}))
+        return directory
+
+    assert "is of a 'nobert' model, which transformers does not know" in refused(with_config(model_type="nobert"))
+    assert "lacks" in refused(with_config(num_hidden_layers=3)) and "encoder.layer.2" in refused(directory)
+    assert "has another shape than its config says" in refused(with_config(vocab_size=7))
+    with_config()
+    (directory / "2_Dense" / "model.safetensors").write_bytes(b"no weights")
+    assert "2_Dense/model.safetensors is damaged" in refused(directory)
+    (directory / "2_Dense" / "model.safetensors").unlink()
+    assert "2_Dense/model.safetensors is missing" in refused(directory)
+    (directory / "3_LayerNorm" / "config.json").write_text(json.dumps({"dimension": 9}))
+    assert "3_LayerNorm takes 9 numbers, it is given 8" in refused(directory)
+    (directory / "model.safetensors").unlink()
+    assert "does not load as a bert checkpoint" in refused(directory)
