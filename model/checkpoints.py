@@ -19,11 +19,13 @@ from model.formats.weights import names_of_weights
 from model.hub import check_base
 from model.train.checkpoint import OPTIMIZER, RNG_STATES
 from utils.declared.layouts import ANCE, ENCODER, TOWERS
+from utils.declared.text_settings import TEXT_KEYS
 from utils.errors import UserError, one_line
 from utils.exchange.atomic import load_with_checksum, read_json
 from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
 from utils.exchange.model_files import CARD
 from utils.exchange.verify import check_files
+from utils.model_texts import read_model_texts
 
 STATIC = "static"
 UNREAD = (OPTIMIZER, SCHEDULER, RNG_STATES, TRAINER_STATE, CARD)  # need not be there
@@ -43,8 +45,10 @@ def read(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
     config_name = settings.config_name
     model_type = type_of(directory, config_name)
     record = record_of(directory)
-    encoder = load_encoder(model_type, str(directory), config_name)
-    return replace(held_of(encoder, model_type, directory, settings), record=record)
+    held = held_of(load_encoder(model_type, str(directory), config_name), model_type, directory, settings)
+    texts = read_model_texts(str(directory), config_name)
+    said = {name: getattr(texts, name) for name in TEXT_KEYS if getattr(texts, name) is not None}
+    return replace(held, config={**held.config, **said}, record=record)
 
 
 def record_of(directory: Path) -> dict[str, object]:

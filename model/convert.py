@@ -14,6 +14,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar
 
 from utils.declared.layouts import LAYOUTS, conversions, targets_of
+from utils.declared.text_profiles import TEXT_PROFILES
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import exists, publish_directory, publish_file
 from utils.flag_values import Group, flag
@@ -39,6 +40,7 @@ class ConvertFlags(ProgramFlags):
     paths: list[str] = flag(help="IN (of hf-dpr one or two directories), and OUT, a new name", is_path=True)
     config_name: str = flag("", "directory or file of a config that IN lacks", is_path=True)
     tokenizer_name: str = flag("", "directory of a tokenizer that IN lacks", is_path=True)
+    text_profile: str = flag("", "how the model's texts became tokens, where IN does not say", choices=TEXT_PROFILES)
 
 
 def main() -> None:
@@ -47,6 +49,7 @@ def main() -> None:
     check_words(flags.from_layout, flags.to_layout)
     check_paths(flags.from_layout, sources, target)
     held = read_as(flags.from_layout, sources, flags.config_name, flags.tokenizer_name)
+    held = with_profile(held, flags.text_profile)
     check_type(held, flags.from_layout, flags.to_layout)
     if answer_dry_run(flags, read_model_type=held.model_type):
         return
@@ -95,6 +98,16 @@ def read_as(word: str, sources: list[Path], config_name: str, tokenizer_name: st
     read: Reader = resolve_name(LAYOUTS[word].reader)
     held = read(sources, ReadSettings(config_name, tokenizer_name))
     return replace(held, record={**held.record, "model_type": held.model_type, "read_as": word})
+
+
+def with_profile(held: HeldModel, profile: str) -> HeldModel:
+    """The same with a text profile that nothing records; UserError where another is recorded."""
+    found = held.config.get("text_profile")
+    if not profile or found == profile:
+        return held
+    if found is not None:
+        raise UserError(f"--text_profile is {profile}, {held.source} says {found}; omit it")
+    return replace(held, config={**held.config, "text_profile": profile})
 
 
 def check_type(held: HeldModel, source: str, target: str) -> None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from model.formats.sentence import profile_of
+from utils.declared.text_profiles import TextProfile
 from utils.exchange.model_files import CARD
 from utils.json_text import json_text
 
@@ -34,6 +36,7 @@ RECORDED = {
     "read_as": "read from the layout",
 }
 UNKNOWN_TEXTS = "How texts were made into tokens is not recorded: ask whoever trained it whether they were lower-cased."
+PROFILE = "They are of the text profile `{}`: {}."
 SHORTER_QUERIES = (
     "Queries are cut at {max_query_length} tokens and passages at {max_seq_length}: use `encode_query` and "
     "`encode_document`, of sentence-transformers 6 or later."
@@ -90,8 +93,12 @@ def front_matter(base: str) -> str:
 
 def texts_of(config: Mapping[str, object]) -> str:
     """What is done to a text, as far as it is recorded."""
-    profile, longest, of_queries = (config.get(name) for name in ("text_profile", "max_seq_length", "max_query_length"))
-    said = [UNKNOWN_TEXTS if profile is None else f"They are of the text profile `{profile}`."]
+    longest, of_queries = config.get("max_seq_length"), config.get("max_query_length")
+    profile = profile_of(config)
+    said = [UNKNOWN_TEXTS]
+    if profile is not None:  # a tag would be taken for HTML
+        said = [PROFILE.format(config["text_profile"], profile.description.replace("<sep>", "`<sep>`"))]
+    said += [] if profile is None else left_to_the_reader(profile)
     if longest is not None:
         lengths = {"max_seq_length": longest, "max_query_length": of_queries}
         said.append((SHORTER_QUERIES if of_queries not in (None, longest) else ONE_LENGTH).format(**lengths))
@@ -99,6 +106,17 @@ def texts_of(config: Mapping[str, object]) -> str:
         if config.get(key):
             said.append(f"A {side} begins with {json_text(config[key])}, which the files here put there.")
     return " ".join(said)
+
+
+def left_to_the_reader(profile: TextProfile) -> list[str]:
+    """What a profile does to texts and sentence-transformers, by the files here, does not."""
+    found = ["Of this the files here lower-case; the rest is left to you:"] if profile.lower_cases else []
+    found += ["strip texts on both sides;" if profile.strips_both else "strip texts on the right;"]
+    found += ["put a blank before each text;"] if profile.adds_prefix_blank else []
+    if profile.separator is None:
+        return [*found, "write a passage as `title [SEP] text`."]
+    separator = "a blank" if profile.separator == " " else f"`{profile.separator}`"
+    return [*found, f"join url, title and text by {separator}."]
 
 
 def cell(value: object) -> str:

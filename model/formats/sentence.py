@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
-from utils.declared.text_profiles import RECORDED_PROFILES
+from utils.declared.text_profiles import RECORDED_PROFILES, TextProfile
 from utils.exchange.model_files import CONFIG, SAFETENSORS
 from utils.exchange.sentence_files import MODULES, SETTINGS, TRANSFORMER
 from utils.json_text import json_text
@@ -185,8 +185,13 @@ def transformer_settings(config: Mapping[str, object]) -> dict[str, object]:
     found: dict[str, object] = {} if longest is None else {"max_seq_length": longest}
     if of_queries is not None and of_queries != longest:
         found["query_length"] = of_queries
-    profile = RECORDED_PROFILES.get(str(config.get("text_profile")))
+    profile = profile_of(config)
     return {**found, "do_lower_case": profile is not None and profile.lower_cases}
+
+
+def profile_of(config: Mapping[str, object]) -> TextProfile | None:
+    """The text profile that a model's config records; None where it does not."""
+    return RECORDED_PROFILES.get(str(config.get("text_profile")))
 
 
 def prompts_of(config: Mapping[str, object]) -> dict[str, object]:

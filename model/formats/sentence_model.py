@@ -27,12 +27,13 @@ from model.formats.sentence import (
 from model.formats.tokenizers import copy_tokenizer, has_tokenizer
 from model.formats.weights import read_weights
 from utils.declared.layouts import ANCE
+from utils.declared.text_settings import TEXT_KEYS
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.model_files import CONFIG, SAFETENSORS
 from utils.exchange.sentence_files import MODULES, SentenceFiles, read_sentence_files
 from utils.json_text import json_text
-from utils.model_texts import LOWER_CASED
+from utils.model_texts import from_sentence_files
 
 FOLDER = "0_Transformer"
 HEAD_KINDS = ["dense", "layer_norm"]
@@ -64,19 +65,19 @@ def read_ance(directory: Path, files: SentenceFiles, settings: ReadSettings) -> 
     names = {"linear.": "embeddingHead.", "norm.": "norm."}
     for module, (theirs, ours) in zip(files.head, names.items(), strict=True):
         weights |= with_prefix(read_weights(directory / module.folder), theirs, ours)
-    lower_cased = {"text_profile": LOWER_CASED} if files.do_lower_case else {}
-    config = {**lower_cased, **read_json(folder / CONFIG), **recorded(files)}
+    config = read_json(folder / CONFIG)
+    config = {**recorded(files, config), **config}
     if files.pooling != "first":
         config["pooling"] = files.pooling
     config.pop("score_scale", None)  # it is in the norm's weights
     return HeldModel(ANCE, *checked(config, weights, str(directory)), settings.tokenizer_in(folder), str(directory))
 
 
-def recorded(files: SentenceFiles) -> dict[str, Any]:
-    """What of texts is known: prefixes, and the length of all."""
-    prefixes = {"query_prefix": files.query_prefix, "passage_prefix": files.passage_prefix}
-    found: dict[str, Any] = {name: text for name, text in prefixes.items() if text}
-    return found | ({} if files.max_seq_length is None else {"max_seq_length": files.max_seq_length})
+def recorded(files: SentenceFiles, config: dict[str, Any]) -> dict[str, Any]:
+    """What of texts is known of a model whose config does not say it: profile, prefixes, and the length of all."""
+    texts = from_sentence_files(files, config)
+    found = {name: getattr(texts, name) for name in TEXT_KEYS} | {"max_seq_length": files.max_seq_length}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def sentence_files(directory: Path) -> SentenceFiles:

@@ -214,6 +214,28 @@ def test_sentence_transformers_port_says_by_itself_that_it_lower_cases(published
         assert config.get("text_profile") == ("ance" if does_lower else None)
 
 
+def test_the_text_profile_is_what_the_layout_says_or_the_user(published: Path, tmp_path: Path) -> None:
+    """Nobody reads it out of the weights. sentence-transformers' copy of FirstP lower-cases, by a file of its own."""
+    silent = convert("ance", "sentence-transformers", published, tmp_path / "silent")
+    assert "text_profile" not in json.loads((silent / "0_Transformer" / "config.json").read_text())
+    made = convert("ance", "sentence-transformers", published, tmp_path / "st", "--text_profile", "ance")
+    place = made / "0_Transformer"
+    assert json.loads((place / "sentence_bert_config.json").read_text())["do_lower_case"]
+    assert "`ance`: lower-cased and stripped" in (made / "README.md").read_text()
+    upper = [text.upper() for text in TEXTS]
+    by_itself, lowered = (
+        SentenceTransformer(str(path), device="cpu").encode([text.lower() for text in upper]) for path in (silent, made)
+    )
+    np.testing.assert_allclose(SentenceTransformer(str(made), device="cpu").encode(upper), lowered, atol=1e-6)
+    np.testing.assert_allclose(by_itself, lowered, atol=1e-6)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "text_profile"}))
+    back = convert("sentence-transformers", "ours", made, tmp_path / "back")
+    assert json.loads((back / "config.json").read_text())["text_profile"] == "ance"
+    expected = f"--text_profile is star, {back} says ance; omit it"
+    assert expected in refused("ours", "ance", back, tmp_path / "out", "--text_profile=star")
+
+
 # Refused
 
 

@@ -50,7 +50,15 @@ def test_the_record_of_the_run_is_a_table() -> None:
     ("config", "said", "unsaid"),
     [
         ({}, ["is not recorded"], ["cut at"]),
-        ({"text_profile": "ance"}, ["`ance`"], ["is not recorded"]),
+        ({"text_profile": "hf"}, ["`hf`", "join url, title and text by a blank."], ["is not recorded", "lower-case"]),
+        (
+            {"text_profile": "ance"},
+            ["`ance`", "files here lower-case; the rest", "on both sides", "by `<sep>`"],
+            ["blank"],
+        ),
+        ({"text_profile": "ance-warmup"}, ["not lower-cased", "on both sides"], ["the files here"]),
+        ({"text_profile": "star"}, ["files here lower-case", "on the right", "a blank before each"], ["both sides"]),
+        ({"text_profile": "dpr"}, ["`title [SEP] text`"], ["<sep>", "lower-case"]),
         ({"max_seq_length": 128, "max_query_length": 64}, ["at 64 tokens and passages at 128", "encode_query"], []),
         ({"max_seq_length": 128, "max_query_length": 128}, ["Texts are cut at 128 tokens."], ["passages at"]),
         ({"query_prefix": 'a "b": '}, ['A query begins with "a \\"b\\": "'], ["A passage begins"]),
