@@ -12,8 +12,8 @@ setting SEED 42
 setting ARM_MINUTES 15       # about how long an arm may take, where the train queries would do for longer
 setting EMBEDDING_SIZE 128   # of a model that is trained from nothing, and the size of its vocabulary
 setting VOCAB_SIZE 8192
-setting TEXT_PROFILE ''      # how texts become tokens, of a model that does not record it
 setting RUN_SPACE_MB 1000
+TEXT_PROFILE=${ENVIRONMENT[TEXT_PROFILE]:-} # of a model that does not record it; that of site.env is MS MARCO's
 [[ $ARM_MINUTES =~ ^[0-9]*\.?[0-9]+$ ]] || die "ARM_MINUTES is '$ARM_MINUTES', expected a number of minutes"
 
 if ((GPUS > 1)); then # one serves trainer and generator, who take turns
