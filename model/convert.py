@@ -54,6 +54,8 @@ def main() -> None:
     if answer_dry_run(flags, read_model_type=held.model_type):
         return
     write_as(flags.to_layout, held, target)
+    if held.note:
+        say(held.note)
     say(f"wrote {target}: {held.model_type} in the layout {flags.to_layout}, from {held.source}")
 
 

@@ -39,9 +39,26 @@ def read(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
         UserError: files are missing or damaged, or of another model.
     """
     (directory,) = paths
-    config = read_body_config(Path(settings.config_name or directory), CONFIG_TYPE)
-    weights = {name.removeprefix(WRAPPED): tensor for name, tensor in read_weights(directory).items()}
+    config, weights = read_stored(directory, settings, CONFIG_TYPE, WRAPPED)
     return HeldModel(ANCE, *checked(config, weights, str(directory)), settings.tokenizer_in(directory), str(directory))
+
+
+def read_stored(
+    directory: Path, settings: ReadSettings, expected: str, prefix: str
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The config and the weights of one encoder.
+
+    Args:
+        directory: that holds them.
+        settings: of a config that is elsewhere.
+        expected: the config's type.
+        prefix: is dropped from the names that begin with it.
+
+    Raises:
+        UserError: files are missing or damaged, or of another type.
+    """
+    config = read_body_config(Path(settings.config_name or directory), expected)
+    return config, {name.removeprefix(prefix): tensor for name, tensor in read_weights(directory).items()}
 
 
 def read_body_config(place: Path, expected: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class HeldModel:
         weights: float32, by name; ``rdot_nll``: `BODY` and `HEAD`; ``dpr``: `QUESTION` and `CONTEXT`.
         tokenizer: the directory that its files are in; None where there are none.
         source: what was read, for messages.
+        note: what the layout's model computes and this one does not, to be said; or empty.
         record: of the run that trained it, as `model.formats.card.RECORDED` names it.
     """
 
@@ -45,6 +46,7 @@ class HeldModel:
     weights: dict[str, torch.Tensor]
     tokenizer: Path | None
     source: str
+    note: str = ""
     record: Mapping[str, object] = field(default_factory=dict)
 
 

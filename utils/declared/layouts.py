@@ -79,6 +79,11 @@ LAYOUTS = {
         "model.formats.dpr:read_directories",
         "model.formats.dpr:write_directories",
     ),
+    "tct-colbert": Layout(
+        "TCT-ColBERT's weights, as a start for training",
+        (ENCODER,),
+        reader="model.formats.tct_colbert:read",
+    ),
 }
 
 
