@@ -13,6 +13,7 @@ from data.sources.base import Source
 from data.sources.qrels import read_judgements
 from data.tokens.tokenizer import clean_text, encoded_text, load_tokenizer
 from drivers.plan.facts import CollectionFacts, Lengths, ModelFacts
+from model.encoders.registry import read_spec
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.evaluations import TRAIN
@@ -24,8 +25,8 @@ MOST_CHARACTERS = 10_000  # of a passage, as data.msmarco_data cuts it
 TOKENS_OF_A_WORD = 1.5  # where there is no tokenizer yet
 RDOT_HEAD = "embeddingHead.weight"  # of ANCE's models
 QUERY_ENCODER = "question_model"  # in the config of two towers
-# Of a config, DistilBERT's names the second: layers, width, places.
-SIZES = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"), ("max_position_embeddings",))
+# Of a config, DistilBERT's names the second: layers, width.
+SIZES = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"))
 
 
 def look_at_collection(source: Source, tokenizer_dir: str) -> CollectionFacts:
@@ -75,7 +76,7 @@ def token_lengths(texts: Sequence[str], tokenizer_dir: str) -> Lengths:
 
 
 def look_at_model(directory: Path) -> ModelFacts:
-    """UserError where the directory holds no model."""
+    """UserError where the directory holds no model, or one that no encoder here can be."""
     config = directory / CONFIG
     if not config.is_file():
         raise UserError(f"{directory} has no {CONFIG}, expected a model's directory; is it the right --model?")
@@ -83,7 +84,8 @@ def look_at_model(directory: Path) -> ModelFacts:
     recorded = found.get("max_seq_length")
     trained = recorded if isinstance(recorded, int) else files.max_seq_length if files is not None else None
     kind = model_type_of(directory, found)
-    layers, width, positions = (first_number(found, *names) for names in SIZES)
+    positions = read_spec(str(directory), kind).max_length("passage")
+    layers, width = (first_number(found, *names) for names in SIZES)
     return ModelFacts(kind, trained, positions, layers or 0, width or 0)
 
 

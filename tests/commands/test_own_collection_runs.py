@@ -1,4 +1,4 @@
-"""What commands/quickstart.sh --data_dir would start, run: a BEIR folder, from the plan to the report.
+"""What commands/quickstart.sh --data_dir would start, run: a BEIR folder and a tiny BERT, from the plan to the report.
 
 Its commands are those of --dry_run, each forked from a process that has imported the programs; the script itself runs
 them in test_own_collection.py, and on real collections here.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,19 @@ def write_beir(raw: Path, directory: Path) -> Path:
     return directory
 
 
+def write_bert(tokenizer: Path, directory: Path) -> Path:
+    """A BERT of random weights with the tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    vocabulary = len(AutoTokenizer.from_pretrained(tokenizer))
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    shutil.copytree(tokenizer, directory)
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=vocabulary, max_position_embeddings=64, **shape)).save_pretrained(directory)
+    return directory
+
+
 def run_as_the_script_does(lines: list[str]) -> None:
     """Each program to its end; a trainer and the generator behind it at the same time."""
     commands = [shlex.split(line) for line in lines]
@@ -63,15 +77,14 @@ def run_as_the_script_does(lines: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_from_a_folder_to_the_report(shared_collection: Path, tmp_path: Path) -> None:
-    data, run_dir = write_beir(shared_collection, tmp_path / "data"), tmp_path / "run"
-    words = ("--data_dir", data, "--run_dir", run_dir, "--dry_run")
-    settings = {"MAX_STEPS": "6", "STEPS_PER_REFRESH": "2", "FIRST_STEPS": "4", "VOCAB_SIZE": "500"}
-    settings |= {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+def test_from_a_folder_and_a_model_to_the_report(shared_collection: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    data = write_beir(shared_collection, tmp_path / "data")
+    model, run_dir = write_bert(tiny_tokenizer, tmp_path / "bert"), tmp_path / "run"
+    words = ("--data_dir", data, "--model", model, "--run_dir", run_dir, "--dry_run")
+    settings = {"MAX_STEPS": "6", "STEPS_PER_REFRESH": "2", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     found = run_script(SCRIPT, *words, **settings)
     assert found.returncode == 0, found.stderr
-    run_dir.mkdir()
-    (run_dir / "model.json").write_text('{"model_type": "static", "embedding_size": 128}')
+    (run_dir / "preprocessed").parent.mkdir()
     run_as_the_script_does(found.stdout.splitlines())
     report = json.loads((run_dir / "report.json").read_text())
     assert {name: arm["refreshes"] for name, arm in report["arms"].items()} == {"top": 3}

@@ -30,6 +30,7 @@ def write_beir(directory: Path, splits: dict[str, dict[str, list[str]]]) -> Path
     return directory
 
 
+TOWER = {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 16, "max_position_embeddings": 64}
 SPLITS = {"train": {"q1": ["d1", "d2", "d3"], "q2": ["d4"]}, "test": {"q3": ["d5"]}}
 
 
@@ -80,8 +81,8 @@ def test_ms_marco_s_files(shared_collection: Path, tmp_path: Path) -> None:
          ModelFacts("hf", None, 512, 6, 384)),
         ({"model_type": "distilbert", "n_layers": 3, "dim": 768, "max_position_embeddings": 512},
          ModelFacts("hf", None, 512, 3, 768)),
-        ({"model_type": "dpr", "question_model": {"num_hidden_layers": 2, "hidden_size": 16}, "max_seq_length": 40},
-         ModelFacts("dpr", 40, None, 2, 16)),
+        ({"model_type": "dpr", "question_model": TOWER, "ctx_model": TOWER, "max_seq_length": 40},
+         ModelFacts("dpr", 40, 64, 2, 16)),
     ],
 )  # fmt: skip
 def test_a_model_s_config(config: dict[str, object], facts: ModelFacts, tmp_path: Path) -> None:
@@ -102,7 +103,8 @@ def test_sentence_transformers_length_and_ance_s_head(tmp_path: Path) -> None:
     (tmp_path / "1_Pooling" / "config.json").write_text(
         '{"word_embedding_dimension": 8, "pooling_mode_mean_tokens": true}'
     )
-    assert look_at_model(tmp_path) == ModelFacts("hf", 77, None, 2, 8)
+    found = look_at_model(tmp_path)
+    assert (found.model_type, found.max_seq_length, found.layers, found.width) == ("hf", 77, 2, 8)
     save_file({"embeddingHead.weight": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
     assert look_at_model(tmp_path).model_type == "rdot_nll"
 
@@ -123,6 +125,8 @@ def test_what_cannot_be_planned_is_one_line_and_nothing_is_written(tmp_path: Pat
     both = write_beir(tmp_path / "both", SPLITS)
     assert "there is no model" in refused(both, model_name_or_path=tmp_path / "nowhere")
     assert "has no config.json" in refused(both, model_name_or_path=unknown)
+    (unknown / "config.json").write_text('{"model_type": "no_such_architecture"}')
+    assert "no_such_architecture" in refused(both, model_name_or_path=unknown)
     assert "nothing to evaluate" in refused(data, evaluate=True)
     plan = planned(data, tmp_path / "plan.tsv", model_name_or_path=model_dir, evaluate=True)
     assert plan["splits"] == "test" and "max_steps" not in plan
