@@ -73,6 +73,12 @@ class TwoTowers(BodyEncoder, ConfigEncoder):
             self.body_of[tower] = Body(model, pooling_of(config[tower]["pooling"]))
 
     @classmethod
+    def complete_config(cls, config: dict[str, Any], directory: Path) -> dict[str, Any]:
+        """The config of two towers; sentence-transformers' files say how an encoder pools that both begin as."""
+        is_whole = config.get("model_type") == MODEL_TYPE
+        return two_towers(config if is_whole else pooled_as_said(config, directory), str(directory))
+
+    @classmethod
     def spec_of(cls, config: dict[str, Any]) -> EncoderSpec:
         """UserError where the towers do not fit each other."""
         config = two_towers(config, "the model's config.json")
@@ -178,10 +184,10 @@ def two_towers(config: Mapping[str, Any], where: str, changes: Mapping[str, Any]
         towers = {tower: dict(config[tower]) for tower in TOWERS.values()}
         made = {**config, **towers}
     else:
-        body = {"model_type": "bert", **config}  # transformers before 2.4 wrote no type, and DPR's are BERTs
+        body = dict(config)
         recorded = {name: body.pop(name) for name in RECORDED if name in body}
         made = {"model_type": MODEL_TYPE, **recorded, **{tower: dict(body) for tower in TOWERS.values()}}
-    changed = dict(changes or {})
+    changed = {name: made.pop(name) for name in OF_EACH_TOWER if name in made} | dict(changes or {})
     of_each = {name: changed.pop(name) for name in OF_EACH_TOWER if name in changed}
     for tower in TOWERS.values():
         made[tower] = {"model_type": OLDER_BODY, "pooling": "first", "normalize": False, **made[tower], **of_each}
@@ -270,9 +276,16 @@ def body_directory(directory: Path) -> Path:
 
 
 def config_of_tower(directory: Path, config_name: str) -> dict[str, Any]:
-    """Of an encoder's directory: its body's config, and how sentence-transformers' files say that it pools."""
+    """Of an encoder's directory: its body's config, and how it pools."""
+    return pooled_as_said(read_config_file(body_directory(directory), config_name)[0], directory)
+
+
+def pooled_as_said(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """A body's config, and how sentence-transformers' files in the directory say that it pools.
+
+    UserError where something follows the pooling that is no normalisation.
+    """
     files = read_sentence_files(directory)
-    config = read_config_file(body_directory(directory), config_name)[0]
     if files is None:
         return config
     others = [module.kind for module in files.head if module.kind != "normalize"]
@@ -281,4 +294,5 @@ def config_of_tower(directory: Path, config_name: str) -> dict[str, Any]:
             f"{directory} is a {files.body} with {', '.join(others) or 'no head'}, expected a transformer and its "
             "pooling alone as a tower; take another"
         )
-    return {**config, "pooling": files.pooling, "normalize": files.is_normalized}
+    found = {name: value for name, value in config.items() if name != "head"}
+    return {**found, "pooling": files.pooling, "normalize": files.is_normalized}

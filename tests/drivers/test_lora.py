@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 from model.encoders.lora import merged
 from model.encoders.registry import load_encoder
@@ -18,6 +19,7 @@ from tests.drivers.test_resume import from_the_middle
 from tests.fingerprint import loop
 from tests.fingerprint.programs import Programs
 from tests.forked import fork_server, run
+from tests.toys_loop.toy_loop import write_triples
 from utils.declared.text_settings import DEFAULT_TEXTS
 from utils.exchange.atomic import sha256_of
 from utils.exchange.checkpoints import model_sha256
@@ -148,3 +150,30 @@ def test_what_cannot_be_is_refused_in_one_line(made: loop.Loop, tmp_path: Path) 
         (line,) = [line for line in output.splitlines() if "error: " in line]
         assert why in line
     assert not list(tmp_path.glob("out*/checkpoint-*"))
+
+
+def test_a_warmup_trains_any_encoder_s_adapters_and_convert_merges_them(
+    made: loop.Loop, shared_collection: Path, tmp_path: Path
+) -> None:
+    (made.directory / "raw").symlink_to(shared_collection)
+    base = shutil.copytree(made.path("base", "checkpoint-6"), tmp_path / "bert")
+    for name in ("config.json", "model.safetensors"):
+        (base / name).unlink()
+    manifest = json.loads(made.path("preprocessed", "manifest.json").read_text())
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(3)
+    BertModel(BertConfig(**sizes, vocab_size=manifest["vocab_size"], max_position_embeddings=40)).save_pretrained(base)
+    common = list(map(str, loop.common(made, "hf")))
+    run(
+        "drivers.run_warmup", "--do_train", *common, "--triples", write_triples(made.directory), "--output_dir",
+        tmp_path / "warmup", "--model_name_or_path", base, "--max_steps", "6", "--lora_r", "4", *map(str, LEARNING),
+    )  # fmt: skip
+    adapted, merged_dir = JobLayout(tmp_path / "warmup").checkpoint(6), tmp_path / "merged"
+    assert (adapted / ADAPTERS).is_file() and not (adapted / "model.safetensors").exists()
+    run("model.convert", "--from", "ours", "--to", "ours", adapted, merged_dir)
+    assert (merged_dir / "model.safetensors").is_file() and not (merged_dir / ADAPTERS).exists()
+    runs = []
+    for model in (base, adapted, merged_dir):
+        run("drivers.run_eval", *common, "--model_name_or_path", model, "--output_dir", tmp_path / f"eval_{model.name}")
+        runs.append((tmp_path / f"eval_{model.name}" / "dev.trec").read_bytes())
+    assert runs[1] == runs[2] != runs[0]

@@ -25,8 +25,12 @@ from model.encoders.lora import add_adapters, merged
 from model.encoders.registry import load_encoder, new_encoder, read_spec
 from model.encoders.spec import Side
 from model.train.checkpoint import save_encoder
-from model.train.optim import layer_gradient_norms
+from model.train.optim import layer_gradient_norms, make_optimizer
+from model.train.step import make_state, train_step
 from tests.model.encoders.test_encoders import SHAPE as OF_ROBERTA
+from tests.model.train.test_step import LOSSES, constant, made_up_batches
+from tests.processes_as_threads import ALONE
+from tests.real import minilm_dir
 from tests.texts import token_batch
 from utils.declared.lora import LoraSettings
 from utils.errors import UserError
@@ -117,8 +121,7 @@ def test_what_is_saved_has_dpr_s_names_and_loads(tmp_path: Path) -> None:
     assert read_spec(str(directory), "dpr") == loaded.spec == encoder.spec
 
 
-def test_tied_towers_are_one_encoder_and_train_as_one(tmp_path: Path) -> None:
-    """Bit by bit a model of one tower that encodes both sides."""
+def test_tied_towers_are_one_encoder_of_both_sides(tmp_path: Path) -> None:
     base = bert(tmp_path / "base", 1)
     tied = load_encoder("dpr", str(base), changes={"tied": True})
     assert isinstance(tied, TwoTowers)
@@ -143,6 +146,24 @@ def test_tied_towers_are_one_encoder_and_train_as_one(tmp_path: Path) -> None:
     assert set(layer_gradient_norms(tied)) == {"embeddings", "layer_0", "layer_1"}
     both_sides = {f"{side}_{name}" for side in SIDES for name in ("embeddings", "layer_0", "layer_1")}
     assert set(layer_gradient_norms(apart)) == both_sides
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_tied_towers_are_trained_bit_by_bit_as_one_encoder(loss: str, tmp_path: Path) -> None:
+    base = bert(tmp_path / "base", 1, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    found = []
+    for model_type, changes in (("dpr", {"tied": True}), ("hf", {"pooling": "first"})):
+        encoder = load_encoder(model_type, str(base), changes=changes)
+        encoder.pack_texts(True)  # type: ignore[attr-defined]
+        optimizer = make_optimizer("lamb", encoder, 1e-2, 1e-8, 0.01)
+        state = make_state(encoder, loss, optimizer, constant(optimizer), ALONE, None, 1.0)
+        torch.manual_seed(3)
+        losses = [train_step(state, made_up_batches(loss, 8, 2)) for _ in range(2)]
+        names = {name.partition(".")[2]: tensor for name, tensor in encoder.state_dict().items()}
+        found.append((losses, names))
+    (losses, tied), (expected, shared) = found
+    assert losses == expected and losses[0] != losses[1]
+    assert tied.keys() == shared.keys() and all(torch.equal(tensor, shared[name]) for name, tensor in tied.items())
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -200,6 +221,7 @@ def test_sentence_transformers_files_say_how_a_tower_pools(tmp_path: Path) -> No
     expected = means / np.linalg.norm(means, axis=1, keepdims=True)
     for side in SIDES:
         np.testing.assert_allclose(embed(encoder, side), expected, rtol=1e-5, atol=1e-6)
+    assert encoder.spec.is_normalized and read_spec(str(base), "dpr") == encoder.spec
     loaded = load_encoder("dpr", str(saved(encoder, tmp_path / "saved")))  # type: ignore[arg-type]
     assert np.array_equal(embed(loaded, "query"), embed(encoder, "query"))
     first = load_encoder("dpr", str(base), changes={"pooling": "first"})
@@ -300,3 +322,29 @@ def test_an_older_bert_that_names_no_type_is_a_tower(tmp_path: Path) -> None:
     assert read_spec(str(older), "dpr") == read_spec(str(known), "dpr")
     expected, found = (embed(load_encoder("dpr", str(path)), "query") for path in (known, older))
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.measured
+def test_towers_and_adapters_of_a_real_model(tmp_path: Path) -> None:
+    """MiniLM as both towers gives sentence-transformers' vectors, and adapters in it are what they are once merged."""
+    from sentence_transformers import SentenceTransformer
+
+    texts = [line for line in Path(json.__file__).read_text().splitlines() if len(line.split()) > 4]
+    model = SentenceTransformer(str(minilm_dir()), device="cpu")
+    ids = [model.tokenizer(text)["input_ids"] for text in texts]
+    expected = model.encode(texts)
+    encoder = load_encoder("dpr", str(minilm_dir()))
+    for side in SIDES:
+        np.testing.assert_allclose(embed(encoder, side, ids), expected, atol=1e-5)
+    add_adapters(encoder, LoraSettings(8, 16, 0.0), str(minilm_dir()), seed=0)
+    draw = torch.Generator().manual_seed(5)
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=draw) / 20
+    adapted = load_encoder("dpr", str(saved(encoder, tmp_path / "adapters")))  # type: ignore[arg-type]
+    for side in SIDES:
+        changed = embed(adapted, side, ids)
+        assert np.array_equal(changed, embed(encoder, side, ids)) and abs(changed - expected).max() > 0.05
+    whole = merged(adapted)
+    for side in SIDES:
+        np.testing.assert_allclose(embed(whole, side, ids), embed(encoder, side, ids), atol=1e-5)

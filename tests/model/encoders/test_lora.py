@@ -11,16 +11,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from model.encoders.base import Encoder
+from model.encoders.body import config_of, new_model
+from model.encoders.hf import HfEncoder
 from model.encoders.lora import add_adapters, merged
 from model.encoders.registry import load_encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.train.checkpoint import save_encoder
+from tests.model.encoders.families import FAMILIES, PACKED, WIDTH, config_of_family
 from tests.model.encoders.test_encoders import TEXTS, embed, new_roberta
-from utils.declared.lora import LoraSettings
+from tests.model.formats.tiny import roughen
+from utils.declared.lora import LORA_TARGETS, LoraSettings
 from utils.errors import UserError
 from utils.exchange.model_files import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTERS, weights_sha256
+from utils.exchange.sentence_files import HeadModule
 
 SETTINGS = LoraSettings(r=4, alpha=12, dropout=0.0)
 
@@ -193,3 +199,66 @@ def test_adapters_of_other_settings_are_refused(tmp_path: Path) -> None:
     add_adapters(encoder, SETTINGS, str(directory), seed=7)
     with pytest.raises(UserError, match=r"--lora_r 4 --lora_alpha 12.*expected --lora_r 8 --lora_alpha 12"):
         add_adapters(encoder, LoraSettings(8, 12, 0.0), str(directory), seed=7)
+
+
+# --model_type hf
+
+
+def hf_base(kind: str, directory: Path) -> Path:
+    """With a head behind the pooling."""
+    torch.manual_seed(0)
+    config = config_of(config_of_family(kind), "x")
+    encoder = HfEncoder(new_model(config), "mean", (HeadModule("dense", "2_Dense", WIDTH, 8),))
+    roughen(encoder)
+    directory.mkdir()
+    encoder.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_adapters_of_every_family(kind: str, tmp_path: Path) -> None:
+    """Trained, saved, loaded and merged; in texts that are packed, too."""
+    base = hf_base(kind, tmp_path / "base")
+    encoder = load_encoder("hf", str(base))
+    plain = embed(encoder, TEXTS)  # type: ignore[arg-type]
+    add_adapters(encoder, SETTINGS, str(base), seed=1)
+    assert {n.split(".")[0] for n, p in encoder.named_parameters() if p.requires_grad} == {"model"}
+    with_rough_adapters(encoder)
+    expected = embed(encoder, TEXTS)  # type: ignore[arg-type]
+    assert abs(expected - plain).max() > 0.01
+    if kind in PACKED:
+        encoder.pack_texts(True)  # type: ignore[attr-defined]
+        assert abs(embed(encoder, TEXTS) - expected).max() < 1e-4  # type: ignore[arg-type]
+    directory = saved(encoder, tmp_path / "adapters")
+    assert not (directory / "model.safetensors").exists() and (directory / "modules.json").is_file()
+    loaded = load_encoder("hf", str(directory))
+    assert (embed(loaded, TEXTS) == expected).all()  # type: ignore[arg-type]
+    assert abs(embed(merged(loaded), TEXTS) - expected).max() < 1e-4  # type: ignore[arg-type]
+
+
+def test_peft_opens_an_encoder_s_adapters_on_auto_model(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base = hf_base("bert", tmp_path / "base")
+    encoder = load_encoder("hf", str(base))
+    add_adapters(encoder, SETTINGS, str(base), seed=1)
+    with_rough_adapters(encoder)
+    directory = saved(encoder, tmp_path / "adapters")
+    theirs = PeftModel.from_pretrained(AutoModel.from_pretrained(base, add_pooling_layer=False), str(directory)).eval()
+    body: Any = encoder.eval().adapted
+    for text in TEXTS:
+        with torch.no_grad():
+            ours, other = (model(torch.tensor([text])).last_hidden_state for model in (body, theirs))
+        torch.testing.assert_close(ours, other)
+
+
+def test_an_unknown_family_and_a_body_without_the_layers_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = hf_base("bert", tmp_path / "base")
+    monkeypatch.setitem(LORA_TARGETS, "bert", ("query", "no_such"))
+    with pytest.raises(UserError, match="the bert body has 2 query, 0 no_such, expected 2 of each"):
+        add_adapters(load_encoder("hf", str(base)), SETTINGS, str(base), seed=1)
+    monkeypatch.delitem(LORA_TARGETS, "bert")
+    with pytest.raises(UserError, match="of the family 'bert', expected one of roberta, "):
+        add_adapters(load_encoder("hf", str(base)), SETTINGS, str(base), seed=1)
