@@ -39,15 +39,14 @@ def read_model_texts(name_or_path: str, config_name: str = "", local_only: bool 
     A checkpoint of this project without a record is of a version before profiles: it has the profile of these.
     ``local_only`` fetches nothing from the hub. UserError where a record is damaged, or of a newer version.
     """
-    path = config_path(name_or_path, config_name, local_only)
     config: dict[str, Any] = {}
-    if path is not None:
+    for path in filter(None, (config_path(place, local_only) for place in (config_name, name_or_path))):
         with contextlib.suppress(UserError, OSError):  # which opening it tells
             config = read_json(path)
-    record = read_text_record(config, path or Path())
-    if "text_profile" in record:
-        prefixes = {name: record.get(name, "") for name in ("query_prefix", "passage_prefix")}
-        return ModelTexts(record["text_profile"], **prefixes, said_by=str(path))
+        record = read_text_record(config, path)
+        if "text_profile" in record:
+            prefixes = {name: record.get(name, "") for name in ("query_prefix", "passage_prefix")}
+            return ModelTexts(record["text_profile"], **prefixes, said_by=str(path))
     if name_or_path and (Path(name_or_path) / MANIFEST).is_file():
         return ModelTexts(EARLIER, "", "", f"a {MANIFEST} of a version before text profiles")
     files = sentence_files(name_or_path, local_only)
@@ -62,9 +61,8 @@ def with_default(texts: ModelTexts, model_type: str) -> ModelTexts:
     return replace(texts, text_profile=kind.text_profile, said_by=f"--model_type {model_type}")
 
 
-def config_path(name_or_path: str, config_name: str, local_only: bool) -> Path | None:
-    """Where the config.json is that a model will use; None where there is none."""
-    place = config_name or name_or_path
+def config_path(place: str, local_only: bool) -> Path | None:
+    """Where the config.json of a directory or hub name is, or the config file itself; None where there is none."""
     if not place:
         return None
     path = Path(place) / CONFIG if Path(place).is_dir() else Path(place)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from data.tokens.collection import Preprocessed, as_recorded
-from utils.declared.text_profiles import DEFAULT_PROFILE, TEXT_PROFILES
+from utils.declared.text_profiles import DEFAULT_PROFILE, EARLIER, TEXT_PROFILES
 from utils.declared.text_settings import INITIAL_PROFILE, TEXT_KEYS, TextSettings
 from utils.errors import UserError
 from utils.model_texts import ModelTexts, is_trained, read_model_texts
@@ -69,15 +69,19 @@ def check_texts(collection: Preprocessed, using: TextUse) -> str:
         origin = known.said_by
     differing = differences(known, collection)
     if differing and not using.may_change:
-        remedy = "" if using.use == "encode" else ", or train it on these by --change_text_profile"
-        flags = " ".join(f"--{key} {shlex.quote(getattr(known, key))}" for key in TEXT_KEYS if getattr(known, key))
         raise UserError(
-            f"{using.model} has seen other texts than {collection.directory} holds: {differing}; "
-            f"preprocess with {flags}{remedy}"
+            f"{using.model} has seen other texts than {collection.directory} holds: {differing}; {remedy(known, using)}"
         )
     if differing:
         origin = f"--change_text_profile: {differing}"
     return f"texts: profile {held.text_profile} ({origin}){held.prefixes()}"
+
+
+def remedy(known: ModelTexts, using: TextUse) -> str:
+    """What to do where a model and a collection are of other texts."""
+    flags = " ".join(f"--{key} {shlex.quote(getattr(known, key))}" for key in TEXT_KEYS if getattr(known, key))
+    its_own = f"preprocess with {flags}" if known.text_profile != EARLIER else "give the collection it was trained on"
+    return its_own + ("" if using.use == "encode" else ", or train it on these by --change_text_profile")
 
 
 def ann_start(collection: Preprocessed, using: TextUse) -> ModelTexts:

@@ -308,7 +308,7 @@ def test_what_earlier_versions_left_keeps_working(
         check_texts(documents, new)
     recorded = {**manifest, "data_type": 0, "text_profile": "hf"}
     (cache / "manifest.json").write_text(json.dumps(recorded))
-    with pytest.raises(UserError, match=f"text_profile '{EARLIER}' there, 'hf' here"):
+    with pytest.raises(UserError, match=f"text_profile '{EARLIER}' there, 'hf' here; give the collection it was"):
         check_texts(open_preprocessed(cache, 1, 1), old)
 
 
@@ -316,6 +316,10 @@ def test_a_record_of_a_newer_version_or_a_damaged_one_is_named(ance_weights: Pat
     newer = with_record(ance_weights, tmp_path / "newer", text_profile="upper")
     with pytest.raises(UserError, match=r"config\.json says text_profile 'upper', expected one of hf, ance, "):
         read_model_texts(str(newer))
+    other = tmp_path / "other.json"  # --config_name, which does not say
+    other.write_text("{}")
+    star = with_record(ance_weights, tmp_path / "star", text_profile="star")
+    assert read_model_texts(str(star), str(other)).text_profile == "star"
     damaged = tmp_path / "damaged"
     with_record(ance_weights, damaged)
     (damaged / "config.json").write_text(json.dumps({"query_prefix": 3}))
@@ -351,3 +355,12 @@ def test_every_profile_has_its_line_in_the_docs() -> None:
     page = (REPO / "docs" / "text_profiles.md").read_text()
     for word, declared in TEXT_PROFILES.items():
         assert f"| `{word}` | {declared.description.replace('<sep>', '`<sep>`')} | {declared.source} |" in page
+
+
+def test_ance_s_flag_points_to_the_profiles(capsys: pytest.CaptureFixture[str]) -> None:
+    from drivers.cli.train import AnnFlags
+    from utils.flags import parse_flags
+
+    required = ("data_dir", "model_type", "ann_dir", "output_dir")
+    parse_flags(AnnFlags, "run_ann", [*(word for name in required for word in (f"--{name}", "x")), "--do_lower_case"])
+    assert "--do_lower_case has no effect here: data.msmarco_data --text_profile ance lower" in capsys.readouterr().err
