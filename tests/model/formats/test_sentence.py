@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import BertModel
 
 from data.tokens.tokenizer import load_tokenizer
 from model.encoders.base import Encoder
@@ -20,6 +21,7 @@ from model.formats.sentence import TABLE_CONFIG
 from tests.model.formats.tiny import (
     LENGTHS,
     TEXTS,
+    bert_config,
     roughen,
     tiny_ance,
     token_ids,
@@ -37,6 +39,10 @@ def saved(kind: str, directory: Path, **config: Any) -> Path:
         settings = {"vocab_size": write_bert_tokenizer(directory), "embedding_size": 8, "pad_token_id": 0}
         encoder: Encoder = StaticEncoder({**settings, **LENGTHS, **config})
         roughen(encoder)
+    elif kind == "hf":
+        BertModel(bert_config(write_bert_tokenizer(directory))).save_pretrained(directory)
+        encoder = load_encoder("hf", str(directory), changes={"pooling": "mean", "normalize": True, **config})
+        encoder.record(LENGTHS)
     else:
         source = directory.with_name("tokenizer")
         encoder = tiny_ance(write_roberta_tokenizer(source), **config)
@@ -64,6 +70,14 @@ def test_a_checkpoint_opens_with_the_same_vectors(
 ) -> None:
     """Also of texts that are cut: sides have lengths of their own."""
     directory = saved(kind, tmp_path / "checkpoint", score_scale=scale, **changes)
+    check_vectors(kind, directory)
+
+
+def test_a_checkpoint_of_any_body_opens_with_the_same_vectors(tmp_path: Path) -> None:
+    check_vectors("hf", saved("hf", tmp_path / "checkpoint"))
+
+
+def check_vectors(kind: str, directory: Path) -> None:
     theirs = SentenceTransformer(str(directory), device="cpu")
     queries, passages = ours(kind, directory, "query"), ours(kind, directory, "passage")
     assert not np.allclose(queries[2], passages[2], atol=1e-3), "the long text is cut at two lengths"
