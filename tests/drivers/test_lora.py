@@ -152,6 +152,7 @@ def test_what_cannot_be_is_refused_in_one_line(made: loop.Loop, tmp_path: Path) 
     assert not list(tmp_path.glob("out*/checkpoint-*"))
 
 
+@pytest.mark.measured
 def test_a_warmup_trains_any_encoder_s_adapters_and_convert_merges_them(
     made: loop.Loop, shared_collection: Path, tmp_path: Path
 ) -> None:
