@@ -10,23 +10,29 @@ source "$REPO/commands/env.sh"
 
 usage() {
   cat <<'TEXT'
-usage: bash commands/data_download.sh [--dry_run] [passage] [document] [triples] [top1000]
+usage: bash commands/data_download.sh [--dry_run] [passage] [document] [triples] [top1000] [trec2019] [trec2020]
+                                      [leaderboard]
 
   passage   collection, queries and qrels of passage ranking (1 GB, 3.1 GB unpacked)
   document  documents, queries and qrels of document ranking (8.5 GB)
   triples   triples.train.small.tsv, ANCE's warmup data (8 GB, 29 GB unpacked)
   top1000   top1000.dev, the candidates that are reranked (0.7 GB, 2.6 GB unpacked)
+  trec2019  queries and NIST's qrels of TREC Deep Learning 2019, passages and documents (0.5 MB)
+  trec2020  those of 2020 (0.4 MB)
+  leaderboard  the documents' leaderboard queries, which have no qrels (0.1 MB); those of passages come with passage
 
 Default: passage document. Goes to RAW_DATA_DIR (default results/runs/msmarco/raw). What is there is not fetched again, an
 interrupted download is resumed. --dry_run only says what would be fetched.
-MSMARCO_URL is the directory to fetch from, MSMARCO_FILES the list of files with sizes and md5.
+MSMARCO_URL is the directory to fetch from, TREC_URL that of NIST's qrels, MSMARCO_FILES the list of files with sizes
+and md5.
 MS MARCO is for non-commercial research: https://microsoft.github.io/msmarco/
 TEXT
 }
 
 setting MSMARCO_URL https://msmarco.z22.web.core.windows.net/msmarcoranking
+setting TREC_URL https://trec.nist.gov/data/deep
 path_setting MSMARCO_FILES commands/msmarco_files.tsv
-GROUPS_KNOWN=(passage document triples top1000)
+GROUPS_KNOWN=(passage document triples top1000 trec2019 trec2020 leaderboard)
 
 parse_options '' dry_run "$@"
 dry_run=${OPTIONS[dry_run]:-0} groups=("${OTHERS[@]+"${OTHERS[@]}"}")
@@ -49,9 +55,16 @@ size_of() { # FILE: its bytes, 0 where it is not there
   stat -L -c %s "$1" 2>/dev/null || echo 0
 }
 
+url_of() { # NAME
+  case $1 in
+    20[0-9][0-9]qrels-*) echo "$TREC_URL/$1" ;;
+    *) echo "$MSMARCO_URL/$1" ;;
+  esac
+}
+
 remote_size() { # NAME: Content-Length, or nothing
   # Azure serves its largest files only to clients that name a version of its protocol.
-  curl --silent --fail --location --head --header 'X-Ms-Version: 2019-12-12' "$MSMARCO_URL/$1" |
+  curl --silent --fail --location --head --header 'X-Ms-Version: 2019-12-12' "$(url_of "$1")" |
     tr -d '\r' | awk 'tolower($1) == "content-length:" { bytes = $2 } END { print bytes }'
 }
 
@@ -63,7 +76,7 @@ fetch() { # NAME BYTES: leaves RAW_DATA_DIR/NAME.part complete
     [[ $(size_of "$part") != "$bytes" ]] || return 0
   fi
   local -a download=(curl --fail --location --retry 5 --connect-timeout 30 --header 'X-Ms-Version: 2019-12-12'
-    --silent --show-error --output "$part" "$MSMARCO_URL/$1")
+    --silent --show-error --output "$part" "$(url_of "$1")")
   [[ ! -t 2 ]] || download+=(--no-silent --progress-bar)
   "${download[@]}" --continue-at - || code=$?
   if ((code == 33)); then # the server cannot resume
@@ -71,7 +84,7 @@ fetch() { # NAME BYTES: leaves RAW_DATA_DIR/NAME.part complete
     rm -f "$part"
     "${download[@]}" || code=$?
   fi
-  ((code == 0)) || die "$MSMARCO_URL/$1: curl failed with code $code; run this again to resume"
+  ((code == 0)) || die "$(url_of "$1"): curl failed with code $code; run this again to resume"
   [[ -f $part ]] || : >"$part"
 }
 
@@ -161,7 +174,7 @@ while read -r line; do
   unpacked=1
   [[ $name != *.tar.gz ]] || unpacked=5 # the archive, and up to four times its size
   [[ $bytes == - ]] || missing_mb=$((missing_mb + bytes * unpacked / 1048576))
-  ((dry_run == 0)) || printf '%s: to fetch from %s, %s bytes (%s there), md5 %s\n' "$name" "$MSMARCO_URL/$name" \
+  ((dry_run == 0)) || printf '%s: to fetch from %s, %s bytes (%s there), md5 %s\n' "$name" "$(url_of "$name")" \
     "${bytes/#-/unknown}" "$(size_of "$RAW_DATA_DIR/$name.part")" "${md5/#-/unknown}"
 done < <(sed -e 's/\r$//' -e '/^#/d' -e '/^$/d' "$MSMARCO_FILES")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
+from utils.declared.stemmers import STEMMERS
+from utils.declared.words import words_help
 from utils.flag_groups.exchange import RefreshFlags
 from utils.flag_groups.model import ComputeFlags, ModelTypeFlags
 from utils.flag_groups.negatives import AnceStrategyFlags, Bm25DirFlags, KeepFlags, SelectionFlags
@@ -106,6 +109,7 @@ class Bm25Flags(ProgramFlags, DevSplitFlags, SelectionFlags, KeepFlags):
         at_most=1,
         group="search",
     )
+    stemmer: str = flag("none", partial(words_help, STEMMERS), group="search")
     topk_dev: int = flag(
         1000,
         "passages in the run of a dev query; metrics of a deeper cut-off are omitted",

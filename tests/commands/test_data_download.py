@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
 import io
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from data.sources.msmarco import RAW_NAMES, find_collection
 from tests import REPO
 from tests.shell import copy_scripts, run_script, single_error_line
 
@@ -98,7 +100,14 @@ class Download:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         script = self.repo / "commands" / "data_download.sh"
-        return run_script(script, *arguments, RAW_DATA_DIR=self.raw, MSMARCO_URL=self.site.url, MSMARCO_FILES=self.list)
+        return run_script(
+            script,
+            *arguments,
+            RAW_DATA_DIR=self.raw,
+            MSMARCO_URL=self.site.url,
+            MSMARCO_FILES=self.list,
+            TREC_URL=f"{self.site.url}/nist",
+        )
 
 
 def archive(**members: bytes) -> bytes:
@@ -135,6 +144,37 @@ def test_fetches_checks_unpacks_and_never_fetches_again(download: Download) -> N
             "msmarco-docs.tsv.gz",
         }
         assert download.site.sent == {"collectionandqueries.tar.gz": len(packed), "msmarco-docs.tsv.gz": 9}
+
+
+def test_the_files_of_trec_come_from_two_sites_and_make_a_split(download: Download) -> None:
+    download.publish("trec2019", "msmarco-test2019-queries.tsv.gz", gzip.compress(b"9\twhat is it\n"))
+    download.publish("trec2019", "2019qrels-pass.txt", b"9 Q0 7 3\n")
+    download.publish("leaderboard", "docleaderboard-queries.tsv.gz", b"not asked for")
+    dry = download.run("--dry_run", "trec2019")
+    assert f"{download.site.url}/msmarco-test2019-queries.tsv.gz," in dry.stdout
+    assert f"{download.site.url}/nist/2019qrels-pass.txt," in dry.stdout
+    result = download.run("trec2019")
+    assert result.returncode == 0, result.stderr
+    (download.raw / "collection.tsv").write_bytes(COLLECTION)
+    source = find_collection(download.raw, 1)
+    assert list(source.split_files) == ["trec2019"]
+    assert list(source.queries("trec2019")) == [("9", "what is it")] and list(source.qrels("trec2019")) == [
+        ("9", "7", 3)
+    ]
+
+
+def test_the_files_of_a_split_are_those_that_the_source_reads() -> None:
+    """What the groups fetch has the names of `RAW_NAMES`; the passages' leaderboard is in their own archive."""
+    lines = (REPO / "commands" / "msmarco_files.tsv").read_text().splitlines()
+    fetched = {(line.split("\t")[0], line.split("\t")[1].removesuffix(".gz")) for line in lines if line[0] != "#"}
+    wanted = {
+        (split, name)
+        for names in RAW_NAMES.values()
+        for split in ("trec2019", "trec2020", "leaderboard")
+        for name in (names.splits[split].queries, names.splits[split].qrels)
+        if name
+    }
+    assert wanted - fetched == {("leaderboard", "queries.eval.small.tsv")}
 
 
 def test_fetches_again_what_was_removed(download: Download) -> None:
@@ -226,8 +266,8 @@ def test_list_of_files_is_well_formed() -> None:
     lines = (REPO / "commands" / "msmarco_files.tsv").read_text().splitlines()
     rows = [line.split("\t") for line in lines if not line.startswith("#")]
     for group, name, size, md5 in rows:
-        assert group in {"passage", "document", "triples", "top1000"}
-        assert name.endswith(".gz")
+        assert group in {"passage", "document", "triples", "top1000", "trec2019", "trec2020", "leaderboard"}
+        assert name.endswith(".gz") or re.fullmatch(r"20\d\dqrels-(pass|docs)\.txt", name)
         assert re.fullmatch(r"\d+|-", size) and re.fullmatch(r"[0-9a-f]{32}|-", md5)
     assert len({name for _, name, _, _ in rows}) == len(rows)
 

@@ -81,6 +81,7 @@ NO_PATHS = {  # the words that are none
     "server_port",
     "source",
     "split",
+    "stemmer",
     "task_name",
     "to_layout",
 }

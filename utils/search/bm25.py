@@ -7,9 +7,9 @@ query; the lists made here hold matches only, and ties keep the order of the tex
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,23 +27,37 @@ QUERIES_PER_BLOCK = 256
 SCORES_WORTH_PROCESSES = 2_000_000_000  # about 15 s of one core
 
 Words = list[str]
+Stem = Callable[[str], str]
 WordIds = list[int]
 
 
-def words_of(texts: Iterable[str]) -> list[Words]:
-    """Lower-cased words of at least two characters without English stopwords (bm25s's tokenizer)."""
+def words_of(texts: Iterable[str], stem: Stem | None = None) -> list[Words]:
+    """Lower-cased words of at least two characters without English stopwords (bm25s's tokenizer), each by its stem."""
     import bm25s
 
-    return bm25s.tokenize(texts, stopwords=STOPWORDS, return_ids=False, show_progress=False)
+    stemmer = stem and partial(stems_of, stem=stem)
+    return bm25s.tokenize(texts, stopwords=STOPWORDS, stemmer=stemmer, return_ids=False, show_progress=False)
 
 
-def build_index(texts: Iterable[str], k1: float, b: float) -> BM25:
+def stems_of(words: Words, stem: Stem) -> Words:
+    return [stem(word) for word in words]
+
+
+def build_index(texts: Iterable[str], k1: float, b: float, stem: Stem | None = None) -> BM25:
     """The index of ``texts`` in Lucene's variant: a word that f of a text's d words are, and n of N texts have, adds
-    log(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * d / mean d)). UserError where no text has a word.
+    log(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * d / mean d)). Words are those of `words_of`.
+
+    Args:
+        texts: in the order of their rows.
+        k1, b: BM25's own.
+        stem: what makes a word its stem; None: nothing.
+    Raises:
+        UserError: no text has a word.
     """
     import bm25s
 
-    words = bm25s.tokenize(texts, stopwords=STOPWORDS, show_progress=False)
+    stemmer = stem and partial(stems_of, stem=stem)
+    words = bm25s.tokenize(texts, stopwords=STOPWORDS, stemmer=stemmer, show_progress=False)
     if not words.vocab:
         raise UserError("no passage has a word that BM25 counts (two letters or more, not a stopword); check the texts")
     index = bm25s.BM25(k1=k1, b=b, method="lucene")
