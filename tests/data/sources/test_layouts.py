@@ -17,6 +17,7 @@ from data import create_subset, msmarco_data
 from data.sources.base import SourceRequest
 from data.sources.registry import open_source
 from data.tokens.collection import Preprocessed, open_preprocessed
+from drivers import run_bm25
 from utils.errors import UserError, exit_code_of
 
 Rows = list[list[str]]
@@ -97,7 +98,7 @@ def test_one_collection_in_three_layouts_is_one_preprocessed_directory(
     register: Callable[[str, Path], str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The same bytes in every file; what differs is what the manifest says of the source."""
+    """The same bytes in every file, the same BM25 run, metrics and negatives; the manifest names another source."""
     sources = {
         "msmarco": ("--data_dir", shared_collection, "--source", "msmarco"),
         "beir": ("--data_dir", write_beir(shared_collection, tmp_path / "folder")),
@@ -113,6 +114,15 @@ def test_one_collection_in_three_layouts_is_one_preprocessed_directory(
             found, expected = (tmp_path / word / name).read_bytes(), (tiny_preprocessed / name).read_bytes()
             assert found == expected, (word, name)
         assert f"source {word}: passages" in capsys.readouterr().out
+        raw = () if word == "ir_datasets" else ("--raw_data_dir", source[1])
+        search = ("--data_dir", tmp_path / word, "--output_dir", tmp_path / f"{word}_bm25", "--topk_training", 50, *raw)
+        monkeypatch.setattr(sys, "argv", ["run_bm25", *map(str, search)])
+        assert exit_code_of("run_bm25", run_bm25.main) == 0, capsys.readouterr().err
+        made = [tmp_path / f"{layout}_bm25" for layout in ("msmarco", word)]
+        for name in ("dev.trec", "ann_training_data_0"):
+            assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes()
+        first, found = (json.loads((directory / "metrics.json").read_text())["metrics"] for directory in made)
+        assert first == found and first["ndcg@10"] > 0.5
 
 
 def judged(collection: Preprocessed, split: str) -> dict[tuple[str, str], int]:
