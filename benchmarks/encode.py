@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from drivers.job.encoder_setup import prepare_encoder
 from model.encode import TextSource, encode_blocks
 from model.kernels.precision import name_of, quickest_dtype
 from utils.distributed.world import World
+from utils.exchange.sentence_files import read_sentence_files
+from utils.flag_values import path_argument
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -96,8 +99,27 @@ def check_equal(
         assert worst < TOLERANCE[dtype], f"embeddings differ by {worst}"
 
 
+def encode_a_model(flags: argparse.Namespace) -> None:
+    """The same of a model on disk, against sentence-transformers' default alone."""
+    from transformers import AutoTokenizer
+
+    from benchmarks.encode_model import docstrings, measure
+
+    texts = docstrings(flags.texts)
+    tokenizer = AutoTokenizer.from_pretrained(flags.model)
+    files = read_sentence_files(flags.model)
+    longest = (files.max_seq_length if files else None) or common.LONGEST
+    ids = [np.array(row) for row in tokenizer(texts, truncation=True, max_length=longest)["input_ids"]]
+    measure(flags.model, texts, texts_of(ids), flags.repeats, flags.json)
+
+
 def main() -> None:
-    flags = common.parser("encode", __doc__ or "", layers=12, width=768, texts=512, repeats=3).parse_args()
+    parser = common.parser("encode", __doc__ or "", layers=12, width=768, texts=512, repeats=3)
+    parser.add_argument("--model", type=path_argument, help="a model of --model_type hf, on real texts, in its place")
+    flags = parser.parse_args()
+    if flags.model is not None:
+        encode_a_model(flags)
+        return
     device, rng = common.own_device(), np.random.default_rng(1)
     dtype = quickest_dtype(device)
     lengths_N = common.passage_lengths(flags.texts, rng)
