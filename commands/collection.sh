@@ -120,7 +120,7 @@ start_model() {
       cp "$STAGES/config" "$RUN/${LAYOUT[model_config]}"
     fi
     from=(--config_name "$RUN/${LAYOUT[model_config]}" --tokenizer_name "$TOKENIZER"
-      --score_scale "$(awk "BEGIN { printf \"%.9g\", 1 / sqrt($EMBEDDING_SIZE) }")")
+      --score_scale "$(LC_ALL=C awk "BEGIN { OFMT = \"%.9g\"; print 1 / sqrt($EMBEDDING_SIZE) }")")
   fi
   if [[ -z $START ]] || ((with_warmup == 1)); then
     UPSTREAM="bm25 model"

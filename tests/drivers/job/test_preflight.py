@@ -442,6 +442,7 @@ def test_every_program_says_its_checks_and_estimates_what_it_uses(
             "qrels",
             "space",
             *(["splits"] if program == "run_eval" else []),
+            "texts",
             "tokenizer",
         ], output
         assert said[-1] == "all"

@@ -271,7 +271,7 @@ def test_another_model_type_is_refused(tmp_path: Path, saved_as: str, asked: str
 
 def test_an_unknown_model_type_is_refused(tmp_path: Path) -> None:
     for call in (load_encoder, lambda model_type, path: new_encoder(model_type, path, {})):
-        with pytest.raises(UserError, match=r"expected one of rdot_nll, .*static"):
+        with pytest.raises(UserError, match=r"expected one of hf, rdot_nll, dpr, static"):
             call("bert", str(tmp_path))
 
 

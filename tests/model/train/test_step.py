@@ -350,10 +350,21 @@ def test_skipped_steps_are_counted_and_not_in_the_mean_loss(capsys: pytest.Captu
     assert [line.split(":")[0] for line in said] == [f"skipped {n} of the steps since the last line" for n in (1, 2)]
 
 
+def told_by_the_card() -> Any:
+    """What a checkpoint's model card says of the training settings."""
+    return types.SimpleNamespace(
+        initial_model="",
+        loss="pairwise",
+        optimizer=types.SimpleNamespace(name="adamW", learning_rate=1e-3),
+        batch=types.SimpleNamespace(triples=4),
+        micro_batches=1,
+    )
+
+
 def test_a_checkpoint_keeps_what_the_next_line_will_tell(tmp_path: Path) -> None:
     session = alone(tmp_path)
     state = fp16_state(static_encoder(), "pairwise")
-    trainer = Trainer(types.SimpleNamespace(), session, state, 6, [], {"run_id": "r"}, None)
+    trainer = Trainer(told_by_the_card(), session, state, 6, [], {"run_id": "r"}, None)
     state.step, state.skipped, trainer.losses = 5, 2, [0.25, 0.5]
     state.tally.sums_B4[1] = torch.tensor([3.0, math.nan, 0.5, math.inf])
     trainer.publish()
@@ -373,7 +384,7 @@ def test_a_checkpoint_keeps_what_the_next_line_will_tell(tmp_path: Path) -> None
 def test_a_position_in_an_earlier_order_of_triples_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At each resume, until training switches to other negatives; a run of this version's says nothing."""
     full, short = made_up_lists([4] * 3), made_up_lists([4, 1, 4])
-    settings: Any = types.SimpleNamespace()
+    settings = told_by_the_card()
     session = alone(tmp_path)
     stored = {"losses": [], "seconds": 1.0}
     for step, begun_by_earlier in ((5, True), (6, True), (7, False)):
