@@ -258,7 +258,9 @@ def write(
     for number, split in enumerate(job.splits):
         ranking = found.rankings[number]
         by_rank = describe_ranks(split, ranking, found.mean_scores_Q[number], negatives)
-        overlap = overlap_with(ranking.passages_QK, given.compared[number]) if given.compared is not None else None
+        overlap = dict[str, float]()
+        if given.compared is not None:
+            overlap = overlap_with(split.judgements, split.query_Q, ranking.passages_QK, given.compared[number])
         results.append(SplitResult(split, ranking, found.rerankings[number], by_rank, overlap))
     passage_ids = job.collection.passages.original_ids()
     write_results(job.results, passage_ids, results, time.monotonic() - started)

@@ -97,7 +97,9 @@ def run(job: RunsJob) -> None:
         for number, (split, (passages_QK, scores_QK)) in enumerate(zip(job.splits, lists, strict=True)):
             kept = without_own(passages_QK, scores_QK, split.own_passage_Q, passages_QK.shape[1])
             ranking = measure_lists(split, *kept, depth, job.choice)
-            overlap = overlap_with(ranking.passages_QK, compared[number][0]) if compared is not None else None
+            overlap = dict[str, float]()
+            if compared is not None:
+                overlap = overlap_with(split.judgements, split.query_Q, ranking.passages_QK, compared[number][0])
             results.append(SplitResult(split, ranking, None, {}, overlap))
         found[directory] = results
     for directory, results in found.items():

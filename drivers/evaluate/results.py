@@ -15,8 +15,6 @@ from utils.ir.metrics import format_metrics, metrics_record
 from utils.ir.trec import write_run
 from utils.run_log import say
 
-OVERLAP = "overlap@100"  # with the passages of another run
-
 
 @dataclass(frozen=True)
 class ResultSettings:
@@ -37,13 +35,13 @@ class ResultSettings:
 
 @dataclass(frozen=True)
 class SplitResult:
-    """What was found of a split; ``by_rank`` is that of `describe_ranks`, ``pooled`` more numbers of the whole."""
+    """What was found of a split; ``by_rank`` is that of `describe_ranks`, ``overlap`` that of `overlap_with`."""
 
     split: RankedSplit
     ranking: Ranking
     reranking: Ranking | None
     by_rank: Mapping[str, object]
-    overlap: float | None
+    overlap: Mapping[str, float]
 
 
 def write_results(
@@ -78,7 +76,7 @@ def write_record(
     for result in results:
         name, ranking, reranking = result.split.name, result.ranking, result.reranking
         found: dict[str, object] = {"metrics": ranking.metrics, "queries": len(ranking.by_query)}
-        found["pooled"] = ranking.pooled | ({} if result.overlap is None else {OVERLAP: result.overlap})
+        found["pooled"] = {**ranking.pooled, **result.overlap}
         say(f"full ranking {name}: {format_metrics(ranking.metrics)}")
         if reranking is not None:
             found["rerank_metrics"] = reranking.metrics

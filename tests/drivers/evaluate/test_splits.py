@@ -179,26 +179,29 @@ def test_a_run_without_a_model_is_what_the_model_s_evaluation_is(base: Path, tmp
         assert record["metrics"] == pytest.approx(theirs["metrics"], abs=1e-12)
         assert (record["queries"], record["model"], record["step"]) == (len(JUDGED), str(path), None)
         assert record["splits"]["other"]["metrics"] == pytest.approx(theirs["splits"]["other"]["metrics"], abs=1e-12)
-        assert record["pooled"] == pytest.approx({**theirs["pooled"], "overlap@100": 1.0})
+        assert record["pooled"] == pytest.approx(
+            {**theirs["pooled"], "overlap@100": 1.0, "overlap_queries": len(JUDGED)}
+        )
         own, other = (tmp_path / place / "test.per_query.tsv" for place in (f"runs/{name}", "model"))
         assert own.read_bytes() == other.read_bytes()
     assert "lists for 20 of 20 queries" in said and "devices cpu" in said
 
 
 def test_the_overlap_with_bm25(base: Path, tmp_path: Path) -> None:
-    """Of a model's evaluation: the share of what both return."""
+    """Of a model's evaluation: the share of what both return, of the queries that the other run has."""
     collection = open_preprocessed(base / "data", 1, 1)
     query_ids, passage_ids = collection.queries("dev").original_ids(), collection.passages.original_ids()
     rng, lists = np.random.default_rng(2), {}
     with (tmp_path / "bm25.trec").open("w") as file:
-        for query in query_ids:
+        for query in query_ids[3:]:
             lists[query] = rng.choice(passage_ids, 30, replace=False).tolist()
             file.writelines(f"{query} Q0 {p} {rank} {-rank} bm25\n" for rank, p in enumerate(lists[query], 1))
     flags = (*model_flags(base), "--topk", "40", "--overlap_run", tmp_path / "bm25.trec")
     evaluate(base, *flags, "--output_dir", tmp_path / "out")
     rows = [line.split(" ") for line in (tmp_path / "out" / "dev.trec").read_text().splitlines()]
-    both = sum(passage in lists[query] for query, _, passage, *_ in rows)
-    assert read_metrics(tmp_path / "out" / "metrics.json")["pooled"]["overlap@100"] == pytest.approx(both / len(rows))
+    both = [passage in lists[query] for query, _, passage, *_ in rows if query in lists]
+    pooled = read_metrics(tmp_path / "out" / "metrics.json")["pooled"]
+    assert pooled["overlap@100"] == pytest.approx(sum(both) / len(both)) and pooled["overlap_queries"] == len(lists)
 
 
 def test_a_passage_that_is_its_own_query(base: Path, tmp_path: Path) -> None:

@@ -164,14 +164,19 @@ def test_hole_rates_are_pooled(lists: list[list[int]], judged: dict[int, dict[in
 
 
 @settings(max_examples=100, deadline=None)
-@given(ours=PADDED, theirs=PADDED)
-def test_overlap_is_that_of_the_first_hundred_together(ours: list[list[int]], theirs: list[list[int]]) -> None:
+@given(ours=PADDED, theirs=PADDED, judged=st.sets(st.integers(0, 3)))
+def test_overlap_is_that_of_the_first_hundred_together(
+    ours: list[list[int]], theirs: list[list[int]], judged: set[int]
+) -> None:
+    """Of judged queries that both have a list for."""
     ours, theirs = ours[: len(theirs)], theirs[: len(ours)]
-    both = sum(len({*a} & {*b}) for a, b in zip(ours, theirs, strict=True))
-    pool = sum(map(len, ours))
-    assert overlap_with(padded(ours), padded(theirs)) == (pytest.approx(both / pool) if pool else None)
+    qrels: dict[int, dict[int, int]] = {query: {} for query in judged}
+    pairs = [(a, b) for query, (a, b) in enumerate(zip(ours, theirs, strict=True)) if query in judged and a and b]
+    both, pool = sum(len({*a} & {*b}) for a, b in pairs), sum(len(a) for a, _ in pairs)
+    expected = {"overlap@100": both / pool, "overlap_queries": len(pairs)} if pairs else {}
+    assert overlap_with(qrels, np.arange(len(ours)), padded(ours), padded(theirs)) == pytest.approx(expected)
     far = np.arange(150)[None]
-    assert overlap_with(far, far[:, ::-1]) == pytest.approx(0.5), "ranks beyond 100 do not count"
+    assert overlap_with({0: {}}, np.zeros(1, np.int64), far, far[:, ::-1])["overlap@100"] == pytest.approx(0.5)
 
 
 @settings(max_examples=100, deadline=None)
