@@ -17,7 +17,7 @@ class Ranking:
 
     ``query_Q`` int64 are the queries' offsets; ``passages_QK`` int64 and ``scores_QK`` float32 their lists, best first,
     -1 and -inf after a list's end. ``metrics`` are means over all queries of the qrels, ``by_query`` has each one's by
-    its offset; ``pooled`` is counted over the passages returned for judged queries together.
+    its offset; ``pooled`` is that of `pooled_hole_rates`.
     """
 
     query_Q: np.ndarray

@@ -125,7 +125,7 @@ def as_json(
         qrels: the split's, for the grades above 0 that it has.
         by_grade: of `grades_by_rank`.
         query_ids: every query's own id by its offset.
-        queries: over how many the scores and counts are: those with a positive, which alone are ranked.
+        queries: over how many the scores and counts are: all that are ranked, judged or not.
     """
 
     def plain(curve_K: np.ndarray) -> list[float | None]:
