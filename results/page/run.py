@@ -12,7 +12,7 @@ from pathlib import Path
 
 from results.page.markdown import Section, align, columns, picture
 from results.page.sections import common_sections
-from results.page.splits import splits_section
+from results.page.splits import of_other_queries, splits_section
 from results.plots.curves import arm_names, capital, figures
 from results.read.arm import Arm
 from results.read.evaluation import HEADINGS, HEADINGS_OF_DOCUMENTS, REPORTED, Evaluation
@@ -191,7 +191,7 @@ def what_was_run(run: Run) -> list[str]:
 def warnings_of(run: Run) -> list[str]:
     """What a reader must know before comparing, one sentence each."""
     unfinished = [f"The arm {name} is not finished and omitted: {reason}." for name, reason in run.unfinished.items()]
-    return [*unfinished, *run.warnings]
+    return [*unfinished, *run.warnings, *of_other_queries(run)]
 
 
 def warnings_across(runs: list[Run]) -> list[str]:

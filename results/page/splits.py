@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from results.page.markdown import Section, align, columns
 from results.page.study import ALPHA, TEST_SEED
+from results.read.arm import Arm
 from results.read.evaluation import HEADINGS
 from results.read.run import Run
-from results.read.splits import evaluated_splits, read_ndcg
+from results.read.splits import Table, evaluated_splits, read_ndcg
 from results.stats import paired_randomisation
-from utils.errors import UserError
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import RunLayout
 from utils.ir.metrics import NDCG
@@ -36,29 +37,38 @@ class SplitChange:
         return "better" if self.after > self.before else "worse"
 
 
-def changes_of(run: Run) -> list[SplitChange]:
-    """Of every split that the arms' start and an arm were evaluated on, the train queries last.
+def tables_of(run: Run) -> Iterator[tuple[str, Arm, Table, Table]]:
+    """Split, arm, and the tables before and after, of every split that the arms' start and an arm were evaluated on.
 
-    Raises:
-        UserError: they were evaluated on different queries, or a table is damaged.
+    The train queries are last. UserError where a table is damaged.
     """
-    start, rng = RunLayout(run.directory).warmup_evaluation, np.random.default_rng(TEST_SEED)
-    found = []
+    start = RunLayout(run.directory).warmup_evaluation
+    evaluated = {arm.name: evaluated_splits(arm.layout.evaluation) for arm in run.arms}
     for split in sorted(evaluated_splits(start), key=lambda split: (split == TRAIN, split)):
-        query_ids, before_Q = read_ndcg(start, split)
+        before = read_ndcg(start, split)
         for arm in run.arms:
-            if split not in evaluated_splits(arm.layout.evaluation):
-                continue
-            arm_ids, after_Q = read_ndcg(arm.layout.evaluation, split)
-            if arm_ids != query_ids:
-                raise UserError(
-                    f"{arm.layout.evaluation.per_query(split)} is of other queries than {start.per_query(split)}, "
-                    "expected the same: evaluate again"
-                )
+            if split in evaluated[arm.name]:
+                yield split, arm, before, read_ndcg(arm.layout.evaluation, split)
+
+
+def changes_of(run: Run) -> list[SplitChange]:
+    """Of the splits whose tables before and after are of the same queries; UserError where one is damaged."""
+    found, rng = [], np.random.default_rng(TEST_SEED)
+    for split, arm, (query_ids, before_Q), (arm_ids, after_Q) in tables_of(run):
+        if arm_ids == query_ids:
             (p,) = paired_randomisation((after_Q - before_Q)[:, None], rng).tolist()
             means = float(before_Q.mean()), float(after_Q.mean())
             found.append(SplitChange(split, arm.name, len(query_ids), *means, p))
     return found
+
+
+def of_other_queries(run: Run) -> list[str]:
+    """A sentence for each split and arm that cannot be compared with before; UserError where a table is damaged."""
+    return [
+        f"The evaluation of {arm.name} is of other {split} queries than that of the {run.start_name}: evaluate again."
+        for split, arm, (query_ids, _), (arm_ids, _) in tables_of(run)
+        if arm_ids != query_ids
+    ]
 
 
 def rows_of(changes: list[SplitChange], start: str) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,17 +74,17 @@ class Study:
         return sorted({commit for runs in self.arms.values() for run in runs for commit in run.commits})
 
 
-def read_by_query(path: Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """The query ids, and each compared metric's values in their order. UserError where the file has not both."""
+def read_by_query(path: Path, metrics: Sequence[str] = HEADLINE) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """The query ids, and each of these metrics' values in their order. UserError where the file has not all."""
     if not path.is_file():
         raise UserError(f"{path} is missing: run drivers.run_eval on the arm's last checkpoint again")
     check_as_published(path)
     heading, *lines = [line.split("\t") for line in read_lines(path)]
     try:
-        columns = {metric: heading.index(metric) for metric in HEADLINE}
+        columns = {metric: heading.index(metric) for metric in metrics}
         values = {metric: np.array([float(line[column]) for line in lines]) for metric, column in columns.items()}
     except (ValueError, IndexError):
-        raise UserError(f"{path} is not a table of {', '.join(HEADLINE)} by query: evaluate again") from None
+        raise UserError(f"{path} is not a table of {', '.join(metrics)} by query: evaluate again") from None
     return tuple(line[0] for line in lines), values
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from results.page.run import what_was_run
+from results.page.run import warnings_of, what_was_run
 from results.page.splits import changes_of, short_splits, splits_section
 from results.read.run import read_run
 from tests.results.test_report import Shape, write_run
-from utils.errors import UserError
 
 ARMS = {"top": Shape(0.2, 0.3), "random": Shape(0.2, 0.3)}
 BEFORE, GAINS = [0.1, 0.5, 0.3, 0.0, 0.9, 0.2, 0.4, 0.6], [0.22, 0.1, -0.05, 0.3, 0.0, 0.25, 0.15, 0.1]
@@ -64,10 +63,26 @@ def test_the_report_and_the_terminal_show_them_where_there_are_several_splits(ru
     assert splits_section(run) is None and short_splits(run) == ""
 
 
-def test_other_queries_are_refused(run_dir: Path) -> None:
+def test_other_queries_are_a_warning(run_dir: Path) -> None:
     write_table(run_dir / "arms" / "random" / "eval", "train", BEFORE, first=1)
-    with pytest.raises(UserError, match=r"train.per_query.tsv is of other queries than .*evaluate again"):
-        changes_of(read_run(run_dir, "run"))
+    run = read_run(run_dir, "run")
+    assert [(change.split, change.arm) for change in changes_of(run)] == [("dev", "top"), ("train", "top")]
+    told = "The evaluation of random is of other train queries than that of the warmup: evaluate again."
+    assert [warning for warning in warnings_of(run) if "other train queries" in warning] == [told]
+
+
+def test_tables_without_the_metric_are_passed_over(run_dir: Path) -> None:
+    """Of a split that nobody has judged, and of lists that were too short for it."""
+    before = changes_of(read_run(run_dir, "run"))
+    for place in ("warmup/eval", "arms/top/eval", "arms/random/eval"):
+        (run_dir / place / "blind.per_query.tsv").write_text("query_id\n")
+        (run_dir / place / "short.per_query.tsv").write_text("query_id\tmrr@5\nq1\t0.5\n")
+    write_table(run_dir / "warmup" / "eval", "later", BEFORE)
+    (run_dir / "arms" / "top" / "eval" / "later.per_query.tsv").write_text("query_id\n")
+    run = read_run(run_dir, "run")
+    assert changes_of(run) == before and not any("other" in warning for warning in warnings_of(run))
+    (run_dir / "warmup" / "eval" / "dev.per_query.tsv").write_text("query_id\tndcg@10\nq0\t0.1\n")
+    assert [change.split for change in changes_of(run)] == ["train", "train"], "MRR is not needed"
 
 
 def test_a_given_model_is_called_the_start(run_dir: Path) -> None:
