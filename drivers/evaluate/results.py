@@ -77,10 +77,10 @@ def write_record(
         name, ranking, reranking = result.split.name, result.ranking, result.reranking
         found: dict[str, object] = {"metrics": ranking.metrics, "queries": len(ranking.by_query)}
         found["pooled"] = {**ranking.pooled, **result.overlap}
-        say(f"full ranking {name}: {format_metrics(ranking.metrics)}")
+        say(f"full ranking {name}: {describe_metrics(ranking)}")
         if reranking is not None:
             found["rerank_metrics"] = reranking.metrics
-            say(f"reranking {name}: {format_metrics(reranking.metrics)}")
+            say(f"reranking {name}: {describe_metrics(reranking)}")
         by_split[name] = found
     first = results[0]
     queries = len(first.ranking.by_query)
@@ -89,6 +89,11 @@ def write_record(
     record |= {**by_split[first.split.name], **common, "splits": by_split}
     write_metrics(files.root, record, [path.name for path in written])
     say(f"finished {files.metrics}")
+
+
+def describe_metrics(ranking: Ranking) -> str:
+    """For a log line."""
+    return format_metrics(ranking.metrics) if ranking.by_query else "no metric: nobody has judged this split"
 
 
 def step_of_source(settings: ResultSettings) -> int | None:

@@ -131,6 +131,7 @@ def test_several_splits_in_one_search(base: Path, tmp_path: Path) -> None:
         "test: 20 queries are ranked; 3 of them are not judged, and in no mean; 3 of 17 judged queries have no" in said
     )
     assert "blind: 20 queries are ranked; 20 of them are not judged, and in no mean" in said
+    assert "full ranking blind: no metric: nobody has judged this split" in said and "every cut-off" not in said
     evaluate(base, *flags, "--split", "test", "--output_dir", tmp_path / "one")
     alone = read_metrics(tmp_path / "one" / "metrics.json")
     assert alone["splits"] == {"test": record["splits"]["test"]}
