@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Sourced by quickstart.sh for a collection of the user's own (--data_dir), which sets RUN (the run's directory), DATA (the
-# folder), MODEL (a name, a directory or nothing), evaluate, with_warmup, dry_run and STAGE_COUNT: a plan, preprocessing, BM25,
-# a warmup where one is due, and arms of trainer and generator. drivers/plan/plan.py chooses the settings; one that is set in
-# the environment wins.
+# folder), MODEL (a name, a directory or nothing), evaluate, with_warmup, RUN_OF (lines with these), dry_run and STAGE_COUNT: a
+# plan, preprocessing, BM25, a warmup where one is due, and arms of trainer and generator. drivers/plan/plan.py chooses the
+# settings; one that is set in the environment wins.
 
 # shellcheck source=stages.sh
 source commands/stages.sh
@@ -42,11 +42,21 @@ planned() { # NAMES OF THE PLAN...: each becomes a variable in capitals, which t
   done
 }
 
-plan_command() { # FILE: sets COMMAND
-  local -a words=(--data_dir "$DATA" --arm_minutes "$ARM_MINUTES" --cores "$CPUS" --gpus "$GPUS")
-  [[ -z $MODEL ]] || words+=(--model_name_or_path "$MODEL")
-  ((evaluate == 0)) || words+=(--evaluate)
-  COMMAND=(drivers.run_plan "${words[@]}" --output "$1")
+plan_command() { # FILE: sets COMMAND, and ASKED, its words without those of the machine
+  ASKED=(drivers.run_plan --data_dir "$DATA" --arm_minutes "$ARM_MINUTES")
+  [[ -z $MODEL ]] || ASKED+=(--model_name_or_path "$MODEL")
+  ((evaluate == 0)) || ASKED+=(--evaluate)
+  COMMAND=("${ASKED[@]}" --cores "$CPUS" --gpus "$GPUS" --output "$1")
+}
+
+# A run's directory is of one collection and one model: another's would remove what is there.
+check_run_is_of_this() {
+  local file=$STAGES/run_of
+  if [[ ! -f $file ]]; then
+    printf '%s\n' "$RUN_OF" >"$file"
+  elif [[ $(cat "$file") != "$RUN_OF" ]]; then
+    die "$RUN is of another --data_dir, --model, --warmup or --evaluate ($(paste -sd, "$file")): give another --run_dir"
+  fi
 }
 
 # What a stage reads and this run has not made: its files, by name, size and time.
@@ -59,7 +69,7 @@ list_inputs() {
 # Sets the settings of a run: those of the plan, and what the environment has in their place.
 take_plan() {
   local name file=$RUN/${LAYOUT[plan]}
-  local -a COMMAND
+  local -a ASKED COMMAND
   if ((dry_run == 1)); then
     file=$(mktemp)
     plan_command "$file"
@@ -69,7 +79,13 @@ take_plan() {
   else
     UPSTREAM="inputs model"
     plan_command "$file"
-    stage plan "${LAYOUT[plan]}" "${LAYOUT[plan]}" "plan${LAYOUT[output_end]}" "${COMMAND[@]}"
+    # On another machine the plan stays: it would be another run.
+    begin_stage plan "${LAYOUT[plan]}" "${LAYOUT[plan]}" "${ASKED[@]}"
+    if ((COMPLETE == 0)); then
+      command_for 1 "${COMMAND[@]}"
+      run_logged plan "$RUN/plan${LAYOUT[output_end]}" "${COMMAND[@]}" || exit
+      end_stage plan "${LAYOUT[plan]}" "$RUN/plan${LAYOUT[output_end]}"
+    fi
     grep -av '^\[transformers\]' "$RUN/plan${LAYOUT[output_end]}" | sed 's/^/    /'
     read_plan "$file"
   fi
@@ -90,13 +106,14 @@ take_plan() {
 }
 
 own_collection() {
-  UPSTREAM=plan
+  # What was planned is in the stages' words.
+  UPSTREAM="inputs model"
   TOKENIZER=$START
   if [[ -z $START ]]; then
     TOKENIZER=$RUN/${LAYOUT[tokenizer]}
     stage wordpiece "${LAYOUT[tokenizer]}/${LAYOUT[tokenizer_file]}" "${LAYOUT[tokenizer]}" "wordpiece${LAYOUT[output_end]}" \
       data.wordpiece --data_dir "$DATA" --out_dir "$TOKENIZER" --vocab_size "$VOCAB_SIZE"
-    UPSTREAM="plan wordpiece"
+    UPSTREAM=wordpiece
   fi
   stage preprocess "${LAYOUT[preprocessed]}/${LAYOUT[collection_manifest]}" "${LAYOUT[preprocessed]}" "preprocess${LAYOUT[output_end]}" \
     data.msmarco_data --data_dir "$DATA" --out_data_dir "$RUN/${LAYOUT[preprocessed]}" \
@@ -162,13 +179,14 @@ arm_programs() { # STRATEGY SEED DIRECTORY (in RUN): sets ARM (the directory), T
 
 # What every arm starts from. With --dry_run the commands alone.
 up_to_the_warmup() {
-  local -a COMMAND
+  local -a ASKED COMMAND
   if ((dry_run == 0)); then
     use_venv requirements.txt
     # What cannot be planned is refused in the program's one line, before anything is written.
     plan_command "$RUN/${LAYOUT[plan]}"
     launch 1 "${COMMAND[@]}" --dry_run >/dev/null || exit
     prepare_run_dir
+    check_run_is_of_this
     list_inputs
   fi
   take_plan

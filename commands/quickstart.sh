@@ -23,7 +23,8 @@ usage: bash commands/quickstart.sh [--strategy WORD[,WORD...]|all] [--run_dir DI
   --model     what is trained there: a directory or a name of the hub; without it, a small model from nothing
   --warmup    train that model on BM25's negatives first, as it is always done without --model
   --evaluate  train nothing, evaluate the model as it is; no train split is needed
-  --run_dir   where everything is written (default: results/runs/quickstart of the repository, or of --data_dir's name)
+  --run_dir   where everything is written (default: results/runs/quickstart of the repository; with --data_dir
+              one of its name for each folder, --model, --warmup and --evaluate)
   --dry_run   print the command of every stage and end
 
 Sets up .venv first; PYTHON=/path/to/python uses that interpreter as it is. Run again, it reuses the stages that are
@@ -32,14 +33,16 @@ MAX_STEPS, can be set in the environment; with --data_dir those that collection.
 TEXT
 }
 
-use_own_collection() { # DATA, MODEL, RUN and STAGE_COUNT of it, and the stages
+use_own_collection() { # DATA, MODEL, RUN, RUN_OF and STAGE_COUNT of it, and the stages
   DATA=$(path_option data_dir '') MODEL=${OPTIONS[model]:-}
   [[ -d $DATA ]] || die "--data_dir $DATA is not a directory, expected the folder of a collection"
   [[ -n $MODEL ]] || ((evaluate == 0)) || die "--evaluate is of a model: give its --model"
   ((evaluate == 0 || with_warmup == 0)) || die "--evaluate trains nothing: omit --warmup"
   if [[ -n $MODEL ]] && [[ $MODEL =~ ^[./~] || -d $CALLER_DIR/$MODEL ]]; then MODEL=$(path_option model ''); fi
-  RUN=$(path_option run_dir "results/runs/$(basename -- "$(realpath -- "$DATA")")")
-  STAGE_COUNT=$((5 + 2 * ${#strategies[@]} + (with_warmup == 1) + 2 * (${#MODEL} == 0)))
+  [[ -n $MODEL ]] || with_warmup=1
+  printf -v RUN_OF 'data_dir %s\nmodel %s\nevaluate %d\nwarmup %d' "$(realpath -- "$DATA")" "$MODEL" "$evaluate" "$with_warmup"
+  RUN=$(path_option run_dir "results/runs/$(basename -- "$(realpath -- "$DATA")")-$(sha256sum <<<"$RUN_OF" | cut -c 1-8)")
+  STAGE_COUNT=$((5 + 2 * ${#strategies[@]} + with_warmup + (${#MODEL} == 0)))
   ((evaluate == 0)) || STAGE_COUNT=3
   # shellcheck source=collection.sh
   source commands/collection.sh

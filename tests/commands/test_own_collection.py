@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.commands.test_quickstart_script import Quickstart
-from tests.shell import single_error_line
+from tests.shell import run_script, single_error_line
 
 SETTINGS = {
     "max_seq_length": 112, "max_query_length": 32, "dev_split": "dev", "splits": "dev train", "topk_training": 50,
@@ -52,6 +53,7 @@ def test_without_a_model_one_is_trained_from_nothing(own: Quickstart, tmp_path: 
     data = ("--data_dir", str(tmp_path / "my data"))
     assert own.redone(*data) == FROM_NOTHING
     assert own.redone(*data) == []
+    assert "\n[ 9/9] report " in own.run(*data, "--warmup").stdout  # which is done in any case
     assert own.redone(*data, "--strategy", "top,random") == ["random", "random.eval", "report"]
     (tmp_path / "my data" / "corpus.jsonl").write_text("{}\n{}\n")
     assert own.redone(*data, "--strategy", "top") == FROM_NOTHING
@@ -63,9 +65,54 @@ def test_a_model_is_warmed_up_only_where_that_is_asked_for(own: Quickstart, tmp_
     own.environment["FAKE_PLAN"] = plan(model, "hf")
     assert own.redone(*words) == FROM_A_MODEL
     assert own.redone(*words) == []
-    (tmp_path / "model" / "config.json").write_text("{ }\n")
-    assert own.redone(*words) == FROM_A_MODEL
+    for name in ("config.json",):
+        (tmp_path / "model" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "model" / name).write_text("{ }\n")
+        assert own.redone(*words) == FROM_A_MODEL
+    own.run_dir = tmp_path / "warmed up"
     assert "warmup" in own.redone(*words, "--warmup")
+
+
+def test_another_machine_or_another_look_at_the_time_redoes_nothing_that_stays_the_same(
+    own: Quickstart, tmp_path: Path
+) -> None:
+    data = ("--data_dir", str(tmp_path / "my data"))
+    own.redone(*data)
+    assert own.redone(*data, CPUS="1", GPUS="1", FAKE_PLAN=plan("").replace("40", "80")) == []
+    assert own.redone(*data, ARM_MINUTES="20") == ["plan", "report"]
+    (own.run_dir / "plan.tsv").unlink()
+    assert own.redone(*data, ARM_MINUTES="20") == ["plan", "report"]
+    longer = plan("").replace("max_steps\t40", "max_steps\t80")
+    assert own.redone(*data, ARM_MINUTES="30", FAKE_PLAN=longer) == ["plan", "top", "top.eval", "report"]
+
+
+def test_each_collection_and_each_use_of_a_model_has_its_own_directory(own: Quickstart, tmp_path: Path) -> None:
+    """The page's first three commands one after the other, and a folder of the same name."""
+    data, other, model = (str(tmp_path / name) for name in ("my data", "elsewhere/my data", "model"))
+    (tmp_path / "elsewhere" / "my data").mkdir(parents=True)
+    words = [[data], [data, "--model", model], [data, "--model", model, "--evaluate"], [other]]
+    own.environment["FAKE_run_eval"] = "echo full ranking dev: 0.5"
+    runs = own.repo / "results" / "runs"
+    for round_ in range(2):
+        for each in words:
+            changes = own.environment | {"FAKE_PLAN": plan(model if model in each else "", "hf")}
+            result = run_script(own.script, "--data_dir", *each, **changes)
+            assert result.returncode == 0, result.stderr
+            stages = [line for line in result.stdout.splitlines() if line.startswith("[")]
+            assert all(line.endswith("reused") for line in stages) == bool(round_)
+            assert stages[-1].startswith(f"[{len(stages):>2}/{len(stages)}]")
+    assert len(list(runs.iterdir())) == len(words)
+
+
+@pytest.mark.parametrize("words", [["--evaluate"], ["--warmup"], []])
+def test_a_directory_of_another_run_is_left_alone(own: Quickstart, tmp_path: Path, words: list[str]) -> None:
+    data, model = str(tmp_path / "my data"), str(tmp_path / "model")
+    own.environment["FAKE_PLAN"] = plan(model, "hf")
+    own.redone("--data_dir", data, "--model", model)
+    shutil.copytree(data, tmp_path / "other")
+    asked = ("--data_dir", data if words else str(tmp_path / "other"), "--model", model, *words)
+    assert "give another --run_dir" in single_error_line(own.run(*asked))
+    assert own.redone("--data_dir", data, "--model", model) == []
 
 
 def test_the_programs_are_given_what_was_planned(own: Quickstart, tmp_path: Path) -> None:
