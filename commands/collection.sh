@@ -62,7 +62,7 @@ check_run_is_of_this() {
 # What a stage reads and this run has not made: its files, by name, size and time.
 list_inputs() {
   { "$PYTHON" -VV && cat requirements.txt && find -L "$DATA" -type f -printf '%P %s %T@\n' | LC_ALL=C sort; } | sha256sum >"$STAGES/inputs"
-  { printf '%s\n' "$MODEL" && { [[ ! -d $MODEL ]] || find -L "$MODEL" -maxdepth 1 -type f -printf '%P %s %T@\n' | LC_ALL=C sort; }; } |
+  { printf '%s\n' "$MODEL" && { [[ ! -d $MODEL ]] || find -L "$MODEL" -type f -printf '%P %s %T@\n' | LC_ALL=C sort; }; } |
     sha256sum >"$STAGES/model"
 }
 

@@ -65,7 +65,7 @@ def test_a_model_is_warmed_up_only_where_that_is_asked_for(own: Quickstart, tmp_
     own.environment["FAKE_PLAN"] = plan(model, "hf")
     assert own.redone(*words) == FROM_A_MODEL
     assert own.redone(*words) == []
-    for name in ("config.json",):
+    for name in ("config.json", "1_Pooling/config.json"):
         (tmp_path / "model" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "model" / name).write_text("{ }\n")
         assert own.redone(*words) == FROM_A_MODEL
