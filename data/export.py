@@ -24,8 +24,8 @@ from data.formats.texts import ExportTexts, write_passage_texts
 from data.mining.candidates import Candidates, read_candidates
 from data.mining.negative_lists import check_offsets, read_negative_lists
 from data.sources.atomic_dir import check_can_write
-from data.sources.base import Source
-from data.sources.registry import open_source, request_of_record
+from data.sources.base import Source, SourceRequest
+from data.sources.registry import SOURCES, open_source, request_of_record
 from data.tokens.collection import Preprocessed, open_preprocessed
 from data.tokens.raw_texts import query_texts
 from data.tokens.verify import check_inputs
@@ -62,7 +62,9 @@ class ExportFlags(ProgramFlags):
         is_path=True,
     )
     data_dir: str = flag(help="preprocessed directory that they are of, written by data.msmarco_data", is_path=True)
-    raw_data_dir: str = flag("", "raw directory that it was made from, for the texts", is_path=True)
+    raw_data_dir: str = flag(
+        "", "raw directory that it was made from, for the texts; none for a dataset of ir_datasets", is_path=True
+    )
     output: str = flag(help="file to write: a .jsonl, but for trec", is_path=True, group="job")
     negative_sample: int = flag(0, "negatives of a query, the first of its list; 0: all", at_least=0, group="negatives")
     scores: bool = flag(
@@ -111,7 +113,7 @@ def preflight(flags: ExportFlags) -> ExportJob:
     check_inputs(collection)
     source = None
     if declared.records is not None:
-        source = open_source(request_of_record(collection.manifest, flags.raw_data_dir))
+        source = open_source(request_with_texts(flags, collection))
     candidates = open_candidates(Path(flags.candidates), collection) if flags.candidates else None
     ranked = open_negatives(Path(flags.training_data), collection) if flags.training_data else candidates
     assert ranked is not None
@@ -140,12 +142,19 @@ def check_words(flags: ExportFlags, declared: ExportFormat, output: Path) -> Non
         return
     if output.suffix != JSON_LINES:
         raise UserError(f"--output is {output}, expected a name that ends in {JSON_LINES}: trainers look at it")
-    if not flags.raw_data_dir:
-        raise UserError(f"--format {flags.format} needs the texts: give the raw directory as --raw_data_dir")
     if flags.scores and not flags.candidates:
         raise UserError("--scores needs --candidates: the ann_candidates_N.npz of the same refresh (--keep_candidates)")
     if declared.is_rectangular and not flags.training_data and not flags.negative_sample:
         raise UserError(f"--format {flags.format} has equally many negatives in each line: give --negative_sample")
+
+
+def request_with_texts(flags: ExportFlags, collection: Preprocessed) -> SourceRequest:
+    """The collection's source. UserError where its texts are in a directory, and none is given."""
+    request = request_of_record(collection.manifest, flags.raw_data_dir)
+    source = SOURCES.get(request.word)
+    if source is not None and source.is_in_directory and request.directory is None:
+        raise UserError(f"--format {flags.format} needs the texts: give the raw directory as --raw_data_dir")
+    return request
 
 
 def open_negatives(path: Path, collection: Preprocessed) -> Candidates:

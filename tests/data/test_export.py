@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from data.formats.registry import FORMATS
 from data.formats.texts import ExportTexts
 from data.mining.candidates import Candidates
 from drivers import run_bm25
+from tests.data.sources.test_layouts import register_dataset
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import names
 from utils.errors import UserError
@@ -96,6 +98,25 @@ def test_tevatron_s_lines_are_the_negatives_in_the_order_of_their_file(
         assert [p["docid"] for p in negatives] == raw.negatives[query]
         assert all(p == {**p, "title": "", "text": raw.passages[p["docid"]]} for p in [*positives, *negatives])
         assert all(list(p) == ["docid", "title", "text"] for p in [*positives, *negatives])
+
+
+def test_a_dataset_of_ir_datasets_gives_the_same_lines_and_needs_no_directory(
+    given_flags: dict[str, object],
+    shared_collection: Path,
+    tiny_preprocessed: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = tmp_path_factory.mktemp("fetched") / "data"
+    shutil.copytree(tiny_preprocessed, data)
+    manifest = json.loads((data / "manifest.json").read_text())
+    name = register_dataset(monkeypatch, "tests-export", shared_collection)
+    manifest |= {"source": "ir_datasets", "dataset": name, "data_type": ""}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    flags = {**given_flags, "format": "tevatron", "candidates": None}
+    expected = exported(flags)
+    Path(str(flags["output"])).unlink()
+    assert exported(flags, data_dir=data, raw_data_dir=None) == expected
 
 
 def test_the_n_tuples_of_sentence_transformers(given_flags: dict[str, object], raw: Raw) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +68,19 @@ class Qrels(BaseQrels):
         return (GenericQrel(query, passage, int(grade)) for query, _, passage, grade in self.rows)
 
 
+def register_dataset(monkeypatch: pytest.MonkeyPatch, name: str, raw: Path) -> str:
+    """Give ir_datasets the files of MS MARCO's layout as a dataset with a subset for each split; its name."""
+    docs = Docs(rows_of(raw / "collection.tsv"))
+    monkeypatch.setitem(ir_datasets.registry._registered, name, Dataset(docs))
+    for split, file in SPLITS.items():
+        queries, qrels = Queries(rows_of(raw / f"queries.{file}.tsv")), Qrels(rows_of(raw / f"qrels.{file}.tsv"))
+        monkeypatch.setitem(ir_datasets.registry._registered, f"{name}/{split}", Dataset(docs, queries, qrels))
+    return name
+
+
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], str]:
-    """Give ir_datasets the files of MS MARCO's layout as a dataset with a subset for each split; its name."""
-
-    def registered(name: str, raw: Path) -> str:
-        docs = Docs(rows_of(raw / "collection.tsv"))
-        monkeypatch.setitem(ir_datasets.registry._registered, name, Dataset(docs))
-        for split, file in SPLITS.items():
-            queries, qrels = Queries(rows_of(raw / f"queries.{file}.tsv")), Qrels(rows_of(raw / f"qrels.{file}.tsv"))
-            monkeypatch.setitem(ir_datasets.registry._registered, f"{name}/{split}", Dataset(docs, queries, qrels))
-        return name
-
-    return registered
+    return partial(register_dataset, monkeypatch)
 
 
 def preprocess(monkeypatch: pytest.MonkeyPatch, out: Path, tokenizer: Path, *source: object) -> int:
