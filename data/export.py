@@ -39,6 +39,7 @@ from utils.flag_values import Group, flag
 from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.ir.trec import write_run
 from utils.run_log import Progress, say
+from utils.search.ranked_lists import without_own
 
 JSON_LINES = ".jsonl"  # other names are passed over by FlagEmbedding
 
@@ -91,7 +92,10 @@ class ExportJob:
     def examples(self) -> Iterator[Example]:
         """Those that the format can hold."""
         positives = self.collection.qrels(TRAIN).positives()
-        for example in examples_of(self.ranked, positives, self.negative_sample, self.scored_by):
+        own_Q = self.collection.own_passage_Q(TRAIN, self.ranked.query_Q)
+        lists = without_own(self.ranked.passage_QK, self.ranked.score_QK, own_Q, self.ranked.passage_QK.shape[1])
+        ranked = Candidates(self.ranked.query_Q, *lists)
+        for example in examples_of(ranked, positives, self.negative_sample, self.scored_by):
             if example.positives and len(example.negatives) >= self.fewest:
                 yield example
 

@@ -75,6 +75,7 @@ class KeptSearch:
     candidates: Candidates
     collection: Preprocessed
     positives: tuple[np.ndarray, np.ndarray]  # of the train queries
+    excluded: tuple[np.ndarray, np.ndarray]  # no negatives of theirs
     selection: Selection
     strategy_from: str
     bm25: Bm25Source | None
@@ -116,6 +117,7 @@ def open_kept_search(flags: NegativesFlags) -> KeptSearch:
         candidates=candidates.cut(topk),
         collection=collection,
         positives=collection.qrels(TRAIN).positives(),
+        excluded=collection.excluded_pairs(),
         selection=selection,
         strategy_from=strategy_from,
         bm25=bm25,
@@ -165,7 +167,7 @@ def select_again(search: KeptSearch) -> Selected:
     refresh = search.refresh
     bm25 = search.bm25.candidates if search.bm25 is not None else None
     selected = select_negatives(
-        search.candidates, search.positives, search.selection, search.seed, refresh.number, bm25
+        search.candidates, search.positives, search.selection, search.seed, refresh.number, bm25, search.excluded
     )
     say(
         describe_selection(
@@ -178,7 +180,7 @@ def select_again(search: KeptSearch) -> Selected:
 def publish_view(selected: Selected, search: KeptSearch, output_dir: Path) -> None:
     """``ann_training_data_N`` and its record, of the search's refresh N."""
     lists, run_id = selected.lists.with_negatives(), secrets.token_hex(6)
-    write = partial(write_negative_lists, lists=lists, positives=search.positives)
+    write = partial(write_negative_lists, lists=lists, excluded=search.excluded)
     record = view_record(search, selected, lists, run_id)
     output_dir.mkdir(parents=True, exist_ok=True)
     with working(output_dir, "generator", DEFAULT_TIMEOUTS, run_id) as lease:

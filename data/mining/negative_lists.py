@@ -63,13 +63,13 @@ def is_positive(query: np.ndarray, passage: np.ndarray, positives: tuple[np.ndar
     return (known_P[found] == keys) & (passage >= 0)
 
 
-def write_negative_lists(path: Path, lists: NegativeLists, positives: tuple[np.ndarray, np.ndarray]) -> None:
+def write_negative_lists(path: Path, lists: NegativeLists, excluded: tuple[np.ndarray, np.ndarray]) -> None:
     """Write the format above.
 
-    ``positives`` is (query_P, passage_P), sorted. AssertionError where a known positive is among the
+    ``excluded`` is (query_P, passage_P), sorted: known positives, own passages. AssertionError where one is among the
     negatives of its query, or a negative is repeated: that is a bug, never a user's mistake.
     """
-    assert not is_positive(lists.query_Q[:, None], lists.negative_QN, positives).any(), "a positive as a negative"
+    assert not is_positive(lists.query_Q[:, None], lists.negative_QN, excluded).any(), "a positive as a negative"
     sorted_QN = np.sort(lists.negative_QN, axis=1)
     assert not ((sorted_QN[:, 1:] == sorted_QN[:, :-1]) & (sorted_QN[:, 1:] >= 0)).any(), "a negative is repeated"
     with path.open("w", encoding="ascii") as file:

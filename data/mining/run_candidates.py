@@ -91,8 +91,7 @@ def lists_of_splits(path: Path, collection: Preprocessed, splits: list[str]) -> 
     known = without(run.passages_QK, run.scores_QK, run.passages_QK >= len(passage_ids))
     found = {}
     for split, query_Q in queries.items():
-        own = collection.own_passages(split)
-        own_Q = np.array([own.get(query, -1) for query in query_Q.tolist()], np.int64)
+        own_Q = collection.own_passage_Q(split, query_Q)
         passages_QK, scores_QK = known[0][rows[split]], known[1][rows[split]]
         found[split] = Lists(query_Q, *without_own(passages_QK, scores_QK, own_Q, passages_QK.shape[1]))
     return run, found

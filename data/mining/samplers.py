@@ -30,7 +30,7 @@ class CandidatePool:
     """The candidates of Q queries as the samplers of a strategy see them, all [Q] or [Q, K]."""
 
     candidates: Candidates
-    positives: tuple[np.ndarray, np.ndarray]
+    excluded: tuple[np.ndarray, np.ndarray]  # (query_P, passage_P) that are no negatives, sorted
     positive_rank_Q: np.ndarray  # of the positive of the query's line; K + 1 where it was not retrieved
     usable_QK: np.ndarray  # may be taken, as far as the filters and the qrels go
     seed: int
@@ -217,7 +217,7 @@ class ExclusionMask:
         free_QK = self.pool.usable_QK & ~self.taken_QK
         is_free_QM = np.take_along_axis(free_QK, np.maximum(place_QM, 0), axis=1)
         refused_QM = (passage_QM < 0) | ((place_QM >= 0) & ~is_free_QM)
-        refused_QM |= is_positive(query_Q1, passage_QM, self.pool.positives)
+        refused_QM |= is_positive(query_Q1, passage_QM, self.pool.excluded)
         for column_Q in self.outside_QM.T:
             refused_QM |= passage_QM == column_Q[:, None]
         return refused_QM

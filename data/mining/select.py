@@ -126,6 +126,7 @@ def select_negatives(
     seed: int,
     refresh: int,
     bm25: Candidates | None = None,
+    excluded: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Selected:
     """The negatives of each query, with their raw ranks and scores, one drawn positive next to them.
 
@@ -135,6 +136,7 @@ def select_negatives(
         selection: The strategy, the filters, and what a query with too few left gets.
         seed, refresh: They decide the draws, and the refresh's number the phase.
         bm25: BM25's candidates, for a strategy that takes from them.
+        excluded: Sorted as ``positives``, what is no negative, the positives among it; None: the positives alone.
     Returns:
         Lines in a seeded random order, as ANCE's; their negatives by rank, then those not retrieved, of rank 0.
     Raises:
@@ -145,9 +147,10 @@ def select_negatives(
     query_Q, passage_QK = candidates.query_Q, candidates.passage_QK
     positive_Q = choose_positives(query_Q, positives, seed, refresh)
     positive_rank_Q = ranks_of(passage_QK, positive_Q)
-    usable_QK = (passage_QK >= 0) & ~is_positive(query_Q[:, None], passage_QK, positives)
+    excluded = positives if excluded is None else excluded
+    usable_QK = (passage_QK >= 0) & ~is_positive(query_Q[:, None], passage_QK, excluded)
     usable_QK, dropped = filtered(candidates, usable_QK, positive_rank_Q, selection.filters)
-    pool = CandidatePool(candidates, positives, positive_rank_Q, usable_QK, seed, refresh)
+    pool = CandidatePool(candidates, excluded, positive_rank_Q, usable_QK, seed, refresh)
     phase = selection.strategy.at(refresh)
     taken_QK, outside_QM = apply_strategy(pool, phase, selection.passages, bm25)
     found_Q = taken_QK.sum(1) + (outside_QM >= 0).sum(1)

@@ -74,6 +74,20 @@ class Preprocessed:
         """{query: passage} by offset, of the queries that are a passage themselves: no answer to be ranked."""
         return dict(self.manifest.get(OWN_PASSAGES, {}).get(split, []))
 
+    def own_passage_Q(self, split: str, query_Q: np.ndarray) -> np.ndarray:
+        """`own_passages` of these queries as int64; -1 where there is none."""
+        own = self.own_passages(split)
+        return np.array([own.get(query, -1) for query in query_Q.tolist()], np.int64)
+
+    def excluded_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """What is no negative of a train query: int64 (query_P, passage_P), sorted; known positives, own passages."""
+        own_O2 = np.array(sorted(self.own_passages(TRAIN).items()), np.int64).reshape(-1, 2)
+        query_P, passage_P = (
+            np.concatenate([known, own_O]) for known, own_O in zip(self.qrels(TRAIN).positives(), own_O2.T, strict=True)
+        )
+        order = np.lexsort((passage_P, query_P))
+        return query_P[order], passage_P[order]
+
     def check_split(self, split: str) -> None:
         """UserError where there is no such split; it names those there are."""
         if split not in self.splits:

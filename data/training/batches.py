@@ -66,13 +66,13 @@ def batches_from_lists(
     """
     queries = gather_from(collection.queries(TRAIN), settings.max_query_length)
     passages = gather_from(collection.passages, settings.max_seq_length)
-    positives = collection.qrels(TRAIN).positives() if settings.is_over_batch else None
+    excluded = collection.excluded_pairs() if settings.is_over_batch else None
     batch_triples, group_size = settings.triples * world.size, settings.group_size
     if seen is not None:
         for query_T in queries_in_order(lists, group_size, settings.seed, stream, start * batch_triples):
             seen.add(query_T)
     made = prefetched(
-        (triples.query_T, make_batch(triples, world.process, world.size, queries, passages, positives))
+        (triples.query_T, make_batch(triples, world.process, world.size, queries, passages, excluded))
         for triples in batches_of_triples(lists, group_size, batch_triples, settings.seed, stream, start)
     )
     return as_taken(made, seen)
@@ -187,9 +187,8 @@ def make_batch(
         processes: How many shares there are.
         gather_queries: The tokens of queries, by their rows.
         gather_passages: The tokens of passages, by their rows.
-        positives: The known pairs, int64 (query_P, passage_P), sorted, where the batch is for the in-batch loss: a
-            query's known positives are masked out of its negatives, and a passage that several processes hold counts
-            once.
+        positives: `Preprocessed.excluded_pairs`, int64 (query_P, passage_P), where the batch is for the in-batch loss:
+            they are masked out of a query's negatives, and a passage that several processes hold counts once.
     """
     mine = triples.part(process, processes)
     query_B, query_index_T = np.unique(mine.query_T, return_inverse=True)

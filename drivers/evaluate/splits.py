@@ -40,8 +40,7 @@ class RankedSplit:
     @cached_property
     def own_passage_Q(self) -> np.ndarray:
         """int64: the passage that is the query itself, which is no answer to it; -1 where there is none."""
-        own = self.collection.own_passages(self.name)
-        return np.array([own.get(query, -1) for query in self.query_Q.tolist()], np.int64)
+        return self.collection.own_passage_Q(self.name, self.query_Q)
 
     def describe(self) -> str:
         """What of the split is ranked, and what of that is measured."""

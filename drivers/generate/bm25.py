@@ -151,9 +151,10 @@ def run_dev(job: Bm25Job, index: BM25, staged: Path) -> tuple[dict[str, float], 
     preprocessed, split = job.preprocessed, job.dev_split
     words, passages = words_of(query_texts(job.source, preprocessed, split), job.stem), len(preprocessed.passages)
     searched, what = max(job.topk_dev, DEPTH_OF_RECORD), f"{split} queries searched"
-    own_passages = preprocessed.own_passages(split)
-    own_Q = np.array([own_passages.get(query, -1) for query in range(len(words))], np.int64)
-    deepest = min(searched + bool(own_passages), passages)  # one more, for each may lose the passage that it is itself
+    own_Q = preprocessed.own_passage_Q(split, np.arange(len(words)))
+    deepest = min(
+        searched + bool((own_Q >= 0).any()), passages
+    )  # one more, for each may lose the passage that it is itself
     scores_QK, rows_QK = search(index, words, deepest, job.workers, staged / SCRATCH, what)
     rows_QK, scores_QK = without_own(rows_QK, scores_QK, own_Q, min(searched, passages))
     ids = preprocessed.queries(split).original_ids(), preprocessed.passages.original_ids()
@@ -184,7 +185,8 @@ def train_negatives(job: Bm25Job, selection: Selection, index: BM25, staged: Pat
     what = "train queries searched"
     scores_QK, rows_QK = search(index, words, job.topk_training, job.workers, staged / SCRATCH, what)
     candidates = Candidates(query_Q, rows_QK, scores_QK)
-    return candidates, select_negatives(candidates, qrels.positives(), selection, job.seed, refresh=0)
+    excluded = job.preprocessed.excluded_pairs()
+    return candidates, select_negatives(candidates, qrels.positives(), selection, job.seed, 0, excluded=excluded)
 
 
 def commit_record(job: Bm25Job, run_id: str, metrics: dict[str, float]) -> dict[str, object]:
@@ -263,12 +265,12 @@ def publish_selected(
     Raises:
         UserError: no query has a negative, or another job is at work in the directory.
     """
-    lists, positives = selected.lists.with_negatives(), job.preprocessed.qrels(TRAIN).positives()
+    lists, excluded = selected.lists.with_negatives(), job.preprocessed.excluded_pairs()
     with working(job.output_dir, "bm25", DEFAULT_TIMEOUTS, run_id) as lease:
         publish_negatives(
             lease,
             0,
-            lambda path: write_negative_lists(path, lists, positives),
+            lambda path: write_negative_lists(path, lists, excluded),
             {**commit_record(job, run_id, metrics), "selection": selected.counts()},
             partial(write_candidates, candidates=candidates) if job.keeps_candidates else None,
         )

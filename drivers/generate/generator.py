@@ -223,8 +223,7 @@ def publish(run: GeneratorRun, request: RefreshRequest, found: Found, started: f
     settings, lease = run.refresh, run.session.lease
     assert run.log is not None and lease is not None
     result = conclude(settings, request, found, {**run.provenance, "processes": run.world.size})
-    positives = settings.collection.qrels(TRAIN).positives()
-    write = partial(write_negative_lists, lists=result.lists, positives=positives)
+    write = partial(write_negative_lists, lists=result.lists, excluded=settings.collection.excluded_pairs())
     kept = partial(write_candidates, candidates=found.candidates) if settings.keeps_candidates else None
     publish_negatives(lease, request.refresh, write, result.record, kept)
     run.log.record(request.step, **result.logged)

@@ -30,6 +30,7 @@ from utils.exchange.evaluations import TRAIN
 from utils.exchange.negatives import read_refresh
 from utils.ir.metrics import evaluate, reach
 from utils.run_log import say
+from utils.search.ranked_lists import without_own
 
 DEV_CANDIDATES = 100  # enough for recall@100 and everything at 10
 StalenessSince = tuple[int, Staleness]  # since which refresh, and what became of its negatives
@@ -73,7 +74,9 @@ def search_all(
     monitor.set_status("searching")
     queries_QD = np.concatenate([embeddings.dev_QD, embeddings.train_QD])
     passages = len(settings.collection.passages)
-    lists = retrieve(world, queries_QD, embeddings.share, passages, depth_of_search(settings), settings.search, monitor)
+    # one more, for each dev query may lose the passage that it is itself
+    depth = depth_of_search(settings) + bool(settings.collection.own_passages(settings.dev_split))
+    lists = retrieve(world, queries_QD, embeddings.share, passages, depth, settings.search, monitor)
     if lists is None:
         return None
     scores_QK, passages_QK = lists
@@ -105,11 +108,18 @@ def conclude(
 
 
 def dev_metrics(settings: RefreshSettings, dev_passages_QK: np.ndarray) -> dict[str, float]:
-    """All that can be measured at the depth of the search, at least DEV_CANDIDATES; also said in ANCE's words."""
+    """All that can be measured at the depth of the search, at least DEV_CANDIDATES; also said in ANCE's words.
+
+    A passage that is its query is in no list.
+    """
     collection = settings.collection
     qrels = collection.qrels(settings.dev_split)
     depth = reach(depth_of_search(settings), len(collection.passages))
-    metrics = evaluate(qrels.as_dict(), qrels.queries_with_positive(), dev_passages_QK, depth)
+    query_Q = qrels.queries_with_positive()
+    own_Q = collection.own_passage_Q(settings.dev_split, query_Q)
+    unused_QK = np.zeros(dev_passages_QK.shape, np.float32)  # scores
+    dev_passages_QK, _ = without_own(dev_passages_QK, unused_QK, own_Q, depth_of_search(settings))
+    metrics = evaluate(qrels.as_dict(), query_Q, dev_passages_QK, depth)
     say(f" --- ANN NDCG@10:{metrics['ndcg@10']}")
     say(f" --- ANN MRR:{metrics['mrr@10']}")
     return metrics
@@ -128,7 +138,10 @@ def select(settings: RefreshSettings, request: RefreshRequest, candidates: Candi
     """The negatives of each train query by the strategy."""
     positives = settings.collection.qrels(TRAIN).positives()
     bm25 = settings.bm25.candidates if settings.bm25 is not None else None
-    selected = select_negatives(candidates, positives, settings.selection, settings.seed, request.refresh, bm25)
+    excluded = settings.collection.excluded_pairs()
+    selected = select_negatives(
+        candidates, positives, settings.selection, settings.seed, request.refresh, bm25, excluded
+    )
     say(
         describe_selection(selected, settings.selection.strategy, settings.topk_training, request.refresh, request.step)
     )

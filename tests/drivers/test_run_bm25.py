@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -199,6 +200,28 @@ def test_the_negatives_have_their_raw_ranks_and_no_positive(tmp_path: Path, dire
         expected = [(row, rank) for rank, row in candidates if (query_id, ids[row], 1) not in TRAIN_QRELS][:3]
         assert [(n, r) for n, r, _ in negatives] == expected, query_id
         np.testing.assert_allclose([s for *_, s in negatives], [scores[row] for row, _ in expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["top", "random", "corpus:4"])
+def test_a_query_s_own_passage_is_no_negative_of_it(strategy: str, tmp_path: Path, directories: dict[str, str]) -> None:
+    """All that may be negatives are taken: without the own passage it is the same ones but for that."""
+    data = tmp_path / "data"
+    shutil.copytree(directories["data_dir"], data)
+    manifest = json.loads((data / "manifest.json").read_text())
+    query = open_preprocessed(data, 1, 1).queries("train").original_ids().index("t3")
+    own, found = list(PASSAGES).index("D4"), []
+    for pairs in ([], [[query, own]]):
+        (data / "manifest.json").write_text(json.dumps({**manifest, "own_passages": {"train": pairs}}))
+        out = tmp_path / f"out{len(pairs)}"
+        flags = {"topk_training": 8, "negative_sample": 8, "negative_strategy": strategy, **directories}
+        call(run_bm25.main, output_dir=out, **{**flags, "data_dir": data})
+        lists = read_negative_lists(out / "ann_training_data_0")
+        rows = zip(lists.query_Q.tolist(), lists.negative_QN.tolist(), strict=True)
+        found.append({q: {n for n in row if n >= 0} for q, row in rows})
+    before, after = found
+    assert after[query] and own not in after[query]
+    if strategy != "corpus:4":
+        assert before == {**after, query: after[query] | {own}}
 
 
 def test_two_runs_are_equal(tmp_path: Path, directories: dict[str, str]) -> None:

@@ -6,20 +6,24 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from data.mining.candidates import Candidates
 from data.mining.select import Selection
 from data.mining.strategy import parse_strategy
 from data.tokens.collection import open_preprocessed
 from drivers.generate import encode_corpus
 from drivers.generate.encode_corpus import RefreshRequest, RefreshSettings
 from drivers.generate.generator import GeneratorRun, one_refresh
+from drivers.generate.refresh import dev_metrics, select
 from drivers.job.encoder_setup import EncoderSettings
 from drivers.job.fencing import Fence
 from drivers.job.session import Session
@@ -90,6 +94,39 @@ def refresh_once(
 
 def stay() -> bool:
     return False
+
+
+# A query's own passage
+
+
+def test_a_passage_that_is_its_query_is_no_negative_and_not_measured(tiny_preprocessed: Path, tmp_path: Path) -> None:
+    """The first train query finds its own at rank 1; so does the first dev query, whose answer then moves up."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_preprocessed, data)
+    manifest = json.loads((data / "manifest.json").read_text())
+    passages = manifest["counts"]["passages"]
+    plain = open_preprocessed(data, 32, 16)
+    query_Q, dev_Q = (plain.qrels(split).queries_with_positive() for split in ("train", "dev"))
+    answer = {q: {p for p, grade in row.items() if grade > 0} for q, row in plain.qrels("dev").as_dict().items()}
+    known = set(zip(*(side.tolist() for side in plain.qrels("train").positives()), strict=True))
+    own = next(p for p in range(passages) if (int(query_Q[0]), p) not in known and p not in answer[int(dev_Q[0])])
+    pairs = {"train": [[int(query_Q[0]), own]], "dev": [[int(dev_Q[0]), own]]}
+    (data / "manifest.json").write_text(json.dumps({**manifest, "own_passages": pairs}))
+    settings = replace(settings_over(data, tmp_path), selection=Selection(parse_strategy("top", 5, 20)))
+
+    passage_QK = np.array([[own, *(p for p in range(passages) if p != own)][:20]] * len(query_Q))
+    candidates = Candidates(query_Q, passage_QK, np.linspace(1, 0, 20, dtype=np.float32)[None].repeat(len(query_Q), 0))
+    lists = select(settings, RefreshRequest(0, "", 0, ""), candidates).lists
+    held = {q: own in row for q, row in zip(lists.query_Q.tolist(), lists.negative_QN.tolist(), strict=True)}
+    assert held == {q: q != query_Q[0] and (q, own) not in known for q in query_Q.tolist()}
+
+    ranked = [
+        [own, *answer[q], *(p for p in range(passages) if p != own and p not in answer[q])] for q in dev_Q.tolist()
+    ]
+    dev_passages_QK = np.array([row[:101] for row in ranked])
+    reciprocal = [1.0, *(1.0 if own in answer[q] else 0.5 for q in dev_Q.tolist()[1:])]
+    mean = sum(reciprocal) / len(plain.qrels("dev").as_dict())
+    assert dev_metrics(settings, dev_passages_QK)["mrr@10"] == pytest.approx(mean)
 
 
 # The lease
