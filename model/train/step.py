@@ -24,6 +24,7 @@ from utils.declared.losses import LOSSES
 from utils.distributed.collectives import average_gradients, gather_with_gradient, mean_over_processes
 from utils.distributed.world import World, collective
 from utils.errors import UserError
+from utils.ir.rank_buckets import MEASURED
 
 SMALLEST_SCALE = 1e-4  # of fp16's loss, as fairseq has it: from the first one it takes 30 skipped steps
 GPU_MICRO_BATCH_TOKENS = 2**14  # enough to keep a GPU busy, where texts are padded to the longest of their micro-batch
@@ -67,7 +68,10 @@ class TrainingStep(nn.Module):
             triples.target_T,
         )
         if self.tally is not None and triples.negative_rank_T is not None:
-            self.tally.add(triples.negative_rank_T, self.objective.measure(batch))
+            measured_T3 = self.objective.measure(batch)
+            # Of the rows as they are encoded, which the chain rule divides by what divided them.
+            measured_T3[:, MEASURED.index("gradient")] *= self.temperature**-0.5
+            self.tally.add(triples.negative_rank_T, measured_T3)
         return self.objective.loss(batch)
 
 

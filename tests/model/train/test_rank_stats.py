@@ -43,7 +43,9 @@ def ranked_batches(loss: str, count: int, rank: int = 0, ranks: int = 1) -> list
     ]
 
 
-def by_hand(encoder: nn.Module, loss: str, batch: Batch) -> dict[str, list[tuple[float, float, float]]]:
+def by_hand(
+    encoder: nn.Module, loss: str, batch: Batch, temperature: float
+) -> dict[str, list[tuple[float, float, float]]]:
     """{bucket: (loss, gradient norm, satisfied) of each triple}, one triple at a time."""
     with torch.no_grad():
         moved = to_device(batch, ALONE.device)
@@ -59,8 +61,8 @@ def by_hand(encoder: nn.Module, loss: str, batch: Batch) -> dict[str, list[tuple
         if loss == "in_batch":
             assert batch.allowed_TG is not None
             allowed = np.flatnonzero(batch.allowed_TG[t]).tolist()
-        scores = passages[allowed] @ query_D
-        triple_loss = torch.logsumexp(scores, 0) - passages[own] @ query_D
+        scores = passages[allowed] @ query_D / temperature
+        triple_loss = torch.logsumexp(scores, 0) - passages[own] @ query_D / temperature
         triple_loss.backward()
         assert query_D.grad is not None and passages.grad is not None
         norm = math.sqrt(sum(float(g.square().sum()) for g in (query_D.grad, passages.grad[own], passages.grad[other])))
@@ -70,10 +72,10 @@ def by_hand(encoder: nn.Module, loss: str, batch: Batch) -> dict[str, list[tuple
     return found
 
 
-def expected_means(encoder: nn.Module, loss: str, batches: list[Batch]) -> dict[str, float]:
+def expected_means(encoder: nn.Module, loss: str, batches: list[Batch], temperature: float = 1.0) -> dict[str, float]:
     rows: dict[str, list[tuple[float, float, float]]] = {}
     for batch in batches:
-        for bucket, found in by_hand(encoder, loss, batch).items():
+        for bucket, found in by_hand(encoder, loss, batch, temperature).items():
             rows.setdefault(bucket, []).extend(found)
     told: dict[str, float] = {}
     for bucket, found in rows.items():
@@ -97,6 +99,17 @@ def test_a_step_s_attribution_is_that_of_its_triples_one_by_one(kind: str, loss:
     assert means_by_rank(state.tally.state()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     state.tally.clear()
     assert means_by_rank(state.tally.state()) == {}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("temperature", [0.05, 4.0])
+def test_under_a_temperature_the_gradient_is_that_of_the_encoded_rows(loss: str, temperature: float) -> None:
+    encoder, batches = ENCODERS["static"](), ranked_batches(loss, 1)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.0)
+    state = make_state(encoder, loss, optimizer, constant(optimizer), ALONE, None, 0.0, temperature=temperature)
+    train_step(state, batches)
+    expected = expected_means(encoder, loss, batches, temperature)
+    assert means_by_rank(state.tally.state()) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def one_process(rank: int, directory: str) -> None:
