@@ -228,6 +228,8 @@ def check_towers(flags: WarmupFlags, model: ModelSettings) -> None:
         check_has_towers(flags.model_type, f"--{given}")
     if not model.query_name_or_path:
         return
+    if flags.tied:
+        raise UserError("--query_model_name_or_path is given with --tied, which is one encoder for both; omit one")
     if flags.lora_r or not model.name_or_path:
         with_lora = "with --lora_r, whose adapters are of one model", "train the two without it first"
         reason, remedy = with_lora if flags.lora_r else ("without --model_name_or_path", "give the passages', too")

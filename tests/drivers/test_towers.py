@@ -141,3 +141,11 @@ def test_flags_of_towers_are_refused_for_other_model_types(made: loop.Loop, tmp_
     for flags in (("--freeze", "query"), ("--tied",), ("--query_model_name_or_path", made.path("queries"))):
         output = run(*base, "--model_name_or_path", made.path("passages"), *flags, code=2)
         assert f"error: {flags[0]} is for two towers (dpr), --model_type rdot_nll has one encoder; omit it" in output
+
+
+def test_another_model_for_the_queries_of_tied_towers_is_refused(made: loop.Loop, tmp_path: Path) -> None:
+    base = ("drivers.run_warmup", "--do_train", *map(str, loop.common(made, "dpr")), "--output_dir", tmp_path / "out")
+    models = ("--model_name_or_path", made.path("passages"), "--query_model_name_or_path", made.path("queries"))
+    output = run(*base, *models, "--tied", code=2)
+    assert "error: --query_model_name_or_path is given with --tied, which is one encoder for both; omit one" in output
+    assert not (tmp_path / "out").exists()
