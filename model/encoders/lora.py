@@ -92,7 +92,7 @@ def insert(encoder: Encoder, settings: LoraSettings, targets: list[str], seed: i
     )
     encoder.requires_grad_(False)
     with torch.random.fork_rng([]):  # training's own draws are those of a run without
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed resets every GPU's, too
         inject_adapter_in_model(config, encoder.adapted)
     make_dropout_quick(encoder.adapted)
 

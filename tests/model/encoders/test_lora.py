@@ -74,6 +74,14 @@ def test_new_adapters_change_nothing_and_are_all_that_is_trained(tmp_path: Path)
     assert torch.equal(first, same) and not torch.equal(first, another)
 
 
+def test_new_adapters_leave_the_generators_of_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = base_directory(tmp_path / "base")
+    encoder, seeds = load_encoder("rdot_nll", str(base)), list[int]()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    add_adapters(encoder, SETTINGS, str(base), seed=1)
+    assert seeds == []
+
+
 def test_an_adapted_layer_is_the_paper_s_formula(tmp_path: Path) -> None:
     """h = W x + alpha / r B A x (section 4.1), and merged is W + alpha / r B A."""
     encoder = adapted(base_directory(tmp_path / "base"))
