@@ -105,6 +105,8 @@ def read_sentence_files(directory: Path) -> SentenceFiles | None:
         raise UserError(f"{path} begins with the module {body}, expected {' or '.join(BODIES)}; take another model")
     settings = read_json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
     prompts = settings.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise UserError(f"{directory / SETTINGS} has prompts {prompts!r}, expected an object of texts: it is damaged")
     query_prefix = first_prompt(prompts, ["query"])
     passage_prefix = first_prompt(prompts, ["document", "passage", "corpus"])
     pooling = ""

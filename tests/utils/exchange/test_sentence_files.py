@@ -127,6 +127,11 @@ def test_no_modules_json_is_none(tmp_path: Path) -> None:
             "pools without the prompt's tokens",
         ),
         (OLD, {"1_Pooling__config": MEAN, "sentence_bert_config": {"max_seq_length": -1}}, "says max_seq_length -1"),
+        (
+            OLD,
+            {"1_Pooling__config": MEAN, "config_sentence_transformers": {"prompts": ["query: "]}},
+            "has prompts ['query: '], expected an object of texts",
+        ),
     ],
 )
 def test_what_no_encoder_does_is_said_in_one_line(
