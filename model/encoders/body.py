@@ -23,7 +23,7 @@ from model.encoders.base import Encoder
 from model.encoders.spec import EncoderSpec, positive_number
 from model.kernels.cpu_dropout import BY_DEVICE, make_dropout_quick
 from model.kernels.cpu_linear import prepack_products
-from model.kernels.families import FAMILIES, family_of
+from model.kernels.families import begins_behind_pad_id, family_of, position_padding
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, hidden_of_packed
 from model.token_batch import TokenBatch
 from utils.errors import UserError, one_line
@@ -175,17 +175,17 @@ class BodyEncoder(Encoder):
 # What is known of a body before it is made
 
 
-def position_padding(config: Any) -> int:
-    """The id behind which positions begin: RoBERTa's is the padding's, MPNet's is written in its code."""
-    return 1 if config.model_type == "mpnet" else int(config.pad_token_id)
-
-
 def config_of(values: Mapping[str, Any], where: str) -> PretrainedConfig:
     """transformers' config with these values, its defaults in place of those that are not there.
 
     ``where`` is what an error names. UserError for an architecture that transformers does not know, or damaged values.
     """
     kind = values.get("model_type")
+    if kind == "dpr":
+        raise UserError(
+            f"{where} is of a dpr model, expected one encoder: give --model_type dpr, and convert transformers' own "
+            "DPR encoders to it by python -m model.convert first"
+        )
     if kind not in CONFIG_MAPPING_NAMES:
         raise UserError(f"{where} is of a {kind!r} model, which transformers does not know; take another model")
     try:
@@ -194,6 +194,10 @@ def config_of(values: Mapping[str, Any], where: str) -> PretrainedConfig:
         raise UserError(f"{where} describes no {kind} model ({one_line(error)[:300]})") from None
     if config.is_encoder_decoder:
         raise UserError(f"{where} is of a {kind} model, an encoder with a decoder; expected an encoder alone")
+    if not hasattr(config, "vocab_size"):
+        raise UserError(f"{where} is of a {kind} model without a vocab_size, expected an encoder of texts")
+    if begins_behind_pad_id(kind) and kind != "mpnet" and config.pad_token_id is None:
+        raise UserError(f"{where} has no pad_token_id, behind which a {kind} model's positions begin: it is damaged")
     return config
 
 
@@ -201,8 +205,7 @@ def spec_of_body(config: PretrainedConfig) -> EncoderSpec:
     """Of rows that are pooled as they are. UserError where the config does not say how wide they are."""
     values: dict[str, Any] = {"hidden_size": getattr(config, "hidden_size", None), "vocab_size": config.vocab_size}
     positions = getattr(config, "max_position_embeddings", None)
-    family = FAMILIES.get(config.model_type)
-    if positions is not None and family is not None and family.behind_pad_id:
+    if positions is not None and begins_behind_pad_id(str(config.model_type)):
         positions -= position_padding(config) + 1
     return EncoderSpec(
         embedding_dim=positive_number(values, ["hidden_size"]),

@@ -57,6 +57,10 @@ FAMILIES = {
     "distilbert": Family(lambda model: model.transformer.layer, _compute_first_token_of_block),
     "mpnet": Family(_layers_of_encoder, compute_first_alone, behind_pad_id=True, takes_attention=False),
 }
+# Of those whose texts have to be padded, whose positions begin as RoBERTa's do (transformers' padding_idx + 1).
+PADDED_BEHIND_PAD_ID = frozenset(
+    ("data2vec-text", "ibert", "longformer", "luke", "markuplm", "roberta-prelayernorm", "xlm-roberta-xl", "xmod")
+)
 
 
 def family_of(model: Any) -> Family | None:
@@ -65,3 +69,13 @@ def family_of(model: Any) -> Family | None:
     if family is not None and not family.takes_attention:
         make_packable(model)
     return family
+
+
+def begins_behind_pad_id(kind: str) -> bool:
+    """Whether a ``model_type``'s positions begin behind the padding's id, and are fewer by so many."""
+    return kind in PADDED_BEHIND_PAD_ID or (kind in FAMILIES and FAMILIES[kind].behind_pad_id)
+
+
+def position_padding(config: Any) -> int:
+    """The id behind which positions begin: RoBERTa's is the padding's, MPNet's is written in its code."""
+    return 1 if config.model_type == "mpnet" else int(config.pad_token_id)

@@ -144,6 +144,28 @@ def test_the_spec_is_that_of_the_model(kind: str) -> None:
     assert {"embeddings", "layer_0", "layer_1"} <= groups <= {"embeddings", "layer_0", "layer_1", "head"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("longformer", {"attention_window": 8}),
+        ("xlm-roberta-xl", {}),
+        ("data2vec-text", {}),
+        ("roberta-prelayernorm", {}),
+        ("ibert", {}),
+        ("xmod", {"languages": ["en_XX"], "default_language": "en_XX"}),
+        ("luke", {"entity_vocab_size": 10}),
+        ("markuplm", {}),
+    ],
+)
+def test_padded_families_whose_positions_begin_as_roberta_s(kind: str, changes: dict[str, Any]) -> None:
+    config = config_of({"model_type": kind, **families.BERT, "num_hidden_layers": 1, **changes}, kind)
+    longest, body = spec_of_body(config).max_query_length, Body(new_model(config).eval(), "mean")
+    assert longest == POSITIONS - 2
+    body.pooled(batch_of(texts_of([longest])))
+    with pytest.raises((IndexError, RuntimeError)):
+        body.pooled(batch_of(texts_of([longest + 1])))
+
+
 def test_words_of_pooling() -> None:
     assert [pooling_of(word) for word in POOLINGS] == ["first", "mean", "last", "first"]
 
@@ -155,6 +177,10 @@ def test_words_of_pooling() -> None:
         ({}, "is of a None model"),
         ({"model_type": "t5"}, "is of a t5 model, an encoder with a decoder"),
         ({"model_type": "bert", "hidden_size": "wide"}, "describes no bert model"),
+        ({"model_type": "dpr"}, "is of a dpr model, expected one encoder: give --model_type dpr, and convert"),
+        ({"model_type": "vit"}, "is of a vit model without a vocab_size"),
+        ({"model_type": "clip"}, "is of a clip model without a vocab_size"),
+        ({"model_type": "roberta", "pad_token_id": None}, "has no pad_token_id, behind which a roberta model's"),
     ],
 )
 def test_what_is_no_encoder_is_refused(values: dict[str, Any], problem: str) -> None:
