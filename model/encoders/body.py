@@ -196,7 +196,7 @@ def config_of(values: Mapping[str, Any], where: str) -> PretrainedConfig:
         raise UserError(f"{where} is of a {kind} model, an encoder with a decoder; expected an encoder alone")
     if not hasattr(config, "vocab_size"):
         raise UserError(f"{where} is of a {kind} model without a vocab_size, expected an encoder of texts")
-    if begins_behind_pad_id(kind) and kind != "mpnet" and config.pad_token_id is None:
+    if begins_behind_pad_id(str(kind)) and kind != "mpnet" and config.pad_token_id is None:
         raise UserError(f"{where} has no pad_token_id, behind which a {kind} model's positions begin: it is damaged")
     return config
 
@@ -205,7 +205,7 @@ def spec_of_body(config: PretrainedConfig) -> EncoderSpec:
     """Of rows that are pooled as they are. UserError where the config does not say how wide they are."""
     values: dict[str, Any] = {"hidden_size": getattr(config, "hidden_size", None), "vocab_size": config.vocab_size}
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and begins_behind_pad_id(str(config.model_type)):
+    if positions is not None and begins_behind_pad_id(config.model_type):
         positions -= position_padding(config) + 1
     return EncoderSpec(
         embedding_dim=positive_number(values, ["hidden_size"]),
