@@ -1,8 +1,10 @@
 """A dataset of the package ir_datasets (MacAvaney et al. 2021, arXiv 2103.02280), by its name.
 
-A name with judgements, as ``msmarco-passage/trec-dl-2019/judged``, is one split; one without, as ``beir/scifact``, has
-its subsets as splits (``beir/scifact/test``), those directly below it. A split is called by the first word behind the
-collection's own name: trec-dl-2019, test. What the package downloads it keeps, in ~/.ir_datasets or IR_DATASETS_HOME.
+A name with judgements, as ``msmarco-passage/trec-dl-2019/judged``, is one split, and so is one with queries below the
+collection's own name, as ``tripclick/test``; another, as ``beir/scifact``, has its subsets as splits
+(``beir/scifact/test``), those directly below it and over the same documents. A split is called by the first word behind
+the collection's own name: trec-dl-2019, test. What the package downloads it keeps, in ~/.ir_datasets or
+IR_DATASETS_HOME.
 """
 
 from __future__ import annotations
@@ -115,16 +117,21 @@ def find(request: SourceRequest) -> IrDataset:
     if not dataset.has_docs():
         raise UserError(f"ir_datasets' {name} has no documents, expected a dataset to search in; name another")
     parent = irds.docs_parent_id(name)
-    names = [name] if dataset.has_qrels() else [*subsets(irds, name)] or [name]
+    is_split = dataset.has_qrels() or (dataset.has_queries() and name != parent)
+    names = [name] if is_split else [*subsets(irds, name, parent)] or [name]
     splits: dict[str, SplitFiles] = {}
     for each in names:
         found = load(irds, each)
         if not found.has_queries():
             continue
         split = each.removeprefix(parent).strip("/").partition("/")[0] or ONLY_SPLIT
+        if split in splits:
+            raise UserError(
+                f"ir_datasets' {splits[split].queries} and {each} are both a split {split}; name one of them"
+            )
         splits[split] = SplitFiles(each, each if found.has_qrels() else None)
     if not splits:
-        raise UserError(f"ir_datasets' {name} has no queries, and none of its subsets; name one that has")
+        raise UserError(f"ir_datasets' {name} has no queries, and no subset over its documents has; name one that has")
     return IrDataset(name, parent, splits)
 
 
@@ -137,6 +144,7 @@ def load(irds: ModuleType, name: str) -> Any:
         raise UserError(f"ir_datasets has no dataset {name}{hint}") from None
 
 
-def subsets(irds: ModuleType, name: str) -> list[str]:
-    """The datasets directly below ``name``, in the package's order."""
-    return [each for each in irds.registry if each.startswith(f"{name}/") and "/" not in each[len(name) + 1 :]]
+def subsets(irds: ModuleType, name: str, parent: str) -> list[str]:
+    """The datasets directly below ``name`` that have the documents of ``parent``, in the package's order."""
+    below = [each for each in irds.registry if each.startswith(f"{name}/") and "/" not in each[len(name) + 1 :]]
+    return [each for each in below if load(irds, each).has_docs() and irds.docs_parent_id(each) == parent]

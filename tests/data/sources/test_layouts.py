@@ -255,16 +255,44 @@ def test_names_of_ir_datasets_become_splits() -> None:
     """By the package's own list; nothing is fetched."""
     found = {
         name: dict(open_source(SourceRequest(None, dataset=name)).split_files)
-        for name in ("beir/nfcorpus", "msmarco-passage/trec-dl-2019/judged", "beir/arguana", "msmarco-document/eval")
+        for name in (
+            "beir/nfcorpus",
+            "msmarco-passage/trec-dl-2019/judged",
+            "beir/arguana",
+            "msmarco-document/eval",
+            "msmarco-passage/eval",
+            "car/v1.5/trec-y1",
+            "tripclick/test",
+        )
     }
     assert {name: list(splits) for name, splits in found.items()} == {
         "beir/nfcorpus": ["dev", "test", "train"],
         "msmarco-passage/trec-dl-2019/judged": ["trec-dl-2019"],
         "beir/arguana": ["test"],
         "msmarco-document/eval": ["eval"],
+        "msmarco-passage/eval": ["eval"],
+        "car/v1.5/trec-y1": ["trec-y1"],
+        "tripclick/test": ["test"],
     }
+    own = {found[name][split].queries for name, split in (("msmarco-passage/eval", "eval"), ("tripclick/test", "test"))}
+    assert own == {"msmarco-passage/eval", "tripclick/test"}
     assert found["beir/nfcorpus"]["test"].qrels == "beir/nfcorpus/test"
     assert found["msmarco-document/eval"]["eval"].qrels is None
+
+
+def test_subsets_of_one_split_and_subsets_over_other_documents_are_refused(
+    monkeypatch: pytest.MonkeyPatch, register: Callable[[str, Path], str], shared_collection: Path
+) -> None:
+    with pytest.raises(UserError, match="trec-tot/2025 has no queries, and no subset over its documents has"):
+        open_source(SourceRequest(None, dataset="trec-tot/2025"))
+    name = register("tests-repeat", shared_collection)
+    registered = ir_datasets.registry._registered
+    docs = registered[name].docs_handler()
+    monkeypatch.setitem(registered, f"{name}/group", Dataset(docs))
+    for part in ("a", "b"):
+        monkeypatch.setitem(registered, f"{name}/group/{part}", registered[f"{name}/dev"])
+    with pytest.raises(UserError, match=f"{name}/group/a and {name}/group/b are both a split group; name one of them"):
+        open_source(SourceRequest(None, dataset=f"{name}/group"))
 
 
 def test_without_network_or_package_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
