@@ -17,7 +17,7 @@ from results.plots.curves import arm_names, capital, figures
 from results.read.arm import Arm
 from results.read.evaluation import HEADINGS, HEADINGS_OF_DOCUMENTS, REPORTED, Evaluation
 from results.read.logged import read_measures
-from results.read.run import Run
+from results.read.run import Run, given_row
 from results.read.study import Study
 from utils.ir.metrics import MRR, NDCG
 
@@ -84,7 +84,11 @@ def short_table(run: Run) -> str:
         return [name, *(cell(evaluation.metrics.get(metric)) for metric in metrics), over]
 
     rows = [["", *(HEADINGS[metric] for metric in metrics), f"{MRR_LABEL} over {run.start_name}"]]
-    rows += [row("BM25", run.bm25), *(row(*given) for given in run.given.items()), row(run.start_name, run.warmup)]
+    rows += [
+        row("BM25", run.bm25),
+        *(row(given_row(name), found) for name, found in run.given.items()),
+        row(run.start_name, run.warmup),
+    ]
     rows += [row(arm.name, arm.evaluation, gain(arm.evaluation.metrics.get(MRR), base)) for arm in run.arms]
     return columns(rows)
 
@@ -119,7 +123,7 @@ def table(run: Run) -> str:
 
     of_mrr = (f"{MRR_LABEL} over {run.start_name}", f"best {MRR_LABEL}")
     heading = ["", *headings.values(), *of_mrr, "steps", "refreshes", "seconds"]
-    rows = [heading, row("BM25", run.bm25), *(row(*given) for given in run.given.items())]
+    rows = [heading, row("BM25", run.bm25), *(row(given_row(name), found) for name, found in run.given.items())]
     rows.append(row(run.start_name, run.warmup))
     base = run.warmup.metrics.get(MRR)
     for arm in run.arms:
@@ -177,7 +181,7 @@ def what_was_run(run: Run) -> list[str]:
         f"- collection: {', '.join(counts)}",
         f"- {run.start_name}: `{short_path(run.warmup.model, run.directory)}`{at_step}; every arm starts from it",
     ]
-    lines += [f"- {name}: the run `{short_path(found.model, run.directory)}`" for name, found in run.given.items()]
+    lines += [f"- {given_row(name)}: `{short_path(found.model, run.directory)}`" for name, found in run.given.items()]
     for arm in run.arms:
         strategy = f"negatives `{arm.strategy}`, " if arm.strategy else ""
         seed = f", seed {arm.seed}" if arm.seed is not None else ""

@@ -205,6 +205,11 @@ def read_given(directory: Path, split: str) -> dict[str, Evaluation]:
     return {path.parent.name: read_evaluation(path, "run drivers.run_eval --run again", split) for path in paths}
 
 
+def given_row(name: str) -> str:
+    """What a given run is called next to BM25, the warmup and the arms: one may be named as these are."""
+    return f"run {name}"
+
+
 def find_confounds(evaluations: Mapping[str, Evaluation], arms: tuple[Arm, ...]) -> tuple[str, ...]:
     """Differences that make a comparison of these numbers unfair, one sentence each.
 
@@ -259,5 +264,6 @@ def read_run(directory: Path, name: str) -> Run:
         listed = ", ".join(f"{arm.name} {arm.split}" for arm in arms)
         raise UserError(f"{layout.arms}: arms are measured on different splits ({listed}), expected one: report each")
     given = read_given(layout.given_runs, arms[0].split)
-    confounds = find_confounds({"bm25": bm25, "warmup": warmup, **given}, arms)
+    given_rows = {given_row(name): evaluation for name, evaluation in given.items()}
+    confounds = find_confounds({"bm25": bm25, "warmup": warmup, **given_rows}, arms)
     return Run(name, directory, collection, bm25, warmup, given, arms, unfinished, confounds)

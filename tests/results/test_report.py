@@ -572,15 +572,28 @@ def test_runs_that_were_given_are_rows(tmp_path: Path) -> None:
     found = read(run)
     assert found.given["splade"].metrics == reported(0.33) and found.given["splade"].split == "test"
     rows = [line.split()[0] for line in short_table(found).splitlines()[1:]]
-    assert rows[:3] == ["BM25", "splade", "warmup"]
-    assert "| splade | 0.3800 | 0.3300 |" in re.sub(" +", " ", table(found))
+    assert rows[:3] == ["BM25", "run", "warmup"]
+    assert "| run splade | 0.3800 | 0.3300 |" in re.sub(" +", " ", table(found))
     assert report_of(found)["given"] == {"splade": reported(0.33)}
     warning = next(line for line in found.warnings if "call the same grades relevant" in line)
-    assert "splade 2" in warning and "top 1" in warning
+    assert "run splade 2" in warning and "top 1" in warning
     assert not any("different numbers of test queries" in line for line in found.warnings)
     text = "\n".join(blocks_of([found]))
-    assert "- splade: the run `elsewhere/splade.trec`" in text
+    assert "- run splade: `elsewhere/splade.trec`" in text
     assert "given" not in report_of(read(write_run(tmp_path / "without")))
+
+
+@pytest.mark.parametrize(("name", "place"), [("bm25", "bm25"), ("warmup", "warmup/eval"), ("top", "arms/top/eval")])
+def test_a_given_run_may_have_the_name_of_another_row(tmp_path: Path, name: str, place: str) -> None:
+    """Both rows are there, and what cannot be compared is said of the other one."""
+    run = write_run(tmp_path / "run", ARMS)
+    write_json(run / "runs" / name / "metrics.json", {"metrics": metrics(0.3), "queries": 1000, "model": "x.trec"})
+    path = run / place / "metrics.json"
+    write_json(path, {**json.loads(path.read_text()), "queries": 7})
+    found = read(run)
+    warning = next(line for line in found.warnings if "different numbers of" in line)
+    assert f"{name} 7" in warning and f"run {name} 1000" in warning
+    assert f"| run {name} |" in re.sub(" +", " ", table(found))
 
 
 def test_documents_have_a_column_of_theirs(tmp_path: Path) -> None:
