@@ -96,20 +96,22 @@ class Preprocessed:
     def dev_split(self, asked: str = "") -> str:
         """The split that is measured while training: --dev_split where ``asked`` is not "".
 
-        Else, of those that have qrels, ``dev`` where there is one, or the first that is not trained on. UserError where
-        there is none.
+        Else the first of `judged_splits`. UserError where there is none.
         """
         if asked:
             self.check_split(asked)
-        others = [split for split in self.splits if split != TRAIN and self.has_qrels(split)]
+        others = self.judged_splits()
         if not others or (asked and asked not in others):
             raise UserError(
                 f"{self.directory}: nothing to measure on while training: expected a split other than train that has "
                 f"qrels, there is {', '.join(others) or 'none'}; name one by --dev_split"
             )
-        if asked:
-            return asked
-        return DEV if DEV in others else others[0]
+        return asked or others[0]
+
+    def judged_splits(self) -> list[str]:
+        """Those with qrels that are not trained on, ``dev`` first."""
+        others = [split for split in self.splits if split != TRAIN and self.has_qrels(split)]
+        return sorted(others, key=lambda split: split != DEV)
 
     def queries(self, split: str) -> TokenCache:
         """UserError where there is no such split, or the cache is damaged or not of the manifest's size."""

@@ -76,7 +76,7 @@ def all_queries(collection: Preprocessed, split: str) -> RankedSplit:
 def splits_asked(
     collection: Preprocessed, names: Sequence[str] | None, only_positive: bool = False
 ) -> list[RankedSplit]:
-    """The splits of these names, each once; without one ``dev`` where there is one, else the first that is judged.
+    """The splits of these names, each once; without one the first of the collection's `judged_splits`.
 
     Args:
         collection: that has them.
@@ -84,10 +84,16 @@ def splits_asked(
         only_positive: queries with a positive alone are ranked.
 
     Raises:
-        UserError: there is no such split.
+        UserError: there is no such split, or none is named and none but train is judged.
     """
     ranked = queries_with_positive if only_positive else all_queries
-    return [ranked(collection, name) for name in dict.fromkeys(names or [collection.dev_split()])]
+    names = names or collection.judged_splits()[:1]
+    if not names:
+        raise UserError(
+            f"{collection.directory} has no split other than train with qrels, only {', '.join(collection.splits)}; "
+            "name those to rank by --split"
+        )
+    return [ranked(collection, name) for name in dict.fromkeys(names)]
 
 
 def check_level(splits: Sequence[RankedSplit], relevance_level: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import ir_measures
@@ -17,8 +18,10 @@ import pytest
 from data.sources.qrels import qrel_name, query_name
 from data.tokens.collection import open_preprocessed
 from data.tokens.token_cache import cache_files
+from drivers.evaluate.splits import splits_asked
 from model.encoders.static import StaticEncoder
 from tests.forked import run
+from utils.errors import UserError
 from utils.exchange.evaluations import read_metrics
 from utils.exchange.verify import signature_of
 
@@ -153,6 +156,16 @@ def check_holes(base: Path, pooled: dict[str, float], path: Path) -> None:
 def test_the_default_split_is_dev(base: Path, tmp_path: Path) -> None:
     evaluate(base, *model_flags(base), "--topk", "10", "--output_dir", tmp_path)
     assert read_metrics(tmp_path / "metrics.json")["split"] == "dev"
+
+
+def test_without_a_judged_split_one_is_to_be_named(base: Path) -> None:
+    """In the words of this program's flags; one that is named needs no judgements."""
+    collection = open_preprocessed(base / "data", 1, 1)
+    counts = {name: count for name, count in collection.manifest["counts"].items() if "qrel" not in name}
+    unjudged = replace(collection, manifest={**collection.manifest, "counts": counts})
+    with pytest.raises(UserError, match=r"no split other than train with qrels, .*name those to rank by --split$"):
+        splits_asked(unjudged, None)
+    assert [split.name for split in splits_asked(unjudged, ["dev"])] == ["dev"]
 
 
 def test_a_run_without_a_model_is_what_the_model_s_evaluation_is(base: Path, tmp_path: Path) -> None:
