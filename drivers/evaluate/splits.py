@@ -101,9 +101,10 @@ def check_level(splits: Sequence[RankedSplit], relevance_level: int) -> None:
     for split in splits:
         grades = [grade for passages in split.judgements.values() for grade in passages.values()]
         if relevance_level > 1 and grades and max(grades) < relevance_level:
+            advice = "give a lower one" if len(splits) == 1 else f"evaluate {split.name} by itself with a lower one"
             raise UserError(
                 f"--relevance_level is {relevance_level}, the highest grade of {split.name} is {max(grades)}: nothing "
-                "would be relevant; give a lower one"
+                f"would be relevant; {advice}"
             )
 
 

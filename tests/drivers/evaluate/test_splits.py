@@ -281,10 +281,14 @@ def refusals(base: Path, tmp_path: Path) -> dict[str, tuple[tuple[str | Path, ..
         ),
         "a run's measure": (("--run", good, "--metrics", "R"), "--metrics 'R': it has no cut-off"),
         "a level": (("--run", good, "--relevance_level", "3", "--split", "dev"), "the highest grade of dev is 1"),
+        "a level of one of two": (
+            ("--run", good, "--relevance_level", "2", "--split", "test", "dev"),
+            "of dev is 1: nothing would be relevant; evaluate dev by itself with a lower one",
+        ),
     }
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", range(10))
 def test_what_is_refused_in_one_line(base: Path, tmp_path: Path, case: int) -> None:
     flags, told = [*refusals(base, tmp_path).values()][case]
     said = evaluate(base, *flags, "--output_dir", tmp_path / "out", code=2)
