@@ -192,12 +192,26 @@ def run(job: ExportJob) -> None:
 
 
 def export_run(job: ExportJob) -> None:
-    """The lists as they are, known positives and all."""
+    """The lists as they are, known positives and all. UserError where a list is not in the order of its scores."""
+    check_scores_descend(job.ranked, job.tag)
     query_ids = job.collection.queries(TRAIN).original_ids()
     ids = [query_ids[query] for query in job.ranked.query_Q.tolist()]
     passage_ids = job.collection.passages.original_ids()
     write_run(job.output, ids, passage_ids, job.ranked.passage_QK, job.ranked.score_QK, job.tag)
     say(f"wrote {job.output}: {len(ids):,} queries")
+
+
+def check_scores_descend(ranked: Candidates, name: str) -> None:
+    """UserError where a list's scores ascend: a run's order is that of its scores, so others would be written.
+
+    Passages that no search has returned have the score 0, and come last whatever is above them.
+    """
+    is_worse_QK = (ranked.score_QK[:, 1:] > ranked.score_QK[:, :-1]) & (ranked.passage_QK[:, 1:] >= 0)
+    if ascending := int(is_worse_QK.any(axis=1).sum()):
+        raise UserError(
+            f"{name}: {ascending:,} of {len(ranked.query_Q):,} lists are not in the order of their scores, expected "
+            "descending ones for --format trec; export them in another format"
+        )
 
 
 def write_records(staged: Path, job: ExportJob, source: Source, records: RecordsOf) -> tuple[int, int]:

@@ -174,6 +174,28 @@ def test_a_run_has_the_lists_as_they_are(given_flags: dict[str, object], raw: Ra
     )
 
 
+def test_a_run_of_negatives_keeps_their_scores_and_lists_whose_scores_ascend_are_refused(
+    given_flags: dict[str, object], raw: Raw, bm25: Path, tmp_path: Path
+) -> None:
+    flags = {name: given_flags[name] for name in ("training_data", "data_dir")} | {"format": "trec"}
+    call(export.main, **flags, output=tmp_path / "random.trec")
+    found: dict[str, dict[str, float]] = {}
+    for line in (tmp_path / "random.trec").read_text().splitlines():
+        query, _, passage, _, score, _ = line.split(" ")
+        found.setdefault(query, {})[passage] = float(score)
+    assert {query: list(scores) for query, scores in found.items()} == raw.negatives
+    assert all(s == pytest.approx(raw.candidates[q][p], abs=1e-5) for q, row in found.items() for p, s in row.items())
+
+    rows = [line.split("\t") for line in (bm25 / "ann_training_data_0").read_text().splitlines()]
+    rows[0][3], rows[0][4] = "1,2,3,4,0", "-1,-2,-3,-4,0"  # the last is of no search: its score is 0
+    (tmp_path / "mixed").mkdir()
+    mixed = tmp_path / "mixed" / "ann_training_data_0"
+    mixed.write_text("".join("\t".join(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"1 of 60 lists are not in the order of their scores") as caught:
+        call(export.main, **{**flags, "training_data": mixed}, output=tmp_path / "mixed.trec")
+    assert "\n" not in str(caught.value) and not (tmp_path / "mixed.trec").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
