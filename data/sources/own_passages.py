@@ -36,9 +36,12 @@ class PassageWatch:
 
 
 def is_own_text(query: str, passage: Passage) -> bool:
-    """Whether one holds the other, but for case, blanks and the passage's title. Nothing holds a blank text."""
+    """Whether they are one text, but for case, blanks and the passage's title. A blank text is nobody's.
+
+    A text that holds the query is not: a short query is a part of many an answer to it.
+    """
     query, text = folded(query), folded(passage.text)
-    return bool(query and text) and (text in query or query in f"{folded(passage.title or '')} {text}")
+    return bool(text) and query in (text, folded(f"{passage.title or ''} {text}"))
 
 
 def folded(text: str) -> str:

@@ -190,12 +190,16 @@ def test_what_people_expect_of_beir_is_said(
     folder = tmp_path / "arguana"
     (folder / "qrels").mkdir(parents=True)
     corpus = [("a", "Topic", "Meat is  murder."), ("b", "Topic", "Meat is food."), ("1", "", "one"), ("e", "", "")]
+    corpus += [("2", "", "Two and more."), ("3", "Three", "x")]
     lines = [json.dumps({"_id": an_id, "title": title, "text": text}) for an_id, title, text in corpus]
     (folder / "corpus.jsonl").write_text("\n".join(lines))
     queries = {"a": "topic meat is murder.", "b": "Meat is food.", "1": "another text by chance", "z": "nowhere"}
+    queries |= {"2": "more", "3": "what is three x"}  # a part of it, and more than it
     lines = [json.dumps({"_id": an_id, "text": text}) for an_id, text in queries.items()]
     (folder / "queries.jsonl").write_text("\n".join(lines))
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\na\tb\t1\nb\ta\t1\nb\tb\t0\n1\ta\t1\n")
+    (folder / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\na\tb\t1\nb\ta\t1\nb\tb\t0\n1\ta\t1\n2\ta\t1\n3\ta\t1\n"
+    )
     assert preprocess(monkeypatch, tmp_path / "out", tiny_tokenizer, "--data_dir", folder) == 0
     said = capsys.readouterr().out
     for words in (
@@ -208,7 +212,7 @@ def test_what_people_expect_of_beir_is_said(
         assert words in said, said
     found = open_preprocessed(tmp_path / "out", 32, 16)
     assert found.own_passages("test") == {0: 0, 1: 1}
-    assert len(found.passages) == 4 and found.splits == ("test",)
+    assert len(found.passages) == 6 and found.splits == ("test",)
 
 
 MIXED: dict[str, tuple[tuple[str, ...], str]] = {
