@@ -35,6 +35,7 @@ class TextUse:
         is_trained: it has seen texts, and is no mere body to start from.
         said: --text_profile, or "".
         may_change: --change_text_profile.
+        model_type: a word of --model_type; of ANCE's layout alone does the ANN stage know what its start has seen.
     """
 
     model: str
@@ -43,6 +44,7 @@ class TextUse:
     is_trained: bool
     said: str = ""
     may_change: bool = False
+    model_type: str = ""
 
     @property
     def known(self) -> ModelTexts:
@@ -89,7 +91,7 @@ def ann_start(collection: Preprocessed, using: TextUse) -> ModelTexts:
 
     UserError where it is not, or the collection is of another profile.
     """
-    if using.use != "ann":
+    if using.use != "ann" or using.model_type != ANCE_TYPE:
         raise UserError(
             f"{using.model} records no text_profile, and its tensors cannot tell it: say how its texts became tokens "
             f"by --text_profile ({', '.join(TEXT_PROFILES)})"

@@ -133,7 +133,9 @@ def text_use(flags: OpeningFlags, model: str, use: Use) -> TextUse:
         texts = with_default(texts, flags.model_type)
     has_seen_texts = bool(name) and (use == "encode" or is_trained(name, flags.model_type))
     may_change = not isinstance(flags, EvalFlags | NeighbourhoodFlags) and flags.change_text_profile
-    return TextUse(name, texts, use, has_seen_texts, flags.text_profile, may_change and use != "encode")
+    return TextUse(
+        name, texts, use, has_seen_texts, flags.text_profile, may_change and use != "encode", flags.model_type
+    )
 
 
 # The model, and what it computes on

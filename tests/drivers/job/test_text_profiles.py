@@ -236,6 +236,17 @@ def test_weights_of_ance_start_the_ann_stage_lower_cased(
         generated(ance_weights, collections["hf"], tmp_path, inference="true", dry_run="true")
 
 
+def test_weights_of_dpr_s_layout_are_not_taken_for_ance_s(collections: dict[str, Path]) -> None:
+    unknown, of_ance = ModelTexts(), open_preprocessed(collections["ance"], 1, 1)
+    assert "the default of the ANN stage" in check_texts(
+        of_ance, TextUse("x", unknown, "ann", True, model_type="rdot_nll")
+    )
+    for profile in PROFILES:
+        collection = open_preprocessed(collections[profile], 1, 1)
+        with pytest.raises(UserError, match="x records no text_profile, and its tensors cannot tell it: say how"):
+            check_texts(collection, TextUse("x", unknown, "ann", True, model_type="dpr"))
+
+
 def test_training_may_start_from_another_profile_where_the_flag_says_so(
     ance_weights: Path, collections: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
