@@ -5,8 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.exchange.model_files import CONFIG, HEAD_WEIGHTS, INDEX, WEIGHTS, base_of, shards_of, weights_sha256
-from utils.exchange.sentence_files import MODULES, SETTINGS, TRANSFORMERS, modules_of
+from utils.exchange.model_files import (
+    CONFIG,
+    HEAD_WEIGHTS,
+    INDEX,
+    MODULES,
+    WEIGHTS,
+    base_of,
+    modules_of,
+    shards_of,
+    weights_sha256,
+)
+from utils.exchange.sentence_files import SETTINGS, TRANSFORMERS
 from utils.hub import hub_file, is_path
 
 BASE_REMEDY = "bring the base back to its place, or merge the adapters where it is with python -m model.convert"

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from utils.declared.text_profiles import RECORDED_PROFILES, TextProfile
-from utils.exchange.model_files import CONFIG, SAFETENSORS
-from utils.exchange.sentence_files import MODULES, SETTINGS, TRANSFORMER
+from utils.exchange.model_files import CONFIG, MODULES, SAFETENSORS
+from utils.exchange.sentence_files import SETTINGS, TRANSFORMER
 from utils.json_text import json_text
 
 TABLE_CONFIG = "table_config.json"

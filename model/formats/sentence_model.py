@@ -30,8 +30,8 @@ from utils.declared.layouts import ANCE
 from utils.declared.text_settings import TEXT_KEYS
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
-from utils.exchange.model_files import CONFIG, SAFETENSORS
-from utils.exchange.sentence_files import MODULES, SentenceFiles, read_sentence_files
+from utils.exchange.model_files import CONFIG, MODULES, SAFETENSORS
+from utils.exchange.sentence_files import SentenceFiles, read_sentence_files
 from utils.json_text import json_text
 from utils.model_texts import from_sentence_files
 

@@ -7,6 +7,7 @@ adapters in place of weights, and names the base that they are of (`base_of`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from utils.declared.text_settings import INITIAL_PROFILE, TEXT_KEYS
 from utils.errors import UserError
-from utils.exchange.atomic import read_json, sha256_of, sha256_of_json
+from utils.exchange.atomic import read_bytes, read_json, sha256_of, sha256_of_json
 from utils.exchange.layout import TOKENIZER_FILE
 
 CONFIG = "config.json"
@@ -22,6 +23,7 @@ INDEX = ".index.json"  # ends the name of a file that lists the shards of weight
 SAFETENSORS = "model.safetensors"
 ADAPTERS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
 ADAPTER_BASE = "adapter_base.json"  # of which weights they are
+MODULES = "modules.json"  # of sentence-transformers
 CARD = "README.md"  # for people and the hub
 # Any of these makes a directory a tokenizer's; those that are there are recorded in a collection's manifest.
 TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -90,6 +92,23 @@ def weight_files(directory: Path) -> list[str]:
     raise UserError(f"{directory} holds no weights, expected one of {', '.join(WEIGHTS)}; give a checkpoint directory")
 
 
+def modules_of(path: Path) -> list[tuple[str, str]]:
+    """The class and the folder of each module that modules.json names, in their order."""
+    try:
+        listed = json.loads(read_bytes(path).decode("utf-8"))
+        named = [(str(module["type"]), str(module["path"])) for module in listed]
+    except (ValueError, TypeError, KeyError):  # not JSON, not UTF-8; no list of objects with these keys
+        named = []
+    if not named:
+        raise UserError(f"{path} is damaged: expected a list of modules, each with type and path")
+    for type_, folder in named:
+        if not type_.startswith("sentence_transformers."):
+            raise UserError(f"{path} names {type_}, code of the model's own, which is not run; take another model")
+        if Path(folder).is_absolute() or ".." in Path(folder).parts:
+            raise UserError(f"{path} names the folder {folder!r}, expected one within the model's directory")
+    return [(type_.rpartition(".")[2], folder) for type_, folder in named]
+
+
 def has_own_head(config: Mapping[str, Any]) -> bool:
     """Whether the weights hold the head: sentence-transformers' files next to them are that library's copy."""
     named = config.get("architectures") or [""]
@@ -98,12 +117,12 @@ def has_own_head(config: Mapping[str, Any]) -> bool:
 
 def head_files(directory: Path) -> list[str]:
     """The names of the files of a head that stands in folders of its own, as sentence-transformers has it."""
-    config = directory / CONFIG
-    if has_own_head(read_json(config) if config.is_file() else {}):
+    config, modules = directory / CONFIG, directory / MODULES
+    if not modules.is_file() or has_own_head(read_json(config) if config.is_file() else {}):
         return []
-    folders = sorted(path for path in directory.glob("[0-9]*_*") if path.is_dir())
-    names = (next((name for name in HEAD_WEIGHTS if (folder / name).is_file()), None) for folder in folders)
-    return [f"{folder.name}/{name}" for folder, name in zip(folders, names, strict=True) if name is not None]
+    folders = sorted({Path(folder).as_posix() for _, folder in modules_of(modules)} - {"."})
+    names = (next((name for name in HEAD_WEIGHTS if (directory / folder / name).is_file()), None) for folder in folders)
+    return [f"{folder}/{name}" for folder, name in zip(folders, names, strict=True) if name is not None]
 
 
 def holds_tensor(directory: Path, name: str) -> bool:

@@ -7,17 +7,16 @@ its ``encode_query`` and ``encode_document`` put in front of a text is in config
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from utils.errors import UserError
-from utils.exchange.atomic import read_bytes, read_json
-from utils.exchange.model_files import CONFIG
+from utils.exchange.atomic import read_json
+from utils.exchange.model_files import CONFIG, MODULES, modules_of
 
-MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+SETTINGS = "config_sentence_transformers.json"
 # Of the transformer, by the kind of body: the first that is there holds.
 TRANSFORMER = "sentence_bert_config.json"
 TRANSFORMERS = (
@@ -117,23 +116,6 @@ def read_sentence_files(directory: Path) -> SentenceFiles | None:
     length, do_lower_case = read_lengths(directory / body_folder)
     head = tuple(read_head_module(path, kind, folder) for kind, folder in others)
     return SentenceFiles(body, body_folder, pooling, head, length, do_lower_case, query_prefix, passage_prefix)
-
-
-def modules_of(path: Path) -> list[tuple[str, str]]:
-    """The class and the folder of each module that modules.json names, in their order."""
-    try:
-        listed = json.loads(read_bytes(path).decode("utf-8"))
-        named = [(str(module["type"]), str(module["path"])) for module in listed]
-    except (ValueError, TypeError, KeyError):  # not JSON, not UTF-8; no list of objects with these keys
-        named = []
-    if not named:
-        raise UserError(f"{path} is damaged: expected a list of modules, each with type and path")
-    for type_, folder in named:
-        if not type_.startswith("sentence_transformers."):
-            raise UserError(f"{path} names {type_}, code of the model's own, which is not run; take another model")
-        if Path(folder).is_absolute() or ".." in Path(folder).parts:
-            raise UserError(f"{path} names the folder {folder!r}, expected one within the model's directory")
-    return [(type_.rpartition(".")[2], folder) for type_, folder in named]
 
 
 def read_pooling(path: Path, has_prompts: bool) -> str:

@@ -145,6 +145,14 @@ def test_the_head_is_part_of_the_identity(tmp_path: Path) -> None:
     assert weights_sha256(other) == before
     shutil.copyfile(directory / "3_LayerNorm" / "model.safetensors", other / "2_Dense" / "model.safetensors")
     assert weights_sha256(other) != before
+    # Whatever its folder is called.
+    (directory / "2_Dense").rename(directory / "Dense")
+    modules = directory / "modules.json"
+    modules.write_text(modules.read_text().replace("2_Dense", "Dense"))
+    before = weights_sha256(directory)
+    assert load_encoder("hf", str(directory)).spec.embedding_dim == 8
+    shutil.copyfile(directory / "3_LayerNorm" / "model.safetensors", directory / "Dense" / "model.safetensors")
+    assert weights_sha256(directory) != before
     configs = [read_config(str(directory), "hf")]
     (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
     configs.append(read_config(str(directory), "hf"))
