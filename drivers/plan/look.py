@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.sources.base import Source
+from data.sources.base import Passage, Source
 from data.sources.qrels import read_judgements
+from data.tokens.text_agreement import text_settings_for
+from data.tokens.text_profile import text_preparer
 from data.tokens.tokenizer import clean_text, encoded_text, load_tokenizer
 from drivers.plan.facts import CollectionFacts, Lengths, ModelFacts
 from model.encoders.registry import read_spec
+from utils.declared.text_settings import TEXT_KEYS
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.evaluations import TRAIN
@@ -29,12 +32,13 @@ QUERY_ENCODER = "question_model"  # in the config of two towers
 SIZES = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"))
 
 
-def look_at_collection(source: Source, tokenizer_dir: str) -> CollectionFacts:
+def look_at_collection(source: Source, model_dir: str, model_type: str) -> CollectionFacts:
     """UserError where a split cannot be read, or there is no judged query.
 
     Args:
         source: The collection.
-        tokenizer_dir: Where the tokenizer is; "" estimates a text's tokens from its words.
+        model_dir: Where the tokenizer is, and how texts become tokens; "" estimates a text's tokens from its words.
+        model_type: A word of --model_type.
     """
     queries: dict[str, int] = {}
     positives = 0.0
@@ -46,15 +50,15 @@ def look_at_collection(source: Source, tokenizer_dir: str) -> CollectionFacts:
         if split == TRAIN and judged:
             positives = sum(grade >= 1 for grade in judgements.values()) / len(judged)
         if not texts or split == TRAIN:
-            texts = [text for query, text in islice(source.queries(split), SAMPLE) if query in judged]
-    passages = [encoded_text(passage, MOST_CHARACTERS) for passage in islice(source.passages(), SAMPLE)]
+            texts = list(islice((text for query, text in source.queries(split) if query in judged), SAMPLE))
+    passage_lengths, query_lengths = text_lengths(list(islice(source.passages(), SAMPLE)), texts, model_dir, model_type)
     return CollectionFacts(
         source=str(source.record["source"]),
         passages=source.estimate_passages() or sum(1 for _ in source.passages()),
         queries=queries,
         positives=positives,
-        passage_lengths=token_lengths(passages, tokenizer_dir),
-        query_lengths=token_lengths([clean_text(text) for text in texts], tokenizer_dir),
+        passage_lengths=passage_lengths,
+        query_lengths=query_lengths,
     )
 
 
@@ -63,16 +67,35 @@ def judged_splits(source: Source) -> list[str]:
     return [split for split, files in source.split_files.items() if files.qrels is not None]
 
 
-def token_lengths(texts: Sequence[str], tokenizer_dir: str) -> Lengths:
-    """Of each text, in tokens; at least one, so that there is something to plan with."""
-    if tokenizer_dir:
-        backend = load_tokenizer(tokenizer_dir).backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        found = [len(encoding.ids) for encoding in backend.encode_batch_fast(list(texts))]
-    else:
-        found = [2 + round(TOKENS_OF_A_WORD * len(text.split())) for text in texts]
-    return Lengths(np.sort(np.array(found or [1], np.int64)))
+def text_lengths(
+    passages: Sequence[Passage], queries: Sequence[str], model_dir: str, model_type: str
+) -> tuple[Lengths, Lengths]:
+    """Of passages and queries as data.msmarco_data by itself makes them into tokens, the model's prefixes among them.
+
+    Args:
+        passages, queries: Their texts as the source has them.
+        model_dir, model_type: As `look_at_collection` takes them.
+    """
+    if not model_dir:
+        texts = [encoded_text(passage, MOST_CHARACTERS) for passage in passages]
+        return estimated_lengths(texts), estimated_lengths(map(clean_text, queries))
+    settings, _ = text_settings_for(model_dir, model_type, dict.fromkeys(TEXT_KEYS))
+    preparer = text_preparer(settings, load_tokenizer(model_dir), MOST_CHARACTERS)
+    backend = preparer.backend
+    backend.no_truncation()
+    backend.no_padding()
+    passage_encodings = backend.encode_batch_fast(list(map(preparer.passage, passages)))
+    query_encodings = backend.encode_batch_fast(list(map(preparer.query, queries)))
+    return lengths_of(map(len, passage_encodings)), lengths_of(map(len, query_encodings))
+
+
+def estimated_lengths(texts: Iterable[str]) -> Lengths:
+    return lengths_of(2 + round(TOKENS_OF_A_WORD * len(text.split())) for text in texts)
+
+
+def lengths_of(tokens: Iterable[int]) -> Lengths:
+    """At least one, so that there is something to plan with."""
+    return Lengths(np.sort(np.array(list(tokens) or [1], np.int64)))
 
 
 def look_at_model(directory: Path) -> ModelFacts:

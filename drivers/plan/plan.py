@@ -113,9 +113,10 @@ def chosen_length(lengths: Lengths, model: ModelFacts, longest: int, covered: fl
         "no more are taken by itself": longest if model.layers else min(longest, LONGEST_WITHOUT_MODEL),
     }
     limit, reason = min((value, words) for words, value in limits.items() if value is not None)
+    first = f"of the first {len(lengths.tokens_T):,} texts"
     if needed <= limit:
-        return Setting(str(needed), f"{1 - lengths.share_above(needed):.0%} of the texts fit whole")
-    return Setting(str(limit), f"{reason}; {lengths.share_above(limit):.0%} of the texts are cut")
+        return Setting(str(needed), f"{1 - lengths.share_above(needed):.0%} {first} fit whole")
+    return Setting(str(limit), f"{reason}; {lengths.share_above(limit):.0%} {first} are cut")
 
 
 def shorter_passages(

@@ -67,7 +67,7 @@ def preflight(flags: PlanFlags) -> PlanJob:
 
 def run(job: PlanJob) -> None:
     """Look at the texts, plan, and say and write it."""
-    collection = look_at_collection(job.source, job.model_dir)
+    collection = look_at_collection(job.source, job.model_dir, job.model.model_type)
     plan = make_plan(collection, job.model, job.machine, job.arm_minutes, job.is_trained)
     plan = {"model_type": Setting(job.model.model_type), "model": Setting(job.model_dir), **plan}
     for line in (*found_lines(collection, job.model, job.machine), *setting_lines(plan)):

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.sources.base import SourceRequest
+from data.sources.registry import open_source
 from drivers import run_plan
 from drivers.plan.facts import ModelFacts
 from drivers.plan.look import look_at_collection, look_at_model
@@ -59,13 +61,31 @@ def test_a_beir_folder(tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFi
     assert (plan["max_seq_length"], plan["topk_training"], plan["batch"]) == ("20", "5", "2")
 
 
+def test_lengths_have_the_model_s_prefixes(tmp_path: Path, model_dir: Path) -> None:
+    source = open_source(SourceRequest(write_beir(tmp_path / "data", SPLITS)))
+    bare = look_at_collection(source, str(model_dir), "static")
+    config = json.loads((model_dir / "config.json").read_text())
+    config |= {"text_profile": "hf", "query_prefix": "? ? ? ? ", "passage_prefix": "! ! "}
+    (model_dir / "config.json").write_text(json.dumps(config))
+    found = look_at_collection(source, str(model_dir), "static")
+    assert np.array_equal(found.passage_lengths.tokens_T, bare.passage_lengths.tokens_T + 2)
+    assert np.array_equal(found.query_lengths.tokens_T, bare.query_lengths.tokens_T + 4)
+
+
+def test_the_first_judged_queries_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those among the first ones: here these have no relevant passage."""
+    data = write_beir(tmp_path / "data", SPLITS | {"train": {f"q{n}": ["d1"] for n in range(4)}})
+    judgements = "q0\td1\t0\nq1\td1\t0\nq2\td1\t1\nq3\td1\t1\n"
+    (data / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + judgements)
+    monkeypatch.setattr("drivers.plan.look.SAMPLE", 2)
+    found = look_at_collection(open_source(SourceRequest(data)), "", "static")
+    assert found.query_lengths.tokens_T.tolist() == [2 + round(1.5 * 3)] * 2
+
+
 def test_ms_marco_s_files(shared_collection: Path, tmp_path: Path) -> None:
     plan = planned(shared_collection, tmp_path / "plan.tsv")
     assert (plan["model_type"], plan["model"], plan["dev_split"]) == ("static", "", "dev")
-    from data.sources.base import SourceRequest
-    from data.sources.registry import open_source
-
-    found = look_at_collection(open_source(SourceRequest(shared_collection)), "")
+    found = look_at_collection(open_source(SourceRequest(shared_collection)), "", "static")
     assert (found.passages, found.queries) == (TINY_PASSAGES, {"train": TINY_TRAIN_QUERIES, "dev": TINY_DEV_QUERIES})
     lengths = [
         len(line.split("\t")[1].split()) for line in (shared_collection / "collection.tsv").read_text().splitlines()
