@@ -66,16 +66,23 @@ list_inputs() {
     sha256sum >"$STAGES/model"
 }
 
+plan_only() { # in a subshell: prints the plan, and leaves no file
+  local -a ASKED COMMAND
+  FILE=$(mktemp)
+  trap 'rm -f "$FILE"' EXIT
+  plan_command "$FILE"
+  launch 1 "${COMMAND[@]}" >/dev/null && cat "$FILE"
+}
+
 # Sets the settings of a run: those of the plan, and what the environment has in their place.
 take_plan() {
-  local name file=$RUN/${LAYOUT[plan]}
+  local name planned_lines file=$RUN/${LAYOUT[plan]}
   local -a ASKED COMMAND
   if ((dry_run == 1)); then
-    file=$(mktemp)
-    plan_command "$file"
-    launch 1 "${COMMAND[@]}" >/dev/null || exit
-    read_plan "$file"
-    rm -f "$file"
+    [[ -n $PYTHON_GIVEN || -x $REPO/.venv/bin/python ]] ||
+      die "planning needs the packages and there is no .venv: run bash commands/setup_venv.sh first, or give PYTHON"
+    planned_lines=$(plan_only) || exit
+    read_plan <(printf '%s\n' "$planned_lines")
   else
     UPSTREAM="inputs model"
     plan_command "$file"

@@ -176,3 +176,18 @@ def test_what_cannot_be_planned_is_one_line_and_nothing_is_made(own: Quickstart,
     result = own.run("--data_dir", str(tmp_path / "my data"), FAKE_run_plan=refusal)
     assert single_error_line(result) == "run_plan: error: no collection"
     assert not own.run_dir.exists()
+
+
+@pytest.mark.parametrize("behaviour", ["true", "echo 'run_plan: error: no collection' >&2; exit 2"])
+def test_a_dry_run_leaves_no_file(own: Quickstart, tmp_path: Path, behaviour: str) -> None:
+    (tmp_path / "temporary").mkdir()
+    changes = {"TMPDIR": str(tmp_path / "temporary"), "FAKE_run_plan": behaviour}
+    result = own.run("--data_dir", str(tmp_path / "my data"), "--dry_run", **changes)
+    assert result.returncode == (0 if behaviour == "true" else 2)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_dry_run_without_packages_says_how_to_get_them(own: Quickstart, tmp_path: Path) -> None:
+    del own.environment["PYTHON"]
+    result = own.run("--data_dir", str(tmp_path / "my data"), "--dry_run")
+    assert "run bash commands/setup_venv.sh first" in single_error_line(result)
