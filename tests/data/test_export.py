@@ -158,6 +158,23 @@ def test_candidates_alone_are_exported_without_known_positives(given_flags: dict
         assert record["neg"] == [raw.passages[p] for p in score_of if p not in raw.positives[query]]
 
 
+def test_candidates_are_exported_without_the_passage_that_is_the_query(
+    given_flags: dict[str, object], raw: Raw, tiny_preprocessed: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    data = tmp_path_factory.mktemp("own") / "data"
+    shutil.copytree(tiny_preprocessed, data)
+    ids = {name: (data / f"{name}.ids.txt").read_text().splitlines() for name in ("train-query", "passages")}
+    query, scores = next(iter(raw.candidates.items()))
+    own = next(passage for passage in scores if passage not in raw.positives[query])
+    pair = [ids["train-query"].index(query), ids["passages"].index(own)]
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps({**manifest, "own_passages": {"train": [pair]}}))
+    records = exported(given_flags, format="flagembedding", training_data=None, data_dir=data)
+    assert records[0]["query"] == raw.queries[query]
+    expected = [p for p in scores if p != own and p not in raw.positives[query]]
+    assert records[0]["neg"] == [raw.passages[p] for p in expected]
+
+
 def test_a_run_has_the_lists_as_they_are(given_flags: dict[str, object], raw: Raw, tmp_path: Path) -> None:
     flags = {**given_flags, "output": tmp_path / "run.trec", "raw_data_dir": None, "training_data": None}
     call(export.main, format="trec", **{name: value for name, value in flags.items() if value is not None})
