@@ -58,12 +58,20 @@ def identity_of(model: ModelSettings) -> dict[str, str]:
     manifest. UserError where files are missing.
     """
     directory = str(model_directory(model.name_or_path)) if model.name_or_path else ""
-    query = model.query_name_or_path
     config = {**read_config(directory, model.model_type, model.config_name), **model.changes}
     return {
-        **({"initial_query_model_sha256": model_sha256(model_directory(query))} if query else {}),
+        **(identity_of_query_model(model) if model.query_name_or_path else {}),
         "initial_model_sha256": model_sha256(Path(directory)) if directory else RANDOM_WEIGHTS,
         "initial_config_sha256": config_sha256(config),
+    }
+
+
+def identity_of_query_model(model: ModelSettings) -> dict[str, str]:
+    """The same of the model that the queries' tower begins as."""
+    directory = model_directory(model.query_name_or_path)
+    return {
+        "initial_query_model_sha256": model_sha256(directory),
+        "initial_query_config_sha256": config_sha256(read_config(str(directory), model.model_type, model.config_name)),
     }
 
 

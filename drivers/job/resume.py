@@ -23,6 +23,7 @@ DIVIDE_STEP = names_deciding(TrainingFlags, "step") | {"processes"}
 UNRECORDED: dict[str, object] = {
     "dev_split": DEV,
     "freeze": None,
+    "initial_query_config_sha256": "",
     "initial_query_model_sha256": "",
     "lora_r": 0,
     "temperature": None,

@@ -20,6 +20,7 @@ from transformers import (
     DPRQuestionEncoder,
 )
 
+from drivers.job.model_identity import ModelSettings, identity_of
 from model.encoders.dpr import QUERY_MODEL, TOWERS, TwoTowers
 from model.encoders.lora import add_adapters, merged
 from model.encoders.registry import load_encoder, new_encoder, read_spec
@@ -173,6 +174,16 @@ def test_the_identity_is_another_when_either_tower_is(side: Side, tmp_path: Path
     assert weights_sha256(saved(encoder, tmp_path / "again")) == first
     encoder.get_parameter(f"{TOWERS[side]}.embeddings.LayerNorm.bias").data[0] += 1
     assert weights_sha256(saved(encoder, tmp_path / "changed")) != first
+
+
+def test_the_identity_has_the_config_of_the_queries_model(tmp_path: Path) -> None:
+    query, passage = bert(tmp_path / "query", 1), bert(tmp_path / "passage", 2)
+    settings = ModelSettings(str(passage), "dpr", query_name_or_path=str(query))
+    first = identity_of(settings)
+    path = query / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "relu"}))
+    differing = {name for name, value in identity_of(settings).items() if value != first[name]}
+    assert differing == {"initial_query_config_sha256"}
 
 
 @pytest.mark.parametrize("side", SIDES)
