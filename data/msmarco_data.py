@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
 from data.sources.base import Source, source_files
 from data.sources.flags import SourceFlags
-from data.sources.own_passages import PassageWatch
+from data.sources.own_passages import PassageScan
 from data.sources.qrels import ResolvedSplit, qrel_name, query_name, read_split, resolve
 from data.sources.registry import describe_source, open_source
 from data.tokens.collection import FORMAT_VERSION, MANIFEST, OWN_PASSAGES, PASSAGES
@@ -107,12 +107,12 @@ def preprocess(
         check_not_complete(out_dir)
         splits = [read_split(source, split, settings.allow_missing) for split in source.split_files]
         wanted = set().union(*(data.passage_ids() for data in splits))
-        watch = PassageWatch(query for data in splits for query in data.queries.items())
-        passages, offset_of = write_passages(source, preparer, staged, settings, wanted, watch)
-        manifest |= {"counts": {PASSAGES: passages}, "dropped": {}, "kept": {WITHOUT_TEXT: watch.without_text}}
+        scan = PassageScan(query for data in splits for query in data.queries.items())
+        passages, offset_of = write_passages(source, preparer, staged, settings, wanted, scan)
+        manifest |= {"counts": {PASSAGES: passages}, "dropped": {}, "kept": {WITHOUT_TEXT: scan.without_text}}
         for data in splits:
             origin = source.split_files[data.split].qrels
-            resolved = resolve(origin, data, offset_of, watch.own, settings.allow_missing)
+            resolved = resolve(origin, data, offset_of, scan.own, settings.allow_missing)
             manifest["counts"] |= write_split(resolved, preparer, staged, settings.max_query_length)
             manifest["dropped"] |= resolved.dropped
             manifest["kept"] |= resolved.kept
@@ -160,7 +160,7 @@ def write_passages(
     staged: Path,
     settings: PreprocessSettings,
     wanted: set[str],
-    watch: PassageWatch,
+    scan: PassageScan,
 ) -> tuple[int, dict[str, int]]:
     """Write the passages' token cache.
 
@@ -170,14 +170,14 @@ def write_passages(
         staged: The directory to write in.
         settings: At how many tokens a text is cut.
         wanted: Ids of the passages whose offsets are asked for.
-        watch: Looks at every passage as it is read.
+        scan: Looks at every passage as it is read.
     Returns:
         How many passages there are; and {passage_id: offset} of ``wanted``, -1 for the missing.
     Raises:
         UserError: a passage cannot be read.
     """
     offset_of = dict.fromkeys(wanted, -1)
-    passages = watch.watched(source.passages())
+    passages = scan.scanned(source.passages())
     texts = ((passage.passage_id, preparer.passage(passage)) for passage in passages)
     progress = Progress(source.estimate_passages(), "passages")
     with TokenCacheWriter(staged, PASSAGES, vocabulary_size(preparer.backend)) as writer:

@@ -16,8 +16,7 @@ from utils.exchange.model_files import (
     shards_of,
     weights_sha256,
 )
-from utils.exchange.sentence_files import SETTINGS, TRANSFORMERS
-from utils.hub import hub_file, is_path
+from utils.hub import hub_file, hub_settings, is_path
 
 BASE_REMEDY = "bring the base back to its place, or merge the adapters where it is with python -m model.convert"
 
@@ -31,20 +30,18 @@ def model_directory(name_or_path: str) -> Path:
         if (found := hub_file(name_or_path, file)) is not None:
             for shard in shards_of(found) if file.endswith(INDEX) else []:
                 hub_file(name_or_path, shard)
-            fetch_sentence_files(name_or_path)
+            fetch_heads(name_or_path)
             return found.parent
     return Path(name_or_path)
 
 
-def fetch_sentence_files(name: str) -> None:
-    """sentence-transformers' files of a hub name, where it has them; they lie next to its config then."""
-    modules = hub_file(name, MODULES)
-    if modules is None:
+def fetch_heads(name: str) -> None:
+    """What sentence-transformers' files of a hub name have behind the transformer; it lies next to its config then."""
+    settings = hub_settings(name)
+    if settings is None or not (settings / MODULES).is_file():
         return
-    for file in (SETTINGS, *TRANSFORMERS):
-        hub_file(name, file)
-    for _, folder in modules_of(modules)[1:]:
-        for file in (CONFIG, *HEAD_WEIGHTS):
+    for _, folder in modules_of(settings / MODULES)[1:]:
+        for file in HEAD_WEIGHTS:
             hub_file(name, f"{folder}/{file}")
 
 

@@ -30,7 +30,7 @@ class ModelTexts:
     text_profile: str | None = None
     query_prefix: str | None = None
     passage_prefix: str | None = None
-    said_by: str = ""
+    profile_source: str = ""
 
 
 def read_model_texts(name_or_path: str, config_name: str = "", local_only: bool = False) -> ModelTexts:
@@ -46,7 +46,7 @@ def read_model_texts(name_or_path: str, config_name: str = "", local_only: bool 
         record = read_text_record(config, path)
         if "text_profile" in record:
             prefixes = {name: record.get(name, "") for name in ("query_prefix", "passage_prefix")}
-            return ModelTexts(record["text_profile"], **prefixes, said_by=str(path))
+            return ModelTexts(record["text_profile"], **prefixes, profile_source=str(path))
     if name_or_path and (Path(name_or_path) / MANIFEST).is_file():
         return ModelTexts(EARLIER, "", "", f"a {MANIFEST} of a version before text profiles")
     files = sentence_files(name_or_path, local_only)
@@ -58,7 +58,7 @@ def with_default(texts: ModelTexts, model_type: str) -> ModelTexts:
     kind = MODEL_TYPES.get(model_type)
     if texts.text_profile is not None or kind is None or not kind.text_profile:
         return texts
-    return replace(texts, text_profile=kind.text_profile, said_by=f"--model_type {model_type}")
+    return replace(texts, text_profile=kind.text_profile, profile_source=f"--model_type {model_type}")
 
 
 def config_path(place: str, local_only: bool) -> Path | None:
@@ -91,7 +91,7 @@ def from_sentence_files(files: SentenceFiles, config: dict[str, Any]) -> ModelTe
         text_profile=LOWER_CASED if lowers else None,
         query_prefix=files.query_prefix or None,
         passage_prefix=files.passage_prefix or None,
-        said_by="sentence-transformers' files, which lower-case" if lowers else "",
+        profile_source="sentence-transformers' files, which lower-case" if lowers else "",
     )
 
 

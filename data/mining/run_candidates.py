@@ -14,12 +14,10 @@ from data.tokens.collection import Preprocessed
 from utils.errors import UserError
 from utils.exchange.atomic import sha256_of
 from utils.exchange.evaluations import DEV, TRAIN
-from utils.ir.metrics import evaluate, reach
+from utils.ir.metrics import DEPTH_OF_RECORD, evaluate, reach
 from utils.ir.runs import GivenRun, read_run
 from utils.run_log import say
 from utils.search.ranked_lists import without, without_own
-
-DEPTH_OF_RECORD = 10  # of ANCE's ndcg and mrr
 
 
 @dataclass(frozen=True)
@@ -106,12 +104,7 @@ def describe(path: Path, run: GivenRun, train: Lists, measured: str) -> str:
         measured: the split that its record is of.
     """
     parts = [f"{path}: candidates of {int(train.has_list_Q.sum()):,} of {len(train.query_Q):,} train queries"]
-    if run.other_queries:
-        parts.append(f"{run.other_queries:,} other queries are passed over")
-    if run.unknown:
-        parts.append(f"{run.unknown:,} passages are not in the collection; what is ranked below them moves up")
-    if run.reordered:
-        parts.append(f"in {run.reordered:,} lists the ranks are not the order of the scores, which decides")
+    parts += run.remarks("; what is ranked below them moves up")
     if measured != DEV:
         parts.append(f"it is measured on {measured}")
     return "; ".join(parts)

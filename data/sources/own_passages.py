@@ -14,8 +14,8 @@ from data.sources.base import Passage
 OwnPassages = dict[tuple[str, str], int]  # (query_id, text of the query) -> offset of the passage
 
 
-class PassageWatch:
-    """What is found out of the passages that go through `watched`: those that are queries, and how many are blank."""
+class PassageScan:
+    """What is found out of the passages that go through `scanned`: those that are queries, and how many are blank."""
 
     def __init__(self, queries: Iterable[tuple[str, str]]) -> None:
         self.own: OwnPassages = {}
@@ -24,7 +24,7 @@ class PassageWatch:
         for query_id, text in queries:
             self.texts_of.setdefault(query_id, []).append(text)
 
-    def watched(self, passages: Iterable[Passage]) -> Iterator[Passage]:
+    def scanned(self, passages: Iterable[Passage]) -> Iterator[Passage]:
         for offset, passage in enumerate(passages):
             fields = (passage.url, passage.title, passage.text)
             if not any(field and not field.isspace() for field in fields):
@@ -53,7 +53,7 @@ def own_passage_of(queries: dict[str, str], own: OwnPassages, positives: set[tup
 
     Args:
         queries: {query_id: text} in the order of their offsets.
-        own: What `PassageWatch` has found.
+        own: What `PassageScan` has found.
         positives: (query, passage) by offset.
     """
     found = ((row, own.get(query)) for row, query in enumerate(queries.items()))

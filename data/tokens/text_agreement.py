@@ -52,10 +52,10 @@ class TextUse:
         if not self.said or self.texts.text_profile == self.said:
             return self.texts
         if self.texts.text_profile is None:
-            return replace(self.texts, text_profile=self.said, said_by=f"--text_profile {self.said}")
+            return replace(self.texts, text_profile=self.said, profile_source=f"--text_profile {self.said}")
         raise UserError(
             f"--text_profile is {self.said}, the texts of {self.model} are {self.texts.text_profile} "
-            f"({self.texts.said_by}): omit the flag"
+            f"({self.texts.profile_source}): omit the flag"
         )
 
 
@@ -65,10 +65,12 @@ def check_texts(collection: Preprocessed, using: TextUse) -> str:
     UserError where the model is of other texts than the collection, or nobody says of which.
     """
     known, held = using.known, collection.text_settings
-    origin = f"as {known.said_by} has it" if known.text_profile else "as preprocessed: the model is of no profile yet"
+    origin = (
+        f"as {known.profile_source} has it" if known.text_profile else "as preprocessed: the model is of no profile yet"
+    )
     if known.text_profile is None and using.is_trained:
         known = ann_start(collection, using)
-        origin = known.said_by
+        origin = known.profile_source
     differing = differences(known, collection)
     if differing and not using.may_change:
         raise UserError(
@@ -103,8 +105,8 @@ def ann_start(collection: Preprocessed, using: TextUse) -> ModelTexts:
             f"{collection.directory} is {held}: preprocess with --text_profile {ANN_PROFILE}, or say by --text_profile "
             "how the model's texts became tokens"
         )
-    said_by = f"the default of the ANN stage: {using.model} records none"
-    return replace(using.texts, text_profile=ANN_PROFILE, said_by=said_by)
+    profile_source = f"the default of the ANN stage: {using.model} records none"
+    return replace(using.texts, text_profile=ANN_PROFILE, profile_source=profile_source)
 
 
 def differences(known: ModelTexts, collection: Preprocessed) -> str:
@@ -146,7 +148,7 @@ def text_settings_for(model: str, model_type: str, given: Mapping[str, str | Non
 def profile_for(model: str, model_type: str, theirs: ModelTexts) -> tuple[str, str]:
     """The model's; of weights of ANCE's layout without a record that of the stage that they start; and why."""
     if theirs.text_profile is not None and theirs.text_profile in TEXT_PROFILES:
-        return theirs.text_profile, f"as {theirs.said_by} has it"
+        return theirs.text_profile, f"as {theirs.profile_source} has it"
     if theirs.text_profile is None and model_type == ANCE_TYPE and is_trained(model, model_type):
         return ANN_PROFILE, f"weights of ANCE's layout start the ANN stage, and {model} records no other"
     return DEFAULT_PROFILE, "the default"

@@ -109,13 +109,7 @@ def run(job: RunsJob) -> None:
 def describe_run(path: Path, given: GivenRun) -> str:
     """What a run holds that the collection has not, and how it is ordered."""
     parts = [f"{path}: lists for {int((given.passages_QK >= 0).any(1).sum()):,} of {len(given.passages_QK):,} queries"]
-    if given.other_queries:
-        parts.append(f"{given.other_queries:,} other queries are passed over")
-    if given.unknown:
-        parts.append(f"{given.unknown:,} passages are not in the collection, and count as not judged")
-    if given.reordered:
-        parts.append(f"in {given.reordered:,} lists the ranks are not the order of the scores, which decides")
-    return "; ".join(parts)
+    return "; ".join([*parts, *given.remarks(", and count as not judged")])
 
 
 def write(directory: Path, job: RunsJob, results: list[SplitResult], seconds: float) -> None:

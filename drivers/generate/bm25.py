@@ -33,7 +33,7 @@ from utils.exchange.lease.record import DEFAULT_TIMEOUTS
 from utils.exchange.markers import working
 from utils.exchange.negatives import publish_negatives
 from utils.flags import flags_json
-from utils.ir.metrics import evaluate, format_metrics, metrics_record, metrics_to, reach
+from utils.ir.metrics import DEPTH_OF_RECORD, evaluate, format_metrics, metrics_record, metrics_to, reach
 from utils.ir.trec import write_run
 from utils.run_log import git_state, header, say
 from utils.search.bm25 import Stem, build_index, search, words_of
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 MODEL = "bm25"  # what metrics.json, the run's tag and ann_ndcg_0 call the model
 SCRATCH = "index"
-DEPTH_OF_RECORD = 10  # of ANCE's ndcg and mrr
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from data.tokens.collection import Preprocessed, read_manifest
-from model.hub import fetch_sentence_files
 from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import UserError
@@ -25,7 +24,7 @@ from utils.exchange.layout import EMBEDDINGS_RECORD
 from utils.exchange.model_files import CONFIG, LENGTHS, has_own_head
 from utils.exchange.sentence_files import TRANSFORMER, read_sentence_files
 from utils.flag_groups.texts import TextFlags
-from utils.hub import hub_file, is_path
+from utils.hub import hub_file, hub_settings, is_path
 
 TEXTS_OF = {"max_seq_length": "passages", "max_query_length": "queries"}
 DEFAULT_OF = {field.name: field.default for field in dataclasses.fields(TextFlags) if field.name in LENGTHS}
@@ -53,7 +52,7 @@ def records_of(places: Sequence[str], local_only: bool) -> Iterator[tuple[Path, 
         elif not path.is_file():
             path = (None if is_path(place) else hub_file(place, CONFIG, local_only)) or path
             if not (local_only or is_path(place)):
-                fetch_sentence_files(place)
+                hub_settings(place)
         with contextlib.suppress(UserError, OSError):
             yield path, (record := read_json(path))
             if path.name != CONFIG or has_own_head(record):

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests import REPO
+from tests.beir import beir_of_msmarco
 from tests.forked import ends_of, run, start
 from tests.real import collection_dir, minilm_dir
 from tests.shell import run_script, script_environment
@@ -24,27 +25,6 @@ from tests.shell import run_script, script_environment
 SCRIPT = REPO / "commands" / "quickstart.sh"
 GAIN = 0.05  # of nDCG@10 on the train queries
 MOST_SECONDS = 45 * 60
-
-
-def write_beir(raw: Path, directory: Path) -> Path:
-    """MS MARCO's files as a BEIR folder."""
-
-    def rows(name: str) -> list[list[str]]:
-        return [line.split("\t") for line in (raw / name).read_text().splitlines()]
-
-    (directory / "qrels").mkdir(parents=True)
-    passages = [{"_id": an_id, "title": "", "text": text} for an_id, text in rows("collection.tsv")]
-    queries = [
-        {"_id": an_id, "text": text}
-        for name in ("queries.train.tsv", "queries.dev.small.tsv")
-        for an_id, text in rows(name)
-    ]
-    for name, records in (("corpus", passages), ("queries", queries)):
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    for name, split in (("qrels.train.tsv", "train"), ("qrels.dev.small.tsv", "test")):
-        lines = [f"{query}\t{passage}\t{grade}\n" for query, _, passage, grade in rows(name)]
-        (directory / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
-    return directory
 
 
 def write_bert(tokenizer: Path, directory: Path) -> Path:
@@ -78,7 +58,7 @@ def run_as_the_script_does(lines: list[str]) -> None:
 
 @pytest.mark.slow
 def test_from_a_folder_and_a_model_to_the_report(shared_collection: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    data = write_beir(shared_collection, tmp_path / "data")
+    data = beir_of_msmarco(shared_collection, tmp_path / "data", {"train": "train", "test": "dev.small"})
     model, run_dir = write_bert(tiny_tokenizer, tmp_path / "bert"), tmp_path / "run"
     words = ("--data_dir", data, "--model", model, "--run_dir", run_dir, "--dry_run")
     settings = {"MAX_STEPS": "6", "STEPS_PER_REFRESH": "2", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}

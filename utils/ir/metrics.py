@@ -96,6 +96,7 @@ METRICS = {
         ),
     )
 }
+DEPTH_OF_RECORD = 10  # of ANCE's ndcg and mrr in ann_ndcg_N
 HEADLINE = MRR, NDCG = "mrr@10", "ndcg@10"  # measured at every refresh, drawn over training, compared between arms
 QUERIES_PER_BLOCK = 512  # ir_measures wants dicts; blocks keep them small
 

@@ -37,6 +37,17 @@ class GivenRun:
     other_queries: int
     reordered: int
 
+    def remarks(self, of_unknown: str) -> list[str]:
+        """What a log says of its queries, passages and ranks; ``of_unknown`` is what becomes of unknown passages."""
+        remarks = []
+        if self.other_queries:
+            remarks.append(f"{self.other_queries:,} other queries are passed over")
+        if self.unknown:
+            remarks.append(f"{self.unknown:,} passages are not in the collection{of_unknown}")
+        if self.reordered:
+            remarks.append(f"in {self.reordered:,} lists the ranks are not the order of the scores, which decides")
+        return remarks
+
 
 @dataclass(frozen=True)
 class Entries:

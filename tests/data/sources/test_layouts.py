@@ -19,29 +19,11 @@ from data.sources.base import SourceRequest
 from data.sources.registry import open_source
 from data.tokens.collection import Preprocessed, open_preprocessed
 from drivers import run_bm25
+from tests.beir import beir_of_msmarco, rows_of
 from utils.errors import UserError, exit_code_of
 
 Rows = list[list[str]]
 SPLITS = {"train": "train", "dev": "dev.small"}
-
-
-def rows_of(path: Path) -> Rows:
-    return [line.split("\t") for line in path.read_text().splitlines()]
-
-
-def write_beir(raw: Path, folder: Path) -> Path:
-    """The files of MS MARCO's layout ``raw`` as a BEIR folder, its queries in another order than the qrels."""
-    (folder / "qrels").mkdir(parents=True)
-
-    def write(name: str, rows: Rows) -> None:
-        (folder / name).write_text("".join(json.dumps({"_id": an_id, "text": text}) + "\n" for an_id, text in rows))
-
-    write("corpus.jsonl", rows_of(raw / "collection.tsv"))
-    write("queries.jsonl", [row for name in ("dev.small", "train") for row in rows_of(raw / f"queries.{name}.tsv")])
-    for split, name in SPLITS.items():
-        lines = [f"{query}\t{passage}\t{grade}\n" for query, _, passage, grade in rows_of(raw / f"qrels.{name}.tsv")]
-        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
-    return folder
 
 
 class Docs(BaseDocs):
@@ -102,7 +84,7 @@ def test_one_collection_in_three_layouts_is_one_preprocessed_directory(
     """The same bytes in every file, the same BM25 run, metrics and negatives; the manifest names another source."""
     sources = {
         "msmarco": ("--data_dir", shared_collection, "--source", "msmarco"),
-        "beir": ("--data_dir", write_beir(shared_collection, tmp_path / "folder")),
+        "beir": ("--data_dir", beir_of_msmarco(shared_collection, tmp_path / "folder", SPLITS)),
         "ir_datasets": ("--dataset", register("tests-layouts", shared_collection)),
     }
     names = {path.name for path in tiny_preprocessed.iterdir()} - {"manifest.json"}

@@ -14,22 +14,21 @@ from data.sources.registry import open_source
 from drivers import run_plan
 from drivers.plan.facts import ModelFacts
 from drivers.plan.look import look_at_collection, look_at_model
+from tests.beir import write_beir
 from tests.conftest import TINY_DEV_QUERIES, TINY_PASSAGES, TINY_TRAIN_QUERIES
 from tests.drivers.test_run_bm25 import call
 from utils.errors import UserError
 
 
-def write_beir(directory: Path, splits: dict[str, dict[str, list[str]]]) -> Path:
+def folder_of(directory: Path, splits: dict[str, dict[str, list[str]]]) -> Path:
     """A BEIR folder of ten documents; ``splits`` is {split: {query: its relevant documents}}."""
-    (directory / "qrels").mkdir(parents=True)
     documents = [{"_id": f"d{n}", "title": "A title", "text": "some words here " * (n + 1)} for n in range(10)]
     queries = [{"_id": query, "text": f"words of {query}"} for queries in splits.values() for query in queries]
-    for name, records in (("corpus", documents), ("queries", queries)):
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    for split, judged in splits.items():
-        lines = [f"{query}\t{document}\t1\n" for query, documents in judged.items() for document in documents]
-        (directory / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
-    return directory
+    qrels = {
+        split: [(query, document, "1") for query, documents in judged.items() for document in documents]
+        for split, judged in splits.items()
+    }
+    return write_beir(directory, documents, queries, qrels)
 
 
 TOWER = {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 16, "max_position_embeddings": 64}
@@ -51,7 +50,7 @@ def planned(data_dir: Path, output: Path, **flags: object) -> dict[str, str]:
 
 
 def test_a_beir_folder(tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_beir(tmp_path / "data", SPLITS)
+    data = folder_of(tmp_path / "data", SPLITS)
     plan = planned(data, tmp_path / "plan.tsv", model_name_or_path=model_dir, cores=2)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("collection: beir, about 10 passages of ")
@@ -62,7 +61,7 @@ def test_a_beir_folder(tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFi
 
 
 def test_lengths_have_the_model_s_prefixes(tmp_path: Path, model_dir: Path) -> None:
-    source = open_source(SourceRequest(write_beir(tmp_path / "data", SPLITS)))
+    source = open_source(SourceRequest(folder_of(tmp_path / "data", SPLITS)))
     bare = look_at_collection(source, str(model_dir), "static")
     config = json.loads((model_dir / "config.json").read_text())
     config |= {"text_profile": "hf", "query_prefix": "? ? ? ? ", "passage_prefix": "! ! "}
@@ -74,7 +73,7 @@ def test_lengths_have_the_model_s_prefixes(tmp_path: Path, model_dir: Path) -> N
 
 def test_the_first_judged_queries_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not those among the first ones: here these have no relevant passage."""
-    data = write_beir(tmp_path / "data", SPLITS | {"train": {f"q{n}": ["d1"] for n in range(4)}})
+    data = folder_of(tmp_path / "data", SPLITS | {"train": {f"q{n}": ["d1"] for n in range(4)}})
     judgements = "q0\td1\t0\nq1\td1\t0\nq2\td1\t1\nq3\td1\t1\n"
     (data / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + judgements)
     monkeypatch.setattr("drivers.plan.look.SAMPLE", 2)
@@ -136,13 +135,13 @@ def test_what_cannot_be_planned_is_one_line_and_nothing_is_written(tmp_path: Pat
         assert "\n" not in str(caught.value) and not (tmp_path / "plan.tsv").exists()
         return str(caught.value)
 
-    data = write_beir(tmp_path / "data", {"test": SPLITS["test"]})
+    data = folder_of(tmp_path / "data", {"test": SPLITS["test"]})
     unknown = tmp_path / "unknown"
     unknown.mkdir()
     (unknown / "notes.txt").write_text("hello\n")
     assert "has no collection, expected" in refused(unknown)
     assert "no train split" in refused(data, model_name_or_path=model_dir)
-    both = write_beir(tmp_path / "both", SPLITS)
+    both = folder_of(tmp_path / "both", SPLITS)
     assert "there is no model" in refused(both, model_name_or_path=tmp_path / "nowhere")
     assert "has no config.json" in refused(both, model_name_or_path=unknown)
     (unknown / "config.json").write_text('{"model_type": "no_such_architecture"}')

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from drivers.job.model_identity import ModelSettings, identity_of
+from model.encoders.base import Encoder
 from model.encoders.dpr import QUERY_MODEL, TOWERS, TwoTowers
 from model.encoders.lora import add_adapters, merged
 from model.encoders.registry import load_encoder, new_encoder, read_spec
@@ -48,7 +49,7 @@ def bert(directory: Path, seed: int, **changes: Any) -> Path:
     return directory
 
 
-def embed(encoder: Any, side: Side, texts: list[list[int]] = TEXTS) -> np.ndarray:
+def embed(encoder: Encoder, side: Side, texts: list[list[int]] = TEXTS) -> np.ndarray:
     encoder.eval()
     with torch.no_grad():
         return np.asarray(encoder.encode(token_batch(texts), side).rows.numpy())

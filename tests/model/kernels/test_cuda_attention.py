@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from transformers import RobertaConfig
 
 from drivers.job.encoder_setup import prepare_encoder
 from model.encode import encode_batch
@@ -15,6 +14,7 @@ from model.encoders.roberta_dot import RobertaDot
 from model.kernels.packed_attention import PACKED
 from model.token_batch import TokenBatch
 from tests.gpu import CUDA, ON_GPU, needs_cuda, relative_error
+from tests.model.kernels import test_packed_attention
 from tests.processes_as_threads import CPU
 
 pytestmark = needs_cuda
@@ -28,22 +28,20 @@ TEXT_LENGTHS = {  # a kernel's tiles are of 64 or 128 tokens
 WITHIN = {None: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
+# Heads of 64, as RoBERTa's are, with weights that make the scores of attention differ.
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+    "max_position_embeddings": 200,
+    "initializer_range": 0.1,
+}
+
+
 def make_encoder(pooling: str = "first", dropout: float = 0.0) -> RobertaDot:
-    """Heads of 64, as RoBERTa's are, with weights that make the scores of attention differ."""
-    torch.manual_seed(4)
-    config = RobertaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=256,
-        max_position_embeddings=200,
-        initializer_range=0.1,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        pooling=pooling,
-    )
-    return RobertaDot(config).eval()
+    return test_packed_attention.make_encoder(pooling, dropout, SHAPE)
 
 
 def batch_of(lengths: list[int]) -> TokenBatch:

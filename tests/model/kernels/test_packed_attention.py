@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,20 @@ from utils.distributed.world import World
 PAD, VOCABULARY = 1, 50
 
 
-def make_encoder(pooling: str = "first", dropout: float = 0.0) -> RobertaDot:
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+    "pad_token_id": PAD,
+}
+
+
+def make_encoder(pooling: str = "first", dropout: float = 0.0, shape: Mapping[str, float] = SHAPE) -> RobertaDot:
     torch.manual_seed(4)
-    config = RobertaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=40,
-        pad_token_id=PAD,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        pooling=pooling,
-    )
+    config = RobertaConfig(**shape, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, pooling=pooling)
     return RobertaDot(config).eval()
 
 

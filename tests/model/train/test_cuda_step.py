@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from data.training.batches import Batch, Triples, make_batch
-from model.encoders.base import Encoder
+from model.encoders.base import Encoder, PacksTexts
 from model.encoders.registry import load_encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.train.checkpoint import load_state, rng_states, save_state
@@ -45,13 +44,16 @@ def sgd_on_gpu(
     return make_state(encoder, loss, optimizer, constant(optimizer), ON_GPU, dtype, 0.0, grad_cache_tokens)
 
 
-def gradient_on_gpu(encoder: nn.Module, *settings: Any, packed: bool = False) -> tuple[float, torch.Tensor]:
-    """The loss of a step of 24 triples twice, and its gradient. ``settings``: those of `sgd_on_gpu`."""
-    state = sgd_on_gpu(encoder, *settings)
+def gradient_on_gpu(
+    encoder: Encoder, loss: str, dtype: torch.dtype | None, grad_cache_tokens: int = 0, packed: bool = False
+) -> tuple[float, torch.Tensor]:
+    """The loss of a step of 24 triples twice, and its gradient."""
+    state = sgd_on_gpu(encoder, loss, dtype, grad_cache_tokens)
     if packed:
+        assert isinstance(encoder, PacksTexts)
         encoder.pack_texts(True)
     before = flat_weights(encoder)
-    found = train_step(state, made_up_batches(*(settings[:1] or ("pairwise",)), 24, 2))
+    found = train_step(state, made_up_batches(loss, 24, 2))
     return found, before - flat_weights(encoder)
 
 
