@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LENGTHS = {"mean": 4.25, "sigma": 0.4}
 SHORTEST, LONGEST = 8, 512
 CPU = torch.device("cpu")
-QUERY_TOKENS = (4, 13)  # of a query: uniform, with the two marks
+QUERY_TOKENS = (4, 13)  # of a query: uniform, with the two special tokens
 WORDS = 8000  # of the made-up language; each is one token
 LOOK_SECONDS = 0.005  # between two looks at a process's memory
 
@@ -186,7 +186,7 @@ def word(number: int) -> str:
 
 
 def texts_of_lengths(lengths_N: np.ndarray, rng: np.random.Generator) -> list[str]:
-    """Texts of so many tokens, the two marks included."""
+    """Texts of so many tokens, the two special ones included."""
     return [" ".join(map(word, rng.integers(0, WORDS, length - 2).tolist())) for length in lengths_N.tolist()]
 
 
@@ -194,8 +194,8 @@ def write_tokenizer(directory: Path) -> None:
     """One token for each word, ``<s>`` and ``</s>`` around a text, RoBERTa's padding."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    marks = ["<s>", "<pad>", "</s>", "<unk>"]
-    vocabulary = {token: number for number, token in enumerate([*marks, *map(word, range(WORDS))])}
+    special_tokens = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocabulary = {token: number for number, token in enumerate([*special_tokens, *map(word, range(WORDS))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(

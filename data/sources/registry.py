@@ -22,13 +22,13 @@ class SourceWord:
     Args:
         description: For --help.
         find: Finds a collection's files; those of a split may be missing.
-        marks: Names of files, any of which, plain or gzipped, makes a directory one of this format for "auto".
+        signature_files: Names of files; one of them, plain or gzipped, makes a directory one of this format for "auto".
         is_in_directory: Whether there has to be a directory.
     """
 
     description: str
     find: Callable[[SourceRequest], Source]
-    marks: tuple[str, ...] = ()
+    signature_files: tuple[str, ...] = ()
     is_in_directory: bool = True
 
 
@@ -102,15 +102,16 @@ def word_in(directory: Path | None) -> str:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory, expected one of raw files")
     found = {
-        word: marks
+        word: names
         for word, source in SOURCES.items()
-        if (marks := [mark for mark in source.marks if plain_or_gzipped(directory, mark)])
+        if (names := [name for name in source.signature_files if plain_or_gzipped(directory, name)])
     }
     if len(found) > 1:
-        there = " and ".join(f"{marks[0]} ({word})" for word, marks in found.items())
+        there = " and ".join(f"{names[0]} ({word})" for word, names in found.items())
         raise UserError(f"{directory} has files of several collections, {there}: name one by --source")
     if not found:
-        wanted = ", ".join(f"{' or '.join(source.marks)} ({word})" for word, source in SOURCES.items() if source.marks)
+        known = {word: source.signature_files for word, source in SOURCES.items() if source.signature_files}
+        wanted = ", ".join(f"{' or '.join(names)} ({word})" for word, names in known.items())
         raise UserError(f"{directory} has no collection, expected {wanted}, plain or gzipped; name another directory")
     return next(iter(found))
 

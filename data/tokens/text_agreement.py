@@ -33,7 +33,7 @@ class TextUse:
         texts: what its files say.
         use: ``encode``: it encodes the collection; ``train``: training begins with it; ``ann``: the ANN stage does.
         is_trained: it has seen texts, and is no mere body to start from.
-        said: --text_profile, or "".
+        flag_profile: --text_profile, or "".
         may_change: --change_text_profile.
         model_type: a word of --model_type; of ANCE's layout alone does the ANN stage know what its start has seen.
     """
@@ -42,19 +42,21 @@ class TextUse:
     texts: ModelTexts
     use: Use
     is_trained: bool
-    said: str = ""
+    flag_profile: str = ""
     may_change: bool = False
     model_type: str = ""
 
     @property
     def known(self) -> ModelTexts:
         """With what the flag says of a model that records no profile. UserError where the two contradict each other."""
-        if not self.said or self.texts.text_profile == self.said:
+        if not self.flag_profile or self.texts.text_profile == self.flag_profile:
             return self.texts
         if self.texts.text_profile is None:
-            return replace(self.texts, text_profile=self.said, profile_source=f"--text_profile {self.said}")
+            return replace(
+                self.texts, text_profile=self.flag_profile, profile_source=f"--text_profile {self.flag_profile}"
+            )
         raise UserError(
-            f"--text_profile is {self.said}, the texts of {self.model} are {self.texts.text_profile} "
+            f"--text_profile is {self.flag_profile}, the texts of {self.model} are {self.texts.text_profile} "
             f"({self.texts.profile_source}): omit the flag"
         )
 
@@ -140,8 +142,8 @@ def text_settings_for(model: str, model_type: str, given: Mapping[str, str | Non
         profile, reason = profile_for(model, model_type, theirs)
     prefixes = {}
     for key in TEXT_KEYS[1:]:
-        said = given[key] if given[key] is not None else getattr(theirs, key)
-        prefixes[key] = said or ""
+        prefix = given[key] if given[key] is not None else getattr(theirs, key)
+        prefixes[key] = prefix or ""
     return TextSettings(profile, **prefixes), reason
 
 

@@ -154,8 +154,8 @@ def check_segments(word: str, tokenizer: PreTrainedTokenizerBase) -> None:
     backend.no_padding()
     backend.no_truncation()
     encoded = backend.encode("a", "b")
-    marks = [token for token, is_added in zip(encoded.tokens, encoded.special_tokens_mask, strict=True) if is_added]
-    if marks != [cls, sep, sep] or encoded.tokens[0] != cls or encoded.tokens[-1] != sep:
+    added = [token for token, is_added in zip(encoded.tokens, encoded.special_tokens_mask, strict=True) if is_added]
+    if added != [cls, sep, sep] or encoded.tokens[0] != cls or encoded.tokens[-1] != sep:
         raise UserError(
             f"--text_profile {word} needs {cls} title {sep} text {sep}, the tokenizer makes {' '.join(encoded.tokens)} "
             "of two segments: fix the post-processor of its tokenizer.json"

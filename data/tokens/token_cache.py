@@ -138,7 +138,7 @@ class TokenCache:
         """The texts ``rows_B`` back to back as (tokens_T, offsets_B1), both int64: text b ends before offsets[b + 1].
 
         A text of more than ``max_length`` tokens keeps its first ``max_length - 1`` and its last, which is the
-        tokenizer's end mark: the result equals tokenizing with truncation at ``max_length``.
+        tokenizer's end token: the result equals tokenizing with truncation at ``max_length``.
         IndexError for a row that is not there.
         """
         rows_B = np.asarray(rows_B, dtype=np.int64)

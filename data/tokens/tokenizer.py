@@ -196,6 +196,6 @@ def check_tokenizer_cuts(tokenizer: PreTrainedTokenizerBase, *max_lengths: int) 
     backend.enable_truncation(special + 1)
     if backend.encode(PROBE).ids != [*whole[:special], whole[-1]]:
         raise UserError(
-            "the tokenizer puts no end mark after a text, expected one (as [SEP] or </s>); "
+            "the tokenizer puts no end token after a text, expected one (as [SEP] or </s>); "
             "add it to the post-processor of its tokenizer.json"
         )

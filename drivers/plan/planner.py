@@ -11,7 +11,7 @@ from data.sources.base import Source, SourceRequest
 from data.sources.registry import open_source
 from drivers.cli.plan import PlanFlags
 from drivers.plan.facts import CollectionFacts, MachineFacts, ModelFacts
-from drivers.plan.look import judged_splits, look_at_collection, look_at_model
+from drivers.plan.inspect_inputs import inspect_collection, inspect_model, judged_splits
 from drivers.plan.plan import Plan, Setting, check_splits, make_plan
 from model.hub import model_directory
 from utils.errors import UserError
@@ -52,7 +52,7 @@ def preflight(flags: PlanFlags) -> PlanJob:
                 f"there is no model {flags.model_name_or_path}: it is no directory, and the hub does not have it, or "
                 "cannot be reached"
             )
-        model_dir, model = str(directory), look_at_model(directory)
+        model_dir, model = str(directory), inspect_model(directory)
     return PlanJob(
         flag_values=asdict(flags),
         source=source,
@@ -67,7 +67,7 @@ def preflight(flags: PlanFlags) -> PlanJob:
 
 def run(job: PlanJob) -> None:
     """Look at the texts, plan, and say and write it."""
-    collection = look_at_collection(job.source, job.model_dir, job.model.model_type)
+    collection = inspect_collection(job.source, job.model_dir, job.model.model_type)
     plan = make_plan(collection, job.model, job.machine, job.arm_minutes, job.is_trained)
     plan = {"model_type": Setting(job.model.model_type), "model": Setting(job.model_dir), **plan}
     for line in (*found_lines(collection, job.model, job.machine), *setting_lines(plan)):

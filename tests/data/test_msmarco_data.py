@@ -421,7 +421,7 @@ def altered_tokenizer(source: Path, target: Path, change: Callable[[dict[str, An
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda state, config: state.update(post_processor=None), "puts no end mark after a text"),
+        (lambda state, config: state.update(post_processor=None), "puts no end token after a text"),
         (lambda state, config: config.pop("pad_token"), "has no padding token"),
     ],
 )

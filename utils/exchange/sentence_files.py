@@ -170,8 +170,8 @@ def read_lengths(folder: Path) -> tuple[int | None, bool]:
     if found and config.get("max_seq_length") is not None:
         return whole_number(found, config, "max_seq_length"), does_lower
     limits = ((TOKENIZER_CONFIG, "model_max_length"), (CONFIG, "max_position_embeddings"))
-    said = [read_json(folder / name).get(key) for name, key in limits if (folder / name).is_file()]
-    lengths = [value for value in said if type(value) is int and 0 < value < NO_LIMIT]
+    limits_given = [read_json(folder / name).get(key) for name, key in limits if (folder / name).is_file()]
+    lengths = [value for value in limits_given if type(value) is int and 0 < value < NO_LIMIT]
     return min(lengths, default=None), does_lower
 
 

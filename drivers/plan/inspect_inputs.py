@@ -23,7 +23,7 @@ from utils.exchange.evaluations import TRAIN
 from utils.exchange.model_files import CONFIG, SAFETENSORS
 from utils.exchange.sentence_files import read_sentence_files
 
-SAMPLE = 2_000  # passages and queries whose lengths are looked at
+SAMPLE = 2_000  # passages and queries whose tokens are counted
 MOST_CHARACTERS = 10_000  # of a passage, as data.msmarco_data cuts it
 TOKENS_OF_A_WORD = 1.5  # where there is no tokenizer yet
 RDOT_HEAD = "embeddingHead.weight"  # of ANCE's models
@@ -32,7 +32,7 @@ QUERY_ENCODER = "question_model"  # in the config of two towers
 SIZES = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"))
 
 
-def look_at_collection(source: Source, model_dir: str, model_type: str) -> CollectionFacts:
+def inspect_collection(source: Source, model_dir: str, model_type: str) -> CollectionFacts:
     """UserError where a split cannot be read, or there is no judged query.
 
     Args:
@@ -74,7 +74,7 @@ def text_lengths(
 
     Args:
         passages, queries: Their texts as the source has them.
-        model_dir, model_type: As `look_at_collection` takes them.
+        model_dir, model_type: As `inspect_collection` takes them.
     """
     if not model_dir:
         texts = [encoded_text(passage, MOST_CHARACTERS) for passage in passages]
@@ -98,7 +98,7 @@ def lengths_of(tokens: Iterable[int]) -> Lengths:
     return Lengths(np.sort(np.array(list(tokens) or [1], np.int64)))
 
 
-def look_at_model(directory: Path) -> ModelFacts:
+def inspect_model(directory: Path) -> ModelFacts:
     """UserError where the directory holds no model, or one that no encoder here can be."""
     config = directory / CONFIG
     if not config.is_file():

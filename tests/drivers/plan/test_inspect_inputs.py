@@ -13,7 +13,7 @@ from data.sources.base import SourceRequest
 from data.sources.registry import open_source
 from drivers import run_plan
 from drivers.plan.facts import ModelFacts
-from drivers.plan.look import look_at_collection, look_at_model
+from drivers.plan.inspect_inputs import inspect_collection, inspect_model
 from tests.beir import write_beir
 from tests.conftest import TINY_DEV_QUERIES, TINY_PASSAGES, TINY_TRAIN_QUERIES
 from tests.drivers.test_run_bm25 import call
@@ -62,11 +62,11 @@ def test_a_beir_folder(tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFi
 
 def test_lengths_have_the_model_s_prefixes(tmp_path: Path, model_dir: Path) -> None:
     source = open_source(SourceRequest(folder_of(tmp_path / "data", SPLITS)))
-    bare = look_at_collection(source, str(model_dir), "static")
+    bare = inspect_collection(source, str(model_dir), "static")
     config = json.loads((model_dir / "config.json").read_text())
     config |= {"text_profile": "hf", "query_prefix": "? ? ? ? ", "passage_prefix": "! ! "}
     (model_dir / "config.json").write_text(json.dumps(config))
-    found = look_at_collection(source, str(model_dir), "static")
+    found = inspect_collection(source, str(model_dir), "static")
     assert np.array_equal(found.passage_lengths.tokens_T, bare.passage_lengths.tokens_T + 2)
     assert np.array_equal(found.query_lengths.tokens_T, bare.query_lengths.tokens_T + 4)
 
@@ -76,15 +76,15 @@ def test_the_first_judged_queries_are_measured(tmp_path: Path, monkeypatch: pyte
     data = folder_of(tmp_path / "data", SPLITS | {"train": {f"q{n}": ["d1"] for n in range(4)}})
     judgements = "q0\td1\t0\nq1\td1\t0\nq2\td1\t1\nq3\td1\t1\n"
     (data / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + judgements)
-    monkeypatch.setattr("drivers.plan.look.SAMPLE", 2)
-    found = look_at_collection(open_source(SourceRequest(data)), "", "static")
+    monkeypatch.setattr("drivers.plan.inspect_inputs.SAMPLE", 2)
+    found = inspect_collection(open_source(SourceRequest(data)), "", "static")
     assert found.query_lengths.tokens_T.tolist() == [2 + round(1.5 * 3)] * 2
 
 
 def test_ms_marco_s_files(shared_collection: Path, tmp_path: Path) -> None:
     plan = planned(shared_collection, tmp_path / "plan.tsv")
     assert (plan["model_type"], plan["model"], plan["dev_split"]) == ("static", "", "dev")
-    found = look_at_collection(open_source(SourceRequest(shared_collection)), "", "static")
+    found = inspect_collection(open_source(SourceRequest(shared_collection)), "", "static")
     assert (found.passages, found.queries) == (TINY_PASSAGES, {"train": TINY_TRAIN_QUERIES, "dev": TINY_DEV_QUERIES})
     lengths = [
         len(line.split("\t")[1].split()) for line in (shared_collection / "collection.tsv").read_text().splitlines()
@@ -106,7 +106,7 @@ def test_ms_marco_s_files(shared_collection: Path, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_model_s_config(config: dict[str, object], facts: ModelFacts, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert look_at_model(tmp_path) == facts
+    assert inspect_model(tmp_path) == facts
 
 
 def test_sentence_transformers_length_and_ance_s_head(tmp_path: Path) -> None:
@@ -122,10 +122,10 @@ def test_sentence_transformers_length_and_ance_s_head(tmp_path: Path) -> None:
     (tmp_path / "1_Pooling" / "config.json").write_text(
         '{"word_embedding_dimension": 8, "pooling_mode_mean_tokens": true}'
     )
-    found = look_at_model(tmp_path)
+    found = inspect_model(tmp_path)
     assert (found.model_type, found.max_seq_length, found.layers, found.width) == ("hf", 77, 2, 8)
     save_file({"embeddingHead.weight": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
-    assert look_at_model(tmp_path).model_type == "rdot_nll"
+    assert inspect_model(tmp_path).model_type == "rdot_nll"
 
 
 def test_what_cannot_be_planned_is_one_line_and_nothing_is_written(tmp_path: Path, model_dir: Path) -> None:
