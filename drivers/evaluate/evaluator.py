@@ -107,7 +107,7 @@ def preflight(flags: EvalFlags) -> Evaluation:
     collection = open_collection(flags.data_dir, lengths, model.tokenizer, flags.dry_run)
     check_texts(collection, common.texts)
     embedding_dir = Path(flags.embedding_dir) if flags.embedding_dir else None
-    splits = splits_asked(collection, flags.split, only_positive=embedding_dir is not None)
+    splits = splits_asked(collection, flags.split)
     check_level(splits, flags.relevance_level)
     check_search(search, lengths, embedding_dir, model, collection)
     source = Path(flags.model_name_or_path or flags.embedding_dir)

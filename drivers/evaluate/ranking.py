@@ -77,7 +77,7 @@ def encode_splits(
 
 
 def load_splits(world: World, directory: Path, splits: Sequence[RankedSplit]) -> SplitEmbeddings:
-    """The same from embeddings on disk, of the queries with a positive.
+    """The same from embeddings on disk.
 
     Args:
         world: all its processes call this, each verifies its share of the shards.

@@ -62,7 +62,7 @@ def is_of_documents(collection: Preprocessed) -> bool:
 
 
 def queries_with_positive(collection: Preprocessed, split: str) -> RankedSplit:
-    """What is ranked while training, and of what is on disk."""
+    """What is ranked while training."""
     return RankedSplit(collection, split, collection.qrels(split).queries_with_positive())
 
 
@@ -73,27 +73,18 @@ def all_queries(collection: Preprocessed, split: str) -> RankedSplit:
     return RankedSplit(collection, split, np.arange(len(collection.queries(split))))
 
 
-def splits_asked(
-    collection: Preprocessed, names: Sequence[str] | None, only_positive: bool = False
-) -> list[RankedSplit]:
+def splits_asked(collection: Preprocessed, names: Sequence[str] | None) -> list[RankedSplit]:
     """The splits of these names, each once; without one the first of the collection's `judged_splits`.
 
-    Args:
-        collection: that has them.
-        names: as a user gives them.
-        only_positive: queries with a positive alone are ranked.
-
-    Raises:
-        UserError: there is no such split, or none is named and none but train is judged.
+    UserError where there is no such split, or none is named and none but train is judged.
     """
-    ranked = queries_with_positive if only_positive else all_queries
     names = names or collection.judged_splits()[:1]
     if not names:
         raise UserError(
             f"{collection.directory} has no split other than train with qrels, only {', '.join(collection.splits)}; "
             "name those to rank by --split"
         )
-    return [ranked(collection, name) for name in dict.fromkeys(names)]
+    return [all_queries(collection, name) for name in dict.fromkeys(names)]
 
 
 def check_level(splits: Sequence[RankedSplit], relevance_level: int) -> None:

@@ -83,7 +83,10 @@ class RefreshRequest:
 
 @dataclass(frozen=True)
 class RefreshEmbeddings:
-    """The embeddings a refresh needs: queries whole, passages by shares on disk, in ``directory``."""
+    """The embeddings a refresh needs: queries whole, passages by shares on disk, in ``directory``.
+
+    ``dev_QD`` are of the dev queries with a positive, ``train_QD`` of the train queries ``train_rows_Q``.
+    """
 
     directory: Path
     dev_QD: np.ndarray
@@ -98,10 +101,18 @@ def train_rows(settings: RefreshSettings, refresh: int) -> np.ndarray:
     return chunk_of_queries(with_positive, settings.chunk_factor, refresh, settings.seed)
 
 
+def dev_rows(settings: RefreshSettings) -> np.ndarray:
+    """The dev queries that a refresh measures: those with a positive."""
+    return settings.collection.qrels(settings.dev_split).queries_with_positive()
+
+
 def query_rows(settings: RefreshSettings, refresh: int) -> dict[str, np.ndarray]:
-    """The queries that a refresh embeds, by the name of their embeddings: the dev split's, and its train queries."""
-    dev_rows_Q = settings.collection.qrels(settings.dev_split).queries_with_positive()
-    return {query_name(settings.dev_split): dev_rows_Q, query_name(TRAIN): train_rows(settings, refresh)}
+    """The queries that a refresh embeds, by the name of their embeddings: the dev split's, and its train queries.
+
+    Of the dev split all, as an evaluation ranks them, also those that the refresh does not measure.
+    """
+    dev_Q = np.arange(len(settings.collection.queries(settings.dev_split)))
+    return {query_name(settings.dev_split): dev_Q, query_name(TRAIN): train_rows(settings, refresh)}
 
 
 def encode_all(
@@ -140,8 +151,7 @@ def encode_all(
         return None
     record = {**ours, "step": request.step, "checkpoint": request.checkpoint}
     agreement.on_process0(world, partial(store.commit, directory, shards, rows, record, stage))
-    train_rows_Q = rows[query_name(TRAIN)]
-    return open_embeddings(world, settings.dev_split, directory, train_rows_Q, train_rows_Q)
+    return open_embeddings(settings, world, directory, rows, rows[query_name(TRAIN)])
 
 
 def open_checkpoint(settings: RefreshSettings, world: World, request: RefreshRequest) -> Encoder | None:
@@ -252,30 +262,31 @@ def load_embeddings(settings: RefreshSettings, world: World, request: RefreshReq
     directory = Path(newest)
     record = store.read_embeddings_record(directory, settings.collection)
     check_index_fits(settings.search, len(settings.collection.passages), store.text_shape_of(record))
-    dev_rows_Q = store.read_query_rows(directory, query_name(settings.dev_split))
-    stored_rows_Q = store.read_query_rows(directory, query_name(TRAIN))
-    expected = settings.collection.qrels(settings.dev_split).queries_with_positive()
+    stored = {name: store.read_query_rows(directory, name) for name in map(query_name, (settings.dev_split, TRAIN))}
     rows_Q = train_rows(settings, request.refresh)
-    if not np.array_equal(dev_rows_Q, expected) or not np.isin(rows_Q, stored_rows_Q).all():
+    needed = {query_name(settings.dev_split): dev_rows(settings), query_name(TRAIN): rows_Q}
+    if not all(np.isin(needed[name], stored_Q).all() for name, stored_Q in stored.items()):
         raise UserError(f"{directory} holds other queries than --data_dir; run with --inference again")
     agreement.on_every_process(world, partial(store.check_all_shards, world.process, world.size, directory))
-    return open_embeddings(world, settings.dev_split, directory, stored_rows_Q, rows_Q)
+    return open_embeddings(settings, world, directory, stored, rows_Q)
 
 
 def open_embeddings(
-    world: World, dev_split: str, directory: Path, stored_rows_Q: np.ndarray, rows_Q: np.ndarray
+    settings: RefreshSettings, world: World, directory: Path, stored: Mapping[str, np.ndarray], rows_Q: np.ndarray
 ) -> RefreshEmbeddings:
     """Complete embeddings: the queries read, this process's share of the passages to be read while searching.
 
     Args:
+        settings: of the refresh.
         world: for this process's share.
-        dev_split: the split whose queries are there next to those of train.
         directory: theirs.
-        stored_rows_Q: the train queries that they are of, ascending offsets.
-        rows_Q: those of them that the refresh needs.
+        stored: by the name of their embeddings, the queries that they are of, ascending offsets.
+        rows_Q: the train queries that the refresh needs, some of those.
     """
     wait_until_visible(directory / EMBEDDINGS_RECORD)
-    dev_QD, train_QD = (store.read_queries(directory, query_name(split)) for split in (dev_split, TRAIN))
-    if not np.array_equal(stored_rows_Q, rows_Q):
-        train_QD = train_QD[np.searchsorted(stored_rows_Q, rows_Q)]
+    dev, train = query_name(settings.dev_split), query_name(TRAIN)
+    dev_QD = store.read_queries(directory, dev)[np.searchsorted(stored[dev], dev_rows(settings))]
+    train_QD = store.read_queries(directory, train)
+    if not np.array_equal(stored[train], rows_Q):
+        train_QD = train_QD[np.searchsorted(stored[train], rows_Q)]
     return RefreshEmbeddings(directory, dev_QD, rows_Q, train_QD, stored_share(world, directory))

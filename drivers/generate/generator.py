@@ -65,7 +65,7 @@ def check_all(checks: Preflight, job: GeneratorJob) -> None:
 
 
 def announce(job: GeneratorJob) -> None:
-    """What is said before the first refresh. Queries without a positive are neither encoded nor searched."""
+    """What is said before the first refresh. Queries without a positive are not searched."""
     collection, dev_split = job.collection, job.refresh.dev_split
     say(f"negatives: {job.strategy} ({job.strategy_from})")
     say_dev_split(dev_split)

@@ -28,6 +28,7 @@ from utils.exchange.layout import METRICS, JobLayout
 from utils.exchange.lease.record import LeaseTimeouts
 from utils.exchange.markers import read_done, working
 from utils.exchange.negatives import next_refresh_number, read_records, read_refresh
+from utils.exchange.verify import signature_of
 from utils.exchange.wait import wait_for
 
 LENGTHS = ("--max_seq_length", "32", "--max_query_length", "16")
@@ -255,11 +256,26 @@ def test_async_takes_newer_negatives_and_the_generator_ends_with_the_trainer(
     assert generator.rstrip().splitlines()[-1].startswith("finished refreshes=")
 
 
+def with_queries_without_a_positive(preprocessed: Path, copy: Path) -> Path:
+    """Dev's first query is not judged, and nothing is relevant to the third."""
+    shutil.copytree(preprocessed, copy)
+    manifest, path = json.loads((copy / "manifest.json").read_text()), copy / "dev-qrel.tsv"
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    kept = [(query, passage, "0" if query == "2" else grade) for query, passage, grade in rows if query != "0"]
+    path.write_text("".join("\t".join(row) + "\n" for row in kept))
+    manifest["files"][path.name] = signature_of(path)
+    manifest["counts"]["dev-qrel"] = len(kept)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
 def test_embeddings_on_disk_give_the_same_negatives_and_the_same_evaluation(
     tiny_preprocessed: Path, static_warmup: Path, tmp_path: Path
 ) -> None:
+    """Also of dev queries that the refresh does not measure: nobody has judged them, or nothing is relevant."""
+    data = with_queries_without_a_positive(tiny_preprocessed, tmp_path / "data")
     common = (
-        "--data_dir", tiny_preprocessed, "--training_dir", tmp_path / "none", "--init_model_dir", static_warmup,
+        "--data_dir", data, "--training_dir", tmp_path / "none", "--init_model_dir", static_warmup,
         "--model_type", "static", *LENGTHS, "--topk_training", "50", "--negative_sample", "5",
     )  # fmt: skip
     direct, stored = tmp_path / "direct", tmp_path / "stored"
@@ -267,16 +283,19 @@ def test_embeddings_on_disk_give_the_same_negatives_and_the_same_evaluation(
     run("drivers.run_ann_data_gen", *common, "--output_dir", stored, "--inference")
     assert next_refresh_number(stored) == 0
     run("drivers.run_ann_data_gen", *common, "--output_dir", stored, "--load_gen", "true", processes=2)
-    data = JobLayout(direct).negatives(0).read_bytes()
-    assert data == JobLayout(stored).negatives(0).read_bytes()
-    eval_flags = ("--data_dir", tiny_preprocessed, "--model_type", "static", *LENGTHS)
+    assert JobLayout(direct).negatives(0).read_bytes() == JobLayout(stored).negatives(0).read_bytes()
+    eval_flags = ("--data_dir", data, "--model_type", "static", *LENGTHS)
     run("drivers.run_eval", *eval_flags, "--model_name_or_path", static_warmup, "--output_dir", tmp_path / "a")
     (embeddings,) = (stored / "embeddings").glob("step-0-*")
     run("drivers.run_eval", *eval_flags, "--embedding_dir", embeddings, "--output_dir", tmp_path / "b")
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in "ab"]
     assert metrics[0] == metrics[1]
+    for name in ("dev.trec", "dev.per_query.tsv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     lines = [line.split("\t") for line in (tmp_path / "a" / "dev.per_query.tsv").read_text().splitlines()]
-    assert [line[0] for line in lines[1:]] == open_preprocessed(tiny_preprocessed, 32, 16).queries("dev").original_ids()
+    query_ids = open_preprocessed(data, 32, 16).queries("dev").original_ids()
+    assert [line[0] for line in lines[1:]] == query_ids[1:], "those that are judged"
+    assert {line.split(" ")[0] for line in (tmp_path / "a" / "dev.trec").read_text().splitlines()} == {*query_ids}
     means = np.array([line[1:] for line in lines[1:]], float).mean(0)
     assert dict(zip(lines[0][1:], means.tolist(), strict=True)) == pytest.approx(metrics[0])
     record = read_records(direct)[0]
