@@ -152,6 +152,7 @@ def test_commands_with_a_dry_run_run(
 ) -> None:
     model = Path(shutil.copytree(tiny_tokenizer, tmp_path / "model"))
     (model / "config.json").write_text('{"model_type": "static", "embedding_size": 8}')
+    (model / "model.safetensors").touch()
     there = {"my_collection": str(shared_collection), "my_model": str(model)}
     found = [there.get(word, word) for word in shlex.split(command)]
     words = [word for word in found if not re.fullmatch(r"[A-Z_0-9]+=\S+", word)]

@@ -139,8 +139,7 @@ def id_in(path: Path, number: int, record: dict[str, Any]) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        found = "lacks" if ID not in record else f"is a {type(value).__name__} in"
-        raise UserError(f"{path}, line {number}: {ID!r} {found} the object, expected a string; fix the line")
+        raise no_string(path, number, record, ID)
     return value
 
 
@@ -157,6 +156,14 @@ def text_in(path: Path, number: int, record: dict[str, Any], key: str) -> str:
     """
     value = record.get(key)
     if not isinstance(value, str):
-        found = f"no {key!r}" if key not in record else f"a {key!r} that is a {type(value).__name__}"
-        raise UserError(f"{path}, line {number}: {found}, expected a string; fix the line")
+        raise no_string(path, number, record, key)
     return value
+
+
+def no_string(path: Path, number: int, record: dict[str, Any], key: str) -> UserError:
+    """What is wrong with an object that has no string under a key.
+
+    Args: those of `text_in`.
+    """
+    found = f"{key!r} is {json.dumps(record[key])[:40]}" if key in record else f"the object has no {key!r}"
+    return UserError(f"{path}, line {number}: {found}, expected a string; fix the line")

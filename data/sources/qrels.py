@@ -92,7 +92,9 @@ def check_known(origin: Path | str | None, judged: int, unknown: dict[str, list[
     examples = ", ".join(f"{len(ids)} an unknown {kind} (as {ids[0]!r})" for kind, ids in unknown.items() if ids)
     found = f"{origin}: {count} of {judged} qrels ({count / judged:.2%}) name what is not there: {examples}"
     if count > MOST_UNKNOWN * judged and not allow_missing:
-        raise UserError(f"{found}; expected at most 1%: take files of one collection, or pass --allow_missing")
+        raise UserError(
+            f"{found}; expected at most 1%: take files of one collection, or pass data.msmarco_data --allow_missing"
+        )
     return f"{found}; continuing"
 
 

@@ -108,7 +108,9 @@ def word_in(directory: Path | None) -> str:
     }
     if len(found) > 1:
         there = " and ".join(f"{names[0]} ({word})" for word, names in found.items())
-        raise UserError(f"{directory} has files of several collections, {there}: name one by --source")
+        raise UserError(
+            f"{directory} has files of several collections, {there}: remove all but one, or name one by --source"
+        )
     if not found:
         known = {word: source.signature_files for word, source in SOURCES.items() if source.signature_files}
         wanted = ", ".join(f"{' or '.join(names)} ({word})" for word, names in known.items())

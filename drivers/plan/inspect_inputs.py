@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.sources.base import Passage, Source
-from data.sources.qrels import read_judgements
+from data.sources.qrels import read_split
 from data.tokens.text_agreement import text_settings_for
 from data.tokens.text_profile import text_preparer
 from data.tokens.tokenizer import clean_text, encoded_text, load_tokenizer
@@ -33,7 +33,7 @@ SIZES = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"))
 
 
 def inspect_collection(source: Source, model_dir: str, model_type: str) -> CollectionFacts:
-    """UserError where a split cannot be read, or there is no judged query.
+    """UserError where a split cannot be read, or has no judged query, or train none with a positive.
 
     Args:
         source: The collection.
@@ -44,13 +44,15 @@ def inspect_collection(source: Source, model_dir: str, model_type: str) -> Colle
     positives = 0.0
     texts: list[str] = []
     for split in judged_splits(source):
-        judgements, _ = read_judgements(source.qrels(split))
-        judged = {query for (query, _), grade in judgements.items() if grade >= 1 or split != TRAIN}
+        found = read_split(source, split, allow_missing=False)
+        judged = {query for query, _ in found.judgements if query in found.queries}
+        if not judged:
+            raise UserError(f"{source.split_files[split].qrels} judges no query, expected some; fetch it again")
         queries[split] = len(judged)
-        if split == TRAIN and judged:
-            positives = sum(grade >= 1 for grade in judgements.values()) / len(judged)
+        if split == TRAIN:
+            positives = sum(grade >= 1 for grade in found.judgements.values()) / len(judged)
         if not texts or split == TRAIN:
-            texts = list(islice((text for query, text in source.queries(split) if query in judged), SAMPLE))
+            texts = list(islice((text for query, text in found.queries.items() if query in judged), SAMPLE))
     passage_lengths, query_lengths = text_lengths(list(islice(source.passages(), SAMPLE)), texts, model_dir, model_type)
     return CollectionFacts(
         source=str(source.record["source"]),

@@ -108,9 +108,9 @@ def chosen_length(lengths: Lengths, model: ModelFacts, longest: int, covered: fl
     """
     needed = max(SHORTEST, -(-lengths.within(covered) // LENGTH_STEP) * LENGTH_STEP)
     limits = {
-        "the model was trained with": model.max_seq_length,
-        "the model has positions for": model.positions,
-        "no more are taken by itself": longest if model.layers else min(longest, LONGEST_WITHOUT_MODEL),
+        "as long as the texts that the model was trained with": model.max_seq_length,
+        "as many as the model has positions for": model.positions,
+        "the most that a plan chooses": longest if model.layers else min(longest, LONGEST_WITHOUT_MODEL),
     }
     limit, reason = min((value, words) for words, value in limits.items() if value is not None)
     first = f"of the first {len(lengths.tokens_T):,} texts"
@@ -135,7 +135,7 @@ def shorter_passages(
     if lengths["max_seq_length"] <= SHORTENED or is_in_time:
         return {}
     cut = collection.passage_lengths.share_above(SHORTENED)
-    why = f"at {lengths['max_seq_length']} an arm's time would not do for its steps; {cut:.0%} of the texts are cut"
+    why = f"at {lengths['max_seq_length']} an arm has no time for all its steps; {cut:.0%} of the texts are cut"
     return {"max_seq_length": Setting(str(SHORTENED), why)}
 
 
@@ -267,8 +267,12 @@ def training_settings(
     """
     training, queries = training_of(model), collection.queries[TRAIN]
     found = schedule_of(collection, model, machine, lengths, arm_minutes)
-    why = f"{found.steps * found.batch / queries:.1f} times {queries:,} train queries"
-    why += f"; the time goes to no more, {found.wanted:,} would be better" if found.steps < found.wanted else ""
+    why = f"{found.steps * found.batch / queries:.1f} epochs of {queries:,} train queries"
+    why += (
+        f"; there is no time for more (ARM_MINUTES), {found.wanted:,} would be better"
+        if found.steps < found.wanted
+        else ""
+    )
     return {
         "batch": Setting(str(found.batch), f"different queries of a step; on {machine}"),
         "max_steps": Setting(str(found.steps), why),
@@ -277,7 +281,7 @@ def training_settings(
         "learning_rate": Setting(f"{training.arm.learning_rate:g}"),
         "loss": Setting(training.arm.loss),
         **first_settings(training.warmup, queries, batch_factor(model, machine)),
-        "minutes": Setting(f"{found.minutes:.0f}", f"estimated for an arm and its evaluation, on {machine}"),
+        "minutes": Setting(f"{max(1, found.minutes):.0f}", f"estimated for an arm and its evaluation, on {machine}"),
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from data.sources.atomic_dir import check_can_write
 from data.sources.base import Source, SourceRequest
 from data.sources.registry import open_source
+from data.tokens.tokenizer import load_tokenizer
 from drivers.cli.plan import PlanFlags
 from drivers.plan.facts import CollectionFacts, MachineFacts, ModelFacts
 from drivers.plan.inspect_inputs import inspect_collection, inspect_model, judged_splits
@@ -17,6 +18,7 @@ from model.hub import model_directory
 from utils.errors import UserError
 from utils.exchange.atomic import write_text
 from utils.exchange.evaluations import TRAIN
+from utils.exchange.model_files import weight_files
 from utils.run_log import say
 
 NEW_MODEL = ModelFacts("static")
@@ -37,7 +39,7 @@ class PlanJob:
 
 
 def preflight(flags: PlanFlags) -> PlanJob:
-    """UserError where the format is not known, or there is no such model."""
+    """UserError where the format is not known, or there is no such model with its weights and tokenizer."""
     if flags.evaluate and not flags.model_name_or_path:
         raise UserError("nothing to evaluate: give the model by --model_name_or_path")
     output = Path(flags.output)
@@ -53,6 +55,8 @@ def preflight(flags: PlanFlags) -> PlanJob:
                 "cannot be reached"
             )
         model_dir, model = str(directory), inspect_model(directory)
+        weight_files(directory)
+        load_tokenizer(model_dir)
     return PlanJob(
         flag_values=asdict(flags),
         source=source,

@@ -101,10 +101,26 @@ FAULTS = {
     "no JSON": ("corpus.jsonl", '{"_id": "d9", "text"\n', "corpus.jsonl, line 4: .* is no JSON"),
     "an empty line": ("corpus.jsonl", "\n", "corpus.jsonl, line 4: '' is no JSON"),
     "a list": ("corpus.jsonl", "[]\n", "corpus.jsonl, line 4: .* is no JSON object"),
-    "no _id": ("corpus.jsonl", '{"id": "d9", "text": "x"}\n', "corpus.jsonl, line 4: '_id' lacks the object"),
-    "an _id of another type": ("corpus.jsonl", '{"_id": null, "text": "x"}\n', "line 4: '_id' is a NoneType in"),
-    "no text": ("corpus.jsonl", '{"_id": "d9", "title": "x"}\n', "corpus.jsonl, line 4: no 'text', expected a string"),
-    "a title that is none": ("corpus.jsonl", '{"_id": "d9", "title": 7, "text": "x"}\n', "a 'title' that is a int"),
+    "no _id": (
+        "corpus.jsonl",
+        '{"id": "d9", "text": "x"}\n',
+        "line 4: the object has no '_id'",
+    ),
+    "an _id of another type": (
+        "corpus.jsonl",
+        '{"_id": null, "text": "x"}\n',
+        "line 4: '_id' is null",
+    ),
+    "no text": (
+        "corpus.jsonl",
+        '{"_id": "d9", "title": "x"}\n',
+        "line 4: the object has no 'text'",
+    ),
+    "a title that is none": (
+        "corpus.jsonl",
+        '{"_id": "d9", "title": 7, "text": "x"}\n',
+        "line 4: 'title' is 7,",
+    ),
     "half a character": ("corpus.jsonl", '{"_id": "d9", "text": "\\ud800"}\n', "line 4: .* is no JSON .*surrogates"),
     "a number too long": (
         "corpus.jsonl",

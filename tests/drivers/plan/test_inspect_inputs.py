@@ -39,6 +39,7 @@ SPLITS = {"train": {"q1": ["d1", "d2", "d3"], "q2": ["d4"]}, "test": {"q3": ["d5
 def model_dir(tiny_tokenizer: Path, tmp_path: Path) -> Path:
     directory = Path(shutil.copytree(tiny_tokenizer, tmp_path / "model"))
     (directory / "config.json").write_text('{"model_type": "static", "embedding_size": 8, "max_seq_length": 20}')
+    (directory / "model.safetensors").touch()
     return directory
 
 
@@ -147,5 +148,15 @@ def test_what_cannot_be_planned_is_one_line_and_nothing_is_written(tmp_path: Pat
     (unknown / "config.json").write_text('{"model_type": "no_such_architecture"}')
     assert "no_such_architecture" in refused(both, model_name_or_path=unknown)
     assert "nothing to evaluate" in refused(data, evaluate=True)
+    shutil.copyfile(model_dir / "config.json", unknown / "config.json")
+    assert "holds no weights, expected one of" in refused(both, model_name_or_path=unknown)
+    (unknown / "model.safetensors").touch()
+    assert "tokenizer" in refused(both, model_name_or_path=unknown)
+    (both / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n")
+    assert f"{both / 'qrels' / 'test.tsv'} judges no query" in refused(both)
+    (both / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nother\td1\t1\n")
+    assert "name what is not there: 1 an unknown query (as 'other')" in refused(both)
+    (both / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t0\n")
+    assert "no train query has a positive" in refused(both)
     plan = planned(data, tmp_path / "plan.tsv", model_name_or_path=model_dir, evaluate=True)
     assert plan["splits"] == "test" and "max_steps" not in plan

@@ -69,9 +69,12 @@ def test_every_plan_can_be_run(
 def test_lengths_are_those_of_nearly_all_texts_as_far_as_the_model_goes() -> None:
     assert number(make_plan(collection(tokens=100), MINILM, LAPTOP, 15, True), "max_seq_length") == 112
     long = make_plan(collection(tokens=300), MINILM, GPU, 15, True)["max_seq_length"]
-    assert (long.value, long.why) == ("256", "the model was trained with; 100% of the first 100 texts are cut")
+    assert (long.value, long.why) == (
+        "256",
+        "as long as the texts that the model was trained with; 100% of the first 100 texts are cut",
+    )
     in_no_time = make_plan(collection(tokens=300), MINILM, LAPTOP, 15, True)["max_seq_length"]
-    assert in_no_time.value == "128" and in_no_time.why.startswith("at 256 an arm's time would not do for its steps")
+    assert in_no_time.value == "128" and in_no_time.why.startswith("at 256 an arm has no time for all its steps")
     assert number(make_plan(collection(tokens=300), MINILM, LAPTOP, 60, True), "max_seq_length") == 256
     assert number(make_plan(collection(tokens=300), NEW, LAPTOP, 15, True), "max_seq_length") == 256
 
