@@ -268,11 +268,7 @@ def training_settings(
     training, queries = training_of(model), collection.queries[TRAIN]
     found = schedule_of(collection, model, machine, lengths, arm_minutes)
     why = f"{found.steps * found.batch / queries:.1f} epochs of {queries:,} train queries"
-    why += (
-        f"; there is no time for more (ARM_MINUTES), {found.wanted:,} would be better"
-        if found.steps < found.wanted
-        else ""
-    )
+    why += f"; no time for more, {found.wanted:,} would be better" if found.steps < found.wanted else ""
     return {
         "batch": Setting(str(found.batch), f"different queries of a step; on {machine}"),
         "max_steps": Setting(str(found.steps), why),
