@@ -100,7 +100,7 @@ def check_equal(
 
 
 def encode_a_model(flags: argparse.Namespace) -> None:
-    """The same of a model on disk, against sentence-transformers' default alone."""
+    """The same of a model on disk, against sentence-transformers' default and a RoBERTa of its size."""
     from transformers import AutoTokenizer
 
     from benchmarks.encode_model import docstrings, measure

@@ -1,4 +1,4 @@
-"""Tokens per second of a model of --model_type hf: ours, and sentence-transformers' encode as it comes."""
+"""Tokens per second of a model of --model_type hf: ours, sentence-transformers' encode, and a RoBERTa of its size."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from data.docstrings import installed_sources, read_pairs
 from drivers.job.encoder_setup import prepare_encoder
 from model.encode import TextSource, encode_blocks
 from model.encoders.base import CastsWeights, Encoder
-from model.encoders.registry import load_encoder
+from model.encoders.hf import HfEncoder
 from model.kernels.precision import name_of, quickest_dtype
 from utils.distributed.world import World
 
+SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 LARGEST_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 0.02}  # of a norm of the longest embedding
 
 
@@ -29,12 +30,29 @@ def docstrings(count: int) -> list[str]:
     return texts[:count]
 
 
-def our_encoder(model: Path, device: torch.device, dtype: torch.dtype | None) -> Encoder:
+def our_encoder(encoder: Encoder, device: torch.device, dtype: torch.dtype | None) -> Encoder:
     """As run_eval has it."""
-    encoder = load_encoder("hf", str(model)).eval().to(device)
+    encoder = encoder.eval().to(device)
     if dtype is not None and isinstance(encoder, CastsWeights):
         encoder.cast_linear_weights(dtype)
     return prepare_encoder(encoder, dtype, World(0, 1, device))
+
+
+def roberta_of_size(encoder: HfEncoder) -> HfEncoder:
+    """A RoBERTa with as many layers, heads and numbers as the body of ``encoder``, and with random weights."""
+    config = encoder.model.config
+    shape = {name: getattr(config, name) for name in SHAPE}
+    inner = getattr(config, "intermediate_size", 4 * config.hidden_size)  # not every family names it so
+    positions = common.LONGEST + 2  # RoBERTa counts from 2
+    return HfEncoder.new(
+        {
+            "model_type": "roberta",
+            **shape,
+            "intermediate_size": inner,
+            "type_vocab_size": 1,
+            "max_position_embeddings": positions,
+        }
+    )
 
 
 def check_close(found_ND: np.ndarray, expected_ND: np.ndarray, dtype: torch.dtype) -> None:
@@ -44,7 +62,7 @@ def check_close(found_ND: np.ndarray, expected_ND: np.ndarray, dtype: torch.dtyp
 
 
 def measure(model: Path, texts: list[str], source: TextSource, repeats: int, json_path: Path | None) -> None:
-    """Report the two rates, the median of so many turns, and how they compare.
+    """Report the three rates, the median of so many turns, and how they compare.
 
     Args:
         model: a directory that sentence-transformers opens.
@@ -57,14 +75,20 @@ def measure(model: Path, texts: list[str], source: TextSource, repeats: int, jso
 
     device = common.own_device()
     dtype = quickest_dtype(device)
-    encoder, theirs = our_encoder(model, device, dtype), SentenceTransformer(str(model), device=str(device))
+    loaded = HfEncoder.load(str(model), "", False, {})
+    roberta, ours = (our_encoder(encoder, device, dtype) for encoder in (roberta_of_size(loaded), loaded))
+    theirs = SentenceTransformer(str(model), device=str(device))
     tokens_of_a_batch = 128 * int(theirs.max_seq_length or common.LONGEST)
 
-    def encode_ours() -> np.ndarray:
+    def encode_by(encoder: Encoder) -> np.ndarray:
         blocks = encode_blocks(encoder, source, (0, source.count), tokens_of_a_batch, device, dtype)
         return np.concatenate(list(blocks))
 
-    works = {"ours": encode_ours, "st_default": lambda: theirs.encode(texts, show_progress_bar=False)}
+    works = {
+        "ours": lambda: encode_by(ours),
+        "roberta": lambda: encode_by(roberta),
+        "st_default": lambda: theirs.encode(texts, show_progress_bar=False),
+    }
     check_close(works["ours"](), works["st_default"](), dtype or torch.float32)
     seconds = common.side_by_side(works, repeats, device, prepare=lambda name: baselines.allocate_as(name, device))
     tokens = int(source.lengths(0, source.count).sum())
@@ -76,5 +100,5 @@ def measure(model: Path, texts: list[str], source: TextSource, repeats: int, jso
             **{f"{name}_tokens_per_second": rate for name, rate in rates.items()},
             f"mean_tokens_in_{name_of(dtype)}": tokens / source.count,
         },
-        {"vs_st_default": rates["ours"] / rates["st_default"]},
+        {f"vs_{name}": rates["ours"] / rates[name] for name in ("st_default", "roberta")},
     )

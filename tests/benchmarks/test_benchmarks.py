@@ -226,4 +226,4 @@ def test_a_model_on_disk_is_encoded_as_sentence_transformers_does(tmp_path: Path
     report = tmp_path / "report.json"
     run("benchmarks.encode", "--model", minilm_dir(), "--texts", "4", "--repeats", "1", "--json", report)
     found = json.loads(report.read_text())
-    assert set(found["ratios"]) == {"vs_st_default"} and found["figures"]["ours_tokens_per_second"] > 0
+    assert set(found["ratios"]) == {"vs_st_default", "vs_roberta"} and found["figures"]["ours_tokens_per_second"] > 0
