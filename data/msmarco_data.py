@@ -29,15 +29,9 @@ from data.sources.qrels import ResolvedSplit, qrel_name, query_name, read_split,
 from data.sources.registry import describe_source, open_source
 from data.tokens.collection import FORMAT_VERSION, MANIFEST, OWN_PASSAGES, PASSAGES
 from data.tokens.text_agreement import text_settings_for
-from data.tokens.text_profile import TextPreparer, text_preparer
+from data.tokens.text_profile import TextPreparer, check_lengths, text_preparer
 from data.tokens.token_cache import TokenCacheWriter, cache_files
-from data.tokens.tokenizer import (
-    check_tokenizer_cuts,
-    fingerprint_of,
-    load_tokenizer,
-    tokenized,
-    tokenizer_files,
-)
+from data.tokens.tokenizer import fingerprint_of, load_tokenizer, tokenized, tokenizer_files
 from utils.declared.text_settings import DEFAULT_TEXTS, TEXT_KEYS, TextSettings
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
@@ -256,8 +250,8 @@ def main() -> None:
     if flags.workers:
         os.environ["RAYON_NUM_THREADS"] = str(flags.workers)  # read once, when the library first works in parallel
     tokenizer = load_tokenizer(settings.tokenizer_dir)
-    check_tokenizer_cuts(tokenizer, settings.max_seq_length, settings.max_query_length)
     text_preparer(texts, tokenizer, settings.max_doc_character)
+    check_lengths(texts, tokenizer, settings.max_seq_length, settings.max_query_length)
     if flags.dry_run:
         for split in source.split_files:
             read_split(source, split, settings.allow_missing)

@@ -9,7 +9,7 @@ from pathlib import Path
 from model.encoders.base import Encoder
 from model.encoders.body import load_model
 from model.encoders.dpr import TwoTowers, as_two_of_one_kind
-from model.encoders.hf import HfEncoder, body_config, load_head
+from model.encoders.hf import POOLED_FROM, HfEncoder, body_config, load_head
 from model.encoders.lora import merged
 from model.encoders.registry import encoder_class, encoder_type, load_encoder
 from model.encoders.spec import read_config_file
@@ -156,9 +156,14 @@ def write_sentence_transformers(held: HeldModel, directory: Path) -> None:
         directory: empty.
 
     Raises:
-        UserError: there is no tokenizer, or DPR's two encoders pool otherwise.
+        UserError: there is no tokenizer, or embeddings are pooled in a way that the library does not have.
     """
     sentence_model.check_tokenizer(held)
+    if held.config.get(POOLED_FROM):
+        raise UserError(
+            f"{held.source} pools the mean from position {held.config[POOLED_FROM]} on, which sentence-transformers "
+            "does not; --to can be ours"
+        )
     writers = {ANCE: sentence_model.write_ance, ENCODER: write, TOWERS: sentence_model.write_towers}
     writers[held.model_type](held, directory)
     write_card(directory, held.config, held.record)

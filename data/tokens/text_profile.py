@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.sources.base import Passage
-from data.tokens.tokenizer import Text, clean_text, join_fields
+from data.tokens.tokenizer import Text, check_tokenizer_cuts, clean_text, join_fields
 from utils.declared.text_profiles import RECORDED_PROFILES, TextProfile
 from utils.declared.text_settings import TextSettings
 from utils.errors import UserError
@@ -45,21 +45,23 @@ def text_preparer(settings: TextSettings, tokenizer: PreTrainedTokenizerBase, ma
     backend = backend_of(settings.text_profile, tokenizer)
     clean = piece_cleaner(profile, tokenizer.all_special_tokens) if profile.special_tokens else str
 
+    start, filler = profile.passage_start + settings.passage_prefix, profile.query_filler * profile.query_tokens
+
     def passage_text(text: str) -> str:
-        return clean(settings.passage_prefix + clean_text(text)[:max_doc_character])
+        return clean(start + clean_text(text)[:max_doc_character])
 
     def joined(passage: Passage) -> str:
         fields = (passage.url, passage.title, passage.text)
         text = join_fields(fields, profile.separator or "", profile.omits_blank_fields)
-        return clean(settings.passage_prefix + text[:max_doc_character])
+        return clean(start + text[:max_doc_character])
 
     def segments(passage: Passage) -> Text:
         if passage.title is None:
             return passage_text(passage.text)
-        return clean(settings.passage_prefix + passage.title), clean(clean_text(passage.text)[:max_doc_character])
+        return clean(start + passage.title), clean(clean_text(passage.text)[:max_doc_character])
 
     def query_text(text: str) -> str:
-        return clean(settings.query_prefix + clean_text(text))
+        return clean(profile.query_start + settings.query_prefix + clean_text(text) + filler)
 
     return TextPreparer(segments if profile.separator is None else joined, passage_text, query_text, backend)
 
@@ -118,11 +120,15 @@ def backend_of(word: str, tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
         check_segments(word, tokenizer)
     state = json.loads(backend.to_str())
     adding = [part for part in byte_levels(state["pre_tokenizer"]) if part.get("add_prefix_space")]
-    if adding or backend.encode_special_tokens:  # which the tokenizer's fingerprint shows: it stays as it is
+    if (
+        adding or backend.encode_special_tokens or not profile.adds_special_tokens
+    ):  # which the tokenizer's fingerprint shows: it stays as it is
         from tokenizers import Tokenizer
 
         for part in adding:
             part["add_prefix_space"] = False
+        if not profile.adds_special_tokens:
+            state["post_processor"] = None
         backend = Tokenizer.from_str(json.dumps(state))
         backend.encode_special_tokens = False
     return backend
@@ -133,6 +139,55 @@ def byte_levels(pre_tokenizer: dict[str, Any] | None) -> Iterator[dict[str, Any]
     for part in (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer]):
         if part and part["type"] == BYTE_LEVEL:
             yield part
+
+
+def check_lengths(
+    settings: TextSettings, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, max_query_length: int
+) -> None:
+    """Whether texts may be cut at these lengths, in tokens.
+
+    Args:
+        settings: how texts become tokens.
+        tokenizer: which makes them.
+        max_seq_length, max_query_length: of a passage and of a query, the special tokens included.
+
+    Raises:
+        UserError: they leave no room for text, or are not those of the profile.
+    """
+    profile = RECORDED_PROFILES[settings.text_profile]
+    if profile.adds_special_tokens:
+        check_tokenizer_cuts(tokenizer, max_seq_length, max_query_length)
+        return
+    if max_query_length != profile.query_tokens:
+        raise UserError(
+            f"--max_query_length is {max_query_length}, --text_profile {settings.text_profile} makes queries of "
+            f"{profile.query_tokens} tokens: give that"
+        )
+    backend = backend_of(settings.text_profile, tokenizer)
+    backend.no_truncation()
+    start, spelled = profile.passage_start.strip(), len(backend.encode(profile.passage_start).ids)
+    if max_seq_length <= spelled:
+        raise UserError(
+            f"passages cut at {max_seq_length} tokens hold nothing but the {spelled} of {start}; raise --max_seq_length"
+        )
+
+
+def check_not_shortened(settings: TextSettings, asked: Mapping[str, int], made: Mapping[str, int]) -> None:
+    """UserError where texts without an end mark would be cut again: the token cache relies on one.
+
+    Args:
+        settings: how the texts became tokens.
+        asked: by name of the flag, in tokens.
+        made: the same of the preprocessed directory.
+    """
+    if RECORDED_PROFILES[settings.text_profile].adds_special_tokens:
+        return
+    for name, length in asked.items():
+        if length < made[name]:
+            raise UserError(
+                f"--{name} is {length}, texts of --text_profile {settings.text_profile} cannot be cut again: give "
+                f"{made[name]}, as --data_dir has it, or preprocess again"
+            )
 
 
 def check_special_tokens(word: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from data.sources.atomic_dir import check_can_write
 from data.tokens.collection import Preprocessed, check_tokenizer, open_preprocessed
+from data.tokens.text_profile import check_not_shortened
 from data.tokens.verify import check_inputs
 from drivers.job.text_lengths import TextLengths
 from utils.distributed import collectives, process_group
@@ -65,6 +66,7 @@ def open_collection(data_dir: str, lengths: TextLengths, tokenizer_dir: str, is_
         UserError: where it is damaged, or of another tokenizer.
     """
     collection = open_preprocessed(data_dir, lengths.max_seq_length, lengths.max_query_length)
+    check_not_shortened(collection.text_settings, lengths.by_name, collection.manifest)
     if is_dry_run:
         check_inputs(collection)
     if tokenizer_dir and (is_path(tokenizer_dir) or not is_dry_run):

@@ -55,7 +55,7 @@ class ModelFacts:
     """A model; or one that is trained from nothing, ``model_type`` static with a tokenizer of the collection's own.
 
     ``max_seq_length`` is what it was trained for, ``positions`` all it has places for; None where nothing says it.
-    ``layers`` of ``width`` are 0 where it has none.
+    ``layers`` of ``width`` are 0 where it has none. ``query_tokens``: of every query, 0 where they differ in length.
     """
 
     model_type: str
@@ -63,6 +63,7 @@ class ModelFacts:
     positions: int | None = None
     layers: int = 0
     width: int = 0
+    query_tokens: int = 0
 
     def flops_of(self, tokens: float, text_tokens: float) -> float:
         """Of encoding ``tokens`` in texts of ``text_tokens``: products with weights, 12 width^2 of a layer, and

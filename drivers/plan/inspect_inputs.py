@@ -16,6 +16,7 @@ from data.tokens.text_profile import text_preparer
 from data.tokens.tokenizer import clean_text, encoded_text, load_tokenizer
 from drivers.plan.facts import CollectionFacts, Lengths, ModelFacts
 from model.encoders.registry import read_spec
+from utils.declared.text_profiles import RECORDED_PROFILES
 from utils.declared.text_settings import TEXT_KEYS
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
@@ -111,7 +112,9 @@ def inspect_model(directory: Path) -> ModelFacts:
     kind = model_type_of(directory, found)
     positions = read_spec(str(directory), kind).max_length("passage")
     layers, width = (first_number(found, *names) for names in SIZES)
-    return ModelFacts(kind, trained, positions, layers or 0, width or 0)
+    profile = RECORDED_PROFILES.get(str(found.get("text_profile")))
+    query_tokens = profile.query_tokens if profile else 0
+    return ModelFacts(kind, trained, positions, layers or 0, width or 0, query_tokens)
 
 
 def first_number(config: Mapping[str, Any], *names: str) -> int | None:

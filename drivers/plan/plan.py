@@ -94,6 +94,8 @@ def length_settings(collection: CollectionFacts, model: ModelFacts, covered: flo
     """``covered``: the share of the texts that are to fit whole, as far as the model goes."""
     passages = chosen_length(collection.passage_lengths, model, LONGEST_PASSAGE, covered)
     queries = chosen_length(collection.query_lengths, model, LONGEST_QUERY, covered)
+    if model.query_tokens:
+        queries = Setting(str(model.query_tokens), "its text profile makes queries of so many")
     return {"max_seq_length": passages, "max_query_length": queries}
 
 

@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from model.encoders.base import Encoder
+from model.encoders.pooling import pool_packed, pool_padded
 from model.encoders.spec import EncoderSpec, positive_number
 from model.kernels.cpu_dropout import BY_DEVICE, make_dropout_quick
 from model.kernels.cpu_linear import prepack_products
@@ -41,10 +42,11 @@ class Body:
     Args:
         model: whose last layer's states are pooled. It keeps its weights; layers may compute in another way.
         pooling: first, mean or last.
+        pooled_from: the first position that a mean is of; TCT-ColBERT's is 4.
     """
 
-    def __init__(self, model: PreTrainedModel, pooling: str) -> None:
-        self.model, self.pooling = model, pooling
+    def __init__(self, model: PreTrainedModel, pooling: str, pooled_from: int = 0) -> None:
+        self.model, self.pooling, self.pooled_from = model, pooling, pooled_from
         self.family = family_of(model)
         if self.family is not None and pooling == "first":
             self.family.compute_first_alone(self.family.layers(model)[-1])
@@ -65,23 +67,13 @@ class Body:
 
     def pooled_padded(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
         hidden_BLH: torch.Tensor = self.model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
-        if self.pooling == "first":
-            return hidden_BLH[:, 0]
-        if self.pooling == "last":
-            return hidden_BLH[torch.arange(len(hidden_BLH), device=hidden_BLH.device), mask_BL.sum(1) - 1]
-        weights_BL1 = mask_BL[..., None].to(hidden_BLH)
-        return (hidden_BLH * weights_BL1).sum(1) / weights_BL1.sum(1)
+        return pool_padded(hidden_BLH, mask_BL, self.pooling, self.pooled_from)
 
     def pooled_packed(self, tokens: TokenBatch) -> torch.Tensor:
         assert self.family is not None
         behind = position_padding(self.model.config) if self.family.behind_pad_id else None
         hidden = hidden_of_packed(self.model, tokens, self.attention, behind)
-        if self.pooling == "first":  # which the last layer alone has computed
-            return hidden[: len(tokens)]
-        if self.pooling == "last":
-            return hidden[tokens.offsets_B1[1:] - 1]
-        # "unsafe": the lengths are the batch's own; to check them the host would wait for a GPU.
-        return torch.segment_reduce(hidden[: len(tokens.tokens_T)], "mean", lengths=tokens.lengths_B, unsafe=True)
+        return pool_packed(hidden, tokens, self.pooling, self.pooled_from)
 
     @property
     def cpu_batch_tokens(self) -> int:

@@ -30,7 +30,8 @@ from utils.exchange.sentence_files import HeadModule, read_sentence_files
 DEFAULT_POOLING = "mean"  # sentence-transformers' own, of a directory without its files
 ACTIVATION = {"identity": nn.Identity, "tanh": nn.Tanh}
 CLASSES = {"dense": "Dense", "layer_norm": "LayerNorm", "normalize": "Normalize"}
-OWN = ("pooling", "head", "normalize", "head_dim")  # keys of a config that are not the body's
+POOLED_FROM = "pooled_from"  # recorded where a mean does not begin at the first token
+OWN = ("pooling", POOLED_FROM, "head", "normalize", "head_dim")  # keys of a config that are not the body's
 
 
 class Dense(nn.Module):
@@ -74,12 +75,15 @@ class HfEncoder(BodyEncoder):
         model: the body.
         pooling: first, mean or last.
         head: what follows the pooling.
+        pooled_from: the first position that a mean is of.
     """
 
-    def __init__(self, model: PreTrainedModel, pooling: str, head: tuple[HeadModule, ...] = ()) -> None:
+    def __init__(
+        self, model: PreTrainedModel, pooling: str, head: tuple[HeadModule, ...] = (), pooled_from: int = 0
+    ) -> None:
         super().__init__()
         self.model = model
-        self.body, self.declared_head = Body(model, pooling), head
+        self.body, self.declared_head = Body(model, pooling, pooled_from), head
         self.head = nn.ModuleList(head_module(declared) for declared in head)
         self.spec = with_head(spec_of_body(model.config), head)
 
@@ -109,7 +113,8 @@ class HfEncoder(BodyEncoder):
         head = [asdict(declared) for declared in self.declared_head]
         own_class = class_of(self.model.config)[0].__name__
         values = {key: value for key, value in self.model.config.to_dict().items() if key != "_name_or_path"}
-        return {**values, "architectures": [own_class], "pooling": self.body.pooling, "head": head}
+        pooled_from = {POOLED_FROM: self.body.pooled_from} if self.body.pooled_from else {}
+        return {**values, "architectures": [own_class], "pooling": self.body.pooling, **pooled_from, "head": head}
 
     def record(self, values: dict[str, Any]) -> None:
         self.model.config.update(values)
@@ -142,7 +147,8 @@ class HfEncoder(BodyEncoder):
 
     @classmethod
     def new(cls, config: dict[str, Any]) -> HfEncoder:
-        return cls(new_model(body_config(config)), pooling_of(config.get("pooling", DEFAULT_POOLING)), head_of(config))
+        pooling = pooling_of(config.get("pooling", DEFAULT_POOLING))
+        return cls(new_model(body_config(config)), pooling, head_of(config), pooled_from(config, pooling))
 
     @classmethod
     def load(cls, name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> HfEncoder:
@@ -158,13 +164,24 @@ class HfEncoder(BodyEncoder):
         config = {**cls.complete_config(values, path.parent), **changes}
         stored, head = head_of({"head": config.get("head", [])}), head_of(config)
         model = load_model(directory, body_config(config))
-        encoder = cls(model, pooling_of(config["pooling"]), head)
+        pooling = pooling_of(config["pooling"])
+        encoder = cls(model, pooling, head, pooled_from(config, pooling))
         for declared, module in zip(head, encoder.head, strict=True):
             if declared in stored and declared.kind != "normalize":
                 load_head([path.parent / declared.folder, directory / declared.folder], module)
             elif declared.kind != "normalize" and not new_head:
                 raise UserError(f"{name_or_path} has no head to {declared.out_features} dimensions; train one first")
         return encoder
+
+
+def pooled_from(config: Mapping[str, Any], pooling: str) -> int:
+    """The first position that a config's mean is of. UserError where that is none, or ``pooling`` is no mean."""
+    value = config.get(POOLED_FROM, 0)
+    if type(value) is not int or value < 0 or (value and pooling != "mean"):
+        raise UserError(
+            f"the model's config says {POOLED_FROM} {value!r} and pooling {pooling}, expected a position, of a mean"
+        )
+    return value
 
 
 # The head

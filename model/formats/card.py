@@ -41,6 +41,10 @@ SHORTER_QUERIES = (
     "Queries are cut at {max_query_length} tokens and passages at {max_seq_length}: use `encode_query` and "
     "`encode_document`, of sentence-transformers 6 or later."
 )
+OTHER_POOLING = (
+    "An embedding is the mean from position {} on (counted from 0). sentence-transformers has no such pooling: "
+    "**opened by it, this model gives other vectors**."
+)
 ONE_LENGTH = "Texts are cut at {max_seq_length} tokens."
 
 
@@ -105,6 +109,8 @@ def texts_of(config: Mapping[str, object]) -> str:
     for key, side in (("query_prefix", "query"), ("passage_prefix", "passage")):
         if config.get(key):
             said.append(f"A {side} begins with {json_text(config[key])}, which the files here put there.")
+    if config.get("pooled_from"):
+        said.append(OTHER_POOLING.format(config["pooled_from"]))
     return " ".join(said)
 
 
@@ -113,6 +119,12 @@ def left_to_the_reader(profile: TextProfile) -> list[str]:
     found = ["Of this the files here lower-case; the rest is left to you:"] if profile.lower_cases else []
     found += ["strip texts on both sides;" if profile.strips_both else "strip texts on the right;"]
     found += ["put a blank before each text;"] if profile.adds_prefix_blank else []
+    if not profile.adds_special_tokens:
+        found.append(
+            f"begin a passage with `{profile.passage_start.strip()}` and a query with `{profile.query_start.strip()}`, "
+            f"fill a query up with `{profile.query_filler}` to {profile.query_tokens} tokens, and have the tokenizer "
+            "add no special tokens (`add_special_tokens=False`);"
+        )
     if profile.separator is None:
         return [*found, "write a passage as `title [SEP] text`."]
     separator = "a blank" if profile.separator == " " else f"`{profile.separator}`"

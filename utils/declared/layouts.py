@@ -16,6 +16,7 @@ class Layout:
         reader: "module:function", see `model.formats.held.Reader`.
         writer: "module:function", see `model.formats.held.Writer`.
         is_file: whether it is one file, not a directory.
+        targets: all that it converts into, where that is less than its model types allow.
     """
 
     description: str
@@ -24,6 +25,7 @@ class Layout:
     reader: str = ""
     writer: str = ""
     is_file: bool = False
+    targets: tuple[str, ...] = ()
 
 
 ANCE, ENCODER, TOWERS = "rdot_nll", "hf", "dpr"  # the model types that other layouts know
@@ -80,9 +82,10 @@ LAYOUTS = {
         "model.formats.dpr:write_directories",
     ),
     "tct-colbert": Layout(
-        "TCT-ColBERT's weights, as a start for training",
+        "TCT-ColBERT's BERT",
         (ENCODER,),
         reader="model.formats.tct_colbert:read",
+        targets=("ours",),
     ),
 }
 
@@ -95,4 +98,6 @@ def conversions() -> str:
 
 def targets_of(word: str) -> list[str]:
     """The words of --to that a model read as ``word`` may be written as."""
-    return [other for other, layout in LAYOUTS.items() if set(layout.writes) & set(LAYOUTS[word].reads)]
+    source = LAYOUTS[word]
+    fitting = [other for other, layout in LAYOUTS.items() if set(layout.writes) & set(source.reads)]
+    return [other for other in fitting if not source.targets or other in source.targets]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.declared.papers import ANCE, DPR, STAR
+from utils.declared.papers import ANCE, DPR, STAR, TCT_COLBERT
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class TextProfile:
         strips_both: blanks before a piece of text are dropped, too, not only those after it.
         adds_prefix_blank: a blank is put before a text, unless it begins with white space.
         special_tokens: that the tokenizer must have; none: it is taken as it is.
+        passage_start, query_start: spelled out in front of a text and its prefix.
+        query_filler: a special token that fills queries up to ``query_tokens``.
+        query_tokens: of every query; 0: as many as it has.
+        adds_special_tokens: the tokenizer puts its own around a text. Without them a text has no end mark.
     """
 
     description: str
@@ -38,6 +42,11 @@ class TextProfile:
     strips_both: bool = False
     adds_prefix_blank: bool = False
     special_tokens: tuple[str, ...] = ()
+    passage_start: str = ""
+    query_start: str = ""
+    query_filler: str = ""
+    query_tokens: int = 0
+    adds_special_tokens: bool = True
 
 
 ROBERTA_TOKENS = ("<s>", "</s>")
@@ -80,6 +89,18 @@ TEXT_PROFILES = {
         separator=None,
         strips_both=True,
         special_tokens=BERT_TOKENS,
+    ),
+    "tct-colbert": TextProfile(
+        "passages begin with [CLS] [D], queries with [CLS] [Q] and are filled up with [MASK] to 36 tokens; no [SEP]",
+        TCT_COLBERT,
+        omits_blank_fields=True,
+        strips_both=True,
+        special_tokens=("[CLS]", "[MASK]", "[PAD]"),
+        passage_start="[CLS] [D] ",
+        query_start="[CLS] [Q] ",
+        query_filler="[MASK]",
+        query_tokens=36,
+        adds_special_tokens=False,
     ),
 }
 

@@ -209,6 +209,25 @@ def test_the_profiles_differ(tokenizers: dict[str, Path]) -> None:
     assert preparer_of(tokenizers["plain"], "star").query("The") == " the"
 
 
+@SLOWLY
+@given(TEXTS)
+@example("\u00a0[MASK] a\t[CLS] Σ [SEP]")
+def test_a_text_of_tct_colbert(tokenizers: dict[str, Path], text: str) -> None:
+    """As Pyserini's TctColBert encoders call the tokenizer."""
+    tokenizer = load_tokenizer(tokenizers["bert"])
+
+    def ids_by_tokenizer(spelled: str, longest: int) -> list[int]:
+        ids: list[int] = tokenizer(spelled, max_length=longest, truncation=True, add_special_tokens=False)["input_ids"]
+        return ids
+
+    query, passage = (ids_by_tokenizer(f"[CLS] [{mark}] {text}", 9) for mark in "QD")
+    masked = ids_by_tokenizer(f"[CLS] [Q] {text}" + "[MASK]" * 36, 36)
+    preparer = preparer_of(tokenizers["bert"], "tct-colbert")
+    assert encoded(preparer, preparer.query(text), 36) == masked and len(masked) == 36
+    assert encoded(preparer, preparer.query(text), 9)[: len(query)] == query
+    assert encoded(preparer, preparer.passage(Passage("p", text)), 9) == passage
+
+
 def test_the_tokenizer_s_own_fingerprint_stays(tokenizers: dict[str, Path]) -> None:
     """A profile has a tokenizer of its own: the collection's is the model's."""
     from data.tokens.tokenizer import fingerprint_of
@@ -225,7 +244,7 @@ def test_the_tokenizer_s_own_fingerprint_stays(tokenizers: dict[str, Path]) -> N
 
 @pytest.mark.parametrize("profile", [word for word, declared in TEXT_PROFILES.items() if declared.special_tokens])
 def test_a_tokenizer_without_the_special_tokens_is_refused(tokenizers: dict[str, Path], profile: str) -> None:
-    other = "plain" if profile == "dpr" else "bert"
+    other = "plain" if profile in ("dpr", "tct-colbert") else "bert"
     message = rf"^--text_profile {profile} needs the special tokens .*, the tokenizer has .*another profile$"
     with pytest.raises(UserError, match=message):
         preparer_of(tokenizers[other], profile)

@@ -33,7 +33,7 @@ ALLOWED = {
     "sentence-transformers": FAMILY,
     "dpr": TOWERS,
     "hf-dpr": TOWERS,
-    "tct-colbert": {"ours", "sentence-transformers"},
+    "tct-colbert": {"ours"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Encoders that sentence-transformers itself has saved, through our checkpoints and back; and TCT-ColBERT's weights."""
+"""Encoders that sentence-transformers itself has saved, through our checkpoints and back."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Dense, LayerNorm, Normalize, Pooling, Transformer
 from torch import nn
-from transformers import BertForPreTraining, BertModel
+from transformers import BertModel
 
 from model.encoders.registry import load_encoder
-from tests.model.formats.converting import call, convert, refused
+from tests.model.formats.converting import convert, refused
 from tests.model.formats.tiny import TEXTS, bert_config, roughen, token_ids, write_bert_tokenizer
 from tests.real import minilm_dir
 from tests.texts import token_batch
@@ -111,22 +111,3 @@ def test_minilm_and_back(tmp_path: Path) -> None:
     stored, again = load_file(source / "model.safetensors"), load_file(back / "model.safetensors")
     assert all(torch.equal(again[name], stored[name]) for name in again)
     assert set(stored) - set(again) <= {"pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids"}
-
-
-# TCT-ColBERT
-
-
-@pytest.mark.parametrize("class_", [BertModel, BertForPreTraining])
-def test_tct_colbert_s_weights_are_a_start(class_: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Some of its checkpoints still have the heads of BERT's first training."""
-    source = write_body(tmp_path / "tct", class_)
-    call("tct-colbert", "ours", source, tmp_path / "ours")
-    assert "TCT-ColBERT pools from position 4 on" in capsys.readouterr().out
-    stored, found = load_file(source / "model.safetensors"), load_file(tmp_path / "ours" / "model.safetensors")
-    prefix = "bert." if class_ is BertForPreTraining else ""
-    assert all(torch.equal(found[name], stored[prefix + name]) for name in found) and len(found) == 37
-    config = json.loads((tmp_path / "ours" / "config.json").read_text())
-    assert (config["query_prefix"], config["passage_prefix"], config["pooling"]) == ("[Q] ", "[D] ", "mean")
-    (source / "model.safetensors").unlink()
-    torch.save({"lstm.weight": torch.ones(1)}, source / "pytorch_model.bin")
-    assert "weights are missing), expected a BERT alone" in refused("tct-colbert", "ours", source, tmp_path / "out")
