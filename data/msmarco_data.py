@@ -27,7 +27,7 @@ from data.sources.flags import SourceFlags
 from data.sources.own_passages import PassageScan
 from data.sources.qrels import ResolvedSplit, qrel_name, query_name, read_split, resolve
 from data.sources.registry import describe_source, open_source
-from data.tokens.collection import FORMAT_VERSION, MANIFEST, OWN_PASSAGES, PASSAGES
+from data.tokens.collection import FORMAT_VERSION, MANIFEST, OWN_PASSAGES, PASSAGES, RELEVANCE_LEVELS
 from data.tokens.text_agreement import text_settings_for
 from data.tokens.text_profile import TextPreparer, check_lengths, text_preparer
 from data.tokens.token_cache import TokenCacheWriter, cache_files
@@ -136,6 +136,9 @@ def describe(source: Source, tokenizer: PreTrainedTokenizerBase, settings: Prepr
         "max_query_length": settings.max_query_length,
         "max_doc_character": settings.max_doc_character,
         **settings.texts.record(),
+        RELEVANCE_LEVELS: {
+            split: files.relevance_level for split, files in source.split_files.items() if files.relevance_level != 1
+        },
         "pad_token_id": tokenizer.pad_token_id,
         "vocab_size": vocabulary_size(tokenizer.backend_tokenizer),
         "tokenizer": {"fingerprint": fingerprint_of(tokenizer), "files": tokenizer_files(settings.tokenizer_dir)},

@@ -14,7 +14,7 @@ from data.tokens.collection import Preprocessed
 from utils.errors import UserError
 from utils.exchange.atomic import sha256_of
 from utils.exchange.evaluations import DEV, TRAIN
-from utils.ir.metrics import DEPTH_OF_RECORD, evaluate, reach
+from utils.ir.metrics import DEPTH_OF_RECORD, always_measured, evaluate, reach
 from utils.ir.runs import GivenRun, read_run
 from utils.run_log import say
 from utils.search.ranked_lists import without, without_own
@@ -122,7 +122,8 @@ def record_of(path: Path, collection: Preprocessed, split: str, lists: Lists) ->
     width, passages = lists.passages_QK.shape[1], len(collection.passages)
     depth = reach(max(width, DEPTH_OF_RECORD), passages)
     judgements: Mapping[int, Mapping[int, int]] = collection.qrels(split).as_dict()
-    metrics = evaluate(judgements, lists.query_Q, lists.passages_QK, depth)
+    choice = always_measured(collection.relevance_level(split))
+    metrics = evaluate(judgements, lists.query_Q, lists.passages_QK, depth, choice)
     return {
         "ndcg": metrics["ndcg@10"],
         "mrr": metrics["mrr@10"],

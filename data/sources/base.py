@@ -26,11 +26,13 @@ class SplitFiles:
     """Where a split's queries and qrels come from; two splits may share a file of queries.
 
     A name that is no path stands for what is not a file here (a dataset of ir_datasets). ``qrels`` is None where nobody
-    has judged the split: its queries can be searched, and nothing measured.
+    has judged the split: its queries can be searched, and nothing measured. ``relevance_level`` is the lowest grade
+    that measures without grades call relevant, as the split's figures are published.
     """
 
     queries: Path | str
     qrels: Path | str | None
+    relevance_level: int = 1
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ IR_DATASETS_HOME.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,10 +19,13 @@ from typing import Any
 from data.sources.base import Passage, SourceRecord, SourceRequest, SplitFiles
 from data.sources.ids import UniqueIds
 from data.sources.judgements import Judgement
+from data.sources.msmarco import LEVEL_OF_TREC_PASSAGES
 from utils.errors import UserError, one_line
 from utils.ir.notation import LARGEST_GRADE
 
 IR_DATASETS = "ir_datasets"  # --source
+MSMARCO_DOCUMENTS = "msmarco-document"  # what names of its datasets begin with
+TREC_PASSAGES = re.compile(r"msmarco-passage(-v2)?/trec-dl-.*")
 ONLY_SPLIT = "test"  # what a dataset is called as a split that has no subsets
 
 
@@ -129,7 +133,8 @@ def find(request: SourceRequest) -> IrDataset:
             raise UserError(
                 f"ir_datasets' {splits[split].queries} and {each} are both a split {split}; name one of them"
             )
-        splits[split] = SplitFiles(each, each if found.has_qrels() else None)
+        level = LEVEL_OF_TREC_PASSAGES if TREC_PASSAGES.fullmatch(f"{parent}/{split}") else 1
+        splits[split] = SplitFiles(each, each if found.has_qrels() else None, level)
     if not splits:
         raise UserError(f"ir_datasets' {name} has no queries, and no subset over its documents has; name one that has")
     return IrDataset(name, parent, splits)

@@ -29,15 +29,18 @@ MSMARCO = "msmarco"  # --source
 DOCUMENT_TYPE, PASSAGE_TYPE = 0, 1  # --data_type, as ANCE numbers them
 TREC_2019, TREC_2020, LEADERBOARD = "trec2019", "trec2020", "leaderboard"  # the words of commands/data_download.sh
 
+# Craswell et al. 2020 (arXiv 2003.07820): of passages grade 1 is "related", and counts as not relevant.
+LEVEL_OF_TREC_PASSAGES = 2
 TREC_QUERIES = ("msmarco-test2019-queries.tsv", "msmarco-test2020-queries.tsv")  # of passages and documents
 
 
 @dataclass(frozen=True)
 class SplitNames:
-    """``qrels`` is None where MS MARCO has published none."""
+    """``qrels`` is None where MS MARCO has published none; ``relevance_level`` is that of `SplitFiles`."""
 
     queries: str
     qrels: str | None
+    relevance_level: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ RAW_NAMES = {
         {
             TRAIN: SplitNames("queries.train.tsv", "qrels.train.tsv"),
             DEV: SplitNames("queries.dev.small.tsv", "qrels.dev.small.tsv"),
-            TREC_2019: SplitNames(TREC_QUERIES[0], "2019qrels-pass.txt"),
-            TREC_2020: SplitNames(TREC_QUERIES[1], "2020qrels-pass.txt"),
+            TREC_2019: SplitNames(TREC_QUERIES[0], "2019qrels-pass.txt", LEVEL_OF_TREC_PASSAGES),
+            TREC_2020: SplitNames(TREC_QUERIES[1], "2020qrels-pass.txt", LEVEL_OF_TREC_PASSAGES),
             LEADERBOARD: SplitNames("queries.eval.small.tsv", None),
         },
     ),
@@ -165,7 +168,7 @@ def find_split(directory: Path, names: SplitNames) -> MsMarcoSplit | None:
     if not qrels and (not queries or names.queries in TREC_QUERIES):
         return None
     qrels = directory / names.qrels if names.qrels and not qrels else qrels
-    return MsMarcoSplit(queries or directory / names.queries, qrels)
+    return MsMarcoSplit(queries or directory / names.queries, qrels, names.relevance_level)
 
 
 def read_records(path: Path, columns: int) -> Iterator[list[str]]:

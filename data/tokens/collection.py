@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from data.sources.msmarco import PASSAGE_TYPE
+from data.sources.ir_datasets import MSMARCO_DOCUMENTS
+from data.sources.msmarco import DOCUMENT_TYPE, PASSAGE_TYPE
 from data.sources.qrels import Qrels, qrel_name, query_name, sorted_qrels
 from data.tokens.token_cache import TokenCache, open_token_cache
 from data.tokens.tokenizer import tokenizer_files, tokenizer_fingerprint
@@ -26,6 +27,7 @@ from utils.ir.notation import LARGEST_GRADE
 
 FORMAT_VERSION = 1
 PASSAGES = "passages"
+RELEVANCE_LEVELS = "relevance_levels"  # key of the manifest: by split, of those where it is not 1
 OWN_PASSAGES = "own_passages"  # key of the manifest: by split, [query, passage] of the queries that are a passage
 REQUIRED_KEYS = ("max_seq_length", "max_query_length", "pad_token_id", "tokenizer", "counts", "collection_fingerprint")
 
@@ -69,6 +71,16 @@ class Preprocessed:
     def has_qrels(self, split: str) -> bool:
         """Whether anybody has judged the split: else its queries can be searched, and nothing measured."""
         return qrel_name(split) in self.manifest["counts"]
+
+    @property
+    def is_of_documents(self) -> bool:
+        """Whether it is MS MARCO's documents, whose figures are at rank 100."""
+        dataset = str(self.manifest.get("dataset", ""))
+        return bool(self.manifest.get("data_type") == DOCUMENT_TYPE) or dataset.startswith(MSMARCO_DOCUMENTS)
+
+    def relevance_level(self, split: str) -> int:
+        """The lowest grade that measures without grades call relevant, as the split's source has it."""
+        return int(self.manifest.get(RELEVANCE_LEVELS, {}).get(split, 1))
 
     def own_passages(self, split: str) -> dict[int, int]:
         """{query: passage} by offset, of the queries that are a passage themselves: no answer to be ranked."""

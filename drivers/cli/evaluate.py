@@ -33,9 +33,10 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
         None, "whose queries: one or more splits of --data_dir; default: dev, else the first other than train"
     )
     metrics: str = flag("", measures_help)
-    relevance_level: int = flag(
-        1,
-        "the lowest grade that is relevant to measures that know no grades (TREC DL's passages: 2)",
+    relevance_level: int | None = flag(
+        None,
+        "the lowest grade that is relevant to measures that know no grades, in all splits; default: each split's own, "
+        "2 of TREC DL's passages, else 1",
         at_least=1,
         at_most=LARGEST_GRADE,
     )

@@ -29,10 +29,8 @@ from drivers.evaluate.results import ResultSettings, SplitResult, write_results
 from drivers.evaluate.score_curves import describe_ranks, mean_scores
 from drivers.evaluate.splits import (
     RankedSplit,
-    check_level,
     check_run,
     describe_splits,
-    is_of_documents,
     read_candidates_of,
     read_run_of,
     splits_asked,
@@ -59,7 +57,6 @@ from utils.distributed import agreement, process_group
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.flags import flags_json
-from utils.ir.metrics import MetricChoice, choose_metrics
 from utils.ir.pooled import overlap_with
 from utils.search.settings import SearchSettings
 
@@ -70,8 +67,7 @@ class Evaluation(ModelJob):
 
     Args:
         collection: what is ranked.
-        splits: whose queries are ranked, all in one search.
-        choice: what is measured.
+        splits: whose queries are ranked, all in one search, and what is measured of each.
         search: how the collection is searched.
         results: where its files are written, and what they are of.
         topk: passages returned per query.
@@ -82,7 +78,6 @@ class Evaluation(ModelJob):
 
     collection: Preprocessed
     splits: list[RankedSplit]
-    choice: MetricChoice
     search: SearchSettings
     results: ResultSettings
     topk: int
@@ -107,17 +102,15 @@ def preflight(flags: EvalFlags) -> Evaluation:
     collection = open_collection(flags.data_dir, lengths, model.tokenizer, flags.dry_run)
     check_texts(collection, common.texts)
     embedding_dir = Path(flags.embedding_dir) if flags.embedding_dir else None
-    splits = splits_asked(collection, flags.split)
-    check_level(splits, flags.relevance_level)
+    splits = splits_asked(collection, flags.split, flags.metrics, flags.relevance_level)
     check_search(search, lengths, embedding_dir, model, collection)
     source = Path(flags.model_name_or_path or flags.embedding_dir)
     return Evaluation(
         **vars(common),
         collection=collection,
         splits=splits,
-        choice=choose_metrics(flags.metrics, flags.relevance_level, is_of_documents(collection)),
         search=search,
-        results=ResultSettings(Path(flags.output_dir), source, embedding_dir is not None, flags.relevance_level),
+        results=ResultSettings(Path(flags.output_dir), source, embedding_dir is not None),
         topk=flags.topk,
         rerank_file=Path(flags.rerank_file) if flags.rerank_file else None,
         overlap_run=Path(flags.overlap_run) if flags.overlap_run else None,
@@ -184,7 +177,7 @@ def run(job: Evaluation) -> None:
     checks.on_process0(*checks_of(job))
     given = read_given(job)
     embeddings = embed(job, checks)
-    rankings = rank_splits(world, job.splits, embeddings, job.topk, job.search, job.choice)
+    rankings = rank_splits(world, job.splits, embeddings, job.topk, job.search)
     assert rankings is not None, "nobody is told to leave"
     rerankings = rerank_splits(job, world, embeddings, given)
     mean_score_Q = mean_scores(world, embeddings.queries_QD, embeddings.share, len(collection.passages))
@@ -238,7 +231,7 @@ def rerank_splits(
     found: list[Ranking | None] = []
     for split, of_split, candidates_QK in of_splits:
         has_some = bool((candidates_QK >= 0).any())
-        found.append(rerank_split(world, split, of_split, candidates_QK, job.choice) if has_some else None)
+        found.append(rerank_split(world, split, of_split, candidates_QK) if has_some else None)
     return found
 
 

@@ -16,17 +16,15 @@ from drivers.evaluate.measure import measure_lists
 from drivers.evaluate.results import ResultSettings, SplitResult, write_per_query, write_record
 from drivers.evaluate.splits import (
     RankedSplit,
-    check_level,
     check_run,
     describe_splits,
-    is_of_documents,
     read_run_of,
     splits_asked,
 )
 from utils.errors import UserError
 from utils.exchange.layout import EvaluationLayout, run_name
 from utils.flags import flags_json
-from utils.ir.metrics import MetricChoice, choose_metrics, reach
+from utils.ir.metrics import reach
 from utils.ir.pooled import overlap_with
 from utils.ir.runs import GivenRun
 from utils.run_log import header, say
@@ -41,15 +39,13 @@ class RunsJob:
 
     Args:
         flag_values: the flags by name, for the log and a --dry_run.
-        splits: whose queries are wanted.
-        choice: what is measured.
+        splits: whose queries are wanted, and what is measured of each.
         runs: the files, by where their results are written.
         overlap_run: a run that each is compared with, or None.
     """
 
     flag_values: Mapping[str, object]
     splits: list[RankedSplit]
-    choice: MetricChoice
     runs: Mapping[Path, Path]
     overlap_run: Path | None
 
@@ -73,10 +69,8 @@ def preflight(flags: EvalFlags) -> RunsJob:
         check_can_write(directory)
     collection = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
     check_inputs(collection)
-    splits = splits_asked(collection, flags.split)
-    check_level(splits, flags.relevance_level)
-    choice = choose_metrics(flags.metrics, flags.relevance_level, is_of_documents(collection))
-    return RunsJob(asdict(flags), splits, choice, runs, overlap_run)
+    splits = splits_asked(collection, flags.split, flags.metrics, flags.relevance_level)
+    return RunsJob(asdict(flags), splits, runs, overlap_run)
 
 
 def run(job: RunsJob) -> None:
@@ -96,7 +90,7 @@ def run(job: RunsJob) -> None:
         depth, results = reach(given.passages_QK.shape[1], len(passage_ids)), []
         for number, (split, (passages_QK, scores_QK)) in enumerate(zip(job.splits, lists, strict=True)):
             kept = without_own(passages_QK, scores_QK, split.own_passage_Q, passages_QK.shape[1])
-            ranking = measure_lists(split, *kept, depth, job.choice)
+            ranking = measure_lists(split, *kept, depth)
             overlap = dict[str, float]()
             if compared is not None:
                 overlap = overlap_with(split.judgements, split.query_Q, ranking.passages_QK, compared[number][0])
@@ -125,5 +119,5 @@ def write(directory: Path, job: RunsJob, results: list[SplitResult], seconds: fl
     paths = [EvaluationLayout(directory).per_query(result.split.name) for result in results]
     for path, result in zip(paths, results, strict=True):
         write_per_query(path, result.split, result.ranking.by_query)
-    settings = ResultSettings(directory, job.runs[directory], False, job.choice.relevance_level)
+    settings = ResultSettings(directory, job.runs[directory], False)
     write_record(settings, results, paths, seconds)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from drivers.evaluate.splits import RankedSplit
-from utils.ir.metrics import MetricChoice, mean_metrics, per_query_metrics
+from utils.ir.metrics import mean_metrics, per_query_metrics
 from utils.ir.pooled import pooled_hole_rates
 
 
@@ -28,19 +28,16 @@ class Ranking:
     pooled: dict[str, float]
 
 
-def measure_lists(
-    split: RankedSplit, passages_QK: np.ndarray, scores_QK: np.ndarray, depth: float, choice: MetricChoice
-) -> Ranking:
+def measure_lists(split: RankedSplit, passages_QK: np.ndarray, scores_QK: np.ndarray, depth: float) -> Ranking:
     """The metrics that lists of this ``depth`` reach; none of a split that nobody has judged.
 
     Args:
-        split: whose queries they are of.
+        split: whose queries they are of, and what is measured.
         passages_QK: int64, best first, -1 after a list's end.
         scores_QK: float, of these passages.
         depth: how deep a metric may look.
-        choice: what is measured.
     """
-    judgements, query_Q = split.judgements, split.query_Q
+    judgements, query_Q, choice = split.judgements, split.query_Q, split.choice
     if not judgements:
         return Ranking(query_Q, passages_QK, scores_QK, {}, {}, {})
     rows = per_query_metrics(judgements, query_Q, passages_QK, depth, choice)

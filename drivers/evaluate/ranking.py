@@ -23,7 +23,7 @@ from utils.distributed import agreement
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.wait import log_once
-from utils.ir.metrics import MetricChoice, reach
+from utils.ir.metrics import reach
 from utils.search.ranked_lists import without_own
 from utils.search.settings import SearchSettings
 
@@ -105,18 +105,16 @@ def rank_splits(
     embeddings: SplitEmbeddings,
     k: int,
     search: SearchSettings,
-    choice: MetricChoice,
     monitor: Monitor = UNMONITORED,
 ) -> list[Ranking] | None:
     """Rank the whole collection for every query of the splits, in one search.
 
     Args:
         world: all its processes call this, each searches its share of the passages.
-        splits: of one collection.
+        splits: of one collection, and what is measured of each.
         embeddings: of `encode_splits` or `load_splits`.
         k: how many passages; the metrics are those that lists of so many reach.
         search: the index, and where it is searched.
-        choice: what is measured.
         monitor: is told of the progress, and may say that the work shall end.
 
     Returns:
@@ -132,12 +130,10 @@ def rank_splits(
     if searched > k:
         passages_QK, scores_QK = without_own(passages_QK, scores_QK, own_Q, min(k, passages))
     lists = zip(splits, parts_of(passages_QK, splits), parts_of(scores_QK, splits), strict=True)
-    return [measure_lists(*of_split, reach(k, passages), choice) for of_split in lists]
+    return [measure_lists(*of_split, reach(k, passages)) for of_split in lists]
 
 
-def rerank_split(
-    world: World, split: RankedSplit, embeddings: SplitEmbeddings, candidates_QK: np.ndarray, choice: MetricChoice
-) -> Ranking:
+def rerank_split(world: World, split: RankedSplit, embeddings: SplitEmbeddings, candidates_QK: np.ndarray) -> Ranking:
     """Order the candidates of a split's queries by their scores.
 
     Args:
@@ -145,7 +141,6 @@ def rerank_split(
         split: whose queries.
         embeddings: of its queries alone, and of the passages.
         candidates_QK: int64, -1 after a list's end.
-        choice: what is measured.
 
     Returns:
         The lists, and the metrics that the longest of them reaches.
@@ -158,4 +153,4 @@ def rerank_split(
     given_scores_QK = score_candidates(world, embeddings.queries_QD, embeddings.share, candidates_QK)
     scores_QK, passages_QK = rerank(given_scores_QK, candidates_QK)
     depth = reach(candidates_QK.shape[1], len(split.collection.passages))
-    return measure_lists(split, passages_QK, scores_QK, depth, choice)
+    return measure_lists(split, passages_QK, scores_QK, depth)

@@ -24,13 +24,11 @@ class ResultSettings:
         directory: where.
         source: a model, embeddings on disk, or a run.
         is_of_embeddings: it is embeddings.
-        relevance_level: the lowest grade that binary measures call relevant.
     """
 
     directory: Path
     source: Path
     is_of_embeddings: bool
-    relevance_level: int
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ def write_record(
     for result in results:
         name, ranking, reranking = result.split.name, result.ranking, result.reranking
         found: dict[str, object] = {"metrics": ranking.metrics, "queries": len(ranking.by_query)}
+        found["relevance_level"] = result.split.choice.relevance_level
         found["pooled"] = {**ranking.pooled, **result.overlap}
         say(f"full ranking {name}: {describe_metrics(ranking)}")
         if reranking is not None:
@@ -85,8 +84,7 @@ def write_record(
     first = results[0]
     queries = len(first.ranking.by_query)
     record = metrics_record(first.ranking.metrics, queries, str(settings.source), step_of_source(settings), seconds)
-    common = {"split": first.split.name, "relevance_level": settings.relevance_level}
-    record |= {**by_split[first.split.name], **common, "splits": by_split}
+    record |= {**by_split[first.split.name], "split": first.split.name, "splits": by_split}
     write_metrics(files.root, record, [path.name for path in written])
     say(f"finished {files.metrics}")
 

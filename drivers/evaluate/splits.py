@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sources.msmarco import DOCUMENT_TYPE
 from data.tokens.collection import Preprocessed
 from utils.errors import UserError
 from utils.exchange.evaluations import TRAIN, check_as_published
+from utils.ir.metrics import MetricChoice, always_measured, choose_metrics
 from utils.ir.runs import GivenRun, read_run
 from utils.ir.trec import read_lists_to_rerank
 from utils.text_files import check_ends
@@ -20,11 +20,12 @@ from utils.text_files import check_ends
 
 @dataclass(frozen=True)
 class RankedSplit:
-    """Queries of a split, ``query_Q`` int64 by offset: those that are ranked."""
+    """Queries of a split, ``query_Q`` int64 by offset: those that are ranked; and what is measured of them."""
 
     collection: Preprocessed
     name: str
     query_Q: np.ndarray
+    choice: MetricChoice
 
     @cached_property
     def judgements(self) -> dict[int, dict[int, int]]:
@@ -53,30 +54,38 @@ class RankedSplit:
             parts.append(f"{without:,} of {len(self.judgements):,} judged queries have no positive, and count as 0")
         if own := int((self.own_passage_Q >= 0).sum()):
             parts.append(f"{own:,} are a passage themselves, which is in no list of theirs")
+        if self.judgements:
+            parts.append(f"relevant is grade {self.choice.relevance_level} and above")
         return "; ".join(parts)
 
 
-def is_of_documents(collection: Preprocessed) -> bool:
-    """Whether it was given as MS MARCO's documents."""
-    return bool(collection.manifest.get("data_type") == DOCUMENT_TYPE)
+def queries_with_positive(collection: Preprocessed, split: str, choice: MetricChoice | None = None) -> RankedSplit:
+    """What is ranked while training, where no ``choice`` is made of what is measured."""
+    choice = choice or always_measured(collection.relevance_level(split))
+    return RankedSplit(collection, split, collection.qrels(split).queries_with_positive(), choice)
 
 
-def queries_with_positive(collection: Preprocessed, split: str) -> RankedSplit:
-    """What is ranked while training."""
-    return RankedSplit(collection, split, collection.qrels(split).queries_with_positive())
-
-
-def all_queries(collection: Preprocessed, split: str) -> RankedSplit:
+def all_queries(collection: Preprocessed, split: str, choice: MetricChoice) -> RankedSplit:
     """What is ranked of a split that is asked for; of train those with a positive."""
     if split == TRAIN:
-        return queries_with_positive(collection, split)
-    return RankedSplit(collection, split, np.arange(len(collection.queries(split))))
+        return queries_with_positive(collection, split, choice)
+    return RankedSplit(collection, split, np.arange(len(collection.queries(split))), choice)
 
 
-def splits_asked(collection: Preprocessed, names: Sequence[str] | None) -> list[RankedSplit]:
+def splits_asked(
+    collection: Preprocessed, names: Sequence[str] | None, metrics: str = "", relevance_level: int | None = None
+) -> list[RankedSplit]:
     """The splits of these names, each once; without one the first of the collection's `judged_splits`.
 
-    UserError where there is no such split, or none is named and none but train is judged.
+    Args:
+        collection: that has them.
+        names: as a user gives them.
+        metrics: what is measured as well, as `choose_metrics` takes it.
+        relevance_level: the lowest grade that is relevant; None for each split's own.
+
+    Raises:
+        UserError: there is no such split, or none is named and none but train is judged; a measure is not known; or
+            nothing of a judged split is relevant.
     """
     names = names or collection.judged_splits()[:1]
     if not names:
@@ -84,18 +93,25 @@ def splits_asked(collection: Preprocessed, names: Sequence[str] | None) -> list[
             f"{collection.directory} has no split other than train with qrels, only {', '.join(collection.splits)}; "
             "name those to rank by --split"
         )
-    return [all_queries(collection, name) for name in dict.fromkeys(names)]
+    splits = []
+    for name in dict.fromkeys(names):
+        collection.check_split(name)
+        level = relevance_level or collection.relevance_level(name)
+        splits.append(all_queries(collection, name, choose_metrics(metrics, level, collection.is_of_documents)))
+    check_levels(splits)
+    return splits
 
 
-def check_level(splits: Sequence[RankedSplit], relevance_level: int) -> None:
+def check_levels(splits: Sequence[RankedSplit]) -> None:
     """UserError where nothing of a judged split is relevant."""
     for split in splits:
+        level = split.choice.relevance_level
         grades = [grade for passages in split.judgements.values() for grade in passages.values()]
-        if relevance_level > 1 and grades and max(grades) < relevance_level:
-            advice = "give a lower one" if len(splits) == 1 else f"evaluate {split.name} by itself with a lower one"
+        if level > 1 and grades and max(grades) < level:
+            advice = "give" if len(splits) == 1 else f"evaluate {split.name} by itself with"
             raise UserError(
-                f"--relevance_level is {relevance_level}, the highest grade of {split.name} is {max(grades)}: nothing "
-                f"would be relevant; {advice}"
+                f"relevant is grade {level} and above, the highest grade of {split.name} is {max(grades)}: nothing "
+                f"would be relevant; {advice} a lower --relevance_level"
             )
 
 

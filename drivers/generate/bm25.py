@@ -33,7 +33,15 @@ from utils.exchange.lease.record import DEFAULT_TIMEOUTS
 from utils.exchange.markers import working
 from utils.exchange.negatives import publish_negatives
 from utils.flags import flags_json
-from utils.ir.metrics import DEPTH_OF_RECORD, evaluate, format_metrics, metrics_record, metrics_to, reach
+from utils.ir.metrics import (
+    DEPTH_OF_RECORD,
+    MetricChoice,
+    choose_metrics,
+    evaluate,
+    format_metrics,
+    metrics_record,
+    reach,
+)
 from utils.ir.trec import write_run
 from utils.run_log import git_state, header, say
 from utils.search.bm25 import Stem, build_index, search, words_of
@@ -57,6 +65,7 @@ class Bm25Job:
         preprocessed: the same as tokens, for the order of passages and queries, and the qrels.
         output_dir: where everything is published.
         dev_split: the split that is measured.
+        choice: what is measured of it.
         selection: how negatives are chosen from the candidates; None: there is no split train.
         seed: of their draws.
         k1, b: BM25's own.
@@ -72,6 +81,7 @@ class Bm25Job:
     preprocessed: Preprocessed
     output_dir: Path
     dev_split: str
+    choice: MetricChoice
     selection: Selection | None
     seed: int
     k1: float
@@ -124,6 +134,7 @@ def preflight(flags: Bm25Flags) -> Bm25Job:
         preprocessed=preprocessed,
         output_dir=output_dir,
         dev_split=dev_split,
+        choice=choose_metrics("", preprocessed.relevance_level(dev_split), preprocessed.is_of_documents),
         selection=selection,
         seed=flags.seed,
         k1=flags.k1,
@@ -160,8 +171,8 @@ def run_dev(job: Bm25Job, index: BM25, staged: Path) -> tuple[dict[str, float], 
     run_path = EvaluationLayout(staged).ranking(split)
     write_run(run_path, *ids, rows_QK[:, : job.topk_dev], scores_QK[:, : job.topk_dev], MODEL)
     judged, query_Q = preprocessed.qrels(split).as_dict(), np.arange(len(rows_QK))
-    metrics = evaluate(judged, query_Q, rows_QK, reach(searched, passages))
-    kept = metrics_to(reach(job.topk_dev, passages))
+    metrics = evaluate(judged, query_Q, rows_QK, reach(searched, passages), job.choice)
+    kept = job.choice.names(reach(job.topk_dev, passages))
     return {name: value for name, value in metrics.items() if name in kept}, metrics
 
 
@@ -246,7 +257,9 @@ def publish_dev(job: Bm25Job, staged: Path, metrics: dict[str, float], started: 
     """
     queries = len(job.preprocessed.qrels(job.dev_split).as_dict())
     written = [EvaluationLayout(staged).ranking(job.dev_split).name]
-    write_metrics(staged, metrics_record(metrics, queries, MODEL, None, time.monotonic() - started), written)
+    record = metrics_record(metrics, queries, MODEL, None, time.monotonic() - started)
+    record |= {"split": job.dev_split, "relevance_level": job.choice.relevance_level}
+    write_metrics(staged, record, written)
     publish(staged, job.output_dir, [*written, EVALUATION_RECORD])
 
 

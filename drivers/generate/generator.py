@@ -68,7 +68,7 @@ def announce(job: GeneratorJob) -> None:
     """What is said before the first refresh. Queries without a positive are not searched."""
     collection, dev_split = job.collection, job.refresh.dev_split
     say(f"negatives: {job.strategy} ({job.strategy_from})")
-    say_dev_split(dev_split)
+    say_dev_split(collection, dev_split)
     for split in (TRAIN, dev_split):
         held, judged = len(collection.queries(split)), len(collection.qrels(split).queries_with_positive())
         say(f"{split}: {held:,} queries, {judged:,} with a positive in the collection, {held - judged:,} omitted")

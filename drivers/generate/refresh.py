@@ -28,7 +28,7 @@ from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.negatives import read_refresh
-from utils.ir.metrics import evaluate, reach
+from utils.ir.metrics import always_measured, evaluate, reach
 from utils.run_log import say
 from utils.search.ranked_lists import without_own
 
@@ -119,7 +119,8 @@ def dev_metrics(settings: RefreshSettings, dev_passages_QK: np.ndarray) -> dict[
     own_Q = collection.own_passage_Q(settings.dev_split, query_Q)
     unused_QK = np.zeros(dev_passages_QK.shape, np.float32)  # scores
     dev_passages_QK, _ = without_own(dev_passages_QK, unused_QK, own_Q, depth_of_search(settings))
-    metrics = evaluate(qrels.as_dict(), query_Q, dev_passages_QK, depth)
+    choice = always_measured(collection.relevance_level(settings.dev_split))
+    metrics = evaluate(qrels.as_dict(), query_Q, dev_passages_QK, depth, choice)
     say(f" --- ANN NDCG@10:{metrics['ndcg@10']}")
     say(f" --- ANN MRR:{metrics['mrr@10']}")
     return metrics

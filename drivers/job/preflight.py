@@ -87,10 +87,11 @@ def check_judgements(collection: Preprocessed, splits: Sequence[str]) -> str:
     return f"qrels: {'; '.join(found)}"
 
 
-def say_dev_split(split: str) -> None:
-    """Which split the dev measures are of, where it is another than their name says."""
+def say_dev_split(collection: Preprocessed, split: str) -> None:
+    """Which split the dev measures are of, where it is another than their name says, and what is relevant in it."""
     if split != DEV:
-        say(f"dev measures are of the split {split}")
+        level = collection.relevance_level(split)
+        say(f"dev measures are of the split {split}, where relevant is grade {level} and above")
 
 
 def check_publishing(directory: Path) -> str:

@@ -75,7 +75,7 @@ def checks_of(job: WarmupJob) -> list[Check]:
 def announce(job: WarmupJob) -> None:
     """What is said of the evaluations before they begin."""
     if job.settings.evaluates:
-        say_dev_split(job.dev_split)
+        say_dev_split(job.collection, job.dev_split)
     if job.candidates_QK is not None:
         say_of_short_lists(job.candidates_QK, len(job.collection.passages))
 

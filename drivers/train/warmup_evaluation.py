@@ -24,7 +24,7 @@ from utils.distributed import agreement
 from utils.distributed.world import World
 from utils.exchange.layout import EvaluationLayout
 from utils.exchange.stop import StopRequested
-from utils.ir.metrics import always_measured, reach
+from utils.ir.metrics import reach
 from utils.run_log import say
 from utils.search.settings import SearchSettings
 
@@ -88,18 +88,18 @@ def evaluate_mrr(
     """
     collection, split = settings.collection, settings.split
     check_index_fits(settings.search, len(collection.passages), encoder.spec.text_shape("passage"))
-    choice, ranked = always_measured(), queries_with_positive(collection, split)
+    ranked = queries_with_positive(collection, split)
     embeddings = encode_splits(world, encoder, [ranked], settings.encoding, monitor)
     if embeddings is None:
         return None
     candidates_QK = settings.candidates_QK
-    rankings = rank_splits(world, [ranked], embeddings, EVALUATION_DEPTH, settings.search, choice, monitor)
+    rankings = rank_splits(world, [ranked], embeddings, EVALUATION_DEPTH, settings.search, monitor)
     if rankings is None:
         return None
     (ranking,) = rankings
     if candidates_QK is None:
         return math.nan, ranking.metrics["mrr@10"]
-    reranking = rerank_split(world, ranked, embeddings, candidates_QK, choice)
+    reranking = rerank_split(world, ranked, embeddings, candidates_QK)
     return reranking.metrics.get("mrr@10", math.nan), ranking.metrics["mrr@10"]
 
 

@@ -69,5 +69,5 @@ def read_evaluation(path: Path, remedy: str, split: str = "") -> Evaluation:
         step=None if step is None else int(number(step, path, "step")),
         queries=None if queries is None else int(number(queries, path, "queries")),
         split=split if of_split is not None else ranked_split(value),
-        relevance_level=int(number(value.get("relevance_level", 1), path, "relevance_level")),
+        relevance_level=int(number({**value, **found}.get("relevance_level", 1), path, "relevance_level")),
     )

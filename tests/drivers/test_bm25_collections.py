@@ -12,6 +12,7 @@ import pytest
 from data import msmarco_data
 from data.tokens.collection import open_preprocessed
 from drivers import run_bm25
+from results.read.evaluation import read_evaluation
 from tests.real import collection_dir, minilm_dir
 from utils.declared.stemmers import s_stem
 from utils.errors import exit_code_of
@@ -26,8 +27,8 @@ def call(main: Callable[[], None], **flags: object) -> int:
         return exit_code_of("program", main)
 
 
-def preprocess(folder: Path, out: Path, tokenizer: Path) -> None:
-    lengths = {"max_seq_length": 32, "max_query_length": 16}
+def preprocess(folder: Path, out: Path, tokenizer: Path, data_type: int | str = "") -> None:
+    lengths = {"max_seq_length": 32, "max_query_length": 16, "data_type": data_type}
     flags = {"data_dir": folder, "out_data_dir": out, "model_type": "static", "model_name_or_path": tokenizer}
     assert call(msmarco_data.main, **flags, **lengths) == 0
 
@@ -58,6 +59,28 @@ def test_a_collection_without_train_gets_its_run_and_no_negatives(
     assert "no split train: no negatives" in capsys.readouterr().out
     assert call(run_bm25.main, **flags) == 2
     assert "metrics.json exists" in capsys.readouterr().err
+
+
+def test_documents_are_measured_at_100_as_well(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """The one that is relevant is the longest of twelve, and so the last: MRR@100 has it. Passages have no such."""
+    raw, ids, found = tmp_path / "raw", [f"D{number}" for number in range(12)], {}
+    raw.mkdir()
+    texts = {name: "fox " + "word " * number for number, name in enumerate(ids)}
+    (raw / "msmarco-docs.tsv").write_text("".join(f"{name}\tu\tt\t{text}\n" for name, text in texts.items()))
+    (raw / "collection.tsv").write_text("".join(f"{name}\t{text}\n" for name, text in texts.items()))
+    for queries, qrels in (
+        ("msmarco-docdev-queries", "msmarco-docdev-qrels"),
+        ("queries.dev.small", "qrels.dev.small"),
+    ):
+        (raw / f"{queries}.tsv").write_text("7\tfox\n")
+        (raw / f"{qrels}.tsv").write_text("7\t0\tD11\t1\n")
+    for data_type in (0, 1):
+        data, out = tmp_path / f"data{data_type}", tmp_path / f"out{data_type}"
+        preprocess(raw, data, tiny_tokenizer, data_type)
+        assert call(run_bm25.main, raw_data_dir=raw, data_dir=data, output_dir=out) == 0
+        found[data_type] = read_evaluation(out / "metrics.json", "")
+    assert found[0].metrics == {**found[1].metrics, "mrr@100": pytest.approx(1 / 12)}
+    assert found[1].metrics["mrr@10"] == 0 and (found[0].split, found[0].relevance_level) == ("dev", 1)
 
 
 def test_a_stemmer_finds_singular_and_plural(

@@ -113,9 +113,9 @@ class MetricChoice:
         return tuple(metric.name for metric in self.metrics if metric.cutoff <= depth)
 
 
-def always_measured() -> MetricChoice:
-    """What training and BM25 measure, whatever the collection."""
-    return MetricChoice(tuple(metric for metric in METRICS.values() if not metric.of_documents))
+def always_measured(relevance_level: int = 1) -> MetricChoice:
+    """What training measures, whatever the collection."""
+    return choose_metrics("", relevance_level, is_of_documents=False)
 
 
 def choose_metrics(asked: str, relevance_level: int, is_of_documents: bool) -> MetricChoice:
@@ -153,11 +153,6 @@ def named_by_notation(notation: str) -> Metric:
 def reach(asked: int, passages: int) -> float:
     """How deep a cut-off may be in lists of the best ``asked`` of so many ``passages``: any, where all are listed."""
     return asked if asked < passages else math.inf
-
-
-def metrics_to(depth: float) -> tuple[str, ...]:
-    """Those of `always_measured` that lists of this depth reach."""
-    return always_measured().names(depth)
 
 
 def per_query_metrics(
@@ -208,16 +203,21 @@ def column_of(
 
 
 def evaluate(
-    qrels: Mapping[int, Mapping[int, int]], queries_Q: np.ndarray, passages_QK: np.ndarray, depth: float
+    qrels: Mapping[int, Mapping[int, int]],
+    queries_Q: np.ndarray,
+    passages_QK: np.ndarray,
+    depth: float,
+    choice: MetricChoice | None = None,
 ) -> dict[str, float]:
     """Means over all queries of the qrels; one that was not answered counts as 0.
 
-    Args: those of `per_query_metrics`.
+    Args:
+        qrels, queries_Q, passages_QK, depth, choice: those of `per_query_metrics`.
 
     Raises:
         UserError: the qrels are empty.
     """
-    return mean_metrics(qrels, per_query_metrics(qrels, queries_Q, passages_QK, depth), depth)
+    return mean_metrics(qrels, per_query_metrics(qrels, queries_Q, passages_QK, depth, choice), depth, choice)
 
 
 def mean_metrics(

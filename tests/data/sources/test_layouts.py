@@ -135,6 +135,10 @@ def test_every_split_that_is_there_is_written(
     assert found.queries("trec2019").original_ids() == ["901", "902", "903"]
     assert judged(found, "trec2019") == {("902", "p3"): 0, ("902", "p10"): 3, ("901", "p17"): 2}
     assert judged(found, "trec2020") == {("904", "p24"): 1}
+    assert {split: found.relevance_level(split) for split in found.splits if found.relevance_level(split) != 1} == {
+        "trec2019": 2,
+        "trec2020": 2,
+    }
     assert found.queries("leaderboard").original_ids() == ["905", "906"]
     assert not found.has_qrels("leaderboard") and len(found.qrels("leaderboard").query_R) == 0
     assert not (tmp_path / "out" / "leaderboard-qrel.tsv").exists() and found.dev_split() == "dev"
@@ -262,8 +266,22 @@ def test_names_of_ir_datasets_become_splits() -> None:
     }
     own = {found[name][split].queries for name, split in (("msmarco-passage/eval", "eval"), ("tripclick/test", "test"))}
     assert own == {"msmarco-passage/eval", "tripclick/test"}
+    levels = {name: {files.relevance_level for files in splits.values()} for name, splits in found.items()}
+    assert [name for name, of_splits in levels.items() if of_splits != {1}] == ["msmarco-passage/trec-dl-2019/judged"]
     assert found["beir/nfcorpus"]["test"].qrels == "beir/nfcorpus/test"
     assert found["msmarco-document/eval"]["eval"].qrels is None
+
+
+@pytest.mark.parametrize("name", [name for name in ir_datasets.registry if "/trec-dl-20" in name])
+def test_the_relevance_level_of_trec_s_splits_is_that_of_their_measures(name: str) -> None:
+    """By the package's own account of the official measures, where it has one."""
+    (files,) = open_source(SourceRequest(None, dataset=name)).split_files.values()
+    official = ir_datasets.load(name).documentation().get("official_measures", [])
+    of_precision = [text for text in map(str, official) if text.startswith(("AP", "MAP", "P"))]
+    if "-passage" in name and official:
+        assert "RR(rel=2)" in map(str, official) and files.relevance_level == 2
+    elif of_precision:
+        assert not any("rel=" in text for text in of_precision) and files.relevance_level == 1
 
 
 def test_subsets_of_one_split_and_subsets_over_other_documents_are_refused(

@@ -44,7 +44,6 @@ from utils.errors import Fenced, UserError
 from utils.exchange.atomic import dump_with_checksum, load_with_checksum, sha256_of
 from utils.exchange.lease.held import Lease
 from utils.exchange.retention import remove_other_embeddings
-from utils.ir.metrics import always_measured
 from utils.search.settings import SearchSettings
 
 DIMS = 8
@@ -344,12 +343,12 @@ def test_all_processes_leave_an_evaluation_that_one_is_told_to_leave(
             return world.process == leaver and asked[world.process] > at
 
         monitor = Monitor(leave)
-        splits, choice = splits_asked(collection, ["dev"]), always_measured()
+        splits = splits_asked(collection, ["dev"])
         embeddings = evaluation.encode_splits(world, encoder, splits, settings, monitor)
         if embeddings is None:
             return True, True
         search = SearchSettings("torch")
-        rankings = evaluation.rank_splits(world, splits, embeddings, 10, search, choice, monitor)
+        rankings = evaluation.rank_splits(world, splits, embeddings, 10, search, monitor)
         return False, rankings is None
 
     assert on_processes(3, lambda world: evaluate_on(world, math.inf), monkeypatch) == [(False, False)] * 3

@@ -20,6 +20,7 @@ from data.tokens.collection import open_preprocessed
 from data.tokens.token_cache import cache_files
 from drivers.evaluate.splits import splits_asked
 from model.encoders.static import StaticEncoder
+from results.read.evaluation import read_evaluation
 from tests.forked import run
 from utils.errors import UserError
 from utils.exchange.evaluations import read_metrics
@@ -139,6 +140,40 @@ def test_several_splits_in_one_search(base: Path, tmp_path: Path) -> None:
     alone = read_metrics(tmp_path / "one" / "metrics.json")
     assert alone["splits"] == {"test": record["splits"]["test"]}
     check_holes(base, record["splits"]["test"]["pooled"], tmp_path / "all" / "test.trec")
+
+
+def test_each_split_has_the_level_that_its_source_says(base: Path, tmp_path: Path) -> None:
+    """Of one call: TREC's passages are relevant from grade 2, dev from 1; the flag decides for all of them."""
+    data, given = tmp_path / "data", tmp_path / "given.trec"
+    shutil.copytree(base / "data", data)
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps({**manifest, "relevance_levels": {"test": 2}}))
+    collection = open_preprocessed(data, 1, 1)
+    query_ids, passage_ids = collection.queries("dev").original_ids(), collection.passages.original_ids()
+    rng = np.random.default_rng(3)
+    with given.open("w") as file:
+        for query in query_ids:
+            ranked = rng.permutation(passage_ids).tolist()
+            file.writelines(f"{query} Q0 {passage} 1 {-rank} t\n" for rank, passage in enumerate(ranked))
+    names = ("test", "dev", "other", "blind")
+    at_2 = {key: LEVEL_2[key] for key in ("ndcg@10", "mrr@10", "map@10", "recall@20", "recall@100")}
+    measures = {1: {key: text.replace("(rel=2)", "") for key, text in at_2.items()}, 2: at_2}
+    asked = ("--data_dir", data, "--run", given, "--split", *names)
+    for flags, levels in {(): (2, 1, 1, 1), ("--relevance_level", "1"): (1, 1, 1, 1)}.items():
+        out = tmp_path / str(len(flags))
+        said = run("drivers.run_eval", *asked, *flags, "--output_dir", out)
+        record = read_metrics(out / "given" / "metrics.json")
+        for name, level in zip(names, levels, strict=True):
+            found = record["splits"][name]
+            assert found["relevance_level"] == level
+            assert read_evaluation(out / "given" / "metrics.json", "", name).relevance_level == level
+            if name == "blind":
+                assert found["metrics"] == {}
+                continue
+            assert f"{name}: 20 queries are ranked; " in said and f"; relevant is grade {level} and above" in said
+            expected = by_ir_measures(base, name, given, measures[level])
+            assert {key: found["metrics"][key] for key in expected} == pytest.approx(expected, abs=1e-9)
+        assert record["relevance_level"] == levels[0]
 
 
 def check_holes(base: Path, pooled: dict[str, float], path: Path) -> None:
@@ -283,7 +318,7 @@ def refusals(base: Path, tmp_path: Path) -> dict[str, tuple[tuple[str | Path, ..
         "a level": (("--run", good, "--relevance_level", "3", "--split", "dev"), "the highest grade of dev is 1"),
         "a level of one of two": (
             ("--run", good, "--relevance_level", "2", "--split", "test", "dev"),
-            "of dev is 1: nothing would be relevant; evaluate dev by itself with a lower one",
+            "of dev is 1: nothing would be relevant; evaluate dev by itself with a lower --relevance_level",
         ),
     }
 

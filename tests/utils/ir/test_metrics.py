@@ -21,7 +21,6 @@ from utils.ir.metrics import (
     choose_metrics,
     mean_metrics,
     metrics_record,
-    metrics_to,
     reach,
 )
 from utils.ir.metrics import evaluate as evaluate_to
@@ -237,7 +236,7 @@ def test_a_cut_off_beyond_what_was_asked_for_is_left_out(
     cut = {query: ranking[:asked] for query, ranking in rankings.items()}
     found = evaluate_to(qrels, *as_arrays(cut), reach(asked, passages))
     expected = {name for name in ALWAYS if asked >= passages or asked >= int(name.split("@")[1])}
-    assert set(found) == expected == set(metrics_to(reach(asked, passages)))
+    assert set(found) == expected == set(always_measured().names(reach(asked, passages)))
     whole = by_hand(qrels, cut if asked >= passages else rankings)
     assert found == pytest.approx({name: whole[name] for name in found}, abs=1e-9)
     for row in per_query_metrics_to(qrels, *as_arrays(cut), reach(asked, passages)).values():
