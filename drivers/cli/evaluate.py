@@ -16,6 +16,8 @@ from utils.flag_values import Group, flag
 from utils.flags import ProgramFlags
 from utils.ir.notation import LARGEST_GRADE, measures_help
 
+TOPK = 1000  # passages that an evaluation returns per query, where --topk does not say
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, SearchFlags):
@@ -53,7 +55,12 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
         "", "embeddings of run_ann_data_gen --inference to rank with, in place of a model", is_path=True
     )
     rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run", is_path=True)
-    topk: int = flag(1000, "passages returned per query; metrics of a deeper cut-off are omitted", at_least=1)
+    topk: int | None = flag(
+        None,
+        f"passages of a query that are returned and measured, of longer lists of --run the first; metrics of a deeper "
+        f"cut-off are omitted; default: {TOPK}, of --run all",
+        at_least=1,
+    )
     ann_dir: str = flag(
         "", "a generator's --output_dir: say how far its last negatives are what is returned", is_path=True
     )

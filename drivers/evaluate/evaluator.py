@@ -12,7 +12,7 @@ import numpy as np
 from data.mining.negative_lists import NegativeLists
 from data.tokens.collection import Preprocessed
 from data.tokens.text_agreement import check_texts
-from drivers.cli.evaluate import EvalFlags
+from drivers.cli.evaluate import TOPK, EvalFlags
 from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model
 from drivers.embeddings.store import describe_embeddings, read_embeddings_record, text_shape_of
 from drivers.evaluate.checks import check_candidates, ranking_item
@@ -111,7 +111,7 @@ def preflight(flags: EvalFlags) -> Evaluation:
         splits=splits,
         search=search,
         results=ResultSettings(Path(flags.output_dir), source, embedding_dir is not None),
-        topk=flags.topk,
+        topk=flags.topk or TOPK,
         rerank_file=Path(flags.rerank_file) if flags.rerank_file else None,
         overlap_run=Path(flags.overlap_run) if flags.overlap_run else None,
         ann_dir=Path(flags.ann_dir) if flags.ann_dir else None,

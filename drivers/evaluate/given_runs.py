@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from data.sources.atomic_dir import check_can_write
@@ -23,7 +23,8 @@ from drivers.evaluate.splits import (
 )
 from utils.errors import UserError
 from utils.exchange.layout import EvaluationLayout, run_name
-from utils.flags import flags_json
+from utils.flag_values import LARGEST_INTEGER
+from utils.flags import flags_json, ignored_flags
 from utils.ir.metrics import reach
 from utils.ir.pooled import overlap_with
 from utils.ir.runs import GivenRun
@@ -31,6 +32,7 @@ from utils.run_log import header, say
 from utils.search.ranked_lists import without_own
 
 OF_A_MODEL = ("model_name_or_path", "embedding_dir", "rerank_file", "ann_dir")
+OF_A_RUN = ("run", "data_dir", "output_dir", "split", "metrics", "relevance_level", "topk", "overlap_run", "dry_run")
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,17 @@ class RunsJob:
         flag_values: the flags by name, for the log and a --dry_run.
         splits: whose queries are wanted, and what is measured of each.
         runs: the files, by where their results are written.
+        topk: passages of each list that are measured, the first; None for all.
         overlap_run: a run that each is compared with, or None.
+        unused: the flags that were given and have no effect.
     """
 
     flag_values: Mapping[str, object]
     splits: list[RankedSplit]
     runs: Mapping[Path, Path]
+    topk: int | None
     overlap_run: Path | None
+    unused: Sequence[str]
 
 
 def preflight(flags: EvalFlags) -> RunsJob:
@@ -70,7 +76,14 @@ def preflight(flags: EvalFlags) -> RunsJob:
     collection = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
     check_inputs(collection)
     splits = splits_asked(collection, flags.split, flags.metrics, flags.relevance_level)
-    return RunsJob(asdict(flags), splits, runs, overlap_run)
+    return RunsJob(asdict(flags), splits, runs, flags.topk, overlap_run, unused_flags(flags))
+
+
+def unused_flags(flags: EvalFlags) -> list[str]:
+    """Those given, with another value than their default, that say how a model encodes or is searched with."""
+    told_already = ignored_flags(EvalFlags)
+    others = [field for field in fields(flags) if field.name not in (*OF_A_RUN, *told_already)]
+    return [f"--{field.name}" for field in others if getattr(flags, field.name) != field.default]
 
 
 def run(job: RunsJob) -> None:
@@ -79,6 +92,8 @@ def run(job: RunsJob) -> None:
     for line in header("run_eval", secrets.token_hex(6), flags_json(job.flag_values), ["cpu"]):
         say(line)
     say(f"preflight: {describe_splits(job.splits)}")
+    if job.unused:
+        say(f"warning: without effect on --run, of which nothing is encoded or searched: {', '.join(job.unused)}")
     passage_ids = job.splits[0].collection.passages.original_ids()
     compared, unknown_ids = None, dict[str, int]()
     if job.overlap_run is not None:
@@ -86,10 +101,11 @@ def run(job: RunsJob) -> None:
     found = {}
     for directory, path in job.runs.items():
         given, lists = read_run_of(path, job.splits, passage_ids, unknown_ids)
-        say(describe_run(path, given))
-        depth, results = reach(given.passages_QK.shape[1], len(passage_ids)), []
+        say(describe_run(path, given, job.topk))
+        deepest = min(job.topk or LARGEST_INTEGER, given.passages_QK.shape[1])
+        depth, results = reach(deepest, len(passage_ids)), []
         for number, (split, (passages_QK, scores_QK)) in enumerate(zip(job.splits, lists, strict=True)):
-            kept = without_own(passages_QK, scores_QK, split.own_passage_Q, passages_QK.shape[1])
+            kept = without_own(passages_QK, scores_QK, split.own_passage_Q, deepest)
             ranking = measure_lists(split, *kept, depth)
             overlap = dict[str, float]()
             if compared is not None:
@@ -100,9 +116,17 @@ def run(job: RunsJob) -> None:
         write(directory, job, results, time.monotonic() - started)
 
 
-def describe_run(path: Path, given: GivenRun) -> str:
-    """What a run holds that the collection has not, and how it is ordered."""
-    parts = [f"{path}: lists for {int((given.passages_QK >= 0).any(1).sum()):,} of {len(given.passages_QK):,} queries"]
+def describe_run(path: Path, given: GivenRun, topk: int | None) -> str:
+    """What a run holds that the collection has not, how it is ordered, and what of it is not measured.
+
+    Args:
+        path, given: the run.
+        topk: passages of each list that are measured; None for all.
+    """
+    length_Q = (given.passages_QK >= 0).sum(axis=1)
+    parts = [f"{path}: lists for {int((length_Q > 0).sum()):,} of {len(length_Q):,} queries"]
+    if topk is not None and (longer := int((length_Q > topk).sum())):
+        parts.append(f"{longer:,} of them are longer than {topk}, the first {topk} passages are measured (--topk)")
     return "; ".join([*parts, *given.remarks(", and count as not judged")])
 
 

@@ -236,6 +236,33 @@ def test_a_run_without_a_model_is_what_the_model_s_evaluation_is(base: Path, tmp
     assert "lists for 20 of 20 queries" in said and "devices cpu" in said
 
 
+def test_lists_of_a_run_are_cut_at_topk(base: Path, tmp_path: Path) -> None:
+    """As if the file had no more lines: what is deeper is not measured, and the log says of how many lists."""
+    collection = open_preprocessed(base / "data", 1, 1)
+    query_ids, passage_ids = collection.queries("test").original_ids(), collection.passages.original_ids()
+    rng, whole, cut = np.random.default_rng(7), tmp_path / "whole.trec", tmp_path / "cut.trec"
+    with whole.open("w") as long, cut.open("w") as short:
+        for number, query in enumerate(query_ids):
+            ranked = rng.permutation(passage_ids)[: 15 if number < 4 else 60].tolist()
+            lines = [f"{query} Q0 {passage} {rank} {-rank} t\n" for rank, passage in enumerate(ranked)]
+            long.writelines(lines)
+            short.writelines(lines[:25])
+    flags = ("--split", "test", "--metrics", "AP nDCG@50 R@25", "--overlap_run", cut)
+    said = evaluate(base, "--run", whole, *flags, "--topk", "25", "--output_dir", tmp_path / "a", "--nprobe", "3")
+    assert "lists for 20 of 20 queries; 16 of them are longer than 25, the first 25 passages are measured (--to" in said
+    (warning,) = [line for line in said.splitlines() if "without effect on --run" in line]
+    assert {*warning.rpartition(": ")[2].split(", ")} == {"--max_seq_length", "--max_query_length", "--nprobe"}
+    evaluate(base, "--run", cut, *flags, "--output_dir", tmp_path / "b")
+    found, expected = (
+        read_metrics(tmp_path / place / "metrics.json")["splits"]["test"] for place in ("a/whole", "b/cut")
+    )
+    assert found == expected and {"AP", "R@25", "recall@20"} <= {*found["metrics"]}
+    assert not {"nDCG@50", "recall@100"} & {*found["metrics"]}
+    evaluate(base, "--run", whole, *flags, "--output_dir", tmp_path / "c")
+    longer = read_metrics(tmp_path / "c" / "whole" / "metrics.json")["metrics"]
+    assert "nDCG@50" in longer and longer["AP"] > found["metrics"]["AP"], "all of the list without --topk"
+
+
 def test_the_overlap_with_bm25(base: Path, tmp_path: Path) -> None:
     """Of a model's evaluation: the share of what both return, of the queries that the other run has."""
     collection = open_preprocessed(base / "data", 1, 1)
