@@ -24,6 +24,7 @@ from model.encoders.pooling import pool_packed, pool_padded
 from model.encoders.spec import EncoderSpec, positive_number
 from model.kernels.cpu_dropout import BY_DEVICE, make_dropout_quick
 from model.kernels.cpu_linear import prepack_products
+from model.kernels.deberta import lower_biases
 from model.kernels.families import begins_behind_pad_id, family_of, position_padding
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, hidden_of_packed
 from model.token_batch import TokenBatch
@@ -51,6 +52,7 @@ class Body:
         if self.family is not None and pooling == "first":
             self.family.compute_first_alone(self.family.layers(model)[-1])
         make_dropout_quick(model)
+        lower_biases(model)
         self.is_packed, self.attention = False, ""
         self.pack_texts(False)
 

@@ -104,6 +104,25 @@ def test_prepacked_in_bfloat16_is_near_float32(kind: str, pooling: str) -> None:
     assert float((found - expected).norm() / expected.norm()) < 0.05
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_padded_in_bfloat16_is_near_float32(kind: str) -> None:
+    """Rows, and the gradients of training; then with lowered matrices."""
+    body = made_of(kind, "mean", PADS)
+    tokens = batch_of(texts_of([11, 3, 7]))
+    exact_BH = body.pooled(tokens)
+    exact = gradient_of(body.model, exact_BH)
+    with autocast(CPU, torch.bfloat16):
+        rows_BH = body.pooled(tokens)
+    assert 0 < float((rows_BH - exact_BH).detach().norm() / exact_BH.detach().norm()) < 0.05
+    found, norm = gradient_of(body.model, rows_BH), sum(float(gradient.norm()) for gradient in exact.values())
+    assert found.keys() == exact.keys()
+    assert sum(float((found[name] - exact[name]).norm()) for name in exact) < 0.2 * norm
+    body.cast_linear_weights(torch.bfloat16)
+    with torch.inference_mode(), autocast(CPU, torch.bfloat16):
+        lowered_BH = body.pooled(tokens)
+    assert float((lowered_BH - exact_BH.detach()).norm() / exact_BH.detach().norm()) < 0.05
+
+
 @pytest.mark.parametrize("kind", families.PACKED)
 def test_dropout_is_drawn_while_training_alone(kind: str) -> None:
     changes = {name: 0.5 for name in FAMILIES[kind] if "dropout" in name}
