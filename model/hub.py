@@ -1,48 +1,14 @@
-"""The directory of a model under a hub name, and of the base that adapters are of."""
+"""The base that adapters are of."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.exchange.model_files import (
-    CONFIG,
-    HEAD_WEIGHTS,
-    INDEX,
-    MODULES,
-    WEIGHTS,
-    base_of,
-    modules_of,
-    shards_of,
-    weights_sha256,
-)
-from utils.hub import hub_file, hub_settings, is_path
+from utils.exchange.model_files import base_of, weights_sha256
+from utils.hub import model_directory
 
 BASE_REMEDY = "bring the base back to its place, or merge the adapters where it is with python -m model.convert"
-
-
-def model_directory(name_or_path: str) -> Path:
-    """The directory that holds a model's config and weights: its own, or the cache's copy of a hub name's."""
-    if is_path(name_or_path):
-        return Path(name_or_path)
-    hub_file(name_or_path, CONFIG)
-    for file in WEIGHTS:
-        if (found := hub_file(name_or_path, file)) is not None:
-            for shard in shards_of(found) if file.endswith(INDEX) else []:
-                hub_file(name_or_path, shard)
-            fetch_heads(name_or_path)
-            return found.parent
-    return Path(name_or_path)
-
-
-def fetch_heads(name: str) -> None:
-    """What sentence-transformers' files of a hub name have behind the transformer; it lies next to its config then."""
-    settings = hub_settings(name)
-    if settings is None or not (settings / MODULES).is_file():
-        return
-    for _, folder in modules_of(settings / MODULES)[1:]:
-        for file in HEAD_WEIGHTS:
-            hub_file(name, f"{folder}/{file}")
 
 
 def check_base(directory: Path) -> Path | None:

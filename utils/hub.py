@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from utils.errors import UserError
+from utils.exchange.model_files import CONFIG, HEAD_WEIGHTS, INDEX, MODULES, WEIGHTS, modules_of, shards_of
 
 
 def is_path(name_or_path: str) -> bool:
@@ -32,3 +36,51 @@ def hub_settings(name: str, local_only: bool = False) -> Path | None:
         return Path(snapshot_download(name, allow_patterns=["*.json"], local_files_only=local_only))
     except (OSError, ValueError):  # no such model, no network, no name of the hub
         return None
+
+
+def model_directory(name_or_path: str, local_only: bool = False) -> Path:
+    """The directory that holds a model's config and weights: its own, or the cache's copy of a hub name's.
+
+    A hub name whose weights cannot be had is given back as it is. ``local_only``: nothing is fetched.
+    """
+    if is_path(name_or_path):
+        return Path(name_or_path)
+    if hub_file(name_or_path, CONFIG, local_only) is None and not known_to_lack(name_or_path, [CONFIG]):
+        return Path(name_or_path)  # no network: each file more would be another half minute of its client's retries
+    for file in WEIGHTS:
+        if (found := hub_file(name_or_path, file, local_only)) is not None:
+            for shard in shards_of(found) if file.endswith(INDEX) else []:
+                hub_file(name_or_path, shard, local_only)
+            fetch_heads(name_or_path, local_only)
+            return found.parent
+    return Path(name_or_path)
+
+
+def fetch_heads(name: str, local_only: bool) -> None:
+    """What sentence-transformers' files of a hub name have behind the transformer; it lies next to its config then."""
+    settings = hub_settings(name, local_only)
+    if settings is None or not (settings / MODULES).is_file():
+        return
+    for _, folder in modules_of(settings / MODULES)[1:]:
+        for file in HEAD_WEIGHTS:
+            hub_file(name, f"{folder}/{file}", local_only)
+
+
+def fetched_model(name_or_path: str) -> Path:
+    """As `model_directory`. UserError where there is none: nothing is known of such a model."""
+    directory = model_directory(name_or_path)
+    if not directory.is_dir():
+        raise UserError(
+            f"there is no model {name_or_path}: it is no directory, and the hub does not have it, or cannot be reached"
+        )
+    return directory
+
+
+def known_to_lack(name: str, files: Sequence[str]) -> bool:
+    """Whether the hub has said, now or earlier, that a model has none of the files."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    try:
+        return all(try_to_load_from_cache(name, file) is _CACHED_NO_EXIST for file in files)
+    except ValueError:  # no name of the hub
+        return False

@@ -18,7 +18,7 @@ from utils.exchange.atomic import read_json
 from utils.exchange.layout import MANIFEST
 from utils.exchange.model_files import CONFIG, WEIGHTS, holds_tensor
 from utils.exchange.sentence_files import SentenceFiles, read_sentence_files
-from utils.hub import hub_file, hub_settings, is_path
+from utils.hub import hub_file, hub_settings, is_path, known_to_lack, model_directory
 
 LOWER_CASED = "ance"  # what a RoBERTa of sentence-transformers is that lower-cases: their copy of ANCE's FirstP
 
@@ -33,23 +33,25 @@ class ModelTexts:
     profile_source: str = ""
 
 
-def read_model_texts(name_or_path: str, config_name: str = "", local_only: bool = False) -> ModelTexts:
-    """What a model's files say of its texts: a directory's, or a hub name's; "" for random weights of ``config_name``.
+def read_model_texts(name_or_path: str, config_name: str = "") -> ModelTexts:
+    """What a model's files say of its texts: a directory's, or a hub name's; of random weights ("") nothing.
 
     A checkpoint of this project without a record is of a version before profiles: it has the profile of these.
-    ``local_only`` fetches nothing from the hub. UserError where a record is damaged, or of a newer version.
+    UserError where a record is damaged, or of a newer version.
     """
+    if not name_or_path:
+        return ModelTexts()
     config: dict[str, Any] = {}
-    for path in filter(None, (config_path(place, local_only) for place in (config_name, name_or_path))):
+    for path in filter(None, (config_path(place) for place in (config_name, name_or_path))):
         with contextlib.suppress(UserError, OSError):  # which opening it tells
             config = read_json(path)
         record = read_text_record(config, path)
         if "text_profile" in record:
             prefixes = {name: record.get(name, "") for name in ("query_prefix", "passage_prefix")}
             return ModelTexts(record["text_profile"], **prefixes, profile_source=str(path))
-    if name_or_path and (Path(name_or_path) / MANIFEST).is_file():
+    if (Path(name_or_path) / MANIFEST).is_file():
         return ModelTexts(EARLIER, "", "", f"a {MANIFEST} of a version before text profiles")
-    files = sentence_files(name_or_path, local_only)
+    files = sentence_files(name_or_path)
     return ModelTexts() if files is None else from_sentence_files(files, config)
 
 
@@ -61,23 +63,23 @@ def with_default(texts: ModelTexts, model_type: str) -> ModelTexts:
     return replace(texts, text_profile=kind.text_profile, profile_source=f"--model_type {model_type}")
 
 
-def config_path(place: str, local_only: bool) -> Path | None:
+def config_path(place: str) -> Path | None:
     """Where the config.json of a directory or hub name is, or the config file itself; None where there is none."""
     if not place:
         return None
     path = Path(place) / CONFIG if Path(place).is_dir() else Path(place)
     if path.is_file():
         return path
-    return None if is_path(place) else hub_file(place, CONFIG, local_only)
+    return None if is_path(place) else hub_file(place, CONFIG)
 
 
-def sentence_files(name_or_path: str, local_only: bool) -> SentenceFiles | None:
+def sentence_files(name_or_path: str) -> SentenceFiles | None:
     """sentence-transformers' files of a directory or hub name; None where there are none, or they cannot be used."""
     directory = Path(name_or_path)
-    if name_or_path and not is_path(name_or_path):
-        directory = hub_settings(name_or_path, local_only) or directory
+    if not is_path(name_or_path):
+        directory = hub_settings(name_or_path) or directory
     with contextlib.suppress(UserError):  # which opening it tells
-        return read_sentence_files(directory) if name_or_path else None
+        return read_sentence_files(directory)
     return None
 
 
@@ -98,16 +100,25 @@ def from_sentence_files(files: SentenceFiles, config: dict[str, Any]) -> ModelTe
 def is_trained(name_or_path: str, model_type: str) -> bool:
     """Whether a model is one that has been trained to retrieve, and not a body to start from.
 
-    It is asked of kinds that do not know their profile (`ModelType.text_profile`): the names of the tensors tell, of a
-    hub name those that the cache has.
+    Of kinds that do not know their profile the names of the tensors tell (`ModelType.own_tensor`): a hub name's weights
+    are fetched, for what the cache happens to hold must not decide. Of ``hf`` sentence-transformers' files tell.
+    UserError where a hub name's weights cannot be had.
     """
     kind = MODEL_TYPES.get(model_type)
-    if kind is None or not kind.own_tensor or not name_or_path:
+    if kind is None or not name_or_path:
         return False
-    directory = Path(name_or_path)
-    if not is_path(name_or_path):
-        cached = (hub_file(name_or_path, name, local_only=True) for name in WEIGHTS)
-        directory = next((path.parent for path in cached if path is not None), directory)
+    if kind.has_modules:
+        return sentence_files(name_or_path) is not None
+    if not kind.own_tensor:
+        return False
+    directory = model_directory(name_or_path)
+    if not (is_path(name_or_path) or directory.is_dir()):
+        if known_to_lack(name_or_path, WEIGHTS):
+            return False
+        raise UserError(
+            f"{name_or_path} is no directory, and its weights are neither in the hub's cache nor can they be fetched: "
+            "whether they are trained cannot be seen; fetch them where there is a network, or give --text_profile"
+        )
     with contextlib.suppress(UserError):
         return holds_tensor(directory, kind.own_tensor)
     return False

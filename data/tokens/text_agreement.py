@@ -7,7 +7,7 @@ ANCE's own recipe does (its warmup has seen cased ones), where --change_text_pro
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -36,6 +36,7 @@ class TextUse:
         flag_profile: --text_profile, or "".
         may_change: --change_text_profile.
         model_type: a word of --model_type; of ANCE's layout alone does the ANN stage know what its start has seen.
+        keys: those of `TEXT_KEYS` that it depends on: a tower sees texts of one side alone.
     """
 
     model: str
@@ -45,11 +46,12 @@ class TextUse:
     flag_profile: str = ""
     may_change: bool = False
     model_type: str = ""
+    keys: tuple[str, ...] = TEXT_KEYS
 
     @property
     def known(self) -> ModelTexts:
         """With what the flag says of a model that records no profile. UserError where the two contradict each other."""
-        if not self.flag_profile or self.texts.text_profile == self.flag_profile:
+        if not (self.flag_profile and self.model) or self.texts.text_profile == self.flag_profile:
             return self.texts
         if self.texts.text_profile is None:
             return replace(
@@ -67,13 +69,18 @@ def check_texts(collection: Preprocessed, using: TextUse) -> str:
     UserError where the model is of other texts than the collection, or nobody says of which.
     """
     known, held = using.known, collection.text_settings
+    if not using.model and using.flag_profile not in ("", held.text_profile):  # random weights, or embeddings
+        raise UserError(
+            f"--text_profile is {using.flag_profile}, {collection.directory} is {held.text_profile}, and there is no "
+            "model that has seen other texts: omit the flag"
+        )
     origin = (
         f"as {known.profile_source} has it" if known.text_profile else "as preprocessed: the model is of no profile yet"
     )
     if known.text_profile is None and using.is_trained:
         known = ann_start(collection, using)
         origin = known.profile_source
-    differing = differences(known, collection)
+    differing = differences(known, collection, using.keys)
     if differing and not using.may_change:
         raise UserError(
             f"{using.model} has seen other texts than {collection.directory} holds: {differing}; {remedy(known, using)}"
@@ -85,7 +92,7 @@ def check_texts(collection: Preprocessed, using: TextUse) -> str:
 
 def remedy(known: ModelTexts, using: TextUse) -> str:
     """What to do where a model and a collection are of other texts."""
-    flags = " ".join(f"--{key} {shlex.quote(getattr(known, key))}" for key in TEXT_KEYS if getattr(known, key))
+    flags = " ".join(f"--{key} {shlex.quote(getattr(known, key))}" for key in using.keys if getattr(known, key))
     its_own = f"preprocess with {flags}" if known.text_profile != EARLIER else "give the collection it was trained on"
     return its_own + ("" if using.use == "encode" else ", or train it on these by --change_text_profile")
 
@@ -111,12 +118,12 @@ def ann_start(collection: Preprocessed, using: TextUse) -> ModelTexts:
     return replace(using.texts, text_profile=ANN_PROFILE, profile_source=profile_source)
 
 
-def differences(known: ModelTexts, collection: Preprocessed) -> str:
-    """What a model's texts do not have in common with the collection's, in words; "" for nothing that is known."""
+def differences(known: ModelTexts, collection: Preprocessed, keys: Sequence[str]) -> str:
+    """What of ``keys`` a model does not have in common with the collection, in words; "" for nothing that is known."""
     ours = collection.text_settings.record()
     theirs = {key: getattr(known, key) for key in TEXT_KEYS}
     theirs[TEXT_KEYS[0]] = as_recorded(known.text_profile, collection.manifest)
-    differing = [key for key in TEXT_KEYS if theirs[key] is not None and theirs[key] != ours[key]]
+    differing = [key for key in keys if theirs[key] is not None and theirs[key] != ours[key]]
     return ", ".join(f"{key} {theirs[key]!r} there, {ours[key]!r} here" for key in differing)
 
 

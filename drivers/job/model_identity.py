@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from model.encoders.registry import read_config
-from model.hub import check_base, model_directory
+from model.hub import check_base
 from model.train.checkpoint import OPTIMIZER, RNG_STATES
 from utils.errors import UserError
 from utils.exchange.atomic import load_with_checksum
@@ -15,6 +15,7 @@ from utils.exchange.checkpoints import model_sha256
 from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
 from utils.exchange.model_files import CARD, CONFIG, TOKENIZER_FILES, TOKENIZER_OPTIONS, config_sha256
 from utils.exchange.verify import check_files
+from utils.hub import model_directory
 
 RANDOM_WEIGHTS = "random weights"  # what the seed and the config decide
 

@@ -6,6 +6,7 @@ The programs' own modules and `drivers.train.settings` do the same for one progr
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,8 @@ from utils.flag_groups.negatives import SelectionFlags
 from utils.flag_groups.search import SearchFlags
 from utils.flag_values import names_deciding
 from utils.flags import ProgramFlags
-from utils.model_texts import is_trained, read_model_texts, with_default
+from utils.hub import fetched_model, is_path, model_directory
+from utils.model_texts import ModelTexts, is_trained, read_model_texts, with_default
 from utils.search.registry import choose_backend
 from utils.search.settings import SMALLEST_MEMORY_BYTES, SearchSettings
 
@@ -125,17 +127,37 @@ def use_of(flags: OpeningFlags) -> Use:
 
 
 def text_use(flags: OpeningFlags, model: str, use: Use) -> TextUse:
-    """What is known of the texts of a model, a directory or a hub name. UserError where its record is damaged."""
+    """What is known of the texts of a model, a directory or a hub name, which is fetched; not by a --dry_run.
+
+    One that encodes or starts the ANN stage has seen texts; what a warmup begins with may be a body that has seen none.
+    UserError where its record is damaged, or the hub does not have it.
+    """
     is_stored = isinstance(flags, GenerateFlags) and flags.load_gen  # embeddings: no model is opened
     name = "" if is_stored else model
-    texts = read_model_texts(name, flags.config_name, flags.dry_run)
-    if use == "encode" and name:
+    directory = directory_at_hand(name, flags.model_type, flags.dry_run) if name else None
+    texts, has_seen_texts = ModelTexts(), False
+    if directory is not None:
+        texts = read_model_texts(str(directory), flags.config_name)
+        has_seen_texts = use != "train" or is_trained(str(directory), flags.model_type)
+    if has_seen_texts and not flags.text_profile:
         texts = with_default(texts, flags.model_type)
-    has_seen_texts = bool(name) and (use == "encode" or is_trained(name, flags.model_type))
     may_change = not isinstance(flags, EvalFlags | NeighbourhoodFlags) and flags.change_text_profile
     return TextUse(
         name, texts, use, has_seen_texts, flags.text_profile, may_change and use != "encode", flags.model_type
     )
+
+
+def directory_at_hand(name: str, model_type: str, is_dry_run: bool) -> Path | None:
+    """Where a model's files are: a hub name's are fetched, but for a --dry_run, which says so and gets None."""
+    if is_path(name) or not encoder_type(model_type).from_hub:
+        return Path(name)
+    if not is_dry_run:
+        return fetched_model(name)
+    directory = model_directory(name, local_only=True)
+    if directory.is_dir():
+        return directory
+    sys.stderr.write(f"warning: texts: {name} is not in the hub's cache: its profile is looked at by the job\n")
+    return None
 
 
 # The model, and what it computes on

@@ -14,11 +14,11 @@ from drivers.cli.plan import PlanFlags
 from drivers.plan.facts import CollectionFacts, MachineFacts, ModelFacts
 from drivers.plan.inspect_inputs import inspect_collection, inspect_model, judged_splits
 from drivers.plan.plan import Plan, Setting, check_splits, make_plan
-from model.hub import model_directory
 from utils.errors import UserError
 from utils.exchange.atomic import write_text
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.model_files import weight_files
+from utils.hub import fetched_model
 from utils.run_log import say
 
 NEW_MODEL = ModelFacts("static")
@@ -48,12 +48,7 @@ def preflight(flags: PlanFlags) -> PlanJob:
     check_splits(judged_splits(source), is_trained=not flags.evaluate)
     model_dir, model = "", NEW_MODEL
     if flags.model_name_or_path:
-        directory = model_directory(flags.model_name_or_path)
-        if not directory.is_dir():
-            raise UserError(
-                f"there is no model {flags.model_name_or_path}: it is no directory, and the hub does not have it, or "
-                "cannot be reached"
-            )
+        directory = fetched_model(flags.model_name_or_path)
         model_dir, model = str(directory), inspect_model(directory)
         weight_files(directory)
         load_tokenizer(model_dir)

@@ -9,10 +9,10 @@ from typing import Any, TypedDict
 
 from drivers.train.settings import TrainingSettings
 from model.formats.card import write_card
-from model.hub import is_path
 from model.train.step import TrainingState
 from utils.exchange.checkpoints import Checkpoint
 from utils.exchange.layout import TRAINER_STATE
+from utils.hub import is_path
 
 
 class TrainerState(TypedDict, total=False):

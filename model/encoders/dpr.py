@@ -21,11 +21,11 @@ from transformers.initialization import no_init_weights
 from model.encoders.base import ConfigEncoder
 from model.encoders.body import LAYER_GROUPS, Body, BodyEncoder, config_of, load_model, new_model, spec_of_body
 from model.encoders.spec import EncoderSpec, Side, pooling_of, read_config_file
-from model.hub import model_directory
 from model.token_batch import TokenBatch
 from utils.errors import UserError, one_line
 from utils.exchange.model_files import LENGTHS, SAFETENSORS
 from utils.exchange.sentence_files import read_sentence_files
+from utils.hub import model_directory
 
 MODEL_TYPE = "dpr"
 OLDER_BODY = "bert"  # of a config that names no type, as transformers before 2.4 wrote it

@@ -21,11 +21,11 @@ from model.encoders.body import Body, BodyEncoder, class_of, config_of, load_mod
 from model.encoders.spec import EncoderSpec, Side, pooling_of, read_config_file
 from model.formats.sentence import SentenceModule, pooling_module, write_sentence_files
 from model.formats.weights import read_weights_file
-from model.hub import model_directory
 from model.token_batch import TokenBatch
 from utils.errors import UserError, one_line
 from utils.exchange.model_files import HEAD_WEIGHTS, SAFETENSORS
 from utils.exchange.sentence_files import HeadModule, read_sentence_files
+from utils.hub import model_directory
 
 DEFAULT_POOLING = "mean"  # sentence-transformers' own, of a directory without its files
 ACTIVATION = {"identity": nn.Identity, "tanh": nn.Tanh}

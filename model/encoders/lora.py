@@ -18,7 +18,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from model.encoders.base import Encoder
-from model.hub import model_directory
 from model.kernels.cpu_dropout import make_dropout_quick
 from utils.declared.lora import LORA_TARGETS, LoraSettings
 from utils.errors import UserError, one_line
@@ -32,6 +31,7 @@ from utils.exchange.model_files import (
     weight_files,
     weights_sha256,
 )
+from utils.hub import model_directory
 from utils.json_text import json_text
 
 PREFIX = "base_model.model."  # of every name in peft's files

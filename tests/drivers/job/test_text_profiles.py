@@ -20,6 +20,7 @@ from drivers import run_ann, run_ann_data_gen, run_eval, run_neighbourhood, run_
 from model.encoders.roberta_dot import RobertaDot
 from tests.drivers.models import config_of_random_roberta
 from tests.drivers.test_run_bm25 import call
+from tests.hub import Hub, fixture_hub
 from tests.tokenizers import save_byte_level
 from utils.declared.text_profiles import EARLIER, TEXT_PROFILES
 from utils.declared.text_settings import TextSettings
@@ -149,16 +150,16 @@ def test_preprocessing_refuses_a_tokenizer_of_another_kind(raw: Path, tiny_token
 
 def evaluated(model: Path, data_dir: Path, out: Path, **flags: object) -> None:
     call(
-        run_eval.main, model_name_or_path=model, data_dir=data_dir, output_dir=out, model_type="rdot_nll",
-        max_seq_length=32, max_query_length=16, no_cuda="true", topk=10, **flags,
+        run_eval.main, model_name_or_path=model, data_dir=data_dir, output_dir=out,
+        max_seq_length=32, max_query_length=16, no_cuda="true", topk=10, **{"model_type": "rdot_nll", **flags},
     )  # fmt: skip
 
 
 def generated(model: Path, data_dir: Path, out: Path, **flags: object) -> None:
     call(
-        run_ann_data_gen.main, init_model_dir=model, data_dir=data_dir, output_dir=out / "ann", model_type="rdot_nll",
-        **{"training_dir": out / "run", "end_output_num": 0, "negative_strategy": "top", "topk_training": 20, **flags},
-        max_seq_length=32, max_query_length=16, no_cuda="true",
+        run_ann_data_gen.main, init_model_dir=model, data_dir=data_dir, output_dir=out / "ann",
+        **{"training_dir": out / "run", "end_output_num": 0, "negative_strategy": "top", "topk_training": 20},
+        **{"model_type": "rdot_nll", **flags}, max_seq_length=32, max_query_length=16, no_cuda="true",
     )  # fmt: skip
 
 
@@ -336,6 +337,106 @@ def test_a_record_of_a_newer_version_or_a_damaged_one_is_named(ance_weights: Pat
     (damaged / "config.json").write_text(json.dumps({"query_prefix": 3}))
     with pytest.raises(UserError, match=r"config\.json says query_prefix 3, expected a text; the file is damaged"):
         read_model_texts(str(damaged))
+
+
+def warmed_up(model: Path | str, data_dir: Path, out: Path, **flags: object) -> Path:
+    triples = out.with_name("triples.tsv")
+    triples.write_text("query\tpassage\tother\n" * 8)
+    given = {"model_type": "rdot_nll", "do_train": "true", "triples": triples, "max_steps": 1, "save_steps": 1}
+    lengths = {"max_seq_length": 32, "max_query_length": 16, "no_cuda": "true"}
+    call(
+        run_warmup.main, **{"model_name_or_path": model, **given, **lengths, **flags}, data_dir=data_dir, output_dir=out
+    )
+    return JobLayout(out).checkpoint(1)
+
+
+def test_programs_agree_on_what_a_model_without_a_record_has_seen(
+    ance_weights: Path, collections: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of --model_type hf, hf's texts where it encodes or starts the ANN stage; a warmup may begin with a mere body."""
+    embedder = ance_weights  # with sentence-transformers' files
+    body = Path(shutil.copytree(ance_weights, tmp_path / "body"))
+    (body / "modules.json").unlink()
+    common: dict[str, Any] = {"model_type": "hf", "dry_run": "true"}
+    differs = "text_profile 'hf' there, 'ance' here"
+    for program in (evaluated, generated, trained):
+        for model in (embedder, body):
+            program(model, collections["hf"], tmp_path / "out", **common)
+            with pytest.raises(UserError, match=differs):
+                program(model, collections["ance"], tmp_path / "out", **common)
+            program(model, collections["ance"], tmp_path / "out", text_profile="ance", **common)
+    for program in (generated, trained):
+        program(body, collections["ance"], tmp_path / "out", change_text_profile="true", **common)
+        with pytest.raises(UserError, match=f"{body} records no text_profile, and its tensors cannot tell it"):
+            program(body, collections["hf"], tmp_path / "out", model_type="dpr", dry_run="true")
+    warmed_up(body, collections["ance"], tmp_path / "out", **common)
+    warmed_up(embedder, collections["hf"], tmp_path / "out", **common)
+    with pytest.raises(UserError, match=differs):
+        warmed_up(embedder, collections["ance"], tmp_path / "out", **common)
+
+
+def test_random_weights_have_seen_no_texts(
+    ance_weights: Path, collections: dict[str, Path], tokenizer: Path, tmp_path: Path
+) -> None:
+    """Also where the config that they are made of is a checkpoint's, which records some."""
+    star = with_record(ance_weights, tmp_path / "star", text_profile="star", query_prefix="q: ")
+    new = {"config_name": star / "config.json", "tokenizer_name": tokenizer}
+    found = config_of(warmed_up("", collections["ance"], tmp_path / "out", text_profile="ance", **new))
+    recorded = {"text_profile": "ance", "query_prefix": "", "passage_prefix": "", "initial_text_profile": None}
+    assert found | recorded == found
+    with pytest.raises(UserError, match=r"^--text_profile is star, .* is ance, and there is no model that has seen ot"):
+        warmed_up("", collections["ance"], tmp_path / "other", text_profile="star", **new)
+    assert not (tmp_path / "other").exists()
+
+
+# Names of the hub: what its cache holds does not decide
+
+
+__all__ = ["fixture_hub"]
+NOT_THERE = "its weights are neither in the hub's cache nor can they be fetched: .*, or give --text_profile$"
+
+
+def test_a_collection_is_of_a_hub_model_s_profile_on_a_cold_cache_too(
+    raw: Path, ance_weights: Path, tokenizer: Path, tmp_path: Path, hub: Hub
+) -> None:
+    """A login node fetches what it has to look at; the compute node, which has no network, sees the same."""
+    trained, body = hub.add(ance_weights, "lab/ance"), hub.add(tokenizer, "lab/tokenizer")
+    assert preprocessed_with(raw, Path(trained), tmp_path / "cold")["text_profile"] == "ance"
+    assert preprocessed_with(raw, Path(body), tmp_path / "body")["text_profile"] == "hf"
+    hub.set_offline(True)
+    assert preprocessed_with(raw, Path(trained), tmp_path / "warm")["text_profile"] == "ance"
+    assert preprocessed_with(raw, Path(body), tmp_path / "body2")["text_profile"] == "hf"
+    for weights in hub.cache.rglob("model.safetensors"):  # as one that has fetched the tokenizer alone
+        weights.unlink()
+    with pytest.raises(UserError, match=f"^lab/ance is no directory, and {NOT_THERE}"):
+        preprocessed_with(raw, Path(trained), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    assert preprocessed_with(raw, Path(trained), tmp_path / "said", text_profile="star")["text_profile"] == "star"
+
+
+def test_programs_hold_a_hub_model_to_its_texts_on_a_cold_cache_too(
+    ance_weights: Path, collections: dict[str, Path], tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = Path(hub.add(ance_weights, "lab/ance"))
+    star = Path(hub.add(with_record(ance_weights, tmp_path / "star", text_profile="star"), "lab/star"))
+    asked, stage = "lab/ance records no text_profile, and its tensors", "lab/ance records no text_profile, and ANCE's"
+    other = "lab/star has seen other texts than .*: text_profile 'star' there"
+    for program, line in ((evaluated, asked), (warmed_up, asked), (trained, stage)):
+        for model, refused in ((unknown, line), (star, other)):
+            hub.forget()
+            program(model, collections["hf"], tmp_path / "out", dry_run="true")  # fetches nothing, and cannot know
+            assert "warning: texts: lab/" in capsys.readouterr().err
+            for _ in ("cold", "warm"):
+                with pytest.raises(UserError, match=f"^{refused}"):
+                    program(model, collections["hf"], tmp_path / "out")
+            with pytest.raises(UserError, match=f"^{refused}"):
+                program(model, collections["hf"], tmp_path / "out", dry_run="true")
+    with pytest.raises(UserError, match=r"^there is no model lab/none: it is no directory, and the hub does"):
+        evaluated(Path("lab/none"), collections["hf"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    hub.forget()
+    evaluated(unknown, collections["ance"], tmp_path / "out", text_profile="ance")
+    assert (tmp_path / "out" / "metrics.json").is_file()
 
 
 # Weights of ANCE's layout, in every format that they come in
