@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.encoders.base import Encoder
-from model.encoders.body import load_model
 from model.encoders.dpr import TwoTowers, as_two_of_one_kind
-from model.encoders.hf import POOLED_FROM, HfEncoder, body_config, load_head
+from model.encoders.hf import POOLED_FROM
 from model.encoders.lora import merged
 from model.encoders.registry import encoder_class, encoder_type, load_encoder
 from model.encoders.spec import read_config_file
@@ -26,7 +25,6 @@ from utils.errors import UserError, one_line
 from utils.exchange.atomic import load_with_checksum, read_json
 from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
 from utils.exchange.model_files import CARD
-from utils.exchange.sentence_files import SentenceFiles
 from utils.exchange.verify import check_files
 from utils.model_texts import read_model_texts
 
@@ -131,21 +129,9 @@ def read_sentence_transformers(paths: Sequence[Path], settings: ReadSettings) ->
     files = sentence_model.sentence_files(directory)
     if sentence_model.is_ance(directory, files):
         return sentence_model.read_ance(directory, files, settings)
-    encoder = encoder_of_modules(directory, files) if files.body_folder else load_encoder(ENCODER, str(directory))
-    held = held_of(encoder, ENCODER, directory / files.body_folder, settings)
+    held = held_of(load_encoder(ENCODER, str(directory)), ENCODER, directory, settings)
     config = {**sentence_model.recorded(files, held.config), **held.config}
     return replace(held, config=config, source=str(directory))
-
-
-def encoder_of_modules(directory: Path, files: SentenceFiles) -> HfEncoder:
-    """An encoder whose body lies in a folder of its own. UserError where weights are missing or damaged."""
-    folder = directory / files.body_folder
-    config, path = read_config_file(folder)
-    encoder = HfEncoder(load_model(folder, body_config(config, str(path))), files.pooling, files.head)
-    for declared, module in zip(files.head, encoder.head, strict=True):
-        if declared.kind != "normalize":
-            load_head([directory / declared.folder], module)
-    return encoder
 
 
 def write_sentence_transformers(held: HeldModel, directory: Path) -> None:

@@ -28,6 +28,21 @@ def hub_file(name: str, file: str, local_only: bool = False) -> Path | None:
         return None
 
 
+def hub_body_folder(name: str, local_only: bool = False) -> str:
+    """`utils.exchange.model_files.body_folder` of a hub name."""
+    modules = hub_file(name, MODULES, local_only)
+    return modules_of(modules)[0][1] if modules is not None else ""
+
+
+def hub_config(name: str) -> Path | None:
+    """The config.json of a hub name's transformer; None where it cannot be had."""
+    found = hub_file(name, CONFIG)
+    if found is None and not known_to_lack(name, [CONFIG]):  # no network
+        return None
+    folder = hub_body_folder(name)
+    return hub_file(name, f"{folder}/{CONFIG}") if folder else found
+
+
 def hub_settings(name: str, local_only: bool = False) -> Path | None:
     """The cache's directory with all JSON files of a model, also of its folders; None where they cannot be had."""
     from huggingface_hub import snapshot_download
@@ -39,7 +54,7 @@ def hub_settings(name: str, local_only: bool = False) -> Path | None:
 
 
 def model_directory(name_or_path: str, local_only: bool = False) -> Path:
-    """The directory that holds a model's config and weights: its own, or the cache's copy of a hub name's.
+    """The directory of a model: its own, or the cache's copy of a hub name's.
 
     A hub name whose weights cannot be had is given back as it is. ``local_only``: nothing is fetched.
     """
@@ -47,12 +62,14 @@ def model_directory(name_or_path: str, local_only: bool = False) -> Path:
         return Path(name_or_path)
     if hub_file(name_or_path, CONFIG, local_only) is None and not known_to_lack(name_or_path, [CONFIG]):
         return Path(name_or_path)  # no network: each file more would be another half minute of its client's retries
+    folder = Path(hub_body_folder(name_or_path, local_only))
+    hub_file(name_or_path, (folder / CONFIG).as_posix(), local_only)
     for file in WEIGHTS:
-        if (found := hub_file(name_or_path, file, local_only)) is not None:
+        if (found := hub_file(name_or_path, (folder / file).as_posix(), local_only)) is not None:
             for shard in shards_of(found) if file.endswith(INDEX) else []:
-                hub_file(name_or_path, shard, local_only)
+                hub_file(name_or_path, (folder / shard).as_posix(), local_only)
             fetch_heads(name_or_path, local_only)
-            return found.parent
+            return found.parents[len(folder.parts)]
     return Path(name_or_path)
 
 

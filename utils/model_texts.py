@@ -16,9 +16,9 @@ from utils.declared.text_settings import read_text_record
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.layout import MANIFEST
-from utils.exchange.model_files import CONFIG, WEIGHTS, holds_tensor
+from utils.exchange.model_files import CONFIG, WEIGHTS, body_directory, holds_tensor
 from utils.exchange.sentence_files import SentenceFiles, read_sentence_files
-from utils.hub import hub_file, hub_settings, is_path, known_to_lack, model_directory
+from utils.hub import hub_config, hub_settings, is_path, known_to_lack, model_directory
 
 LOWER_CASED = "ance"  # what a RoBERTa of sentence-transformers is that lower-cases: their copy of ANCE's FirstP
 
@@ -67,10 +67,10 @@ def config_path(place: str) -> Path | None:
     """Where the config.json of a directory or hub name is, or the config file itself; None where there is none."""
     if not place:
         return None
-    path = Path(place) / CONFIG if Path(place).is_dir() else Path(place)
+    path = body_directory(Path(place)) / CONFIG if Path(place).is_dir() else Path(place)
     if path.is_file():
         return path
-    return None if is_path(place) else hub_file(place, CONFIG)
+    return None if is_path(place) else hub_config(place)
 
 
 def sentence_files(name_or_path: str) -> SentenceFiles | None:

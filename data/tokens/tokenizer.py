@@ -15,7 +15,8 @@ from data.sources.base import Passage
 from utils.errors import UserError, one_line
 from utils.exchange.atomic import read_json, sha256_of
 from utils.exchange.layout import TOKENIZER_FILE
-from utils.exchange.model_files import CONFIG, TOKENIZER_FILES, TOKENIZER_OPTIONS
+from utils.exchange.model_files import CONFIG, TOKENIZER_FILES, TOKENIZER_OPTIONS, body_directory
+from utils.hub import hub_body_folder, is_path
 from utils.prefetch import overlapped
 
 if TYPE_CHECKING:
@@ -34,15 +35,16 @@ Text = str | tuple[str, str]  # what a tokenizer is given: one segment, or two
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a directory (or hub name). UserError where there is none."""
-    path = Path(directory)
+    path = body_directory(Path(directory))
     if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"{directory} holds no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} there")
+        raise UserError(f"{path} holds no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} there")
     if not path.is_dir() and (path.is_absolute() or str(directory).startswith(".")):
         raise UserError(f"{directory} is not a directory, expected the one that holds the tokenizer")
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), **older_type(path))
+        folder = {} if is_path(str(directory)) else {"subfolder": hub_body_folder(str(directory), local_only=True)}
+        tokenizer = AutoTokenizer.from_pretrained(str(path), **folder, **older_type(path))
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
         raise UserError(
             f"{directory}: no tokenizer could be loaded ({one_line(error)[:200]}); "
@@ -98,7 +100,7 @@ def tokenizer_fingerprint(directory: str | Path) -> str:
 
 def tokenizer_files(directory: str | Path) -> dict[str, str]:
     """{name: sha256} of the tokenizer's files; empty for a hub name."""
-    paths = (Path(directory) / name for name in (*TOKENIZER_FILES, *TOKENIZER_OPTIONS))
+    paths = (body_directory(Path(directory)) / name for name in (*TOKENIZER_FILES, *TOKENIZER_OPTIONS))
     return {path.name: sha256_of(path) for path in paths if path.is_file()}
 
 

@@ -28,7 +28,7 @@ from utils.errors import Stopped, UserError
 from utils.exchange.atomic import Stage, is_gone
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import EMBEDDINGS_RECORD, JobLayout
-from utils.exchange.model_files import CONFIG
+from utils.exchange.model_files import CONFIG, body_directory
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import say
 from utils.search.settings import SearchSettings
@@ -166,7 +166,7 @@ def open_checkpoint(settings: RefreshSettings, world: World, request: RefreshReq
     if is_there:
         try:
             if not world.is_first:  # process 0 has seen it
-                wait_until_visible(path / CONFIG)
+                wait_until_visible(body_directory(path) / CONFIG)
             encoder = load_to_encode(settings.encoder, request.checkpoint, settings.collection, world)
         except Exception as error:  # readers of weights have errors of their own for files that vanish
             fault = error

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from model.encoders.registry import read_config
+from model.encoders.registry import encoder_type, read_config
 from model.hub import check_base
 from model.train.checkpoint import OPTIMIZER, RNG_STATES
 from utils.errors import UserError
@@ -14,8 +14,9 @@ from utils.exchange.atomic import load_with_checksum
 from utils.exchange.checkpoints import model_sha256
 from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
 from utils.exchange.model_files import CARD, CONFIG, TOKENIZER_FILES, TOKENIZER_OPTIONS, config_sha256
+from utils.exchange.sentence_files import read_sentence_files
 from utils.exchange.verify import check_files
-from utils.hub import model_directory
+from utils.hub import hub_settings, is_path, model_directory
 
 RANDOM_WEIGHTS = "random weights"  # what the seed and the config decide
 
@@ -84,12 +85,25 @@ def check_checkpoint(model: ModelSettings) -> str:
     path = Path(model.name_or_path)
     check_base(path)
     if not (path / MANIFEST).is_file():
-        return f"checkpoint: {path} has no {MANIFEST}, and is taken as it is"
+        return f"checkpoint: {path} has no {MANIFEST}, and is taken as it is{of_cosines(model)}"
     try:
         check_files(path, load_with_checksum(path / MANIFEST), unread_files(model))
     except UserError as error:
         raise UserError(f"{error}; copy the checkpoint again, or take another") from None
     return f"checkpoint: {path} is what its {MANIFEST} says"
+
+
+def of_cosines(model: ModelSettings) -> str:
+    """What to give where sentence-transformers' scores are not those of the embeddings as they are; else ""."""
+    if not encoder_type(model.model_type).has_modules or "normalize" in model.changes:
+        return ""
+    directory = Path(model.name_or_path)
+    if not is_path(model.name_or_path):
+        directory = hub_settings(model.name_or_path, local_only=True) or directory
+    files = read_sentence_files(directory)
+    if files is None or files.similarity != "cosine" or files.is_normalized:
+        return ""
+    return "; scores are inner products, sentence-transformers' files say cosine: --normalize computes that"
 
 
 def unread_files(model: ModelSettings) -> set[str]:

@@ -21,10 +21,10 @@ from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.layout import EMBEDDINGS_RECORD
-from utils.exchange.model_files import CONFIG, LENGTHS, has_own_head
+from utils.exchange.model_files import CONFIG, LENGTHS, body_directory, has_own_head
 from utils.exchange.sentence_files import TRANSFORMER, read_sentence_files
 from utils.flag_groups.texts import TextFlags
-from utils.hub import hub_file, hub_settings, is_path
+from utils.hub import hub_settings, is_path
 
 TEXTS_OF = {"max_seq_length": "passages", "max_query_length": "queries"}
 DEFAULT_OF = {field.name: field.default for field in dataclasses.fields(TextFlags) if field.name in LENGTHS}
@@ -46,20 +46,22 @@ class TextLengths:
 def records_of(places: Sequence[str], local_only: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The config of each model, or the record of embeddings. What cannot be read is passed over: opening tells why."""
     for place in filter(None, places):
-        path = Path(place)
-        if path.is_dir():
-            path = path / EMBEDDINGS_RECORD if (path / EMBEDDINGS_RECORD).is_file() else path / CONFIG
-        elif not path.is_file():
-            path = (None if is_path(place) else hub_file(place, CONFIG, local_only)) or path
-            if not (local_only or is_path(place)):
-                hub_settings(place)
+        path = directory = Path(place)
+        if not is_path(place) and not path.is_file():
+            path = directory = hub_settings(place, local_only) or path
         with contextlib.suppress(UserError, OSError):
+            if (path / EMBEDDINGS_RECORD).is_file():
+                path /= EMBEDDINGS_RECORD
+            elif path.is_dir():
+                path = body_directory(path) / CONFIG
+            else:
+                directory = path.parent
             yield path, (record := read_json(path))
             if path.name != CONFIG or has_own_head(record):
                 continue
-            files = read_sentence_files(path.parent)
-            if files is not None and files.max_seq_length is not None:  # of passages and queries alike
-                yield path.parent / TRANSFORMER, dict.fromkeys(LENGTHS, files.max_seq_length)
+            if (files := read_sentence_files(directory)) is not None:
+                found = {name: getattr(files, name) for name in LENGTHS}
+                yield path.parent / TRANSFORMER, {name: length for name, length in found.items() if length is not None}
 
 
 def recorded_lengths(places: Sequence[str], local_only: bool) -> dict[str, tuple[object, Path]]:

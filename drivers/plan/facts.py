@@ -54,8 +54,9 @@ class CollectionFacts:
 class ModelFacts:
     """A model; or one that is trained from nothing, ``model_type`` static with a tokenizer of the collection's own.
 
-    ``max_seq_length`` is what it was trained for, ``positions`` all it has places for; None where nothing says it.
-    ``layers`` of ``width`` are 0 where it has none. ``query_tokens``: of every query, 0 where they differ in length.
+    ``max_seq_length`` and ``max_query_length`` are what it was trained for, ``positions`` all it has places for; None
+    where nothing says it. ``layers`` of ``width`` are 0 where it has none. ``query_tokens``: of every query, 0 where
+    they differ in length.
     """
 
     model_type: str
@@ -64,6 +65,7 @@ class ModelFacts:
     layers: int = 0
     width: int = 0
     query_tokens: int = 0
+    max_query_length: int | None = None
 
     def flops_of(self, tokens: float, text_tokens: float) -> float:
         """Of encoding ``tokens`` in texts of ``text_tokens``: products with weights, 12 width^2 of a layer, and

@@ -21,7 +21,7 @@ from utils.declared.text_settings import TEXT_KEYS
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.evaluations import TRAIN
-from utils.exchange.model_files import CONFIG, SAFETENSORS
+from utils.exchange.model_files import CONFIG, LENGTHS, SAFETENSORS, body_directory
 from utils.exchange.sentence_files import read_sentence_files
 
 SAMPLE = 2_000  # passages and queries whose tokens are counted
@@ -103,18 +103,19 @@ def lengths_of(tokens: Iterable[int]) -> Lengths:
 
 def inspect_model(directory: Path) -> ModelFacts:
     """UserError where the directory holds no model, or one that no encoder here can be."""
-    config = directory / CONFIG
+    config = body_directory(directory) / CONFIG
     if not config.is_file():
-        raise UserError(f"{directory} has no {CONFIG}, expected a model's directory; is it the right --model?")
+        raise UserError(f"{config.parent} has no {CONFIG}, expected a model's directory; is it the right --model?")
     found, files = read_json(config), read_sentence_files(directory)
-    recorded = found.get("max_seq_length")
-    trained = recorded if isinstance(recorded, int) else files.max_seq_length if files is not None else None
+    lengths = {name: getattr(files, name, None) for name in LENGTHS}
+    lengths |= {name: found[name] for name in LENGTHS if isinstance(found.get(name), int)}
     kind = model_type_of(directory, found)
     positions = read_spec(str(directory), kind).max_length("passage")
     layers, width = (first_number(found, *names) for names in SIZES)
     profile = RECORDED_PROFILES.get(str(found.get("text_profile")))
     query_tokens = profile.query_tokens if profile else 0
-    return ModelFacts(kind, trained, positions, layers or 0, width or 0, query_tokens)
+    longest_passage, longest_query = (lengths[name] for name in LENGTHS)
+    return ModelFacts(kind, longest_passage, positions, layers or 0, width or 0, query_tokens, longest_query)
 
 
 def first_number(config: Mapping[str, Any], *names: str) -> int | None:
@@ -127,7 +128,7 @@ def model_type_of(directory: Path, config: Mapping[str, Any]) -> str:
     """The word of --model_type: by the config where it says it, else rdot_nll where there is ANCE's head, else hf."""
     if (own := config.get("model_type")) in ("static", "dpr"):
         return str(own)
-    weights = directory / SAFETENSORS
+    weights = body_directory(directory) / SAFETENSORS
     if weights.is_file():
         from safetensors import safe_open
 

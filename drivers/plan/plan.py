@@ -92,25 +92,25 @@ def make_plan(
 
 def length_settings(collection: CollectionFacts, model: ModelFacts, covered: float) -> Plan:
     """``covered``: the share of the texts that are to fit whole, as far as the model goes."""
-    passages = chosen_length(collection.passage_lengths, model, LONGEST_PASSAGE, covered)
-    queries = chosen_length(collection.query_lengths, model, LONGEST_QUERY, covered)
+    passages = chosen_length(collection.passage_lengths, model, model.max_seq_length, LONGEST_PASSAGE, covered)
+    queries = chosen_length(collection.query_lengths, model, model.max_query_length, LONGEST_QUERY, covered)
     if model.query_tokens:
         queries = Setting(str(model.query_tokens), "its text profile makes queries of so many")
     return {"max_seq_length": passages, "max_query_length": queries}
 
 
-def chosen_length(lengths: Lengths, model: ModelFacts, longest: int, covered: float) -> Setting:
+def chosen_length(lengths: Lengths, model: ModelFacts, trained: int | None, longest: int, covered: float) -> Setting:
     """How many tokens of a text are kept.
 
     Args:
         lengths: Of the texts.
-        model: Which has a longest text itself.
+        model, trained: Which has a longest text itself; the length that it was trained with, None if unknown.
         longest: What is taken by itself at most.
         covered: The share of the texts that are to fit whole.
     """
     needed = max(SHORTEST, -(-lengths.within(covered) // LENGTH_STEP) * LENGTH_STEP)
     limits = {
-        "as long as the texts that the model was trained with": model.max_seq_length,
+        "as long as the texts that the model was trained with": trained,
         "as many as the model has positions for": model.positions,
         "the most that a plan chooses": longest if model.layers else min(longest, LONGEST_WITHOUT_MODEL),
     }

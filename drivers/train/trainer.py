@@ -29,7 +29,7 @@ from utils.errors import PeerGone, UserError
 from utils.exchange.checkpoints import Checkpoint, latest_resumable_checkpoint, publish_checkpoint
 from utils.exchange.layout import MANIFEST, TOKENIZER, JobLayout
 from utils.exchange.markers import mark_done, read_done
-from utils.exchange.model_files import LENGTHS
+from utils.exchange.model_files import LENGTHS, body_directory
 from utils.exchange.stop import StopRequested
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import RunLog, progress_line, say
@@ -215,7 +215,7 @@ def local_tokenizer(name: str, output_dir: Path) -> list[Path]:
     if not directory.is_dir():
         directory = output_dir / TOKENIZER
         load_tokenizer(name).save_pretrained(str(directory))
-    return [directory / file for file in tokenizer_files(directory)]
+    return [body_directory(directory) / file for file in tokenizer_files(directory)]
 
 
 def make_trainer(

@@ -29,6 +29,7 @@ from model.kernels.families import begins_behind_pad_id, family_of, position_pad
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, hidden_of_packed
 from model.token_batch import TokenBatch
 from utils.errors import UserError, one_line
+from utils.exchange.model_files import body_directory
 
 POOLER = "pooler."  # of BERT and RoBERTa: made for their second training task, and of no use to an encoder
 LAYER_GROUPS = ((r"\bembeddings", "embeddings"), (r"\.layers?\.(\d+)\.", r"layer_\1"))
@@ -229,8 +230,8 @@ def new_model(config: PretrainedConfig) -> PreTrainedModel:
     return made
 
 
-def load_model(name_or_path: str | Path, config: PretrainedConfig) -> PreTrainedModel:
-    """The weights of a directory or a hub name, in float32; those of a task's own head next to them are passed over.
+def load_model(directory: str | Path, config: PretrainedConfig) -> PreTrainedModel:
+    """The weights of a model's directory, in float32; those of a task's own head next to them are passed over.
 
     UserError where files are missing or damaged, or lack weights of the body.
     """
@@ -239,11 +240,11 @@ def load_model(name_or_path: str | Path, config: PretrainedConfig) -> PreTrained
     options |= {"ignore_mismatched_sizes": True}  # `check_loaded` says which
     try:
         with quiet_loading():
-            model, info = model_class.from_pretrained(str(name_or_path), **options)
+            model, info = model_class.from_pretrained(str(body_directory(Path(directory))), **options)
     except Exception as error:  # transformers raises many types for files that are missing or damaged
-        what = f"{name_or_path} does not load as a {config.model_type} checkpoint"
+        what = f"{directory} does not load as a {config.model_type} checkpoint"
         raise UserError(f"{what}: {one_line(error)[:300]}") from None
-    check_loaded(name_or_path, info, config.model_type)
+    check_loaded(directory, info, config.model_type)
     made: PreTrainedModel = model
     return made
 

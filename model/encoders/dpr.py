@@ -266,18 +266,13 @@ def begin_towers(query: str, passage: str, config_name: str, changes: Mapping[st
         if name in (names[other] for other in models):
             models[side] = copy.deepcopy(models["query"])
         elif not (config["tied"] and models):
-            models[side] = load_model(body_directory(model_directory(name)), config_of(config[TOWERS[side]], name))
+            models[side] = load_model(model_directory(name), config_of(config[TOWERS[side]], name))
     return TwoTowers(config, models)
-
-
-def body_directory(directory: Path) -> Path:
-    files = read_sentence_files(directory)
-    return directory / files.body_folder if files is not None else directory
 
 
 def config_of_tower(directory: Path, config_name: str) -> dict[str, Any]:
     """Of an encoder's directory: its body's config, and how it pools."""
-    return pooled_as_said(read_config_file(body_directory(directory), config_name)[0], directory)
+    return pooled_as_said(read_config_file(directory, config_name)[0], directory)
 
 
 def pooled_as_said(config: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from model.encoders.body import Body, BodyEncoder, class_of, config_of, load_model, new_model, spec_of_body
-from model.encoders.spec import EncoderSpec, Side, pooling_of, read_config_file
+from model.encoders.spec import EncoderSpec, Side, pooling_of, read_config_file, settings_directory
 from model.formats.sentence import SentenceModule, pooling_module, write_sentence_files
 from model.formats.weights import read_weights_file
 from model.token_batch import TokenBatch
 from utils.errors import UserError, one_line
-from utils.exchange.model_files import HEAD_WEIGHTS, SAFETENSORS
+from utils.exchange.model_files import HEAD_WEIGHTS, LENGTHS, SAFETENSORS
 from utils.exchange.sentence_files import HeadModule, read_sentence_files
 from utils.hub import model_directory
 
@@ -137,11 +137,10 @@ class HfEncoder(BodyEncoder):
         files = read_sentence_files(directory)
         found = {**config, "pooling": pooling_of(config.get("pooling", DEFAULT_POOLING))}
         if files is not None:
-            if files.body != "Transformer" or files.body_folder:
-                first = f"{files.body} in {files.body_folder!r}" if files.body_folder else files.body
-                raise UserError(f"{directory} begins with the module {first}, expected a Transformer in the directory")
+            if files.body != "Transformer":
+                raise UserError(f"{directory} begins with the module {files.body}, expected Transformer")
             found |= {"pooling": files.pooling, "head": [asdict(module) for module in files.head]}
-            found |= {"max_seq_length": found.get("max_seq_length", files.max_seq_length)}
+            found |= {name: found.get(name, getattr(files, name)) for name in LENGTHS}
         body_config(found, str(directory))
         return found
 
@@ -160,15 +159,15 @@ class HfEncoder(BodyEncoder):
             UserError: files are missing, damaged, or of what is no encoder of texts.
         """
         directory = model_directory(name_or_path)
-        values, path = read_config_file(directory, config_name)
-        config = {**cls.complete_config(values, path.parent), **changes}
+        settings = settings_directory(directory, config_name)
+        config = {**cls.complete_config(read_config_file(directory, config_name)[0], settings), **changes}
         stored, head = head_of({"head": config.get("head", [])}), head_of(config)
         model = load_model(directory, body_config(config))
         pooling = pooling_of(config["pooling"])
         encoder = cls(model, pooling, head, pooled_from(config, pooling))
         for declared, module in zip(head, encoder.head, strict=True):
             if declared in stored and declared.kind != "normalize":
-                load_head([path.parent / declared.folder, directory / declared.folder], module)
+                load_head([settings / declared.folder, directory / declared.folder], module)
             elif declared.kind != "normalize" and not new_head:
                 raise UserError(f"{name_or_path} has no head to {declared.out_features} dimensions; train one first")
         return encoder

@@ -10,7 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from model.encoders.spec import DOT, EncoderSpec, Side, read_config_file
+from model.encoders.spec import DOT, EncoderSpec, Side, read_config_file, settings_directory
 from model.hub import check_base
 from utils.declared.model_types import MODEL_TYPES, ModelType
 from utils.errors import UserError, one_line
@@ -41,7 +41,7 @@ def read_config(directory: str, model_type: str, config_name: str = "") -> dict[
     kind = encoder_type(model_type)
     found, expected = config.get("model_type"), kind.config_type
     if not expected:
-        return encoder_class(kind).complete_config(config, path.parent)
+        return encoder_class(kind).complete_config(config, settings_directory(directory, config_name))
     if found != expected and not (kind.is_older_than_types and "model_type" not in config):
         raise UserError(f"{path} is of a {found!r} model, --model_type {model_type} needs {expected!r}; give the other")
     return config

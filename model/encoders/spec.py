@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from utils.declared.model_types import POOLINGS
 from utils.errors import UserError
-from utils.exchange.model_files import CONFIG
+from utils.exchange.model_files import CONFIG, body_directory
 
 Side = Literal["query", "passage"]
 DOT = "dot"  # the inner product, which the indices search by
@@ -66,10 +66,16 @@ def pooling_of(word: object) -> str:
     return "first" if word == "cls" else str(word)
 
 
+def settings_directory(directory: str | Path, config_name: str = "") -> Path:
+    """Where sentence-transformers' files of that model would be: next to its config, or above its folder."""
+    place = Path(config_name or directory)
+    return place if place.is_dir() else place.parent
+
+
 def read_config_file(directory: str | Path, config_name: str = "") -> tuple[dict[str, Any], Path]:
     """The config.json that a model in ``directory`` will use, and its path; UserError where it cannot be read."""
     place = Path(config_name or directory)
-    path = place / CONFIG if place.is_dir() else place
+    path = body_directory(place) / CONFIG if place.is_dir() else place
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from utils.errors import UserError
+from utils.exchange.model_files import body_directory
 
 HEAD = ("embeddingHead.weight", "embeddingHead.bias", "norm.weight", "norm.bias")
 BODY = "roberta."
@@ -58,8 +59,8 @@ class ReadSettings:
     tokenizer_name: str = ""
 
     def tokenizer_in(self, directory: Path) -> Path:
-        """That which is given, else the model's own directory."""
-        return Path(self.tokenizer_name) if self.tokenizer_name else directory
+        """Of that which is given, else of the model's own directory: where its files are."""
+        return body_directory(Path(self.tokenizer_name) if self.tokenizer_name else directory)
 
 
 # UserError where what lies there is not of the layout.

@@ -30,7 +30,7 @@ from utils.declared.layouts import ANCE
 from utils.declared.text_settings import TEXT_KEYS
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
-from utils.exchange.model_files import CONFIG, MODULES, SAFETENSORS
+from utils.exchange.model_files import CONFIG, LENGTHS, MODULES, SAFETENSORS
 from utils.exchange.sentence_files import SentenceFiles, read_sentence_files
 from utils.json_text import json_text
 from utils.model_texts import from_sentence_files
@@ -70,13 +70,13 @@ def read_ance(directory: Path, files: SentenceFiles, settings: ReadSettings) -> 
     if files.pooling != "first":
         config["pooling"] = files.pooling
     config.pop("score_scale", None)  # it is in the norm's weights
-    return HeldModel(ANCE, *checked(config, weights, str(directory)), settings.tokenizer_in(folder), str(directory))
+    return HeldModel(ANCE, *checked(config, weights, str(directory)), settings.tokenizer_in(directory), str(directory))
 
 
 def recorded(files: SentenceFiles, config: dict[str, Any]) -> dict[str, Any]:
-    """What of texts is known of a model whose config does not say it: profile, prefixes, and the length of all."""
+    """What of texts is known of a model whose config does not say it: profile, prefixes and lengths."""
     texts = from_sentence_files(files, config)
-    found = {name: getattr(texts, name) for name in TEXT_KEYS} | {"max_seq_length": files.max_seq_length}
+    found = {name: getattr(texts, name) for name in TEXT_KEYS} | {name: getattr(files, name) for name in LENGTHS}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -79,17 +79,20 @@ def weight_files(directory: Path) -> list[str]:
         if not (directory / ADAPTERS).is_file():
             raise UserError(f"{directory / ADAPTERS} is missing, next to {ADAPTER_CONFIG}; the checkpoint is damaged")
         return [ADAPTERS, ADAPTER_CONFIG]
-    config = directory / CONFIG
+    folder = body_folder(directory)
+    config = directory / folder / CONFIG
     explicit = read_json(config).get("transformers_weights") if config.is_file() else None
-    for name in [str(explicit)] if explicit else WEIGHTS:
-        if not (directory / name).is_file():
+    for file in [str(explicit)] if explicit else WEIGHTS:
+        if not (directory / folder / file).is_file():
             continue
-        names = [name, *shards_of(directory / name)] if name.endswith(INDEX) else [name]
+        shards = shards_of(directory / folder / file) if file.endswith(INDEX) else []
+        name, *_ = names = [(Path(folder) / found).as_posix() for found in (file, *shards)]
         missing = [shard for shard in names if not (directory / shard).is_file()]
         if missing:
             raise UserError(f"{directory / missing[0]} is missing, {name} lists it; the checkpoint is damaged")
         return names + head_files(directory)
-    raise UserError(f"{directory} holds no weights, expected one of {', '.join(WEIGHTS)}; give a checkpoint directory")
+    place = directory / folder
+    raise UserError(f"{place} holds no weights, expected one of {', '.join(WEIGHTS)}; give a checkpoint directory")
 
 
 def modules_of(path: Path) -> list[tuple[str, str]]:
@@ -109,6 +112,21 @@ def modules_of(path: Path) -> list[tuple[str, str]]:
     return [(type_.rpartition(".")[2], folder) for type_, folder in named]
 
 
+def body_folder(directory: Path) -> str:
+    """The folder of a model's config.json, weights and tokenizer: of the first module that modules.json names.
+
+    "" for the directory itself. sentence-transformers before version 2 wrote 0_Transformer. UserError where
+    modules.json is damaged.
+    """
+    modules = directory / MODULES
+    return modules_of(modules)[0][1] if modules.is_file() else ""
+
+
+def body_directory(directory: Path) -> Path:
+    """That folder. UserError as `body_folder`."""
+    return directory / body_folder(directory)
+
+
 def has_own_head(config: Mapping[str, Any]) -> bool:
     """Whether the weights hold the head: sentence-transformers' files next to them are that library's copy."""
     named = config.get("architectures") or [""]
@@ -117,10 +135,10 @@ def has_own_head(config: Mapping[str, Any]) -> bool:
 
 def head_files(directory: Path) -> list[str]:
     """The names of the files of a head that stands in folders of its own, as sentence-transformers has it."""
-    config, modules = directory / CONFIG, directory / MODULES
+    config, modules = body_directory(directory) / CONFIG, directory / MODULES
     if not modules.is_file() or has_own_head(read_json(config) if config.is_file() else {}):
         return []
-    folders = sorted({Path(folder).as_posix() for _, folder in modules_of(modules)} - {"."})
+    folders = sorted({Path(folder).as_posix() for _, folder in modules_of(modules)[1:]} - {"."})
     names = (next((name for name in HEAD_WEIGHTS if (directory / folder / name).is_file()), None) for folder in folders)
     return [f"{folder}/{name}" for folder, name in zip(folders, names, strict=True) if name is not None]
 

@@ -71,9 +71,10 @@ class SentenceFiles:
         body_folder: where its config.json and weights are; "" for the directory itself.
         pooling: first, mean or last; "" where the body has one row for a text already.
         head: the modules behind the pooling, in their order.
-        max_seq_length: tokens kept of a text, queries and passages alike; None where nothing says it.
+        max_seq_length, max_query_length: tokens that encode_document and encode_query keep; None where nothing says it.
         do_lower_case: texts are lower-cased, whatever the tokenizer does by itself.
         query_prefix, passage_prefix: put in front of a text.
+        similarity: how their ``similarity`` compares embeddings: cosine, dot, euclidean; "" where nothing says it.
     """
 
     body: str
@@ -81,9 +82,11 @@ class SentenceFiles:
     pooling: str = ""
     head: tuple[HeadModule, ...] = ()
     max_seq_length: int | None = None
+    max_query_length: int | None = None
     do_lower_case: bool = False
     query_prefix: str = ""
     passage_prefix: str = ""
+    similarity: str = ""
 
     @property
     def is_normalized(self) -> bool:
@@ -113,9 +116,43 @@ def read_sentence_files(directory: Path) -> SentenceFiles | None:
         if not others or others[0][0] != "Pooling":
             raise UserError(f"{path} has no Pooling behind the Transformer: no encoder of texts; take another model")
         pooling = read_pooling(directory / others.pop(0)[1] / CONFIG, bool(query_prefix or passage_prefix))
-    length, do_lower_case = read_lengths(directory / body_folder)
-    head = tuple(read_head_module(path, kind, folder) for kind, folder in others)
-    return SentenceFiles(body, body_folder, pooling, head, length, do_lower_case, query_prefix, passage_prefix)
+    found, transformer = transformer_settings(directory / body_folder)
+    longest_passage, longest_query = read_lengths(found, transformer)
+    files = SentenceFiles(
+        body,
+        body_folder,
+        pooling,
+        tuple(read_head_module(path, kind, folder) for kind, folder in others),
+        longest_passage,
+        longest_query,
+        bool(transformer.get("do_lower_case")),
+        query_prefix,
+        passage_prefix,
+        str(settings.get("similarity_fn_name") or ""),
+    )
+    check_settings(directory / SETTINGS, settings, files)
+    return files
+
+
+def check_settings(path: Path, settings: Mapping[str, Any], files: SentenceFiles) -> None:
+    """Hold the settings of the whole model against what encoders and indices here do.
+
+    Args:
+        path: of the settings.
+        settings: what they say.
+        files: what all files say.
+
+    Raises:
+        UserError: rows are compared in another way than by the inner product, or are cut.
+    """
+    # Of rows of length 1 the nearest are those of the largest inner product.
+    if files.similarity == "manhattan" or (files.similarity == "euclidean" and not files.is_normalized):
+        raise UserError(
+            f"{path} compares embeddings by {files.similarity} distance, indices here by inner product; "
+            "take another model"
+        )
+    if settings.get("truncate_dim"):
+        raise UserError(f"{path} cuts embeddings (truncate_dim), which no encoder here does; take another model")
 
 
 def read_pooling(path: Path, has_prompts: bool) -> str:
@@ -159,20 +196,40 @@ def read_head_module(modules: Path, kind: str, folder: str) -> HeadModule:
     )
 
 
-def read_lengths(folder: Path) -> tuple[int | None, bool]:
-    """Tokens kept of a text, None where nothing is said, and whether texts are lower-cased.
-
-    Version 6 leaves the length to the tokenizer, and reads no more than the body's positions.
-    """
+def transformer_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The transformer's own settings in its folder, and their file; nothing where there is none."""
     found = next((folder / name for name in TRANSFORMERS if (folder / name).is_file()), None)
-    config = read_json(found) if found else {}
-    does_lower = bool(config.get("do_lower_case"))
-    if found and config.get("max_seq_length") is not None:
-        return whole_number(found, config, "max_seq_length"), does_lower
+    return found or folder / TRANSFORMER, read_json(found) if found else {}
+
+
+def read_lengths(path: Path, config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Tokens kept of a passage and of a query, None where nothing is said.
+
+    Version 6 has a length for either side, else one for both (base/modules/transformer.py: ``preprocess``); it leaves
+    that to the tokenizer, and reads no more than the body's positions.
+
+    Args:
+        path: of the transformer's settings.
+        config: what they say.
+
+    Raises:
+        UserError: a length is no number, or queries are filled up.
+    """
+    if config.get("query_expansion"):
+        raise UserError(f"{path} fills queries up (query_expansion), which no encoder here does; take another model")
     limits = ((TOKENIZER_CONFIG, "model_max_length"), (CONFIG, "max_position_embeddings"))
-    limits_given = [read_json(folder / name).get(key) for name, key in limits if (folder / name).is_file()]
-    lengths = [value for value in limits_given if type(value) is int and 0 < value < NO_LIMIT]
-    return min(lengths, default=None), does_lower
+    if config.get("max_seq_length") is not None:
+        of_both: int | None = whole_number(path, config, "max_seq_length")
+    else:
+        limits_given = [
+            read_json(path.parent / name).get(key) for name, key in limits if (path.parent / name).is_file()
+        ]
+        of_both = min((value for value in limits_given if type(value) is int and 0 < value < NO_LIMIT), default=None)
+    passage, query = (
+        of_both if config.get(key) is None else whole_number(path, config, key)
+        for key in ("document_length", "query_length")
+    )
+    return passage, query
 
 
 def whole_number(path: Path, config: Mapping[str, Any], name: str) -> int:

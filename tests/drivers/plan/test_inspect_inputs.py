@@ -118,13 +118,14 @@ def test_sentence_transformers_length_and_ance_s_head(tmp_path: Path) -> None:
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     ]))  # fmt: skip
-    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 77}')
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 77, "query_length": 33}')
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(
         '{"word_embedding_dimension": 8, "pooling_mode_mean_tokens": true}'
     )
     found = inspect_model(tmp_path)
-    assert (found.model_type, found.max_seq_length, found.layers, found.width) == ("hf", 77, 2, 8)
+    assert (found.model_type, found.layers, found.width) == ("hf", 2, 8)
+    assert (found.max_seq_length, found.max_query_length) == (77, 33)
     save_file({"embeddingHead.weight": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
     assert inspect_model(tmp_path).model_type == "rdot_nll"
 

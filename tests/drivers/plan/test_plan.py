@@ -45,7 +45,7 @@ models = st.one_of(
     st.just(NEW),
     st.builds(
         ModelFacts, st.just("hf"), st.none() | st.integers(8, 8192), st.none() | st.integers(8, 8192),
-        st.integers(1, 48), st.integers(8, 4096),
+        st.integers(1, 48), st.integers(8, 4096), max_query_length=st.none() | st.integers(8, 8192),
     ),
 )  # fmt: skip
 machines = st.builds(MachineFacts, st.integers(1, 256), st.integers(0, 8))
@@ -62,7 +62,7 @@ def test_every_plan_can_be_run(
     assert 1 <= number(plan, "negative_sample") <= number(plan, "topk_training") <= found.passages
     assert 1 <= number(plan, "warmup_steps") <= steps
     for name in ("max_seq_length", "max_query_length"):
-        assert 1 <= number(plan, name) <= min(model.max_seq_length or 512, model.positions or 512, 512)
+        assert 1 <= number(plan, name) <= min(getattr(model, name) or 512, model.positions or 512, 512)
     assert all("\t" not in part and "\n" not in part for s in plan.values() for part in (s.value, s.why))
 
 

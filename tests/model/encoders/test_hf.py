@@ -16,7 +16,11 @@ from sentence_transformers import SentenceTransformer
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
-from data.tokens.tokenizer import load_tokenizer
+from data.tokens.tokenizer import load_tokenizer, tokenizer_fingerprint
+from drivers.job.model_identity import ModelSettings, check_checkpoint, identity_of
+from drivers.job.text_lengths import find_lengths
+from drivers.plan.inspect_inputs import inspect_model
+from drivers.train.trainer import local_tokenizer
 from model.encoders.base import Encoder
 from model.encoders.body import config_of, new_model
 from model.encoders.hf import HfEncoder
@@ -24,14 +28,18 @@ from model.encoders.registry import load_encoder, new_encoder, read_config, read
 from model.similarity import all_scores
 from model.train.micro_batch import TripleRows
 from model.train.step import TrainingStep
+from tests.hub import Hub, fixture_hub
 from tests.model.encoders.families import config_of_family
-from tests.model.formats.tiny import TEXTS, roughen, token_ids, write_bert_tokenizer
+from tests.model.formats.tiny import TEXTS, roughen, token_ids, with_body_in_a_folder, write_bert_tokenizer
 from tests.real import minilm_dir
 from tests.texts import token_batch
 from utils.errors import UserError
 from utils.exchange.model_files import config_sha256, weights_sha256
 from utils.exchange.sentence_files import HeadModule
+from utils.hub import model_directory
+from utils.model_texts import read_model_texts
 
+__all__ = ["fixture_hub"]
 LENGTH = 12
 MODULES = ("argparse", "asyncio", "collections", "datetime", "decimal", "email", "logging", "pathlib", "socket", "ssl")
 NORMALIZE = (HeadModule("normalize", "2_Normalize"),)
@@ -113,6 +121,42 @@ def test_a_checkpoint_opens_in_sentence_transformers(
     assert read_config(str(directory), "hf")["architectures"] == [type(again.model).__mro__[0].__name__.split("Of")[-1]]
 
 
+@pytest.mark.parametrize("place", ["directory", "hub"])
+def test_a_transformer_in_a_folder_of_its_own(place: str, tmp_path: Path, hub: Hub) -> None:
+    """As sentence-transformers before version 2 wrote it: every reader of a model's files finds it."""
+    flat = saved(tmp_path / "flat")
+    settings = flat / "sentence_bert_config.json"
+    settings.write_text(json.dumps({"max_seq_length": LENGTH, "query_length": 5}))
+    config = json.loads((flat / "config.json").read_text())
+    for name in ("max_seq_length", "max_query_length"):
+        del config[name]
+    (flat / "config.json").write_text(json.dumps(config))
+    nested = with_body_in_a_folder(Path(shutil.copytree(flat, tmp_path / "nested")))
+    name = hub.add(nested, "lab/nested") if place == "hub" else str(nested)
+    ids = token_ids(flat, TEXTS, LENGTH)
+    found_BD = rows_of(load_encoder("hf", name), ids)
+    np.testing.assert_array_equal(found_BD, rows_of(load_encoder("hf", str(flat)), ids))
+    theirs = SentenceTransformer(str(nested), device="cpu")
+    np.testing.assert_allclose(found_BD, theirs.encode(TEXTS), atol=1e-5)
+    assert tokenizer_fingerprint(name) == tokenizer_fingerprint(flat)
+    assert read_model_texts(name) == read_model_texts(str(flat))
+    lengths = find_lengths(dict.fromkeys(("max_seq_length", "max_query_length")), [name], tmp_path, is_dry_run=True)
+    assert lengths.by_name == {"max_seq_length": LENGTH, "max_query_length": 5}
+    identity = identity_of(ModelSettings(name, "hf"))
+    assert identity["initial_config_sha256"] == identity_of(ModelSettings(str(flat), "hf"))["initial_config_sha256"]
+    assert local_tokenizer(name, tmp_path)[0].is_file()
+    directory = model_directory(name)
+    assert inspect_model(directory) == inspect_model(flat)
+    towers = load_encoder("dpr", str(with_body_in_a_folder(saved(tmp_path / "tower", head=NORMALIZE))))
+    assert towers.spec.is_normalized
+    (nested / "0_Transformer" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="nested/0_Transformer holds no weights, expected one of"):
+        weights_sha256(nested)
+    (nested / "0_Transformer" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"nested/0_Transformer/config\.json is missing"):
+        read_config(str(nested), "hf")
+
+
 def test_flags_replace_what_the_files_say(tmp_path: Path) -> None:
     directory = saved(tmp_path / "model", head=())
     ids = token_ids(directory, TEXTS, LENGTH)
@@ -130,6 +174,29 @@ def test_flags_replace_what_the_files_say(tmp_path: Path) -> None:
     assert rows_of(made, ids).shape == (len(TEXTS), 5) and made.spec.is_normalized
     made.save_pretrained(tmp_path)
     np.testing.assert_array_equal(rows_of(load_encoder("hf", str(tmp_path)), ids), rows_of(made, ids))
+
+
+def test_scores_by_cosine_are_those_of_normalize(tmp_path: Path) -> None:
+    """The library says cosine of every model that it saves without another word; its vectors have any length."""
+    bare = saved(tmp_path / "bare", head=())
+    settings = json.loads((bare / "config_sentence_transformers.json").read_text())
+    (bare / "config_sentence_transformers.json").write_text(json.dumps({**settings, "similarity_fn_name": None}))
+    SentenceTransformer(str(bare), device="cpu").save(str(tmp_path / "theirs"))
+    name, ids = str(tmp_path / "theirs"), token_ids(bare, TEXTS, LENGTH)
+    theirs = SentenceTransformer(name, device="cpu")
+    encoded_BD = theirs.encode(TEXTS)
+    np.testing.assert_allclose(rows_of(load_encoder("hf", name), ids), encoded_BD, atol=1e-5)
+    rows_BD = rows_of(load_encoder("hf", name, changes={"normalize": True}), ids)
+    np.testing.assert_allclose(rows_BD @ rows_BD.T, theirs.similarity(encoded_BD, encoded_BD), atol=1e-5)
+    said = check_checkpoint(ModelSettings(name, "hf"))
+    assert "scores are inner products, sentence-transformers' files say cosine: --normalize computes that" in said
+    others = [
+        ModelSettings(name, "hf", changes={"normalize": True}),
+        ModelSettings(name, "hf", changes={"normalize": False}),
+        ModelSettings(str(saved(tmp_path / "unit", head=NORMALIZE)), "hf"),
+        ModelSettings(str(saved(tmp_path / "dot", head=())), "hf"),
+    ]
+    assert not any("files say cosine" in check_checkpoint(model) for model in others)
 
 
 def test_random_weights_of_a_config_file(tmp_path: Path) -> None:

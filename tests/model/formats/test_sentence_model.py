@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,14 @@ from transformers import BertModel
 
 from model.encoders.registry import load_encoder
 from tests.model.formats.converting import convert, refused
-from tests.model.formats.tiny import TEXTS, bert_config, roughen, token_ids, write_bert_tokenizer
+from tests.model.formats.tiny import (
+    TEXTS,
+    bert_config,
+    roughen,
+    token_ids,
+    with_body_in_a_folder,
+    write_bert_tokenizer,
+)
 from tests.real import minilm_dir
 from tests.texts import token_batch
 
@@ -43,19 +49,6 @@ def published(directory: Path, head: str, pooling: str = "mean") -> Path:
     prompts = {"query": "query: ", "document": "passage: "}
     SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save(str(directory / "published"))
     return directory / "published"
-
-
-def with_body_in_a_folder(source: Path) -> Path:
-    """As the library saved it before version 2."""
-    folder = source / "0_Transformer"
-    folder.mkdir()
-    names = ("config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json")
-    for name in names:
-        (source / name).rename(folder / name)
-    modules = json.loads((source / "modules.json").read_text())
-    modules[0]["path"] = folder.name
-    (source / "modules.json").write_text(json.dumps(modules))
-    return source
 
 
 def vectors(directory: Path) -> np.ndarray:

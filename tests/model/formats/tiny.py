@@ -57,6 +57,19 @@ def write_bert_tokenizer(directory: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
+def with_body_in_a_folder(directory: Path) -> Path:
+    """What sentence-transformers wrote before version 2: the transformer and its tokenizer are in 0_Transformer."""
+    folder = directory / "0_Transformer"
+    folder.mkdir()
+    of_all = ("modules.json", "config_sentence_transformers.json")
+    for path in [path for path in directory.iterdir() if path.is_file() and path.name not in of_all]:
+        path.rename(folder / path.name)
+    modules = json.loads((directory / "modules.json").read_text())
+    modules[0]["path"] = folder.name
+    (directory / "modules.json").write_text(json.dumps(modules))
+    return directory
+
+
 def roberta_config(vocab_size: int, **changes: Any) -> RobertaConfig:
     return RobertaConfig(**{**SIZES, "vocab_size": vocab_size, "type_vocab_size": 1, **LENGTHS, **changes})
 

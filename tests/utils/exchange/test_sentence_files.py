@@ -53,6 +53,29 @@ def test_what_sentence_transformers_writes_is_read(body_dir: Path, tmp_path: Pat
     )
 
 
+LENGTHS: list[dict[str, int | None]] = [
+    {"max_seq_length": 24, "query_length": 9},
+    {"max_seq_length": 24, "document_length": 12},
+    {"query_length": 7, "document_length": 30},
+    {"query_length": 9},
+]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_queries_and_passages_are_cut_where_version_6_cuts_them(
+    body_dir: Path, tmp_path: Path, lengths: dict[str, int | None]
+) -> None:
+    """And how it compares embeddings; held against what its preprocess makes of a long text."""
+    transformer = st.Transformer(str(body_dir), **lengths)
+    model = SentenceTransformer(modules=[transformer, st.Pooling(WIDTH, "mean")], similarity_fn_name="dot")
+    model.save(str(tmp_path))
+    again, found = SentenceTransformer(str(tmp_path)), read_sentence_files(tmp_path)
+    assert found is not None
+    tokens = [again.preprocess(["a b " * 400], task=task)["input_ids"].shape[1] for task in ("document", "query")]
+    assert [found.max_seq_length, found.max_query_length] == tokens
+    assert found.similarity == again.similarity_fn_name == "dot"
+
+
 def write(directory: Path, modules: list[tuple[str, str]], **files: object) -> Path:
     """Files as old versions wrote them; a name's ``__`` is a slash."""
     listed = [{"idx": n, "name": str(n), "path": path, "type": type_} for n, (type_, path) in enumerate(modules)]
@@ -87,6 +110,13 @@ def test_the_length_of_an_old_file_holds_and_lower_casing_is_read(tmp_path: Path
     says = {"max_seq_length": 256, "do_lower_case": True}
     found = read_sentence_files(write(tmp_path, OLD, sentence_bert_config=says))
     assert found is not None and (found.max_seq_length, found.do_lower_case) == (256, True)
+
+
+def test_the_nearest_of_length_1_have_the_largest_inner_products(tmp_path: Path) -> None:
+    modules = [*OLD, ("sentence_transformers.models.Normalize", "2_Normalize")]
+    says = {"config_sentence_transformers": {"similarity_fn_name": "euclidean"}}
+    found = read_sentence_files(write(tmp_path, modules, **{"1_Pooling__config": MEAN}, **says))
+    assert found is not None and found.similarity == "euclidean"
 
 
 def test_no_modules_json_is_none(tmp_path: Path) -> None:
@@ -127,6 +157,26 @@ def test_no_modules_json_is_none(tmp_path: Path) -> None:
             "pools without the prompt's tokens",
         ),
         (OLD, {"1_Pooling__config": MEAN, "sentence_bert_config": {"max_seq_length": -1}}, "says max_seq_length -1"),
+        (
+            OLD,
+            {"1_Pooling__config": MEAN, "sentence_bert_config": {"query_expansion": {"length": 32}}},
+            "sentence_bert_config.json fills queries up (query_expansion)",
+        ),
+        (
+            OLD,
+            {"1_Pooling__config": MEAN, "config_sentence_transformers": {"truncate_dim": 8}},
+            "cuts embeddings (truncate_dim), which no encoder here does",
+        ),
+        (
+            OLD,
+            {"1_Pooling__config": MEAN, "config_sentence_transformers": {"similarity_fn_name": "euclidean"}},
+            "compares embeddings by euclidean distance, indices here by inner product",
+        ),
+        (
+            [*OLD, ("sentence_transformers.models.Normalize", "2_Normalize")],
+            {"1_Pooling__config": MEAN, "config_sentence_transformers": {"similarity_fn_name": "manhattan"}},
+            "compares embeddings by manhattan distance",
+        ),
         (
             OLD,
             {"1_Pooling__config": MEAN, "config_sentence_transformers": {"prompts": ["query: "]}},
