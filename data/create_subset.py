@@ -1,12 +1,13 @@
-"""A smaller collection out of a raw one, in MS MARCO's format, that keeps the positives of the queries it keeps.
+"""A smaller collection out of a raw one, in its own format, that keeps the positives of the queries it keeps.
 
     python -m data.create_subset --data_dir RAW --out_data_dir RAW10 --data_type 1 --fraction 0.1 --seed 42
 
 Kept are a fraction of the judged train queries with every passage judged for them, the queries, qrels and judged
 passages of every other split whole, and a fraction of all other passages. Whether an id is kept depends on the seed and
 the id alone, not on the order of a file, and what a fraction keeps, a larger one keeps too. The passages are streamed:
-what is held is the qrels, and eight bytes per passage to find a repeated id. Any source is read (--source); what
-MS MARCO's format cannot hold (splits that it has no names for, titles of passages) is an error.
+what is held is the qrels, the ids of queries, and eight bytes per passage to find a repeated id. A subset of a BEIR
+folder is a BEIR folder. Any other source (--source) is written in MS MARCO's format; what that cannot hold (splits that
+it has no names for, titles of passages) is an error.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import ClassVar, TextIO, TypedDict
 
 from data.sources.atomic_dir import check_can_write, publish, staged_directory
-from data.sources.base import Passage, Source, source_files
+from data.sources.base import Source, source_files
 from data.sources.flags import SourceFlags
-from data.sources.msmarco import DOCUMENT_TYPE, LEADERBOARD, PASSAGE_TYPE, RAW_NAMES, MsMarco
 from data.sources.qrels import Judgements, check_known, read_judgements
 from data.sources.registry import open_source
+from data.subset_files import SubsetFiles, files_of_subset
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
 from utils.exchange.evaluations import TRAIN
@@ -32,7 +33,6 @@ from utils.flags import answer_dry_run, parse_flags
 from utils.run_log import Progress, say
 
 NOT_CARRIED_OVER = ("triples.train.small.tsv", "top1000.dev")
-OWN_FORMAT = "take the subset in the collection's own format"
 HASH_BYTES = 8
 PROGRESS_EVERY = 10_000
 
@@ -46,7 +46,9 @@ class SubsetFlags(SeedFlags, SourceFlags):
         "python -m data.create_subset --data_dir raw --out_data_dir subset --data_type 1 --fraction 0.1"
     )
 
-    out_data_dir: str = flag(help="directory for the subset, under MS MARCO's names, not gzipped", is_path=True)
+    out_data_dir: str = flag(
+        help="directory for the subset, a BEIR folder of one, else under MS MARCO's names; not gzipped", is_path=True
+    )
     fraction: float = flag(help="share of the train queries and of the unjudged passages to keep", above=0, at_most=1)
     allow_missing: bool = flag(False, "continue where over one in a hundred qrels names an unknown query or passage")
 
@@ -77,11 +79,10 @@ def is_kept(kind: str, text_id: str, seed: int, fraction: float) -> bool:
 
 
 class SubsetRecord(TypedDict):
-    """subset.json."""
+    """subset.json, which also says of which layout the files are."""
 
     fraction: float
     seed: int
-    data_type: int
     files: dict[str, dict[str, int]]
     judged_passages: dict[str, int]
     not_carried_over: list[str]
@@ -99,79 +100,46 @@ def kept_and_dropped(kept: int, total: int) -> dict[str, int]:
     return {"kept": kept, "dropped": total - kept}
 
 
-def open_new(path: Path) -> TextIO:
-    return path.open("w", encoding="utf-8", newline="\n", buffering=1 << 20)
+def open_to_append(path: Path) -> TextIO:
+    path.parent.mkdir(exist_ok=True)
+    return path.open("a", encoding="utf-8", newline="\n", buffering=1 << 20)
 
 
-def written_type(source: Source) -> int:
-    """Which of MS MARCO's two formats the subset is written in: its own, or for another source that of the passages.
-
-    UserError where that format has not the source's splits.
-    """
-    if isinstance(source, MsMarco):
-        return source.data_type
-    judged = {split: names.qrels is not None for split, names in RAW_NAMES[PASSAGE_TYPE].splits.items()}
-    other = [split for split, files in source.split_files.items() if judged.get(split) != (files.qrels is not None)]
-    if other:
-        raise UserError(
-            f"{source.passages_file}: its splits are {', '.join(source.split_files)}, a subset is written in MS "
-            f"MARCO's format, which has {', '.join(judged)}, all but {LEADERBOARD} with qrels: {OWN_FORMAT}"
-        )
-    return PASSAGE_TYPE
-
-
-def line_of(*fields: str) -> str:
-    """UserError where a field holds what ends it or its line, or all text is blank: the format cannot have that."""
-    if not fields[0].strip() or not any(map(str.strip, fields[1:])):
-        raise UserError(f"{fields[0]!r} has no id or no text, which MS MARCO's format cannot hold: {OWN_FORMAT}")
-    if any("\t" in field or "\n" in field for field in fields):
-        raise UserError(
-            f"the text of {fields[0]!r} has a tab or a line end, which MS MARCO's format cannot hold: {OWN_FORMAT}"
-        )
-    return "\t".join(fields) + "\n"
-
-
-def line_of_passage(passage: Passage, data_type: int) -> str:
-    """UserError where the format has no column for what the passage has."""
-    if data_type == DOCUMENT_TYPE:
-        return line_of(passage.passage_id, passage.url or "", passage.title or "", passage.text)
-    if passage.title is not None or passage.url is not None:
-        raise UserError(
-            f"{passage.passage_id!r} has a {'title' if passage.title is not None else 'url'}, which MS MARCO's "
-            f"passages have not: {OWN_FORMAT}"
-        )
-    return line_of(passage.passage_id, passage.text)
-
-
-def write_split(source: Source, split: str, staged: Path, settings: SubsetSettings) -> SplitSubset:
+def write_split(
+    source: Source, split: str, staged: Path, layout: SubsetFiles, is_written: dict[str, bool], settings: SubsetSettings
+) -> SplitSubset:
     """Write the queries and qrels of a split: of train the chosen queries that are judged, every other whole.
 
     Args:
         source: The collection.
         split: One of its splits, by name.
         staged: The directory to write in.
+        layout: The files to write.
+        is_written: The queries of other splits that have the same file, and whether it holds them; is added to.
         settings: Which share is kept.
     Raises:
         UserError: over 1% of the qrels name an unknown query, or no query is left.
     """
-    files, names, is_whole = source.split_files[split], RAW_NAMES[written_type(source)].splits[split], split != TRAIN
+    files, names, is_whole = source.split_files[split], layout.splits[split], split != TRAIN
     judgements, _ = read_judgements(source.qrels(split))
     judged = {query_id for query_id, _ in judgements}
-    unseen, written, total = set(judged), set(), 0
-    with open_new(staged / names.queries) as file:
+    unseen, chosen = set(judged), set()
+    with open_to_append(staged / names.queries) as file:
         for query_id, text in source.queries(split):
-            total += 1
             unseen.discard(query_id)
             if is_whole or (query_id in judged and is_kept("query", query_id, settings.seed, settings.fraction)):
-                written.add(query_id)
-                file.write(line_of(query_id, text))
-    counts = {names.queries: kept_and_dropped(len(written), total)}
+                chosen.add(query_id)
+                if not is_written.get(query_id):
+                    file.write(layout.query_line(query_id, text))
+            is_written[query_id] = query_id in chosen or is_written.get(query_id, False)
+    counts = {names.queries: kept_and_dropped(sum(is_written.values()), len(is_written))}
     if files.qrels is None or names.qrels is None:
         return SplitSubset({}, counts)
     check_all_known(files.qrels, judgements, "query", [q for q, _ in judgements if q in unseen], settings)
-    kept = {pair: relevance for pair, relevance in judgements.items() if is_whole or pair[0] in written}
-    with open_new(staged / names.qrels) as file:
-        file.writelines(f"{query}\t0\t{passage}\t{relevance}\n" for (query, passage), relevance in kept.items())
+    kept = {pair: relevance for pair, relevance in judgements.items() if is_whole or pair[0] in chosen}
+    with open_to_append(staged / names.qrels) as file:
+        file.write(layout.qrels_header)
+        file.writelines(layout.qrel_line(*pair, relevance) for pair, relevance in kept.items())
     if not kept:
         raise UserError(
             f"{files.queries}: no judged query is among the {settings.fraction:g} kept of {len(judged)}; "
@@ -182,13 +150,14 @@ def write_split(source: Source, split: str, staged: Path, settings: SubsetSettin
 
 
 def write_passages(
-    source: Source, staged: Path, judged: set[str], settings: SubsetSettings
+    source: Source, staged: Path, layout: SubsetFiles, judged: set[str], settings: SubsetSettings
 ) -> tuple[dict[str, dict[str, int]], set[str]]:
     """Copy the passages in ``judged`` and a fraction of the others.
 
     Args:
         source: The collection.
         staged: The directory to write in.
+        layout: The files to write.
         judged: Ids of the passages that are kept whatever their hash.
         settings: Which share of the others is kept.
     Returns:
@@ -196,22 +165,20 @@ def write_passages(
     Raises:
         UserError: a passage has what the format cannot hold.
     """
-    data_type = written_type(source)
-    name = RAW_NAMES[data_type].passages
     missing, total, kept = set(judged), 0, 0
     progress = Progress(source.estimate_passages(), "passages")
-    with open_new(staged / name) as file:
+    with open_to_append(staged / layout.passages) as file:
         for total, passage in enumerate(source.passages(), 1):
             is_judged = passage.passage_id in judged
             if is_judged:
                 missing.discard(passage.passage_id)
             if is_judged or is_kept("passage", passage.passage_id, settings.seed, settings.fraction):
                 kept += 1
-                file.write(line_of_passage(passage, data_type))
+                file.write(layout.passage_line(passage))
             if total % PROGRESS_EVERY == 0:
                 progress.advance(PROGRESS_EVERY)
     progress.close()
-    return {name: kept_and_dropped(kept, total)}, missing
+    return {layout.passages: kept_and_dropped(kept, total)}, missing
 
 
 def check_all_known(
@@ -234,10 +201,14 @@ def check_all_known(
 
 def create_subset(source: Source, out_dir: Path, settings: SubsetSettings) -> SubsetRecord:
     """Write the subset whole or not at all; the account of it that goes into subset.json."""
+    layout, is_written = files_of_subset(source), dict[str, dict[str, bool]]()
     with staged_directory(out_dir) as staged:
-        splits = {split: write_split(source, split, staged, settings) for split in source.split_files}
+        splits = {}
+        for split in source.split_files:
+            of_file = is_written.setdefault(layout.splits[split].queries, {})
+            splits[split] = write_split(source, split, staged, layout, of_file, settings)
         judged = {passage_id for subset in splits.values() for _, passage_id in subset.kept}
-        files, missing = write_passages(source, staged, judged, settings)
+        files, missing = write_passages(source, staged, layout, judged, settings)
         for split, subset in splits.items():
             unknown = [passage_id for _, passage_id in subset.kept if passage_id in missing]
             check_all_known(source.split_files[split].qrels, subset.kept, "passage", unknown, settings)
@@ -247,20 +218,19 @@ def create_subset(source: Source, out_dir: Path, settings: SubsetSettings) -> Su
         record: SubsetRecord = {
             "fraction": settings.fraction,
             "seed": settings.seed,
-            "data_type": written_type(source),
             "files": files,
             "judged_passages": {"kept": len(judged) - len(missing), "not in the collection": len(missing)},
             "not_carried_over": left,
         }
-        write_json(staged / SUBSET_RECORD, record)
+        write_json(staged / SUBSET_RECORD, {**record, **layout.record})
         publish(staged, out_dir, [*files, SUBSET_RECORD])
     return record
 
 
 def check_out_dir(source: Source, out_dir: Path) -> None:
     """UserError where the subset would overwrite a collection, its own source above all, or cannot be written."""
-    passages = RAW_NAMES[written_type(source)].passages
-    taken = [name for name in (SUBSET_RECORD, passages, f"{passages}.gz") if (out_dir / name).exists()]
+    marks = (name for mark in files_of_subset(source).marks for name in (mark, f"{mark}.gz"))
+    taken = [name for name in (SUBSET_RECORD, *marks) if (out_dir / name).exists()]
     if taken:
         raise UserError(f"{out_dir} already holds {taken[0]}; remove it or choose another directory")
     check_can_write(out_dir)

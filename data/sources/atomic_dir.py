@@ -63,13 +63,17 @@ def _remove_contents(staged: Path) -> None:
 
 
 def publish(staged: Path, directory: Path, names: Iterable[str]) -> None:
-    """Move the files ``names`` from ``staged`` up into ``directory``, synced, in this order.
+    """Move the files ``names`` from ``staged`` up into ``directory``, synced, in this order; also in folders of it.
 
     The last is the one whose presence says that all are there.
     """
     *names, last = names
+    folders = {(directory / name).parent for name in names} - {directory}
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
     for name in names:
         replace_synced(staged / name, directory / name)
-    sync(directory)
+    for folder in (*folders, directory):
+        sync(folder)
     replace_synced(staged / last, directory / last)
     sync(directory)

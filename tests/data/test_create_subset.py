@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import tempfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import create_subset
+from data import create_subset, msmarco_data
 from data.create_subset import SubsetSettings, is_kept
+from data.sources.base import SourceRequest
 from data.sources.msmarco import find_collection
+from data.sources.registry import open_source
+from data.tokens.collection import open_preprocessed
+from drivers import run_eval
+from tests.beir import beir_of_documents, documents_of_passages
 from utils.errors import UserError, exit_code_of
+from utils.exchange.evaluations import read_metrics
 
 KNOWN_CHOICE = [3, 4, 6, 14, 20]
 FILES = ("collection.tsv", "queries.train.tsv", "qrels.train.tsv", "queries.dev.small.tsv", "qrels.dev.small.tsv")
@@ -229,3 +237,108 @@ def test_subset_of_a_subset_has_no_unknown_id(shared_collection: Path, tmp_path:
     with pytest.raises(UserError, match="no judged query"):
         subset(tmp_path / "quarter", tmp_path / "none", 1e-12, 1)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture(scope="module", name="folder")
+def fixture_folder(shared_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BEIR folder: titles, grades, a split test that shares train's queries, and texts that no column can hold."""
+    base = tmp_path_factory.mktemp("beir")
+    folder = beir_of_documents(documents_of_passages(shared_collection, base / "documents"), base / "folder")
+    train = (folder / "qrels" / "train.tsv").read_text().splitlines()
+    (folder / "qrels" / "test.tsv").write_text("\n".join([train[0], *train[2:24:2], "q3\tp3\t2"]) + "\n")
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "odd", "title": "a\\tb", "text": "two\\nlines \u2028 \u00e9 \\ud83d\\ude00"}\n')
+        file.write('{"_id": "e", "text": ""}\n')
+        file.write('{"_id": 7, "title": null, "text": " blank ", "metadata": {}}\n')
+    with (folder / "queries.jsonl").open("a") as file:
+        file.write('{"_id": "nowhere", "text": "judged in no split"}\n')
+    return folder
+
+
+def beir_subset(folder: Path, out: Path, *more: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["create_subset", "--data_dir", str(folder), "--out_data_dir", str(out), *more])
+        return exit_code_of("create_subset", create_subset.main)
+
+
+def test_a_subset_of_a_beir_folder_is_the_part_in_the_whole(folder: Path, tmp_path: Path) -> None:
+    """Ids, titles, texts and grades of what is kept; every split but train whole; with a fraction of 1 all of it."""
+    assert beir_subset(folder, tmp_path / "part", "--fraction", "0.5", "--seed", "3") == 0
+    assert beir_subset(folder, tmp_path / "all", "--fraction", "1") == 0
+    whole, part, everything = (
+        open_source(SourceRequest(place)) for place in (folder, tmp_path / "part", tmp_path / "all")
+    )
+    assert part.record == whole.record == {"source": "beir"}
+    assert [*part.split_files] == [*whole.split_files] == ["train", "dev", "test"]
+    assert list(everything.passages()) == list(whole.passages())
+    kept = list(part.passages())
+    assert is_subsequence(kept, list(whole.passages())) and 150 < len(kept) < 260
+    assert {passage.title for passage in kept} > {None, ""}
+    for split in whole.split_files:
+        queries, qrels = dict(part.queries(split)), list(part.qrels(split))
+        assert dict(everything.queries(split)) == dict(whole.queries(split))
+        assert list(everything.qrels(split)) == list(whole.qrels(split))
+        assert queries.items() <= dict(whole.queries(split)).items()
+        assert qrels == [qrel for qrel in whole.qrels(split) if qrel[0] in queries]
+        assert (len(queries) == len(dict(whole.queries(split)))) == (split != "train")
+        assert {passage for _, passage, _ in qrels} <= {passage.passage_id for passage in kept}
+    record = json.loads((tmp_path / "part" / "subset.json").read_text())
+    assert record["source"] == "beir" and "data_type" not in record
+    assert record["files"]["corpus.jsonl"] == {"kept": len(kept), "dropped": 303 - len(kept)}
+    queries_kept = len((tmp_path / "part" / "queries.jsonl").read_text().splitlines())
+    assert record["files"]["queries.jsonl"] == {"kept": queries_kept, "dropped": 80 - queries_kept}
+    names = {str(path.relative_to(tmp_path / "part")) for path in (tmp_path / "part").rglob("*") if path.is_file()}
+    assert names == {*record["files"], "subset.json"}
+
+
+def test_a_subset_of_a_beir_folder_is_evaluated_as_the_part_in_the_whole(
+    folder: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """Preprocessed: the same tokens; the same metrics of a run over what is kept."""
+    assert beir_subset(folder, tmp_path / "part", "--fraction", "0.5") == 0
+    found = {}
+    for name, place in {"whole": folder, "part": tmp_path / "part"}.items():
+        lengths = ("--max_seq_length", "32", "--max_query_length", "16")
+        model = ("--model_type", "static", "--model_name_or_path", tiny_tokenizer)
+        words = ("--data_dir", place, "--out_data_dir", tmp_path / "data" / name, *model, *lengths)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["msmarco_data", *map(str, words)])
+            assert exit_code_of("msmarco_data", msmarco_data.main) == 0
+        found[name] = open_preprocessed(tmp_path / "data" / name, 32, 16)
+    kept = found["part"].passages.original_ids()
+    offsets = {an_id: offset for offset, an_id in enumerate(found["whole"].passages.original_ids())}
+    pairs = zip(
+        found["part"].passages.gather(range(len(kept)), 32),
+        found["whole"].passages.gather([offsets[an_id] for an_id in kept], 32),
+        strict=True,
+    )
+    assert all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+    rng, run = random.Random(5), tmp_path / "given.tsv"
+    with run.open("w") as file:
+        for query_id in found["part"].queries("test").original_ids():
+            ranked = rng.sample(kept, len(kept))
+            file.writelines(f"{query_id}\t{passage}\t{rank}\n" for rank, passage in enumerate(ranked))
+    metrics = []
+    for name in found:
+        words = (
+            "--data_dir",
+            tmp_path / "data" / name,
+            "--run",
+            run,
+            "--split",
+            "test",
+            "--output_dir",
+            tmp_path / name,
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["run_eval", *map(str, words), "--topk", "100"])
+            assert exit_code_of("run_eval", run_eval.main) == 0
+        metrics.append(read_metrics(tmp_path / name / "given" / "metrics.json")["splits"]["test"])
+    assert metrics[0] == metrics[1] and metrics[0]["metrics"]["recall@100"] > 0
+
+
+def test_a_beir_folder_is_never_overwritten(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "qrels").mkdir()
+    for place, taken in ((folder, "corpus.jsonl"), (tmp_path, "qrels")):
+        assert beir_subset(folder, place, "--fraction", "0.5") == 2
+        assert f"{place} already holds {taken}; remove it" in capsys.readouterr().err

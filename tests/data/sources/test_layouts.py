@@ -12,6 +12,7 @@ from typing import Any
 import ir_datasets
 import pytest
 from ir_datasets.datasets.base import Dataset
+from ir_datasets.datasets.beir import BeirTitleDoc
 from ir_datasets.formats import BaseDocs, BaseQrels, BaseQueries, GenericDoc, GenericQrel, GenericQuery
 
 from data import create_subset, msmarco_data
@@ -19,7 +20,7 @@ from data.sources.base import SourceRequest
 from data.sources.registry import open_source
 from data.tokens.collection import Preprocessed, open_preprocessed
 from drivers import run_bm25
-from tests.beir import beir_of_msmarco, rows_of
+from tests.beir import beir_of_documents, beir_of_msmarco, documents_of_passages, rows_of
 from utils.errors import UserError, exit_code_of
 
 Rows = list[list[str]]
@@ -27,11 +28,14 @@ SPLITS = {"train": "train", "dev": "dev.small"}
 
 
 class Docs(BaseDocs):
+    """Rows of passages (id, text), or of documents (id, url, title, body)."""
+
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
 
-    def docs_iter(self) -> Iterator[GenericDoc]:
-        return (GenericDoc(*row) for row in self.rows)
+    def docs_iter(self) -> Iterator[GenericDoc | BeirTitleDoc]:
+        for row in self.rows:
+            yield GenericDoc(*row) if len(row) == 2 else BeirTitleDoc(row[0], row[3], row[2])
 
 
 class Queries(BaseQueries):
@@ -52,11 +56,15 @@ class Qrels(BaseQrels):
 
 def register_dataset(monkeypatch: pytest.MonkeyPatch, name: str, raw: Path) -> str:
     """Give ir_datasets the files of MS MARCO's layout as a dataset with a subset for each split; its name."""
-    docs = Docs(rows_of(raw / "collection.tsv"))
+    is_of_documents = (raw / "msmarco-docs.tsv").exists()
+    docs = Docs(rows_of(raw / ("msmarco-docs.tsv" if is_of_documents else "collection.tsv")))
     monkeypatch.setitem(ir_datasets.registry._registered, name, Dataset(docs))
     for split, file in SPLITS.items():
-        queries, qrels = Queries(rows_of(raw / f"queries.{file}.tsv")), Qrels(rows_of(raw / f"qrels.{file}.tsv"))
-        monkeypatch.setitem(ir_datasets.registry._registered, f"{name}/{split}", Dataset(docs, queries, qrels))
+        names = [f"msmarco-doc{split}-{kind}" if is_of_documents else f"{kind}.{file}" for kind in ("queries", "qrels")]
+        queries, qrels = (raw / f"{each}.tsv" for each in names)
+        judgements = [line.split() for line in qrels.read_text().splitlines()]
+        of_split = Dataset(docs, Queries(rows_of(queries)), Qrels(judgements))
+        monkeypatch.setitem(ir_datasets.registry._registered, f"{name}/{split}", of_split)
     return name
 
 
@@ -72,6 +80,29 @@ def preprocess(monkeypatch: pytest.MonkeyPatch, out: Path, tokenizer: Path, *sou
     return exit_code_of("msmarco_data", msmarco_data.main)
 
 
+def layouts_of_passages(
+    raw: Path, folder: Path, register: Callable[[str, Path], str]
+) -> dict[str, tuple[str | Path, ...]]:
+    return {
+        "msmarco": ("--data_dir", raw, "--source", "msmarco"),
+        "beir": ("--data_dir", beir_of_msmarco(raw, folder, SPLITS)),
+        "ir_datasets": ("--dataset", register("tests-layouts", raw)),
+    }
+
+
+def layouts_of_documents(
+    raw: Path, folder: Path, register: Callable[[str, Path], str]
+) -> dict[str, tuple[str | Path, ...]]:
+    """With titles and grades."""
+    documents = documents_of_passages(raw, folder.with_name("documents"))
+    return {
+        "msmarco": ("--data_dir", documents),
+        "beir": ("--data_dir", beir_of_documents(documents, folder)),
+        "ir_datasets": ("--dataset", register("tests-documents", documents)),
+    }
+
+
+@pytest.mark.parametrize("layouts_of", [layouts_of_passages, layouts_of_documents])
 def test_one_collection_in_three_layouts_is_one_preprocessed_directory(
     shared_collection: Path,
     tiny_preprocessed: Path,
@@ -80,22 +111,18 @@ def test_one_collection_in_three_layouts_is_one_preprocessed_directory(
     monkeypatch: pytest.MonkeyPatch,
     register: Callable[[str, Path], str],
     capsys: pytest.CaptureFixture[str],
+    layouts_of: Callable[..., dict[str, tuple[str | Path, ...]]],
 ) -> None:
     """The same bytes in every file, the same BM25 run, metrics and negatives; the manifest names another source."""
-    sources = {
-        "msmarco": ("--data_dir", shared_collection, "--source", "msmarco"),
-        "beir": ("--data_dir", beir_of_msmarco(shared_collection, tmp_path / "folder", SPLITS)),
-        "ir_datasets": ("--dataset", register("tests-layouts", shared_collection)),
-    }
     names = {path.name for path in tiny_preprocessed.iterdir()} - {"manifest.json"}
-    for word, source in sources.items():
+    first = tiny_preprocessed if layouts_of is layouts_of_passages else tmp_path / "msmarco"
+    for word, source in layouts_of(shared_collection, tmp_path / "folder", register).items():
         assert preprocess(monkeypatch, tmp_path / word, tiny_tokenizer, *source) == 0, capsys.readouterr().err
         manifest = open_preprocessed(tmp_path / word, 32, 16).manifest
         assert manifest["source"] == word
         assert {path.name for path in (tmp_path / word).iterdir()} == {*names, "manifest.json"}
         for name in names:
-            found, expected = (tmp_path / word / name).read_bytes(), (tiny_preprocessed / name).read_bytes()
-            assert found == expected, (word, name)
+            assert (tmp_path / word / name).read_bytes() == (first / name).read_bytes(), (word, name)
         assert f"source {word}: passages" in capsys.readouterr().out
         raw = () if word == "ir_datasets" else ("--raw_data_dir", source[1])
         search = ("--data_dir", tmp_path / word, "--output_dir", tmp_path / f"{word}_bm25", "--topk_training", 50, *raw)
@@ -104,8 +131,13 @@ def test_one_collection_in_three_layouts_is_one_preprocessed_directory(
         made = [tmp_path / f"{layout}_bm25" for layout in ("msmarco", word)]
         for name in ("dev.trec", "ann_training_data_0"):
             assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes()
-        first, found = (json.loads((directory / "metrics.json").read_text())["metrics"] for directory in made)
-        assert first == found and first["ndcg@10"] > 0.5
+        of_msmarco, found = (json.loads((directory / "metrics.json").read_text())["metrics"] for directory in made)
+        assert found == {name: of_msmarco[name] for name in found} and found["ndcg@10"] > 0.5
+    collection = open_preprocessed(tmp_path / "beir", 32, 16)
+    grades = {*collection.qrels("train").relevance_R.tolist()} | {*collection.qrels("dev").relevance_R.tolist()}
+    lengths_N = collection.passages.lengths(32) - open_preprocessed(tiny_preprocessed, 32, 16).passages.lengths(32)
+    assert grades == ({1} if layouts_of is layouts_of_passages else {0, 1, 2, 3})
+    assert bool((lengths_N > 0).any()) == (layouts_of is layouts_of_documents), "titles are encoded"
 
 
 def judged(collection: Preprocessed, split: str) -> dict[tuple[str, str], int]:
