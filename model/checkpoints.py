@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from model.encoders.base import Encoder
-from model.encoders.dpr import TwoTowers, as_two_of_one_kind
+from model.encoders.dpr import TOWERS as TOWER_NAMES
+from model.encoders.dpr import TwoTowers
 from model.encoders.hf import POOLED_FROM
 from model.encoders.lora import merged
 from model.encoders.registry import encoder_class, encoder_type, load_encoder
@@ -92,6 +96,26 @@ def held_of(encoder: Encoder, model_type: str, directory: Path, settings: ReadSe
     if isinstance(encoder, TwoTowers):
         config, weights = as_two_of_one_kind(encoder, str(directory))
     return HeldModel(model_type, config, weights, tokenizer, str(directory))
+
+
+def as_two_of_one_kind(encoder: TwoTowers, where: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The config of a body that both towers have, with what is recorded next to them; and the weights of both.
+
+    So other layouts have two encoders; of tied towers the weights are there twice. `two_towers` takes the config back.
+    UserError where the bodies differ; ``where`` they are from.
+    """
+    config, weights = encoder.config, dict(encoder.state_dict())
+    query, passage = (config[tower] for tower in TOWER_NAMES.values())
+    if differing := [name for name in sorted({*query, *passage}) if query.get(name) != passage.get(name)]:
+        raise UserError(
+            f"{where} has two towers whose {differing[0]} differ ({query.get(differing[0])!r} of queries, "
+            f"{passage.get(differing[0])!r} of passages), which only --model_type dpr opens; keep it as it is"
+        )
+    if encoder.is_tied:
+        others = {name.removeprefix(TOWER_NAMES["query"]): tensor for name, tensor in weights.items()}
+        weights |= {f"{TOWER_NAMES['passage']}{rest}": tensor for rest, tensor in others.items()}
+    recorded = {name: value for name, value in config.items() if name not in TOWER_NAMES.values()}
+    return {**recorded, **query, "tied": False}, weights
 
 
 def write(held: HeldModel, directory: Path) -> None:

@@ -127,9 +127,21 @@ def differences(known: ModelTexts, collection: Preprocessed, keys: Sequence[str]
     return ", ".join(f"{key} {theirs[key]!r} there, {ours[key]!r} here" for key in differing)
 
 
-def text_record(collection: Preprocessed, start: TextUse) -> TextRecord:
-    """What a checkpoint that is trained on ``collection`` records: of which profile its texts are, and the start's."""
-    return {**collection.text_settings.record(), INITIAL_PROFILE: start.known.text_profile}
+def keys_of(side: Literal["query", "passage"]) -> tuple[str, ...]:
+    """Those of `TEXT_KEYS` that an encoder of one side alone depends on."""
+    return tuple(key for key in TEXT_KEYS if key in ("text_profile", f"{side}_prefix"))
+
+
+def text_record(collection: Preprocessed, start: TextUse, query_start: TextUse | None = None) -> TextRecord:
+    """What a checkpoint that is trained on ``collection`` records: of which profile its texts are, and the start's.
+
+    Args:
+        collection: what is trained on.
+        start: what training begins with.
+        query_start: what the queries' tower does, where that is another model; of two profiles none is recorded.
+    """
+    profiles = {using.known.text_profile for using in (start, query_start) if using is not None}
+    return {**collection.text_settings.record(), INITIAL_PROFILE: profiles.pop() if len(profiles) == 1 else None}
 
 
 # Preprocessing

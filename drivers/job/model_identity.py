@@ -48,6 +48,12 @@ class ModelSettings:
         """Its directory or hub name."""
         return self.tokenizer_name or self.name_or_path
 
+    @property
+    def query_model(self) -> ModelSettings | None:
+        """What the queries' tower begins as, where that is another model."""
+        name = self.query_name_or_path
+        return replace(self, name_or_path=name, query_name_or_path="", changes={}) if name else None
+
     def at(self, path: Path) -> ModelSettings:
         """The same of the model in a directory."""
         return replace(self, name_or_path=str(path))

@@ -69,9 +69,19 @@ def open_collection(data_dir: str, lengths: TextLengths, tokenizer_dir: str, is_
     check_not_shortened(collection.text_settings, lengths.by_name, collection.manifest)
     if is_dry_run:
         check_inputs(collection)
+    check_tokenizer_of_model(collection, tokenizer_dir, is_dry_run)
+    return collection
+
+
+def check_tokenizer_of_model(collection: Preprocessed, tokenizer_dir: str, is_dry_run: bool) -> None:
+    """UserError where it is not the collection's.
+
+    Args:
+        collection: what is opened.
+        tokenizer_dir, is_dry_run: `open_collection`'s.
+    """
     if tokenizer_dir and (is_path(tokenizer_dir) or not is_dry_run):
         check_tokenizer(collection, tokenizer_dir)
-    return collection
 
 
 def check_output_dirs(*directories: str) -> None:

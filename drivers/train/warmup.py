@@ -15,7 +15,14 @@ from data.training.text_triples import (
 from drivers.job.disk_budget import publishing_steps
 from drivers.job.encoder_setup import open_encoder
 from drivers.job.model_identity import check_checkpoint
-from drivers.job.preflight import Check, Preflight, check_collection, check_publishing, say_dev_split
+from drivers.job.preflight import (
+    Check,
+    Preflight,
+    check_collection,
+    check_fingerprint,
+    check_publishing,
+    say_dev_split,
+)
 from drivers.job.setup import seed_everything, start_program
 from drivers.job.text_lengths import describe_lengths, lengths_of_process0
 from drivers.train import loop
@@ -64,11 +71,24 @@ def checks_of(job: WarmupJob) -> list[Check]:
     splits += [job.dev_split] if job.settings.evaluates else []
     return [
         *([partial(check_checkpoint, job.model)] if job.model.name_or_path else []),
+        *checks_of_query_model(job),
         *check_collection(job.collection, job.model.tokenizer, splits),
         *([partial(check_triples, job.triples)] if job.triples is not None else []),
         partial(describe_lengths, job.lengths, job.collection),
         partial(check_texts, job.collection, job.texts),
         partial(check_publishing, job.output_dir),
+    ]
+
+
+def checks_of_query_model(job: WarmupJob) -> list[Check]:
+    """Those of the passages', of what the queries' tower begins as; nothing where it is no model of its own."""
+    model = job.model.query_model
+    if model is None or job.query_texts is None:
+        return []
+    return [
+        partial(check_checkpoint, model),
+        partial(check_fingerprint, job.collection, model.tokenizer),
+        partial(check_texts, job.collection, job.query_texts),
     ]
 
 

@@ -12,15 +12,23 @@ import numpy as np
 
 from data.mining.negative_lists import NegativeLists
 from data.tokens.collection import Preprocessed
-from data.tokens.text_agreement import TextUse, check_texts, text_record
+from data.tokens.text_agreement import TextUse, check_texts, keys_of, text_record
 from drivers.cli.train import WarmupFlags
 from drivers.embeddings.distributed_search import check_index_fits_model
 from drivers.job.encoder_setup import check_model_directory
 from drivers.job.model_identity import ModelSettings
 from drivers.job.resume import dev_split_record
 from drivers.job.run_config import OWN_RUN, check_holds_no_other_run, check_in_dry_run, run_config
-from drivers.job.settings import ModelJob, head_changes, lease_timeouts, places_of_model, search_settings, text_use
-from drivers.job.setup import check_output_dirs, open_collection
+from drivers.job.settings import (
+    ModelJob,
+    head_changes,
+    lease_timeouts,
+    places_of_model,
+    search_settings,
+    text_use,
+    use_of,
+)
+from drivers.job.setup import check_output_dirs, check_tokenizer_of_model, open_collection
 from drivers.job.text_lengths import TextLengths
 from drivers.train.settings import TrainingSettings, check_has_towers, training_job, training_settings
 from drivers.train.warmup_evaluation import EvaluationSettings, candidates_to_rerank
@@ -81,6 +89,7 @@ class WarmupJob(ModelJob):
         training: how it trains.
         lists: the negatives; None where they come from ``triples``.
         triples: that file, or None.
+        query_texts: of what the queries' tower begins as, where that is another model.
         dev_split: the split that is evaluated; "" where nothing is.
         candidates_QK: int64 [queries, candidates], to be reranked; None without any.
         search: how the collection is searched in an evaluation.
@@ -92,6 +101,7 @@ class WarmupJob(ModelJob):
     training: TrainingSettings
     lists: NegativeLists | None
     triples: Path | None
+    query_texts: TextUse | None
     dev_split: str
     candidates_QK: np.ndarray | None
     search: SearchSettings
@@ -169,7 +179,10 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
     timeouts, search = lease_timeouts(flags), search_settings(flags, common.compute.device)
     check_start(flags, common.model)
     collection = open_collection(flags.data_dir, common.lengths, common.model.tokenizer, flags.dry_run)
-    for texts in [common.texts, *texts_evaluated(flags, settings)]:
+    query_texts = texts_of_queries(flags, common.model.query_model, collection)
+    if query_texts is not None:
+        common = replace(common, texts=replace(common.texts, keys=keys_of("passage")))
+    for texts in [common.texts, *filter(None, [query_texts]), *texts_evaluated(flags, settings)]:
         check_texts(collection, texts)
     given = (flags.bm25_dir, flags.triples, flags.dry_run)
     lists, triples = training_source(collection, *given) if settings.trains else (None, None)
@@ -180,9 +193,12 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
         **vars(common),
         settings=settings,
         collection=collection,
-        training=training_settings(flags, common, text_record(collection, common.texts), (flags.save_steps,)),
+        training=training_settings(
+            flags, common, text_record(collection, common.texts, query_texts), (flags.save_steps,)
+        ),
         lists=lists,
         triples=triples,
+        query_texts=query_texts,
         dev_split=split,
         candidates_QK=candidates_QK,
         search=search,
@@ -191,6 +207,23 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
     if flags.dry_run and settings.trains:
         check_own_run(job)
     return job
+
+
+def texts_of_queries(flags: WarmupFlags, model: ModelSettings | None, collection: Preprocessed) -> TextUse | None:
+    """What is known of the texts of what the queries' tower begins as; None where it is no model of its own.
+
+    Args:
+        flags: the warmup's.
+        model: which it begins as.
+        collection: whose queries it must be able to read.
+
+    Raises:
+        UserError: its tokenizer is not the collection's.
+    """
+    if model is None:
+        return None
+    check_tokenizer_of_model(collection, model.tokenizer, flags.dry_run)
+    return replace(text_use(flags, model.name_or_path, use_of(flags)), keys=keys_of("query"))
 
 
 def check_output_dir(flags: WarmupFlags) -> None:
@@ -234,7 +267,8 @@ def check_towers(flags: WarmupFlags, model: ModelSettings) -> None:
         with_lora = "with --lora_r, whose adapters are of one model", "train the two without it first"
         reason, remedy = with_lora if flags.lora_r else ("without --model_name_or_path", "give the passages', too")
         raise UserError(f"--query_model_name_or_path is given {reason}; {remedy}")
-    check_model_directory(model.at(Path(model.query_name_or_path)), flags.dry_run)
+    assert model.query_model is not None
+    check_model_directory(model.query_model, flags.dry_run)
 
 
 def config_of_job(job: WarmupJob, processes: int) -> dict[str, object]:

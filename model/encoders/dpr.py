@@ -22,6 +22,7 @@ from model.encoders.base import ConfigEncoder
 from model.encoders.body import LAYER_GROUPS, Body, BodyEncoder, config_of, load_model, new_model, spec_of_body
 from model.encoders.spec import EncoderSpec, Side, pooling_of, read_config_file
 from model.token_batch import TokenBatch
+from utils.declared.text_settings import INITIAL_PROFILE, TEXT_KEYS
 from utils.errors import UserError, one_line
 from utils.exchange.model_files import LENGTHS, SAFETENSORS
 from utils.exchange.sentence_files import read_sentence_files
@@ -33,7 +34,8 @@ TOWERS: dict[Side, str] = {"query": "question_model", "passage": "ctx_model"}
 PROJECTION = "encode_proj"
 QUERY_MODEL = "query_model"  # of `load_encoder`'s changes: the queries' tower begins as another model
 # What stands next to the towers, as other types have it next to a body's own.
-RECORDED = ("projection_dim", "tied", "score_scale", *LENGTHS, "text_profile", "query_prefix", "passage_prefix")
+OF_TEXTS = (*LENGTHS, *TEXT_KEYS, INITIAL_PROFILE)
+RECORDED = ("projection_dim", "tied", "score_scale", *OF_TEXTS)
 OF_EACH_TOWER = ("pooling", "vocab_size", "pad_token_id")  # of the same: said of both
 UNUSED = ("pooler.", "embeddings.position_ids")  # parts of names; DPR's files have them
 
@@ -181,8 +183,8 @@ def two_towers(config: Mapping[str, Any], where: str, changes: Mapping[str, Any]
                 f"{where} has no {missing[0]}, expected both towers; Hugging Face's DPR has a directory for each: "
                 "python -m model.convert joins them"
             )
-        towers = {tower: dict(config[tower]) for tower in TOWERS.values()}
-        made = {**config, **towers}
+        bodies = {tower: config[tower].items() for tower in TOWERS.values()}  # which have seen the texts of both
+        made = {**config, **{tower: {k: v for k, v in items if k not in OF_TEXTS} for tower, items in bodies.items()}}
     else:
         body = dict(config)
         recorded = {name: body.pop(name) for name in RECORDED if name in body}
@@ -192,26 +194,6 @@ def two_towers(config: Mapping[str, Any], where: str, changes: Mapping[str, Any]
     for tower in TOWERS.values():
         made[tower] = {"model_type": OLDER_BODY, "pooling": "first", "normalize": False, **made[tower], **of_each}
     return {"tied": False, "projection_dim": 0, "architectures": ["TwoTowers"], **made, **changed}
-
-
-def as_two_of_one_kind(encoder: TwoTowers, where: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The config of a body that both towers have, with what is recorded next to them; and the weights of both.
-
-    So other layouts have two encoders; of tied towers the weights are there twice. `two_towers` takes the config back.
-    UserError where the bodies differ; ``where`` they are from.
-    """
-    config, weights = encoder.config, dict(encoder.state_dict())
-    query, passage = (config[tower] for tower in TOWERS.values())
-    if differing := [name for name in sorted({*query, *passage}) if query.get(name) != passage.get(name)]:
-        raise UserError(
-            f"{where} has two towers whose {differing[0]} differ ({query.get(differing[0])!r} of queries, "
-            f"{passage.get(differing[0])!r} of passages), which only --model_type dpr opens; keep it as it is"
-        )
-    if encoder.is_tied:
-        others = {name.removeprefix(TOWERS["query"]): tensor for name, tensor in weights.items()}
-        weights |= {f"{TOWERS['passage']}{rest}": tensor for rest, tensor in others.items()}
-    recorded = {name: value for name, value in config.items() if name not in TOWERS.values()}
-    return {**recorded, **query, "tied": False}, weights
 
 
 # Weights

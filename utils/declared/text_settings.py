@@ -10,7 +10,7 @@ from utils.declared.text_profiles import DEFAULT_PROFILE, RECORDED_PROFILES
 from utils.errors import UserError
 
 TEXT_KEYS = ("text_profile", "query_prefix", "passage_prefix")
-INITIAL_PROFILE = "initial_text_profile"  # of what a checkpoint's training began with; null where nobody knows
+INITIAL_PROFILE = "initial_text_profile"  # of what training began with; null: nobody knows, or two towers differ
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,13 @@ def weights_sha256(directory: Path, verified: Mapping[str, Any] | None = None) -
 
 def config_sha256(config: Mapping[str, Any]) -> str:
     """sha256 over all of a model's config that decides what it computes."""
-    return sha256_of_json(
-        {key: value for key, value in config.items() if not key.startswith("_") and key not in WITHOUT_EFFECT}
-    )
+    return sha256_of_json(with_effect(config))
+
+
+def with_effect(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the keys that decide nothing, also within those of the models that it is made of, as towers."""
+    return {
+        key: with_effect(value) if isinstance(value, Mapping) and "model_type" in value else value
+        for key, value in config.items()
+        if not key.startswith("_") and key not in WITHOUT_EFFECT
+    }

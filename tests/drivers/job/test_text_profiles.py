@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import RobertaModel
 
 from data import msmarco_data
 from data.msmarco_data import PreprocessSettings, preprocess
@@ -387,6 +388,60 @@ def test_random_weights_have_seen_no_texts(
     with pytest.raises(UserError, match=r"^--text_profile is star, .* is ance, and there is no model that has seen ot"):
         warmed_up("", collections["ance"], tmp_path / "other", text_profile="star", **new)
     assert not (tmp_path / "other").exists()
+
+
+# Two towers, of which the queries' begins as another model
+
+
+@pytest.fixture(scope="module", name="body")
+def fixture_body(collections: dict[str, Path], tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer with a tokenizer and nothing else."""
+    directory = Path(shutil.copytree(tokenizer, tmp_path_factory.mktemp("body") / "body"))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    RobertaModel(config_of_random_roberta(collections["hf"], **sizes)).save_pretrained(directory)
+    return directory
+
+
+def test_the_queries_own_model_is_held_to_its_texts(
+    body: Path, collections: dict[str, Path], tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    said = {"text_profile": "hf", "query_prefix": "query: ", "passage_prefix": "passage: "}
+    of_queries = with_record(body, tmp_path / "queries", **said)
+    of_passages = with_record(body, tmp_path / "passages", text_profile="hf", query_prefix="", passage_prefix="")
+    other = with_record(body, tmp_path / "other", text_profile="hf", query_prefix="search: ")
+    ance = with_record(body, tmp_path / "ance", text_profile="ance")
+    begun: dict[str, Any] = {"model_type": "dpr", "query_model_name_or_path": of_queries}
+    warmed_up(of_passages, collections["prefixed"], tmp_path / "out", dry_run="true", **begun)
+    with pytest.raises(UserError, match=r"queries has seen other texts .*: query_prefix 'query: ' there, '' here"):
+        warmed_up(of_passages, collections["hf"], tmp_path / "out", **begun)
+    with pytest.raises(UserError, match=r"queries has seen other texts .*: passage_prefix 'passage: ' there"):
+        warmed_up(of_queries, collections["prefixed"], tmp_path / "out", **begun | {"query_model_name_or_path": body})
+    for model, differs in ((other, "query_prefix 'search: ' there"), (ance, "text_profile 'ance' there, 'hf' here")):
+        given = begun | {"query_model_name_or_path": model}
+        with pytest.raises(UserError, match=f"^{model} has seen other texts than .*: {differs}"):
+            warmed_up(of_passages, collections["prefixed"], tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+    found = config_of(
+        warmed_up(of_passages, collections["prefixed"], tmp_path / "out", change_text_profile="true", **given)
+    )
+    assert (found["text_profile"], found["query_prefix"], found["initial_text_profile"]) == ("hf", "query: ", None)
+
+
+def test_the_queries_own_model_has_the_collection_s_tokenizer_and_whole_files(
+    body: Path, collections: dict[str, Path], tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    checkpoint = warmed_up(body, collections["hf"], tmp_path / "first", model_type="hf")
+    begun: dict[str, Any] = {"model_type": "dpr", "query_model_name_or_path": checkpoint}
+    other = Path(shutil.copytree(body, tmp_path / "other"))
+    for path in tiny_tokenizer.iterdir():
+        shutil.copy(path, other)
+    with pytest.raises(UserError, match=f"^the tokenizer of {other} is .*, {collections['hf']} was made with"):
+        warmed_up(body, collections["hf"], tmp_path / "out", **begun | {"query_model_name_or_path": other})
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match=r"model.safetensors: sha256 differs .*; copy the checkpoint again"):
+        warmed_up(body, collections["hf"], tmp_path / "out", **begun)
+    assert not (tmp_path / "out").exists()
 
 
 # Names of the hub: what its cache holds does not decide

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from drivers.job.model_identity import ModelSettings, identity_of
+from model.checkpoints import as_two_of_one_kind
 from model.encoders.base import Encoder
 from model.encoders.dpr import QUERY_MODEL, TOWERS, TwoTowers
 from model.encoders.lora import add_adapters, merged
@@ -360,3 +361,21 @@ def test_towers_and_adapters_of_a_real_model(tmp_path: Path) -> None:
     whole = merged(adapted)
     for side in SIDES:
         np.testing.assert_allclose(embed(whole, side, ids), embed(encoder, side, ids), atol=1e-5)
+
+
+def test_towers_keep_nothing_of_the_texts_that_they_began_with(tmp_path: Path) -> None:
+    """What a checkpoint records of them stands next to the towers, and is what an export says."""
+    first = bert(tmp_path / "first", 1)
+    config = json.loads((first / "config.json").read_text())
+    said = {"text_profile": "ance", "query_prefix": "q: ", "initial_text_profile": "star", "max_seq_length": 9}
+    (first / "config.json").write_text(json.dumps({**config, **said}))
+    encoder = load_encoder("dpr", str(first))
+    assert isinstance(encoder, TwoTowers)
+    now = {"text_profile": "hf", "query_prefix": "", "passage_prefix": "", "initial_text_profile": "ance"}
+    encoder.record(now)
+    checkpoint = saved(encoder, tmp_path / "checkpoint")
+    written = json.loads((checkpoint / "config.json").read_text())
+    assert written | now == written and not set(said) & {*written["question_model"], *written["ctx_model"]}
+    exported = as_two_of_one_kind(encoder, "x")[0]
+    assert exported | now == exported
+    assert TwoTowers.new(exported).config | now == TwoTowers.new(exported).config  # also where a body's are lifted

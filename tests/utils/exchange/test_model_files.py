@@ -139,6 +139,17 @@ def test_the_config_differs_exactly_where_the_embeddings_do(tmp_path: Path) -> N
     assert found == [False] * 4 + [True] * 4
 
 
+def test_what_decides_nothing_decides_nothing_in_a_tower_either() -> None:
+    tower = {"model_type": "bert", "hidden_size": 8, "id2label": {"0": "dtype"}}
+    config = {"model_type": "dpr", "question_model": tower, "ctx_model": tower}
+    recorded = tower | {"dtype": "float32", "text_profile": "ance", "initial_text_profile": None, "_name_or_path": "x"}
+    other = tower | {"id2label": {"0": "dtype", "dtype": "1"}}
+    assert config_sha256({**config, "ctx_model": recorded}) == config_sha256(config)
+    assert (
+        len({config_sha256({**config, "ctx_model": each}) for each in (tower, tower | {"hidden_size": 9}, other)}) == 3
+    )
+
+
 def test_the_identity_is_of_the_config_in_use(tmp_path: Path) -> None:
     model = save(new_roberta(), tmp_path / "model", "safetensors")
     own = identity_of(ModelSettings(str(model), "rdot_nll"))
