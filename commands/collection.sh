@@ -45,6 +45,7 @@ planned() { # NAMES OF THE PLAN...: each becomes a variable in capitals, which t
 plan_command() { # FILE: sets COMMAND, and ASKED, its words without those of the machine
   ASKED=(drivers.run_plan --data_dir "$DATA" --arm_minutes "$ARM_MINUTES")
   [[ -z $MODEL ]] || ASKED+=(--model_name_or_path "$MODEL")
+  [[ -z $MODEL || -z $TEXT_PROFILE ]] || ASKED+=(--text_profile "$TEXT_PROFILE")
   ((evaluate == 0)) || ASKED+=(--evaluate)
   COMMAND=("${ASKED[@]}" --cores "$CPUS" --gpus "$GPUS" --output "$1")
 }

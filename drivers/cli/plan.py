@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from utils.flag_groups.texts import TextSettingFlags
 from utils.flag_values import Group, flag
 from utils.flags import ProgramFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanFlags(ProgramFlags):
+class PlanFlags(TextSettingFlags, ProgramFlags):
     """Look at a raw collection, a model and the machine, and choose the settings of a run."""
 
     GROUP: ClassVar[Group] = "data"

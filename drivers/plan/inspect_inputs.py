@@ -17,7 +17,7 @@ from data.tokens.tokenizer import clean_text, encoded_text, load_tokenizer
 from drivers.plan.facts import CollectionFacts, Lengths, ModelFacts
 from model.encoders.registry import read_spec
 from utils.declared.text_profiles import RECORDED_PROFILES
-from utils.declared.text_settings import TEXT_KEYS
+from utils.declared.text_settings import TEXT_KEYS, TextSettings
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.evaluations import TRAIN
@@ -26,6 +26,7 @@ from utils.exchange.sentence_files import read_sentence_files
 
 SAMPLE = 2_000  # passages and queries whose tokens are counted
 MOST_CHARACTERS = 10_000  # of a passage, as data.msmarco_data cuts it
+NOT_GIVEN: Mapping[str, str | None] = dict.fromkeys(TEXT_KEYS)
 TOKENS_OF_A_WORD = 1.5  # where there is no tokenizer yet
 RDOT_HEAD = "embeddingHead.weight"  # of ANCE's models
 QUERY_ENCODER = "question_model"  # in the config of two towers
@@ -33,13 +34,16 @@ QUERY_ENCODER = "question_model"  # in the config of two towers
 SIZES = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"))
 
 
-def inspect_collection(source: Source, model_dir: str, model_type: str) -> CollectionFacts:
+def inspect_collection(
+    source: Source, model_dir: str, model_type: str, given: Mapping[str, str | None] = NOT_GIVEN
+) -> CollectionFacts:
     """UserError where a split cannot be read, or has no judged query, or train none with a positive.
 
     Args:
         source: The collection.
         model_dir: Where the tokenizer is, and how texts become tokens; "" estimates a text's tokens from its words.
         model_type: A word of --model_type.
+        given: What is said of texts, as `text_settings_for` takes it.
     """
     queries: dict[str, int] = {}
     positives = 0.0
@@ -54,7 +58,13 @@ def inspect_collection(source: Source, model_dir: str, model_type: str) -> Colle
             positives = sum(grade >= 1 for grade in found.judgements.values()) / len(judged)
         if not texts or split == TRAIN:
             texts = list(islice((text for query, text in found.queries.items() if query in judged), SAMPLE))
-    passage_lengths, query_lengths = text_lengths(list(islice(source.passages(), SAMPLE)), texts, model_dir, model_type)
+    passages = list(islice(source.passages(), SAMPLE))
+    if model_dir:
+        settings, _ = text_settings_for(model_dir, model_type, given)
+        passage_lengths, query_lengths = text_lengths(passages, texts, model_dir, settings)
+    else:
+        passage_lengths = estimated_lengths(encoded_text(passage, MOST_CHARACTERS) for passage in passages)
+        query_lengths = estimated_lengths(map(clean_text, texts))
     return CollectionFacts(
         source=str(source.record["source"]),
         passages=source.estimate_passages() or sum(1 for _ in source.passages()),
@@ -71,18 +81,15 @@ def judged_splits(source: Source) -> list[str]:
 
 
 def text_lengths(
-    passages: Sequence[Passage], queries: Sequence[str], model_dir: str, model_type: str
+    passages: Sequence[Passage], queries: Sequence[str], model_dir: str, settings: TextSettings
 ) -> tuple[Lengths, Lengths]:
     """Of passages and queries as data.msmarco_data by itself makes them into tokens, the model's prefixes among them.
 
     Args:
         passages, queries: Their texts as the source has them.
-        model_dir, model_type: As `inspect_collection` takes them.
+        model_dir: Where the tokenizer is.
+        settings: How texts become tokens.
     """
-    if not model_dir:
-        texts = [encoded_text(passage, MOST_CHARACTERS) for passage in passages]
-        return estimated_lengths(texts), estimated_lengths(map(clean_text, queries))
-    settings, _ = text_settings_for(model_dir, model_type, dict.fromkeys(TEXT_KEYS))
     preparer = text_preparer(settings, load_tokenizer(model_dir), MOST_CHARACTERS)
     backend = preparer.backend
     backend.no_truncation()

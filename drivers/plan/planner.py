@@ -14,6 +14,7 @@ from drivers.cli.plan import PlanFlags
 from drivers.plan.facts import CollectionFacts, MachineFacts, ModelFacts
 from drivers.plan.inspect_inputs import inspect_collection, inspect_model, judged_splits
 from drivers.plan.plan import Plan, Setting, check_splits, make_plan
+from utils.declared.text_settings import TEXT_KEYS
 from utils.errors import UserError
 from utils.exchange.atomic import write_text
 from utils.exchange.evaluations import TRAIN
@@ -32,6 +33,7 @@ class PlanJob:
     source: Source
     model_dir: str  # "" for a new model
     model: ModelFacts
+    texts_given: Mapping[str, str | None]  # by `TEXT_KEYS`
     machine: MachineFacts
     arm_minutes: float
     is_trained: bool
@@ -57,6 +59,7 @@ def preflight(flags: PlanFlags) -> PlanJob:
         source=source,
         model_dir=model_dir,
         model=model,
+        texts_given={key: getattr(flags, key) for key in TEXT_KEYS},
         machine=MachineFacts(flags.cores, flags.gpus),
         arm_minutes=flags.arm_minutes,
         is_trained=not flags.evaluate,
@@ -66,7 +69,7 @@ def preflight(flags: PlanFlags) -> PlanJob:
 
 def run(job: PlanJob) -> None:
     """Look at the texts, plan, and say and write it."""
-    collection = inspect_collection(job.source, job.model_dir, job.model.model_type)
+    collection = inspect_collection(job.source, job.model_dir, job.model.model_type, job.texts_given)
     plan = make_plan(collection, job.model, job.machine, job.arm_minutes, job.is_trained)
     plan = {"model_type": Setting(job.model.model_type), "model": Setting(job.model_dir), **plan}
     for line in (*found_lines(collection, job.model, job.machine), *setting_lines(plan)):

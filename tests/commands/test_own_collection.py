@@ -73,6 +73,13 @@ def test_a_model_is_warmed_up_only_where_that_is_asked_for(own: Quickstart, tmp_
     assert "warmup" in own.redone(*words, "--warmup")
 
 
+def test_the_text_profile_reaches_the_plan(own: Quickstart, tmp_path: Path) -> None:
+    words = ("--data_dir", str(tmp_path / "my data"), "--model", str(tmp_path / "model"))
+    own.environment["FAKE_PLAN"] = plan(str(tmp_path / "model"), "rdot_nll")
+    own.run(*words)
+    assert own.redone(*words, TEXT_PROFILE="star")[:2] == ["plan", "preprocess"]
+
+
 def test_another_machine_or_another_look_at_the_time_redoes_nothing_that_stays_the_same(
     own: Quickstart, tmp_path: Path
 ) -> None:

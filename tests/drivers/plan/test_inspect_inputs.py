@@ -70,6 +70,16 @@ def test_lengths_have_the_model_s_prefixes(tmp_path: Path, model_dir: Path) -> N
     found = inspect_collection(source, str(model_dir), "static")
     assert np.array_equal(found.passage_lengths.tokens_T, bare.passage_lengths.tokens_T + 2)
     assert np.array_equal(found.query_lengths.tokens_T, bare.query_lengths.tokens_T + 4)
+    given = {"text_profile": "hf", "query_prefix": "? ", "passage_prefix": None}
+    found = inspect_collection(source, str(model_dir), "static", given)
+    assert np.array_equal(found.passage_lengths.tokens_T, bare.passage_lengths.tokens_T + 2)
+    assert np.array_equal(found.query_lengths.tokens_T, bare.query_lengths.tokens_T + 1)
+
+
+def test_the_plan_takes_the_text_profile_that_is_given(tmp_path: Path, model_dir: Path) -> None:
+    data, line = folder_of(tmp_path / "data", SPLITS), "^--text_profile star needs the special tokens <s> </s>, the tok"
+    with pytest.raises(UserError, match=line):
+        planned(data, tmp_path / "plan.tsv", model_name_or_path=model_dir, text_profile="star")
 
 
 def test_the_first_judged_queries_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
