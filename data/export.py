@@ -196,7 +196,7 @@ def export_run(job: ExportJob) -> None:
     check_scores_descend(job.ranked, job.tag)
     query_ids = job.collection.queries(TRAIN).original_ids()
     ids = [query_ids[query] for query in job.ranked.query_Q.tolist()]
-    passage_ids = job.collection.passages.original_ids()
+    passage_ids = job.collection.passages.stored_ids()
     write_run(job.output, ids, passage_ids, job.ranked.passage_QK, job.ranked.score_QK, job.tag)
     say(f"wrote {job.output}: {len(ids):,} queries")
 

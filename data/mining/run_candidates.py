@@ -78,7 +78,7 @@ def lists_of_splits(path: Path, collection: Preprocessed, splits: list[str]) -> 
         ids = collection.queries(split).original_ids()
         queries[split] = collection.qrels(split).queries_with_positive()
         rows[split] = np.array([row_of.setdefault(ids[q], len(row_of)) for q in queries[split].tolist()], np.int64)
-    passage_ids = collection.passages.original_ids()
+    passage_ids = collection.passages.stored_ids()
     run = read_run(path, list(row_of), passage_ids)
     entries = int((run.passages_QK >= 0).sum())
     if run.unknown > MOST_UNKNOWN * entries:

@@ -14,7 +14,7 @@ from utils.run_log import Progress
 def passages_in_order(source: Source, preprocessed: Preprocessed) -> Iterator[Passage]:
     """The passages in collection order. UserError at the first that is another in ``preprocessed``."""
     progress = Progress(len(preprocessed.passages), "passages read")
-    both = zip_longest(source.passages(), preprocessed.passages.iterate_ids())
+    both = zip_longest(source.passages(), preprocessed.passages.stored_ids())
     for offset, (passage, expected_id) in enumerate(both):
         if passage is None or passage.passage_id != expected_id:
             found_id = passage.passage_id if passage is not None else None

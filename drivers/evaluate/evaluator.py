@@ -175,7 +175,7 @@ def run(job: Evaluation) -> None:
         negatives = agreement.on_process0(world, partial(last_negatives, job.ann_dir, model, collection))
     checks = Preflight(world)
     checks.on_process0(*checks_of(job))
-    given = read_given(job)
+    given = read_given(job, world)
     embeddings = embed(job, checks)
     rankings = rank_splits(world, job.splits, embeddings, job.topk, job.search)
     assert rankings is not None, "nobody is told to leave"
@@ -188,21 +188,23 @@ def run(job: Evaluation) -> None:
 
 @dataclass(frozen=True)
 class GivenLists:
-    """What files have for the queries of each split, int64 [Q, K]: candidates to rerank, and a run to compare with."""
+    """What files have for the queries of each split, int64 [Q, K]: candidates to rerank; on process 0, which alone
+    needs it, a run to compare with."""
 
     candidates: list[np.ndarray] | None
     compared: list[np.ndarray] | None
 
 
-def read_given(job: Evaluation) -> GivenLists:
+def read_given(job: Evaluation, world: World) -> GivenLists:
     """UserError for a line that cannot be read."""
-    candidates = compared = None
+    candidates, passage_ids, splits = None, job.collection.passages.stored_ids(), job.splits
     if job.rerank_file is not None:
-        candidates = read_candidates_of(job.rerank_file, job.splits, job.collection.passages.original_ids())
-    if job.overlap_run is not None:
-        passage_ids = job.collection.passages.original_ids()
-        compared = [lists for lists, _ in read_run_of(job.overlap_run, job.splits, passage_ids, {})[1]]
-    return GivenLists(candidates, compared)
+        candidates = read_candidates_of(job.rerank_file, splits, passage_ids)
+    overlap_run = job.overlap_run
+    if overlap_run is None:
+        return GivenLists(candidates, None)
+    compared = agreement.on_process0(world, lambda: read_run_of(overlap_run, splits, passage_ids, {})[1])
+    return GivenLists(candidates, None if compared is None else [lists for lists, _ in compared])
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def write(
         if given.compared is not None:
             overlap = overlap_with(split.judgements, split.query_Q, ranking.passages_QK, given.compared[number])
         results.append(SplitResult(split, ranking, found.rerankings[number], by_rank, overlap))
-    passage_ids = job.collection.passages.original_ids()
+    passage_ids = job.collection.passages.stored_ids()
     write_results(job.results, passage_ids, results, time.monotonic() - started)
 
 

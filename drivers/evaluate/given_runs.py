@@ -94,7 +94,7 @@ def run(job: RunsJob) -> None:
     say(f"preflight: {describe_splits(job.splits)}")
     if job.unused:
         say(f"warning: without effect on --run, of which nothing is encoded or searched: {', '.join(job.unused)}")
-    passage_ids = job.splits[0].collection.passages.original_ids()
+    passage_ids = job.splits[0].collection.passages.stored_ids()
     compared, unknown_ids = None, dict[str, int]()
     if job.overlap_run is not None:
         compared = read_run_of(job.overlap_run, job.splits, passage_ids, unknown_ids)[1]

@@ -167,7 +167,7 @@ def run_dev(job: Bm25Job, index: BM25, staged: Path) -> tuple[dict[str, float], 
     )  # one more, for each may lose the passage that it is itself
     scores_QK, rows_QK = search(index, words, deepest, job.workers, staged / SCRATCH, what)
     rows_QK, scores_QK = without_own(rows_QK, scores_QK, own_Q, min(searched, passages))
-    ids = preprocessed.queries(split).original_ids(), preprocessed.passages.original_ids()
+    ids = preprocessed.queries(split).original_ids(), preprocessed.passages.stored_ids()
     run_path = EvaluationLayout(staged).ranking(split)
     write_run(run_path, *ids, rows_QK[:, : job.topk_dev], scores_QK[:, : job.topk_dev], MODEL)
     judged, query_Q = preprocessed.qrels(split).as_dict(), np.arange(len(rows_QK))

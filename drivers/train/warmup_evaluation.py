@@ -61,7 +61,7 @@ def candidates_to_rerank(collection: Preprocessed, split: str, rerank_file: str,
     path = Path(rerank_file) if rerank_file else EvaluationLayout(Path(bm25_dir)).ranking(split)
     check_candidates(path)
     ranked = queries_with_positive(collection, split)
-    return read_candidates_of(path, [ranked], collection.passages.original_ids())[0]
+    return read_candidates_of(path, [ranked], collection.passages.stored_ids())[0]
 
 
 def say_of_short_lists(candidates_QK: np.ndarray, passages: int) -> None:

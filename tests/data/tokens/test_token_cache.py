@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,11 @@ def test_round_trip(data: st.DataObject, rows: list[list[int]], vocab_size: int,
         cache = write_cache(Path(directory), rows, ids, vocab_size, batch)
         assert len(cache) == len(rows)
         assert cache.original_ids() == ids
+        stored = cache.stored_ids()
+        assert len(stored) == len(ids) and [stored[row] for row in range(-len(ids), len(ids))] == ids * 2
+        assert stored[1:3] == ids[1:3] and [*reversed(stored)] == ids[::-1]
+        with pytest.raises(IndexError):
+            stored[len(ids)]
         tokens_T, offsets_B1 = cache.gather(np.array(asked, dtype=np.int64), max_length)
         wanted = [rows[row] for row in asked]
         assert listed(tokens_T, offsets_B1) == [
@@ -178,5 +184,22 @@ def test_damaged_cache_is_refused(tmp_path: Path, fault: str) -> None:
 def test_ids_of_another_number_are_refused(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, [[1], [2]], ["a", "b"], 100)
     (tmp_path / "passages.ids.txt").write_text("a\n")
-    with pytest.raises(UserError, match="has 1 lines, expected 2"):
-        cache.original_ids()
+    for read in (cache.original_ids, lambda: cache.stored_ids()[0]):
+        with pytest.raises(UserError, match="has 1 lines, expected 2"):
+            read()
+
+
+def test_stored_ids_hold_eight_bytes_of_an_id_and_going_through_them_none(tmp_path: Path) -> None:
+    """Counted by Python's own account of what is allocated; a list takes above sixty."""
+    count = 50_000
+    stored = write_cache(tmp_path, [[1]] * count, numbered(count), 100).stored_ids()
+    tracemalloc.start()
+    try:
+        assert sum(map(len, stored)) == sum(map(len, numbered(count)))
+        held, _ = tracemalloc.get_traced_memory()
+        assert held < count
+        assert stored[count - 1] == f"p{count - 1}"
+        held, _ = tracemalloc.get_traced_memory()
+        assert held < 9 * count
+    finally:
+        tracemalloc.stop()
