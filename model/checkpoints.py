@@ -29,6 +29,7 @@ from utils.errors import UserError, one_line
 from utils.exchange.atomic import load_with_checksum, read_json
 from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
 from utils.exchange.model_files import CARD
+from utils.exchange.sentence_files import lower_cases_tokens
 from utils.exchange.verify import check_files
 from utils.model_texts import read_model_texts
 
@@ -95,7 +96,8 @@ def held_of(encoder: Encoder, model_type: str, directory: Path, settings: ReadSe
     config, weights = encoder.config_dict(), dict(encoder.state_dict())
     if isinstance(encoder, TwoTowers):
         config, weights = as_two_of_one_kind(encoder, str(directory))
-    return HeldModel(model_type, config, weights, tokenizer, str(directory))
+    lower_cases = lower_cases_tokens(directory)
+    return HeldModel(model_type, config, weights, tokenizer, str(directory), lower_cases=lower_cases)
 
 
 def as_two_of_one_kind(encoder: TwoTowers, where: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -15,8 +15,9 @@ from data.sources.base import Passage
 from utils.errors import UserError, one_line
 from utils.exchange.atomic import read_json, sha256_of
 from utils.exchange.layout import TOKENIZER_FILE
-from utils.exchange.model_files import CONFIG, TOKENIZER_FILES, TOKENIZER_OPTIONS, body_directory
-from utils.hub import hub_body_folder, is_path
+from utils.exchange.model_files import CONFIG, TOKENIZER_FILES, TOKENIZER_OPTIONS, body_directory, body_folder
+from utils.exchange.sentence_files import lower_case, lower_cases_tokens, transformer_settings
+from utils.hub import hub_settings, is_path
 from utils.prefetch import overlapped
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ Text = str | tuple[str, str]  # what a tokenizer is given: one segment, or two
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a directory (or hub name). UserError where there is none."""
+    """The fast tokenizer of a directory (or hub name), lower-casing where sentence-transformers' files say so.
+
+    UserError where there is none.
+    """
     path = body_directory(Path(directory))
     if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{path} holds no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} there")
@@ -43,7 +47,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        folder = {} if is_path(str(directory)) else {"subfolder": hub_body_folder(str(directory), local_only=True)}
+        settings = Path(directory) if is_path(str(directory)) else hub_settings(str(directory)) or path
+        folder = {} if is_path(str(directory)) else {"subfolder": body_folder(settings)}
         tokenizer = AutoTokenizer.from_pretrained(str(path), **folder, **older_type(path))
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
         raise UserError(
@@ -54,6 +59,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; save it with a tokenizer.json"
         )
+    if lower_cases_tokens(settings):
+        lower_case(tokenizer.backend_tokenizer)
     return tokenizer
 
 
@@ -99,9 +106,27 @@ def tokenizer_fingerprint(directory: str | Path) -> str:
 
 
 def tokenizer_files(directory: str | Path) -> dict[str, str]:
-    """{name: sha256} of the tokenizer's files; empty for a hub name."""
-    paths = (body_directory(Path(directory)) / name for name in (*TOKENIZER_FILES, *TOKENIZER_OPTIONS))
+    """{name: sha256} of the tokenizer's files; empty for a hub name.
+
+    What has it lower-case is one of them, where it does not by itself.
+    """
+    folder = body_directory(Path(directory))
+    paths = [folder / name for name in (*TOKENIZER_FILES, *TOKENIZER_OPTIONS)]
+    if lower_cases_tokens(Path(directory)):
+        paths.append(transformer_settings(folder)[0])
     return {path.name: sha256_of(path) for path in paths if path.is_file()}
+
+
+def local_tokenizer(name: str, stored_in: Path) -> list[Path]:
+    """The tokenizer's files, which every checkpoint takes along.
+
+    One from the hub, or that lower-cases because of other files, is stored in ``stored_in``.
+    """
+    directory = Path(name)
+    if not directory.is_dir() or lower_cases_tokens(directory):
+        directory = stored_in
+        load_tokenizer(name).save_pretrained(str(directory))
+    return [body_directory(directory) / file for file in tokenizer_files(directory)]
 
 
 def clean_text(text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from data.mining.negative_lists import NegativeLists
-from data.tokens.tokenizer import load_tokenizer, tokenizer_files
+from data.tokens.tokenizer import local_tokenizer
 from data.training.batches import Batch
 from data.training.triple_order import TRIPLE_ORDER, is_as_in_version_1
 from drivers.job.encoder_setup import prepare_encoder
@@ -29,7 +29,7 @@ from utils.errors import PeerGone, UserError
 from utils.exchange.checkpoints import Checkpoint, latest_resumable_checkpoint, publish_checkpoint
 from utils.exchange.layout import MANIFEST, TOKENIZER, JobLayout
 from utils.exchange.markers import mark_done, read_done
-from utils.exchange.model_files import LENGTHS, body_directory
+from utils.exchange.model_files import LENGTHS
 from utils.exchange.stop import StopRequested
 from utils.exchange.wait import wait_until_visible
 from utils.run_log import RunLog, progress_line, say
@@ -209,15 +209,6 @@ def start_point(session: Session, directory: Path) -> Checkpoint | None:
     return Checkpoint(path, step, {})
 
 
-def local_tokenizer(name: str, output_dir: Path) -> list[Path]:
-    """The tokenizer's files, which every checkpoint takes along; one from the hub is stored in ``output_dir``."""
-    directory = Path(name)
-    if not directory.is_dir():
-        directory = output_dir / TOKENIZER
-        load_tokenizer(name).save_pretrained(str(directory))
-    return [body_directory(directory) / file for file in tokenizer_files(directory)]
-
-
 def make_trainer(
     settings: TrainingSettings,
     session: Session,
@@ -241,7 +232,8 @@ def make_trainer(
     stored = read_trainer_state(start) if start else TrainerState()
     state = state_at(settings, world, encoder, total_steps - stored.get("schedule_from", 0), start)
     log = agreement.on_process0(world, partial(open_log, settings, start, stored))
-    tokenizer = agreement.on_process0(world, partial(local_tokenizer, settings.tokenizer, settings.output_dir)) or []
+    stored_in = settings.output_dir / TOKENIZER
+    tokenizer = agreement.on_process0(world, partial(local_tokenizer, settings.tokenizer, stored_in)) or []
     trainer = Trainer(settings, session, state, total_steps, tokenizer, record, log)
     if start:
         trainer.restore(stored, start.step)

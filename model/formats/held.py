@@ -39,6 +39,7 @@ class HeldModel:
         tokenizer: the directory that its files are in; None where there are none.
         source: what was read, for messages.
         note: what the layout's model computes and this one does not, to be said; or empty.
+        lower_cases: the tokenizer has to lower-case, which its files do not say.
         record: of the run that trained it, as `model.formats.card.RECORDED` names it.
     """
 
@@ -48,6 +49,7 @@ class HeldModel:
     tokenizer: Path | None
     source: str
     note: str = ""
+    lower_cases: bool = False
     record: Mapping[str, object] = field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.layout import TOKENIZER_FILE
 from utils.exchange.model_files import TOKENIZER_FILES, TOKENIZER_OPTIONS
+from utils.exchange.sentence_files import lower_case
 from utils.json_text import json_text
 
 VOCABULARY, MERGES, OPTIONS, SPECIAL = "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"
@@ -31,12 +32,24 @@ def has_tokenizer(held: HeldModel) -> bool:
 
 
 def copy_tokenizer(held: HeldModel, directory: Path) -> None:
-    """Every file of the tokenizer, byte by byte; none where the model has none."""
+    """Every file of the tokenizer, byte by byte; none where the model has none.
+
+    Where it has to lower-case, tokenizer.json says so then. UserError where there is none.
+    """
     if held.tokenizer is None:
         return
     for name in (*TOKENIZER_FILES, *TOKENIZER_OPTIONS):
         if (held.tokenizer / name).is_file():
             shutil.copyfile(held.tokenizer / name, directory / name)
+    if held.lower_cases:
+        from tokenizers import Tokenizer
+
+        path = directory / TOKENIZER_FILE
+        if not path.is_file():
+            raise UserError(f"{held.source} lower-cases texts and has no {TOKENIZER_FILE}, where that could be said")
+        backend = Tokenizer.from_file(str(path))
+        lower_case(backend)
+        backend.save(str(path))
 
 
 def write_byte_level(held: HeldModel, directory: Path) -> None:

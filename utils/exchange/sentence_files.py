@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from utils.declared.text_profiles import RECORDED_PROFILES
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
-from utils.exchange.model_files import CONFIG, MODULES, modules_of
+from utils.exchange.model_files import CONFIG, MODULES, body_directory, modules_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SETTINGS = "config_sentence_transformers.json"
 # Of the transformer, by the kind of body: the first that is there holds.
@@ -200,6 +204,31 @@ def transformer_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The transformer's own settings in its folder, and their file; nothing where there is none."""
     found = next((folder / name for name in TRANSFORMERS if (folder / name).is_file()), None)
     return found or folder / TRANSFORMER, read_json(found) if found else {}
+
+
+def lower_cases_tokens(directory: Path) -> bool:
+    """Whether sentence-transformers' files have the tokenizer lower-case, and neither does the model's text profile.
+
+    A RoBERTa that lower-cases has one (`utils.model_texts`).
+    """
+    if not (directory / MODULES).is_file():
+        return False
+    folder = body_directory(directory)
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    profile = RECORDED_PROFILES.get(str(config.get("text_profile")))
+    is_done = config.get("model_type") == "roberta" or (profile is not None and profile.lower_cases)
+    return bool(transformer_settings(folder)[1].get("do_lower_case")) and not is_done
+
+
+def lower_case(backend: Tokenizer) -> None:
+    """Have a tokenizer lower-case before all else, unless it lower-cases already (base/modules/transformer.py)."""
+    from tokenizers import normalizers
+
+    own: Any = backend.normalizer  # stubs do not know that a Sequence has parts
+    is_sequence = isinstance(own, normalizers.Sequence)
+    parts = list(own) if is_sequence else [own] if own is not None else []
+    if not any(isinstance(part, normalizers.Lowercase) or getattr(part, "lowercase", False) for part in parts):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
 def read_lengths(path: Path, config: Mapping[str, Any]) -> tuple[int | None, int | None]:

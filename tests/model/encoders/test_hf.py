@@ -16,11 +16,10 @@ from sentence_transformers import SentenceTransformer
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
-from data.tokens.tokenizer import load_tokenizer, tokenizer_fingerprint
+from data.tokens.tokenizer import load_tokenizer, local_tokenizer, tokenizer_fingerprint
 from drivers.job.model_identity import ModelSettings, check_checkpoint, identity_of
 from drivers.job.text_lengths import find_lengths
 from drivers.plan.inspect_inputs import inspect_model
-from drivers.train.trainer import local_tokenizer
 from model.encoders.base import Encoder
 from model.encoders.body import config_of, new_model
 from model.encoders.hf import HfEncoder
@@ -144,7 +143,7 @@ def test_a_transformer_in_a_folder_of_its_own(place: str, tmp_path: Path, hub: H
     assert lengths.by_name == {"max_seq_length": LENGTH, "max_query_length": 5}
     identity = identity_of(ModelSettings(name, "hf"))
     assert identity["initial_config_sha256"] == identity_of(ModelSettings(str(flat), "hf"))["initial_config_sha256"]
-    assert local_tokenizer(name, tmp_path)[0].is_file()
+    assert local_tokenizer(name, tmp_path / "tokenizer")[0].is_file()
     directory = model_directory(name)
     assert inspect_model(directory) == inspect_model(flat)
     towers = load_encoder("dpr", str(with_body_in_a_folder(saved(tmp_path / "tower", head=NORMALIZE))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,18 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Dense, LayerNorm, Normalize, Pooling, Transformer
+from tokenizers import Tokenizer, normalizers
 from torch import nn
-from transformers import BertModel
+from transformers import AutoTokenizer, BertModel
 
+from data.tokens.tokenizer import (
+    encoder_at,
+    fingerprint_of,
+    load_tokenizer,
+    local_tokenizer,
+    tokenizer_files,
+    tokenizer_fingerprint,
+)
 from model.encoders.registry import load_encoder
 from tests.model.formats.converting import convert, refused
 from tests.model.formats.tiny import (
@@ -26,6 +37,7 @@ from tests.model.formats.tiny import (
 )
 from tests.real import minilm_dir
 from tests.texts import token_batch
+from utils.exchange.sentence_files import TRANSFORMER
 
 HEADS: dict[str, list[nn.Module]] = {
     "none": [],
@@ -91,6 +103,84 @@ def test_a_head_that_is_missing_is_refused(tmp_path: Path) -> None:
     (source / "modules.json").unlink()
     expected = "modules.json is missing, expected a directory of sentence-transformers"
     assert expected in refused("sentence-transformers", "ours", source, tmp_path / "out")
+
+
+CASES = ["İstanbul, ΑΣ and É", "What A Dense [MASK] Retriever KNOWS", "the rank [SEP] Of its negatives", "[mask]"]
+
+
+def cased(directory: Path, **changes: Any) -> Path:
+    """A model whose tokenizer knows cases, and whose files lower-case texts, as versions before 6 wrote it."""
+    source = published(directory, "none")
+    backend = Tokenizer.from_file(str(source / "tokenizer.json"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=False)
+    backend.save(str(source / "tokenizer.json"))
+    write_lower_casing(source, **changes)
+    return source
+
+
+def write_lower_casing(source: Path, **config: Any) -> None:
+    (source / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 12, "do_lower_case": True}))
+    found = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**found, **config}))
+
+
+def ids_of(directory: Path) -> list[list[int]]:
+    return encoder_at(load_tokenizer(directory).backend_tokenizer, 12)(CASES)
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_texts_are_lower_cased_where_sentence_transformers_does(in_folder: bool, tmp_path: Path) -> None:
+    """By the tokenizer, so that a checkpoint's own says it."""
+    source = cased(tmp_path / "source")
+    bare = fingerprint_of(AutoTokenizer.from_pretrained(str(source)))
+    if in_folder:
+        source = with_body_in_a_folder(source)
+    theirs = SentenceTransformer(str(source), device="cpu")
+    assert ids_of(source) == theirs.tokenizer(CASES, truncation=True)["input_ids"]
+    fingerprint = tokenizer_fingerprint(source)
+    assert fingerprint != bare and "[UNK]" not in load_tokenizer(source).tokenize("What A Dense")
+    ours = convert("sentence-transformers", "ours", source, tmp_path / "ours")
+    theirs.save(str(tmp_path / "saved"))
+    trained = tmp_path / "trained"
+    shutil.copytree(ours, trained)
+    for path in local_tokenizer(str(source), tmp_path / "tokenizer"):
+        shutil.copy(path, trained)
+    for made in (ours, tmp_path / "saved", trained):
+        assert tokenizer_fingerprint(made) == fingerprint, made
+        np.testing.assert_allclose(
+            SentenceTransformer(str(made), device="cpu").encode(CASES), theirs.encode(CASES), atol=1e-6
+        )
+    # The same files without that setting are of another tokenizer.
+    files = tokenizer_files(source)
+    body = source / "0_Transformer" if in_folder else source
+    (body / "sentence_bert_config.json").write_text("{}")
+    assert tokenizer_files(source) != files and tokenizer_fingerprint(source) == bare
+
+
+def test_what_lower_cases_already_stays_as_it_is(tmp_path: Path) -> None:
+    """A tokenizer that does, a text profile that does, and a RoBERTa, whose profile is ance."""
+    source = published(tmp_path, "none")
+    before = tokenizer_fingerprint(source)
+    write_lower_casing(source)
+    assert tokenizer_fingerprint(source) == before
+    assert (
+        ids_of(source) == SentenceTransformer(str(source), device="cpu").tokenizer(CASES, truncation=True)["input_ids"]
+    )
+    recorded = cased(tmp_path / "recorded", text_profile="ance")
+    roberta = cased(tmp_path / "roberta", model_type="roberta")
+    for model in (recorded, roberta):
+        assert tokenizer_fingerprint(model) == fingerprint_of(AutoTokenizer.from_pretrained(str(model)))
+        assert TRANSFORMER not in tokenizer_files(model)
+
+
+def test_lower_casing_that_no_file_can_say_is_refused(tmp_path: Path) -> None:
+    source = cased(tmp_path)
+    words = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]
+    (source / "vocab.txt").write_text("\n".join(sorted(words, key=words.__getitem__)) + "\n")
+    (source / "tokenizer.json").unlink()
+    assert "lower-cases texts and has no tokenizer.json" in refused(
+        "sentence-transformers", "ours", source, tmp_path / "out"
+    )
 
 
 @pytest.mark.measured
