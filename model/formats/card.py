@@ -8,7 +8,8 @@ from pathlib import Path
 
 from model.formats.sentence import profile_of
 from utils.declared.text_profiles import TextProfile
-from utils.exchange.model_files import CARD
+from utils.exchange.model_files import CARD, MODULES, AdapterBase, base_of
+from utils.hub import is_path
 from utils.json_text import json_text
 
 LIBRARY = "sentence-transformers"
@@ -49,29 +50,43 @@ ONE_LENGTH = "Texts are cut at {max_seq_length} tokens."
 
 
 def write_card(directory: Path, config: Mapping[str, object], record: Mapping[str, object]) -> None:
-    """Write the card of a model.
+    """Write the card of a model. It says how the files next to it open: by sentence-transformers, or not as they are.
 
     Args:
-        directory: of the model.
+        directory: of the model, all of whose other files are there.
         config: its own, in which lengths, prefixes and the text profile are recorded, those that are known.
         record: of `RECORDED`, what is known of the run; ``base`` also names the base model, where it is the hub's.
     """
-    (directory / CARD).write_text(card_text(config, record), encoding="utf-8")
+    opens_as_it_is = (directory / MODULES).is_file()
+    text = card_text(config, record, base_of(directory), opens_as_it_is)
+    (directory / CARD).write_text(text, encoding="utf-8")
 
 
-def card_text(config: Mapping[str, object], record: Mapping[str, object]) -> str:
+def card_text(
+    config: Mapping[str, object],
+    record: Mapping[str, object],
+    adapted: AdapterBase | None = None,
+    opens_as_it_is: bool = True,
+) -> str:
+    """The card.
+
+    Args:
+        config, record: those of `write_card`.
+        adapted: the model that the weights are adapters of; None where they are whole.
+        opens_as_it_is: sentence-transformers' files are next to them; else they are of two towers.
+    """
     rows = [
         f"| {said} | {cell(record[name])} |" for name, said in RECORDED.items() if record.get(name) not in (None, "")
     ]
     parts = [
-        front_matter(str(record.get("base") or "")),
+        front_matter(str(record.get("base") or ""), opens_as_it_is and adapted is None),
         "# A dense retriever",
         TRAINED if record.get("run_id") else CONVERTED,
         "\n".join(["| | |", "| --- | --- |", *rows]),
         "## Texts",
         texts_of(config),
         "## Use",
-        USE,
+        *how_to_open(adapted, opens_as_it_is),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -81,15 +96,39 @@ TRAINED = f"{CONVERTED} It was trained by *ANCE, and the rank of its negatives*.
 USE = """```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("this directory")
+model = SentenceTransformer("{}")
 scores = model.similarity(model.encode_query(queries), model.encode_document(passages))
+```"""
+TOWERS = (
+    "Queries and passages have an encoder each, both in model.safetensors. *ANCE, and the rank of its negatives* opens "
+    "them as they are. For sentence-transformers convert them into its Router:"
+)
+ADAPTERS = (
+    "These weights are adapters (LoRA, as peft writes them) of `{}`, whose weights have the sha256 `{}`; "
+    "adapter_base.json names its place. *ANCE, and the rank of its negatives* opens both as one model. For "
+    "sentence-transformers merge them:"
+)
+CONVERT = """```bash
+python -m model.convert --from ours --to sentence-transformers "this directory" converted
 ```"""
 
 
-def front_matter(base: str) -> str:
-    """What the hub reads: YAML, of which JSON's strings are a part."""
-    lines = ["---", f"library_name: {LIBRARY}", "pipeline_tag: sentence-similarity", "tags:"]
-    lines += [f"- {tag}" for tag in TAGS]
+def how_to_open(adapted: AdapterBase | None, opens_as_it_is: bool) -> list[str]:
+    """The parts of the card that show it; what does not open as it is has to be converted."""
+    if adapted is None and opens_as_it_is:
+        return [USE.format("this directory")]
+    said = [TOWERS]
+    if adapted is not None:
+        name = Path(adapted.name_or_path).name if is_path(adapted.name_or_path) else adapted.name_or_path
+        said = [ADAPTERS.format(name, adapted.weights_sha256)]
+    return [*said, CONVERT, USE.format("converted")]
+
+
+def front_matter(base: str, opens_as_it_is: bool) -> str:
+    """What the hub reads: YAML, of which JSON's strings are a part. It names the library that opens the files."""
+    tags = TAGS if opens_as_it_is else TAGS[1:]
+    library = [f"library_name: {LIBRARY}"] if opens_as_it_is else []
+    lines = ["---", *library, "pipeline_tag: sentence-similarity", "tags:", *(f"- {tag}" for tag in tags)]
     if HUB_NAME.fullmatch(base):
         lines.append(f"base_model: {json_text(base)}")
     return "\n".join([*lines, "---"])

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
+from torch import nn
+from transformers import BertModel
 
+from model.encoders.hf import HfEncoder
+from model.encoders.lora import add_adapters
+from model.encoders.registry import load_encoder
 from model.formats.card import card_text, write_card
+from model.train.checkpoint import save_encoder
+from tests.model.formats.converting import call, convert
+from tests.model.formats.test_dpr import make_published
+from tests.model.formats.tiny import TEXTS, bert_config, token_ids, write_bert_tokenizer
+from tests.texts import token_batch
+from utils.declared.lora import LoraSettings
 from utils.exchange.model_files import CARD
 
 RECORD = {
@@ -44,6 +60,49 @@ def test_the_record_of_the_run_is_a_table() -> None:
     rows = dict(line[2:-2].split(" | ", 1) for line in lines[2:])
     assert rows["negatives"] == "ranks:21-60" and rows["step"] == "3000" and rows["of steps"] == "10000"
     assert rows["collection"] == "ab\\|cd" and "seed" not in rows
+
+
+def test_what_does_not_open_as_it_is_says_how_to_convert_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the commands of the cards themselves: two towers, and adapters of an encoder."""
+    towers = convert("hf-dpr", "ours", make_published(tmp_path / "hf"), tmp_path / "towers" / "this directory")
+    whole = tmp_path / "whole"
+    vocab_size = write_bert_tokenizer(whole)
+    torch.manual_seed(0)
+    HfEncoder(BertModel(bert_config(vocab_size), add_pooling_layer=False), "mean").save_pretrained(whole)
+    encoder = load_encoder("hf", str(whole))
+    add_adapters(encoder, LoraSettings(2, 4, 0.0), str(whole), seed=1)
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    adapters = tmp_path / "adapters" / "this directory"
+    write_bert_tokenizer(adapters)
+    save_encoder(encoder, adapters)
+    write_card(adapters, encoder.config_dict(), {})
+    base_sha256 = hashlib.sha256((whole / "model.safetensors").read_bytes()).hexdigest()
+    for model, model_type, words in (
+        (towers, "dpr", "Queries and passages have an encoder each"),
+        (
+            adapters,
+            "hf",
+            f"adapters (LoRA, as peft writes them) of `whole`, whose weights have the sha256 `{base_sha256}`",
+        ),
+    ):
+        front, body = parts((model / CARD).read_text())
+        assert words in body and str(tmp_path) not in body
+        assert "library_name" not in front and "sentence-transformers" not in front["tags"]  # type: ignore[operator]
+        (command,) = [line for line in body.splitlines() if line.startswith("python -m model.convert ")]
+        monkeypatch.chdir(model.parent)
+        _, source, _, target, *places = shlex.split(command)[3:]
+        call(source, target, *places)
+        (opened,) = [line for line in body.splitlines() if line.startswith("model = ")]
+        theirs = SentenceTransformer(opened.partition('"')[2].partition('"')[0], device="cpu")
+        ids = token_ids(model, TEXTS, 12)
+        theirs.max_seq_length = 12
+        with torch.no_grad():
+            expected = load_encoder(model_type, str(model)).eval().encode(token_batch(ids), "passage").rows
+        np.testing.assert_allclose(theirs.encode_document(TEXTS), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
