@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytrec_eval
+import torch
+from safetensors.torch import load_file
 
 from data import negatives
 from data.mining.candidates import read_bm25, read_candidates
 from data.mining.negative_lists import read_negative_lists
 from data.tokens.collection import Preprocessed, open_preprocessed
+from results.read.logged import by_rank_of, read_logged
 from tests.data.test_negatives import GENERATED, generate
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import names
@@ -153,24 +156,34 @@ def test_a_model_trains_on_the_negatives_of_a_run(
 ) -> None:
     view = tmp_path / "view"
     select(kept / "run.trec", collection.directory, view, negative_strategy="top", negative_sample=4)
+    data = ("--data_dir", collection.directory, "--max_seq_length", "32", "--max_query_length", "16")
     model = ("--model_type", "static", "--config_name", tmp_path / "config.json", "--tokenizer_name", tiny_tokenizer)
     vocab_size = collection.manifest["vocab_size"]
     config = {"model_type": "static", "vocab_size": vocab_size, "embedding_size": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    lengths = (
-        "--max_seq_length",
-        "32",
-        "--max_query_length",
-        "16",
+    first = ("--bm25_dir", view, *model, "--max_steps", "2", "--output_dir", tmp_path / "first")
+    assert "finished step=2" in run("drivers.run_warmup", "--do_train", *data, *first)
+    start = tmp_path / "first" / "checkpoint-2"
+    trained = (
+        "--model_type",
+        "static",
+        "--model_name_or_path",
+        start,
         "--max_steps",
-        "2",
-        "--output_dir",
-        tmp_path / "out",
+        "3",
+        "--learning_rate",
+        "1e-2",
+        "--logging_steps",
+        "1",
     )
-    said = run(
-        "drivers.run_warmup", "--do_train", "--data_dir", collection.directory, "--bm25_dir", view, *model, *lengths
+    said = run("drivers.run_ann", *data, *trained, "--ann_dir", view, "--output_dir", tmp_path / "checkpoints")
+    assert "finished step=3" in said
+    before, after = (
+        load_file(place / "model.safetensors") for place in (start, tmp_path / "checkpoints" / "checkpoint-3")
     )
-    assert "finished step=2" in said
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    by_rank = by_rank_of(read_logged(JobLayout(tmp_path / "checkpoints").metrics))
+    assert {*by_rank} == {"1-5"} and by_rank["1-5"]["triples"] > 0, "the run's first four of each query"
 
 
 def refused(path: Path, data_dir: Path, output_dir: Path, **flags: object) -> str:
