@@ -36,7 +36,7 @@ from drivers.train.refresh_schedule import (
     check_replayed_order,
     history_from,
 )
-from drivers.train.settings import TrainingSettings, training_job, training_settings
+from drivers.train.settings import TrainingSettings, check_first_encoder, training_job, training_settings
 from drivers.train.trainer import Trainer
 from model.encoders.base import Encoder
 from model.kernels.precision import name_of
@@ -91,6 +91,7 @@ def preflight(flags: AnnFlags) -> TrainerJob:
     check_output_dirs(flags.output_dir)
     check_holds_no_other_run(Path(flags.output_dir), flags.resume, flags.overwrite_output_dir)
     collection = open_collection(flags.data_dir, common.lengths, common.model.tokenizer, flags.dry_run)
+    check_first_encoder(flags, common, collection, dict(common.encoder.changes), new_head=False)
     check_texts(collection, common.texts)
     job = TrainerJob(
         **vars(common),

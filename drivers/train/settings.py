@@ -5,24 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from data.tokens.collection import Preprocessed
 from data.tokens.text_agreement import TextRecord
 from data.training.batches import BatchSettings
 from drivers.cli.train import AnnFlags, WarmupFlags
+from drivers.job.encoder_setup import check_model_directory
 from drivers.job.model_identity import ModelSettings
 from drivers.job.settings import ModelJob, compute_settings, lengths_of, model_job, model_settings
 from drivers.job.setup import ComputeSettings
 from drivers.job.text_lengths import TextLengths
-from model.encoders.registry import encoder_type
+from model.encoders.base import CheckpointsGradients
+from model.encoders.dpr import QUERY_MODEL
+from model.encoders.registry import (
+    check_fits,
+    encoder_type,
+    encoder_without_weights,
+    new_encoder,
+    on_meta,
+    read_config,
+)
+from model.encoders.spec import Side
 from model.train.optim import apex_fused_lamb
-from model.train.trained_parts import TrainedParts
+from model.train.trained_parts import TrainedParts, check_trained
 from utils.declared.lora import LoraSettings
 from utils.declared.losses import LOSSES
 from utils.declared.model_types import MODEL_TYPES
 from utils.errors import UserError
 from utils.exchange.layout import JobLayout
+from utils.hub import model_directory
 
 
 @dataclass(frozen=True)
@@ -118,8 +132,82 @@ def check_parts(flags: AnnFlags | WarmupFlags) -> None:
         check_has_towers(flags.model_type, "--freeze")
     if flags.lora_r and not encoder_type(flags.model_type).has_layers:
         raise UserError(f"--lora_r is given, the {flags.model_type} model has no layers for adapters; omit it")
+    if flags.lora_r and isinstance(flags, WarmupFlags) and flags.head_dim:
+        raise UserError(
+            "--head_dim is given with --lora_r, which trains adapters alone: train the new head without it first"
+        )
     if flags.lora_r and not flags.model_name_or_path:
         raise UserError("--lora_r is given without --model_name_or_path: adapters are of weights on disk; name them")
+
+
+def check_start(flags: WarmupFlags, model: ModelSettings) -> None:
+    """UserError where the first encoder could not be made."""
+    if flags.pooling and not encoder_type(flags.model_type).has_pooling:
+        pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.has_pooling)
+        raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; omit it")
+    check_towers(flags, model)
+    if flags.score_scale is not None and encoder_type(flags.model_type).has_modules:
+        raise UserError("--score_scale is given, embeddings of --model_type hf stay as they are; give --temperature")
+    if model.name_or_path:
+        check_model_directory(model, flags.dry_run)
+    elif not (flags.config_name and flags.tokenizer_name):
+        raise UserError("no --model_name_or_path; to start from random weights give --config_name and --tokenizer_name")
+    else:
+        read_config(flags.config_name, flags.model_type)
+
+
+def check_towers(flags: WarmupFlags, model: ModelSettings) -> None:
+    """UserError where flags of two towers are given to another model type, or the queries' could not be made."""
+    for given in [name for name in ("tied", "query_model_name_or_path") if getattr(flags, name)]:
+        check_has_towers(flags.model_type, f"--{given}")
+    if not model.query_name_or_path:
+        return
+    if flags.tied:
+        raise UserError("--query_model_name_or_path is given with --tied, which is one encoder for both; omit one")
+    if flags.lora_r or not model.name_or_path:
+        with_lora = "with --lora_r, whose adapters are of one model", "train the two without it first"
+        reason, remedy = with_lora if flags.lora_r else ("without --model_name_or_path", "give the passages', too")
+        raise UserError(f"--query_model_name_or_path is given {reason}; {remedy}")
+    assert model.query_model is not None
+    check_model_directory(model.query_model, flags.dry_run)
+
+
+def check_first_encoder(
+    flags: AnnFlags | WarmupFlags,
+    common: ModelJob,
+    collection: Preprocessed,
+    changes: dict[str, Any],
+    new_head: bool,
+) -> None:
+    """Look at the encoder that training begins with as far as that takes no weights, before a run is begun.
+
+    Args:
+        flags: the program's.
+        common: what is resolved of them.
+        collection: what is trained on.
+        changes: replace what the model's config says.
+        new_head: it may be a body without a head.
+
+    Raises:
+        UserError: it could not be made, does not fit the collection, or could not be trained as the flags say.
+    """
+    model, parts = common.model, trained_parts(flags)
+    if model.name_or_path:
+        names = filter(None, (model.name_or_path, model.query_name_or_path))
+        directory, *of_queries = (model_directory(name, local_only=flags.dry_run) for name in names)
+        if not all(place.is_dir() for place in (directory, *of_queries)):
+            return  # of the hub, where a --dry_run fetches nothing
+        changes = changes | ({QUERY_MODEL: str(of_queries[0])} if of_queries else {})
+        encoder = encoder_without_weights(model.model_type, str(directory), model.config_name, new_head, changes)
+        check_trained(encoder, parts, directory)
+    else:
+        encoder = on_meta(lambda: new_encoder(model.model_type, model.config_name, changes))
+        check_trained(encoder, parts, None)
+    encoding = common.encoder.encoding
+    longest: dict[Side, int] = {"passage": encoding.max_seq_length, "query": encoding.max_query_length}
+    check_fits(encoder.spec, collection.manifest["vocab_size"], collection.pad_token_id, longest)
+    if flags.gradient_checkpointing and not isinstance(encoder, CheckpointsGradients):
+        raise UserError("--gradient_checkpointing is given, this encoder has no layers to make twice; omit it")
 
 
 def check_has_towers(model_type: str, given: str) -> None:

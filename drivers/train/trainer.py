@@ -25,7 +25,7 @@ from model.train.rank_stats import means_by_rank
 from model.train.step import TrainingState, make_state, train_step
 from utils.distributed import agreement, collectives
 from utils.distributed.world import World, is_of_a_collective, process_gone
-from utils.errors import PeerGone, UserError
+from utils.errors import PeerGone
 from utils.exchange.checkpoints import Checkpoint, latest_resumable_checkpoint, publish_checkpoint
 from utils.exchange.layout import MANIFEST, TOKENIZER, JobLayout
 from utils.exchange.markers import mark_done, read_done
@@ -244,8 +244,7 @@ def prepare_to_train(settings: TrainingSettings, world: World, encoder: Encoder)
     """Who opens a checkpoint finds its texts' lengths and profile there; the encoder is as fast as it can be."""
     encoder.record({name: getattr(settings.batch, name) for name in LENGTHS} | dict(settings.texts))
     if settings.gradient_checkpointing:
-        if not isinstance(encoder, CheckpointsGradients):
-            raise UserError("--gradient_checkpointing is given, this encoder has no layers to make twice; omit it")
+        assert isinstance(encoder, CheckpointsGradients), "preflight has looked"
         encoder.enable_gradient_checkpointing()
     prepare_encoder(encoder.to(world.device), settings.dtype, world, settings.compile, trains=True)
 

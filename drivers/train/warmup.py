@@ -33,7 +33,7 @@ from drivers.train.warmup_evaluation import (
     evaluate_checkpoints,
     say_of_short_lists,
 )
-from drivers.train.warmup_preflight import WarmupJob, config_of_job, to_evaluate
+from drivers.train.warmup_preflight import WarmupJob, config_of_job, first_changes, to_evaluate
 from drivers.train.warmup_source import say_of_size
 from model.encoders.base import Encoder
 from model.encoders.registry import new_encoder
@@ -176,9 +176,8 @@ def begin(job: WarmupJob, trainer: Trainer, config: Mapping[str, object], start:
 
 def first_encoder(job: WarmupJob) -> Encoder:
     """--model_name_or_path, with a new head where it has none; without it, random weights of --config_name."""
-    model, collection, changes = job.model, job.collection, {**job.encoder.changes, **job.settings.changes}
+    model, collection, changes = job.model, job.collection, first_changes(job.settings, job, job.collection)
     if model.name_or_path:
         new_head = job.training.parts.lora is None  # adapters are of weights that lie on disk
         return open_encoder(job.encoder, model.name_or_path, collection, new_head=new_head, changes=changes)
-    changes |= {"vocab_size": collection.manifest["vocab_size"], "pad_token_id": collection.pad_token_id}
     return new_encoder(model.model_type, model.config_name, changes)

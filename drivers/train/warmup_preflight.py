@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from data.tokens.collection import Preprocessed
 from data.tokens.text_agreement import TextUse, check_texts, keys_of, text_record
 from drivers.cli.train import WarmupFlags
 from drivers.embeddings.distributed_search import check_index_fits_model
-from drivers.job.encoder_setup import check_model_directory
 from drivers.job.model_identity import ModelSettings
 from drivers.job.resume import dev_split_record
 from drivers.job.run_config import OWN_RUN, check_holds_no_other_run, check_in_dry_run, run_config
@@ -30,13 +30,17 @@ from drivers.job.settings import (
 )
 from drivers.job.setup import check_output_dirs, check_tokenizer_of_model, open_collection
 from drivers.job.text_lengths import TextLengths
-from drivers.train.settings import TrainingSettings, check_has_towers, training_job, training_settings
+from drivers.train.settings import (
+    TrainingSettings,
+    check_first_encoder,
+    check_start,
+    training_job,
+    training_settings,
+)
 from drivers.train.warmup_evaluation import EvaluationSettings, candidates_to_rerank
 from drivers.train.warmup_source import size_of_triples, source_record, training_source
-from model.encoders.registry import encoder_type, read_config
 from model.encoders.spec import pooling_of
 from model.kernels.precision import name_of
-from utils.declared.model_types import MODEL_TYPES
 from utils.distributed.world import has_launcher, processes_of_launcher
 from utils.errors import UserError
 from utils.exchange.atomic import numbered
@@ -147,6 +151,14 @@ def warmup_settings(flags: WarmupFlags) -> WarmupSettings:
     )
 
 
+def first_changes(settings: WarmupSettings, common: ModelJob, collection: Preprocessed) -> dict[str, Any]:
+    """What replaces what the first model's config says; random weights are of the collection's vocabulary."""
+    changes: dict[str, Any] = {**common.encoder.changes, **settings.changes}
+    if not common.model.name_or_path:
+        changes |= {"vocab_size": collection.manifest["vocab_size"], "pad_token_id": collection.pad_token_id}
+    return changes
+
+
 def to_evaluate(settings: WarmupSettings, output_dir: Path, model: str) -> list[Path]:
     """Of --do_eval: the last checkpoint trained, all of them, or the model given; none at all."""
     if not settings.trains and not settings.evaluates_all and model:
@@ -182,6 +194,8 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
     query_texts = texts_of_queries(flags, common.model.query_model, collection)
     if query_texts is not None:
         common = replace(common, texts=replace(common.texts, keys=keys_of("passage")))
+    if settings.trains:
+        check_first_encoder(flags, common, collection, first_changes(settings, common, collection), not flags.lora_r)
     for texts in [common.texts, *filter(None, [query_texts]), *texts_evaluated(flags, settings)]:
         check_texts(collection, texts)
     given = (flags.bm25_dir, flags.triples, flags.dry_run)
@@ -237,38 +251,6 @@ def evaluated_on(flags: WarmupFlags, collection: Preprocessed) -> tuple[str, np.
     """The split, and its candidates to be reranked, if any."""
     split = collection.dev_split(flags.dev_split)
     return split, candidates_to_rerank(collection, split, flags.rerank_file, flags.bm25_dir)
-
-
-def check_start(flags: WarmupFlags, model: ModelSettings) -> None:
-    """UserError where the first encoder could not be made."""
-    if flags.pooling and not encoder_type(flags.model_type).has_pooling:
-        pooled = ", ".join(word for word, kind in MODEL_TYPES.items() if kind.has_pooling)
-        raise UserError(f"--pooling is for {pooled}, --model_type {flags.model_type} has its own; omit it")
-    check_towers(flags, model)
-    if flags.score_scale is not None and encoder_type(flags.model_type).has_modules:
-        raise UserError("--score_scale is given, embeddings of --model_type hf stay as they are; give --temperature")
-    if model.name_or_path:
-        check_model_directory(model, flags.dry_run)
-    elif not (flags.config_name and flags.tokenizer_name):
-        raise UserError("no --model_name_or_path; to start from random weights give --config_name and --tokenizer_name")
-    else:
-        read_config(flags.config_name, flags.model_type)
-
-
-def check_towers(flags: WarmupFlags, model: ModelSettings) -> None:
-    """UserError where flags of two towers are given to another model type, or the queries' could not be made."""
-    for given in [name for name in ("tied", "query_model_name_or_path") if getattr(flags, name)]:
-        check_has_towers(flags.model_type, f"--{given}")
-    if not model.query_name_or_path:
-        return
-    if flags.tied:
-        raise UserError("--query_model_name_or_path is given with --tied, which is one encoder for both; omit one")
-    if flags.lora_r or not model.name_or_path:
-        with_lora = "with --lora_r, whose adapters are of one model", "train the two without it first"
-        reason, remedy = with_lora if flags.lora_r else ("without --model_name_or_path", "give the passages', too")
-        raise UserError(f"--query_model_name_or_path is given {reason}; {remedy}")
-    assert model.query_model is not None
-    check_model_directory(model.query_model, flags.dry_run)
 
 
 def config_of_job(job: WarmupJob, processes: int) -> dict[str, object]:

@@ -13,10 +13,11 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import nn
 
-from model.encoders.spec import EncoderSpec, Side, read_config_file
+from model.encoders.spec import EncoderSpec, Side, read_config_file, settings_directory
 from model.token_batch import TokenBatch
 from utils.errors import UserError, one_line
 from utils.exchange.model_files import CONFIG, SAFETENSORS, AdapterBase
+from utils.hub import model_directory
 from utils.json_text import json_text
 
 
@@ -44,6 +45,7 @@ class Encoder(nn.Module):
 
     spec: EncoderSpec
     adapter_base: AdapterBase | None = None  # where it has LoRA's adapters (`model.encoders.lora`)
+    own_head = ""  # how the names of weights begin that a checkpoint has, and a body to start from lacks
     cpu_batch_tokens = 2048  # in batches of more it encodes no faster on a CPU
 
     @property
@@ -104,6 +106,16 @@ class Encoder(nn.Module):
     def new(cls, config: dict[str, Any]) -> Encoder:
         """Random weights, drawn from torch's global seed."""
         raise NotImplementedError
+
+    @classmethod
+    def config_to_load(cls, name_or_path: str, config_name: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """The config that `load` makes an encoder of; no weights are read.
+
+        Args, and what it raises: those of `load`.
+        """
+        directory = model_directory(name_or_path)
+        config, _ = read_config_file(directory, config_name)
+        return {**cls.complete_config(config, settings_directory(directory, config_name)), **changes}
 
     @classmethod
     def load(cls, name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> Encoder:

@@ -145,15 +145,31 @@ class TwoTowers(BodyEncoder, ConfigEncoder):
         Raises:
             UserError: files are missing or damaged, or lack a tower.
         """
-        directory = model_directory(name_or_path)
+        config, directory = cls.config_to_load(name_or_path, config_name, changes), model_directory(name_or_path)
+        if is_two_towers(directory):
+            return load_towers(directory, config)
+        return begin_towers({"query": changes.get(QUERY_MODEL, name_or_path), "passage": name_or_path}, config)
+
+    @classmethod
+    def config_to_load(cls, name_or_path: str, config_name: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Of two towers of a directory, or of what both begin as.
+
+        Args, and what it raises: those of `load`.
+        """
+        directory, query = model_directory(name_or_path), changes.get(QUERY_MODEL)
         others = {name: value for name, value in changes.items() if name != QUERY_MODEL}
-        is_whole = read_config_file(directory)[0].get("model_type") == MODEL_TYPE
-        if is_whole and QUERY_MODEL not in changes:
-            config, path = read_config_file(directory, config_name)
-            return load_towers(directory, two_towers(config, str(path), others))
-        if is_whole:
+        if not is_two_towers(directory):
+            config = config_to_begin({"query": query or name_or_path, "passage": name_or_path}, config_name, others)
+        elif query is None:
+            found, path = read_config_file(directory, config_name)
+            config = two_towers(found, str(path), others)
+        else:
             raise UserError(f"{name_or_path} has two towers already: --query_model_name_or_path is for none; omit it")
-        return begin_towers(changes.get(QUERY_MODEL, name_or_path), name_or_path, config_name, others)
+        if query is not None and config["tied"]:
+            raise UserError(
+                f"--query_model_name_or_path is given, the towers of {config_name} are tied: one is both; omit either"
+            )
+        return config
 
 
 def layer_groups_of_two() -> tuple[tuple[str, str], ...]:
@@ -225,24 +241,30 @@ def load_towers(directory: Path, config: dict[str, Any]) -> TwoTowers:
     return encoder
 
 
-def begin_towers(query: str, passage: str, config_name: str, changes: Mapping[str, Any]) -> TwoTowers:
-    """Both towers as two encoders are, or one, which may be the same.
+def is_two_towers(directory: Path) -> bool:
+    return read_config_file(directory)[0].get("model_type") == MODEL_TYPE
+
+
+def config_to_begin(names: Mapping[Side, str], config_name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Of both towers as two encoders are, which may be the same.
 
     Args:
-        query, passage: directories or hub names.
+        names: their directories or hub names.
         config_name: a config in place of both encoders', "" for their own.
         changes: replace what the configs say.
 
     Raises:
         UserError: one is no encoder of a transformer and a pooling alone.
     """
-    names: dict[Side, str] = {"query": query, "passage": passage}
     given = read_config_file(config_name)[0] if config_name else {}
     if given.get("model_type") == MODEL_TYPE:  # of a checkpoint whose adapters are of this encoder
-        config = two_towers(given, config_name, changes)
-    else:
-        towers = {TOWERS[side]: config_of_tower(model_directory(name), config_name) for side, name in names.items()}
-        config = two_towers({"model_type": MODEL_TYPE, **towers}, query, changes)
+        return two_towers(given, config_name, changes)
+    towers = {TOWERS[side]: config_of_tower(model_directory(name), config_name) for side, name in names.items()}
+    return two_towers({"model_type": MODEL_TYPE, **towers}, names["query"], changes)
+
+
+def begin_towers(names: Mapping[Side, str], config: dict[str, Any]) -> TwoTowers:
+    """The two encoders of these names, with the config of both. UserError where one has no such weights."""
     models: dict[Side, PreTrainedModel] = {}
     for side, name in names.items():
         if name in (names[other] for other in models):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from model.encoders.body import Body, BodyEncoder, class_of, config_of, load_model, new_model, spec_of_body
-from model.encoders.spec import EncoderSpec, Side, pooling_of, read_config_file, settings_directory
+from model.encoders.spec import EncoderSpec, Side, pooling_of, settings_directory
 from model.formats.sentence import SentenceModule, pooling_module, write_sentence_files
 from model.formats.weights import read_weights_file
 from model.token_batch import TokenBatch
@@ -160,7 +160,7 @@ class HfEncoder(BodyEncoder):
         """
         directory = model_directory(name_or_path)
         settings = settings_directory(directory, config_name)
-        config = {**cls.complete_config(read_config_file(directory, config_name)[0], settings), **changes}
+        config = cls.config_to_load(name_or_path, config_name, changes)
         stored, head = head_of({"head": config.get("head", [])}), head_of(config)
         model = load_model(directory, body_config(config))
         pooling = pooling_of(config["pooling"])

@@ -98,7 +98,7 @@ def insert(encoder: Encoder, settings: LoraSettings, targets: list[str], seed: i
 
 
 def add_adapters(encoder: Encoder, settings: LoraSettings, name_or_path: str, seed: int) -> None:
-    """Have adapters trained in place of an encoder's weights; those of a checkpoint that has some already, if alike.
+    """Have adapters trained in place of an encoder's weights; those of a checkpoint that has some already.
 
     Args:
         encoder: with the weights of ``name_or_path``, which are frozen.
@@ -107,15 +107,9 @@ def add_adapters(encoder: Encoder, settings: LoraSettings, name_or_path: str, se
         seed: of the adapters' first weights.
 
     Raises:
-        UserError: there is no place for adapters, or the checkpoint has others.
+        UserError: there is no place for adapters.
     """
     if encoder.adapter_base is not None:
-        found = settings_of(encoder)
-        if found != settings:
-            raise UserError(
-                f"{name_or_path} holds adapters of {described(found)}, expected {described(settings)} as given; "
-                "give theirs, or merge them into their base with python -m model.convert"
-            )
         return
     directory = model_directory(name_or_path)
     insert(encoder, settings, targets_of(encoder), seed)
@@ -123,10 +117,31 @@ def add_adapters(encoder: Encoder, settings: LoraSettings, name_or_path: str, se
     encoder.adapter_base = AdapterBase(name, weights_sha256(directory))
 
 
-def settings_of(encoder: Encoder) -> LoraSettings:
-    config: Any = encoder.adapted.peft_config
-    found = config["default"]
-    return LoraSettings(found.r, found.lora_alpha, found.lora_dropout)
+def check_adapters(directory: Path, settings: LoraSettings | None) -> bool:
+    """Whether there are adapters in a model's directory. UserError where they are not those that are to be trained."""
+    if base_of(directory) is None:
+        return False
+    found, holds = stored_settings(directory / ADAPTER_CONFIG), f"{directory} holds LoRA's adapters"
+    if settings is None:
+        raise UserError(
+            f"{holds}, and --lora_r is 0; give --lora_r as they have it, or merge them into their base with "
+            "python -m model.convert"
+        )
+    if found != settings:
+        raise UserError(
+            f"{directory} holds adapters of {described(found)}, expected {described(settings)} as given; "
+            "give theirs, or merge them into their base with python -m model.convert"
+        )
+    return True
+
+
+def stored_settings(path: Path) -> LoraSettings:
+    """Of an adapter_config.json. UserError where it lacks one."""
+    config = read_json(path)
+    try:
+        return LoraSettings(int(config["r"]), config["lora_alpha"], config["lora_dropout"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has no usable settings of LoRA ({one_line(error)}): it is damaged") from None
 
 
 def described(settings: LoraSettings) -> str:
@@ -167,8 +182,7 @@ def put_adapters(encoder: Encoder, directory: Path) -> Encoder:
     encoder.adapter_base = base_of(directory)
     try:
         config = read_json(directory / ADAPTER_CONFIG)
-        settings = LoraSettings(int(config["r"]), config["lora_alpha"], config["lora_dropout"])
-        insert(encoder, settings, list(config["target_modules"]), seed=0)
+        insert(encoder, stored_settings(directory / ADAPTER_CONFIG), list(config["target_modules"]), seed=0)
         weights = load_file(str(directory / ADAPTERS))
         expected = adapter_weights(encoder)
         if differing := sorted(set(expected) ^ set(weights)):

@@ -6,15 +6,17 @@ torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from model.encoders.spec import DOT, EncoderSpec, Side, read_config_file, settings_directory
-from model.hub import check_base
+from model.hub import base_directory, check_base
 from utils.declared.model_types import MODEL_TYPES, ModelType
 from utils.errors import UserError, one_line
-from utils.exchange.model_files import ADAPTER_CONFIG
+from utils.exchange.model_files import ADAPTER_CONFIG, holds_tensor
+from utils.hub import model_directory
 
 if TYPE_CHECKING:
     from model.encoders.base import Encoder
@@ -37,8 +39,8 @@ def read_config(directory: str, model_type: str, config_name: str = "") -> dict[
 
     UserError where it is of another type.
     """
-    config, path = read_config_file(directory, config_name)
     kind = encoder_type(model_type)
+    config, path = read_config_file(directory, config_name)
     found, expected = config.get("model_type"), kind.config_type
     if not expected:
         return encoder_class(kind).complete_config(config, settings_directory(directory, config_name))
@@ -84,19 +86,53 @@ def load_encoder(
     return encoder_class(kind).load(name_or_path, config_name, new_head, changes or {})
 
 
+def encoder_without_weights(
+    model_type: str, name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]
+) -> Encoder:
+    """The encoder that `load_encoder` gives, on torch's meta device: its modules and its spec, without numbers.
+
+    Args: those of `load_encoder`. The adapters that a directory holds are not put in.
+
+    Raises:
+        UserError: files are missing, of another model type, without the head, or describe no encoder.
+    """
+    base = base_directory(Path(name_or_path))
+    if base is not None:
+        return encoder_without_weights(model_type, str(base), config_name or name_or_path, False, changes)
+    kind = encoder_type(model_type)
+    made = encoder_class(kind)
+    config = made.config_to_load(name_or_path, config_name, changes)
+    if made.own_head and not new_head and not holds_tensor(model_directory(name_or_path), made.own_head):
+        raise UserError(
+            f"{name_or_path} has no {made.own_head}weight: a checkpoint without its head; train with run_warmup"
+        )
+    return on_meta(lambda: made_of(model_type, config, name_or_path))
+
+
+def on_meta(make: Callable[[], Encoder]) -> Encoder:
+    """What is made without numbers."""
+    import torch
+
+    with torch.device("meta"):
+        return make()
+
+
 def new_encoder(model_type: str, config_name: str, changes: dict[str, Any]) -> Encoder:
     """An encoder with random weights (torch's global seed) of the shape that a config file describes.
 
     ``changes`` (vocab_size, pad_token_id, pooling, score_scale) replace what the file says.
     UserError where it describes no such encoder.
     """
-    kind = encoder_type(model_type)
-    config = {**read_config(config_name, model_type), **changes}
+    return made_of(model_type, {**read_config(config_name, model_type), **changes}, config_name)
+
+
+def made_of(model_type: str, config: dict[str, Any], place: str) -> Encoder:
+    """A new encoder of a config that was read at ``place``. UserError where it describes none."""
     try:
-        return encoder_class(kind).new(config)
+        return encoder_class(encoder_type(model_type)).new(config)
     except Exception as error:  # transformers raises many types for sizes that are missing or do not fit
         raise UserError(
-            f"{config_name} describes no {model_type} model ({type(error).__name__}: {one_line(error)[:300]})"
+            f"{place} describes no {model_type} model ({type(error).__name__}: {one_line(error)[:300]})"
         ) from None
 
 

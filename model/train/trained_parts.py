@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from model.encoders.base import Encoder, HasTowers
 from model.encoders.spec import Side
 from utils.declared.lora import LoraSettings
-from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,33 @@ def choose_trained(encoder: Encoder, parts: TrainedParts, name_or_path: str, see
     Raises:
         UserError: it has no such parts, or adapters that are not to be trained.
     """
-    if parts.lora is not None:
-        from model.encoders.lora import add_adapters
+    from model.encoders.lora import add_adapters, check_adapters
 
+    check_adapters(Path(name_or_path), parts.lora)
+    if parts.lora is not None:
         add_adapters(encoder, parts.lora, name_or_path, seed)
-    elif encoder.adapter_base is not None:
-        raise UserError(
-            f"{name_or_path} holds LoRA's adapters, and --lora_r is 0; give --lora_r as they have it, "
-            "or merge them into their base with python -m model.convert"
-        )
     if parts.frozen is not None:
         assert isinstance(encoder, HasTowers)
         encoder.freeze(parts.frozen)
     return encoder
+
+
+def check_trained(encoder: Encoder, parts: TrainedParts, directory: Path | None) -> None:
+    """UserError where `choose_trained` would refuse.
+
+    Args:
+        encoder: without weights, and without the adapters that the directory may hold.
+        parts: of it.
+        directory: where it is from; None for random weights.
+    """
+    from model.encoders.lora import check_adapters, targets_of
+
+    has_adapters = directory is not None and check_adapters(directory, parts.lora)
+    if parts.lora is not None and not has_adapters:
+        targets_of(encoder)
+    if parts.frozen is not None:
+        assert isinstance(encoder, HasTowers)
+        encoder.freeze(parts.frozen)
 
 
 def describe_trained(encoder: Encoder) -> str:

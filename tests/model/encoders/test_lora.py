@@ -20,6 +20,7 @@ from model.encoders.lora import add_adapters, merged
 from model.encoders.registry import load_encoder
 from model.encoders.roberta_dot import RobertaDot
 from model.train.checkpoint import save_encoder
+from model.train.trained_parts import TrainedParts, check_trained, choose_trained
 from tests.model.encoders.families import FAMILIES, PACKED, WIDTH, config_of_family
 from tests.model.encoders.test_encoders import TEXTS, embed, new_roberta
 from tests.model.formats.tiny import roughen
@@ -204,9 +205,18 @@ def test_adapters_of_other_settings_are_refused(tmp_path: Path) -> None:
     base = base_directory(tmp_path / "base")
     directory = saved(adapted(base), tmp_path / "adapters")
     encoder = load_encoder("rdot_nll", str(directory))
-    add_adapters(encoder, SETTINGS, str(directory), seed=7)
-    with pytest.raises(UserError, match=r"--lora_r 4 --lora_alpha 12.*expected --lora_r 8 --lora_alpha 12"):
-        add_adapters(encoder, LoraSettings(8, 12, 0.0), str(directory), seed=7)
+    choose_trained(encoder, TrainedParts(SETTINGS), str(directory), seed=7)
+    others = {LoraSettings(8, 12, 0.0): "expected --lora_r 8 --lora_alpha 12", None: "and --lora_r is 0; give"}
+    for other, line in others.items():
+        for check in (
+            lambda parts: choose_trained(encoder, parts, str(directory), seed=7),
+            lambda parts: check_trained(encoder, parts, directory),
+        ):
+            with pytest.raises(UserError, match=line):
+                check(TrainedParts(other))
+    (directory / ADAPTER_CONFIG).write_text('{"r": "many"}')
+    with pytest.raises(UserError, match=r"adapter_config.json has no usable settings of LoRA .*: it is damaged"):
+        check_trained(encoder, TrainedParts(SETTINGS), directory)
 
 
 # --model_type hf
