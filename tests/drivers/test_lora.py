@@ -43,9 +43,15 @@ def made(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path_factory: pytest
     encoder = RobertaDot(config_of_random_roberta(tiny_preprocessed, **sizes))
     encoder.record(DEFAULT_TEXTS.record())
     encoder.save_pretrained(base)
+    shutil.copy(base / "model.safetensors", directory / "base_before.safetensors")
+    (directory / "base_before.json").write_text(json.dumps(sha256_of_files(base)))
     made = loop.Loop(directory, Programs(fork_server()))
     loop.train_and_generate(made, "top", "rdot_nll", "base", *loop.batch(1), *LEARNING, *LORA)
     return made
+
+
+def sha256_of_files(directory: Path) -> dict[str, str]:
+    return {str(path.relative_to(directory)): sha256_of(path) for path in directory.rglob("*") if path.is_file()}
 
 
 def base_of_run(made: loop.Loop) -> Path:
@@ -62,9 +68,15 @@ def test_adapters_are_trained_and_everything_else_stays(made: loop.Loop) -> None
     assert "trained: LoRA's adapters, 1,024 of " in said  # 2 layers x 2 targets x 2 matrices of 4 x 32
     assert {ADAPTERS, ADAPTER_CONFIG, ADAPTER_BASE} <= {path.name for path in last.iterdir()}
     assert not (last / "model.safetensors").exists()
-    base, trained = load_encoder("rdot_nll", str(base_of_run(made))), load_encoder("rdot_nll", str(last))
+    before = json.loads(made.path("base_before.json").read_text())
+    assert sha256_of_files(base_of_run(made)) == before, "its base stays as it is, byte by byte"
+    for step in (4, 8, loop.STEPS):
+        recorded = json.loads((checkpoint(made, step) / ADAPTER_BASE).read_text())
+        assert recorded["weights_sha256"] == before["model.safetensors"]
+    trained = load_encoder("rdot_nll", str(last))
     frozen = {name.replace(".base_layer", ""): p for name, p in trained.state_dict().items() if ".lora_" not in name}
-    assert all(torch.equal(tensor, frozen[name]) for name, tensor in base.state_dict().items())
+    stored = load_file(made.path("base_before.safetensors"))
+    assert frozen.keys() == stored.keys() and all(torch.equal(tensor, frozen[name]) for name, tensor in stored.items())
     adapters = [p for name, p in trained.named_parameters() if "lora_B" in name]
     assert len(adapters) == 4 and all(bool(p.any()) for p in adapters), "all have learned"
     # Refreshes are made of it by its own sha256, the first of the base.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from model.encoders.body import Body, config_of, new_model, spec_of_body
 from model.encoders.spec import POOLINGS, pooling_of
-from model.kernels import packed_attention
+from model.kernels import cpu_linear, packed_attention
+from model.kernels.cpu_linear import PrepackedLinear
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU
-from model.kernels.precision import autocast
+from model.kernels.precision import autocast, is_quick_at_bfloat16
 from model.token_batch import TokenBatch
 from tests.model.encoders import families
 from tests.model.encoders.families import FAMILIES, PAD, POSITIONS, config_of_family
@@ -79,8 +82,6 @@ def test_rows_and_gradients_are_those_of_transformers_own_model(
     body, theirs, texts = made_of(kind, pooling, way), own_model(kind), texts_of([5, 1, 64, 17])
     found, expected = body.pooled(batch_of(texts)), expected_rows(theirs, texts, pooling)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    if pooling == "last":
-        return
     ours, wanted = gradient_of(body.model, found), gradient_of(theirs, expected)
     total = float(torch.cat([gradient.flatten() for gradient in wanted.values()]).norm())
     assert set(wanted) <= set(ours)
@@ -91,7 +92,7 @@ def test_rows_and_gradients_are_those_of_transformers_own_model(
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
 @pytest.mark.parametrize("kind", families.PACKED)
-def test_prepacked_in_bfloat16_is_near_float32(kind: str, pooling: str) -> None:
+def test_prepacked_in_bfloat16_is_near_float32(kind: str, pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a CPU encodes: shapes rounded up, products prepacked where the CPU has them."""
     texts = texts_of([5, 2, 33, 17, 60])
     body = made_of(kind, pooling, PACKED_ON_CPU)
@@ -99,9 +100,28 @@ def test_prepacked_in_bfloat16_is_near_float32(kind: str, pooling: str) -> None:
         expected = expected_rows(own_model(kind), texts, pooling)
     body.cast_linear_weights(torch.bfloat16)
     body.prepack_weights()
+    products = count_calls(monkeypatch, cpu_linear, "prepacked_product")
     with torch.inference_mode(), autocast(CPU, torch.bfloat16):
         found = body.pooled(batch_of(texts)).float()
     assert float((found - expected).norm() / expected.norm()) < 0.05
+    layers = [module for module in body.model.modules() if isinstance(module, nn.Linear)]
+    if is_quick_at_bfloat16(torch.device("cpu")):
+        assert layers and all(type(layer) is PrepackedLinear for layer in layers)
+        assert len(products) >= len(layers), "each computes so"
+    else:
+        assert not products and all(type(layer) is nn.Linear for layer in layers)
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[str]:
+    """Grows by an entry with each call of a module's function."""
+    calls, plain = list[str](), getattr(module, name)
+
+    def counted(*args: Any) -> Any:
+        calls.append(name)
+        return plain(*args)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import shutil
 from pathlib import Path
@@ -14,24 +12,33 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn import functional as F
-from transformers import AutoTokenizer
 
+from data import msmarco_data
+from data.tokens.collection import open_preprocessed
+from data.tokens.token_cache import TokenCache
 from data.tokens.tokenizer import load_tokenizer, local_tokenizer, tokenizer_fingerprint
+from drivers.embeddings.encode import chosen_texts
+from drivers.job.encoder_setup import prepare_encoder
 from drivers.job.model_identity import ModelSettings, check_checkpoint, identity_of
 from drivers.job.text_lengths import find_lengths
 from drivers.plan.inspect_inputs import inspect_model
+from model.encode import encode_blocks
 from model.encoders.base import Encoder
 from model.encoders.body import config_of, new_model
 from model.encoders.hf import HfEncoder
 from model.encoders.registry import load_encoder, new_encoder, read_config, read_spec
+from model.encoders.spec import Side
 from model.similarity import all_scores
 from model.train.micro_batch import TripleRows
 from model.train.step import TrainingStep
+from tests.beir import write_beir
+from tests.drivers.test_run_bm25 import call
 from tests.hub import Hub, fixture_hub
 from tests.model.encoders.families import config_of_family
 from tests.model.formats.tiny import TEXTS, roughen, token_ids, with_body_in_a_folder, write_bert_tokenizer
-from tests.real import minilm_dir
+from tests.real import collection_dir, minilm_dir
 from tests.texts import token_batch
+from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.model_files import config_sha256, weights_sha256
 from utils.exchange.sentence_files import HeadModule
@@ -40,7 +47,6 @@ from utils.model_texts import read_model_texts
 
 __all__ = ["fixture_hub"]
 LENGTH = 12
-MODULES = ("argparse", "asyncio", "collections", "datetime", "decimal", "email", "logging", "pathlib", "socket", "ssl")
 NORMALIZE = (HeadModule("normalize", "2_Normalize"),)
 HEAD = (
     HeadModule("dense", "2_Dense", 32, 8, activation="tanh"),
@@ -67,35 +73,44 @@ def saved(directory: Path, kind: str = "bert", pooling: str = "mean", head: tupl
     return directory
 
 
-def real_texts(count: int) -> list[str]:
-    """Docstrings of the standard library: their beginnings, and of every 40th more than the model reads."""
-    found: list[str] = []
-    for name in MODULES:
-        for member in vars(importlib.import_module(name)).values():
-            text = inspect.getdoc(member) or ""
-            if text:
-                found.append(text[: 900 if len(found) % 40 == 0 else 60])
-            for part in vars(member).values() if inspect.isclass(member) else ():
-                if text := inspect.getdoc(part) or "":
-                    found.append(text[: 900 if len(found) % 40 == 0 else 60])
-    different = list(dict.fromkeys(found))
-    assert len(different) >= count
-    return different[:count]
+def real_collection(folder: Path) -> tuple[list[str], list[str]]:
+    """A BEIR folder with 900 passages and 100 queries of NFCorpus; the texts of both as BEIR's programs join them.
+
+    Most passages are its queries, which are short; the others are abstracts, some of more tokens than the model reads.
+    """
+    nfcorpus = collection_dir("nfcorpus")
+    abstracts, queries = (
+        [json.loads(line) for line in (nfcorpus / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("corpus", "queries")
+    )
+    passages = [*abstracts[:20], *({**query, "title": ""} for query in queries[:880])]
+    asked = queries[880:980]
+    write_beir(folder, passages, asked, {"test": [(query["_id"], passages[0]["_id"], "1") for query in asked]})
+    return [f"{found['title']} {found['text']}".strip() for found in passages], [query["text"] for query in asked]
 
 
-def test_minilm_gives_the_vectors_of_sentence_transformers() -> None:
-    """1,000 real texts, packed, in float32: to 1e-5."""
-    texts, directory = real_texts(1000), str(minilm_dir())
+def test_minilm_gives_the_vectors_of_sentence_transformers(tmp_path: Path) -> None:
+    """Of 1,000 real texts, from the texts: preprocessed, read from the token cache, packed, in float32; to 1e-5."""
+    directory, data_dir, length = str(minilm_dir()), tmp_path / "preprocessed", 256
+    passages, queries = real_collection(tmp_path / "raw")
+    lengths = {"max_seq_length": length, "max_query_length": length}
+    call(msmarco_data.main, data_dir=tmp_path / "raw", out_data_dir=data_dir, source="beir", model_type="hf",
+         model_name_or_path=directory, **lengths)  # fmt: skip
+    collection = open_preprocessed(data_dir, length, length)
+    encoder, world, cpu = load_encoder("hf", directory), World(0, 1, torch.device("cpu")), torch.device("cpu")
+    prepare_encoder(encoder, None, world)
+    assert not encoder.padding_costs, "packed"
     theirs = SentenceTransformer(directory, device="cpu")
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    ids = tokenizer(texts, truncation=True, max_length=theirs.max_seq_length)["input_ids"]
-    encoder = load_encoder("hf", directory).eval()
-    encoder.pack_texts(True)
-    order = np.argsort([len(row) for row in ids], kind="stable")
-    found_ND = np.empty((len(ids), encoder.spec.embedding_dim), np.float32)
-    for batch in np.array_split(order, 20):
-        found_ND[batch] = rows_of(encoder, [ids[row] for row in batch])
-    np.testing.assert_allclose(found_ND, theirs.encode(texts), rtol=0, atol=1e-5)
+    sides: list[tuple[Side, TokenCache, list[str], Any]] = [
+        ("passage", collection.passages, passages, theirs.encode_document),
+        ("query", collection.queries("test"), queries, theirs.encode_query),
+    ]
+    for side, cache, texts, encode in sides:
+        assert len(cache) == len(texts)
+        source = chosen_texts(cache, np.arange(len(texts)), length, side)
+        found_ND = np.concatenate(list(encode_blocks(encoder, source, (0, len(texts)), 2048, cpu, None)))
+        np.testing.assert_allclose(found_ND, encode(texts), rtol=0, atol=1e-5)
+    assert max(len(theirs.tokenizer(text)["input_ids"]) for text in passages[:20]) > length, "some are cut"
     assert encoder.spec.is_normalized and read_spec(directory, "hf") == encoder.spec
 
 
