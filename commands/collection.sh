@@ -14,6 +14,8 @@ setting EMBEDDING_SIZE 128   # of a model that is trained from nothing, and the 
 setting VOCAB_SIZE 8192
 setting RUN_SPACE_MB 1000
 TEXT_PROFILE=${ENVIRONMENT[TEXT_PROFILE]:-} # of a model that does not record it; that of site.env is MS MARCO's
+STEMMER=${ENVIRONMENT[STEMMER]:-none} # of BM25's words, a word of drivers.run_bm25 --stemmer
+[[ $STEMMER =~ ^(none|s)$ ]] || die "STEMMER is '$STEMMER', expected none or s"
 [[ $ARM_MINUTES =~ ^[0-9]*\.?[0-9]+$ ]] || die "ARM_MINUTES is '$ARM_MINUTES', expected a number of minutes"
 
 if ((GPUS > 1)); then # one serves trainer and generator, who take turns
@@ -131,7 +133,7 @@ own_collection() {
   stage bm25 "${LAYOUT[bm25]}/${LAYOUT[evaluation_record]}" "${LAYOUT[bm25]}" "bm25${LAYOUT[output_end]}" \
     drivers.run_bm25 --raw_data_dir "$DATA" --data_dir "$RUN/${LAYOUT[preprocessed]}" --output_dir "$RUN/${LAYOUT[bm25]}" \
     --topk_training "$TOPK_TRAINING" --negative_sample "$NEGATIVE_SAMPLE" --negative_strategy random --seed "$SEED" \
-    --dev_split "$DEV_SPLIT" --keep_candidates
+    --dev_split "$DEV_SPLIT" --stemmer "$STEMMER" --keep_candidates
 }
 
 # The model that every arm starts from: MODEL, trained on BM25's negatives first where that was asked for, or a new one.

@@ -224,6 +224,8 @@ def run(job: Bm25Job) -> None:
     started, run_id = time.monotonic(), secrets.token_hex(6)
     for line in header("run_bm25", run_id, flags_json(job.flag_values), ["cpu"]):
         say(line)
+    stemmer = str(job.flag_values["stemmer"])
+    say(f"title and text as one field; --stemmer {stemmer}: {STEMMERS[stemmer].description}")
     with staged_directory(job.output_dir) as staged:
         found = search_both(job, staged)
         publish_dev(job, staged, found.metrics, started)

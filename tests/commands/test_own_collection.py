@@ -10,6 +10,7 @@ import pytest
 
 from tests.commands.test_quickstart_script import Quickstart
 from tests.shell import run_script, single_error_line
+from utils.declared.stemmers import STEMMERS
 
 SETTINGS = {
     "max_seq_length": 112, "max_query_length": 32, "dev_split": "dev", "splits": "dev train", "topk_training": 50,
@@ -148,9 +149,16 @@ def test_the_environment_wins_over_the_plan(own: Quickstart, tmp_path: Path) -> 
         "1e-6",
         "64",
     ]
-    assert value(found["run_warmup"], "--max_steps") == "60"
+    assert value(found["run_warmup"], "--max_steps") == "60" and value(found["run_bm25"], "--stemmer") == "none"
     result = own.run("--data_dir", str(tmp_path / "my data"), MAX_STEPS="45")
     assert "expected a multiple of STEPS_PER_REFRESH" in single_error_line(result)
+
+
+def test_the_stemmer_of_bm25_is_a_word_of_its_flag(own: Quickstart, tmp_path: Path) -> None:
+    words = ("--data_dir", str(tmp_path / "my data"))
+    result = own.run(*words, "--dry_run", STEMMER="porter")
+    assert single_error_line(result).endswith(f"STEMMER is 'porter', expected {' or '.join(STEMMERS)}")
+    assert value(commands_of(own, tmp_path, STEMMER="s")["run_bm25"], "--stemmer") == "s"
 
 
 def test_a_model_is_evaluated_as_it_is(own: Quickstart, tmp_path: Path) -> None:

@@ -114,7 +114,11 @@ def test_the_s_stemmer_obeys_the_first_rule_that_fits(word: str, stem: str) -> N
 @pytest.mark.measured
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_bm25_is_as_published(name: str, tmp_path: Path) -> None:
-    """BEIR's is Elasticsearch's, over title and text as two fields, with English stemming; ours has one field."""
+    """Within 0.02 with a stemmer; without one NFCorpus is 0.021 below, as docs/collections.md says.
+
+    BEIR's is Elasticsearch's, over title and text as two fields, with English stemming; ours has one field, and words
+    as they are where no stemmer is asked for.
+    """
     folder = collection_dir(name)
     preprocess(folder, tmp_path / "data", minilm_dir())
     flags = {"raw_data_dir": folder, "data_dir": tmp_path / "data", "dev_split": "test"}
@@ -124,5 +128,9 @@ def test_bm25_is_as_published(name: str, tmp_path: Path) -> None:
         assert call(run_bm25.main, **flags, output_dir=out, stemmer=stemmer) == 0
         ndcg[stemmer] = json.loads((out / "metrics.json").read_text())["metrics"]["ndcg@10"]
     sys.stdout.write(f"{name}: nDCG@10 {ndcg}, published {PUBLISHED[name]}\n")
+    page = (Path(__file__).parents[2] / "docs" / "collections.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.lower().startswith(f"| {name} |")]
+    documented = [float(figure) for figure in row.strip("| ").split(" | ")[1:]]
+    assert documented == pytest.approx([PUBLISHED[name], ndcg["none"], ndcg["s"]], abs=0.001)
     assert ndcg["s"] == pytest.approx(PUBLISHED[name], abs=0.02)
     assert ndcg["s"] > ndcg["none"] and open_preprocessed(tmp_path / "data", 1, 1).has_qrels("test")
