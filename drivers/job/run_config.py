@@ -173,12 +173,18 @@ def check_in_dry_run(
         Disagreement: where the start would refuse to resume it.
     """
     run = read_run(directory)
-    if run is None or (overwrites and not is_of_this_job(run)):
+    if run is None or begins_run(directory, overwrites):
         return False
     omitted = {*unknown, *([] if has_launcher() else ["processes"])}
     known = {name: value for name, value in make_config().items() if name not in omitted}
     check_resumes(known, run.get("science", {}), f"the run in {directory}", remedy)
     return True
+
+
+def begins_run(directory: Path, overwrites: bool) -> bool:
+    """Whether a job that trains there begins a run; ``overwrites``: it removes that of another job."""
+    run = read_run(directory)
+    return run is None or (overwrites and not is_of_this_job(run))
 
 
 def check_without_run(directory: Path, config: Mapping[str, object], remedy: str) -> bool:

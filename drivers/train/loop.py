@@ -14,7 +14,7 @@ from itertools import islice
 from data.tokens.collection import Preprocessed
 from data.training.batches import Batch
 from drivers.job.preflight import Preflight
-from drivers.job.run_config import enter_run, provenance
+from drivers.job.run_config import begins_run, enter_run, provenance
 from drivers.job.session import Session, open_session
 from drivers.train.checks import check_trainer
 from drivers.train.settings import TrainingSettings
@@ -66,7 +66,7 @@ class TrainingProgram:
         role: whose lease it holds in its output directory.
         overwrites: it removes the run that another job has left there.
         run_config: all that decides what the run computes, with its last step, ``max_steps``.
-        check_new_run: raises where a run that only begins must not.
+        check_new_run: raises where a run that only begins must not; before anything says that it has begun.
         open_encoder: with the weights of a checkpoint or, for a run that begins, its initial ones; it leaves torch's
             generator as training begins with it.
         checkpoints_kept: how many lie on the disk at once, of the run's last step.
@@ -101,9 +101,9 @@ def train(program: TrainingProgram, world: World, run_id: str, checks: Preflight
     settings, directory = program.settings, program.settings.output_dir
     with open_session(world, directory, program.role, program.timeouts, run_id) as session:
         config = program.run_config(world)
-        run = enter_run(session, directory, run_id, config, program.overwrites)
-        if run.run_id == run_id:
+        if session.decide_on_process0(partial(begins_run, directory, program.overwrites)):
             program.check_new_run(session, config)
+        run = enter_run(session, directory, run_id, config, program.overwrites)
         start = start_point(session, directory)
         encoder = program.open_encoder(world, start)
         total_steps = config["max_steps"]

@@ -29,6 +29,7 @@ from model.encoders.registry import (
     read_config,
 )
 from model.encoders.spec import Side
+from model.train.checkpoint import check_has_optimizer
 from model.train.optim import apex_fused_lamb
 from model.train.trained_parts import TrainedParts, check_trained
 from utils.declared.lora import LoraSettings
@@ -203,6 +204,8 @@ def check_first_encoder(
     else:
         encoder = on_meta(lambda: new_encoder(model.model_type, model.config_name, changes))
         check_trained(encoder, parts, None)
+    if flags.load_optimizer_scheduler:
+        check_has_optimizer(Path(model.name_or_path))
     encoding = common.encoder.encoding
     longest: dict[Side, int] = {"passage": encoding.max_seq_length, "query": encoding.max_query_length}
     check_fits(encoder.spec, collection.manifest["vocab_size"], collection.pad_token_id, longest)

@@ -68,11 +68,16 @@ def save_state(
     (staging / TRAINER_STATE).write_text(json_text({"step": state.step, **trainer_state}, indent=1))
 
 
-def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
-    """ANCE's --load_optimizer_scheduler; UserError where the checkpoint has neither or they do not fit."""
+def check_has_optimizer(checkpoint: Path) -> None:
+    """UserError where a checkpoint has not what --load_optimizer_scheduler loads."""
     for name in (OPTIMIZER, SCHEDULER):
         if not (checkpoint / name).is_file():
             raise UserError(f"{checkpoint / name} is missing, --load_optimizer_scheduler needs it; omit the flag")
+
+
+def load_optimizer_scheduler(state: TrainingState, checkpoint: Path) -> None:
+    """ANCE's --load_optimizer_scheduler; UserError where the checkpoint has neither or they do not fit."""
+    check_has_optimizer(checkpoint)
     try:  # from the CPU: the optimiser moves what belongs on the GPU, and its step counters do not
         state.optimizer.load_state_dict(torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True))
         stored = torch.load(checkpoint / SCHEDULER, map_location="cpu", weights_only=True)

@@ -15,7 +15,8 @@ from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, PreTr
 from drivers import run_ann, run_warmup
 from model.encoders.dpr import TwoTowers
 from tests.drivers.test_run_bm25 import call
-from utils.errors import UserError
+from tests.exchanging import put_negatives
+from utils.errors import Disagreement, UserError
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 TWO = {"model_type": "dpr"}
@@ -66,6 +67,7 @@ FAMILY = r"--lora_r is given, the model is of the family 'albert', expected one 
 POSITIONS = r"texts have up to 32 tokens, the model 20 positions; pass fewer"
 ALSO_TIED = r"--query_model_name_or_path is given, the towers of .*tied.* are tied: one is both; omit either"
 HEAD_DIM = r"--head_dim is given with --lora_r, which trains adapters alone: train the new head without it first"
+NO_OPTIMIZER = r"bert/optimizer.pt is missing, --load_optimizer_scheduler needs it; omit the flag"
 BOTH, ANN, WARMUP = (began_ann, began_warmup), (began_ann,), (began_warmup,)
 
 
@@ -82,6 +84,7 @@ BOTH, ANN, WARMUP = (began_ann, began_warmup), (began_ann,), (began_warmup,)
         (WARMUP, "bert", {**TWO, "query_model_name_or_path": "roberta", "config_name": "tied"}, ALSO_TIED),
         (WARMUP, "untied", {**TWO, "query_model_name_or_path": "bert"}, TWICE),
         (WARMUP, "bert", {**ADAPTED, "head_dim": 8}, HEAD_DIM),
+        (BOTH, "bert", {"model_type": "hf", "load_optimizer_scheduler": "true"}, NO_OPTIMIZER),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -126,3 +129,19 @@ def test_what_can_begin_begins_as_without_the_look(
         weights = sorted((tmp_path / name / "checkpoint-1").glob("*model*.safetensors"))
         found.append([path.read_bytes() for path in weights])
     assert found[0] and found[0] == found[1]
+
+
+def test_a_run_that_must_not_begin_leaves_nothing_that_says_so(
+    models: Callable[[str], Path], tiny_preprocessed: Path, tmp_path: Path
+) -> None:
+    """Negatives of another run's later model; and --overwrite_output_dir removes nothing before it is refused."""
+    flags: dict[str, object] = {"model_type": "hf", "model_name_or_path": models("bert")}
+    out = tmp_path / "out"
+    began_warmup(out, tiny_preprocessed, flags)  # what another job has left there
+    left = (out / "RUN.json").read_bytes()
+    put_negatives(tmp_path / "ann", 1, model_sha256="0" * 64)
+    for directory, more in ((tmp_path / "new", {}), (out, {"overwrite_output_dir": "true"})):
+        with pytest.raises(Disagreement, match="has refreshes up to 1 already, and this run only begins"):
+            began_ann(directory, tiny_preprocessed, {**flags, **more})
+    assert not (tmp_path / "new" / "RUN.json").exists()
+    assert (out / "RUN.json").read_bytes() == left and (out / "checkpoint-1").is_dir()
