@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from utils.errors import UserError
 from utils.exchange.model_files import CONFIG, HEAD_WEIGHTS, INDEX, MODULES, WEIGHTS, modules_of, shards_of
@@ -12,6 +16,23 @@ from utils.exchange.model_files import CONFIG, HEAD_WEIGHTS, INDEX, MODULES, WEI
 def is_path(name_or_path: str) -> bool:
     """Whether a model's name is one of a directory, there or not, and not of the hub."""
     return Path(name_or_path).is_dir() or name_or_path.startswith((".", "/", "~"))
+
+
+@cache
+def has_hub() -> bool:
+    """Whether the hub may be asked: its host has an address here, or a proxy stands for it.
+
+    Where it has none, huggingface_hub would look for each file six times, half a minute long.
+    """
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE or getproxies():
+        return not HF_HUB_OFFLINE
+    try:
+        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def hub_file(name: str, file: str, local_only: bool = False) -> Path | None:
@@ -23,7 +44,7 @@ def hub_file(name: str, file: str, local_only: bool = False) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        return Path(hf_hub_download(name, file, local_files_only=local_only))
+        return Path(hf_hub_download(name, file, local_files_only=local_only or not has_hub()))
     except (OSError, ValueError, EntryNotFoundError):  # no such file or model, no network, no name of the hub
         return None
 
@@ -48,7 +69,7 @@ def hub_settings(name: str, local_only: bool = False) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json"], local_files_only=local_only))
+        return Path(snapshot_download(name, allow_patterns=["*.json"], local_files_only=local_only or not has_hub()))
     except (OSError, ValueError):  # no such model, no network, no name of the hub
         return None
 
@@ -87,10 +108,15 @@ def fetched_model(name_or_path: str) -> Path:
     """As `model_directory`. UserError where there is none: nothing is known of such a model."""
     directory = model_directory(name_or_path)
     if not directory.is_dir():
-        raise UserError(
-            f"there is no model {name_or_path}: it is no directory, and the hub does not have it, or cannot be reached"
-        )
+        raise no_such_model(name_or_path)
     return directory
+
+
+def no_such_model(name_or_path: str) -> UserError:
+    return UserError(
+        f"there is no model {name_or_path}: it is no directory, and the hub does not have it, or cannot be reached; "
+        "where there is a network, `hf download` fetches it"
+    )
 
 
 def known_to_lack(name: str, files: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ from utils.exchange.atomic import read_json, sha256_of
 from utils.exchange.layout import TOKENIZER_FILE
 from utils.exchange.model_files import CONFIG, TOKENIZER_FILES, TOKENIZER_OPTIONS, body_directory, body_folder
 from utils.exchange.sentence_files import lower_case, lower_cases_tokens, transformer_settings
-from utils.hub import hub_settings, is_path
+from utils.hub import has_hub, hub_settings, is_path
 from utils.prefetch import overlapped
 
 if TYPE_CHECKING:
@@ -48,8 +48,10 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
     try:
         settings = Path(directory) if is_path(str(directory)) else hub_settings(str(directory)) or path
-        folder = {} if is_path(str(directory)) else {"subfolder": body_folder(settings)}
-        tokenizer = AutoTokenizer.from_pretrained(str(path), **folder, **older_type(path))
+        options: dict[str, Any] = {"local_files_only": not has_hub()}
+        if not is_path(str(directory)):
+            options["subfolder"] = body_folder(settings)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), **options, **older_type(path))
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
         raise UserError(
             f"{directory}: no tokenizer could be loaded ({one_line(error)[:200]}); "
