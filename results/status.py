@@ -204,9 +204,13 @@ class StatusFlags(ProgramFlags):
 
 def main() -> None:
     flags = parse_flags(StatusFlags, "status")
-    reader = Reader(find_places([Path(directory) for directory in flags.run_dir]))
+    places = find_places([Path(directory) for directory in flags.run_dir])
+    reader = Reader(places)
     if answer_dry_run(flags):
         return
+    if not places:
+        say(f"no job has begun yet: those submitted wait in the queue (squeue --me)\n{VERDICTS[WAITING]} ({WAITING})")
+        sys.exit(WAITING)
     if flags.watch:
         sys.exit(watch(reader, flags.every_seconds, sys.stdout, time.sleep))
     notify = (lambda text: say(text, sys.stderr)) if sys.stderr.isatty() else (lambda text: None)

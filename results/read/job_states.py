@@ -21,6 +21,7 @@ from utils.exchange.layout import (
     ARMS,
     CHECKPOINT_PATTERN,
     CHECKPOINTS,
+    LOGS,
     RECORD_PATTERN,
     WARMUP,
     ArmLayout,
@@ -67,14 +68,17 @@ class RoleStatus:
 
 
 def find_places(paths: Sequence[Path]) -> list[Place]:
-    """The roles of run directories, arms, or of the programs' own directories. UserError for any other directory."""
+    """The roles of run directories, arms, or of the programs' own directories; none of a run where no job has begun.
+
+    UserError for any other directory.
+    """
     places: list[Place] = []
     single = [place for path in paths for place in own_roles(path)]
     # A trainer's and a generator's directory are of one arm, wherever they lie.
     pair = len(single) == 2 and {place.role for place in single} == {TRAINER, GENERATOR}
     for path in paths:
         found = places_of_run(path) or places_of_arm(path, f"arm {path.resolve().name}") or own_roles(path)
-        if not found:
+        if not found and not (path / LOGS).is_dir():  # which submit_ance.sh makes
             raise UserError(
                 f"{path} is no run, arm, or directory of a trainer, generator or warmup: give the directory that holds "
                 f"{WARMUP}/ and {ARMS}/, or {CHECKPOINTS}/ and {ANN_DATA}/"

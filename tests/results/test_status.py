@@ -295,6 +295,14 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     assert run_status(tmp_path, "--watch", "--every_seconds", "0")[0] == 2
 
 
+def test_a_run_whose_jobs_wait_in_the_queue(tmp_path: Path) -> None:
+    """submit_ance.sh has made the place for its logs, and no job has begun."""
+    (tmp_path / "logs").mkdir()
+    for words in ((tmp_path,), (tmp_path, "--watch")):
+        code, output = run_status(*words)
+        assert code == 75 and "no job has begun yet" in output and "squeue" in output
+
+
 def test_it_writes_nothing(tmp_path: Path) -> None:
     trainer, _ = arm_at(tmp_path)
     leave(trainer, "trainer")
