@@ -19,6 +19,7 @@ DECIDE_BYTES = frozenset[str]().union(
 )
 # How a step's triples are divided; `processes` is no flag, but the launcher's.
 DIVIDE_STEP = names_deciding(TrainingFlags, "step") | {"processes"}
+NOTHING_MEASURED = ""  # as ``dev_split`` of a warmup that evaluates nothing: what measures may resume it, on any split
 # What a record means that does not say it: earlier versions knew nothing else, and theirs is known by its hash.
 UNRECORDED: dict[str, object] = {
     "dev_split": DEV,
@@ -82,6 +83,8 @@ def check_resumes(ours: Mapping[str, object], theirs: Mapping[str, object], what
         Disagreement: exit code 3, with all that differs and both values.
     """
     differing = differing_flags({**UNRECORDED, **ours}, {**UNRECORDED, **theirs}, what)
+    if NOTHING_MEASURED in (ours.get("dev_split"), theirs.get("dev_split")):
+        differing.pop("dev_split", None)
     refusal = step_refusal(ours, theirs) if DIVIDE_STEP & differing.keys() else ""
     allowed = DECIDE_BYTES if refusal else DECIDE_BYTES | DIVIDE_STEP
     if refused := [words for name, words in differing.items() if name not in allowed]:
@@ -91,7 +94,7 @@ def check_resumes(ours: Mapping[str, object], theirs: Mapping[str, object], what
 
 
 def dev_split_record(split: str) -> dict[str, str]:
-    """The split that is measured while training, as a run records it: see `UNRECORDED`."""
+    """The split that is measured while training, as a run records it: see `UNRECORDED`, `NOTHING_MEASURED`."""
     return {} if split == DEV else {"dev_split": split}
 
 

@@ -17,7 +17,7 @@ from data.tokens.text_agreement import TextUse, check_texts, keys_of, text_recor
 from drivers.cli.train import WarmupFlags
 from drivers.embeddings.distributed_search import check_index_fits_model
 from drivers.job.model_identity import ModelSettings
-from drivers.job.resume import dev_split_record
+from drivers.job.resume import NOTHING_MEASURED, dev_split_record
 from drivers.job.run_config import OWN_RUN, check_holds_no_other_run, check_in_dry_run, run_config
 from drivers.job.settings import (
     ModelJob,
@@ -202,7 +202,7 @@ def preflight(flags: WarmupFlags) -> WarmupJob:
     lists, triples = training_source(collection, *given) if settings.trains else (None, None)
     check_index_fits_model(search, len(collection.passages), common.model)
     check_output_dir(flags)
-    split, candidates_QK = evaluated_on(flags, collection) if settings.evaluates else ("", None)
+    split, candidates_QK = evaluated_on(flags, collection) if settings.evaluates else (NOTHING_MEASURED, None)
     job = WarmupJob(
         **vars(common),
         settings=settings,
@@ -260,7 +260,7 @@ def config_of_job(job: WarmupJob, processes: int) -> dict[str, object]:
     resolved = {"processes": processes, "trained_in": name_of(job.compute.dtype), **source}
     resolved |= job.training.parts.record() | ({"tied": True} if settings.changes.get("tied") else {})
     resolved |= {"pooling": settings.changes.get("pooling"), **job.training.loss_record}
-    resolved |= dev_split_record(job.dev_split) if settings.evaluates else {}
+    resolved |= dev_split_record(job.dev_split)
     return run_config(job.deciding_values, job.collection, **resolved) | {"max_steps": steps_to_train(job, processes)}
 
 
