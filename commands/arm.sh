@@ -18,7 +18,7 @@ source commands/jobs.sh
 # shellcheck source=flags.sh
 source commands/flags.sh
 
-setting STRATEGY top      # one of STRATEGIES, or in a job array of four: all
+setting STRATEGY top      # a --negative_strategy, or in a job array of four: all
 setting SUBSET_10 0       # 1: on the 10% subset of the collection; the warmup is on the whole of it
 setting TRAIN_GPUS ''     # of the GPUs that trainer and generator share, those of the trainer; default: half of them
 setting GEN_GPUS ''       # and those of the generator
@@ -39,6 +39,8 @@ setting REFRESH_LAG 1      # in lockstep: 0 the trainer waits for each refresh, 
 setting DEV_SPLIT ''       # of another source: the split that is measured; default: dev
 setting POLL_SECONDS 5     # between two looks for the first negatives
 setting FIRST_NEGATIVES_SECONDS 86400 # how long run_ann_data_gen.sh waits for them
+whole_numbers SUBSET_10 GLOBAL_BATCH ACCUMULATION FIRST_NEGATIVES_SECONDS MAX_SEQ_LENGTH MAX_RESTARTS RETURN_SECONDS
+((ACCUMULATION > 0)) || die "ACCUMULATION is 0, expected at least 1"
 
 choose_arm() { # FLAGS...: takes the flags, and sets STRATEGY, in an array by the task, and the collection
   split_flags "$@"
@@ -46,9 +48,12 @@ choose_arm() { # FLAGS...: takes the flags, and sets STRATEGY, in an array by th
     [[ ${SLURM_ARRAY_TASK_ID:-} =~ ^[0-3]$ ]] || die "STRATEGY is all, expected one of ${STRATEGIES[*]} outside a job array of four"
     STRATEGY=${STRATEGIES[SLURM_ARRAY_TASK_ID]}
   fi
-  has_word "$STRATEGY" "${STRATEGIES[@]}" || die "STRATEGY is '$STRATEGY', expected one of ${STRATEGIES[*]}"
   ((SUBSET_10 == 0)) || use_subset_10
   need_warmup
+  if ! has_word "$STRATEGY" "${STRATEGIES[@]}"; then
+    generator_command 1 "$STRATEGY"
+    check_commands run_ann_data_gen "${COMMAND[@]:5}"
+  fi
 }
 
 use_subset_10() { # the 10% subset stands in for the whole collection, and its arms are on one schedule
@@ -70,25 +75,39 @@ if ((SUBSET_10 == 0)); then path_setting BM25_DIR "$(run_dir)/${LAYOUT[bm25]}"; 
 path_setting TRIPLES "$RAW_DATA_DIR/triples.train.small.tsv"
 path_setting RERANK_FILE "$RAW_DATA_DIR/top1000.${DEV_SPLIT:-dev}"
 
+check_commands() { # PROGRAM FLAGS... [:: PROGRAM FLAGS...]: what can be known before there are data; ends the script
+  "$PYTHON" -m drivers.plan.check_commands "$@" || exit
+}
+
+source_format() { # sets FORMAT, the flags that say how the raw collection is read
+  FORMAT=(--source "$SOURCE")
+  [[ $SOURCE != msmarco ]] || FORMAT+=(--data_type "$DATA_TYPE")
+}
+
+preprocess_command() { # RAW_DIR: sets COMMAND
+  source_format
+  command_for 1 data.msmarco_data --data_dir "$1" --out_data_dir "$DATA_DIR" "${FORMAT[@]}" \
+    --model_type "$MODEL_TYPE" --model_name_or_path "$MODEL" \
+    --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" \
+    ${TEXT_PROFILE:+--text_profile "$TEXT_PROFILE"}
+}
+
 # Makes DATA_DIR, and the subset it is made from, unless they are complete. The manifests are written last.
 prepare_data() {
   [[ ! -f $DATA_DIR/${LAYOUT[collection_manifest]} ]] || return 0
   local parent
-  local -a format=(--source "$SOURCE")
-  [[ $SOURCE != msmarco ]] || format+=(--data_type "$DATA_TYPE")
+  local -a FORMAT
   parent=$(dirname "$DATA_DIR")
   mkdir -p "$parent"
   take_lock "$parent/.prepare.lock"
   if [[ ! -f $DATA_DIR/${LAYOUT[collection_manifest]} ]]; then
     if [[ -n $SUBSET_OF && ! -f $RAW_DATA_DIR/${LAYOUT[subset_record]} ]]; then
-      command_for 1 data.create_subset --data_dir "$SUBSET_OF" --out_data_dir "$RAW_DATA_DIR" "${format[@]}" \
+      source_format
+      command_for 1 data.create_subset --data_dir "$SUBSET_OF" --out_data_dir "$RAW_DATA_DIR" "${FORMAT[@]}" \
         --fraction 0.1 --seed 42
       run_whole_step "${COMMAND[@]}"
     fi
-    command_for 1 data.msmarco_data --data_dir "$RAW_DATA_DIR" --out_data_dir "$DATA_DIR" "${format[@]}" \
-      --model_type "$MODEL_TYPE" --model_name_or_path "$MODEL" \
-      --max_seq_length "$MAX_SEQ_LENGTH" --max_query_length "$MAX_QUERY_LENGTH" \
-      ${TEXT_PROFILE:+--text_profile "$TEXT_PROFILE"}
+    preprocess_command "$RAW_DATA_DIR"
     run_whole_step "${COMMAND[@]}"
   fi
   exec {LOCK}>&-
@@ -106,8 +125,13 @@ need_warmup() { # one that is finished, or the checkpoint that was given
     die "no ${LAYOUT[done]} in $WARMUP_DIR: let its warmup finish, or set WARMUP_CHECKPOINT=$WARMUP_CHECKPOINT to take this one"
 }
 
+arm_name() { # STRATEGY: as names of directories and of jobs have it
+  local LC_ALL=C
+  printf '%s' "${1//[^A-Za-z0-9_.-]/_}"
+}
+
 arm_dir() { # STRATEGY
-  printf '%s' "$(run_dir)/${LAYOUT[arms]}/$1"
+  printf '%s' "$(run_dir)/${LAYOUT[arms]}/$(arm_name "$1")"
 }
 
 # BM25's run, metrics and negatives, unless they are complete: ann_ndcg_0 is written last.
@@ -139,12 +163,30 @@ warmup_command() { # sets COMMAND
     negatives+=(--rerank_file "$RERANK_FILE")
   command_for "$GPUS" drivers.run_warmup --data_dir "$DATA_DIR" "${negatives[@]+"${negatives[@]}"}" --output_dir "$WARMUP_DIR" \
     --train_model_type "$MODEL_TYPE" --model_name_or_path "$MODEL" \
-    --do_train --evaluate_during_training --max_seq_length 128 --max_query_length "$MAX_QUERY_LENGTH" \
+    --do_train --evaluate_during_training --max_seq_length "$((MAX_SEQ_LENGTH < 128 ? MAX_SEQ_LENGTH : 128))" --max_query_length "$MAX_QUERY_LENGTH" \
     --optimizer lamb --learning_rate 2e-4 --warmup_steps 1000 --per_gpu_train_batch_size 32 \
     --gradient_accumulation_steps 1 --num_train_epochs 2.0 --expected_train_size 35000000 \
     --per_gpu_eval_batch_size 256 --logging_steps 1000 --logging_steps_per_eval 20 --save_steps 30000 --seed "$SEED" \
     ${DEV_SPLIT:+--dev_split "$DEV_SPLIT"} \
     "${ARGV[@]+"${ARGV[@]}"}"
+}
+
+need_raw() { # adds to CHECKED, which check_commands takes, how DATA_DIR is made where it is still to be
+  local raw=$RAW_DATA_DIR
+  [[ -z $SUBSET_OF || -f $RAW_DATA_DIR/${LAYOUT[subset_record]} ]] || raw=$SUBSET_OF
+  [[ ! -f $DATA_DIR/${LAYOUT[collection_manifest]} ]] || return 0
+  [[ -d $raw ]] ||
+    die "RAW_DATA_DIR $raw is not a directory, expected a collection: run commands/data_download.sh, or set RAW_DATA_DIR"
+  preprocess_command "$raw"
+  CHECKED+=(msmarco_data "${COMMAND[@]:5}" ::)
+}
+
+# What the warmup refuses is found before the hours of preprocessing and BM25.
+check_warmup() {
+  local -a CHECKED=() FLAGS=(--dry_run "${FLAGS[@]+"${FLAGS[@]}"}") # a dry run is of one process
+  need_raw
+  warmup_command
+  check_commands "${CHECKED[@]+"${CHECKED[@]}"}" run_warmup "${COMMAND[@]:5}"
 }
 
 evaluation_command() { # CHECKPOINT DIR [FLAGS...]: sets COMMAND

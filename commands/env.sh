@@ -45,6 +45,13 @@ setting() { # NAME DEFAULT
   fi
 }
 
+whole_numbers() { # NAMES of settings that are to be whole numbers
+  local name
+  for name in "$@"; do
+    [[ ${!name} =~ ^(0|[1-9][0-9]{0,17})$ ]] || die "$name is '${!name}', expected a whole number"
+  done
+}
+
 absolute() { # PATH BASE
   local home=${1%%/*}
   case $1 in
@@ -166,7 +173,8 @@ use_venv() { # REQUIREMENTS_FILE: PYTHON becomes that of .venv, set up where it 
 STRATEGIES=(top top_bottom bottom random) # the arms that are compared
 
 check_strategy() { # WORD: dies unless it is one of STRATEGIES, or all
-  has_word "$1" "${STRATEGIES[@]}" all || die "--strategy is '$1', expected one of ${STRATEGIES[*]} all"
+  has_word "$1" "${STRATEGIES[@]}" all ||
+    die "--strategy is '$1', expected one of ${STRATEGIES[*]} all; other words of docs/strategies.md run by commands/study.sh --arms NAME=WORD"
 }
 
 # The machine.
@@ -175,8 +183,10 @@ setting PYTHON '' # the interpreter of every program; where none is given, .venv
 PYTHON_GIVEN=$PYTHON
 [[ -n $PYTHON ]] || PYTHON=$(default_python)
 setting GPUS "$(count_gpus)"       # GPUs of this node; 0 stays on the CPU
+whole_numbers GPUS
 [[ $GPUS != 0 ]] || export CUDA_VISIBLE_DEVICES=''
 setting CPUS "${SLURM_CPUS_PER_TASK:-$(nproc)}"
+whole_numbers CPUS
 
 # The names of the directories and files of a run, as Python has them. The interpreter that the programs will have may
 # not be there yet; any Python 3 knows the names.

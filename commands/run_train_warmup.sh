@@ -12,9 +12,12 @@ found "${BASH_SOURCE:?run it with bash, not with sh}" || found "$(readlink -f --
 source "$REPO/commands/arm.sh"
 
 split_flags "$@"
+choose_warmup_negatives
+if ((DRY_RUN == 0)) && [[ ! -f $DATA_DIR/${LAYOUT[collection_manifest]} || ($WARMUP_NEGATIVES == bm25 && ! -f $BM25_DIR/${LAYOUT[first_record]}) ]]; then
+  check_warmup
+fi
 begin_job "$WARMUP_DIR" warmup
 need_data
-choose_warmup_negatives
 [[ $WARMUP_NEGATIVES != bm25 ]] || bm25 "$BM25_DIR"
 warmup_command
 run_step warmup "${COMMAND[@]}"

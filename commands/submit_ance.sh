@@ -10,9 +10,10 @@ source "$REPO/commands/options.sh"
 
 usage() {
   cat <<'TEXT'
-usage: bash commands/submit_ance.sh --strategy top|top_bottom|bottom|random|all [options] [flags] [-- options of sbatch]
+usage: bash commands/submit_ance.sh --strategy WORD|all [options] [flags] [-- options of sbatch]
 
-  --strategy    which ranks become negatives; all submits the four arms from one warmup, as job arrays
+  --strategy    which ranks become negatives: a --negative_strategy of run_ann_data_gen, as top or ranks:21-60; all
+                submits top, top_bottom, bottom and random from one warmup, as job arrays
   --warmup      a checkpoint to start from; default: the run's own warmup, which is submitted unless it is done
   --run_dir     where the run is (default: results/runs/msmarco, or msmarco_10, of the repository)
   --subset_10   on the 10% subset of the collection; the warmup is on the whole of it
@@ -41,59 +42,47 @@ export STRATEGY=top # of the checks below
 # shellcheck source=arm.sh
 source "$REPO/commands/arm.sh"
 
-check_strategy "$strategy"
+[[ -n $strategy ]] || die "--strategy is '', expected one of ${STRATEGIES[*]} all, or another word of docs/strategies.md"
+[[ $strategy == all ]] || export STRATEGY=$strategy # else one that stands for the four, in the checks
 for name in TRAIN_GPUS GEN_GPUS; do
-  [[ ${!name} =~ ^[0-9]*$ ]] || die "$name is '${!name}', expected a whole number"
+  [[ -z ${!name} ]] || whole_numbers "$name"
 done
 [[ -z $WARMUP_CHECKPOINT_GIVEN || -f $WARMUP_CHECKPOINT_GIVEN/config.json ]] ||
   die "$WARMUP_CHECKPOINT_GIVEN is no checkpoint: it has no config.json"
 [[ -n $WARMUP_CHECKPOINT_GIVEN ]] || export -n WARMUP_CHECKPOINT # the jobs look for it themselves
 [[ -n $REFRESH_MODE ]] || REFRESH_MODE=lockstep
 export REFRESH_MODE
+WHOLE_DATA_DIR=$DATA_DIR
 ((SUBSET_10 == 0)) || use_subset_10
-RUN=$(run_dir)
+RUN=$(run_dir) arm=$(arm_name "$strategy")
 [[ $RUN != *[%\\]* ]] || die "$RUN has a % or a \\ in it, expected none: sbatch reads them as its own"
 
 # What would otherwise be found after hours in the queue.
 
-PARSE='
-import sys
-from drivers.cli.evaluate import EvalFlags
-from drivers.cli.generate import GenerateFlags
-from drivers.cli.train import AnnFlags, WarmupFlags
-from utils.errors import run_program
-from utils.flags import parse_flags
-
-kinds = {kind.__name__: kind for kind in (AnnFlags, EvalFlags, GenerateFlags, WarmupFlags)}
-argv = iter([*sys.argv[1:], "::"])
-for kind in argv:
-    program = next(argv)
-    given = list(iter(lambda: next(argv), "::"))
-    code = [0]
-    def parse():
-        parse_flags(kinds[kind], program, given)
-    try:
-        run_program(program, parse)
-    except SystemExit as ended:
-        if ended.code:
-            raise
-'
-
-check_flags() {
+check_flags() { # of the programs of an arm
   local gpus=${ENVIRONMENT[GPUS]:-$((4 - 2 * colocated))} # of the trainer; a site's GPUs=0 stays on the CPU
   local WARMUP_CHECKPOINT=${WARMUP_CHECKPOINT:-$WARMUP_DIR/checkpoint} # before there is one
-  local -a parsed
+  local -a CHECKED
   ((gpus == 0)) || gpus=${TRAIN_GPUS:-$gpus}
   split_flags "${flags[@]+"${flags[@]}"}" --dry_run
-  warmup_command
-  parsed=(WarmupFlags run_warmup "${COMMAND[@]:5}" ::)
   generator_command 1 "$STRATEGY"
-  parsed+=(GenerateFlags run_ann_data_gen "${COMMAND[@]:5}" ::)
+  CHECKED=(run_ann_data_gen "${COMMAND[@]:5}" ::)
   trainer_command "$gpus" "$STRATEGY"
-  parsed+=(AnnFlags run_ann "${COMMAND[@]:5}" ::)
+  CHECKED+=(run_ann "${COMMAND[@]:5}" ::)
   evaluation_command "$WARMUP_CHECKPOINT" "$(arm_dir "$STRATEGY")/${LAYOUT[evaluation]}"
-  parsed+=(EvalFlags run_eval "${COMMAND[@]:5}")
-  "$PYTHON" -c "$PARSE" "${parsed[@]}"
+  check_commands "${CHECKED[@]}" run_eval "${COMMAND[@]:5}"
+}
+
+check_inputs() { # the collection, where it is still to be made, and the warmup, where it is due
+  local -a CHECKED=()
+  need_raw
+  if [[ -z $WARMUP_CHECKPOINT_GIVEN && ! -f $WARMUP_DIR/${LAYOUT[done]} ]]; then
+    local DATA_DIR=$WHOLE_DATA_DIR RAW_DATA_DIR=${SUBSET_OF:-$RAW_DATA_DIR} SUBSET_OF='' # a subset has no warmup of its own
+    need_raw
+    warmup_command
+    CHECKED+=(run_warmup "${COMMAND[@]:5}" ::)
+  fi
+  ((${#CHECKED[@]} == 0)) || check_commands "${CHECKED[@]}"
 }
 
 # With what there is already, the programs can check more than their flags.
@@ -136,10 +125,13 @@ job_of() { # COMMENT NAME...: the first job in the queue of one of these names a
 
 refuse_second_chain() {
   local role other id
-  local -a others=("${STRATEGIES[@]}") names=()
-  [[ $strategy == all ]] || others=("$strategy")
+  local -a others=(all "${STRATEGIES[@]}") names=()
+  if [[ $strategy != all ]]; then
+    others=("$arm")
+    ! has_word "$strategy" "${STRATEGIES[@]}" || others+=(all)
+  fi
   for role in initial_data trainer generator arm evaluation; do
-    for other in all "${others[@]}"; do
+    for other in "${others[@]}"; do
       names+=("ance_${role}_$other")
     done
   done
@@ -204,28 +196,30 @@ submit_arms() {
   export STRATEGY=$strategy
   if ((colocated == 1)); then
     [[ -z $TRAIN_GPUS || -z $GEN_GPUS ]] || gpus=$((TRAIN_GPUS + GEN_GPUS))
-    submit "ance_arm_$strategy" drivers/sbatch_arm.sh "$AFTER" "$gpus" "$RUN" "${array[@]+"${array[@]}"}"
+    submit "ance_arm_$arm" drivers/sbatch_arm.sh "$AFTER" "$gpus" "$RUN" "${array[@]+"${array[@]}"}"
   else
-    submit "ance_initial_data_$strategy" drivers/sbatch_initial_data.sh "$AFTER" '' "$RUN" "${array[@]+"${array[@]}"}"
+    submit "ance_initial_data_$arm" drivers/sbatch_initial_data.sh "$AFTER" '' "$RUN" "${array[@]+"${array[@]}"}"
     AFTER=$after:$ID
-    submit "ance_generator_$strategy" drivers/sbatch_generate.sh "$AFTER" "$GEN_GPUS" "$RUN" "${array[@]+"${array[@]}"}"
-    submit "ance_trainer_$strategy" drivers/sbatch_train.sh "$AFTER" "$TRAIN_GPUS" "$RUN" "${array[@]+"${array[@]}"}"
+    submit "ance_generator_$arm" drivers/sbatch_generate.sh "$AFTER" "$GEN_GPUS" "$RUN" "${array[@]+"${array[@]}"}"
+    submit "ance_trainer_$arm" drivers/sbatch_train.sh "$AFTER" "$TRAIN_GPUS" "$RUN" "${array[@]+"${array[@]}"}"
   fi
-  submit "ance_evaluation_$strategy" drivers/sbatch_evaluate.sh "$after:$ID" '' "$RUN" "${array[@]+"${array[@]}"}"
+  submit "ance_evaluation_$arm" drivers/sbatch_evaluate.sh "$after:$ID" '' "$RUN" "${array[@]+"${array[@]}"}"
 }
 
 check_flags
 if ((dry_run == 0)); then
+  check_inputs
   command -v sbatch >/dev/null ||
     die "sbatch is not in PATH: submit from a login node, or run commands/run_arm.sh on this one"
-  mkdir -p "$RUN/${LAYOUT[logs]}" # without it every job fails without a word
 fi
 look_at_queue
 refuse_second_chain
+((dry_run == 1)) || mkdir -p "$RUN/${LAYOUT[logs]}" # without it every job fails without a word
 row job name after log
 submit_warmup
 submit_arms
 if ((dry_run == 1)); then
+  check_inputs
   dry_run_programs
 else
   printf '%s\n' "${table[@]}"

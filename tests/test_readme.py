@@ -165,10 +165,15 @@ def test_commands_with_a_dry_run_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "submit_ance.sh" in c])
-def test_commands_that_submit_print_what_they_would(command: str, tmp_path: Path) -> None:
+def test_commands_that_submit_print_what_they_would(
+    command: str, tmp_path: Path, shared_collection: Path, tiny_tokenizer: Path
+) -> None:
+    shutil.copytree(tiny_tokenizer, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
     words = [f"{tmp_path}" if "checkpoint-" in word else word for word in shlex.split(command)]
-    settings = {"PYTHON": sys.executable, "RUNS_DIR": tmp_path / "runs", "HF_HUB_OFFLINE": "1"}
+    settings = {"PYTHON": sys.executable, "RUNS_DIR": tmp_path / "runs"}
+    settings |= {"RAW_DATA_DIR": shared_collection, "MODEL": tmp_path}
     result = run_script(REPO / words[1], "--dry_run", *words[2:], **settings)
     assert result.returncode == 0, result.stderr
     submitted = [line for line in result.stdout.splitlines() if line.startswith("sbatch ")]

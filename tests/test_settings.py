@@ -23,6 +23,7 @@ KNOW_FLAGS = {
     "drivers/generate/bm25.py",
     "drivers/generate/preflight.py",
     "drivers/job/settings.py",
+    "drivers/plan/check_commands.py",
     "drivers/plan/planner.py",
     "drivers/train/ann.py",
     "drivers/train/settings.py",

@@ -108,11 +108,17 @@ def lengths_of(tokens: Iterable[int]) -> Lengths:
     return Lengths(np.sort(np.array(list(tokens) or [1], np.int64)))
 
 
-def inspect_model(directory: Path) -> ModelFacts:
-    """UserError where the directory holds no model, or one that no encoder here can be."""
+def config_of(directory: Path) -> Path:
+    """The config.json of a model. UserError where there is none."""
     config = body_directory(directory) / CONFIG
     if not config.is_file():
-        raise UserError(f"{config.parent} has no {CONFIG}, expected a model's directory; is it the right --model?")
+        raise UserError(f"{config.parent} has no {CONFIG}, expected a model's directory; is it the right one?")
+    return config
+
+
+def inspect_model(directory: Path) -> ModelFacts:
+    """UserError where the directory holds no model, or one that no encoder here can be."""
+    config = config_of(directory)
     found, files = read_json(config), read_sentence_files(directory)
     lengths = {name: getattr(files, name, None) for name in LENGTHS}
     lengths |= {name: found[name] for name in LENGTHS if isinstance(found.get(name), int)}

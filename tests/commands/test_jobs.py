@@ -9,6 +9,7 @@ import fcntl
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -364,7 +365,11 @@ def queue(tmp_path: Path, job: dict[str, str]) -> dict[str, str]:
     write_script(folder / "scancel", 'echo "$*" >>"$CANCELLED"\n')
     path = f"{folder}:{script_environment()['PATH']}"
     places = {"SUBMITTED": str(tmp_path / "submitted"), "CANCELLED": str(tmp_path / "cancelled"), "PATH": path}
-    return {**job, **places, "PYTHON": sys.executable, "RUNS_DIR": str(tmp_path / "runs")}
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").touch()
+    return {**job, **places, "PYTHON": sys.executable, "RUNS_DIR": str(tmp_path / "runs"), "MODEL": str(model)}
 
 
 def submitted(queue: dict[str, str], *words: str, **changes: str) -> list[list[str]]:
@@ -440,7 +445,8 @@ def test_nothing_stays_submitted_where_one_job_is_refused(queue: dict[str, str])
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--strategy", "best"], "--strategy is 'best', expected one of top top_bottom bottom random all"),
+        (["--strategy", "best"], "'best' is not a strategy; for example top, top_bottom, random"),
+        (["--strategy", "ranks:1-999"], "ranks:1-999 is no window of the candidates (--topk_training 200)"),
         (["--strategy"], "--strategy needs a value"),
         (["--strategy", "top", "--gen_gpus", "two"], "GEN_GPUS is 'two', expected a whole number"),
         (["--strategy", "top", "--train_gpus", "3"], "GLOBAL_BATCH is 64, expected a multiple of 3 GPUs"),
@@ -456,9 +462,42 @@ def test_mistakes_are_found_before_anything_is_submitted(words: list[str], says:
     assert Path(queue["SUBMITTED"]).read_text() == ""
 
 
-def test_dry_run_submits_nothing(queue: dict[str, str]) -> None:
+def test_any_strategy_is_an_arm(queue: dict[str, str]) -> None:
+    """Its directory and its jobs have a name of plain letters; the four arms in the queue are others."""
+    word = "around-positive:20\u00b140"
+    queued = f"3 ance_trainer_all {queue['RUN_DIR']}\n"
+    jobs = submitted(queue, "--strategy", word, QUEUED=queued)
+    roles = ("initial_data", "generator", "trainer", "evaluation")
+    assert [option(job, "job-name") for job in jobs] == [f"ance_{role}_around-positive_20__40" for role in roles]
+    assert {job[0] for job in jobs} == {f"STRATEGY={word}"}
+    again = queued.replace("_all", "_around-positive_20__40")
+    assert "job 3 works on this arm" in single_error_line(run_script(SUBMIT, "--strategy", word, **queue, QUEUED=again))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("GPUS", "many", "GPUS is 'many', expected a whole number"),
+        ("MODEL_TYPE", "bert", "--model_type is 'bert', expected one of hf, rdot_nll"),
+        ("RAW_DATA_DIR", "nowhere", "nowhere is not a directory, expected a collection: run commands/data_download.sh"),
+        ("DATA_TYPE", "2", "--data_type is 2"),
+    ],
+)
+def test_settings_that_no_job_could_work_with_are_not_submitted(
+    setting: str, value: str, says: str, queue: dict[str, str], shared_collection: Path, tiny_tokenizer: Path
+) -> None:
     (Path(queue["DATA_DIR"]) / "manifest.json").unlink()
-    result = run_script(SUBMIT, "--strategy", "all", "--dry_run", **queue)
+    shutil.copytree(tiny_tokenizer, queue["MODEL"], dirs_exist_ok=True)
+    there = {"RAW_DATA_DIR": str(shared_collection), "WARMUP_CHECKPOINT": "", "HF_HUB_OFFLINE": "1"}
+    error = single_error_line(run_script(SUBMIT, "--strategy", "top", **{**queue, **there, setting: value}))
+    assert says in error, error
+    assert Path(queue["SUBMITTED"]).read_text() == "" and not Path(queue["RUN_DIR"], "logs").exists()
+
+
+def test_dry_run_submits_nothing(queue: dict[str, str], shared_collection: Path, tiny_tokenizer: Path) -> None:
+    (Path(queue["DATA_DIR"]) / "manifest.json").unlink()
+    there = {"RAW_DATA_DIR": str(shared_collection), "MODEL": str(tiny_tokenizer)}
+    result = run_script(SUBMIT, "--strategy", "all", "--dry_run", **{**queue, **there})
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("sbatch ")]
     assert len(lines) == 4 and all("--dry_run" not in line for line in lines)

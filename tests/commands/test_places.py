@@ -37,7 +37,8 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(repo: Path, **changes: str | Path) -> dict[str, str | Path]:
     root = repo.parent
-    given = {"PYTHON": root / "python", "WARMUP_CHECKPOINT": root / "checkpoint", "GPUS": "0", "LC_ALL": "C.UTF-8"}
+    given = {"PYTHON": root / "python", "WARMUP_CHECKPOINT": root / "checkpoint", "RAW_DATA_DIR": root}
+    given |= {"GPUS": "0", "LC_ALL": "C.UTF-8"}
     return {**given, **changes}
 
 

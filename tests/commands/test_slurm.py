@@ -439,8 +439,11 @@ def final_and_first_of(chain: Chain, other: Chain, strategy: str) -> list[Path]:
 
 
 def test_after_a_warmup_that_fails_nothing_runs(cluster: Cluster, settings: dict[str, str]) -> None:
-    nowhere = dict.fromkeys(("RAW_DATA_DIR", "DATA_DIR", "RUN_DIR"), settings["ROOT"] + "/nowhere")
-    chain = Chain(cluster, {**settings, **nowhere}, "all", *FLAGS)
+    """A submission looks whether the raw files are there, and does not read them."""
+    raw = shutil.copytree(settings["RAW_DATA_DIR"], settings["ROOT"] + "/damaged/raw")
+    (Path(raw) / "qrels.train.tsv").write_text("no qrels\n")
+    damaged = dict.fromkeys(("DATA_DIR", "RUN_DIR"), settings["ROOT"] + "/damaged/run")
+    chain = Chain(cluster, {**settings, **damaged, "RAW_DATA_DIR": raw}, "all", *FLAGS)
     ended = cluster.end(chain.jobs["warmup"])
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
     for name in PROGRAMS:
