@@ -18,21 +18,22 @@ def is_path(name_or_path: str) -> bool:
     return Path(name_or_path).is_dir() or name_or_path.startswith((".", "/", "~"))
 
 
-@cache
 def has_hub() -> bool:
     """Whether the hub may be asked: its host has an address here, or a proxy stands for it.
 
     Where it has none, huggingface_hub would look for each file six times, half a minute long.
     """
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+    from huggingface_hub import constants
 
-    if HF_HUB_OFFLINE or getproxies():
-        return not HF_HUB_OFFLINE
+    return not constants.HF_HUB_OFFLINE and bool(getproxies() or has_address(urlsplit(constants.ENDPOINT).hostname))
+
+
+@cache
+def has_address(host: str | None) -> bool:
     try:
-        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None)
+        return bool(socket.getaddrinfo(host, None))
     except OSError:
         return False
-    return True
 
 
 def hub_file(name: str, file: str, local_only: bool = False) -> Path | None:
