@@ -194,13 +194,15 @@ def check_first_encoder(
     """
     model, parts = common.model, trained_parts(flags)
     if model.name_or_path:
-        names = filter(None, (model.name_or_path, model.query_name_or_path))
-        directory, *of_queries = (model_directory(name, local_only=flags.dry_run) for name in names)
-        if not all(place.is_dir() for place in (directory, *of_queries)):
-            return  # of the hub, where a --dry_run fetches nothing
-        changes = changes | ({QUERY_MODEL: str(of_queries[0])} if of_queries else {})
-        encoder = encoder_without_weights(model.model_type, str(directory), model.config_name, new_head, changes)
-        check_trained(encoder, parts, directory)
+        names = [name for name in (model.name_or_path, model.query_name_or_path) if name]
+        if flags.dry_run:  # which fetches nothing
+            names = [str(model_directory(name, local_only=True)) for name in names]
+            if not all(Path(name).is_dir() for name in names):
+                return
+        first, *of_queries = names
+        changes = changes | ({QUERY_MODEL: of_queries[0]} if of_queries else {})
+        encoder = encoder_without_weights(model.model_type, first, model.config_name, new_head, changes)
+        check_trained(encoder, parts, Path(first))
     else:
         encoder = on_meta(lambda: new_encoder(model.model_type, model.config_name, changes))
         check_trained(encoder, parts, None)

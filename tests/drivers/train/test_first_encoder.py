@@ -16,9 +16,11 @@ from drivers import run_ann, run_warmup
 from model.encoders.dpr import TwoTowers
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import put_negatives
+from tests.hub import Hub, fixture_hub
 from utils.errors import Disagreement, UserError
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+__all__ = ["fixture_hub"]
 TWO = {"model_type": "dpr"}
 ADAPTED = {"model_type": "hf", "lora_r": 4}
 
@@ -107,8 +109,7 @@ def test_what_could_not_begin_is_refused_with_nothing_written(
     ("model", "flags"),
     [
         ("roberta", {}),
-        ("bert", {"model_type": "hf", "lora_r": 2, "head_dim": 0}),
-        ("bert", {**TWO, "query_model_name_or_path": "bert", "freeze": "passage", "lora_r": 0}),
+        ("bert", {**TWO, "query_model_name_or_path": "bert", "freeze": "passage"}),
         ("", {"config_name": "roberta/config.json", "tokenizer_name": "roberta"}),
     ],
 )
@@ -129,6 +130,18 @@ def test_what_can_begin_begins_as_without_the_look(
         weights = sorted((tmp_path / name / "checkpoint-1").glob("*model*.safetensors"))
         found.append([path.read_bytes() for path in weights])
     assert found[0] and found[0] == found[1]
+
+
+def test_a_model_of_the_hub_is_looked_at_by_its_name(
+    models: Callable[[str], Path], tiny_preprocessed: Path, tmp_path: Path, hub: Hub
+) -> None:
+    given: dict[str, object] = {"model_name_or_path": hub.add(models("roberta"), "lab/roberta")}
+    for _ in ("cold", "warm"):
+        with pytest.raises(UserError, match=r"^lab/roberta has no embeddingHead"):
+            began_ann(tmp_path / "out", tiny_preprocessed, given)
+    began_warmup(tmp_path / "warm up", tiny_preprocessed, {**given, "model_type": "hf"})
+    assert (tmp_path / "warm up" / "checkpoint-1" / "tokenizer.json").is_file()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_must_not_begin_leaves_nothing_that_says_so(
