@@ -83,6 +83,19 @@ def test_documents_are_measured_at_100_as_well(tmp_path: Path, tiny_tokenizer: P
     assert found[1].metrics["mrr@10"] == 0 and (found[0].split, found[0].relevance_level) == ("dev", 1)
 
 
+def test_trec_s_passages_are_relevant_from_grade_2(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """As the source says it of the split; the passage of grade 1 is the first, that of grade 2 the second."""
+    raw, data, out = (tmp_path / name for name in ("raw", "data", "bm25"))
+    raw.mkdir()
+    (raw / "collection.tsv").write_text("1\tfox\n2\tfox and more\n3\tother words\n")
+    (raw / "msmarco-test2019-queries.tsv").write_text("7\tfox\n")
+    (raw / "2019qrels-pass.txt").write_text("7 Q0 1 1\n7 Q0 2 2\n")
+    preprocess(raw, data, tiny_tokenizer)
+    assert call(run_bm25.main, raw_data_dir=raw, data_dir=data, output_dir=out) == 0
+    found = read_evaluation(out / "metrics.json", "")
+    assert (found.metrics["mrr@10"], found.split, found.relevance_level) == (0.5, "trec2019", 2)
+
+
 def test_a_stemmer_finds_singular_and_plural(
     tmp_path: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

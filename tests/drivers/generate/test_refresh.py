@@ -126,7 +126,12 @@ def test_a_passage_that_is_its_query_is_no_negative_and_not_measured(tiny_prepro
     dev_passages_QK = np.array([row[:101] for row in ranked])
     reciprocal = [1.0, *(1.0 if own in answer[q] else 0.5 for q in dev_Q.tolist()[1:])]
     mean = sum(reciprocal) / len(plain.qrels("dev").as_dict())
-    assert dev_metrics(settings, dev_passages_QK)["mrr@10"] == pytest.approx(mean)
+    found = dev_metrics(settings, dev_passages_QK)
+    assert found["mrr@10"] == pytest.approx(mean)
+    of_level_2 = {**plain.manifest, "own_passages": pairs, "relevance_levels": {"dev": 2}}
+    collection = replace(settings.collection, manifest=of_level_2)
+    from_2 = dev_metrics(replace(settings, collection=collection), dev_passages_QK)
+    assert from_2["mrr@10"] == 0 and from_2["ndcg@10"] == found["ndcg@10"], "its grades are all 1"
 
 
 # The lease
