@@ -229,8 +229,8 @@ def create_subset(source: Source, out_dir: Path, settings: SubsetSettings) -> Su
 
 def check_out_dir(source: Source, out_dir: Path) -> None:
     """UserError where the subset would overwrite a collection, its own source above all, or cannot be written."""
-    marks = (name for mark in files_of_subset(source).marks for name in (mark, f"{mark}.gz"))
-    taken = [name for name in (SUBSET_RECORD, *marks) if (out_dir / name).exists()]
+    collection_files = (name for file in files_of_subset(source).collection_files for name in (file, f"{file}.gz"))
+    taken = [name for name in (SUBSET_RECORD, *collection_files) if (out_dir / name).exists()]
     if taken:
         raise UserError(f"{out_dir} already holds {taken[0]}; remove it or choose another directory")
     check_can_write(out_dir)

@@ -21,7 +21,7 @@ class SubsetFiles:
 
     Args:
         record: which layout they are of, as a manifest records it.
-        marks: names by which a directory is seen to hold a collection already.
+        collection_files: any of these shows that a directory holds a collection already.
         passages: the file of the passages.
         splits: the files of each split; several may have one of queries.
         passage_line, query_line, qrel_line: make a line; UserError for what the layout cannot hold.
@@ -29,7 +29,7 @@ class SubsetFiles:
     """
 
     record: SourceRecord
-    marks: tuple[str, ...]
+    collection_files: tuple[str, ...]
     passages: str
     splits: Mapping[str, SplitNames]
     passage_line: Callable[[Passage], str]
@@ -46,8 +46,10 @@ def files_of_subset(source: Source) -> SubsetFiles:
     if isinstance(source, beir.BeirFolder):
         splits = {split: SplitNames(beir.QUERIES, f"{beir.QRELS}/{split}.tsv") for split in source.split_files}
         header = line_of_columns(*BEIR_HEADER)
-        marks = (beir.CORPUS, beir.QUERIES, beir.QRELS)
-        return SubsetFiles(source.record, marks, beir.CORPUS, splits, beir_passage, beir_query, beir_qrel, header)
+        collection_files = (beir.CORPUS, beir.QUERIES, beir.QRELS)
+        return SubsetFiles(
+            source.record, collection_files, beir.CORPUS, splits, beir_passage, beir_query, beir_qrel, header
+        )
     if isinstance(source, MsMarco) and source.data_type == DOCUMENT_TYPE:
         return msmarco_files(DOCUMENT_TYPE, document_line)
     if not isinstance(source, MsMarco):
@@ -56,9 +58,9 @@ def files_of_subset(source: Source) -> SubsetFiles:
 
 
 def msmarco_files(data_type: int, line_of_passage: Callable[[Passage], str]) -> SubsetFiles:
-    names, marks = RAW_NAMES[data_type], (RAW_NAMES[data_type].passages,)
+    names, collection_files = RAW_NAMES[data_type], (RAW_NAMES[data_type].passages,)
     record: SourceRecord = {"source": MSMARCO, "data_type": data_type}
-    return SubsetFiles(record, marks, names.passages, names.splits, line_of_passage, text_line, msmarco_qrel)
+    return SubsetFiles(record, collection_files, names.passages, names.splits, line_of_passage, text_line, msmarco_qrel)
 
 
 def check_splits(source: Source) -> None:

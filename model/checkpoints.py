@@ -18,7 +18,7 @@ from model.encoders.registry import encoder_class, encoder_type, load_encoder
 from model.encoders.spec import read_config_file
 from model.formats import sentence_model
 from model.formats.card import RECORDED, write_card
-from model.formats.held import HEAD, POOLER, HeldModel, ReadSettings
+from model.formats.loaded import HEAD, POOLER, LoadedModel, ReadSettings
 from model.formats.tokenizers import copy_tokenizer
 from model.formats.weights import names_of_weights
 from model.hub import check_base
@@ -37,7 +37,7 @@ STATIC = "static"
 UNREAD = (OPTIMIZER, SCHEDULER, RNG_STATES, TRAINER_STATE, CARD)  # need not be there
 
 
-def read(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
+def read(paths: Sequence[Path], settings: ReadSettings) -> LoadedModel:
     """A checkpoint of this project; where it has a manifest, its files are held against that.
 
     Args:
@@ -51,10 +51,10 @@ def read(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
     config_name = settings.config_name
     model_type = type_of(directory, config_name)
     record = record_of(directory)
-    held = held_of(load_encoder(model_type, str(directory), config_name), model_type, directory, settings)
+    loaded = loaded_of(load_encoder(model_type, str(directory), config_name), model_type, directory, settings)
     texts = read_model_texts(str(directory), config_name)
     said = {name: getattr(texts, name) for name in TEXT_KEYS if getattr(texts, name) is not None}
-    return replace(held, config={**held.config, **said}, record=record)
+    return replace(loaded, config={**loaded.config, **said}, record=record)
 
 
 def record_of(directory: Path) -> dict[str, object]:
@@ -83,7 +83,7 @@ def type_of(directory: Path, config_name: str) -> str:
     return ENCODER
 
 
-def held_of(encoder: Encoder, model_type: str, directory: Path, settings: ReadSettings) -> HeldModel:
+def loaded_of(encoder: Encoder, model_type: str, directory: Path, settings: ReadSettings) -> LoadedModel:
     """What is read of a checkpoint; adapters are merged into the weights.
 
     Args:
@@ -97,7 +97,7 @@ def held_of(encoder: Encoder, model_type: str, directory: Path, settings: ReadSe
     if isinstance(encoder, TwoTowers):
         config, weights = as_two_of_one_kind(encoder, str(directory))
     lower_cases = lower_cases_tokens(directory)
-    return HeldModel(model_type, config, weights, tokenizer, str(directory), lower_cases=lower_cases)
+    return LoadedModel(model_type, config, weights, tokenizer, str(directory), lower_cases=lower_cases)
 
 
 def as_two_of_one_kind(encoder: TwoTowers, where: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -120,33 +120,33 @@ def as_two_of_one_kind(encoder: TwoTowers, where: str) -> tuple[dict[str, Any], 
     return {**recorded, **query, "tied": False}, weights
 
 
-def write(held: HeldModel, directory: Path) -> None:
+def write(loaded: LoadedModel, directory: Path) -> None:
     """A checkpoint without the state of a training.
 
     Args:
-        held: of any type.
+        loaded: of any type.
         directory: empty.
 
     Raises:
         UserError: the weights do not fit the config.
     """
-    encoder_of(held).save_pretrained(directory)
-    copy_tokenizer(held, directory)
-    write_card(directory, held.config, held.record)
+    encoder_of(loaded).save_pretrained(directory)
+    copy_tokenizer(loaded, directory)
+    write_card(directory, loaded.config, loaded.record)
 
 
-def encoder_of(held: HeldModel) -> Encoder:
+def encoder_of(loaded: LoadedModel) -> Encoder:
     """The encoder with these weights; a pooler that it has no use for is dropped."""
-    weights = {name: tensor for name, tensor in held.weights.items() if not name.endswith(POOLER)}
+    weights = {name: tensor for name, tensor in loaded.weights.items() if not name.endswith(POOLER)}
     try:
-        encoder = encoder_class(encoder_type(held.model_type)).new(held.config)
+        encoder = encoder_class(encoder_type(loaded.model_type)).new(loaded.config)
         encoder.load_state_dict(weights)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{held.source} does not fit its config: {one_line(error)[:300]}") from None
+        raise UserError(f"{loaded.source} does not fit its config: {one_line(error)[:300]}") from None
     return encoder
 
 
-def read_sentence_transformers(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
+def read_sentence_transformers(paths: Sequence[Path], settings: ReadSettings) -> LoadedModel:
     """A directory with modules.json: RoBERTa with ANCE's head, or any other encoder.
 
     Args, and what it raises: those of `read`.
@@ -155,27 +155,27 @@ def read_sentence_transformers(paths: Sequence[Path], settings: ReadSettings) ->
     files = sentence_model.sentence_files(directory)
     if sentence_model.is_ance(directory, files):
         return sentence_model.read_ance(directory, files, settings)
-    held = held_of(load_encoder(ENCODER, str(directory)), ENCODER, directory, settings)
-    config = {**sentence_model.recorded(files, held.config), **held.config}
-    return replace(held, config=config, source=str(directory))
+    loaded = loaded_of(load_encoder(ENCODER, str(directory)), ENCODER, directory, settings)
+    config = {**sentence_model.recorded(files, loaded.config), **loaded.config}
+    return replace(loaded, config=config, source=str(directory))
 
 
-def write_sentence_transformers(held: HeldModel, directory: Path) -> None:
+def write_sentence_transformers(loaded: LoadedModel, directory: Path) -> None:
     """As the library itself lays such a model out, with a card.
 
     Args:
-        held: of any type.
+        loaded: of any type.
         directory: empty.
 
     Raises:
         UserError: there is no tokenizer, or embeddings are pooled in a way that the library does not have.
     """
-    sentence_model.check_tokenizer(held)
-    if held.config.get(POOLED_FROM):
+    sentence_model.check_tokenizer(loaded)
+    if loaded.config.get(POOLED_FROM):
         raise UserError(
-            f"{held.source} pools the mean from position {held.config[POOLED_FROM]} on, which sentence-transformers "
-            "does not; --to can be ours"
+            f"{loaded.source} pools the mean from position {loaded.config[POOLED_FROM]} on, which "
+            "sentence-transformers does not; --to can be ours"
         )
     writers = {ANCE: sentence_model.write_ance, ENCODER: write, TOWERS: sentence_model.write_towers}
-    writers[held.model_type](held, directory)
-    write_card(directory, held.config, held.record)
+    writers[loaded.model_type](loaded, directory)
+    write_card(directory, loaded.config, loaded.record)

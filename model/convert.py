@@ -22,7 +22,7 @@ from utils.flags import ProgramFlags, answer_dry_run, parse_flags
 from utils.run_log import say
 
 if TYPE_CHECKING:
-    from model.formats.held import HeldModel
+    from model.formats.loaded import LoadedModel
 
 MOST_DIRECTORIES_READ = 2
 
@@ -48,15 +48,15 @@ def main() -> None:
     *sources, target = map(Path, flags.paths)
     check_words(flags.from_layout, flags.to_layout)
     check_paths(flags.from_layout, sources, target)
-    held = read_as(flags.from_layout, sources, flags.config_name, flags.tokenizer_name)
-    held = with_profile(held, flags.text_profile)
-    check_type(held, flags.from_layout, flags.to_layout)
-    if answer_dry_run(flags, read_model_type=held.model_type):
+    loaded = read_as(flags.from_layout, sources, flags.config_name, flags.tokenizer_name)
+    loaded = with_profile(loaded, flags.text_profile)
+    check_type(loaded, flags.from_layout, flags.to_layout)
+    if answer_dry_run(flags, read_model_type=loaded.model_type):
         return
-    write_as(flags.to_layout, held, target)
-    if held.note:
-        say(held.note)
-    say(f"wrote {target}: {held.model_type} in the layout {flags.to_layout}, from {held.source}")
+    write_as(flags.to_layout, loaded, target)
+    if loaded.note:
+        say(loaded.note)
+    say(f"wrote {target}: {loaded.model_type} in the layout {flags.to_layout}, from {loaded.source}")
 
 
 def check_words(source: str, target: str) -> None:
@@ -84,7 +84,7 @@ def check_paths(word: str, sources: list[Path], target: Path) -> None:
         raise UserError(f"{target} exists already, expected a new name; choose another OUT")
 
 
-def read_as(word: str, sources: list[Path], config_name: str, tokenizer_name: str) -> HeldModel:
+def read_as(word: str, sources: list[Path], config_name: str, tokenizer_name: str) -> LoadedModel:
     """The model that lies there.
 
     Args:
@@ -95,42 +95,42 @@ def read_as(word: str, sources: list[Path], config_name: str, tokenizer_name: st
     Raises:
         UserError: it is not of that layout, or damaged.
     """
-    from model.formats.held import Reader, ReadSettings
+    from model.formats.loaded import Reader, ReadSettings
 
     read: Reader = resolve_name(LAYOUTS[word].reader)
-    held = read(sources, ReadSettings(config_name, tokenizer_name))
-    return replace(held, record={**held.record, "model_type": held.model_type, "read_as": word})
+    loaded = read(sources, ReadSettings(config_name, tokenizer_name))
+    return replace(loaded, record={**loaded.record, "model_type": loaded.model_type, "read_as": word})
 
 
-def with_profile(held: HeldModel, profile: str) -> HeldModel:
+def with_profile(loaded: LoadedModel, profile: str) -> LoadedModel:
     """The same with a text profile that nothing records; UserError where another is recorded."""
-    found = held.config.get("text_profile")
+    found = loaded.config.get("text_profile")
     if not profile or found == profile:
-        return held
+        return loaded
     if found is not None:
-        raise UserError(f"--text_profile is {profile}, {held.source} says {found}; omit it")
-    return replace(held, config={**held.config, "text_profile": profile})
+        raise UserError(f"--text_profile is {profile}, {loaded.source} says {found}; omit it")
+    return replace(loaded, config={**loaded.config, "text_profile": profile})
 
 
-def check_type(held: HeldModel, source: str, target: str) -> None:
+def check_type(loaded: LoadedModel, source: str, target: str) -> None:
     """UserError where the model that was read is none that ``target`` can hold."""
-    possible = [word for word in targets_of(source) if held.model_type in LAYOUTS[word].writes]
+    possible = [word for word in targets_of(source) if loaded.model_type in LAYOUTS[word].writes]
     if target not in possible:
         raise UserError(
-            f"{held.source} is of the model type {held.model_type}, which the layout {target} cannot hold; "
+            f"{loaded.source} is of the model type {loaded.model_type}, which the layout {target} cannot hold; "
             f"--to can be {', '.join(possible)}"
         )
 
 
-def write_as(word: str, held: HeldModel, target: Path) -> None:
+def write_as(word: str, loaded: LoadedModel, target: Path) -> None:
     """Publish the model in a layout. UserError where the layout cannot say what the model is."""
-    from model.formats.held import Writer
+    from model.formats.loaded import Writer
 
     write: Writer = resolve_name(LAYOUTS[word].writer)
     if LAYOUTS[word].is_file:
-        publish_file(target, partial(write, held))
+        publish_file(target, partial(write, loaded))
     else:
-        publish_directory(target, partial(write, held))
+        publish_directory(target, partial(write, loaded))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from data.tokens.collection import Preprocessed
 from utils.errors import UserError
 from utils.exchange.atomic import sha256_of
 from utils.exchange.evaluations import DEV, TRAIN
-from utils.ir.metrics import DEPTH_OF_RECORD, always_measured, evaluate, reach
+from utils.ir.metrics import DEPTH_OF_RECORD, always_measured, deepest_cutoff, evaluate
 from utils.ir.runs import GivenRun, read_run
 from utils.run_log import say
 from utils.search.ranked_lists import without, without_own
@@ -120,7 +120,7 @@ def record_of(path: Path, collection: Preprocessed, split: str, lists: Lists) ->
         lists: of its queries.
     """
     width, passages = lists.passages_QK.shape[1], len(collection.passages)
-    depth = reach(max(width, DEPTH_OF_RECORD), passages)
+    depth = deepest_cutoff(max(width, DEPTH_OF_RECORD), passages)
     judgements: Mapping[int, Mapping[int, int]] = collection.qrels(split).as_dict()
     choice = always_measured(collection.relevance_level(split))
     metrics = evaluate(judgements, lists.query_Q, lists.passages_QK, depth, choice)

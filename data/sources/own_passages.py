@@ -40,11 +40,12 @@ def is_own_text(query: str, passage: Passage) -> bool:
 
     A text that holds the query is not: a short query is a part of many an answer to it.
     """
-    query, text = folded(query), folded(passage.text)
-    return bool(text) and query in (text, folded(f"{passage.title or ''} {text}"))
+    query, text = normalized_text(query), normalized_text(passage.text)
+    return bool(text) and query in (text, normalized_text(f"{passage.title or ''} {text}"))
 
 
-def folded(text: str) -> str:
+def normalized_text(text: str) -> str:
+    """Without case, and with one blank between words."""
     return " ".join(text.casefold().split())
 
 

@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.exchange.layout import EvaluationLayout, run_name
 from utils.flag_values import LARGEST_INTEGER
 from utils.flags import flags_json, ignored_flags
-from utils.ir.metrics import reach
+from utils.ir.metrics import deepest_cutoff
 from utils.ir.pooled import overlap_with
 from utils.ir.runs import GivenRun
 from utils.run_log import header, say
@@ -103,7 +103,7 @@ def run(job: RunsJob) -> None:
         given, lists = read_run_of(path, job.splits, passage_ids, unknown_ids)
         say(describe_run(path, given, job.topk))
         deepest = min(job.topk or LARGEST_INTEGER, given.passages_QK.shape[1])
-        depth, results = reach(deepest, len(passage_ids)), []
+        depth, results = deepest_cutoff(deepest, len(passage_ids)), []
         for number, (split, (passages_QK, scores_QK)) in enumerate(zip(job.splits, lists, strict=True)):
             kept = without_own(passages_QK, scores_QK, split.own_passage_Q, deepest)
             ranking = measure_lists(split, *kept, depth)

@@ -23,7 +23,7 @@ from utils.distributed import agreement
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.wait import log_once
-from utils.ir.metrics import reach
+from utils.ir.metrics import deepest_cutoff
 from utils.search.ranked_lists import without_own
 from utils.search.settings import SearchSettings
 
@@ -130,7 +130,7 @@ def rank_splits(
     if searched > k:
         passages_QK, scores_QK = without_own(passages_QK, scores_QK, own_Q, min(k, passages))
     lists = zip(splits, parts_of(passages_QK, splits), parts_of(scores_QK, splits), strict=True)
-    return [measure_lists(*of_split, reach(k, passages)) for of_split in lists]
+    return [measure_lists(*of_split, deepest_cutoff(k, passages)) for of_split in lists]
 
 
 def rerank_split(world: World, split: RankedSplit, embeddings: SplitEmbeddings, candidates_QK: np.ndarray) -> Ranking:
@@ -152,5 +152,5 @@ def rerank_split(world: World, split: RankedSplit, embeddings: SplitEmbeddings, 
         log_once(f"{split.name}: {queries} have no candidates, and count as 0 in reranking")
     given_scores_QK = score_candidates(world, embeddings.queries_QD, embeddings.share, candidates_QK)
     scores_QK, passages_QK = rerank(given_scores_QK, candidates_QK)
-    depth = reach(candidates_QK.shape[1], len(split.collection.passages))
+    depth = deepest_cutoff(candidates_QK.shape[1], len(split.collection.passages))
     return measure_lists(split, passages_QK, scores_QK, depth)

@@ -37,10 +37,10 @@ from utils.ir.metrics import (
     DEPTH_OF_RECORD,
     MetricChoice,
     choose_metrics,
+    deepest_cutoff,
     evaluate,
     format_metrics,
     metrics_record,
-    reach,
 )
 from utils.ir.trec import write_run
 from utils.run_log import git_state, header, say
@@ -171,8 +171,8 @@ def run_dev(job: Bm25Job, index: BM25, staged: Path) -> tuple[dict[str, float], 
     run_path = EvaluationLayout(staged).ranking(split)
     write_run(run_path, *ids, rows_QK[:, : job.topk_dev], scores_QK[:, : job.topk_dev], MODEL)
     judged, query_Q = preprocessed.qrels(split).as_dict(), np.arange(len(rows_QK))
-    metrics = evaluate(judged, query_Q, rows_QK, reach(searched, passages), job.choice)
-    kept = job.choice.names(reach(job.topk_dev, passages))
+    metrics = evaluate(judged, query_Q, rows_QK, deepest_cutoff(searched, passages), job.choice)
+    kept = job.choice.names(deepest_cutoff(job.topk_dev, passages))
     return {name: value for name, value in metrics.items() if name in kept}, metrics
 
 

@@ -28,7 +28,7 @@ from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.negatives import read_refresh
-from utils.ir.metrics import always_measured, evaluate, reach
+from utils.ir.metrics import always_measured, deepest_cutoff, evaluate
 from utils.run_log import say
 from utils.search.ranked_lists import without_own
 
@@ -114,7 +114,7 @@ def dev_metrics(settings: RefreshSettings, dev_passages_QK: np.ndarray) -> dict[
     """
     collection = settings.collection
     qrels = collection.qrels(settings.dev_split)
-    depth = reach(depth_of_search(settings), len(collection.passages))
+    depth = deepest_cutoff(depth_of_search(settings), len(collection.passages))
     query_Q = qrels.queries_with_positive()
     own_Q = collection.own_passage_Q(settings.dev_split, query_Q)
     unused_QK = np.zeros(dev_passages_QK.shape, np.float32)  # scores

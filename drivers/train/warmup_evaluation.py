@@ -24,7 +24,7 @@ from utils.distributed import agreement
 from utils.distributed.world import World
 from utils.exchange.layout import EvaluationLayout
 from utils.exchange.stop import StopRequested
-from utils.ir.metrics import reach
+from utils.ir.metrics import deepest_cutoff
 from utils.run_log import say
 from utils.search.settings import SearchSettings
 
@@ -67,7 +67,7 @@ def candidates_to_rerank(collection: Preprocessed, split: str, rerank_file: str,
 def say_of_short_lists(candidates_QK: np.ndarray, passages: int) -> None:
     """A line where they have too few of the collection's ``passages`` to be measured."""
     longest = candidates_QK.shape[1]
-    if reach(longest, passages) < EVALUATION_DEPTH:
+    if deepest_cutoff(longest, passages) < EVALUATION_DEPTH:
         say(f"warning: no list of candidates is longer than {longest}: there is no reranking MRR@10, nan is logged")
 
 

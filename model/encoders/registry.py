@@ -62,14 +62,16 @@ def load_encoder(
     new_head: bool = False,
     changes: dict[str, Any] | None = None,
 ) -> Encoder:
-    """The encoder stored in a directory (ours, ANCE's, Pyserini's) or, for rdot_nll and hf, under a hub name.
+    """The encoder stored in a directory (ours, ANCE's, Pyserini's, sentence-transformers') or under a hub name.
 
     Args:
         model_type: a word of `MODEL_TYPES`.
-        name_or_path: the directory, or the name.
+        name_or_path: the directory, or the name, which its `ModelType.from_hub` allows.
         config_name: a config in place of the directory's, "" for its own.
-        new_head: let a plain RoBERTa in, whose head then starts from random weights (torch's global seed).
-        changes: replace what the config says: pooling, score_scale, normalize, head_dim.
+        new_head: let a body without the head in (rdot_nll's, or that of ``head_dim``), which then starts from random
+            weights (torch's global seed).
+        changes: replace what the config says: pooling, score_scale, and of ``hf`` normalize and head_dim; of ``dpr``
+            tied, and query_model, the directory or hub name that the queries' tower begins as.
 
     Raises:
         UserError: files are missing, of another model type, or without the head.
@@ -120,7 +122,7 @@ def on_meta(make: Callable[[], Encoder]) -> Encoder:
 def new_encoder(model_type: str, config_name: str, changes: dict[str, Any]) -> Encoder:
     """An encoder with random weights (torch's global seed) of the shape that a config file describes.
 
-    ``changes`` (vocab_size, pad_token_id, pooling, score_scale) replace what the file says.
+    ``changes`` replace what the file says: vocab_size, pad_token_id, and those of `load_encoder` but query_model.
     UserError where it describes no such encoder.
     """
     return made_of(model_type, {**read_config(config_name, model_type), **changes}, config_name)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from model.formats.held import BODY, HEAD, POSITION_IDS, HeldModel, ReadSettings, body_names, check_names, layers_of
+from model.formats.loaded import BODY, HEAD, POSITION_IDS, LoadedModel, ReadSettings, body_names, check_names, layers_of
 from model.formats.tokenizers import write_byte_level
 from model.formats.weights import TORCH_WEIGHTS, read_weights, write_torch
 from utils.declared.layouts import ANCE
@@ -28,7 +28,7 @@ CONFIG_TYPE = "roberta"
 WHAT = "a RoBERTa body (roberta.*) with ANCE's head (embeddingHead.*, norm.*)"
 
 
-def read(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
+def read(paths: Sequence[Path], settings: ReadSettings) -> LoadedModel:
     """ANCE's, Pyserini's, DRhard's, and ours of that type.
 
     Args:
@@ -40,7 +40,9 @@ def read(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
     """
     (directory,) = paths
     config, weights = read_stored(directory, settings, CONFIG_TYPE, WRAPPED)
-    return HeldModel(ANCE, *checked(config, weights, str(directory)), settings.tokenizer_in(directory), str(directory))
+    return LoadedModel(
+        ANCE, *checked(config, weights, str(directory)), settings.tokenizer_in(directory), str(directory)
+    )
 
 
 def read_stored(
@@ -98,58 +100,58 @@ def checked(
     return {**config, **found, **({} if is_default else {"embedding_size": width})}, kept
 
 
-def write_ance(held: HeldModel, directory: Path) -> None:
+def write_ance(loaded: LoadedModel, directory: Path) -> None:
     """As ANCE's programs read it: the files of transformers 2.3.
 
     Args:
-        held: of the type ``rdot_nll``.
+        loaded: of the type ``rdot_nll``.
         directory: empty.
 
     Raises:
         UserError: ANCE's class cannot be what the model is, or its tokenizer is none of RoBERTa's.
     """
-    write(held, directory, {})
+    write(loaded, directory, {})
 
 
-def write_with_positions(held: HeldModel, directory: Path) -> None:
+def write_with_positions(loaded: LoadedModel, directory: Path) -> None:
     """As Pyserini and DRhard store it: transformers 3 to 4.30 have a constant among the weights.
 
     Args, and what it raises: those of `write_ance`.
     """
-    longest = len(held.weights[f"{BODY}embeddings.position_embeddings.weight"])
-    write(held, directory, {BODY + POSITION_IDS: torch.arange(longest)[None]})
+    longest = len(loaded.weights[f"{BODY}embeddings.position_embeddings.weight"])
+    write(loaded, directory, {BODY + POSITION_IDS: torch.arange(longest)[None]})
 
 
-def write(held: HeldModel, directory: Path, constants: dict[str, torch.Tensor]) -> None:
+def write(loaded: LoadedModel, directory: Path, constants: dict[str, torch.Tensor]) -> None:
     """Weights, config and tokenizer.
 
     Args:
-        held, directory: those of `write_ance`.
+        loaded, directory: those of `write_ance`.
         constants: stored next to the weights.
 
     Raises:
         UserError: as in `write_ance`.
     """
-    config, weights = expressible(held)
-    write_byte_level(held, directory)
+    config, weights = expressible(loaded)
+    write_byte_level(loaded, directory)
     text = json_text(config, indent=2, sort_keys=True)
     (directory / CONFIG).write_text(f"{text}\n", encoding="utf-8")
     write_torch(directory / TORCH_WEIGHTS, {**weights, **constants})
 
 
-def expressible(held: HeldModel) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def expressible(loaded: LoadedModel) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The config and the weights with which ANCE's class gives the same embeddings: a scale goes into the norm.
 
     UserError where there are none: it pools the first token, and its embeddings are 768 wide.
     """
-    config, weights = dict(held.config), dict(held.weights)
+    config, weights = dict(loaded.config), dict(loaded.weights)
     pooling, width = config.pop("pooling", "first"), len(weights["norm.weight"])
     if pooling not in ("first", "cls"):
         raise UserError(
-            f"{held.source} pools by {pooling!r}, ANCE's class by the first token alone; choose another --to"
+            f"{loaded.source} pools by {pooling!r}, ANCE's class by the first token alone; choose another --to"
         )
     if width != WIDTH:
-        raise UserError(f"{held.source} has embeddings of {width} numbers, ANCE's class {WIDTH}; choose another --to")
+        raise UserError(f"{loaded.source} has embeddings of {width} numbers, ANCE's class {WIDTH}; choose another --to")
     config.pop("embedding_size", None)
     root = float(config.pop("score_scale", 1.0)) ** 0.5
     if root != 1.0:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from model.formats.ance import read_body_config
-from model.formats.held import (
+from model.formats.loaded import (
     CONTEXT,
     POOLER,
     POSITION_IDS,
     QUESTION,
-    HeldModel,
+    LoadedModel,
     ReadSettings,
     body_names,
     check_names,
@@ -47,7 +47,7 @@ OF_A_CLASS = ("architectures", "model_type", "_name_or_path", "transformers_vers
 BASE_UNCASED = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12}
 
 
-def read_file(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
+def read_file(paths: Sequence[Path], settings: ReadSettings) -> LoadedModel:
     """A .cp of DPR's or ANCE's.
 
     Args:
@@ -69,10 +69,10 @@ def read_file(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
     else:
         config = config_of_shapes(kept, str(path))
     check_config(config, kept, str(path))
-    return HeldModel(TOWERS, config, kept, tokenizer, str(path))
+    return LoadedModel(TOWERS, config, kept, tokenizer, str(path))
 
 
-def read_directories(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
+def read_directories(paths: Sequence[Path], settings: ReadSettings) -> LoadedModel:
     """Hugging Face's DPRQuestionEncoder and DPRContextEncoder.
 
     Args:
@@ -104,7 +104,7 @@ def read_directories(paths: Sequence[Path], settings: ReadSettings) -> HeldModel
     config = {**shared, "model_type": CONFIG_TYPE}
     kept = checked(weights, where)
     check_config(config, kept, where)
-    return HeldModel(TOWERS, config, kept, settings.tokenizer_in(found[0]), where)
+    return LoadedModel(TOWERS, config, kept, settings.tokenizer_in(found[0]), where)
 
 
 def folders_of(paths: Sequence[Path]) -> list[Path]:
@@ -165,23 +165,23 @@ def check_config(config: dict[str, Any], weights: Mapping[str, torch.Tensor], so
             raise UserError(f"{source} has {name} {size}, its config says {config[name]!r}; give the config it is of")
 
 
-def write_file(held: HeldModel, path: Path) -> None:
+def write_file(loaded: LoadedModel, path: Path) -> None:
     """As DPR's and ANCE's programs read it: all 199 weights of a BERT, for they take no fewer.
 
     Its pooler is not used; where the model has none it is of zeros.
 
     Args:
-        held: of the type ``dpr``.
+        loaded: of the type ``dpr``.
         path: the file.
     """
-    check_pooling(held)
-    weights = dict(held.weights)
-    hidden_size = int(held.config["hidden_size"])
+    check_pooling(loaded)
+    weights = dict(loaded.weights)
+    hidden_size = int(loaded.config["hidden_size"])
     for prefix in SIDES:
         weights.setdefault(prefix + POOLER[0], torch.zeros(hidden_size, hidden_size))
         weights.setdefault(prefix + POOLER[1], torch.zeros(hidden_size))
     state = {"model_dict": weights, "optimizer_dict": {}, "scheduler_dict": {}, "offset": 0, "epoch": 0}
-    write_torch(path, {**state, "encoder_params": encoder_params(held.config)})
+    write_torch(path, {**state, "encoder_params": encoder_params(loaded.config)})
 
 
 def encoder_params(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,42 +194,42 @@ def encoder_params(config: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def write_directories(held: HeldModel, directory: Path) -> None:
+def write_directories(loaded: LoadedModel, directory: Path) -> None:
     """As transformers' classes read them, in two folders, each with the tokenizer.
 
     Args:
-        held: of the type ``dpr``.
+        loaded: of the type ``dpr``.
         directory: empty.
     """
     from safetensors.torch import save_file
 
-    check_pooling(held)
+    check_pooling(loaded)
     for prefix, (theirs, class_name, name) in SIDES.items():
         folder = directory / name
         folder.mkdir()
-        side = with_prefix(held.weights, prefix, "")
+        side = with_prefix(loaded.weights, prefix, "")
         projection = {theirs + key: tensor for key, tensor in side.items() if key in PROJECTION}
         body = {theirs + BERT_IN_HF + key: tensor for key, tensor in side.items() if key not in (*PROJECTION, *POOLER)}
-        config = {**held.config, "model_type": HF_CONFIG_TYPE, "architectures": [class_name]}
+        config = {**loaded.config, "model_type": HF_CONFIG_TYPE, "architectures": [class_name]}
         (folder / CONFIG).write_text(json_text(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         tensors = {key: tensor.contiguous() for key, tensor in {**body, **projection}.items()}
         save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
-        copy_tokenizer(held, folder)
+        copy_tokenizer(loaded, folder)
 
 
-def check_pooling(held: HeldModel) -> None:
+def check_pooling(loaded: LoadedModel) -> None:
     """UserError where the encoders are no BERTs that pool the first token, as DPR's are."""
-    body, pooling = held.config.get("model_type"), held.config.get("pooling", "first")
+    body, pooling = loaded.config.get("model_type"), loaded.config.get("pooling", "first")
     if body != CONFIG_TYPE:
-        raise UserError(f"{held.source} has encoders of {body!r}, DPR's are BERT; choose another --to")
+        raise UserError(f"{loaded.source} has encoders of {body!r}, DPR's are BERT; choose another --to")
     if pooling not in ("first", "cls"):
-        raise UserError(f"{held.source} pools by {pooling!r}, DPR by the first token alone; choose another --to")
-    if held.config.get("normalize"):
-        raise UserError(f"{held.source} has embeddings of length 1, DPR's have any; choose another --to")
-    check_scale(held)
+        raise UserError(f"{loaded.source} pools by {pooling!r}, DPR by the first token alone; choose another --to")
+    if loaded.config.get("normalize"):
+        raise UserError(f"{loaded.source} has embeddings of length 1, DPR's have any; choose another --to")
+    check_scale(loaded)
 
 
-def check_scale(held: HeldModel) -> None:
+def check_scale(loaded: LoadedModel) -> None:
     """UserError where embeddings are scaled: there is no head that could hold it."""
-    if held.config.get("score_scale", 1) != 1:
-        raise UserError(f"{held.source} has a score_scale, DPR's scores have none; choose another --to")
+    if loaded.config.get("score_scale", 1) != 1:
+        raise UserError(f"{loaded.source} has a score_scale, DPR's scores have none; choose another --to")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from model.formats.ance import CONFIG_TYPE, checked
 from model.formats.dpr import PROJECTION, SIDES, check_scale
-from model.formats.held import BODY, HEAD, POOLER, QUESTION, HeldModel, ReadSettings, with_prefix
+from model.formats.loaded import BODY, HEAD, POOLER, QUESTION, LoadedModel, ReadSettings, with_prefix
 from model.formats.sentence import (
     DOCUMENT,
     NORMALIZE,
@@ -48,7 +48,7 @@ def is_ance(directory: Path, files: SentenceFiles) -> bool:
     return is_roberta and kinds == HEAD_KINDS and files.head[0].has_bias and files.head[0].activation == "identity"
 
 
-def read_ance(directory: Path, files: SentenceFiles, settings: ReadSettings) -> HeldModel:
+def read_ance(directory: Path, files: SentenceFiles, settings: ReadSettings) -> LoadedModel:
     """RoBERTa with ANCE's head.
 
     Args:
@@ -70,7 +70,9 @@ def read_ance(directory: Path, files: SentenceFiles, settings: ReadSettings) -> 
     if files.pooling != "first":
         config["pooling"] = files.pooling
     config.pop("score_scale", None)  # it is in the norm's weights
-    return HeldModel(ANCE, *checked(config, weights, str(directory)), settings.tokenizer_in(directory), str(directory))
+    return LoadedModel(
+        ANCE, *checked(config, weights, str(directory)), settings.tokenizer_in(directory), str(directory)
+    )
 
 
 def recorded(files: SentenceFiles, config: dict[str, Any]) -> dict[str, Any]:
@@ -90,50 +92,50 @@ def sentence_files(directory: Path) -> SentenceFiles:
     return files
 
 
-def write_ance(held: HeldModel, directory: Path) -> None:
+def write_ance(loaded: LoadedModel, directory: Path) -> None:
     """The modules that its port of ANCE has: 0_Transformer, 1_Pooling, 2_Dense, 3_LayerNorm.
 
     Args:
-        held: of the type ``rdot_nll``.
+        loaded: of the type ``rdot_nll``.
         directory: empty.
     """
-    config = {key: value for key, value in held.config.items() if key not in ("score_scale", "pooling")}
-    write_body(held, directory / FOLDER, config, with_prefix(held.weights, BODY, ""))
-    hidden_size = held.weights["embeddingHead.weight"].shape[1]
-    pooling, scale = held.config.get("pooling", "first"), float(held.config.get("score_scale", 1.0))
-    modules = head_modules(held.weights, hidden_size, pooling, scale)
-    write_sentence_files(directory, modules, held.config, WITHOUT_POOLER, FOLDER)
+    config = {key: value for key, value in loaded.config.items() if key not in ("score_scale", "pooling")}
+    write_body(loaded, directory / FOLDER, config, with_prefix(loaded.weights, BODY, ""))
+    hidden_size = loaded.weights["embeddingHead.weight"].shape[1]
+    pooling, scale = loaded.config.get("pooling", "first"), float(loaded.config.get("score_scale", 1.0))
+    modules = head_modules(loaded.weights, hidden_size, pooling, scale)
+    write_sentence_files(directory, modules, loaded.config, WITHOUT_POOLER, FOLDER)
 
 
-def write_towers(held: HeldModel, directory: Path) -> None:
+def write_towers(loaded: LoadedModel, directory: Path) -> None:
     """A Router with a Transformer, a Pooling and perhaps a projection for each side.
 
     Args:
-        held: of the type ``dpr``.
+        loaded: of the type ``dpr``.
         directory: empty.
     """
-    check_scale(held)
-    config = {name: value for name, value in held.config.items() if name not in ("pooling", "normalize")}
+    check_scale(loaded)
+    config = {name: value for name, value in loaded.config.items() if name not in ("pooling", "normalize")}
     routes: dict[str, list[SentenceModule]] = {}
     for prefix in SIDES:
         route = QUERY if prefix == QUESTION else DOCUMENT
-        side = with_prefix(held.weights, prefix, "")
+        side = with_prefix(loaded.weights, prefix, "")
         body = {name: tensor for name, tensor in side.items() if name not in (*POOLER, *PROJECTION)}
-        write_body(held, directory / route_folder(route), config, body)
+        write_body(loaded, directory / route_folder(route), config, body)
         width = side["embeddings.word_embeddings.weight"].shape[1]
-        routes[route] = [pooling_module(width, held.config.get("pooling", "first"))]
+        routes[route] = [pooling_module(width, loaded.config.get("pooling", "first"))]
         if PROJECTION[0] in side:
             routes[route].append(dense_module(side[PROJECTION[0]], side[PROJECTION[1]]))
-        if held.config.get("normalize"):
+        if loaded.config.get("normalize"):
             routes[route].append(NORMALIZE)
-    write_router(directory, routes, held.config)
+    write_router(directory, routes, loaded.config)
 
 
-def write_body(held: HeldModel, folder: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+def write_body(loaded: LoadedModel, folder: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     """A transformer as AutoModel opens it, with the tokenizer.
 
     Args:
-        held: whose tokenizer.
+        loaded: whose tokenizer.
         folder: is made.
         config: of the body.
         weights: without a prefix.
@@ -142,9 +144,9 @@ def write_body(held: HeldModel, folder: Path, config: dict[str, Any], weights: d
     (folder / CONFIG).write_text(json_text(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
-    copy_tokenizer(held, folder)
+    copy_tokenizer(loaded, folder)
 
 
-def check_tokenizer(held: HeldModel) -> None:
-    if not has_tokenizer(held):
-        raise UserError(f"{held.source} has no tokenizer, which sentence-transformers needs; give --tokenizer_name")
+def check_tokenizer(loaded: LoadedModel) -> None:
+    if not has_tokenizer(loaded):
+        raise UserError(f"{loaded.source} has no tokenizer, which sentence-transformers needs; give --tokenizer_name")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.formats.ance import read_stored
-from model.formats.held import POSITION_IDS, HeldModel, ReadSettings, body_names, check_names, layers_of
+from model.formats.loaded import POSITION_IDS, LoadedModel, ReadSettings, body_names, check_names, layers_of
 from utils.declared.layouts import ENCODER
 from utils.declared.text_profiles import TEXT_PROFILES
 from utils.declared.text_settings import TextSettings
@@ -22,7 +22,7 @@ POOLED_FROM = 4  # behind [CLS], [, d or q, and ]
 LONGEST_PASSAGE = 512
 
 
-def read(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
+def read(paths: Sequence[Path], settings: ReadSettings) -> LoadedModel:
     """Args, and what it raises: those of `model.formats.ance.read`."""
     source = paths[0]
     config, stored = read_stored(source, settings, "bert", PREFIX)
@@ -38,4 +38,4 @@ def read(paths: Sequence[Path], settings: ReadSettings) -> HeldModel:
         "pooling": "mean",
         "pooled_from": POOLED_FROM,
     }
-    return HeldModel(ENCODER, described, named, settings.tokenizer_in(source), str(source))
+    return LoadedModel(ENCODER, described, named, settings.tokenizer_in(source), str(source))

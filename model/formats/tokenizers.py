@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from model.formats.held import HeldModel
+from model.formats.loaded import LoadedModel
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.layout import TOKENIZER_FILE
@@ -27,40 +27,40 @@ OF_ROBERTA = {
 POSITIONS_BEFORE_TEXT = 2  # RoBERTa's positions begin behind the padding's
 
 
-def has_tokenizer(held: HeldModel) -> bool:
-    return held.tokenizer is not None and any((held.tokenizer / name).is_file() for name in TOKENIZER_FILES)
+def has_tokenizer(loaded: LoadedModel) -> bool:
+    return loaded.tokenizer is not None and any((loaded.tokenizer / name).is_file() for name in TOKENIZER_FILES)
 
 
-def copy_tokenizer(held: HeldModel, directory: Path) -> None:
+def copy_tokenizer(loaded: LoadedModel, directory: Path) -> None:
     """Every file of the tokenizer, byte by byte; none where the model has none.
 
     Where it has to lower-case, tokenizer.json says so then. UserError where there is none.
     """
-    if held.tokenizer is None:
+    if loaded.tokenizer is None:
         return
     for name in (*TOKENIZER_FILES, *TOKENIZER_OPTIONS):
-        if (held.tokenizer / name).is_file():
-            shutil.copyfile(held.tokenizer / name, directory / name)
-    if held.lower_cases:
+        if (loaded.tokenizer / name).is_file():
+            shutil.copyfile(loaded.tokenizer / name, directory / name)
+    if loaded.lower_cases:
         from tokenizers import Tokenizer
 
         path = directory / TOKENIZER_FILE
         if not path.is_file():
-            raise UserError(f"{held.source} lower-cases texts and has no {TOKENIZER_FILE}, where that could be said")
+            raise UserError(f"{loaded.source} lower-cases texts and has no {TOKENIZER_FILE}, where that could be said")
         backend = Tokenizer.from_file(str(path))
         lower_case(backend)
         backend.save(str(path))
 
 
-def write_byte_level(held: HeldModel, directory: Path) -> None:
+def write_byte_level(loaded: LoadedModel, directory: Path) -> None:
     """RoBERTa's tokenizer as transformers 2.3 reads it: special tokens are strings there, no tokenizer.json.
 
     UserError where the model has a tokenizer that is none of RoBERTa's. Nothing is written where it has none.
     """
-    if held.tokenizer is None or not has_tokenizer(held):
+    if loaded.tokenizer is None or not has_tokenizer(loaded):
         return
-    vocabulary, merges = read_byte_level(held.tokenizer)
-    longest = int(held.config.get("max_position_embeddings", 514)) - POSITIONS_BEFORE_TEXT
+    vocabulary, merges = read_byte_level(loaded.tokenizer)
+    longest = int(loaded.config.get("max_position_embeddings", 514)) - POSITIONS_BEFORE_TEXT
     _write_json(directory / VOCABULARY, vocabulary)
     (directory / MERGES).write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
     _write_json(directory / SPECIAL, OF_ROBERTA)

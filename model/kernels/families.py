@@ -31,21 +31,21 @@ class Family:
     takes_attention: bool = True
 
 
-def _layers_of_encoder(model: Any) -> nn.ModuleList:
+def layers_of_encoder(model: Any) -> nn.ModuleList:
     layers: nn.ModuleList = model.encoder.layer
     return layers
 
 
-def _compute_first_token(layer: nn.Module) -> None:
+def compute_first_token(layer: nn.Module) -> None:
     compute_as(FirstTokenLayer, layer)
 
 
-def _compute_first_token_of_block(layer: nn.Module) -> None:
+def compute_first_token_of_block(layer: nn.Module) -> None:
     compute_as(FirstTokenBlock, layer)
 
 
-BERT = Family(_layers_of_encoder, _compute_first_token)
-ROBERTA = Family(_layers_of_encoder, _compute_first_token, behind_pad_id=True)
+BERT = Family(layers_of_encoder, compute_first_token)
+ROBERTA = Family(layers_of_encoder, compute_first_token, behind_pad_id=True)
 
 # By the ``model_type`` of transformers' config.
 FAMILIES = {
@@ -54,8 +54,8 @@ FAMILIES = {
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
     "camembert": ROBERTA,
-    "distilbert": Family(lambda model: model.transformer.layer, _compute_first_token_of_block),
-    "mpnet": Family(_layers_of_encoder, compute_first_alone, behind_pad_id=True, takes_attention=False),
+    "distilbert": Family(lambda model: model.transformer.layer, compute_first_token_of_block),
+    "mpnet": Family(layers_of_encoder, compute_first_alone, behind_pad_id=True, takes_attention=False),
 }
 # Of those whose texts have to be padded, whose positions begin as RoBERTa's do (transformers' padding_idx + 1).
 PADDED_BEHIND_PAD_ID = frozenset(

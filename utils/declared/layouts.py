@@ -13,8 +13,8 @@ class Layout:
         description: for --help.
         reads: the model types that it is read as; none: it is only written.
         writes: those that can be written so.
-        reader: "module:function", see `model.formats.held.Reader`.
-        writer: "module:function", see `model.formats.held.Writer`.
+        reader: "module:function", see `model.formats.loaded.Reader`.
+        writer: "module:function", see `model.formats.loaded.Writer`.
         is_file: whether it is one file, not a directory.
         targets: all that it converts into, where that is less than its model types allow.
     """

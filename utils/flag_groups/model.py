@@ -19,8 +19,8 @@ class ModelTypeFlags:
     model_type: str = flag(help=partial(words_help, MODEL_TYPES), aliases=["--train_model_type"])
     pooling: Pooling | None = flag(
         None,
-        "hf, and rdot_nll in run_warmup: first token (cls is another word for it), mean or last; default: what the "
-        "model's files say, else mean, of rdot_nll first",
+        "hf, and rdot_nll and dpr in run_warmup: first token (cls is another word for it), mean or last; default: what "
+        "the model's files say, else mean, of rdot_nll and dpr first",
         decides="nothing",
     )
     normalize: bool | None = tristate("hf: embeddings of length 1; default: what the model's files say, else not")

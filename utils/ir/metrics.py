@@ -150,7 +150,7 @@ def named_by_notation(notation: str) -> Metric:
     return Metric(notation, notation, word.description, "ir_measures", notation)
 
 
-def reach(asked: int, passages: int) -> float:
+def deepest_cutoff(asked: int, passages: int) -> float:
     """How deep a cut-off may be in lists of the best ``asked`` of so many ``passages``: any, where all are listed."""
     return asked if asked < passages else math.inf
 

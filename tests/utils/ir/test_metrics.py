@@ -21,9 +21,9 @@ from utils.ir.metrics import (
     MetricChoice,
     always_measured,
     choose_metrics,
+    deepest_cutoff,
     mean_metrics,
     metrics_record,
-    reach,
 )
 from utils.ir.metrics import evaluate as evaluate_to
 from utils.ir.metrics import per_query_metrics as per_query_metrics_to
@@ -236,12 +236,12 @@ def test_a_cut_off_beyond_what_was_asked_for_is_left_out(
 ) -> None:
     """What is there is what longer lists would have given; lists of the whole collection go to every depth."""
     cut = {query: ranking[:asked] for query, ranking in rankings.items()}
-    found = evaluate_to(qrels, *as_arrays(cut), reach(asked, passages))
+    found = evaluate_to(qrels, *as_arrays(cut), deepest_cutoff(asked, passages))
     expected = {name for name in ALWAYS if asked >= passages or asked >= int(name.split("@")[1])}
-    assert set(found) == expected == set(always_measured().names(reach(asked, passages)))
+    assert set(found) == expected == set(always_measured().names(deepest_cutoff(asked, passages)))
     whole = by_hand(qrels, cut if asked >= passages else rankings)
     assert found == pytest.approx({name: whole[name] for name in found}, abs=1e-9)
-    for row in per_query_metrics_to(qrels, *as_arrays(cut), reach(asked, passages)).values():
+    for row in per_query_metrics_to(qrels, *as_arrays(cut), deepest_cutoff(asked, passages)).values():
         assert set(row) == expected
 
 

@@ -29,7 +29,7 @@ POOLER = ("pooler.dense.weight", "pooler.dense.bias")
 
 
 @dataclass(frozen=True)
-class HeldModel:
+class LoadedModel:
     """A model by the names of this project's checkpoints.
 
     Args:
@@ -66,9 +66,9 @@ class ReadSettings:
 
 
 # UserError where what lies there is not of the layout.
-Reader = Callable[[Sequence[Path], ReadSettings], HeldModel]
+Reader = Callable[[Sequence[Path], ReadSettings], LoadedModel]
 # Into an empty directory, or to a file's path. UserError where the layout cannot say what the model is.
-Writer = Callable[[HeldModel, Path], None]
+Writer = Callable[[LoadedModel, Path], None]
 
 
 def body_names(layers: int) -> list[str]:
