@@ -23,6 +23,7 @@ from model.encoders.spec import Side
 from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import UserError
+from utils.exchange.model_files import weight_files
 from utils.hub import is_path
 from utils.run_log import say
 from utils.system import keep_freed_memory
@@ -218,5 +219,7 @@ def check_model_directory(model: ModelSettings, is_dry_run: bool) -> None:
         check_checkpoint(model)
     if Path(directory).is_dir() or model.config_name:
         read_config(directory, model.model_type, model.config_name)
-    elif is_path(directory):
+    if Path(directory).is_dir():
+        weight_files(Path(directory))
+    elif not model.config_name and is_path(directory):
         raise UserError(f"{directory} is not a directory, expected a checkpoint (config.json and weights)")

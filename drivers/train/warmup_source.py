@@ -44,6 +44,8 @@ def training_source(
         if is_dry_run:  # a job does it later, saying so
             check_triples(path)
         return None, path
+    if not (record := JobLayout(Path(bm25_dir)).record(0)).is_file():
+        raise UserError(f"{record} is missing, expected BM25's negatives there: run drivers.run_bm25")
     refresh = read_refresh(Path(bm25_dir), 0)
     lists = read_negative_lists(refresh.path)
     check_offsets(lists, len(collection.queries(TRAIN)), len(collection.passages), refresh.path)

@@ -239,7 +239,7 @@ def test_of_several_ranks_one_writes(words: list[str], tmp_path: Path) -> None:
 def fixture_without_weights(model: Path, tmp_path: Path) -> Path:
     """Loading this model would be an error of its own."""
     copy = Path(shutil.copytree(model, tmp_path / "without_weights"))
-    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors").write_bytes(b"")
     return copy
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from drivers import run_ann, run_ann_data_gen, run_eval, run_warmup
+from drivers.job.encoder_setup import check_model_directory
+from drivers.job.model_identity import ModelSettings
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
 from tests.drivers.test_run_bm25 import call
 from tests.exchanging import flip_byte
@@ -154,3 +156,12 @@ def test_every_evaluated_checkpoint_is_verified_once_by_process_0(
     weights = {name: count for name, count in hashed.items() if name[0] in names}
     assert weights == {(f"checkpoint-{step}/model.safetensors", True): 1 for step in STEPS}
     assert not [name for name, _ in hashed if name.endswith("optimizer.pt")]
+
+
+def test_a_model_without_weights_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "static", "embedding_size": 8}')
+    model = ModelSettings(str(tmp_path), model_type="static")
+    with pytest.raises(UserError, match=r"holds no weights, expected one of model\.safetensors"):
+        check_model_directory(model, is_dry_run=False)
+    (tmp_path / "model.safetensors").touch()
+    check_model_directory(model, is_dry_run=False)
