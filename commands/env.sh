@@ -174,7 +174,7 @@ STRATEGIES=(top top_bottom bottom random) # the arms that are compared
 
 check_strategy() { # WORD: dies unless it is one of STRATEGIES, or all
   has_word "$1" "${STRATEGIES[@]}" all ||
-    die "--strategy is '$1', expected one of ${STRATEGIES[*]} all; other words of docs/strategies.md run by commands/study.sh --arms NAME=WORD"
+    die "--strategy is '$1', expected one of ${STRATEGIES[*]} all; any other runs by submit_ance.sh, or on the docstrings by study.sh --arms NAME=WORD"
 }
 
 # The machine.
