@@ -571,6 +571,14 @@ def test_warmup_makes_bm25_negatives_unless_they_are_complete(
     assert len(lines) == programs and lines[-1].startswith("-m drivers.run_warmup ") and "--seed 7" in lines[-1]
 
 
+def test_a_warmup_s_passages_are_no_longer_than_the_collection_s(tiny: dict[str, str], tmp_path: Path) -> None:
+    settings = {**tiny, "PYTHON": str(write_script(tmp_path / "python", 'echo "$*"\n'))}
+    for length, expected in (("64", "64"), ("512", "128")):
+        script, changes = REPO / "commands" / "run_train_warmup.sh", {**settings, "MAX_SEQ_LENGTH": length}
+        result = run_script(script, "--dry_run", **changes)
+        assert f"--max_seq_length {expected} " in result.stdout.splitlines()[-1]
+
+
 @pytest.mark.parametrize("script", ["commands/run_train_warmup.sh", "drivers/sbatch_warmup.sh"])
 def test_warmup_scripts_reach_their_program(script: str, dry_run: Programs, tmp_path: Path) -> None:
     triples = tmp_path / "triples.tsv"
