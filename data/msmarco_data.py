@@ -36,11 +36,13 @@ from utils.declared.text_settings import DEFAULT_TEXTS, TEXT_KEYS, TextSettings
 from utils.errors import UserError, run_program
 from utils.exchange.atomic import write_json
 from utils.exchange.evaluations import TRAIN
+from utils.exchange.model_files import LENGTHS
 from utils.exchange.verify import signature_of
 from utils.flag_groups.model import ModelTypeFlags
-from utils.flag_groups.texts import TextFlags, TextSettingFlags
+from utils.flag_groups.texts import LengthFlags, TextSettingFlags
 from utils.flag_values import MOST_WORKERS, Group, flag
 from utils.flags import answer_dry_run, parse_flags
+from utils.model_texts import lengths_for
 from utils.run_log import Progress, say
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ WITHOUT_TEXT = f"{PASSAGES} without text"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessFlags(ModelTypeFlags, TextFlags, TextSettingFlags, SourceFlags):
+class PreprocessFlags(ModelTypeFlags, LengthFlags, TextSettingFlags, SourceFlags):
     """Tokenize a raw collection into a preprocessed directory."""
 
     GROUP: ClassVar[Group] = "data"
@@ -245,7 +247,7 @@ def main() -> None:
     flags = parse_flags(PreprocessFlags, "msmarco_data")
     given = {key: getattr(flags, key) for key in TEXT_KEYS}
     texts, reason = text_settings_for(flags.model_name_or_path, flags.model_type, given)
-    settings = settings_of(flags, texts)
+    settings, lengths_from = settings_of(flags, texts)
     source, out_dir = open_source(flags.source_request), Path(flags.out_data_dir)
     check_not_complete(out_dir)
     check_can_write(out_dir)
@@ -261,21 +263,28 @@ def main() -> None:
     files = [str(path) for path in source_files(source)]
     found = {**source.record, "splits": list(source.split_files), "files": files}
     found |= {**texts.record(), "text_profile_from": reason}
+    found |= {name: getattr(settings, name) for name in LENGTHS}
     if answer_dry_run(flags, tokenizer=fingerprint_of(tokenizer), **found):
         return
     say_source(source)
     say(f"texts: profile {texts.text_profile} ({reason}){texts.prefixes()}")
+    longest = f"passages up to {settings.max_seq_length} tokens, queries up to {settings.max_query_length}"
+    say(f"lengths: {longest} ({lengths_from})")
     started = time.monotonic()
     manifest = preprocess(source, tokenizer, out_dir, settings)
     say(summary(out_dir, manifest, time.monotonic() - started))
 
 
-def settings_of(flags: PreprocessFlags, texts: TextSettings) -> PreprocessSettings:
+def settings_of(flags: PreprocessFlags, texts: TextSettings) -> tuple[PreprocessSettings, str]:
+    """And who says the lengths. UserError where no tokenizer is named, or what a model records is no length."""
     tokenizer_dir = flags.tokenizer_name or flags.model_name_or_path
     if not tokenizer_dir:
         raise UserError("no tokenizer: give its directory as --model_name_or_path or --tokenizer_name")
-    lengths = (flags.max_seq_length, flags.max_query_length, flags.max_doc_character)
-    return PreprocessSettings(tokenizer_dir, *lengths, flags.allow_missing, texts)
+    given = {name: getattr(flags, name) for name in LENGTHS}
+    lengths, lengths_from = lengths_for(flags.model_name_or_path, given)
+    passage, query = lengths["max_seq_length"], lengths["max_query_length"]
+    characters, allow_missing = flags.max_doc_character, flags.allow_missing
+    return PreprocessSettings(tokenizer_dir, passage, query, characters, allow_missing, texts), lengths_from
 
 
 if __name__ == "__main__":

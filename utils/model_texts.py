@@ -6,6 +6,7 @@ Nothing is read out of its tensors: the published warmup of ANCE and its FirstP 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from utils.declared.text_profiles import EARLIER
 from utils.declared.text_settings import read_text_record
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
-from utils.exchange.layout import MANIFEST
-from utils.exchange.model_files import CONFIG, WEIGHTS, body_directory, holds_tensor
-from utils.exchange.sentence_files import SentenceFiles, read_sentence_files
+from utils.exchange.layout import EMBEDDINGS_RECORD, MANIFEST
+from utils.exchange.model_files import CONFIG, LENGTHS, WEIGHTS, body_directory, has_own_head, holds_tensor
+from utils.exchange.sentence_files import TRANSFORMER, SentenceFiles, read_sentence_files
+from utils.flag_groups.texts import DEFAULT_LENGTHS
 from utils.hub import hub_config, hub_settings, is_path, known_to_lack, model_directory
 
 LOWER_CASED = "ance"  # what a RoBERTa of sentence-transformers is that lower-cases: their copy of ANCE's FirstP
@@ -122,3 +124,75 @@ def is_trained(name_or_path: str, model_type: str) -> bool:
     with contextlib.suppress(UserError):
         return holds_tensor(directory, kind.own_tensor)
     return False
+
+
+# Lengths
+
+
+def records_of(places: Sequence[str], local_only: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The config of each model, or the record of embeddings. What cannot be read is passed over: opening tells why."""
+    for place in filter(None, places):
+        path = directory = Path(place)
+        if not is_path(place) and not path.is_file():
+            path = directory = hub_settings(place, local_only) or path
+        with contextlib.suppress(UserError, OSError):
+            if (path / EMBEDDINGS_RECORD).is_file():
+                path /= EMBEDDINGS_RECORD
+            elif path.is_dir():
+                path = body_directory(path) / CONFIG
+            else:
+                directory = path.parent
+            yield path, (record := read_json(path))
+            if path.name != CONFIG or has_own_head(record):
+                continue
+            if (files := read_sentence_files(directory)) is not None:
+                found = {name: getattr(files, name) for name in LENGTHS}
+                yield path.parent / TRANSFORMER, {name: length for name, length in found.items() if length is not None}
+
+
+def recorded_lengths(places: Sequence[str], local_only: bool) -> dict[str, tuple[object, Path]]:
+    """Each length that is recorded, and the file that says it. ``local_only`` fetches nothing from the hub."""
+    found: dict[str, tuple[object, Path]] = {}
+    for path, record in records_of(places, local_only):
+        for name in LENGTHS:
+            if name in record:
+                found.setdefault(name, (record[name], path))
+    return found
+
+
+def length_or_default(name: str, recorded: Mapping[str, tuple[object, Path]]) -> tuple[int, Path | None]:
+    """In tokens, and the file that says so; None for ANCE's default.
+
+    Args:
+        name: of `LENGTHS`.
+        recorded: as `recorded_lengths` has it.
+
+    Raises:
+        UserError: what is recorded is no length.
+    """
+    if name not in recorded:
+        return DEFAULT_LENGTHS[name], None
+    length, path = recorded[name]
+    if type(length) is not int or length <= 0:
+        raise UserError(f"{path} says {name} {length!r}, expected a number of tokens; give --{name}")
+    return length, path
+
+
+def lengths_for(model: str, given: Mapping[str, int | None]) -> tuple[dict[str, int], str]:
+    """How many tokens a collection's texts may have: as given, else as the model has it, else ANCE's; and who says so.
+
+    Args:
+        model: a directory or hub name, "" for none.
+        given: by `LENGTHS`; None for one that is not given.
+
+    Raises:
+        UserError: what the model records is no length.
+    """
+    missing = [name for name in LENGTHS if given[name] is None]
+    recorded = recorded_lengths([model], local_only=False) if missing else {}
+    lengths = {name: length for name, length in given.items() if length is not None}
+    sources = ["as given"] if lengths else []
+    for name in missing:
+        lengths[name], path = length_or_default(name, recorded)
+        sources.append("the default" if path is None else f"as {path} has it")
+    return lengths, ", ".join(dict.fromkeys(sources))

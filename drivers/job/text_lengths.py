@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,11 @@ from data.tokens.collection import Preprocessed, read_manifest
 from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import UserError
-from utils.exchange.atomic import read_json
 from utils.exchange.layout import EMBEDDINGS_RECORD
-from utils.exchange.model_files import CONFIG, LENGTHS, body_directory, has_own_head
-from utils.exchange.sentence_files import TRANSFORMER, read_sentence_files
-from utils.flag_groups.texts import TextFlags
-from utils.hub import hub_settings, is_path
+from utils.exchange.model_files import CONFIG, LENGTHS
+from utils.model_texts import length_or_default, recorded_lengths
 
 TEXTS_OF = {"max_seq_length": "passages", "max_query_length": "queries"}
-DEFAULT_OF = {field.name: field.default for field in dataclasses.fields(TextFlags) if field.name in LENGTHS}
 
 
 @dataclass(frozen=True)
@@ -41,37 +37,6 @@ class TextLengths:
     @property
     def by_name(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in LENGTHS}
-
-
-def records_of(places: Sequence[str], local_only: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The config of each model, or the record of embeddings. What cannot be read is passed over: opening tells why."""
-    for place in filter(None, places):
-        path = directory = Path(place)
-        if not is_path(place) and not path.is_file():
-            path = directory = hub_settings(place, local_only) or path
-        with contextlib.suppress(UserError, OSError):
-            if (path / EMBEDDINGS_RECORD).is_file():
-                path /= EMBEDDINGS_RECORD
-            elif path.is_dir():
-                path = body_directory(path) / CONFIG
-            else:
-                directory = path.parent
-            yield path, (record := read_json(path))
-            if path.name != CONFIG or has_own_head(record):
-                continue
-            if (files := read_sentence_files(directory)) is not None:
-                found = {name: getattr(files, name) for name in LENGTHS}
-                yield path.parent / TRANSFORMER, {name: length for name, length in found.items() if length is not None}
-
-
-def recorded_lengths(places: Sequence[str], local_only: bool) -> dict[str, tuple[object, Path]]:
-    """Each length that is recorded, and the file that says it. ``local_only`` fetches nothing from the hub."""
-    found: dict[str, tuple[object, Path]] = {}
-    for path, record in records_of(places, local_only):
-        for name in LENGTHS:
-            if name in record:
-                found.setdefault(name, (record[name], path))
-    return found
 
 
 def find_lengths(
@@ -95,10 +60,8 @@ def find_lengths(
         held = read_manifest(data_dir)
     lengths = {name: length for name, length in given.items() if length is not None}
     for name in missing:
-        length, path = recorded.get(name, (DEFAULT_OF[name], Path()))
-        if type(length) is not int or length <= 0:
-            raise UserError(f"{path} says {name} {length!r}, expected a number of tokens; give --{name}")
-        if name in recorded and length > held.get(name, length):
+        length, path = length_or_default(name, recorded)
+        if path is not None and length > held.get(name, length):
             length = held[name]
             if is_dry_run:
                 shorter = f"{TEXTS_OF[name]} up to {length} tokens, as --data_dir was cut: {path} says more"

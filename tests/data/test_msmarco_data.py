@@ -55,6 +55,37 @@ def run(
     return run_with
 
 
+def test_lengths_that_are_not_given_are_the_model_s(
+    tiny_collection: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sentence-transformers' files say them; one that is given stays, and without any files ANCE's hold."""
+    model = shutil.copytree(tiny_tokenizer, tmp_path / "model")
+    modules = [{"path": path, "type": f"sentence_transformers.models.{path[2:] or 'Transformer'}"}
+               for path in ("", "1_Pooling")]  # fmt: skip
+    for name, value in (
+        ("modules.json", modules),
+        ("sentence_bert_config.json", {"max_seq_length": 20, "query_length": 9}),
+        ("1_Pooling/config.json", {"pooling_mode": "mean"}),
+        ("config.json", {"model_type": "bert"}),
+    ):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text(json.dumps(value))
+    for number, (directory, given, expected) in enumerate(
+        [
+            (model, (), (20, 9)),
+            (model, ("--max_query_length", "12"), (20, 12)),
+            (tiny_tokenizer, (), (128, 64)),
+        ]
+    ):
+        out = tmp_path / str(number)
+        words = ("--data_dir", tiny_collection, "--out_data_dir", out, "--model_type", "hf", "--data_type", "1")
+        argv = ["msmarco_data", *map(str, words), "--model_name_or_path", str(directory), *given]
+        monkeypatch.setattr(sys, "argv", argv)
+        assert exit_code_of("msmarco_data", msmarco_data.main) == 0
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert (manifest["max_seq_length"], manifest["max_query_length"]) == expected
+
+
 def lines_of(path: Path) -> list[list[str]]:
     return [line.split("\t") for line in path.read_text().splitlines()]
 

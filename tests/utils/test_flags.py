@@ -20,6 +20,7 @@ from data.msmarco_data import PreprocessFlags
 from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
 from drivers.cli.generate import Bm25Flags, GenerateFlags
 from drivers.cli.train import AnnFlags, WarmupFlags
+from model.encoders.static import StaticEncoder
 from tests import REPO
 from utils.errors import UserError
 from utils.flags import REFUSED, ProgramFlags, flags_json, parse_flags
@@ -62,6 +63,8 @@ OTHER_DEFAULT: dict[tuple[str, str], tuple[Any, str]] = {
         "a dataset of ir_datasets is in no directory; the program asks for one of both",
     ),
     ("msmarco_data.py", "data_type"): ("", "what is there is known: documents, passages, or files of another source"),
+    ("msmarco_data.py", "max_seq_length"): (None, OF_THE_MODEL),
+    ("msmarco_data.py", "max_query_length"): (None, OF_THE_MODEL),
     ("run_warmup.py", "model_name_or_path"): ("", "omitted, the model starts from random weights of --config_name"),
     ("run_warmup.py", "task_name"): ("msmarco", NOT_REQUIRED),
     ("run_warmup.py", "log_dir"): ("", NONE_IS_EMPTY),
@@ -456,7 +459,8 @@ def test_no_strategy_flag_is_said_aloud(tiny_preprocessed: Path, tiny_tokenizer:
     """ANCE's users got random without a flag: a warning names what they get here, also in a dry run."""
     model = tmp_path / "model"
     shutil.copytree(tiny_tokenizer, model)
-    (model / "config.json").write_text(json.dumps({"model_type": "static", "embedding_size": 8}))
+    vocab_size = json.loads((tiny_preprocessed / "manifest.json").read_text())["vocab_size"]
+    StaticEncoder.new({"vocab_size": vocab_size, "embedding_size": 8}).save_pretrained(model)
     flags = ["--data_dir", tiny_preprocessed, "--training_dir", tmp_path / "t", "--init_model_dir", model]
     flags += ["--output_dir", tmp_path / "a", "--model_type", "static", "--max_seq_length", "32"]
     flags += ["--max_query_length", "16", "--topk_training", "50", "--dry_run"]

@@ -9,6 +9,8 @@ from utils.declared.text_profiles import TEXT_PROFILES
 from utils.declared.words import words_help
 from utils.flag_values import Group, flag
 
+DEFAULT_LENGTHS = {"max_seq_length": 128, "max_query_length": 64}  # ANCE's msmarco_data
+
 
 def profiles_help() -> str:
     return f"{words_help(TEXT_PROFILES)}; default: the model's, else hf"
@@ -24,13 +26,21 @@ class DocumentFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFlags(DocumentFlags):
-    """How long a text may be. ANCE's msmarco_data."""
+class LengthFlags(DocumentFlags):
+    """How long a text may be; `utils.model_texts` finds what a model's files say."""
 
     GROUP: ClassVar[Group] = "data"
 
-    max_seq_length: int = flag(128, "tokens kept of a passage", at_least=1)
-    max_query_length: int = flag(64, "tokens kept of a query", at_least=1)
+    max_seq_length: int | None = flag(
+        None,
+        "tokens kept of a passage; default: what the model's files say it was trained with, else 128",
+        at_least=1,
+    )
+    max_query_length: int | None = flag(
+        None,
+        "tokens kept of a query; default: what the model's files say it was trained with, else 64",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +68,11 @@ class ChangeTextFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessedFlags(DocumentFlags):
+class PreprocessedFlags(LengthFlags):
     """``drivers.job.text_lengths`` finds the lengths that are not given."""
 
     GROUP: ClassVar[Group] = "data"
 
-    max_seq_length: int | None = flag(
-        None,
-        "tokens kept of a passage; default: what the model's config.json says it was trained with, else 128",
-        at_least=1,
-    )
-    max_query_length: int | None = flag(
-        None,
-        "tokens kept of a query; default: what the model's config.json says it was trained with, else 64",
-        at_least=1,
-    )
     data_dir: str = flag(help="preprocessed directory, written by data.msmarco_data", is_path=True)
     text_profile: str = flag(
         "",
