@@ -207,7 +207,7 @@ def test_the_ratios_in_the_readme_are_those_of_the_committed_files() -> None:
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| `")]
     said = {(name, ratio): value for name, ratio, value, _ in (row for row in rows if len(row) == 4)}
     measured = {path.stem: json.loads(path.read_text())["ratios"] for path in MEASURED.glob("*.json")}
-    assert set(measured) <= set(TINY)
+    assert set(measured) <= {*TINY, "encode_model"}
     expected = {(name, ratio): f"{value:.4g}" for name, ratios in measured.items() for ratio, value in ratios.items()}
     assert said == expected
 
