@@ -12,7 +12,6 @@ import torch
 from model.encoders.base import Encoder
 from model.encoders.dpr import TOWERS as TOWER_NAMES
 from model.encoders.dpr import TwoTowers
-from model.encoders.hf import POOLED_FROM
 from model.encoders.lora import merged
 from model.encoders.registry import encoder_class, encoder_type, load_encoder
 from model.encoders.spec import read_config_file
@@ -28,7 +27,7 @@ from utils.declared.text_settings import TEXT_KEYS
 from utils.errors import UserError, one_line
 from utils.exchange.atomic import load_with_checksum, read_json
 from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
-from utils.exchange.model_files import CARD
+from utils.exchange.model_files import CARD, POOLED_FROM
 from utils.exchange.sentence_files import lower_cases_tokens
 from utils.exchange.verify import check_files
 from utils.model_texts import read_model_texts

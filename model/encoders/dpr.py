@@ -24,7 +24,7 @@ from model.encoders.spec import EncoderSpec, Side, pooling_of, read_config_file
 from model.token_batch import TokenBatch
 from utils.declared.text_settings import INITIAL_PROFILE, TEXT_KEYS
 from utils.errors import UserError, one_line
-from utils.exchange.model_files import LENGTHS, SAFETENSORS
+from utils.exchange.model_files import LENGTHS, POOLED_FROM, SAFETENSORS
 from utils.exchange.sentence_files import read_sentence_files
 from utils.hub import model_directory
 
@@ -284,6 +284,8 @@ def pooled_as_said(config: dict[str, Any], directory: Path) -> dict[str, Any]:
 
     UserError where something follows the pooling that is no normalisation.
     """
+    if start := config.get(POOLED_FROM):
+        raise UserError(f"{directory} pools the mean from position {start} on, which no tower does; take another")
     files = read_sentence_files(directory)
     if files is None:
         return config

@@ -23,14 +23,13 @@ from model.formats.sentence import SentenceModule, pooling_module, write_sentenc
 from model.formats.weights import read_weights_file
 from model.token_batch import TokenBatch
 from utils.errors import UserError, one_line
-from utils.exchange.model_files import HEAD_WEIGHTS, LENGTHS, SAFETENSORS
+from utils.exchange.model_files import HEAD_WEIGHTS, LENGTHS, POOLED_FROM, SAFETENSORS
 from utils.exchange.sentence_files import HeadModule, read_sentence_files
 from utils.hub import model_directory
 
 DEFAULT_POOLING = "mean"  # sentence-transformers' own, of a directory without its files
 ACTIVATION = {"identity": nn.Identity, "tanh": nn.Tanh}
 CLASSES = {"dense": "Dense", "layer_norm": "LayerNorm", "normalize": "Normalize"}
-POOLED_FROM = "pooled_from"  # recorded where a mean does not begin at the first token
 OWN = ("pooling", POOLED_FROM, "head", "normalize", "head_dim")  # keys of a config that are not the body's
 
 
@@ -124,8 +123,13 @@ class HfEncoder(BodyEncoder):
         self.save_config(directory)
 
     def save_config(self, directory: Path) -> None:
-        """config.json, and sentence-transformers' files: the head's weights, too, are among them."""
+        """config.json, and sentence-transformers' files: the head's weights, too, are among them.
+
+        There are none where a mean does not begin at the first token: that library would pool all tokens.
+        """
         super().save_config(directory)
+        if self.body.pooled_from:
+            return
         modules = [pooling_module(self.model.config.hidden_size, self.body.pooling)]
         modules += [saved_module(*pair) for pair in zip(self.declared_head, self.head, strict=True)]
         _, options = class_of(self.model.config)
@@ -174,12 +178,18 @@ class HfEncoder(BodyEncoder):
 
 
 def pooled_from(config: Mapping[str, Any], pooling: str) -> int:
-    """The first position that a config's mean is of. UserError where that is none, or ``pooling`` is no mean."""
+    """The first position that a config's mean is of.
+
+    UserError where that is none, ``pooling`` is no mean, or a head with weights follows, which only the files of
+    sentence-transformers would hold.
+    """
     value = config.get(POOLED_FROM, 0)
-    if type(value) is not int or value < 0 or (value and pooling != "mean"):
-        raise UserError(
-            f"the model's config says {POOLED_FROM} {value!r} and pooling {pooling}, expected a position, of a mean"
-        )
+    if type(value) is not int or value < 0:
+        raise UserError(f"the model's config says {POOLED_FROM} {value!r}, expected a position; it is damaged")
+    if value and pooling != "mean":
+        raise UserError(f"the model pools the mean from position {value} on, --pooling is {pooling}: omit it")
+    if value and any(module.kind != "normalize" for module in head_of(config)):
+        raise UserError(f"the model pools the mean from position {value} on, where no head can follow: omit --head_dim")
     return value
 
 

@@ -20,6 +20,8 @@ from model.encoders.spec import EncoderSpec, Side, pooling_of, positive_number
 from model.formats.sentence import WITHOUT_POOLER, head_modules, write_sentence_files
 from model.token_batch import TokenBatch, unpadded
 from utils.errors import UserError, one_line
+from utils.exchange.model_files import body_folder
+from utils.hub import model_directory
 
 HEAD = ("embeddingHead.", "norm.")
 LARGEST_EMBEDDING = 768  # ANCE's; a narrower model keeps its own width
@@ -108,6 +110,11 @@ class RobertaDot(RobertaPreTrainedModel, BodyEncoder):  # type: ignore[misc]  # 
         return cls(RobertaConfig(**{k: v for k, v in config.items() if k != "model_type"}))
 
     @classmethod
+    def config_to_load(cls, name_or_path: str, config_name: str, changes: dict[str, Any]) -> dict[str, Any]:
+        check_layout(name_or_path)
+        return super().config_to_load(name_or_path, config_name, changes)
+
+    @classmethod
     def load(cls, name_or_path: str, config_name: str, new_head: bool, changes: dict[str, Any]) -> RobertaDot:
         """By transformers' loader, in float32.
 
@@ -116,6 +123,7 @@ class RobertaDot(RobertaPreTrainedModel, BodyEncoder):  # type: ignore[misc]  # 
         Raises:
             UserError: files are missing or damaged, or without the head where none may be new.
         """
+        check_layout(name_or_path)
         try:
             config = RobertaConfig.from_pretrained(config_name or name_or_path)
             config.update(changes)
@@ -131,3 +139,13 @@ class RobertaDot(RobertaPreTrainedModel, BodyEncoder):  # type: ignore[misc]  # 
                 f"{name_or_path} has no {missing[0]}: a checkpoint without ANCE's head; train with run_warmup"
             )
         return encoder
+
+
+def check_layout(name_or_path: str) -> None:
+    """UserError where sentence-transformers' files have the transformer in a folder, and the head in others."""
+    folder = body_folder(model_directory(name_or_path))
+    if folder:
+        raise UserError(
+            f"{name_or_path} is of sentence-transformers' layout, its transformer lies in {folder}: give what "
+            "python -m model.convert --from sentence-transformers --to ours makes of it"
+        )

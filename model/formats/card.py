@@ -8,7 +8,7 @@ from pathlib import Path
 
 from model.formats.sentence import profile_of
 from utils.declared.text_profiles import TextProfile
-from utils.exchange.model_files import CARD, MODULES, AdapterBase, base_of
+from utils.exchange.model_files import CARD, MODULES, POOLED_FROM, AdapterBase, base_of
 from utils.hub import is_path
 from utils.json_text import json_text
 
@@ -43,8 +43,9 @@ SHORTER_QUERIES = (
     "`encode_document`, of sentence-transformers 6 or later."
 )
 OTHER_POOLING = (
-    "An embedding is the mean from position {} on (counted from 0). sentence-transformers has no such pooling: "
-    "**opened by it, this model gives other vectors**."
+    "An embedding is the mean of the last layer's states from position {} on, counted from 0. *ANCE, and the rank of "
+    "its negatives* opens the files as they are. sentence-transformers has no such pooling: **it would give other "
+    "vectors**."
 )
 ONE_LENGTH = "Texts are cut at {max_seq_length} tokens."
 
@@ -73,7 +74,8 @@ def card_text(
     Args:
         config, record: those of `write_card`.
         adapted: the model that the weights are adapters of; None where they are whole.
-        opens_as_it_is: sentence-transformers' files are next to them; else they are of two towers.
+        opens_as_it_is: sentence-transformers' files are next to them; else they are of two towers, or pooled in a way
+            that it does not have.
     """
     rows = [
         f"| {said} | {cell(record[name])} |" for name, said in RECORDED.items() if record.get(name) not in (None, "")
@@ -86,7 +88,7 @@ def card_text(
         "## Texts",
         texts_of(config),
         "## Use",
-        *how_to_open(adapted, opens_as_it_is),
+        *how_to_open(adapted, opens_as_it_is, config.get(POOLED_FROM)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -113,8 +115,10 @@ python -m model.convert --from ours --to sentence-transformers "this directory" 
 ```"""
 
 
-def how_to_open(adapted: AdapterBase | None, opens_as_it_is: bool) -> list[str]:
-    """The parts of the card that show it; what does not open as it is has to be converted."""
+def how_to_open(adapted: AdapterBase | None, opens_as_it_is: bool, pooled_from: object) -> list[str]:
+    """The parts of the card that show it; what does not open as it is has to be converted, if it can be."""
+    if pooled_from:
+        return [OTHER_POOLING.format(pooled_from)]
     if adapted is None and opens_as_it_is:
         return [USE.format("this directory")]
     said = [TOWERS]
@@ -148,8 +152,6 @@ def texts_of(config: Mapping[str, object]) -> str:
     for key, side in (("query_prefix", "query"), ("passage_prefix", "passage")):
         if config.get(key):
             said.append(f"A {side} begins with {json_text(config[key])}, which the files here put there.")
-    if config.get("pooled_from"):
-        said.append(OTHER_POOLING.format(config["pooled_from"]))
     return " ".join(said)
 
 

@@ -14,11 +14,12 @@ from model.formats.loaded import POSITION_IDS, LoadedModel, ReadSettings, body_n
 from utils.declared.layouts import ENCODER
 from utils.declared.text_profiles import TEXT_PROFILES
 from utils.declared.text_settings import TextSettings
+from utils.exchange.model_files import POOLED_FROM
 
 PREFIX = "bert."  # of those that were saved with the heads of BERT's first training
 UNUSED = ("cls.", "pooler.", POSITION_IDS)
 PROFILE = "tct-colbert"
-POOLED_FROM = 4  # behind [CLS], [, d or q, and ]
+FIRST_POOLED = 4  # behind [CLS], [, d or q, and ]
 LONGEST_PASSAGE = 512
 
 
@@ -36,6 +37,6 @@ def read(paths: Sequence[Path], settings: ReadSettings) -> LoadedModel:
         **TextSettings(PROFILE).record(),
         **config,
         "pooling": "mean",
-        "pooled_from": POOLED_FROM,
+        POOLED_FROM: FIRST_POOLED,
     }
     return LoadedModel(ENCODER, described, named, settings.tokenizer_in(source), str(source))

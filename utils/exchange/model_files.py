@@ -32,6 +32,7 @@ TOKENIZER_OPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 HEAD_WEIGHTS = (SAFETENSORS, "pytorch_model.bin")  # of a module of sentence-transformers, in its folder
 WITH_OWN_HEAD = ("RobertaDot", "StaticEncoder")  # architectures whose weights hold the head, too
+POOLED_FROM = "pooled_from"  # a config's key: where a mean begins that is not of all tokens
 LENGTHS = ("max_seq_length", "max_query_length")  # a config records with which the model was trained
 LONGEST_NAMES = 8 * 2**20  # bytes in which a file of weights has named all its tensors
 # Keys of a config that change nothing a model of the same weights computes; those that begin with "_" neither.

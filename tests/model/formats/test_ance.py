@@ -6,6 +6,7 @@ The names that files must have are those of the published checkpoints, written o
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
-from model.encoders.registry import load_encoder
+from model.encoders.registry import encoder_without_weights, load_encoder
 from model.encoders.roberta_dot import RobertaDot
 from tests.model.formats import names
 from tests.model.formats.converting import convert, files_in, refused
 from tests.model.formats.tiny import TEXTS, tiny_ance, token_ids, write_roberta_tokenizer
 from tests.texts import token_batch
+from utils.errors import UserError
 
 LAYOUTS = ["ance", "pyserini", "drhard", "sentence-transformers", "ours"]
 BODY = {f"roberta.{name}" for name in names.BODY}
@@ -168,6 +170,14 @@ def altered(source: Path, directory: Path, **files: Any) -> Path:
 
 def stored_in(directory: Path) -> dict[str, torch.Tensor]:
     return dict(torch.load(directory / "pytorch_model.bin", weights_only=True))
+
+
+@pytest.mark.parametrize("look", [encoder_without_weights, load_encoder])
+def test_a_port_is_not_taken_for_a_checkpoint(converted: dict[str, Path], look: Callable[..., object]) -> None:
+    """Its transformer would be opened, and its head passed over."""
+    directory = str(converted["sentence-transformers"])
+    with pytest.raises(UserError, match=r"its transformer lies in 0_Transformer: give what python -m model.convert"):
+        look("rdot_nll", directory, "", True, {})
 
 
 def test_the_names_of_a_wrapped_encoder_and_the_new_serialisation_are_read(

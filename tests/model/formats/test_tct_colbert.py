@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ def test_weights_and_what_is_recorded(class_: Any, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     expected = {"text_profile": "tct-colbert", "pooling": "mean", "pooled_from": 4, "max_query_length": 36}
     assert {key: config[key] for key in expected} == expected
-    assert "opened by it, this model gives other vectors" in (tmp_path / "ours" / "README.md").read_text()
+    card = (tmp_path / "ours" / "README.md").read_text()
+    assert "it would give other vectors" in card and "SentenceTransformer(" not in card and "library_name" not in card
+    assert not (tmp_path / "ours" / "modules.json").exists()
     (source / "model.safetensors").unlink()
     torch.save({"lstm.weight": torch.ones(1)}, source / "pytorch_model.bin")
     assert "weights are missing), expected a BERT alone" in refused("tct-colbert", "ours", source, tmp_path / "out")
@@ -192,14 +195,37 @@ def test_lengths_that_do_not_fit(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("key", "value"), [("pooled_from", -1), ("pooled_from", "4"), ("pooling", "first")])
-def test_a_config_that_pools_from_no_place(models: tuple[Path, Path], tmp_path: Path, key: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"pooled_from": -1}, "says pooled_from -1, expected a position"),
+        ({"pooled_from": "4"}, "says pooled_from '4', expected a position"),
+        ({"pooling": "first"}, "the mean from position 4 on, --pooling is first: omit it"),
+        ({"head_dim": 8}, "the mean from position 4 on, where no head can follow: omit --head_dim"),
+    ],
+)
+def test_what_does_not_go_with_such_a_mean(
+    models: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
     shutil.copytree(models[1], tmp_path / "model")
     path = tmp_path / "model" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    (tmp_path / "model" / "modules.json").unlink()
-    with pytest.raises(UserError, match="expected a position, of a mean"):
-        load_encoder("hf", str(tmp_path / "model"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UserError, match=re.escape(expected)):
+        load_encoder("hf", str(tmp_path / "model"), new_head=True)
+
+
+def test_a_tower_cannot_begin_as_it(models: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError, match="pools the mean from position 4 on, which no tower does"):
+        load_encoder("dpr", str(models[1]), new_head=True)
+
+
+def test_a_normalised_one_is_stored_and_opened(models: tuple[Path, Path], tmp_path: Path) -> None:
+    encoder = load_encoder("hf", str(models[1]), changes={"normalize": True}).eval()
+    encoder.save_pretrained(tmp_path)
+    tokens = token_batch([[2, 5, 6, 7, 8, 9, 10], [2, 5, 6, 7, 11, 12]])
+    with torch.no_grad():
+        rows_ND, again_ND = (made(tokens, "query") for made in (encoder, load_encoder("hf", str(tmp_path)).eval()))
+    assert torch.equal(rows_ND, again_ND) and abs((rows_ND**2).sum(1) - 1).max() < 1e-5
 
 
 def test_a_plan_takes_the_length_of_its_queries(models: tuple[Path, Path]) -> None:
