@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import itertools
 import json
-import shutil
 import subprocess
 import sys
 import typing
@@ -20,8 +19,8 @@ from data.msmarco_data import PreprocessFlags
 from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
 from drivers.cli.generate import Bm25Flags, GenerateFlags
 from drivers.cli.train import AnnFlags, WarmupFlags
-from model.encoders.static import StaticEncoder
 from tests import REPO
+from tests.drivers.models import save_random_static
 from utils.errors import UserError
 from utils.flags import REFUSED, ProgramFlags, flags_json, parse_flags
 
@@ -457,10 +456,7 @@ def test_started_by_its_path(driver: str, tmp_path: Path) -> None:
 
 def test_no_strategy_flag_is_said_aloud(tiny_preprocessed: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     """ANCE's users got random without a flag: a warning names what they get here, also in a dry run."""
-    model = tmp_path / "model"
-    shutil.copytree(tiny_tokenizer, model)
-    vocab_size = json.loads((tiny_preprocessed / "manifest.json").read_text())["vocab_size"]
-    StaticEncoder.new({"vocab_size": vocab_size, "embedding_size": 8}).save_pretrained(model)
+    model = save_random_static(tiny_preprocessed, tiny_tokenizer, tmp_path / "model")
     flags = ["--data_dir", tiny_preprocessed, "--training_dir", tmp_path / "t", "--init_model_dir", model]
     flags += ["--output_dir", tmp_path / "a", "--model_type", "static", "--max_seq_length", "32"]
     flags += ["--max_query_length", "16", "--topk_training", "50", "--dry_run"]

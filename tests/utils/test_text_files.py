@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
-import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +15,7 @@ from data.sources.msmarco import read_passages, read_queries
 from data.training.text_triples import read_text_triples
 from drivers import run_bm25, run_eval, run_warmup
 from tests.conftest import TINY_MAX_QUERY_LENGTH, TINY_MAX_SEQ_LENGTH
+from tests.drivers.models import save_random_static
 from utils.errors import UserError, exit_code_of
 from utils.ir.trec import read_lists_to_rerank
 from utils.text_files import is_header
@@ -163,8 +162,7 @@ def test_a_header_of_triples_or_candidates_is_found_in_the_dry_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    model = Path(shutil.copytree(tiny_tokenizer, tmp_path / "model"))
-    (model / "config.json").write_text(json.dumps({"model_type": "static", "embedding_size": 8}))
+    model = save_random_static(tiny_preprocessed, tiny_tokenizer, tmp_path / "model")
     path = tmp_path / "given.tsv"
     path.write_text(f"{header}\n{header.replace('qid', 'q1')}s\n")
     words: list[object] = ["--data_dir", tiny_preprocessed, "--model_type", "static", "--output_dir", tmp_path / "out"]
