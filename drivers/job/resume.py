@@ -19,7 +19,9 @@ DECIDE_BYTES = frozenset[str]().union(
 )
 # How a step's triples are divided; `processes` is no flag, but the launcher's.
 DIVIDE_STEP = names_deciding(TrainingFlags, "step") | {"processes"}
-NOTHING_MEASURED = ""  # as ``dev_split`` of a warmup that evaluates nothing: what measures may resume it, on any split
+NOTHING_MEASURED = (
+    ""  # as ``dev_split`` of a warmup that has evaluated nothing: one that measures any split may resume it
+)
 # What a record means that does not say it: earlier versions knew nothing else, and theirs is known by its hash.
 UNRECORDED: dict[str, object] = {
     "dev_split": DEV,
@@ -91,6 +93,14 @@ def check_resumes(ours: Mapping[str, object], theirs: Mapping[str, object], what
         reason = f" ({refusal})" if refusal else ""
         raise Disagreement(f"{what} was made with other flags: {'; '.join(refused)}{reason}; {remedy}")
     return "; ".join(differing.values())
+
+
+def record_of_resumed(ours: Mapping[str, object], theirs: Mapping[str, object]) -> dict[str, object]:
+    """``theirs``, once ``ours`` resumes it: the first job that measures decides the split for those that follow."""
+    if theirs.get("dev_split") != NOTHING_MEASURED:
+        return dict(theirs)
+    others = {name: value for name, value in theirs.items() if name != "dev_split"}
+    return others | {name: value for name, value in ours.items() if name == "dev_split"}
 
 
 def dev_split_record(split: str) -> dict[str, str]:

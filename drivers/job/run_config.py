@@ -11,7 +11,7 @@ from typing import Any
 
 from data.tokens.collection import Preprocessed
 from data.training.triple_order import TRIPLE_ORDER
-from drivers.job.resume import as_earlier_version, check_resumes, differing_flags, resumed_otherwise
+from drivers.job.resume import as_earlier_version, check_resumes, differing_flags, record_of_resumed, resumed_otherwise
 from drivers.job.session import Session
 from utils.declared.strategies import FILTERS
 from utils.distributed.world import has_launcher
@@ -144,8 +144,11 @@ def join_run(
             )
             return own.record()
         what = f"the run in {directory}"
-        if differing := check_resumes(config, run.get("science", {}), what, remedy):
+        begun = run.get("science", {})
+        if differing := check_resumes(config, begun, what, remedy):
             say(resumed_otherwise(what, differing))
+        if (resumed := record_of_resumed(config, begun)) != begun:
+            mark_run(session.lease, **{**run, "science": resumed})
         return {name: run.get(name, value) for name, value in own.record().items()}
 
     found = session.decide_on_process0(look)

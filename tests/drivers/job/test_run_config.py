@@ -27,6 +27,7 @@ from drivers.generate import generator as ann_generator
 from drivers.generate.generator import GeneratorRun
 from drivers.generate.next_checkpoint import RequestSettings
 from drivers.job.preflight import Preflight
+from drivers.job.resume import NOTHING_MEASURED, dev_split_record
 from drivers.job.run_config import (
     COMMON,
     Run,
@@ -201,6 +202,29 @@ def test_every_job_publishes_as_of_the_flags_that_the_run_was_begun_with(tmp_pat
     found = join_run(session, tmp_path, "fourth", begun, "give the same", triple_order=2)
     assert found.config_sha256 == run_config_sha256(begun)
     assert "triple_order" not in load_with_checksum(tmp_path / "RUN.json"), "who began it is not known"
+
+
+@pytest.mark.parametrize("first", ["dev", "test"])
+def test_the_first_job_that_measures_decides_the_split(first: str, tmp_path: Path) -> None:
+    """A warmup begun without evaluation; the others that resume it measure that split or nothing."""
+    begun = run_config(deciding_flags(WARMUP), COLLECTION)
+    session = alone(tmp_path, "warmup")
+
+    def joined(split: str) -> dict[str, Any]:
+        own = {**begun, **dev_split_record(split)}
+        assert join_run(session, tmp_path, "later", own, "give the same", triple_order=2).run_id == "first"
+        return load_with_checksum(tmp_path / "RUN.json")
+
+    join_run(session, tmp_path, "first", {**begun, "dev_split": NOTHING_MEASURED}, "give the same", triple_order=2)
+    before = load_with_checksum(tmp_path / "RUN.json")
+    assert joined("") == before
+    recorded = {name: value for name, value in before["science"].items() if name != "dev_split"}
+    expected = {**before, "science": {**recorded, **dev_split_record(first)}}
+    assert joined(first) == joined("") == joined(first) == expected
+    (other,) = {"dev", "test"} - {first}
+    with pytest.raises(Disagreement, match=f"dev_split {first} there, {other} here"):
+        joined(other)
+    assert load_with_checksum(tmp_path / "RUN.json") == expected
 
 
 def test_without_its_record_a_run_is_known_by_the_hash_of_its_flags(tmp_path: Path) -> None:
