@@ -128,7 +128,7 @@ refuse_second_chain() {
   local -a others=(all "${STRATEGIES[@]}") names=()
   if [[ $strategy != all ]]; then
     others=("$arm")
-    ! has_word "$strategy" "${STRATEGIES[@]}" || others+=(all)
+    ! has_word "$arm" "${STRATEGIES[@]}" || others+=(all)
   fi
   for role in initial_data trainer generator arm evaluation; do
     for other in "${others[@]}"; do

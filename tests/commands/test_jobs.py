@@ -434,6 +434,9 @@ def test_a_second_chain_is_refused(queue: dict[str, str]) -> None:
     assert f"job 3 works on this arm in {queue['RUN_DIR']} already" in error
     for others in (queued.replace("_all", "_top_bottom"), queued.replace("a run", "another run")):
         assert run_script(SUBMIT, "--strategy", "top", **queue, QUEUED=others).returncode == 0
+    # Another spelling of an arm that is one of the four: their directories have the same name.
+    error = single_error_line(run_script(SUBMIT, "--strategy", "top+bottom", **queue, QUEUED=queued))
+    assert "job 3 works on this arm" in error
 
 
 def test_nothing_stays_submitted_where_one_job_is_refused(queue: dict[str, str]) -> None:
