@@ -52,6 +52,7 @@ ERROR_CHARACTERS = 250
 POLL_SECONDS = 0.5
 CLEAR = "\x1b[H\x1b[J"
 VERDICTS = {0: "all well", UNWELL: "a job is gone or has failed", WAITING: "a job waits to be started"}
+NONE_BEGUN = f"no job has begun yet: those submitted wait in the queue (squeue --me)\n{VERDICTS[WAITING]} ({WAITING})"
 
 
 def format_time(seconds: object) -> str:
@@ -165,22 +166,24 @@ def look_until_sure(reader: Reader, sleep: Callable[[float], None], notify: Call
     return roles
 
 
-def watch(reader: Reader, every_seconds: float, stream: TextIO, sleep: Callable[[float], None]) -> int:
+def watch(directories: Sequence[Path], every_seconds: float, stream: TextIO, sleep: Callable[[float], None]) -> int:
     """Show a page every so often until all is finished: over the last one on a terminal, below it elsewhere.
 
     Args:
-        reader: Of the jobs.
+        directories: Of the jobs, as `find_places` takes them; they are looked through each time for jobs that begin.
         every_seconds: Between two pages.
         stream: Where they are shown.
         sleep: Waits for so many seconds.
     Returns:
         The exit code that `health` gives at the end.
     """
+    reader = Reader([])
     while True:
+        reader.follow(find_places(directories))
         roles = reader.look()
         clear = CLEAR if stream.isatty() else ""
-        say(f"{clear}{page(roles)}\n{format_time(time.time())}", stream)
-        if finished_groups(roles) == {role.place.group for role in roles}:
+        say(f"{clear}{page(roles) if roles else NONE_BEGUN}\n{format_time(time.time())}", stream)
+        if roles and finished_groups(roles) == {role.place.group for role in roles}:
             return health(roles)
         sleep(every_seconds)
 
@@ -198,23 +201,23 @@ class StatusFlags(ProgramFlags):
         is_path=True,
         group="data",
     )
-    watch: bool = flag(False, "look again and again until all jobs are done")
+    watch: bool = flag(False, "look again and again until all jobs that have begun, one at least, are done")
     every_seconds: float = flag(5.0, "with --watch: between two looks", above=0, at_most=LONGEST_SECONDS)
 
 
 def main() -> None:
     flags = parse_flags(StatusFlags, "status")
-    places = find_places([Path(directory) for directory in flags.run_dir])
-    reader = Reader(places)
+    directories = [Path(directory) for directory in flags.run_dir]
+    places = find_places(directories)
     if answer_dry_run(flags):
         return
-    if not places:
-        say(f"no job has begun yet: those submitted wait in the queue (squeue --me)\n{VERDICTS[WAITING]} ({WAITING})")
-        sys.exit(WAITING)
     if flags.watch:
-        sys.exit(watch(reader, flags.every_seconds, sys.stdout, time.sleep))
+        sys.exit(watch(directories, flags.every_seconds, sys.stdout, time.sleep))
+    if not places:
+        say(NONE_BEGUN)
+        sys.exit(WAITING)
     notify = (lambda text: say(text, sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
-    roles = look_until_sure(reader, time.sleep, notify)
+    roles = look_until_sure(Reader(places), time.sleep, notify)
     say(page(roles))
     sys.exit(health(roles))
 

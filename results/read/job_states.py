@@ -117,12 +117,19 @@ class Reader:
     """Looks at all roles again and again; it remembers since when each heartbeat has been silent."""
 
     def __init__(self, places: Sequence[Place], clock: Callable[[], float] = time.monotonic) -> None:
-        self.watches = [
-            (place, Watch(place.directory, place.role, DEFAULT_TIMEOUTS.lease_seconds, clock)) for place in places
-        ]
+        self.clock = clock
+        self.watches: dict[tuple[str, Path], Watch] = {}
+        self.follow(places)
+
+    def follow(self, places: Sequence[Place]) -> None:
+        """Look at these from now on; of those that it has looked at already it knows what it knew."""
+        self.places = list(places)
+        for place in places:
+            watch = Watch(place.directory, place.role, DEFAULT_TIMEOUTS.lease_seconds, self.clock)
+            self.watches.setdefault((place.role, place.directory), watch)
 
     def look(self) -> list[RoleStatus]:
-        return [role_status(place, watch) for place, watch in self.watches]
+        return [role_status(place, self.watches[place.role, place.directory]) for place in self.places]
 
 
 def role_status(place: Place, watch: Watch) -> RoleStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -298,9 +299,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_a_run_whose_jobs_wait_in_the_queue(tmp_path: Path) -> None:
     """submit_ance.sh has made the place for its logs, and no job has begun."""
     (tmp_path / "logs").mkdir()
-    for words in ((tmp_path,), (tmp_path, "--watch")):
-        code, output = run_status(*words)
-        assert code == 75 and "no job has begun yet" in output and "squeue" in output
+    code, output = run_status(tmp_path)
+    assert code == 75 and "no job has begun yet" in output and "squeue" in output
 
 
 def test_it_writes_nothing(tmp_path: Path) -> None:
@@ -397,12 +397,48 @@ def test_watching_ends_with_the_run(tmp_path: Path, stream: io.StringIO) -> None
                 lease.beat(ENDED)
                 lease.ending.set()
 
-        assert watch(Reader(find_places([tmp_path])), 2.5, stream, sleep) == 0
+        assert watch([tmp_path], 2.5, stream, sleep) == 0
     text = stream.getvalue()
     assert naps == [2.5] * 3
     assert text.count("arm top") == 4 and text.count("(exit code") == 4
     assert text.count(status.CLEAR) == (4 if stream.isatty() else 0)
     assert text.splitlines()[-2] == "all done (exit code 0)"
+
+
+def test_watching_finds_the_jobs_that_begin_later(tmp_path: Path) -> None:
+    """Right after a submission there are none, then a warmup, then an arm before that is done."""
+    (tmp_path / "logs").mkdir()
+    stream = io.StringIO()
+    pages: list[str] = []
+    begun = contextlib.ExitStack()
+
+    leases: list[Lease] = []
+
+    def begin(directory: Path, role: str) -> None:
+        leases.append(begun.enter_context(role_held(directory, role, LIFE, "r")))
+
+    def sleep(seconds: float) -> None:
+        pages.append(stream.getvalue())
+        stream.seek(stream.truncate(0))
+        if len(pages) == 2:
+            begin(tmp_path / "warmup", "warmup")
+        if len(pages) == 3:
+            leases[0].beat()
+        if len(pages) == 4:
+            begin(arm_at(tmp_path)[0], "trainer")
+        if len(pages) == 5:
+            begun.close()
+            finish(tmp_path / "warmup", "warmup", 40)
+            finish(tmp_path / "arms" / "top" / "checkpoints", "trainer", 7)
+
+    with begun:
+        assert watch([tmp_path], 2.5, stream, sleep) == 0
+    pages.append(stream.getvalue())
+    assert ["no job has begun yet" in text for text in pages] == [True] * 2 + [False] * 4
+    assert ["warmup" in text for text in pages] == [False] * 2 + [True] * 4
+    assert ["alive since" in text for text in pages] == [False] * 3 + [True] * 2 + [False], "what is known stays known"
+    assert ["arm top" in text for text in pages] == [False] * 4 + [True] * 2
+    assert "all done (exit code 0)" in pages[-1]
 
 
 def test_watch_as_a_program(tmp_path: Path) -> None:
