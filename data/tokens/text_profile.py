@@ -173,7 +173,7 @@ def check_lengths(
 
 
 def check_not_shortened(settings: TextSettings, asked: Mapping[str, int], made: Mapping[str, int]) -> None:
-    """UserError where texts without an end mark would be cut again: the token cache relies on one.
+    """UserError where texts without an end token would be cut again: the token cache relies on one.
 
     Args:
         settings: how the texts became tokens.

@@ -90,7 +90,7 @@ def head_modules(
 def write_table_config(directory: Path, weight: str, shape: Sequence[int], pad_id: int) -> dict[str, object]:
     """Have the first module be a table of token vectors, with the special tokens that the tokenizer adds.
 
-    The library's own StaticEmbedding adds none, and cuts off a long text's end mark. XLNet without layers is such a
+    The library's own StaticEmbedding adds none, and cuts off a long text's end token. XLNet without layers is such a
     table: of transformers' models it alone has neither a norm nor positions before its first layer.
 
     Args:

@@ -31,7 +31,7 @@ class TextProfile:
         passage_start, query_start: spelled out in front of a text and its prefix.
         query_filler: a special token that fills queries up to ``query_tokens``.
         query_tokens: of every query; 0: as many as it has.
-        adds_special_tokens: the tokenizer puts its own around a text. Without them a text has no end mark.
+        adds_special_tokens: the tokenizer puts its own around a text. Without them a text has no end token.
     """
 
     description: str
