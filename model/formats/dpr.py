@@ -82,7 +82,7 @@ def read_directories(paths: Sequence[Path], settings: ReadSettings) -> LoadedMod
     Raises:
         UserError: a side is missing, or both are of other sizes.
     """
-    found = [path for path in folders_of(paths) if (path / CONFIG).is_file()]
+    found = folders_of(paths)
     where = " and ".join(map(str, paths))
     weights: dict[str, torch.Tensor] = {}
     configs: dict[str, dict[str, Any]] = {}
@@ -94,6 +94,11 @@ def read_directories(paths: Sequence[Path], settings: ReadSettings) -> LoadedMod
             if side:
                 weights |= side
                 configs[prefix] = read_json(path / CONFIG)
+    if not configs:
+        raise UserError(
+            f"{where} is not in the layout hf-dpr, expected the directories of a DPRQuestionEncoder and of a "
+            "DPRContextEncoder, or the one that both are in; give the layout that it is in as --from"
+        )
     if missing := [name for prefix, (_, name, _) in SIDES.items() if prefix not in configs]:
         raise UserError(
             f"{where} holds no {missing[0]}, expected one directory for questions and one for passages; give both"
@@ -108,8 +113,12 @@ def read_directories(paths: Sequence[Path], settings: ReadSettings) -> LoadedMod
 
 
 def folders_of(paths: Sequence[Path]) -> list[Path]:
-    """The directories of the two sides: those that are given, or those in the one that is."""
-    return list(paths) if len(paths) > 1 else [paths[0] / name for name in sorted(listing(paths[0]))]
+    """The directories of sides of a DPR: of those that are given, or of the one that is and those in it."""
+    among = [*paths] if len(paths) > 1 else [*paths, *(paths[0] / name for name in sorted(listing(paths[0])))]
+    configs = ((path, path / CONFIG) for path in among)
+    return [
+        path for path, config in configs if config.is_file() and read_json(config).get("model_type") == HF_CONFIG_TYPE
+    ]
 
 
 def checked(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:

@@ -180,6 +180,17 @@ def test_directories_that_lack_a_side_or_differ_are_refused(published: Path, tmp
     assert "differ in more than their class" in refused("hf-dpr", "dpr", question, other, out)
 
 
+@pytest.mark.parametrize("folder", ["1_Pooling", "2_Dense", "nothing"])
+def test_a_directory_of_another_layout_is_named(folder: str, tmp_path: Path) -> None:
+    """A module of sentence-transformers has a config.json, too; of a pooling there are no weights next to it."""
+    (tmp_path / "in" / folder).mkdir(parents=True)
+    (tmp_path / "in" / "config.json").write_text('{"model_type": "bert"}')
+    if folder != "nothing":
+        (tmp_path / "in" / folder / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    expected = f"{tmp_path / 'in'} is not in the layout hf-dpr, expected the directories of a DPRQuestionEncoder and"
+    assert expected in refused("hf-dpr", "dpr", tmp_path / "in", tmp_path / "out.cp")
+
+
 def test_what_dpr_cannot_become_is_refused(published: Path, tmp_path: Path) -> None:
     for target in ("ance", "pyserini", "drhard"):
         expected = f"--to is {target}, --from hf-dpr converts into ours, sentence-transformers, dpr, hf-dpr alone"
