@@ -2,7 +2,8 @@
 
     python -m drivers.plan.check_commands msmarco_data FLAGS... :: run_warmup FLAGS... :: run_ann_data_gen FLAGS...
 
-For the scripts: the first mistake is one line, in the words of the program whose mistake it is. No torch is imported.
+For the scripts: the first mistake is one line, in the words of the program whose mistake it is. Of msmarco_data the
+tokenizer is opened, which imports torch; no other command does.
 """
 
 from __future__ import annotations

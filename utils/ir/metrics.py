@@ -168,7 +168,7 @@ def per_query_metrics(
         qrels: ``qrels[query][passage]`` is a grade; one below 0 counts as 0.
         queries_Q: int64, the queries that were answered.
         passages_QK: int64, the ranking of ``queries_Q[i]`` in row i, best first, -1 after the end of a short list.
-        depth: `reach` of the length that was asked for; the metrics are those whose cut-off it reaches.
+        depth: `deepest_cutoff` of the length that was asked for; the metrics are those whose cut-off is no deeper.
         choice: what is measured; None for `always_measured`.
 
     Returns:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from drivers.plan.check_commands import check, commands_in
+from drivers.plan.check_commands import SEPARATOR, check, commands_in
+from tests import REPO
 from utils.errors import UserError
 
 WARMUP = ("--do_train", "--bm25_dir", "b", "--output_dir", "o", "--model_type", "hf")
@@ -48,6 +51,20 @@ def test_the_split_that_is_measured(tiny_preprocessed: Path, tmp_path: Path) -> 
         refused("run_ann_data_gen", *GENERATOR, *unmade, "--dev_split", "nosuch", splits=("train", "dev")) == expected
     )
     check("run_ann_data_gen", [*map(str, (*GENERATOR, *here, "--dev_split", "dev"))], set())
+
+
+def test_only_a_tokenizer_costs_the_import_of_torch(tmp_path: Path) -> None:
+    trained = ("--data_dir", str(tmp_path), "--model_type", "hf", "--output_dir", "o", "--model_name_or_path", "m")
+    commands = [
+        ["run_warmup", "--do_train", "--bm25_dir", "b", *trained[:-2]],
+        ["run_ann_data_gen", *GENERATOR, "--data_dir", str(tmp_path)],
+        ["run_ann", "--ann_dir", "a", *trained],
+        ["run_eval", *trained],
+    ]
+    words = [word for command in commands for word in (*command, SEPARATOR)]
+    code = "import sys; from drivers.plan.check_commands import main; main(); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_raw_collection_and_its_tokenizer(tiny_collection: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
