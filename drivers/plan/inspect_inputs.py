@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.model_files import CONFIG, LENGTHS, SAFETENSORS, body_directory
-from utils.exchange.sentence_files import read_sentence_files
+from utils.model_texts import length_or_default, recorded_lengths
 
 SAMPLE = 2_000  # passages and queries whose tokens are counted
 MOST_CHARACTERS = 10_000  # of a passage, as data.msmarco_data cuts it
@@ -116,19 +116,20 @@ def config_of(directory: Path) -> Path:
     return config
 
 
-def inspect_model(directory: Path) -> ModelFacts:
-    """UserError where the directory holds no model, or one that no encoder here can be."""
-    config = config_of(directory)
-    found, files = read_json(config), read_sentence_files(directory)
-    lengths = {name: getattr(files, name, None) for name in LENGTHS}
-    lengths |= {name: found[name] for name in LENGTHS if isinstance(found.get(name), int)}
+def inspect_model(directory: Path, given: Mapping[str, str | None] = NOT_GIVEN) -> ModelFacts:
+    """UserError where the directory holds no model, or one that no encoder here can be.
+
+    ``given``: what is said of texts, as `text_settings_for` takes it.
+    """
+    found = read_json(config_of(directory))
     kind = model_type_of(directory, found)
     positions = read_spec(str(directory), kind).max_length("passage")
+    recorded = recorded_lengths([str(directory)], local_only=True)
+    passage, query = (length_or_default(name, recorded)[0] if name in recorded else None for name in LENGTHS)
     layers, width = (first_number(found, *names) for names in SIZES)
-    profile = RECORDED_PROFILES.get(str(found.get("text_profile")))
-    query_tokens = profile.query_tokens if profile else 0
-    longest_passage, longest_query = (lengths[name] for name in LENGTHS)
-    return ModelFacts(kind, longest_passage, positions, layers or 0, width or 0, query_tokens, longest_query)
+    settings, _ = text_settings_for(str(directory), kind, given)
+    query_tokens = RECORDED_PROFILES[settings.text_profile].query_tokens
+    return ModelFacts(kind, passage, positions, layers or 0, width or 0, query_tokens, query)
 
 
 def first_number(config: Mapping[str, Any], *names: str) -> int | None:

@@ -48,10 +48,11 @@ def preflight(flags: PlanFlags) -> PlanJob:
     check_can_write(output.parent)
     source = open_source(SourceRequest(Path(flags.data_dir)))
     check_splits(judged_splits(source), is_trained=not flags.evaluate)
+    texts_given = {key: getattr(flags, key) for key in TEXT_KEYS}
     model_dir, model = "", NEW_MODEL
     if flags.model_name_or_path:
         directory = fetched_model(flags.model_name_or_path)
-        model_dir, model = str(directory), inspect_model(directory)
+        model_dir, model = str(directory), inspect_model(directory, texts_given)
         weight_files(directory)
         load_tokenizer(model_dir)
     return PlanJob(
@@ -59,7 +60,7 @@ def preflight(flags: PlanFlags) -> PlanJob:
         source=source,
         model_dir=model_dir,
         model=model,
-        texts_given={key: getattr(flags, key) for key in TEXT_KEYS},
+        texts_given=texts_given,
         machine=MachineFacts(flags.cores, flags.gpus),
         arm_minutes=flags.arm_minutes,
         is_trained=not flags.evaluate,

@@ -12,12 +12,15 @@ import pytest
 from data.sources.base import SourceRequest
 from data.sources.registry import open_source
 from drivers import run_plan
+from drivers.job.text_lengths import find_lengths
 from drivers.plan.facts import ModelFacts
-from drivers.plan.inspect_inputs import inspect_collection, inspect_model
+from drivers.plan.inspect_inputs import NOT_GIVEN, inspect_collection, inspect_model
 from tests.beir import write_beir
 from tests.conftest import TINY_DEV_QUERIES, TINY_PASSAGES, TINY_TRAIN_QUERIES
 from tests.drivers.test_run_bm25 import call
 from utils.errors import UserError
+from utils.exchange.model_files import LENGTHS
+from utils.flag_groups.texts import DEFAULT_LENGTHS
 
 
 def folder_of(directory: Path, splits: dict[str, dict[str, list[str]]]) -> Path:
@@ -80,6 +83,28 @@ def test_the_plan_takes_the_text_profile_that_is_given(tmp_path: Path, model_dir
     data, line = folder_of(tmp_path / "data", SPLITS), "^--text_profile star needs the special tokens <s> </s>, the tok"
     with pytest.raises(UserError, match=line):
         planned(data, tmp_path / "plan.tsv", model_name_or_path=model_dir, text_profile="star")
+
+
+def test_the_profile_that_is_given_makes_the_queries_length(tmp_path: Path) -> None:
+    """Of a model without a record; and the plan's length is the one that preprocessing takes with that profile."""
+    (tmp_path / "config.json").write_text(json.dumps(TOWER))
+    assert inspect_model(tmp_path).query_tokens == 0
+    assert inspect_model(tmp_path, {**NOT_GIVEN, "text_profile": "tct-colbert"}).query_tokens == 36
+
+
+def test_lengths_are_those_of_the_later_programs(tmp_path: Path) -> None:
+    """Which pass over sentence-transformers' files next to weights that hold the head."""
+    config = TOWER | {"model_type": "roberta", "pad_token_id": 1, "architectures": ["RobertaDot_NLL_LN"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"},
+               {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]  # fmt: skip
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 33}')
+    found = inspect_model(tmp_path)
+    assert (found.max_seq_length, found.max_query_length) == (None, None)
+    assert find_lengths(dict.fromkeys(LENGTHS), [str(tmp_path)], tmp_path, is_dry_run=True).by_name == DEFAULT_LENGTHS
 
 
 def test_the_first_judged_queries_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
