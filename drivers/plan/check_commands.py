@@ -28,9 +28,9 @@ from utils.errors import UserError, exit_code_of
 from utils.exchange.atomic import read_json
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import COLLECTION_MANIFEST
-from utils.exchange.model_files import CONFIG, weight_files
+from utils.exchange.model_files import weight_files
 from utils.flags import ProgramFlags, parse_flags
-from utils.hub import hub_file, is_path, no_such_model
+from utils.hub import hub_config, is_path, no_such_model
 
 SEPARATOR = "::"
 PROGRAMS: dict[str, type[ProgramFlags]] = {
@@ -115,7 +115,7 @@ def check_model(name_or_path: str) -> None:
     if directory.is_dir():
         config_of(directory)
         weight_files(directory)
-    elif is_path(name_or_path) or hub_file(name_or_path, CONFIG) is None:
+    elif is_path(name_or_path) or hub_config(name_or_path) is None:
         raise no_such_model(name_or_path)
 
 

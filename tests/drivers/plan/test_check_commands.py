@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pytest
 
 from drivers.plan.check_commands import SEPARATOR, check, commands_in
 from tests import REPO
+from tests.hub import Hub, fixture_hub
 from utils.errors import UserError
 
+__all__ = ["fixture_hub"]
 WARMUP = ("--do_train", "--bm25_dir", "b", "--output_dir", "o", "--model_type", "hf")
 GENERATOR = ("--training_dir", "t", "--init_model_dir", "m", "--output_dir", "o", "--model_type", "hf")
 
@@ -41,6 +44,18 @@ def test_the_model_that_a_warmup_starts_from(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("utils.hub.has_hub", lambda: False)
     assert "there is no model lab/none" in refused("run_warmup", *words[:-1], "lab/none")
     assert "--model_type is 'bert', expected one of" in refused("run_warmup", *words, "--model_type", "bert")
+
+
+def test_a_hub_model_whose_transformer_has_a_folder(tmp_path: Path, hub: Hub) -> None:
+    model = tmp_path / "model"
+    (model / "0_Transformer").mkdir(parents=True)
+    modules = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+    (model / "modules.json").write_text(json.dumps(modules))
+    (model / "0_Transformer" / "config.json").write_text("{}")
+    words = (*WARMUP, "--data_dir", str(tmp_path), "--model_name_or_path")
+    check("run_warmup", [*words, hub.add(model, "lab/nested")], set())
+    (hub.root / "lab" / "empty").mkdir()
+    assert "there is no model lab/empty" in refused("run_warmup", *words, "lab/empty")
 
 
 def test_the_split_that_is_measured(tiny_preprocessed: Path, tmp_path: Path) -> None:
