@@ -12,6 +12,8 @@ from urllib.request import getproxies
 from utils.errors import UserError
 from utils.exchange.model_files import CONFIG, HEAD_WEIGHTS, INDEX, MODULES, WEIGHTS, modules_of, shards_of
 
+PROXIES = {"http", "https", "all"}  # of `getproxies`, which also has what goes by none of them ("no")
+
 
 def is_path(name_or_path: str) -> bool:
     """Whether a model's name is one of a directory, there or not, and not of the hub."""
@@ -25,7 +27,9 @@ def has_hub() -> bool:
     """
     from huggingface_hub import constants
 
-    return not constants.HF_HUB_OFFLINE and bool(getproxies() or has_address(urlsplit(constants.ENDPOINT).hostname))
+    if constants.HF_HUB_OFFLINE:
+        return False
+    return bool(PROXIES & getproxies().keys()) or has_address(urlsplit(constants.ENDPOINT).hostname)
 
 
 @cache

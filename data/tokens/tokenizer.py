@@ -47,9 +47,10 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        settings = Path(directory) if is_path(str(directory)) else hub_settings(str(directory)) or path
-        options: dict[str, Any] = {"local_files_only": not has_hub()}
-        if not is_path(str(directory)):
+        is_local = is_path(str(directory))
+        settings = Path(directory) if is_local else hub_settings(str(directory)) or path
+        options: dict[str, Any] = {"local_files_only": is_local or not has_hub()}
+        if not is_local:
             options["subfolder"] = body_folder(settings)
         tokenizer = AutoTokenizer.from_pretrained(str(path), **options, **older_type(path))
     except Exception as error:  # whatever a damaged file makes transformers or tokenizers raise
