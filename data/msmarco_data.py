@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from utils.flag_groups.model import ModelTypeFlags
 from utils.flag_groups.texts import LengthFlags, TextSettingFlags
 from utils.flag_values import MOST_WORKERS, Group, flag
 from utils.flags import answer_dry_run, parse_flags
+from utils.hub import of_unknown_modules
 from utils.model_texts import lengths_for
 from utils.run_log import Progress, say
 
@@ -248,6 +250,8 @@ def main() -> None:
     given = {key: getattr(flags, key) for key in TEXT_KEYS}
     texts, reason = text_settings_for(flags.model_name_or_path, flags.model_type, given)
     settings, lengths_from = settings_of(flags, texts)
+    if unknown := of_unknown_modules(flags.model_name_or_path):
+        say(f"warning: {unknown}", sys.stderr)
     source, out_dir = open_source(flags.source_request), Path(flags.out_data_dir)
     check_not_complete(out_dir)
     check_can_write(out_dir)

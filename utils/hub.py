@@ -132,3 +132,18 @@ def known_to_lack(name: str, files: Sequence[str]) -> bool:
         return all(try_to_load_from_cache(name, file) is _CACHED_NO_EXIST for file in files)
     except ValueError:  # no name of the hub
         return False
+
+
+def of_unknown_modules(name_or_path: str) -> str:
+    """What to say of a hub name of which the cache does not tell whether it has sentence-transformers' files; else "".
+
+    transformers fetches none of them, so that a model which it alone has opened looks like one without any.
+    """
+    if is_path(name_or_path) or hub_file(name_or_path, MODULES, local_only=True) is not None:
+        return ""
+    if known_to_lack(name_or_path, [MODULES]):
+        return ""
+    return (
+        f"the hub's cache does not tell whether {name_or_path} has {MODULES}: it is taken to have none, as "
+        f"--model_type hf pooled by the mean, without prefixes or a head; `hf download {name_or_path}` fetches all"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.model_files import weight_files
-from utils.hub import is_path
+from utils.hub import has_hub, is_path, of_unknown_modules
 from utils.run_log import say
 from utils.system import keep_freed_memory
 
@@ -217,6 +218,8 @@ def check_model_directory(model: ModelSettings, is_dry_run: bool) -> None:
     directory = model.name_or_path
     if is_dry_run:
         check_checkpoint(model)
+        if not has_hub() and (unknown := of_unknown_modules(directory)):
+            sys.stderr.write(f"warning: {unknown}\n")
     if Path(directory).is_dir() or model.config_name:
         read_config(directory, model.model_type, model.config_name)
     if Path(directory).is_dir():

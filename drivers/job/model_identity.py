@@ -16,7 +16,7 @@ from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
 from utils.exchange.model_files import CARD, CONFIG, TOKENIZER_FILES, TOKENIZER_OPTIONS, config_sha256
 from utils.exchange.sentence_files import read_sentence_files
 from utils.exchange.verify import check_files
-from utils.hub import hub_settings, is_path, model_directory
+from utils.hub import hub_settings, is_path, model_directory, of_unknown_modules
 
 RANDOM_WEIGHTS = "random weights"  # what the seed and the config decide
 
@@ -91,7 +91,9 @@ def check_checkpoint(model: ModelSettings) -> str:
     path = Path(model.name_or_path)
     check_base(path)
     if not (path / MANIFEST).is_file():
-        return f"checkpoint: {path} has no {MANIFEST}, and is taken as it is{of_cosines(model)}"
+        unknown = of_unknown_modules(model.name_or_path)
+        remark = f"; {unknown}" if unknown else of_cosines(model)
+        return f"checkpoint: {path} has no {MANIFEST}, and is taken as it is{remark}"
     try:
         check_files(path, load_with_checksum(path / MANIFEST), unread_files(model))
     except UserError as error:

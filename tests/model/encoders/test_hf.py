@@ -12,13 +12,14 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn import functional as F
+from transformers import AutoModel, AutoTokenizer
 
 from data import msmarco_data
 from data.tokens.collection import open_preprocessed
 from data.tokens.token_cache import TokenCache
 from data.tokens.tokenizer import load_tokenizer, local_tokenizer, tokenizer_fingerprint
 from drivers.embeddings.encode import chosen_texts
-from drivers.job.encoder_setup import prepare_encoder
+from drivers.job.encoder_setup import check_model_directory, prepare_encoder
 from drivers.job.model_identity import ModelSettings, check_checkpoint, identity_of
 from drivers.job.text_lengths import find_lengths
 from drivers.plan.inspect_inputs import inspect_model
@@ -169,6 +170,47 @@ def test_a_transformer_in_a_folder_of_its_own(place: str, tmp_path: Path, hub: H
     (nested / "0_Transformer" / "config.json").unlink()
     with pytest.raises(UserError, match=r"nested/0_Transformer/config\.json is missing"):
         read_config(str(nested), "hf")
+
+
+def test_a_cache_that_transformers_alone_has_filled_is_said_not_to_tell(
+    tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has none of sentence-transformers' files: the pooling, the head and the prefixes are unknown."""
+    config = saved(tmp_path / "model") / "config.json"  # as others write it, without pooling and head
+    others = {key: value for key, value in json.loads(config.read_text()).items() if key not in ("pooling", "head")}
+    config.write_text(json.dumps(others))
+    name = hub.add(config.parent, "lab/model")
+    write_beir(
+        tmp_path / "raw", [{"_id": "p", "text": "a b"}], [{"_id": "q", "text": "a"}], {"test": [("q", "p", "1")]}
+    )
+    model, line = ModelSettings(name, "hf"), f"does not tell whether {name} has modules.json: "
+
+    def warnings() -> tuple[str, str]:
+        """Of preprocessing and of a program."""
+        call(msmarco_data.main, data_dir=tmp_path / "raw", out_data_dir=tmp_path / "out", source="beir",
+             model_type="hf", model_name_or_path=name, dry_run="true")  # fmt: skip
+        of_preprocessing = capsys.readouterr().err
+        check_model_directory(model, is_dry_run=True)
+        return of_preprocessing, capsys.readouterr().err
+
+    AutoTokenizer.from_pretrained(name)
+    AutoModel.from_pretrained(name)
+    hub.set_offline(True)
+    assert load_encoder("hf", name).spec.is_normalized is False
+    assert all(line in found and f"`hf download {name}` fetches all" in found for found in warnings())
+    assert line in check_checkpoint(model)
+    hub.set_offline(False)
+    model_directory(name)
+    hub.set_offline(True)
+    assert load_encoder("hf", name).spec.is_normalized
+    assert warnings() == ("", "") and line not in check_checkpoint(model)
+    hub.set_offline(False)
+    body = saved(tmp_path / "body")
+    (body / "modules.json").unlink()
+    known = ModelSettings(hub.add(body, "lab/body"), "hf")
+    model_directory(known.name_or_path)
+    hub.set_offline(True)
+    assert "does not tell" not in check_checkpoint(known)  # the hub has said that there is none
 
 
 def test_flags_replace_what_the_files_say(tmp_path: Path) -> None:
