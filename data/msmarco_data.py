@@ -285,7 +285,7 @@ def settings_of(flags: PreprocessFlags, texts: TextSettings) -> tuple[Preprocess
     if not tokenizer_dir:
         raise UserError("no tokenizer: give its directory as --model_name_or_path or --tokenizer_name")
     given = {name: getattr(flags, name) for name in LENGTHS}
-    lengths, lengths_from = lengths_for(flags.model_name_or_path, given)
+    lengths, lengths_from = lengths_for(flags.model_name_or_path, flags.model_type, given)
     passage, query = lengths["max_seq_length"], lengths["max_query_length"]
     characters, allow_missing = flags.max_doc_character, flags.allow_missing
     return PreprocessSettings(tokenizer_dir, passage, query, characters, allow_missing, texts), lengths_from

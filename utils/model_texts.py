@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.declared.model_types import MODEL_TYPES
+from utils.declared.model_types import MODEL_TYPES, PASSAGE_TOWER, QUERY_TOWER
 from utils.declared.text_profiles import EARLIER
 from utils.declared.text_settings import read_text_record
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
 from utils.exchange.layout import EMBEDDINGS_RECORD, MANIFEST
 from utils.exchange.model_files import CONFIG, LENGTHS, WEIGHTS, body_directory, has_own_head, holds_tensor
-from utils.exchange.sentence_files import TRANSFORMER, SentenceFiles, read_sentence_files
+from utils.exchange.sentence_files import SentenceFiles, positions_of, read_sentence_files
 from utils.flag_groups.texts import DEFAULT_LENGTHS
 from utils.hub import hub_config, hub_settings, is_path, known_to_lack, model_directory
 
@@ -146,8 +146,9 @@ def records_of(places: Sequence[str], local_only: bool) -> Iterator[tuple[Path, 
             if path.name != CONFIG or has_own_head(record):
                 continue
             if (files := read_sentence_files(directory)) is not None:
-                found = {name: getattr(files, name) for name in LENGTHS}
-                yield path.parent / TRANSFORMER, {name: length for name, length in found.items() if length is not None}
+                for name, file in zip(LENGTHS, files.length_files, strict=True):
+                    if file:
+                        yield path.parent / file, {name: getattr(files, name)}
 
 
 def recorded_lengths(places: Sequence[str], local_only: bool) -> dict[str, tuple[object, Path]]:
@@ -178,21 +179,56 @@ def length_or_default(name: str, recorded: Mapping[str, tuple[object, Path]]) ->
     return length, path
 
 
-def lengths_for(model: str, given: Mapping[str, int | None]) -> tuple[dict[str, int], str]:
-    """How many tokens a collection's texts may have: as given, else as the model has it, else ANCE's; and who says so.
+def positions_for(model: str, model_type: str) -> tuple[dict[str, int], Path | None]:
+    """The most tokens that a model has positions for, by `LENGTHS`, and the config.json that says so.
+
+    Nothing of one that does not say it, and of one of another kind: a tokenizer alone is taken from there.
 
     Args:
         model: a directory or hub name, "" for none.
+        model_type: a word of --model_type.
+    """
+    path, kind, config = config_path(model), MODEL_TYPES.get(model_type), dict[str, Any]()
+    if path is None or kind is None:
+        return {}, None
+    with contextlib.suppress(UserError, OSError):  # which opening it tells
+        config = read_json(path)
+    if kind.is_older_than_types:
+        config = {"model_type": kind.config_type, **config}
+    if kind.config_type not in ("", config.get("model_type")):
+        return {}, None
+    found: dict[str, int] = {}
+    for name, tower in zip(LENGTHS, (PASSAGE_TOWER, QUERY_TOWER), strict=True):
+        body = config.get(tower)
+        if (positions := positions_of(body if isinstance(body, dict) else config)) is not None:
+            found[name] = positions
+    return found, path
+
+
+def lengths_for(model: str, model_type: str, given: Mapping[str, int | None]) -> tuple[dict[str, int], str]:
+    """How many tokens a collection's texts may have: as given, else as the model has it, else ANCE's; and who says so.
+
+    No more than the model has positions for.
+
+    Args:
+        model: a directory or hub name, "" for none.
+        model_type: a word of --model_type.
         given: by `LENGTHS`; None for one that is not given.
 
     Raises:
-        UserError: what the model records is no length.
+        UserError: what the model records is no length, or one that is given is beyond its positions.
     """
+    positions, config = positions_for(model, model_type)
+    for name, most in positions.items():
+        if (asked := given[name]) is not None and asked > most:
+            raise UserError(f"--{name} is {asked}, the model has {most} positions ({config}); give no more than that")
     missing = [name for name in LENGTHS if given[name] is None]
     recorded = recorded_lengths([model], local_only=False) if missing else {}
     lengths = {name: length for name, length in given.items() if length is not None}
     sources = ["as given"] if lengths else []
     for name in missing:
         lengths[name], path = length_or_default(name, recorded)
+        if lengths[name] > positions.get(name, lengths[name]):
+            lengths[name], path = positions[name], config
         sources.append("the default" if path is None else f"as {path} has it")
     return lengths, ", ".join(dict.fromkeys(sources))

@@ -28,9 +28,10 @@ from utils.errors import UserError, exit_code_of
 from utils.exchange.atomic import read_json
 from utils.exchange.evaluations import TRAIN
 from utils.exchange.layout import COLLECTION_MANIFEST
-from utils.exchange.model_files import weight_files
+from utils.exchange.model_files import LENGTHS, weight_files
 from utils.flags import ProgramFlags, parse_flags
 from utils.hub import hub_config, is_path, no_such_model
+from utils.model_texts import lengths_for
 
 SEPARATOR = "::"
 PROGRAMS: dict[str, type[ProgramFlags]] = {
@@ -70,6 +71,7 @@ def check(program: str, argv: list[str], splits: set[str]) -> None:
         encoder_type(flags.model_type)
         splits |= set(splits_to_train_on(open_source(flags.source_request)))
         load_tokenizer(flags.tokenizer_name or flags.model_name_or_path)
+        lengths_for(flags.model_name_or_path, flags.model_type, {name: getattr(flags, name) for name in LENGTHS})
     elif isinstance(flags, WarmupFlags | GenerateFlags | AnnFlags | EvalFlags):
         encoder_type(flags.model_type)
         check_dev_split(flags, splits or splits_preprocessed(Path(flags.data_dir)))

@@ -16,6 +16,7 @@ from data.tokens.text_profile import text_preparer
 from data.tokens.tokenizer import clean_text, encoded_text, load_tokenizer
 from drivers.plan.facts import CollectionFacts, Lengths, ModelFacts
 from model.encoders.registry import read_spec
+from utils.declared.model_types import QUERY_TOWER
 from utils.declared.text_profiles import RECORDED_PROFILES
 from utils.declared.text_settings import TEXT_KEYS, TextSettings
 from utils.errors import UserError
@@ -29,7 +30,6 @@ MOST_CHARACTERS = 10_000  # of a passage, as data.msmarco_data cuts it
 NOT_GIVEN: Mapping[str, str | None] = dict.fromkeys(TEXT_KEYS)
 TOKENS_OF_A_WORD = 1.5  # where there is no tokenizer yet
 RDOT_HEAD = "embeddingHead.weight"  # of ANCE's models
-QUERY_ENCODER = "question_model"  # in the config of two towers
 # Of a config, DistilBERT's names the second: layers, width.
 SIZES = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"))
 
@@ -134,7 +134,7 @@ def inspect_model(directory: Path, given: Mapping[str, str | None] = NOT_GIVEN) 
 
 def first_number(config: Mapping[str, Any], *names: str) -> int | None:
     """The first of the keys that is a number above 0: of the config, or of the queries' encoder in it."""
-    both = config | config.get(QUERY_ENCODER, {})
+    both = config | config.get(QUERY_TOWER, {})
     return next((both[name] for name in names if isinstance(both.get(name), int) and both[name] > 0), None)
 
 

@@ -25,9 +25,10 @@ from model.encoders.spec import EncoderSpec, positive_number
 from model.kernels.cpu_dropout import BY_DEVICE, make_dropout_quick
 from model.kernels.cpu_linear import prepack_products
 from model.kernels.deberta import lower_biases
-from model.kernels.families import begins_behind_pad_id, family_of, position_padding
+from model.kernels.families import family_of
 from model.kernels.packed_attention import PACKED, PACKED_ON_CPU, hidden_of_packed
 from model.token_batch import TokenBatch
+from utils.declared.positions import begins_behind_pad_id, position_padding, usable_positions
 from utils.errors import UserError, one_line
 from utils.exchange.model_files import body_directory
 
@@ -74,7 +75,8 @@ class Body:
 
     def pooled_packed(self, tokens: TokenBatch) -> torch.Tensor:
         assert self.family is not None
-        behind = position_padding(self.model.config) if self.family.behind_pad_id else None
+        kind = self.model.config.model_type
+        behind = position_padding(kind, self.pad_id) if begins_behind_pad_id(kind) else None
         hidden = hidden_of_packed(self.model, tokens, self.attention, behind)
         return pool_packed(hidden, tokens, self.pooling, self.pooled_from)
 
@@ -200,8 +202,8 @@ def spec_of_body(config: PretrainedConfig) -> EncoderSpec:
     """Of rows that are pooled as they are. UserError where the config does not say how wide they are."""
     values: dict[str, Any] = {"hidden_size": getattr(config, "hidden_size", None), "vocab_size": config.vocab_size}
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and begins_behind_pad_id(config.model_type):
-        positions -= position_padding(config) + 1
+    if positions is not None:
+        positions = usable_positions(config.model_type, positions, config.pad_token_id)
     return EncoderSpec(
         embedding_dim=positive_number(values, ["hidden_size"]),
         vocab_size=positive_number(values, ["vocab_size"]),

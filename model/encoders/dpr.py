@@ -22,6 +22,7 @@ from model.encoders.base import ConfigEncoder
 from model.encoders.body import LAYER_GROUPS, Body, BodyEncoder, config_of, load_model, new_model, spec_of_body
 from model.encoders.spec import EncoderSpec, Side, pooling_of, read_config_file
 from model.token_batch import TokenBatch
+from utils.declared.model_types import PASSAGE_TOWER, QUERY_TOWER
 from utils.declared.text_settings import INITIAL_PROFILE, TEXT_KEYS
 from utils.errors import UserError, one_line
 from utils.exchange.model_files import LENGTHS, POOLED_FROM, SAFETENSORS
@@ -30,7 +31,7 @@ from utils.hub import model_directory
 
 MODEL_TYPE = "dpr"
 OLDER_BODY = "bert"  # of a config that names no type, as transformers before 2.4 wrote it
-TOWERS: dict[Side, str] = {"query": "question_model", "passage": "ctx_model"}
+TOWERS: dict[Side, str] = {"query": QUERY_TOWER, "passage": PASSAGE_TOWER}
 PROJECTION = "encode_proj"
 QUERY_MODEL = "query_model"  # of `load_encoder`'s changes: the queries' tower begins as another model
 # What stands next to the towers, as other types have it next to a body's own.

@@ -19,6 +19,7 @@ from model.encoders.body import LAYER_GROUPS, Body, BodyEncoder, check_loaded
 from model.encoders.spec import EncoderSpec, Side, pooling_of, positive_number
 from model.formats.sentence import WITHOUT_POOLER, head_modules, write_sentence_files
 from model.token_batch import TokenBatch, unpadded
+from utils.declared.positions import usable_positions
 from utils.errors import UserError, one_line
 from utils.exchange.model_files import body_folder
 from utils.hub import model_directory
@@ -52,8 +53,7 @@ class RobertaDot(RobertaPreTrainedModel, BodyEncoder):  # type: ignore[misc]  # 
         """
         width = min(positive_number(config, ["hidden_size"], 768), LARGEST_EMBEDDING)
         pad_id = int(config.get("pad_token_id", 1))
-        # RoBERTa's positions begin behind the padding's.
-        longest = positive_number(config, ["max_position_embeddings"], 512) - pad_id - 1
+        longest = usable_positions("roberta", positive_number(config, ["max_position_embeddings"], 512), pad_id)
         return EncoderSpec(
             embedding_dim=positive_number(config, ["embedding_size"], width),
             vocab_size=positive_number(config, ["vocab_size"], 50265),

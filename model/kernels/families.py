@@ -20,14 +20,12 @@ class Family:
     Args:
         layers: of a model of it.
         compute_first_alone: what is done with the last layer where a text's first token alone is pooled.
-        behind_pad_id: whether positions begin behind the padding's id, and not at 0.
         takes_attention: whether the model takes the attention that its config names, padded or packed; else it has
             been made to compute packed texts.
     """
 
     layers: Callable[[Any], nn.ModuleList]
     compute_first_alone: Callable[[nn.Module], None]
-    behind_pad_id: bool = False
     takes_attention: bool = True
 
 
@@ -45,22 +43,17 @@ def compute_first_token_of_block(layer: nn.Module) -> None:
 
 
 BERT = Family(layers_of_encoder, compute_first_token)
-ROBERTA = Family(layers_of_encoder, compute_first_token, behind_pad_id=True)
 
 # By the ``model_type`` of transformers' config.
 FAMILIES = {
     "bert": BERT,
     "electra": BERT,
-    "roberta": ROBERTA,
-    "xlm-roberta": ROBERTA,
-    "camembert": ROBERTA,
+    "roberta": BERT,
+    "xlm-roberta": BERT,
+    "camembert": BERT,
     "distilbert": Family(lambda model: model.transformer.layer, compute_first_token_of_block),
-    "mpnet": Family(layers_of_encoder, compute_first_alone, behind_pad_id=True, takes_attention=False),
+    "mpnet": Family(layers_of_encoder, compute_first_alone, takes_attention=False),
 }
-# Of those whose texts have to be padded, whose positions begin as RoBERTa's do (transformers' padding_idx + 1).
-PADDED_BEHIND_PAD_ID = frozenset(
-    ("data2vec-text", "ibert", "longformer", "luke", "markuplm", "roberta-prelayernorm", "xlm-roberta-xl", "xmod")
-)
 
 
 def family_of(model: Any) -> Family | None:
@@ -69,13 +62,3 @@ def family_of(model: Any) -> Family | None:
     if family is not None and not family.takes_attention:
         make_packable(model)
     return family
-
-
-def begins_behind_pad_id(kind: str) -> bool:
-    """Whether a ``model_type``'s positions begin behind the padding's id, and are fewer by so many."""
-    return kind in PADDED_BEHIND_PAD_ID or (kind in FAMILIES and FAMILIES[kind].behind_pad_id)
-
-
-def position_padding(config: Any) -> int:
-    """The id behind which positions begin: RoBERTa's is the padding's, MPNet's is written in its code."""
-    return 1 if config.model_type == "mpnet" else int(config.pad_token_id)

@@ -28,6 +28,7 @@ from data.tokens.collection import (
     tokenizer_fingerprint,
 )
 from data.tokens.tokenizer import load_tokenizer
+from model.encoders.registry import read_spec
 from tests import REPO, forked
 from tests.texts import listed
 from utils.errors import UserError, exit_code_of
@@ -84,6 +85,50 @@ def test_lengths_that_are_not_given_are_the_model_s(
         assert exit_code_of("msmarco_data", msmarco_data.main) == 0
         manifest = json.loads((out / "manifest.json").read_text())
         assert (manifest["max_seq_length"], manifest["max_query_length"]) == expected
+
+
+def test_lengths_are_within_the_model_s_positions(
+    tiny_collection: Path,
+    tiny_tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those that the encoder itself will have; a length that is given and beyond them is refused before any work."""
+    model = shutil.copytree(tiny_tokenizer, tmp_path / "model")
+    body = {"model_type": "roberta", "pad_token_id": 1, "max_position_embeddings": 42}
+
+    def run_with(config: dict[str, object], model_type: str, *given: str) -> int:
+        (model / "config.json").write_text(json.dumps(config))
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        argv = ["--data_dir", tiny_collection, "--out_data_dir", out, "--model_type", model_type, "--data_type", "1"]
+        monkeypatch.setattr(sys, "argv", [*map(str, ["msmarco_data", *argv, "--model_name_or_path", model]), *given])
+        return exit_code_of("msmarco_data", msmarco_data.main)
+
+    towers = {"model_type": "dpr", "question_model": body | {"max_position_embeddings": 12}, "ctx_model": body}
+    older = {name: value for name, value in body.items() if name != "model_type"}
+    cases = [
+        ("hf", body, (40, 40)),
+        ("dpr", towers, (40, 10)),
+        ("rdot_nll", older, (40, 40)),
+        ("static", body, (128, 64)),  # it has no positions: the directory is a tokenizer's
+    ]
+    for model_type, config, expected in cases:
+        assert run_with(config, model_type) == 0
+        manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+        assert (manifest["max_seq_length"], manifest["max_query_length"]) == expected
+        said = capsys.readouterr().out
+        assert (f"(as {model / 'config.json'} has it)" in said) == (model_type != "static")
+        if model_type == "hf":
+            spec = read_spec(str(model), "hf")
+            assert (spec.max_length("passage"), spec.max_length("query")) == expected
+    assert run_with(body, "hf", "--max_seq_length", "40") == 0
+    capsys.readouterr()
+    for name in ("max_seq_length", "max_query_length"):
+        assert run_with(body, "hf", f"--{name}", "41") == 2 and not (tmp_path / "out").exists()
+        line = f"--{name} is 41, the model has 40 positions ({model / 'config.json'}); give no more than that"
+        assert capsys.readouterr().err == f"msmarco_data: error: {line}\n"
 
 
 def lines_of(path: Path) -> list[list[str]]:

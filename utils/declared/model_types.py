@@ -10,6 +10,7 @@ from utils.declared.text_profiles import DEFAULT_PROFILE
 # Of a transformer's last layer: its first token (ANCE's), all of them, or its last; cls is another word for first.
 Pooling = Literal["first", "mean", "last", "cls"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
+QUERY_TOWER, PASSAGE_TOWER = "question_model", "ctx_model"  # in the config of two towers: transformers' names of DPR's
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ MODEL_TYPES = {
         from_hub=True,
         has_towers=True,
         text_profile="",
-        own_tensor="question_model.",
+        own_tensor=f"{QUERY_TOWER}.",
     ),
     "static": ModelType(
         "the mean of a text's token vectors, and the same head",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from utils.declared.positions import usable_positions
 from utils.declared.text_profiles import RECORDED_PROFILES
 from utils.errors import UserError
 from utils.exchange.atomic import read_json
@@ -30,6 +31,7 @@ TRANSFORMERS = (
 TOKENIZER_CONFIG = "tokenizer_config.json"
 NO_LIMIT = 10**9  # a tokenizer without one says 10**30
 
+LengthSaid = tuple[int | None, str]  # in tokens, and the file that says it; None and "" where none does
 HeadKind = Literal["dense", "layer_norm", "normalize"]
 
 BODIES = ("Transformer", "StaticEmbedding")
@@ -76,6 +78,7 @@ class SentenceFiles:
         pooling: first, mean or last; "" where the body has one row for a text already.
         head: the modules behind the pooling, in their order.
         max_seq_length, max_query_length: tokens that encode_document and encode_query keep; None where nothing says it.
+        length_files: which files in the body's folder say the one and the other, "" where nothing does.
         do_lower_case: texts are lower-cased, whatever the tokenizer does by itself.
         query_prefix, passage_prefix: put in front of a text.
         similarity: how their ``similarity`` compares embeddings: cosine, dot, euclidean; "" where nothing says it.
@@ -87,6 +90,7 @@ class SentenceFiles:
     head: tuple[HeadModule, ...] = ()
     max_seq_length: int | None = None
     max_query_length: int | None = None
+    length_files: tuple[str, str] = ("", "")
     do_lower_case: bool = False
     query_prefix: str = ""
     passage_prefix: str = ""
@@ -121,7 +125,7 @@ def read_sentence_files(directory: Path) -> SentenceFiles | None:
             raise UserError(f"{path} has no Pooling behind the Transformer: no encoder of texts; take another model")
         pooling = read_pooling(directory / others.pop(0)[1] / CONFIG, bool(query_prefix or passage_prefix))
     found, transformer = transformer_settings(directory / body_folder)
-    longest_passage, longest_query = read_lengths(found, transformer)
+    (longest_passage, passage_file), (longest_query, query_file) = read_lengths(found, transformer)
     files = SentenceFiles(
         body,
         body_folder,
@@ -129,6 +133,7 @@ def read_sentence_files(directory: Path) -> SentenceFiles | None:
         tuple(read_head_module(path, kind, folder) for kind, folder in others),
         longest_passage,
         longest_query,
+        (passage_file, query_file),
         bool(transformer.get("do_lower_case")),
         query_prefix,
         passage_prefix,
@@ -231,8 +236,8 @@ def lower_case(backend: Tokenizer) -> None:
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
-def read_lengths(path: Path, config: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Tokens kept of a passage and of a query, None where nothing is said.
+def read_lengths(path: Path, config: Mapping[str, Any]) -> tuple[LengthSaid, LengthSaid]:
+    """Tokens kept of a passage and of a query.
 
     Version 6 has a length for either side, else one for both (base/modules/transformer.py: ``preprocess``); it leaves
     that to the tokenizer, and reads no more than the body's positions.
@@ -246,19 +251,33 @@ def read_lengths(path: Path, config: Mapping[str, Any]) -> tuple[int | None, int
     """
     if config.get("query_expansion"):
         raise UserError(f"{path} fills queries up (query_expansion), which no encoder here does; take another model")
-    limits = ((TOKENIZER_CONFIG, "model_max_length"), (CONFIG, "max_position_embeddings"))
     if config.get("max_seq_length") is not None:
-        of_both: int | None = whole_number(path, config, "max_seq_length")
+        of_both: LengthSaid = whole_number(path, config, "max_seq_length"), path.name
     else:
-        limits_given = [
-            read_json(path.parent / name).get(key) for name, key in limits if (path.parent / name).is_file()
-        ]
-        of_both = min((value for value in limits_given if type(value) is int and 0 < value < NO_LIMIT), default=None)
+        of_both = length_of_tokenizer_or_body(path.parent)
     passage, query = (
-        of_both if config.get(key) is None else whole_number(path, config, key)
+        of_both if config.get(key) is None else (whole_number(path, config, key), path.name)
         for key in ("document_length", "query_length")
     )
     return passage, query
+
+
+def length_of_tokenizer_or_body(folder: Path) -> LengthSaid:
+    """The smaller of the tokenizer's limit and the positions that the body has for a text's tokens."""
+    tokenizer, body = (
+        read_json(folder / name) if (folder / name).is_file() else {} for name in (TOKENIZER_CONFIG, CONFIG)
+    )
+    said = [(tokenizer.get("model_max_length"), TOKENIZER_CONFIG), (positions_of(body), CONFIG)]
+    found = [(value, name) for value, name in said if type(value) is int and 0 < value < NO_LIMIT]
+    return min(found, default=(None, ""))
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """The most tokens of a text for a body of such a config.json; None where it does not say it."""
+    positions, pad_id = config.get("max_position_embeddings"), config.get("pad_token_id")
+    if type(positions) is not int:
+        return None
+    return usable_positions(str(config.get("model_type")), positions, pad_id if type(pad_id) is int else None)
 
 
 def whole_number(path: Path, config: Mapping[str, Any], name: str) -> int:

@@ -90,6 +90,10 @@ def test_the_raw_collection_and_its_tokenizer(tiny_collection: Path, tiny_tokeni
     assert "expected the one that holds the tokenizer" in refused(
         "msmarco_data", *words, "--model_name_or_path", "./no"
     )
+    model = shutil.copytree(tiny_tokenizer, tmp_path / "model")
+    (model / "config.json").write_text('{"model_type": "bert", "max_position_embeddings": 40}')
+    of_hf = ("msmarco_data", *words[:-1], "hf", "--model_name_or_path", model, "--max_seq_length", "41")
+    assert "--max_seq_length is 41, the model has 40 positions" in refused(*of_hf)
     for name in ("qrels.train.tsv", "queries.train.tsv"):
         (tiny_collection / name).unlink()
     assert "no judged split train" in refused("msmarco_data", *words, "--model_name_or_path", tiny_tokenizer)

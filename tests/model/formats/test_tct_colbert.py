@@ -180,7 +180,7 @@ def test_a_collection_is_searched_as_its_own_encoders_search(models: tuple[Path,
 @pytest.mark.parametrize(
     ("lengths", "expected"),
     [
-        (("40", "64"), "--max_query_length is 64, --text_profile tct-colbert makes queries of 36 tokens: give that"),
+        (("40", "37"), "--max_query_length is 37, --text_profile tct-colbert makes queries of 36 tokens: give that"),
         (("4", "36"), "passages cut at 4 tokens hold nothing but the 4 of [CLS] [D]; raise --max_seq_length"),
     ],
 )

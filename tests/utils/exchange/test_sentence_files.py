@@ -12,6 +12,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from utils.errors import UserError
 from utils.exchange.sentence_files import HeadModule, read_sentence_files
+from utils.model_texts import recorded_lengths
 
 WIDTH = 16
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
@@ -110,6 +111,26 @@ def test_the_length_of_an_old_file_holds_and_lower_casing_is_read(tmp_path: Path
     says = {"max_seq_length": 256, "do_lower_case": True}
     found = read_sentence_files(write(tmp_path, OLD, sentence_bert_config=says))
     assert found is not None and (found.max_seq_length, found.do_lower_case) == (256, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "expected"),
+    [
+        ("roberta", {}, (512, "config.json")),  # two of its positions are before a text's first token
+        ("mpnet", {}, (512, "config.json")),
+        ("bert", {}, (514, "config.json")),
+        ("roberta", {"tokenizer_config": {"model_max_length": 300}}, (300, "tokenizer_config.json")),
+        ("roberta", {"tokenizer_config": {"model_max_length": 10**30}}, (512, "config.json")),
+        ("roberta", {"sentence_roberta_config": {"max_seq_length": 99}}, (99, "sentence_roberta_config.json")),
+    ],
+)
+def test_a_length_is_of_the_file_that_says_it(
+    tmp_path: Path, kind: str, limits: dict[str, object], expected: tuple[int, str]
+) -> None:
+    config = {"model_type": kind, "max_position_embeddings": 514, "pad_token_id": 1}
+    write(tmp_path, OLD, **{"1_Pooling__config": MEAN, "config": config}, **limits)
+    found = {name: (length, path.name) for name, (length, path) in recorded_lengths([str(tmp_path)], True).items()}
+    assert found == {"max_seq_length": expected, "max_query_length": expected}
 
 
 def test_the_nearest_of_length_1_have_the_largest_inner_products(tmp_path: Path) -> None:
