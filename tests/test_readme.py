@@ -17,7 +17,7 @@ from data.export import ExportFlags
 from data.mining.strategy import parse_strategy
 from data.msmarco_data import PreprocessFlags
 from data.negatives import NegativesFlags
-from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
+from drivers.cli.evaluate import EvalFlags, FuseFlags, NeighbourhoodFlags
 from drivers.cli.generate import Bm25Flags, GenerateFlags
 from drivers.cli.plan import PlanFlags
 from drivers.cli.train import AnnFlags, WarmupFlags
@@ -41,6 +41,7 @@ FLAGS_OF = {
     "model.convert": ConvertFlags,
     "drivers.run_ann_data_gen": GenerateFlags,
     "drivers.run_eval": EvalFlags,
+    "drivers.run_fuse": FuseFlags,
     "drivers.run_warmup": WarmupFlags,
     "drivers.run_bm25": Bm25Flags,
     "drivers.run_neighbourhood": NeighbourhoodFlags,

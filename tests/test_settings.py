@@ -17,6 +17,7 @@ KNOW_FLAGS = {
     "data/msmarco_data.py",
     "data/negatives.py",
     "drivers/evaluate/evaluator.py",
+    "drivers/evaluate/fuse.py",
     "drivers/evaluate/given_runs.py",
     "drivers/evaluate/query_map.py",
     "drivers/evaluate/start.py",
@@ -104,8 +105,8 @@ def test_only_programs_take_flags() -> None:
 
 def test_the_flags_of_every_program_are_known() -> None:
     types = {name for _, name in flag_types(trees_of_rooms())}
-    programs = {"AnnFlags", "Bm25Flags", "EvalFlags", "GenerateFlags", "NeighbourhoodFlags", "WarmupFlags"}
-    assert programs | {"NegativesFlags", "ReportFlags", "SearchFlags", "OpeningFlags"} <= types
+    programs = {"AnnFlags", "Bm25Flags", "EvalFlags", "FuseFlags", "GenerateFlags", "WarmupFlags"}
+    assert programs | {"NegativesFlags", "NeighbourhoodFlags", "ReportFlags", "SearchFlags", "OpeningFlags"} <= types
     assert not {"ScheduleSettings", "RefreshSettings", "TrainingSettings", "ModelJob", "Trainer"} & types
     assert not {"Bm25Job", "Evaluation", "GeneratorJob", "QueryMapJob", "TrainerJob", "WarmupJob"} & types
 

@@ -1,4 +1,4 @@
-"""The flags of the programs that measure a model: run_eval, run_neighbourhood."""
+"""The flags of the programs that measure a model or a run: run_eval, run_fuse, run_neighbourhood."""
 
 from __future__ import annotations
 
@@ -64,6 +64,27 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
     ann_dir: str = flag(
         "", "a generator's --output_dir: say how far its last negatives are what is returned", is_path=True
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseFlags(ProgramFlags):
+    """Add the scores of two runs, BM25's and a dense one's, and rank by the sum."""
+
+    GROUP: ClassVar[Group] = "search"
+    EXAMPLE: ClassVar[str] = (
+        "python -m drivers.run_fuse --run bm25/dev.trec dense/dev.trec --weight 1.1 --output both.trec"
+    )
+
+    run: list[str] = flag(
+        help="the two runs, TREC's six columns: BM25's, then the dense one's, whose scores are multiplied by --weight",
+        is_path=True,
+        group="data",
+    )
+    output: str = flag(help="the run to write, TREC's six columns", is_path=True, group="job")
+    weight: float = flag(
+        1.1, "what the second run's scores are multiplied by; DPR's paper has 1.1", at_least=0, at_most=1e6
+    )
+    topk: int = flag(TOPK, "passages of a query that are written, the best", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

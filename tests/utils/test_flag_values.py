@@ -26,7 +26,7 @@ from data.msmarco_data import PreprocessFlags
 from data.negatives import NegativesFlags
 from data.training.batches import batches_of_triples
 from data.wordpiece import WordPieceFlags
-from drivers.cli.evaluate import EvalFlags, NeighbourhoodFlags
+from drivers.cli.evaluate import EvalFlags, FuseFlags, NeighbourhoodFlags
 from drivers.cli.generate import Bm25Flags, GenerateFlags
 from drivers.cli.plan import PlanFlags
 from drivers.cli.train import AnnFlags, WarmupFlags
@@ -54,6 +54,7 @@ CLASSES: dict[str, type[ProgramFlags]] = {
     "run_ann_data_gen": GenerateFlags,
     "run_bm25": Bm25Flags,
     "run_eval": EvalFlags,
+    "run_fuse": FuseFlags,
     "run_neighbourhood": NeighbourhoodFlags,
     "run_plan": PlanFlags,
     "run_warmup": WarmupFlags,

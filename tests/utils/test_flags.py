@@ -44,7 +44,7 @@ OUR_PROGRAM_OF = {  # ANCE's program: ours, or the program of ours whose flags i
     "run_ann_dpr.py": "run_ann",
 }
 OF_DPR = ("DPR_data.py", "run_ann_data_gen_dpr.py", "run_ann_dpr.py")
-DRIVERS = ("run_warmup", "run_ann_data_gen", "run_ann", "run_eval", "run_bm25", "run_neighbourhood")
+DRIVERS = ("run_warmup", "run_ann_data_gen", "run_ann", "run_eval", "run_fuse", "run_bm25", "run_neighbourhood")
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "store_true": bool, "": bool}
 
 OUR_SAMPLE = {"local_rank": -1, "data_type": "1"}  # of a narrow range, and of a word

@@ -45,14 +45,23 @@ class GivenRun:
         if self.unknown:
             remarks.append(f"{self.unknown:,} passages are not in the collection{of_unknown}")
         if self.reordered:
-            remarks.append(f"in {self.reordered:,} lists the ranks are not the order of the scores, which decides")
+            remarks.append(remark_on_ranks(self.reordered))
         return remarks
+
+
+def remark_on_ranks(reordered: int) -> str:
+    """What a log says of lists whose column of ranks is not the scores' order."""
+    return f"in {reordered:,} lists the ranks are not the order of the scores, which decides"
 
 
 @dataclass(frozen=True)
 class Entries:
-    """The lines of wanted queries, E in all: the query's row, the passage's place in ``ids``, and the other columns."""
+    """The lines of wanted queries, E in all: the query's row, the passage's place in ``ids``, and the other columns.
 
+    ``query_ids_Q`` are all wanted queries, ``ids`` the passages that the lines name.
+    """
+
+    query_ids_Q: Sequence[str]
     ids: list[str]
     row_E: np.ndarray
     place_E: np.ndarray
@@ -61,6 +70,16 @@ class Entries:
     line_E: np.ndarray
     has_scores: bool
     other_queries: int
+
+    def best_first(self) -> np.ndarray:
+        """The lines [E] by query, and of each its list: by score; of equal ones the passage whose id is the last."""
+        return np.lexsort((order_of_ties(self.ids)[self.place_E], -self.score_E, self.row_E))
+
+    def reordered(self, order_E: np.ndarray) -> int:
+        """In how many lists the ranks are not the scores' order, which is ``order_E``, as `best_first` has it."""
+        row_E = self.row_E[order_E]
+        falls_E = (np.diff(self.rank_E[order_E]) < 0) & (np.diff(row_E) == 0)
+        return len(np.unique(row_E[1:][falls_E]))
 
 
 def read_run(
@@ -90,16 +109,15 @@ def read_run(
         raise UserError(
             f"{path}: none of its {len(offset_P):,} passages is in the collection; give a run over this one"
         )
-    order_E = np.lexsort((order_of_ties(entries.ids)[entries.place_E], -entries.score_E, entries.row_E))
+    order_E = entries.best_first()
     row_E, passage_E = entries.row_E[order_E], offset_P[entries.place_E[order_E]]
     counts_Q = np.bincount(row_E, minlength=len(query_ids_Q))
     column_E = np.arange(len(row_E)) - np.repeat(np.cumsum(counts_Q) - counts_Q, counts_Q)
     passages_QK = np.full((len(query_ids_Q), int(counts_Q.max())), -1, np.int64)
     scores_QK = np.full(passages_QK.shape, -np.inf, np.float32)
     passages_QK[row_E, column_E], scores_QK[row_E, column_E] = passage_E, entries.score_E[order_E]
-    falls_E = (np.diff(entries.rank_E[order_E]) < 0) & (np.diff(row_E) == 0)
     unknown = int((passage_E >= len(passage_ids)).sum())
-    reordered = len(np.unique(row_E[1:][falls_E]))
+    reordered = entries.reordered(order_E)
     return GivenRun(passages_QK, scores_QK, entries.has_scores, unknown, entries.other_queries, reordered)
 
 
@@ -110,16 +128,16 @@ def order_of_ties(ids: Sequence[str]) -> np.ndarray:
     return place_P
 
 
-def read_entries(path: Path, query_ids_Q: Sequence[str]) -> Entries:
-    """The lines of the wanted queries. UserError as `read_run`."""
-    row_of = {query_id: row for row, query_id in enumerate(query_ids_Q)}
+def read_entries(path: Path, query_ids_Q: Sequence[str] | None = None) -> Entries:
+    """The lines of the wanted queries; without any named, of all, in the file's order. UserError as `read_run`."""
+    row_of = {query_id: row for row, query_id in enumerate(query_ids_Q or ())}
     place_of: dict[str, int] = {}  # the file's passages, by their first appearance
     integers, scores, others, columns = [array("i") for _ in range(4)], array("f"), set(), 0
     for line, text in numbered_lines(path):
         words = columns_of(text)
         columns = columns or len(words)
         query_id, passage_id, rank, score = parse_line(path, line, words, columns)
-        row = row_of.get(query_id)
+        row = row_of.get(query_id) if query_ids_Q is not None else row_of.setdefault(query_id, len(row_of))
         if row is None:
             others.add(query_id)
             continue
@@ -134,7 +152,19 @@ def read_entries(path: Path, query_ids_Q: Sequence[str]) -> Entries:
     check_once(path, "passage", row_E, place_E, line_E)
     if columns == MS_MARCO_COLUMNS:
         check_once(path, "rank", row_E, rank_E, line_E)
-    return Entries(list(place_of), row_E, place_E, score_E, rank_E, line_E, columns == TREC_COLUMNS, len(others))
+    named, has_scores = list(row_of) if query_ids_Q is None else query_ids_Q, columns == TREC_COLUMNS
+    return Entries(named, list(place_of), row_E, place_E, score_E, rank_E, line_E, has_scores, len(others))
+
+
+def check_has_scores(path: Path) -> None:
+    """UserError where the first line is not that of a run with scores, TREC's six columns."""
+    words = columns_of(next(numbered_lines(path))[1])
+    parse_line(path, 1, words, len(words))
+    if len(words) != TREC_COLUMNS:
+        raise UserError(
+            f"{path} has {len(words)} columns (query passage rank), so no scores to add; expected TREC's six (query Q0 "
+            "passage rank score tag); give the run with its scores"
+        )
 
 
 def parse_line(path: Path, line: int, words: list[str], columns: int) -> tuple[str, str, int, float]:
