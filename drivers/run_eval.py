@@ -4,8 +4,8 @@
 
 What ANCE's evaluation notebook does, as a program: writes for --split dev E/dev.trec, E/dev.per_query.tsv,
 E/dev.by_rank.json (scores and grades at each rank; with --ann_dir, how far it is what was trained on), with
---rerank_file E/dev.rerank.trec, and E/metrics.json. With --embedding_dir it ranks by embeddings on disk instead of a
-model.
+--rerank_file E/dev.rerank.trec, with --raw_data_dir E/dev.answers.tsv, and E/metrics.json. With --embedding_dir it
+ranks by embeddings on disk instead of a model.
 The work itself is in drivers/evaluate/evaluator.py.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from utils.errors import UserError
 
@@ -90,6 +90,23 @@ class Source(Protocol):
 
     def remarks(self) -> list[str]:
         """What its reader should know of the raw files, as what of them belongs to no split: a sentence each."""
+        ...
+
+
+class QuestionAnswers(NamedTuple):
+    """The answers to a question; ``where`` they stand is for messages."""
+
+    query_id: str
+    answers: list[str]
+    where: str
+
+
+@runtime_checkable
+class AnsweredSource(Protocol):
+    """A `Source` whose questions have answers."""
+
+    def answers(self, split: str) -> Iterator[QuestionAnswers]:
+        """To every question of `Source.queries`, in that order."""
         ...
 
 

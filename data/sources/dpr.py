@@ -4,7 +4,7 @@
 ``biencoder-SET-SPLIT.json`` (or ``SET-SPLIT.json``), a list whose entries' ``positive_ctxs`` name the relevant passages
 by ``passage_id`` or ``psg_id``; and in ``SET-SPLIT.qas.csv`` (``.qa.csv``, ``.csv``): question, tab, a list of answers,
 which no passage has been judged for. Of a split that has both, the JSON is read. Each file may be gzipped. Questions
-have no ids: a question's place in its file, from 0, is its id. Answers are checked and not kept.
+have no ids: a question's place in its file, from 0, is its id. Answers are read where a split's questions are.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from data.sources.base import Passage, SourceRecord, SourceRequest, SplitFiles, find_raw
+from data.sources.base import Passage, QuestionAnswers, SourceRecord, SourceRequest, SplitFiles, find_raw
 from data.sources.ids import UniqueIds
 from data.sources.json_list import read_json_list
 from utils.errors import UserError
@@ -27,7 +27,7 @@ from utils.text_files import estimate_lines, read_lines
 DPR = "dpr"  # --source
 PASSAGES = ("psgs_w100.tsv", "psgs.tsv")
 HEADER = ["id", "text", "title"]
-POSITIVES, PASSAGE_IDS = "positive_ctxs", ("passage_id", "psg_id")
+POSITIVES, ANSWERS, PASSAGE_IDS = "positive_ctxs", "answers", ("passage_id", "psg_id")
 QUESTIONS = re.compile(
     r"(?:biencoder-)?(?P<set>.+?)-(?P<split>train|dev|test)(?P<kind>\.json|(?:\.qas?)?\.csv)(?:\.gz)?"
 )
@@ -66,7 +66,7 @@ class DprFiles:
     def queries(self, split: str) -> Iterator[tuple[str, str]]:
         files = self.split_files[split]
         if files.qrels is None:
-            return ((str(place), question) for place, question in enumerate(read_questions(files.queries)))
+            return ((str(place), question) for place, (_, question, _) in enumerate(read_questions(files.queries)))
         return ((str(place), question) for place, question, _ in read_entries(files.queries))
 
     def qrels(self, split: str) -> Iterator[tuple[str, str, int]]:
@@ -74,6 +74,20 @@ class DprFiles:
         if qrels is not None:
             for place, _, positives in read_entries(qrels):
                 yield from ((str(place), passage_id, 1) for passage_id in positives)
+
+    def answers(self, split: str) -> Iterator[QuestionAnswers]:
+        """UserError, with its place, for answers that are no list of strings."""
+        files = self.split_files[split]
+        if files.qrels is None:
+            for place, (number, _, answers) in enumerate(read_questions(files.queries)):
+                yield QuestionAnswers(str(place), answers, f"{files.queries}, line {number}")
+        else:
+            for place, entry in enumerate(read_json_list(files.queries)):
+                where = f"{files.queries}, entry {place + 1}"
+                found = entry.get(ANSWERS) if isinstance(entry, dict) else None
+                if not is_list_of_strings(found):
+                    raise UserError(f"{where}: expected an object with {ANSWERS}, a list of strings; fix the entry")
+                yield QuestionAnswers(str(place), found, where)
 
     def remarks(self) -> list[str]:
         """Questions without a positive passage, by split."""
@@ -139,19 +153,23 @@ def read_csv(path: Path, header: list[str] | None, columns: int = 3) -> Iterator
         ) from None
 
 
-def read_questions(path: Path) -> Iterator[str]:
-    """The questions of a csv of questions and answers. UserError where the answers are no list of strings."""
+def is_list_of_strings(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def read_questions(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Line, question and answers of a csv that has both. UserError where the answers are no list of strings."""
     for number, (question, answers) in read_csv(path, None, columns=2):
         try:
             value = ast.literal_eval(answers)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             value = None
-        if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
+        if not is_list_of_strings(value):
             raise UserError(
                 f"{path}, line {number}: the answers are {answers[:40]!r}, expected a list of strings as Python "
                 "writes one; fix the line"
             )
-        yield question
+        yield number, question, value
 
 
 def read_entries(path: Path) -> Iterator[tuple[int, str, list[str]]]:

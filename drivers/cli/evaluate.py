@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from utils.declared.answers import ANSWER_MATCHES, STRING
 from utils.declared.model_types import MODEL_TYPES
 from utils.declared.words import words_help
 from utils.flag_groups.common import SeedFlags
@@ -55,6 +56,13 @@ class EvalFlags(ProgramFlags, PreprocessedFlags, ModelFlags, ComputeFlags, Searc
         "", "embeddings of run_ann_data_gen --inference to rank with, in place of a model", is_path=True
     )
     rerank_file: str = flag("", "candidates to rerank: top1000.dev or a TREC run", is_path=True)
+    raw_data_dir: str = flag(
+        "",
+        "raw collection that --data_dir was made from: measures coverage@20 and @100, the share of questions with an "
+        "answer in the text of one of their first passages; of DPR's files, which have answers",
+        is_path=True,
+    )
+    answer_match: str = flag(STRING, partial(words_help, ANSWER_MATCHES), choices=ANSWER_MATCHES)
     topk: int | None = flag(
         None,
         f"passages of a query that are returned and measured, of longer lists of --run the first; metrics of a deeper "

@@ -16,6 +16,7 @@ from drivers.cli.evaluate import TOPK, EvalFlags
 from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model
 from drivers.embeddings.store import describe_embeddings, read_embeddings_record, text_shape_of
 from drivers.evaluate.checks import check_candidates, ranking_item
+from drivers.evaluate.coverage import AnswerSettings, answer_settings, measure_coverage
 from drivers.evaluate.measure import Ranking
 from drivers.evaluate.ranking import (
     SplitEmbeddings,
@@ -74,6 +75,7 @@ class Evaluation(ModelJob):
         rerank_file: candidates to rerank, or None.
         overlap_run: a run, BM25's mostly, that the lists are compared with, or None.
         ann_dir: the output of a generator whose negatives are compared, or None.
+        answers: to the questions, and where the passages' texts are, or None.
     """
 
     collection: Preprocessed
@@ -84,6 +86,7 @@ class Evaluation(ModelJob):
     rerank_file: Path | None
     overlap_run: Path | None
     ann_dir: Path | None
+    answers: AnswerSettings | None
 
 
 def places_of_lengths(flags: EvalFlags) -> list[str]:
@@ -115,6 +118,7 @@ def preflight(flags: EvalFlags) -> Evaluation:
         rerank_file=Path(flags.rerank_file) if flags.rerank_file else None,
         overlap_run=Path(flags.overlap_run) if flags.overlap_run else None,
         ann_dir=Path(flags.ann_dir) if flags.ann_dir else None,
+        answers=answer_settings(collection, splits, flags.raw_data_dir, flags.answer_match),
     )
 
 
@@ -249,14 +253,14 @@ def write(
         negatives: the refresh that the model was trained on last and its lists, if known.
         started: when the work began, by `time.monotonic`, in seconds.
     """
-    results = []
+    results, coverages = [], measure_coverage(job.answers, [*zip(job.splits, found.rankings, strict=True)])
     for number, split in enumerate(job.splits):
         ranking = found.rankings[number]
         by_rank = describe_ranks(split, ranking, found.mean_scores_Q[number], negatives)
         overlap = dict[str, float]()
         if given.compared is not None:
             overlap = overlap_with(split.judgements, split.query_Q, ranking.passages_QK, given.compared[number])
-        results.append(SplitResult(split, ranking, found.rerankings[number], by_rank, overlap))
+        results.append(SplitResult(split, ranking, found.rerankings[number], by_rank, overlap, coverages[number]))
     passage_ids = job.collection.passages.stored_ids()
     write_results(job.results, passage_ids, results, time.monotonic() - started)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from data.sources.atomic_dir import check_can_write
 from data.tokens.collection import open_preprocessed
 from data.tokens.verify import check_inputs
 from drivers.cli.evaluate import EvalFlags
+from drivers.evaluate.coverage import AnswerSettings, answer_settings, measure_coverage
 from drivers.evaluate.measure import measure_lists
-from drivers.evaluate.results import ResultSettings, SplitResult, write_per_query, write_record
+from drivers.evaluate.results import ResultSettings, SplitResult, write_coverage, write_per_query, write_record
 from drivers.evaluate.splits import (
     RankedSplit,
     check_run,
@@ -32,7 +33,10 @@ from utils.run_log import header, say
 from utils.search.ranked_lists import without_own
 
 OF_A_MODEL = ("model_name_or_path", "embedding_dir", "rerank_file", "ann_dir")
-OF_A_RUN = ("run", "data_dir", "output_dir", "split", "metrics", "relevance_level", "topk", "overlap_run", "dry_run")
+OF_A_RUN = (
+    *("run", "data_dir", "output_dir", "split", "metrics", "relevance_level", "topk", "overlap_run"),
+    *("raw_data_dir", "answer_match", "dry_run"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class RunsJob:
         runs: the files, by where their results are written.
         topk: passages of each list that are measured, the first; None for all.
         overlap_run: a run that each is compared with, or None.
+        answers: to the questions, and where the passages' texts are, or None.
         unused: the flags that were given and have no effect.
     """
 
@@ -53,6 +58,7 @@ class RunsJob:
     runs: Mapping[Path, Path]
     topk: int | None
     overlap_run: Path | None
+    answers: AnswerSettings | None
     unused: Sequence[str]
 
 
@@ -76,7 +82,8 @@ def preflight(flags: EvalFlags) -> RunsJob:
     collection = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
     check_inputs(collection)
     splits = splits_asked(collection, flags.split, flags.metrics, flags.relevance_level)
-    return RunsJob(asdict(flags), splits, runs, flags.topk, overlap_run, unused_flags(flags))
+    answers = answer_settings(collection, splits, flags.raw_data_dir, flags.answer_match)
+    return RunsJob(asdict(flags), splits, runs, flags.topk, overlap_run, answers, unused_flags(flags))
 
 
 def unused_flags(flags: EvalFlags) -> list[str]:
@@ -110,9 +117,12 @@ def run(job: RunsJob) -> None:
             overlap = dict[str, float]()
             if compared is not None:
                 overlap = overlap_with(split.judgements, split.query_Q, ranking.passages_QK, compared[number][0])
-            results.append(SplitResult(split, ranking, None, {}, overlap))
+            results.append(SplitResult(split, ranking, None, {}, overlap, None))
         found[directory] = results
+    ranked = [(result.split, result.ranking) for results in found.values() for result in results]
+    coverages = iter(measure_coverage(job.answers, ranked))
     for directory, results in found.items():
+        results = [replace(result, coverage=next(coverages)) for result in results]
         write(directory, job, results, time.monotonic() - started)
 
 
@@ -143,5 +153,7 @@ def write(directory: Path, job: RunsJob, results: list[SplitResult], seconds: fl
     paths = [EvaluationLayout(directory).per_query(result.split.name) for result in results]
     for path, result in zip(paths, results, strict=True):
         write_per_query(path, result.split, result.ranking.by_query)
+    for result in results:
+        paths += write_coverage(EvaluationLayout(directory), result)
     settings = ResultSettings(directory, job.runs[directory], False)
     write_record(settings, results, paths, seconds)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from drivers.evaluate.coverage import Coverage
 from drivers.evaluate.measure import Ranking
 from drivers.evaluate.splits import RankedSplit
 from utils.exchange.atomic import read_json, write_json, write_text
@@ -33,13 +34,15 @@ class ResultSettings:
 
 @dataclass(frozen=True)
 class SplitResult:
-    """What was found of a split; ``by_rank`` is that of `describe_ranks`, ``overlap`` that of `overlap_with`."""
+    """What was found of a split; ``by_rank`` is that of `describe_ranks`, ``overlap`` that of `overlap_with`,
+    ``coverage`` that of its answers, if they are given."""
 
     split: RankedSplit
     ranking: Ranking
     reranking: Ranking | None
     by_rank: Mapping[str, object]
     overlap: Mapping[str, float]
+    coverage: Coverage | None
 
 
 def write_results(
@@ -76,6 +79,10 @@ def write_record(
         found: dict[str, object] = {"metrics": ranking.metrics, "queries": len(ranking.by_query)}
         found["relevance_level"] = result.split.choice.relevance_level
         found["pooled"] = {**ranking.pooled, **result.overlap}
+        if result.coverage is not None:
+            found["coverage"] = result.coverage.record()
+            questions = f"{len(result.coverage.first_hit_Q):,} questions"
+            say(f"answers {name}: {format_metrics(result.coverage.metrics)} of {questions}")
         say(f"full ranking {name}: {describe_metrics(ranking)}")
         if reranking is not None:
             found["rerank_metrics"] = reranking.metrics
@@ -119,7 +126,17 @@ def write_ranking(files: EvaluationLayout, passage_ids: Sequence[str], result: S
     if reranking is not None:
         paths.append(files.reranking(split.name))
         write_lists(paths[-1], passage_ids, split, reranking, "ance-rerank")
-    return paths
+    return paths + write_coverage(files, result)
+
+
+def write_coverage(files: EvaluationLayout, result: SplitResult) -> list[Path]:
+    """A line for each question: its id, and the rank of the first passage with an answer. No file without answers."""
+    if result.coverage is None:
+        return []
+    path, ranks = files.answers(result.split.name), result.coverage.first_hit_Q.tolist()
+    lines = [f"{query_id}\t{rank}\n" for query_id, rank in zip(result.split.query_ids, ranks, strict=True)]
+    write_text(path, "".join(["query_id\tfirst_answer\n", *lines]))
+    return [path]
 
 
 def write_lists(path: Path, passage_ids: Sequence[str], split: RankedSplit, ranking: Ranking, tag: str) -> None:

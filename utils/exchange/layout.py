@@ -26,9 +26,7 @@ from utils.errors import UserError
 
 # In a job's directory.
 MANIFEST = "MANIFEST.json"  # of a checkpoint
-RUN = "RUN.json"
-DONE = "DONE.json"
-FAILED = "FAILED.json"
+RUN, DONE, FAILED = "RUN.json", "DONE.json", "FAILED.json"
 METRICS = "metrics.jsonl"
 JOURNAL = "journal.jsonl"
 TRAINER_STATE = "trainer_state.json"
@@ -177,6 +175,9 @@ class EvaluationLayout:
 
     def by_rank(self, split: str) -> Path:
         return self.root / f"{split}.by_rank.json"
+
+    def answers(self, split: str) -> Path:
+        return self.root / f"{split}.answers.tsv"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ NAMES = {value for name, value in vars(layout).items() if name.isupper() and isi
 OF_MODELS = {model_files.CONFIG, model_files.SAFETENSORS}
 # What begins, or ends, a name with a number or a word in it.
 PARTS = ("checkpoint-", "ann_training_data_", "ann_ndcg_", "ann_candidates_", "step-", "seed-", ".stop-")
-ENDS = (".beat", ".trec", ".per_query.tsv", ".by_rank.json", ".taken", ".rows.npy")
+ENDS = (".beat", ".trec", ".per_query.tsv", ".by_rank.json", ".answers.tsv", ".taken", ".rows.npy")
 # These are other things too: a role, a kind of negatives, a word.
 WORDS = {
     "bm25",
@@ -103,7 +103,7 @@ def test_the_names_that_other_programs_read() -> None:
         *("checkpoint-8", "embeddings", "journal.jsonl", "metrics.jsonl", "tensorboard"),
     ]
     evaluation = paths_of(EvaluationLayout(Path("eval")), split="dev")
-    names = ["dev.by_rank.json", "dev.per_query.tsv", "dev.rerank.trec", "dev.trec", "metrics.json"]
+    names = ["dev.answers.tsv", "dev.by_rank.json", "dev.per_query.tsv", "dev.rerank.trec", "dev.trec", "metrics.json"]
     assert evaluation == [f"eval/{name}" for name in names]
     arm = paths_of(ArmLayout(Path("arms/top")), program="trainer", job="17")
     assert arm == [
