@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import random
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.sources.base import SourceRequest
+from data.sources.base import AnsweredSource, SourceRequest
 from data.sources.registry import open_source
 from model.encoders.static import StaticEncoder
 from tests.forked import run
-from tests.real import collection_dir
+from tests.real import collection_dir, minilm_dir
 from tests.utils.ir.test_answers import holds_an_answer
 from utils.exchange.evaluations import read_metrics
 from utils.ir.answers import prepare_tokens
@@ -77,11 +79,17 @@ def model_flags(base: Path) -> tuple[str | Path, ...]:
 
 
 def ranks_by_loop(base: Path, trec: Path, queries: int) -> dict[str, int]:
-    """Of each question the first rank of ``trec``, to 100, whose text holds an answer; 0 where there is none."""
+    """`first_ranks` of the first questions of the small collection."""
     answers = json.loads((base / "answers.json").read_text())
-    rows = list(csv.reader((base / "raw" / "psgs_w100.tsv").open(), delimiter="\t"))
-    text_of = {row[0]: row[1] for row in rows}
-    ranks = {str(query): 0 for query in range(queries)}
+    rows = csv.reader((base / "raw" / "psgs_w100.tsv").open(), delimiter="\t")
+    return first_ranks(
+        trec, {row[0]: row[1] for row in rows}, {str(query): answers[str(query)] for query in range(queries)}
+    )
+
+
+def first_ranks(trec: Path, text_of: dict[str, str], answers: dict[str, list[str]]) -> dict[str, int]:
+    """Of each question the first rank of ``trec``, to 100, whose text holds an answer; 0 where there is none."""
+    ranks = dict.fromkeys(answers, 0)
     for line in trec.read_text().splitlines():
         query, _, passage, rank, *_ = line.split(" ")
         if ranks[query] == 0 and int(rank) <= 100 and holds_an_answer(text_of.get(passage, ""), answers[query]):
@@ -209,10 +217,11 @@ def test_a_collection_without_answers_is_refused(
 def test_on_squad_the_own_paragraph_holds_the_answer_but_for_one_question() -> None:
     """By a literal reading too. SQuAD marks its answers as characters: "four" is marked inside "fourth"."""
     source = open_source(SourceRequest(collection_dir("squad") / "dpr"))
+    assert isinstance(source, AnsweredSource)
     text_of = {passage.passage_id: passage.text for passage in source.passages()}
     passage_ids = list(text_of)
     for split, questions, without in (("dev", 10_570, 1), ("train", 5_000, 6)):
-        answers = {entry.query_id: entry.answers for entry in source.answers(split)}  # type: ignore[attr-defined]
+        answers = {entry.query_id: entry.answers for entry in source.answers(split)}
         own = {query: passage for query, passage, _ in source.qrels(split)}
         assert len(answers) == len(own) == questions
         literal = [holds_an_answer(text_of[own[query]], answers[query]) for query in own]
@@ -222,3 +231,42 @@ def test_on_squad_the_own_paragraph_holds_the_answer_but_for_one_question() -> N
         assert found[:, 0].tolist() == literal and literal.count(False) == without
         missed = [query for query, holds in zip(own, literal, strict=True) if not holds]
         assert all(any(answer in text_of[own[query]] for answer in answers[query]) for query in missed)
+
+
+@pytest.mark.measured
+def test_on_squad_coverage_of_bm25_is_that_of_a_loop(tmp_path: Path) -> None:
+    """All 10,570 dev questions, the first 100 of 20,958 paragraphs."""
+    raw, data = collection_dir("squad") / "dpr", tmp_path / "data"
+    model_flags = ("--model_type", "hf", "--model_name_or_path", minilm_dir())
+    run("data.msmarco_data", "--data_dir", raw, "--out_data_dir", data, *model_flags)
+    places = ("--raw_data_dir", raw, "--data_dir", data)
+    depths = ("--topk_dev", "100", "--topk_training", "20", "--negative_sample", "1", "--workers", "1")
+    run("drivers.run_bm25", *places, "--output_dir", tmp_path / "bm25", *depths)
+    trec = tmp_path / "bm25" / "dev.trec"
+    run("drivers.run_eval", *places, "--run", trec, "--output_dir", tmp_path / "runs")
+    with gzip.open(raw / "psgs.tsv.gz", "rt", encoding="utf-8", newline="") as file:
+        text_of = {row[0]: row[1] for row in csv.reader(file, delimiter="\t")}
+    with gzip.open(raw / "biencoder-squad-dev.json.gz", "rt", encoding="utf-8") as file:
+        answers = {str(place): entry["answers"] for place, entry in enumerate(json.load(file))}
+    check(tmp_path / "runs" / "dev", "dev", first_ranks(trec, text_of, answers))
+    found = read_metrics(tmp_path / "runs" / "dev" / "metrics.json")["coverage"]
+    assert (round(found["coverage@20"], 4), round(found["coverage@100"], 4)) == (0.9505, 0.9798)
+
+
+@pytest.mark.measured
+def test_a_hundred_thousand_questions_with_a_hundred_passages_each_take_at_most_30_seconds() -> None:
+    """The answers of SQuAD's questions, with paragraphs at random; some hundreds of them next to a literal reading."""
+    source = open_source(SourceRequest(collection_dir("squad") / "dpr"))
+    assert isinstance(source, AnsweredSource)
+    texts = [passage.text for passage in source.passages()]
+    answers_Q = [entry.answers for split in ("train", "dev") for entry in source.answers(split)]
+    answers_Q = (answers_Q * 7)[:100_000]
+    passages_QK = np.random.default_rng(3).integers(0, len(texts), (100_000, 100))
+    passages = prepare_tokens(enumerate(texts))
+    began = time.monotonic()
+    hits_QK = passages.hits(answers_Q, passages_QK)
+    assert time.monotonic() - began <= 30
+    for query in range(0, 100_000, 20_000):
+        expected = [holds_an_answer(texts[passage], answers_Q[query]) for passage in passages_QK[query]]
+        assert hits_QK[query].tolist() == expected
+    assert 1e-3 < hits_QK.mean() < 1e-2

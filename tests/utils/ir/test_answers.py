@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import unicodedata
 
@@ -16,6 +17,7 @@ from utils.declared.answers import ANSWER_MATCHES, REGEX, STRING
 from utils.ir.answers import PREPARED_BY, coverage_at, first_hits, tokens_of
 
 
+@functools.lru_cache(1 << 16)
 def tokens_by_category(text: str) -> list[str]:
     """Runs of letters, numbers and marks; else single characters but separators and control characters."""
     tokens, run = [], ""
