@@ -250,8 +250,6 @@ def main() -> None:
     given = {key: getattr(flags, key) for key in TEXT_KEYS}
     texts, reason = text_settings_for(flags.model_name_or_path, flags.model_type, given)
     settings, lengths_from = settings_of(flags, texts)
-    if unknown := of_unknown_modules(flags.model_name_or_path):
-        say(f"warning: {unknown}", sys.stderr)
     source, out_dir = open_source(flags.source_request), Path(flags.out_data_dir)
     check_not_complete(out_dir)
     check_can_write(out_dir)
@@ -259,6 +257,8 @@ def main() -> None:
     if flags.workers:
         os.environ["RAYON_NUM_THREADS"] = str(flags.workers)  # read once, when the library first works in parallel
     tokenizer = load_tokenizer(settings.tokenizer_dir)
+    if unknown := of_unknown_modules(flags.model_name_or_path, flags.model_type):
+        say(f"warning: {unknown}", sys.stderr)
     text_preparer(texts, tokenizer, settings.max_doc_character)
     check_lengths(texts, tokenizer, settings.max_seq_length, settings.max_query_length)
     if flags.dry_run:

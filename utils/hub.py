@@ -9,7 +9,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from utils.declared.model_types import MODEL_TYPES
 from utils.errors import UserError
+from utils.exchange.atomic import read_json
 from utils.exchange.model_files import CONFIG, HEAD_WEIGHTS, INDEX, MODULES, WEIGHTS, modules_of, shards_of
 
 PROXIES = {"http", "https", "all"}  # of `getproxies`, which also has what goes by none of them ("no")
@@ -134,16 +136,24 @@ def known_to_lack(name: str, files: Sequence[str]) -> bool:
         return False
 
 
-def of_unknown_modules(name_or_path: str) -> str:
+def of_unknown_modules(name_or_path: str, model_type: str) -> str:
     """What to say of a hub name of which the cache does not tell whether it has sentence-transformers' files; else "".
 
     transformers fetches none of them, so that a model which it alone has opened looks like one without any.
+
+    Args:
+        name_or_path: of a model; of one that the cache does not hold, opening it tells all.
+        model_type: a word of --model_type; those that do not read these files have nothing to say.
     """
-    if is_path(name_or_path) or hub_file(name_or_path, MODULES, local_only=True) is not None:
+    kind = MODEL_TYPES.get(model_type)
+    if kind is None or not (kind.has_modules or kind.has_towers) or is_path(name_or_path):
         return ""
-    if known_to_lack(name_or_path, [MODULES]):
+    config, modules = (hub_file(name_or_path, file, local_only=True) for file in (CONFIG, MODULES))
+    if config is None or modules is not None or known_to_lack(name_or_path, [MODULES]):
+        return ""
+    if kind.has_towers and read_json(config).get("model_type") == model_type:  # both, which record it themselves
         return ""
     return (
-        f"the hub's cache does not tell whether {name_or_path} has {MODULES}: it is taken to have none, as "
-        f"--model_type hf pooled by the mean, without prefixes or a head; `hf download {name_or_path}` fetches all"
+        f"the hub's cache does not tell whether {name_or_path} has {MODULES}: it is taken to have none, "
+        f"without pooling, prefixes or a head of its own; `hf download {name_or_path}` fetches all"
     )

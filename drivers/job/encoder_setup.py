@@ -218,7 +218,7 @@ def check_model_directory(model: ModelSettings, is_dry_run: bool) -> None:
     directory = model.name_or_path
     if is_dry_run:
         check_checkpoint(model)
-        if not has_hub() and (unknown := of_unknown_modules(directory)):
+        if not has_hub() and (unknown := of_unknown_modules(directory, model.model_type)):
             sys.stderr.write(f"warning: {unknown}\n")
     if Path(directory).is_dir() or model.config_name:
         read_config(directory, model.model_type, model.config_name)

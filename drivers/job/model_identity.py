@@ -91,7 +91,7 @@ def check_checkpoint(model: ModelSettings) -> str:
     path = Path(model.name_or_path)
     check_base(path)
     if not (path / MANIFEST).is_file():
-        unknown = of_unknown_modules(model.name_or_path)
+        unknown = of_unknown_modules(model.name_or_path, model.model_type)
         remark = f"; {unknown}" if unknown else of_cosines(model)
         return f"checkpoint: {path} has no {MANIFEST}, and is taken as it is{remark}"
     try:

@@ -277,7 +277,8 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
     positions, pad_id = config.get("max_position_embeddings"), config.get("pad_token_id")
     if type(positions) is not int:
         return None
-    return usable_positions(str(config.get("model_type")), positions, pad_id if type(pad_id) is int else None)
+    usable = usable_positions(str(config.get("model_type")), positions, pad_id if type(pad_id) is int else None)
+    return usable if usable > 0 else None  # some models without a table of positions say -1
 
 
 def whole_number(path: Path, config: Mapping[str, Any], name: str) -> int:
