@@ -28,7 +28,8 @@ from data.sources.flags import SourceFlags
 from data.sources.own_passages import PassageScan
 from data.sources.qrels import ResolvedSplit, qrel_name, query_name, read_split, resolve
 from data.sources.registry import describe_source, open_source
-from data.tokens.collection import FORMAT_VERSION, MANIFEST, OWN_PASSAGES, PASSAGES, RELEVANCE_LEVELS
+from data.tokens.collection import FORMAT_VERSION, MANIFEST, OWN_PASSAGES, PASSAGES, QUERIES_SHA256, RELEVANCE_LEVELS
+from data.tokens.raw_texts import hash_of_queries
 from data.tokens.text_agreement import text_settings_for
 from data.tokens.text_profile import TextPreparer, check_lengths, text_preparer
 from data.tokens.token_cache import TokenCacheWriter, cache_files
@@ -108,10 +109,12 @@ def preprocess(
         scan = PassageScan(query for data in splits for query in data.queries.items())
         passages, offset_of = write_passages(source, preparer, staged, settings, wanted, scan)
         manifest |= {"counts": {PASSAGES: passages}, "dropped": {}, "kept": {WITHOUT_TEXT: scan.without_text}}
+        manifest[QUERIES_SHA256] = {}
         for data in splits:
             origin = source.split_files[data.split].qrels
             resolved = resolve(origin, data, offset_of, scan.own, settings.allow_missing)
             manifest["counts"] |= write_split(resolved, preparer, staged, settings.max_query_length)
+            manifest[QUERIES_SHA256][data.split] = hash_of_queries(resolved.queries.items())
             manifest["dropped"] |= resolved.dropped
             manifest["kept"] |= resolved.kept
             if resolved.own_passage:

@@ -102,7 +102,7 @@ class QuestionAnswers(NamedTuple):
 
 
 @runtime_checkable
-class AnsweredSource(Protocol):
+class AnsweredSource(Source, Protocol):
     """A `Source` whose questions have answers."""
 
     def answers(self, split: str) -> Iterator[QuestionAnswers]:

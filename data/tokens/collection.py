@@ -28,6 +28,7 @@ from utils.ir.notation import LARGEST_GRADE
 FORMAT_VERSION = 1
 PASSAGES = "passages"
 RELEVANCE_LEVELS = "relevance_levels"  # key of the manifest: by split, of those where it is not 1
+QUERIES_SHA256 = "queries_sha256"  # key of the manifest: by split, of `raw_texts.hash_of_queries`
 OWN_PASSAGES = "own_passages"  # key of the manifest: by split, [query, passage] of the queries that are a passage
 REQUIRED_KEYS = ("max_seq_length", "max_query_length", "pad_token_id", "tokenizer", "counts", "collection_fingerprint")
 

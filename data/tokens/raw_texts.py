@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
 from data.sources.base import Passage, Source
-from data.tokens.collection import Preprocessed
+from data.tokens.collection import QUERIES_SHA256, Preprocessed
 from utils.errors import UserError
 from utils.run_log import Progress
+
+# How a message ends.
+DIFFERENT = "they are different collections; give the raw directory it was made from, or preprocess this one"
 
 
 def passages_in_order(source: Source, preprocessed: Preprocessed) -> Iterator[Passage]:
@@ -20,8 +25,8 @@ def passages_in_order(source: Source, preprocessed: Preprocessed) -> Iterator[Pa
             found_id = passage.passage_id if passage is not None else None
             found, expected = (repr(an_id) if an_id is not None else "the end" for an_id in (found_id, expected_id))
             raise UserError(
-                f"passage {offset}: {source.passages_file} has {found}, {preprocessed.directory} has {expected}: they "
-                "are different collections; give the raw directory it was made from, or preprocess this one"
+                f"passage {offset}: {source.passages_file} has {found}, {preprocessed.directory} has {expected}: "
+                f"{DIFFERENT}"
             )
         progress.advance()
         yield passage
@@ -29,14 +34,33 @@ def passages_in_order(source: Source, preprocessed: Preprocessed) -> Iterator[Pa
 
 
 def query_texts(source: Source, preprocessed: Preprocessed, split: str) -> list[str]:
-    """The texts of the preprocessed queries, by offset. UserError where the raw file lacks one."""
-    ids = preprocessed.queries(split).original_ids()
+    """The texts of the preprocessed queries, by offset.
+
+    UserError where the raw collection lacks the split or a query, or has other texts by the same ids, as far as
+    ``preprocessed`` records its queries: versions before `QUERIES_SHA256` did not.
+    """
+    if split not in source.split_files:
+        there = ", ".join(source.split_files)
+        raise UserError(
+            f"{source.passages_file} is next to queries of {there}, {preprocessed.directory} of {split}: {DIFFERENT}"
+        )
+    ids, path = preprocessed.queries(split).original_ids(), source.split_files[split].queries
     wanted = set(ids)
     texts = {query_id: text for query_id, text in source.queries(split) if query_id in wanted}
     missing = next((query_id for query_id in ids if query_id not in texts), None)
     if missing is not None:
+        raise UserError(f"{path} has no query {missing}, {preprocessed.directory} has: {DIFFERENT}")
+    recorded = preprocessed.manifest.get(QUERIES_SHA256, {}).get(split)
+    if recorded not in (None, hash_of_queries((query_id, texts[query_id]) for query_id in ids)):
         raise UserError(
-            f"{source.split_files[split].queries} has no query {missing}, {preprocessed.directory} has: they are "
-            "different collections; give the raw directory it was made from, or preprocess this one"
+            f"{path} has other texts by the ids of the {split} queries of {preprocessed.directory}: {DIFFERENT}"
         )
     return [texts[query_id] for query_id in ids]
+
+
+def hash_of_queries(queries: Iterable[tuple[str, str]]) -> str:
+    """sha256 of (query_id, text), in their order."""
+    digest = hashlib.sha256()
+    for query in queries:
+        digest.update(f"{json.dumps(query)}\n".encode())
+    return digest.hexdigest()

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from data.sources.base import AnsweredSource, QuestionAnswers, Source
+from data.sources.base import AnsweredSource, Source
 from data.sources.registry import open_source, request_of_record
-from data.tokens.collection import Preprocessed
-from data.tokens.raw_texts import passages_in_order
+from data.tokens.collection import QUERIES_SHA256, Preprocessed
+from data.tokens.raw_texts import DIFFERENT, passages_in_order, query_texts
 from drivers.evaluate.measure import Ranking
 from drivers.evaluate.splits import RankedSplit
+from utils.declared.answers import REGEX, STRING
 from utils.errors import UserError
-from utils.ir.answers import PREPARED_BY, coverage_at, first_hits, tokens_of
-from utils.ir.metrics import deepest_cutoff
+from utils.ir.answers import PREPARED_BY, coverage_at, first_hits, pattern_of, tokens_of
+from utils.ir.metrics import deepest_cutoff, format_metrics
 
 CUTOFFS = (20, 100)
 
@@ -52,6 +54,13 @@ class Coverage:
         """For metrics.json."""
         return {**self.metrics, "questions": len(self.first_hit_Q), "answer_match": self.match}
 
+    def describe(self) -> str:
+        """For a log line."""
+        questions = f"of {len(self.first_hit_Q):,} questions"
+        if self.metrics:
+            return f"{format_metrics(self.metrics)} {questions}"
+        return f"no metric {questions}: the lists are shorter than {min(CUTOFFS)} passages"
+
 
 def answer_settings(
     collection: Preprocessed, splits: Sequence[RankedSplit], raw_data_dir: str, match: str
@@ -65,9 +74,15 @@ def answer_settings(
         match: the rule by which a passage holds an answer.
 
     Raises:
-        UserError: the raw collection has no answers, is another one, or has an answer that every passage holds.
+        UserError: the raw collection has no answers, is another one, or has an answer that every passage holds; a rule
+            is given without one.
     """
     if not raw_data_dir:
+        if match != STRING:
+            raise UserError(
+                f"--answer_match {match} has no effect without answers, expected --raw_data_dir, which has them; give "
+                "it, or omit --answer_match"
+            )
         return None
     source = open_source(request_of_record(collection.manifest, raw_data_dir))
     if not isinstance(source, AnsweredSource):
@@ -76,35 +91,55 @@ def answer_settings(
             f"{source.record['source']} has none, expected DPR's files; omit it"
         )
     check_passages(source, collection)
-    found = {split.name: answers_of(split, list(source.answers(split.name)), raw_data_dir) for split in splits}
-    return AnswerSettings(source, found, match)
+    return AnswerSettings(source, {split.name: answers_of(source, split) for split in splits}, match)
 
 
 def check_passages(source: Source, collection: Preprocessed) -> None:
     """UserError where its passages are others; read for that only if the file is not the size of the recorded one."""
-    path = source.passages_file
-    recorded = collection.manifest.get("sources", {}).get(getattr(path, "name", ""))
-    if isinstance(path, str) or recorded != {"bytes": path.stat().st_size}:
+    if not has_recorded_size(source.passages_file, collection):
         for _ in passages_in_order(source, collection):
             pass
 
 
-def answers_of(split: RankedSplit, entries: Sequence[QuestionAnswers], raw_data_dir: str) -> list[list[str]]:
-    """The answers to each ranked question. UserError where a question is missing, or an answer has no token."""
-    for entry in entries:
+def has_recorded_size(path: Path | str, collection: Preprocessed) -> bool:
+    """Whether the collection was made from a file of this name and size."""
+    recorded = collection.manifest.get("sources", {})
+    return isinstance(path, Path) and recorded.get(path.name) == {"bytes": path.stat().st_size}
+
+
+def answers_of(source: AnsweredSource, split: RankedSplit) -> list[list[str]]:
+    """The answers to each ranked question. UserError where the questions are others, or an answer has no token.
+
+    Ids are places in a file, so that every file has them: the texts are compared by `query_texts`. A collection of a
+    version that recorded no texts has the size of the file alone.
+    """
+    collection = split.collection
+    query_texts(source, collection, split.name)
+    path = source.split_files[split.name].queries
+    if QUERIES_SHA256 not in collection.manifest and not has_recorded_size(path, collection):
+        raise UserError(
+            f"{path} has not the name and size of the file that {collection.directory} was made from: {DIFFERENT}"
+        )
+    answers = {}
+    for entry in source.answers(split.name):
         if any(not tokens_of(answer) for answer in entry.answers):
             raise UserError(
                 f"{entry.where}: one of the answers is without letter, digit or sign, so that every passage would hold "
                 "it; remove it"
             )
-    answers = {entry.query_id: entry.answers for entry in entries}
-    missing = next((query_id for query_id in split.query_ids if query_id not in answers), None)
-    if missing is not None:
-        raise UserError(
-            f"{raw_data_dir} has no question {missing} of {split.name}, {split.collection.directory} has: they are "
-            "different collections; give the raw directory it was made from"
-        )
+        answers[entry.query_id] = entry.answers
     return [answers[query_id] for query_id in split.query_ids]
+
+
+def describe_answers(settings: AnswerSettings) -> str:
+    """How many there are, and how many of them are no pattern where patterns are wanted."""
+    answers = [answer for answers_Q in settings.answers.values() for answers in answers_Q for answer in answers]
+    said = f"answers: {len(answers):,}, --answer_match {settings.match}"
+    if settings.match != REGEX:
+        return said
+    without = [answer for answer in answers if pattern_of(answer) is None]
+    example = f", as {without[0][:40]!r}: they are in no passage" if without else ""
+    return f"{said}; {len(without):,} of {len(answers):,} answers are no pattern{example}"
 
 
 def measure_coverage(

@@ -16,7 +16,7 @@ from drivers.cli.evaluate import TOPK, EvalFlags
 from drivers.embeddings.distributed_search import check_index_fits, check_index_fits_model
 from drivers.embeddings.store import describe_embeddings, read_embeddings_record, text_shape_of
 from drivers.evaluate.checks import check_candidates, ranking_item
-from drivers.evaluate.coverage import AnswerSettings, answer_settings, measure_coverage
+from drivers.evaluate.coverage import AnswerSettings, answer_settings, describe_answers, measure_coverage
 from drivers.evaluate.measure import Ranking
 from drivers.evaluate.ranking import (
     SplitEmbeddings,
@@ -274,6 +274,7 @@ def checks_of(job: Evaluation) -> list[Check]:
         on_disk if results.is_of_embeddings else a_model,
         *check_collection(collection, job.model.tokenizer, judged),
         partial(describe_splits, job.splits),
+        *([partial(describe_answers, job.answers)] if job.answers is not None else []),
         partial(describe_lengths, job.lengths, collection),
         partial(check_texts, collection, job.texts),
         partial(check_publishing, results.directory),

@@ -12,7 +12,7 @@ from data.sources.atomic_dir import check_can_write
 from data.tokens.collection import open_preprocessed
 from data.tokens.verify import check_inputs
 from drivers.cli.evaluate import EvalFlags
-from drivers.evaluate.coverage import AnswerSettings, answer_settings, measure_coverage
+from drivers.evaluate.coverage import AnswerSettings, answer_settings, describe_answers, measure_coverage
 from drivers.evaluate.measure import measure_lists
 from drivers.evaluate.results import ResultSettings, SplitResult, write_coverage, write_per_query, write_record
 from drivers.evaluate.splits import (
@@ -99,6 +99,8 @@ def run(job: RunsJob) -> None:
     for line in header("run_eval", secrets.token_hex(6), flags_json(job.flag_values), ["cpu"]):
         say(line)
     say(f"preflight: {describe_splits(job.splits)}")
+    if job.answers is not None:
+        say(f"preflight: {describe_answers(job.answers)}")
     if job.unused:
         say(f"warning: without effect on --run, of which nothing is encoded or searched: {', '.join(job.unused)}")
     passage_ids = job.splits[0].collection.passages.stored_ids()

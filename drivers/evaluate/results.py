@@ -81,8 +81,7 @@ def write_record(
         found["pooled"] = {**ranking.pooled, **result.overlap}
         if result.coverage is not None:
             found["coverage"] = result.coverage.record()
-            questions = f"{len(result.coverage.first_hit_Q):,} questions"
-            say(f"answers {name}: {format_metrics(result.coverage.metrics)} of {questions}")
+            say(f"answers {name}: {result.coverage.describe()}")
         say(f"full ranking {name}: {describe_metrics(ranking)}")
         if reranking is not None:
             found["rerank_metrics"] = reranking.metrics

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,11 +17,13 @@ import numpy as np
 import regex
 
 from utils.declared.answers import REGEX, STRING
+from utils.run_log import say
 
 # Letters, digits and marks in a row; else one character that is neither a separator nor a control character.
 TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 PATTERN_FLAGS = regex.IGNORECASE | regex.UNICODE | regex.MULTILINE
 IN_NO_PASSAGE = -1  # the id of a token
+MOST_SECONDS = 2.0  # for a pattern in a passage
 
 
 class AnswerPassages(Protocol):
@@ -164,23 +166,43 @@ class PassageTexts:
     text_of: dict[int, str]
 
     def hits(self, answers_Q: Sequence[Sequence[str]], passages_QK: np.ndarray) -> np.ndarray:
-        """As `AnswerPassages` says, by the rule "regex". An answer that is no pattern is nowhere."""
-        hits_QK = np.zeros(passages_QK.shape, bool)
+        """As `AnswerPassages` says, by the rule "regex".
+
+        An answer that is no pattern is nowhere. One that takes more than `MOST_SECONDS` in a passage, or too much
+        memory, is in none from there on: the log counts them.
+        """
+        hits_QK, given_up = np.zeros(passages_QK.shape, bool), list[str]()
         for query, answers in enumerate(answers_Q):
-            patterns = [*patterns_of(answers)]
+            patterns = [pattern for answer in answers if (pattern := pattern_of(answer)) is not None]
             for place, passage in enumerate(passages_QK[query].tolist()):
                 text = self.text_of.get(passage)
-                hits_QK[query, place] = text is not None and any(pattern.search(text) for pattern in patterns)
+                hits_QK[query, place] = text is not None and any_is_in(text, patterns, given_up)
+        if given_up:
+            say(
+                f"warning: {len(given_up):,} answers, as {given_up[0][:40]!r}, took over {MOST_SECONDS:g} seconds or "
+                "too much memory in a passage: from there on they are in none"
+            )
         return hits_QK
 
 
-def patterns_of(answers: Sequence[str]) -> Iterator[regex.Pattern[str]]:
-    """Those of the answers that are a pattern."""
-    for answer in answers:
+def any_is_in(text: str, patterns: list[regex.Pattern[str]], given_up: list[str]) -> bool:
+    """Whether one of them matches. One that takes too much goes from ``patterns`` to ``given_up``."""
+    for pattern in [*patterns]:
         try:
-            yield regex.compile(unicodedata.normalize("NFD", answer), PATTERN_FLAGS)
-        except (regex.error, ValueError, OverflowError):
-            continue
+            if pattern.search(text, timeout=MOST_SECONDS):
+                return True
+        except (TimeoutError, MemoryError, RecursionError):
+            patterns.remove(pattern)
+            given_up.append(pattern.pattern)
+    return False
+
+
+def pattern_of(answer: str) -> regex.Pattern[str] | None:
+    """None where it is no pattern."""
+    try:
+        return regex.compile(unicodedata.normalize("NFD", answer), PATTERN_FLAGS)
+    except (regex.error, ValueError, OverflowError, RecursionError, MemoryError):
+        return None
 
 
 def prepare_texts(passages: Iterable[tuple[int, str]]) -> PassageTexts:

@@ -148,6 +148,13 @@ def test_coverage_of_runs_that_are_given(base: Path, tmp_path: Path) -> None:
     check(tmp_path / "out" / "short", "dev", ranks_by_loop(base, runs[1], 30), (20,))
 
 
+def test_lists_that_are_too_short(base: Path, tmp_path: Path) -> None:
+    given = tmp_path / "run.tsv"
+    given.write_text("0\tp1\t1\n")
+    said = evaluate(base, "--run", given, "--split", "dev", "--output_dir", tmp_path / "out")
+    assert "answers dev: no metric of 30 questions: the lists are shorter than 20 passages\n" in said
+
+
 def test_answers_as_patterns(base: Path, tmp_path: Path) -> None:
     raw, given = tmp_path / "raw", tmp_path / "run.tsv"
     shutil.copytree(base / "raw", raw)
@@ -156,7 +163,10 @@ def test_answers_as_patterns(base: Path, tmp_path: Path) -> None:
     (raw / "biencoder-nq-dev.json").write_text(json.dumps(entries))
     given.write_text("".join(f"0\tp{row}\t{row + 1}\n" for row in range(100)))
     flags = ("--raw_data_dir", raw, "--answer_match", "regex", "--split", "dev", "--output_dir", tmp_path / "out")
-    evaluate(base, "--run", given, *flags)
+    said = evaluate(base, "--run", given, *flags)
+    assert (
+        "preflight: answers: 60, --answer_match regex; 30 of 60 answers are no pattern, as '(': they are in no" in said
+    )
     texts = [row[1] for row in csv.reader((raw / "psgs_w100.tsv").open(), delimiter="\t")][1:]
     first = next(rank for rank, text in enumerate(texts, 1) if re.match("word1[0-9]? ", text))
     expected = {str(query): first if query == 0 else 0 for query in range(30)}
@@ -171,7 +181,7 @@ def test_without_a_raw_directory_nothing_is_said_of_answers(base: Path, tmp_path
     assert not (tmp_path / "out" / "run" / "dev.answers.tsv").exists()
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[str, str | None, str | None, str]] = {
     "blank answer": (
         "biencoder-nq-dev.json",
         '"answers": []',
@@ -186,7 +196,19 @@ FAULTS = {
         "entry 6: expected an object with answers",
     ),
     "code": ("nq-test.qas.csv", "\t[]\n", "\t__import__('os')\n", "nq-test.qas.csv, line 6: the answers are"),
-    "fewer questions": ("nq-test.qas.csv", None, "what?\t['x']\n", "has no question 1 of test"),
+    "fewer questions": ("nq-test.qas.csv", None, "what?\t['x']\n", "has no query 1, .* has: they are different coll"),
+    "questions of another set": (
+        "nq-test.qas.csv",
+        "word",
+        "term",
+        "has other texts by the ids of the test queries of",
+    ),
+    "no such split": (
+        "nq-test.qas.csv",
+        "",
+        None,
+        "next to queries of train, dev, .* of test: they are different coll",
+    ),
     "other passages": ("psgs_w100.tsv", "p149\t", "p1490\t", "has 'p1490', .* has 'p149': they are different coll"),
     "fewer passages": ("psgs_w100.tsv", None, "id\ttext\ttitle\np0\tx\ty\n", "has the end, .* has 'p1'"),
 }
@@ -198,11 +220,38 @@ def test_a_fault_is_said_before_the_work(base: Path, tmp_path: Path, fault: str)
     raw = tmp_path / "raw"
     shutil.copytree(base / "raw", raw)
     text = (raw / name).read_text()
-    assert old is None or text.count(old) == 1
-    (raw / name).write_text(new if old is None else text.replace(old, new))
+    assert not old or old in text
+    if new is None:
+        (raw / name).unlink()
+    else:
+        (raw / name).write_text(new if old is None else text.replace(old, new))
     flags = (*model_flags(base), "--split", "dev", "test", "--output_dir", tmp_path / "out", "--raw_data_dir", raw)
     said = evaluate(base, *flags, "--dry_run", code=2)
     assert re.search(message, said) and len(said.strip().splitlines()) == 1, said
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_questions_in_another_order_are_refused(base: Path, tmp_path: Path, is_recorded: bool) -> None:
+    """A collection that was made earlier records no texts: the name and size of the file are compared."""
+    shutil.copytree(base / "raw", tmp_path / "raw")
+    shutil.copytree(base / "data", tmp_path / "data")
+    path, manifest_path = tmp_path / "raw" / "biencoder-nq-dev.json", tmp_path / "data" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[::-1], indent=None if is_recorded else 1))
+    manifest = json.loads(manifest_path.read_text())
+    if not is_recorded:
+        del manifest["queries_sha256"]
+    manifest_path.write_text(json.dumps(manifest))
+    flags = ("--data_dir", tmp_path / "data", "--raw_data_dir", tmp_path / "raw", "--output_dir", tmp_path / "out")
+    said = run("drivers.run_eval", *flags, *model_flags(base), *LENGTHS, "--dry_run", code=2)
+    expected = "has other texts by the ids of the dev" if is_recorded else "has not the name and size of the file"
+    assert expected in said and len(said.strip().splitlines()) == 1, said
+
+
+def test_a_rule_without_answers_is_refused(base: Path, tmp_path: Path) -> None:
+    flags = ("--data_dir", base / "data", *model_flags(base), *LENGTHS, "--output_dir", tmp_path / "out")
+    said = run("drivers.run_eval", *flags, "--answer_match", "regex", "--dry_run", code=2)
+    assert "--answer_match regex has no effect without answers, expected --raw_data_dir" in said
+    assert len(said.strip().splitlines()) == 1, said
 
 
 def test_a_collection_without_answers_is_refused(

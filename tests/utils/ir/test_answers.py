@@ -136,6 +136,20 @@ def test_patterns() -> None:
     assert hits(REGEX, passages, [["(", "JULY"]]) == [[True, True, False]], "the other answers of it count"
 
 
+PASSAGE = "a" * 60 + "!"
+PATHOLOGICAL = ["(?R)", "(a|aa)+$", "(" * 5000 + ")" * 5000]
+
+
+def test_patterns_that_take_too_much_are_in_no_passage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that calls itself without end, one of exponential time, and one nested too deep to be read."""
+    monkeypatch.setattr("utils.ir.answers.MOST_SECONDS", 0.5)
+    answers_Q = [[pattern, "TIME"] for pattern in PATHOLOGICAL]
+    assert hits(REGEX, [PASSAGE, "it has\ntime"], answers_Q) == [[False, True]] * len(PATHOLOGICAL)
+    assert "warning: 2 answers, as '(?R)', took over 0.5 seconds or too much memory" in capsys.readouterr().out
+
+
 @given(texts)
 def test_no_text_is_a_pattern_that_cannot_be_looked_for(text: str) -> None:
     hits(REGEX, ["abc"], [[text]])
