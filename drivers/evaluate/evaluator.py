@@ -31,6 +31,7 @@ from drivers.evaluate.score_curves import describe_ranks, mean_scores
 from drivers.evaluate.splits import (
     RankedSplit,
     check_run,
+    check_same_queries,
     describe_splits,
     read_candidates_of,
     read_run_of,
@@ -106,6 +107,8 @@ def preflight(flags: EvalFlags) -> Evaluation:
     check_texts(collection, common.texts)
     embedding_dir = Path(flags.embedding_dir) if flags.embedding_dir else None
     splits = splits_asked(collection, flags.split, flags.metrics, flags.relevance_level)
+    if flags.rerank_file or flags.overlap_run:
+        check_same_queries(splits)
     check_search(search, lengths, embedding_dir, model, collection)
     source = Path(flags.model_name_or_path or flags.embedding_dir)
     return Evaluation(

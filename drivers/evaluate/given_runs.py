@@ -18,6 +18,7 @@ from drivers.evaluate.results import ResultSettings, SplitResult, write_coverage
 from drivers.evaluate.splits import (
     RankedSplit,
     check_run,
+    check_same_queries,
     describe_splits,
     read_run_of,
     splits_asked,
@@ -82,6 +83,7 @@ def preflight(flags: EvalFlags) -> RunsJob:
     collection = open_preprocessed(flags.data_dir, max_seq_length=1, max_query_length=1)
     check_inputs(collection)
     splits = splits_asked(collection, flags.split, flags.metrics, flags.relevance_level)
+    check_same_queries(splits)
     answers = answer_settings(collection, splits, flags.raw_data_dir, flags.answer_match)
     return RunsJob(asdict(flags), splits, runs, flags.topk, overlap_run, answers, unused_flags(flags))
 

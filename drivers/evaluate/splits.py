@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from data.tokens.collection import Preprocessed
 from utils.errors import UserError
 from utils.exchange.evaluations import TRAIN, check_as_published
+from utils.flag_values import LARGEST_INTEGER
 from utils.ir.metrics import MetricChoice, always_measured, choose_metrics
 from utils.ir.runs import GivenRun, read_run
 from utils.ir.trec import read_lists_to_rerank
@@ -42,6 +44,11 @@ class RankedSplit:
     def own_passage_Q(self) -> np.ndarray:
         """int64: the passage that is the query itself, which is no answer to it; -1 where there is none."""
         return self.collection.own_passage_Q(self.name, self.query_Q)
+
+    def tokens_of(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """Each query's token ids, int64 and uncut, by offset."""
+        tokens_T, offsets_Q1 = self.collection.queries(self.name).gather(rows, LARGEST_INTEGER)
+        return np.split(tokens_T, offsets_Q1[1:])[:-1]
 
     def describe(self) -> str:
         """What of the split is ranked, and what of that is measured."""
@@ -120,6 +127,29 @@ def rows_by_split(splits: Sequence[RankedSplit]) -> tuple[list[str], list[np.nda
     row_of: dict[str, int] = {}
     rows = [np.array([row_of.setdefault(name, len(row_of)) for name in split.query_ids], np.int64) for split in splits]
     return list(row_of), rows
+
+
+def check_same_queries(splits: Sequence[RankedSplit]) -> None:
+    """UserError where two splits have an id for different queries: a file's list for it can be of one of them alone.
+
+    DPR's ids are places in a file, so they begin at 0 in each split.
+    """
+    for first, second in combinations(splits, 2):
+        row_of = dict(zip(first.query_ids, first.query_Q.tolist(), strict=True))
+        shared = [
+            (query_id, row_of[query_id], row)
+            for query_id, row in zip(second.query_ids, second.query_Q.tolist(), strict=True)
+            if query_id in row_of
+        ]
+        tokens = zip(
+            first.tokens_of([row for _, row, _ in shared]), second.tokens_of([row for *_, row in shared]), strict=True
+        )
+        for (query_id, *_), (one, other) in zip(shared, tokens, strict=True):
+            if not np.array_equal(one, other):
+                raise UserError(
+                    f"one run cannot be of {first.name} and {second.name}, whose ids are the same for other queries "
+                    f"(the first is {query_id}): evaluate one --split at a time"
+                )
 
 
 def read_candidates_of(path: Path, splits: Sequence[RankedSplit], passage_ids: Sequence[str]) -> list[np.ndarray]:

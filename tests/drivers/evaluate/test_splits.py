@@ -17,7 +17,7 @@ import pytest
 
 from data.sources.qrels import qrel_name, query_name
 from data.tokens.collection import open_preprocessed
-from data.tokens.token_cache import cache_files
+from data.tokens.token_cache import TokenCacheWriter, cache_files
 from drivers.evaluate.splits import splits_asked
 from model.encoders.static import StaticEncoder
 from results.read.evaluation import read_evaluation
@@ -317,6 +317,44 @@ def test_a_passage_that_is_its_own_query(base: Path, tmp_path: Path) -> None:
     )
     given, ranked = (read_metrics(tmp_path / place / "metrics.json")["metrics"] for place in ("runs/dev", "after"))
     assert given == pytest.approx(ranked)
+
+
+@pytest.fixture(name="places")
+def fixture_places(base: Path, tmp_path: Path) -> Path:
+    """A collection in which the ids of dev and test are places in a file, as DPR's; test's queries in another order."""
+    data = tmp_path / "places"
+    shutil.copytree(base / "data", data)
+    collection = open_preprocessed(data, 16, 16)
+    cache, vocab_size = collection.queries("dev"), collection.manifest["vocab_size"]
+    for split, rows in {"dev": range(QUERIES), "test": range(QUERIES - 1, -1, -1)}.items():
+        texts = [cache.tokens[cache.offsets_N1[row] : cache.offsets_N1[row + 1]].tolist() for row in rows]
+        with TokenCacheWriter(tmp_path, query_name(split), vocab_size) as writer:
+            writer.append([str(place) for place in range(QUERIES)], texts)
+    manifest = json.loads((data / "manifest.json").read_text())
+    for file in (*cache_files(query_name("dev")), *cache_files(query_name("test"))):
+        (tmp_path / file).replace(data / file)
+        manifest["files"][file] = signature_of(data / file)
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    return data
+
+
+@pytest.mark.parametrize("flag", ["--run", "--rerank_file", "--overlap_run"])
+def test_one_file_is_not_of_splits_with_the_same_ids_for_other_queries(
+    base: Path, places: Path, tmp_path: Path, flag: str
+) -> None:
+    given, out = tmp_path / "given.trec", tmp_path / "out"
+    passage_ids = open_preprocessed(places, 1, 1).passages.original_ids()
+    lines = [f"{query} Q0 {passage_ids[query]} 1 2.5 t\n" for query in range(QUERIES)]
+    given.write_text("".join(lines))
+    lengths = ("--max_seq_length", "32", "--max_query_length", "16")
+    model = () if flag == "--run" else (*model_flags(base), *lengths, "--topk", "5")
+    asked = ("--data_dir", places, *model, "--output_dir", out)
+    said = run("drivers.run_eval", *asked, flag, given, "--split", "dev", "test", "--dry_run", code=2)
+    told = "one run cannot be of dev and test, whose ids are the same for other queries (the first is 0): evaluate one"
+    assert told in said and len(said.strip().splitlines()) == 1 and not out.exists()
+    run("drivers.run_eval", *asked, flag, given, "--split", "test")
+    if model:
+        run("drivers.run_eval", *asked, "--split", "dev", "test")  # a search has lists of its own for each
 
 
 def refusals(base: Path, tmp_path: Path) -> dict[str, tuple[tuple[str | Path, ...], str]]:
