@@ -33,6 +33,7 @@ from results.read.job_states import (
     Place,
     Reader,
     RoleStatus,
+    awaits_arm,
     find_places,
     finished_groups,
     health,
@@ -53,6 +54,7 @@ POLL_SECONDS = 0.5
 CLEAR = "\x1b[H\x1b[J"
 VERDICTS = {0: "all well", UNWELL: "a job is gone or has failed", WAITING: "a job waits to be started"}
 NONE_BEGUN = f"no job has begun yet: those submitted wait in the queue (squeue --me)\n{VERDICTS[WAITING]} ({WAITING})"
+NO_ARM = "no arm has begun yet: those submitted wait in the queue (squeue --me)"
 
 
 def format_time(seconds: object) -> str:
@@ -131,8 +133,8 @@ def lines_of_role(role: RoleStatus, used_bytes: int) -> list[str]:
     return [label + line for label, line in zip(labels, lines, strict=True)]
 
 
-def page(roles: Sequence[RoleStatus]) -> str:
-    """The whole answer. Groups in the order of their roles, and the verdict last."""
+def page(roles: Sequence[RoleStatus], is_arm_awaited: bool = False) -> str:
+    """The whole answer. Groups in the order of their roles, and the verdict last, as `health` gives it."""
     lines, finished = [], finished_groups(roles)
     for group in dict.fromkeys(role.place.group for role in roles):
         members = [role for role in roles if role.place.group == group]
@@ -142,8 +144,9 @@ def page(roles: Sequence[RoleStatus]) -> str:
         lines += textwrap.wrap(heading, WIDTH, break_on_hyphens=False)
         for role in members:
             lines += lines_of_role(role, disk_used(role.place.directory))
-    code = health(roles)
-    verdict = VERDICTS[code] if code or len(finished) < len({r.place.group for r in roles}) else "all done"
+    code, is_finished = health(roles, is_arm_awaited), len(finished) == len({role.place.group for role in roles})
+    lines += [NO_ARM] if is_finished and is_arm_awaited else []
+    verdict = VERDICTS[code] if code or not is_finished else "all done"
     return "\n".join([*lines, f"{verdict} (exit code {code})"])
 
 
@@ -169,6 +172,8 @@ def look_until_sure(reader: Reader, sleep: Callable[[float], None], notify: Call
 def watch(directories: Sequence[Path], every_seconds: float, stream: TextIO, sleep: Callable[[float], None]) -> int:
     """Show a page every so often until all is finished: over the last one on a terminal, below it elsewhere.
 
+    It does not end while an arm is awaited, as `awaits_arm` has it.
+
     Args:
         directories: Of the jobs, as `find_places` takes them; they are looked through each time for jobs that begin.
         every_seconds: Between two pages.
@@ -179,11 +184,13 @@ def watch(directories: Sequence[Path], every_seconds: float, stream: TextIO, sle
     """
     reader = Reader([])
     while True:
-        reader.follow(find_places(directories))
+        places = find_places(directories)
+        is_arm_awaited = awaits_arm(directories, places)
+        reader.follow(places)
         roles = reader.look()
         clear = CLEAR if stream.isatty() else ""
-        say(f"{clear}{page(roles) if roles else NONE_BEGUN}\n{format_time(time.time())}", stream)
-        if roles and finished_groups(roles) == {role.place.group for role in roles}:
+        say(f"{clear}{page(roles, is_arm_awaited) if roles else NONE_BEGUN}\n{format_time(time.time())}", stream)
+        if not is_arm_awaited and finished_groups(roles) == {role.place.group for role in roles}:
             return health(roles)
         sleep(every_seconds)
 
@@ -201,7 +208,10 @@ class StatusFlags(ProgramFlags):
         is_path=True,
         group="data",
     )
-    watch: bool = flag(False, "look again and again until all jobs that have begun, one at least, are done")
+    watch: bool = flag(
+        False,
+        "look again and again until all jobs that have begun are done, at least one arm's where arms are submitted",
+    )
     every_seconds: float = flag(5.0, "with --watch: between two looks", above=0, at_most=LONGEST_SECONDS)
 
 
@@ -217,9 +227,9 @@ def main() -> None:
         say(NONE_BEGUN)
         sys.exit(WAITING)
     notify = (lambda text: say(text, sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
-    roles = look_until_sure(Reader(places), time.sleep, notify)
-    say(page(roles))
-    sys.exit(health(roles))
+    roles, is_arm_awaited = look_until_sure(Reader(places), time.sleep, notify), awaits_arm(directories, places)
+    say(page(roles, is_arm_awaited))
+    sys.exit(health(roles, is_arm_awaited))
 
 
 if __name__ == "__main__":

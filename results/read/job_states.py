@@ -94,6 +94,15 @@ def places_of_run(path: Path) -> list[Place]:
     return places + [place for arm in found for place in places_of_arm(arm, f"arm {arm.name}")]
 
 
+def awaits_arm(paths: Sequence[Path], places: Sequence[Place]) -> bool:
+    """Whether jobs of arms were submitted to one of the run directories, and ``places`` has no arm of it.
+
+    Told by the directory of the logs: submit_ance.sh makes it, and submits arms each time.
+    """
+    runs = [path for path in paths if (path / LOGS).is_dir()]
+    return any(not any(RunLayout(run).arms in place.directory.parents for place in places) for run in runs)
+
+
 def places_of_arm(path: Path, group: str) -> list[Place]:
     """Both roles of an arm, of which one may not have begun yet."""
     arm = ArmLayout(path)
@@ -162,9 +171,9 @@ def finished_groups(roles: Sequence[RoleStatus]) -> set[str]:
     return finished
 
 
-def health(roles: Sequence[RoleStatus]) -> int:
+def health(roles: Sequence[RoleStatus], is_arm_awaited: bool = False) -> int:
     """The exit code: UNWELL where a job of an unfinished group is gone or has failed, WAITING where one has to be
-    started (again), else ALL_WELL."""
+    started (again), or where all are finished and an arm is awaited (`awaits_arm`); else ALL_WELL."""
     finished = finished_groups(roles)
     states = {group: {r.state for r in roles if r.place.group == group} for group in {r.place.group for r in roles}}
     open_states = {group: found for group, found in states.items() if group not in finished}
@@ -173,4 +182,4 @@ def health(roles: Sequence[RoleStatus]) -> int:
     # A generator that was asked for so many refreshes only has ended; its trainer continues.
     if any(found & {STOPPED, ABSENT} or not found & {ALIVE, UNSURE} for found in open_states.values()):
         return WAITING
-    return ALL_WELL
+    return WAITING if is_arm_awaited and not open_states else ALL_WELL

@@ -441,6 +441,33 @@ def test_watching_finds_the_jobs_that_begin_later(tmp_path: Path) -> None:
     assert "all done (exit code 0)" in pages[-1]
 
 
+def test_watching_a_submitted_run_does_not_end_between_warmup_and_arms(tmp_path: Path) -> None:
+    """The warmup is done while the jobs of the arms are still in the queue."""
+    (tmp_path / "logs").mkdir()
+    finish(tmp_path / "warmup", "warmup", 40)
+    code, output = run_status(tmp_path)
+    assert code == 75 and "no arm has begun yet: those submitted wait in the queue" in output
+    assert output.splitlines()[-1] == "a job waits to be started (exit code 75)"
+    stream = io.StringIO()
+    pages: list[str] = []
+
+    def sleep(seconds: float) -> None:
+        pages.append(stream.getvalue())
+        stream.seek(stream.truncate(0))
+        if len(pages) == 2:
+            leave(arm_at(tmp_path)[1], "generator")  # the first negatives
+        if len(pages) == 3:
+            finish(tmp_path / "arms" / "top" / "checkpoints", "trainer", 7)
+
+    assert watch([tmp_path], 2.5, stream, sleep) == 0
+    pages.append(stream.getvalue())
+    assert ["warmup: finished" in text for text in pages] == [True] * 4
+    assert ["no arm has begun yet" in text for text in pages] == [True, True, False, False]
+    assert ["all done (exit code 0)" in text for text in pages] == [False] * 3 + [True]
+    assert ["(exit code 75)" in text for text in pages] == [True] * 3 + [False]
+    assert run_status(tmp_path)[0] == 0
+
+
 def test_watch_as_a_program(tmp_path: Path) -> None:
     finish(tmp_path / "warmup", "warmup", 40)
     code, output = run_status("--watch", tmp_path)
