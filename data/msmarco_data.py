@@ -44,7 +44,7 @@ from utils.flag_groups.model import ModelTypeFlags
 from utils.flag_groups.texts import LengthFlags, TextSettingFlags
 from utils.flag_values import MOST_WORKERS, Group, flag
 from utils.flags import answer_dry_run, parse_flags
-from utils.hub import of_unknown_modules
+from utils.hub import describe_unknown_modules
 from utils.model_texts import lengths_for
 from utils.run_log import Progress, say
 
@@ -260,7 +260,7 @@ def main() -> None:
     if flags.workers:
         os.environ["RAYON_NUM_THREADS"] = str(flags.workers)  # read once, when the library first works in parallel
     tokenizer = load_tokenizer(settings.tokenizer_dir)
-    if unknown := of_unknown_modules(flags.model_name_or_path, flags.model_type):
+    if unknown := describe_unknown_modules(flags.model_name_or_path, flags.model_type):
         say(f"warning: {unknown}", sys.stderr)
     text_preparer(texts, tokenizer, settings.max_doc_character)
     check_lengths(texts, tokenizer, settings.max_seq_length, settings.max_query_length)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from model.adapter_base import check_base
 from model.encoders.base import Encoder
 from model.encoders.dpr import TOWERS as TOWER_NAMES
 from model.encoders.dpr import TwoTowers
@@ -20,7 +21,6 @@ from model.formats.card import RECORDED, write_card
 from model.formats.loaded import HEAD, POOLER, LoadedModel, ReadSettings
 from model.formats.tokenizers import copy_tokenizer
 from model.formats.weights import names_of_weights
-from model.hub import check_base
 from model.train.checkpoint import OPTIMIZER, RNG_STATES
 from utils.declared.layouts import ANCE, ENCODER, TOWERS
 from utils.declared.text_settings import TEXT_KEYS

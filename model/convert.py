@@ -54,8 +54,6 @@ def main() -> None:
     if answer_dry_run(flags, read_model_type=loaded.model_type):
         return
     write_as(flags.to_layout, loaded, target)
-    if loaded.note:
-        say(loaded.note)
     say(f"wrote {target}: {loaded.model_type} in the layout {flags.to_layout}, from {loaded.source}")
 
 

@@ -136,7 +136,7 @@ def known_to_lack(name: str, files: Sequence[str]) -> bool:
         return False
 
 
-def of_unknown_modules(name_or_path: str, model_type: str) -> str:
+def describe_unknown_modules(name_or_path: str, model_type: str) -> str:
     """What to say of a hub name of which the cache does not tell whether it has sentence-transformers' files; else "".
 
     transformers fetches none of them, so that a model which it alone has opened looks like one without any.

@@ -120,9 +120,8 @@ def backend_of(word: str, tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
         check_segments(word, tokenizer)
     state = json.loads(backend.to_str())
     adding = [part for part in byte_levels(state["pre_tokenizer"]) if part.get("add_prefix_space")]
-    if (
-        adding or backend.encode_special_tokens or not profile.adds_special_tokens
-    ):  # which the tokenizer's fingerprint shows: it stays as it is
+    is_as_wanted = profile.adds_special_tokens and not (adding or backend.encode_special_tokens)
+    if not is_as_wanted:  # the tokenizer's fingerprint shows all three: it stays as it is
         from tokenizers import Tokenizer
 
         for part in adding:

@@ -177,7 +177,7 @@ def make_batch(
     processes: int,
     gather_queries: Gather,
     gather_passages: Gather,
-    positives: tuple[np.ndarray, np.ndarray] | None = None,
+    excluded: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Batch:
     """Look up the tokens of the process's share of a global batch.
 
@@ -187,7 +187,7 @@ def make_batch(
         processes: How many shares there are.
         gather_queries: The tokens of queries, by their rows.
         gather_passages: The tokens of passages, by their rows.
-        positives: `Preprocessed.excluded_pairs`, int64 (query_P, passage_P), where the batch is for the in-batch loss:
+        excluded: `Preprocessed.excluded_pairs`, int64 (query_P, passage_P), where the batch is for the in-batch loss:
             they are masked out of a query's negatives, and a passage that several processes hold counts once.
     """
     mine = triples.part(process, processes)
@@ -195,8 +195,8 @@ def make_batch(
     passage_M, both_2T = np.unique(np.concatenate([mine.positive_T, mine.negative_T]), return_inverse=True)
     positive_index_T, negative_index_T = np.split(both_2T, 2)
     allowed_TG = target_T = None
-    if positives is not None:
-        allowed_TG, target_T = in_batch_mask(triples, process, processes, positives)
+    if excluded is not None:
+        allowed_TG, target_T = in_batch_mask(triples, process, processes, excluded)
     return Batch(
         *gather_queries(query_B),
         *gather_passages(passage_M),
@@ -210,7 +210,7 @@ def make_batch(
 
 
 def in_batch_mask(
-    triples: Triples, process: int, processes: int, positives: tuple[np.ndarray, np.ndarray]
+    triples: Triples, process: int, processes: int, excluded: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which passages the process's triples are scored against. Every process knows the whole batch: nothing is sent.
 
@@ -218,7 +218,7 @@ def in_batch_mask(
         triples: The global batch.
         process: Which share is this process's, from 0.
         processes: How many shares there are.
-        positives: The known pairs, int64 (query_P, passage_P), sorted.
+        excluded: Those of `make_batch`.
     Returns:
         ``allowed_TG`` (bool) and ``target_T`` (int64) of `Batch`.
     """
@@ -229,6 +229,6 @@ def in_batch_mask(
     counts_once_G[first_G] = True
     mine = parts[process]
     target_T = first_G[np.searchsorted(different, mine.positive_T)]
-    allowed_TG = counts_once_G & ~is_positive(mine.query_T[:, None], passage_G[None, :], positives)
+    allowed_TG = counts_once_G & ~is_positive(mine.query_T[:, None], passage_G[None, :], excluded)
     allowed_TG[np.arange(len(target_T)), target_T] = True
     return allowed_TG, target_T

@@ -61,11 +61,9 @@ def run(job: FuseJob) -> None:
     """Read both runs, fuse them, and write the result whole. UserError where they have no query in common."""
     for line in header("run_fuse", secrets.token_hex(6), flags_json(job.flag_values), ["cpu"]):
         say(line)
-    entries = {}
-    for path in (job.first, job.second):
-        entries[path] = read_entries(path)
-        say(describe_entries(path, entries[path]))
-    first, second = entries[job.first], entries[job.second]
+    first, second = read_entries(job.first), read_entries(job.second)
+    for path, entries in ((job.first, first), (job.second, second)):
+        say(describe_entries(path, entries))
     names = [{*found.query_ids_Q} for found in (first, second)]
     if not names[0] & names[1]:
         raise UserError(

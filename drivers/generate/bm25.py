@@ -162,9 +162,8 @@ def run_dev(job: Bm25Job, index: BM25, staged: Path) -> tuple[dict[str, float], 
     words, passages = words_of(query_texts(job.source, preprocessed, split), job.stem), len(preprocessed.passages)
     searched, what = max(job.topk_dev, DEPTH_OF_RECORD), f"{split} queries searched"
     own_Q = preprocessed.own_passage_Q(split, np.arange(len(words)))
-    deepest = min(
-        searched + bool((own_Q >= 0).any()), passages
-    )  # one more, for each may lose the passage that it is itself
+    # One more, for each may lose the passage that it is itself.
+    deepest = min(searched + bool((own_Q >= 0).any()), passages)
     scores_QK, rows_QK = search(index, words, deepest, job.workers, staged / SCRATCH, what)
     rows_QK, scores_QK = without_own(rows_QK, scores_QK, own_Q, min(searched, passages))
     ids = preprocessed.queries(split).original_ids(), preprocessed.passages.stored_ids()

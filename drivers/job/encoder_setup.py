@@ -25,7 +25,7 @@ from utils.distributed import collectives
 from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.model_files import weight_files
-from utils.hub import has_hub, is_path, of_unknown_modules
+from utils.hub import describe_unknown_modules, has_hub, is_path
 from utils.run_log import say
 from utils.system import keep_freed_memory
 
@@ -218,7 +218,7 @@ def check_model_directory(model: ModelSettings, is_dry_run: bool) -> None:
     directory = model.name_or_path
     if is_dry_run:
         check_checkpoint(model)
-        if not has_hub() and (unknown := of_unknown_modules(directory, model.model_type)):
+        if not has_hub() and (unknown := describe_unknown_modules(directory, model.model_type)):
             sys.stderr.write(f"warning: {unknown}\n")
     if Path(directory).is_dir() or model.config_name:
         read_config(directory, model.model_type, model.config_name)

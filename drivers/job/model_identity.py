@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from model.adapter_base import check_base
 from model.encoders.registry import encoder_type, read_config
-from model.hub import check_base
 from model.train.checkpoint import OPTIMIZER, RNG_STATES
 from utils.errors import UserError
 from utils.exchange.atomic import load_with_checksum
@@ -16,7 +16,7 @@ from utils.exchange.layout import MANIFEST, SCHEDULER, TRAINER_STATE
 from utils.exchange.model_files import CARD, CONFIG, TOKENIZER_FILES, TOKENIZER_OPTIONS, config_sha256
 from utils.exchange.sentence_files import read_sentence_files
 from utils.exchange.verify import check_files
-from utils.hub import hub_settings, is_path, model_directory, of_unknown_modules
+from utils.hub import describe_unknown_modules, hub_settings, is_path, model_directory
 
 RANDOM_WEIGHTS = "random weights"  # what the seed and the config decide
 
@@ -91,8 +91,8 @@ def check_checkpoint(model: ModelSettings) -> str:
     path = Path(model.name_or_path)
     check_base(path)
     if not (path / MANIFEST).is_file():
-        unknown = of_unknown_modules(model.name_or_path, model.model_type)
-        remark = f"; {unknown}" if unknown else of_cosines(model)
+        unknown = describe_unknown_modules(model.name_or_path, model.model_type)
+        remark = f"; {unknown}" if unknown else describe_cosine_scores(model)
         return f"checkpoint: {path} has no {MANIFEST}, and is taken as it is{remark}"
     try:
         check_files(path, load_with_checksum(path / MANIFEST), unread_files(model))
@@ -101,7 +101,7 @@ def check_checkpoint(model: ModelSettings) -> str:
     return f"checkpoint: {path} is what its {MANIFEST} says"
 
 
-def of_cosines(model: ModelSettings) -> str:
+def describe_cosine_scores(model: ModelSettings) -> str:
     """What to give where sentence-transformers' scores are not those of the embeddings as they are; else ""."""
     if not encoder_type(model.model_type).has_modules or "normalize" in model.changes:
         return ""

@@ -19,9 +19,8 @@ DECIDE_BYTES = frozenset[str]().union(
 )
 # How a step's triples are divided; `processes` is no flag, but the launcher's.
 DIVIDE_STEP = names_deciding(TrainingFlags, "step") | {"processes"}
-NOTHING_MEASURED = (
-    ""  # as ``dev_split`` of a warmup that has evaluated nothing: one that measures any split may resume it
-)
+# As ``dev_split`` of a warmup that has evaluated nothing: one that measures any split may resume it.
+NOTHING_MEASURED = ""
 # What a record means that does not say it: earlier versions knew nothing else, and theirs is known by its hash.
 UNRECORDED: dict[str, object] = {
     "dev_split": DEV,

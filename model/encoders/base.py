@@ -45,7 +45,6 @@ class Encoder(nn.Module):
 
     spec: EncoderSpec
     adapter_base: AdapterBase | None = None  # where it has LoRA's adapters (`model.encoders.lora`)
-    own_head = ""  # how the names of weights begin that a checkpoint has, and a body to start from lacks
     cpu_batch_tokens = 2048  # in batches of more it encodes no faster on a CPU
 
     @property

@@ -11,8 +11,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from model.adapter_base import base_directory, check_base
 from model.encoders.spec import DOT, EncoderSpec, Side, read_config_file, settings_directory
-from model.hub import base_directory, check_base
 from utils.declared.model_types import MODEL_TYPES, ModelType
 from utils.errors import UserError, one_line
 from utils.exchange.model_files import ADAPTER_CONFIG, holds_tensor
@@ -102,12 +102,10 @@ def encoder_without_weights(
     if base is not None:
         return encoder_without_weights(model_type, str(base), config_name or name_or_path, False, changes)
     kind = encoder_type(model_type)
-    made = encoder_class(kind)
-    config = made.config_to_load(name_or_path, config_name, changes)
-    if made.own_head and not new_head and not holds_tensor(model_directory(name_or_path), made.own_head):
-        raise UserError(
-            f"{name_or_path} has no {made.own_head}weight: a checkpoint without its head; train with run_warmup"
-        )
+    config = encoder_class(kind).config_to_load(name_or_path, config_name, changes)
+    head = "" if kind.has_towers else kind.own_tensor  # towers begin as a body, too
+    if head and not new_head and not holds_tensor(model_directory(name_or_path), head):
+        raise UserError(f"{name_or_path} has no {head}: a checkpoint without its head; train with run_warmup")
     return on_meta(lambda: made_of(model_type, config, name_or_path))
 
 

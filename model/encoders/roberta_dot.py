@@ -31,7 +31,6 @@ LARGEST_EMBEDDING = 768  # ANCE's; a narrower model keeps its own width
 class RobertaDot(RobertaPreTrainedModel, BodyEncoder):  # type: ignore[misc]  # save_pretrained takes more
     """The config may say ``embedding_size``, ``pooling`` (of `POOLINGS`) and ``score_scale``; ANCE's: 768, first, 1."""
 
-    own_head = "embeddingHead."
     # Old checkpoints carry RoBERTa's classifier and pooler, which the dual encoder never uses.
     _keys_to_ignore_on_load_unexpected = [r"classifier\.", r"pooler\.", r"position_ids", r"lm_head\."]  # noqa: RUF012
 

@@ -38,7 +38,6 @@ class LoadedModel:
         weights: float32, by name; ``rdot_nll``: `BODY` and `HEAD`; ``dpr``: `QUESTION` and `CONTEXT`.
         tokenizer: the directory that its files are in; None where there are none.
         source: what was read, for messages.
-        note: what the layout's model computes and this one does not, to be said; or empty.
         lower_cases: the tokenizer has to lower-case, which its files do not say.
         record: of the run that trained it, as `model.formats.card.RECORDED` names it.
     """
@@ -48,7 +47,6 @@ class LoadedModel:
     weights: dict[str, torch.Tensor]
     tokenizer: Path | None
     source: str
-    note: str = ""
     lower_cases: bool = False
     record: Mapping[str, object] = field(default_factory=dict)
 

@@ -31,7 +31,7 @@ TRANSFORMERS = (
 TOKENIZER_CONFIG = "tokenizer_config.json"
 NO_LIMIT = 10**9  # a tokenizer without one says 10**30
 
-LengthSaid = tuple[int | None, str]  # in tokens, and the file that says it; None and "" where none does
+RecordedLength = tuple[int | None, str]  # in tokens, and the file that says it; None and "" where none does
 HeadKind = Literal["dense", "layer_norm", "normalize"]
 
 BODIES = ("Transformer", "StaticEmbedding")
@@ -236,7 +236,7 @@ def lower_case(backend: Tokenizer) -> None:
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
-def read_lengths(path: Path, config: Mapping[str, Any]) -> tuple[LengthSaid, LengthSaid]:
+def read_lengths(path: Path, config: Mapping[str, Any]) -> tuple[RecordedLength, RecordedLength]:
     """Tokens kept of a passage and of a query.
 
     Version 6 has a length for either side, else one for both (base/modules/transformer.py: ``preprocess``); it leaves
@@ -252,7 +252,7 @@ def read_lengths(path: Path, config: Mapping[str, Any]) -> tuple[LengthSaid, Len
     if config.get("query_expansion"):
         raise UserError(f"{path} fills queries up (query_expansion), which no encoder here does; take another model")
     if config.get("max_seq_length") is not None:
-        of_both: LengthSaid = whole_number(path, config, "max_seq_length"), path.name
+        of_both: RecordedLength = whole_number(path, config, "max_seq_length"), path.name
     else:
         of_both = length_of_tokenizer_or_body(path.parent)
     passage, query = (
@@ -262,7 +262,7 @@ def read_lengths(path: Path, config: Mapping[str, Any]) -> tuple[LengthSaid, Len
     return passage, query
 
 
-def length_of_tokenizer_or_body(folder: Path) -> LengthSaid:
+def length_of_tokenizer_or_body(folder: Path) -> RecordedLength:
     """The smaller of the tokenizer's limit and the positions that the body has for a text's tokens."""
     tokenizer, body = (
         read_json(folder / name) if (folder / name).is_file() else {} for name in (TOKENIZER_CONFIG, CONFIG)

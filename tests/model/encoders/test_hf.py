@@ -43,7 +43,7 @@ from utils.distributed.world import World
 from utils.errors import UserError
 from utils.exchange.model_files import config_sha256, weights_sha256
 from utils.exchange.sentence_files import HeadModule
-from utils.hub import model_directory, of_unknown_modules
+from utils.hub import describe_unknown_modules, model_directory
 from utils.model_texts import read_model_texts
 
 __all__ = ["fixture_hub"]
@@ -199,9 +199,9 @@ def test_a_cache_that_transformers_alone_has_filled_is_said_not_to_tell(
     assert load_encoder("hf", name).spec.is_normalized is False
     assert all(line in found and f"`hf download {name}` fetches all" in found for found in warnings())
     assert line in check_checkpoint(model)
-    assert all(line not in of_unknown_modules(name, kind) for kind in ("rdot_nll", "static", "no such type"))
-    assert line in of_unknown_modules(name, "dpr")  # whose towers begin as it
-    assert of_unknown_modules("lab/nothere", "hf") == "", "opening it says that there is none"
+    assert all(line not in describe_unknown_modules(name, kind) for kind in ("rdot_nll", "static", "no such type"))
+    assert line in describe_unknown_modules(name, "dpr")  # whose towers begin as it
+    assert describe_unknown_modules("lab/nothere", "hf") == "", "opening it says that there is none"
     hub.set_offline(False)
     model_directory(name)
     hub.set_offline(True)
